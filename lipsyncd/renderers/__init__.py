@@ -1,0 +1,78 @@
+"""What a renderer is, and which ones there are. Everything below this folder runs only in the render child.
+
+A renderer gets a `Scene` (decoded already, by the jail) and answers with a `Shot`: the size of its pictures and an
+iterator over them. Encoding, progress, cancelling and time limits are the child's business (`__main__`), not its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPEECH_RATE = 16_000  # samples per second of `Scene.speech`
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One job's inputs, as the jail wrote them.
+
+    picture     (H, W, 3) uint8 RGB, upright, opaque
+    speech      (N,) int16, mono, 16 kHz; may be a memory map
+    fps         exact frame rate of the video
+    frames      how many frames the video has: ceil(duration x fps)
+    stitch      False: a square around the face; True: the whole picture
+    resolution  side of that square in pixels, even; ignored with stitch
+    options     what the manifest's `lipsyncd` object says for this renderer
+    """
+
+    picture: NDArray[np.uint8]
+    speech: NDArray[np.int16]
+    fps: Fraction
+    frames: int
+    stitch: bool
+    resolution: int
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+class Shot(Protocol):
+    """A scene with its face found: ready to give its frames, once, in order."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def notes(self) -> Mapping[str, object]:
+        """What the sidecar should say about this render: face box, warnings. JSON values only."""
+        ...
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Exactly `Scene.frames` pictures (height, width, 3) uint8 RGB; width and height even.
+
+        A picture belongs to the renderer again as soon as the next one is asked for.
+        """
+        ...
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """Made once for each child, used for many scenes, closed when the child ends.
+
+    `open` raises `NoFaceFound` or `FaceTooSmall` when there is nothing to animate, `BadOption` for options that it
+    does not know.
+    """
+
+    def open(self, scene: Scene) -> Shot: ...
+
+    def close(self) -> None: ...
+
+
+# name -> "module:class". Another renderer is named in a manifest or in render.renderer by this name.
+NAMES: Mapping[str, str] = {"preview": "lipsyncd.renderers.preview:Preview"}
