@@ -1,0 +1,113 @@
+"""The folders that jobs travel through, and the markers that tell an unmounted one from an empty one.
+
+Each shared folder carries `.lipsyncd/<kind>-id`, written once. The same ids stand in `state/folders.json`. A marker that
+is missing or differs means that something else is mounted there, or nothing: the folder is then unavailable, never
+"empty". Folders are made only by `initialise`; nothing creates the outbox while jobs run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lipsyncd.errors import ConfigError
+from lipsyncd.files import fsync_folder, read_json, write_json, write_new
+from lipsyncd.job import new_id
+
+KINDS = ("inbox", "outbox", "failed", "archive")  # shared with people; state and spool are ours alone
+HIDDEN = ".lipsyncd"
+_PRIVATE_MODE = 0o750
+_SHARED_MODE = 0o2775
+
+
+class Folders:
+    """The folders of one daemon. `shared` maps each of `KINDS` to its path."""
+
+    def __init__(self, *, state: Path, spool: Path, shared: dict[str, Path]) -> None:
+        self.state = state
+        self.spool = spool
+        self.shared = shared
+
+    @property
+    def control(self) -> Path:
+        return self.state / "control"
+
+    @property
+    def results(self) -> Path:
+        return self.state / "results"
+
+    def known(self) -> dict[str, str]:
+        """The ids that this state folder has recorded; empty before the first start."""
+        record = read_json(self.state / "folders.json") or {}
+        return {kind: str(record[kind]) for kind in KINDS if kind in record}
+
+    def initialise(self, *, adopt: bool = False) -> list[str]:
+        """Make what is missing and write the markers; says, line by line, what was done.
+
+        Doing it again changes nothing. A folder whose id is recorded but whose marker is gone is left alone, unless
+        `adopt` says that the folder that lies there now is the right one.
+        """
+        done = [f"made {path}" for path in self._private() if _make(path, _PRIVATE_MODE)]
+        known = self.known()
+        for kind in KINDS:
+            done += self._mark(kind, known, adopt=adopt)
+        if known != self.known():
+            write_json(self.state / "folders.json", known)
+        return done
+
+    def _private(self) -> tuple[Path, ...]:
+        return (self.state, self.spool, self.control, self.results)
+
+    def _mark(self, kind: str, known: dict[str, str], *, adopt: bool) -> list[str]:
+        folder = self.shared[kind]
+        if kind in known and not adopt:
+            return []
+        done = [f"made {folder}"] if _make(folder, _SHARED_MODE) else []
+        marker = self._marker(kind)
+        _make(marker.parent, _SHARED_MODE)
+        found = _read(marker)
+        if not found:
+            found = new_id()
+            write_new(marker, found.encode(), mode=0o644)
+            fsync_folder(marker.parent)
+            fsync_folder(folder)
+            done.append(f"marked {folder} as {kind}")
+        known[kind] = found
+        return done
+
+    def available(self, kind: str) -> bool:
+        """Is the folder that we know under that name really there?"""
+        expected = self.known().get(kind)
+        return expected is not None and _read(self._marker(kind)) == expected
+
+    def _marker(self, kind: str) -> Path:
+        return self.shared[kind] / HIDDEN / f"{kind}-id"
+
+
+def _make(folder: Path, mode: int) -> bool:
+    """Make a folder and its parents; True when it was not there. Raises ConfigError when that is impossible."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder", remedy="move that file away or set another path") from None
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder}: {error.strerror}", remedy="make it by hand or set another path"
+        ) from error
+    folder.chmod(mode & ~_umask())
+    return True
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current & 0o007  # the group shares the folders; what others may do is the administrator's umask
+
+
+def _read(marker: Path) -> str:
+    try:
+        return marker.read_text().strip()
+    except OSError:
+        return ""

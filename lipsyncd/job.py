@@ -1,0 +1,214 @@
+"""What a job is: its states and legal moves, what was accepted (`JobSpec`), and how it stands (`Job`).
+
+Pure data. The spool keeps a `JobSpec` as `job.json`; the ledger keeps a `Job` as a row.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any
+
+
+class JobState(StrEnum):
+    """Where a job stands. What it is doing there is its stage."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PUBLISHING = "publishing"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """No more work will be done, unless somebody asks for a retry."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+# to -> from. `queued -> publishing` happens when a finished MP4 is found in the spool after a crash.
+SOURCES: Mapping[JobState, tuple[JobState, ...]] = {
+    JobState.QUEUED: (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED),
+    JobState.RUNNING: (JobState.QUEUED,),
+    JobState.PUBLISHING: (JobState.QUEUED, JobState.RUNNING),
+    JobState.DONE: (JobState.QUEUED, JobState.PUBLISHING),
+    JobState.FAILED: (JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING),
+    JobState.CANCELLED: (JobState.QUEUED, JobState.RUNNING),
+}
+
+
+def new_id() -> str:
+    """A time-ordered UUID (version 7, RFC 9562) as canonical lower-case text, 36 characters."""
+    stamp = time.time_ns() // 1_000_000
+    value = (stamp & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76  # version
+    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
+    return str(uuid.UUID(int=value))
+
+
+def now_ms() -> int:
+    """Wall clock in milliseconds since 1970: for people to read, never to order jobs by."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which bytes a directory entry stood for when we looked: it changes when anybody writes or replaces them."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Identity:
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file that a job took from the inbox.
+
+    role    "image", "audio", "manifest" or "extra-N"; also the file's name in the spool
+    name    its name in the inbox; bytes that are no UTF-8 are kept as surrogate escapes (`os.fsencode` gives them back)
+    """
+
+    role: str
+    name: str
+    identity: Identity
+    sha256: str
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """Everything that was asked for, as it was accepted: the content of `job.json`, the truth about a job.
+
+    image_url, audio_url    fetched at the prepare step when the job names an address in place of a file
+    text                    spoken at the prepare step in place of a sound
+    refusal                 why the job cannot be done, when intake found that out; it then fails without being rendered
+    """
+
+    id: str
+    name: str
+    out_name: str
+    renderer: str
+    stitch: bool
+    resolution: int
+    fps: Fraction
+    accepted_ms: int
+    priority: int = 0
+    sources: tuple[SourceFile, ...] = ()
+    image_url: str | None = None
+    audio_url: str | None = None
+    text: str | None = None
+    voice: str | None = None
+    ssml: bool = False
+    user_data: Any = None
+    webhook: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    refusal: Mapping[str, str] | None = None
+
+    @property
+    def signature(self) -> str:
+        """Names this very drop while its files lie in the inbox: the same bytes dropped again give another one."""
+        parts = [
+            f"{s.name}\0{s.identity.dev}:{s.identity.ino}:{s.identity.size}:{s.identity.mtime_ns}:{s.identity.ctime_ns}"
+            for s in self.sources
+        ]
+        return "\n".join(sorted(parts)).encode("utf-8", "surrogateescape").hex() or self.id
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "fps": str(self.fps)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
+        """The spec that `to_json` wrote. Raises KeyError, TypeError or ValueError when it is damaged."""
+        known = {f.name for f in fields(cls)}
+        values = {k: v for k, v in data.items() if k in known}
+        values["fps"] = Fraction(values["fps"])
+        values["sources"] = tuple(
+            SourceFile(s["role"], s["name"], Identity(**s["identity"]), s["sha256"]) for s in values["sources"]
+        )
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job stands: one row of the ledger. Times are milliseconds since 1970, or None while they lie ahead."""
+
+    id: str
+    seq: int
+    name: str
+    state: JobState
+    stage: str
+    fraction: float
+    priority: int
+    attempt: int
+    max_attempts: int
+    out_name: str
+    renderer: str
+    stitch: bool
+    resolution: int
+    fps: str
+    accepted_ms: int
+    prepared: bool = False
+    cancel_requested: bool = False
+    not_before_ms: int = 0
+    run_token: str | None = None
+    device: str | None = None
+    frames: int | None = None
+    duration_ms: int | None = None
+    render_ms: int | None = None
+    out_sha256: str | None = None
+    out_size: int | None = None
+    staged: bool = False
+    inputs_released: bool = False
+    reason_code: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
+    user_data: str | None = None
+    webhook: str | None = None
+    kept: str | None = None
+    started_ms: int | None = None
+    finished_ms: int | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Waits for something around it, and costs no attempt meanwhile."""
+        return self.state is JobState.QUEUED and self.reason_code is not None and self.attempt == 0
+
+    @property
+    def render_fps(self) -> float | None:
+        """Frames rendered and encoded per second of wall time."""
+        return self.frames * 1000 / self.render_ms if self.frames and self.render_ms else None
+
+    def with_state(self, state: JobState) -> Job:
+        return replace(self, state=state)
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k not in ("run_token",)}
+
+
+JOB_COLUMNS = tuple(f.name for f in fields(Job))
+_FLAGS = ("stitch", "prepared", "cancel_requested", "staged", "inputs_released")
+
+
+def job_from_row(row: Mapping[str, Any]) -> Job:
+    """A `Job` from anything with the columns `JOB_COLUMNS`."""
+    values = {name: row[name] for name in JOB_COLUMNS}
+    return Job(**{**values, "state": JobState(values["state"]), **{name: bool(values[name]) for name in _FLAGS}})
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One line of a job's history."""
+
+    at_ms: int
+    state: str
+    note: str

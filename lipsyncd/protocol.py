@@ -1,0 +1,125 @@
+"""What the daemon and a render child say to each other: one JSON object a line, over a socketpair.
+
+    daemon                     child
+                               Ready      once, when it can take work
+    Render ───────────────────►
+                               Progress   while it works; never further apart than a second or so
+    Cancel ───────────────────►           the child ends the render and answers Failure("cancelled")
+                               Result     or Failure
+    (closes its end) ─────────►           the child ends
+
+Paths travel, never bytes: both sides see the same spool folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+CANCELLED = "cancelled"  # the code of the Failure that answers a Cancel
+MAX_LINE_BYTES = 256 * 1024
+
+
+class ProtocolError(ValueError):
+    """A line that is none of the messages below."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`file` in the job's folder: raw RGB, height x width x 3 bytes."""
+
+    file: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Two raw files in the job's folder, both signed 16 bit little endian: 16 kHz mono, and what goes into the MP4."""
+
+    speech_file: str
+    speech_samples: int
+    file: str
+    samples: int
+    rate: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Render:
+    """Render one job. `folder` holds the inputs; the MP4 is written as `out_file` inside it."""
+
+    job_id: str
+    renderer: str
+    folder: str
+    out_file: str
+    picture: Picture
+    sound: Sound
+    fps: str
+    frames: int
+    stitch: bool
+    resolution: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    encode: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cancel:
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    pid: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    job_id: str
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """`notes` goes into the sidecar as it is."""
+
+    job_id: str
+    frames: int
+    width: int
+    height: int
+    took_s: float
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    job_id: str
+    code: str
+    message: str
+    remedy: str
+
+
+Message = Render | Cancel | Ready | Progress | Result | Failure
+_KINDS: Mapping[str, type[Any]] = {c.__name__.lower(): c for c in (Render, Cancel, Ready, Progress, Result, Failure)}
+
+
+def to_line(message: Message) -> bytes:
+    body = {"type": type(message).__name__.lower(), **asdict(message)}
+    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Message:
+    """The message that `to_line` wrote. Raises `ProtocolError` for anything else."""
+    try:
+        body = json.loads(line)
+        kind = _KINDS[body.pop("type")]
+        if kind is Render:
+            body["picture"], body["sound"] = Picture(**body["picture"]), Sound(**body["sound"])
+        message: Message = kind(**body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {line[:80]!r} ({error})") from error
+    return message
