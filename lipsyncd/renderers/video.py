@@ -3,19 +3,34 @@
 Every renderer cuts its square with `square_around` and `crop_square`, so that the same portrait gives the same framing
 whoever renders it.
 
-Owns the geometry of a frame. Leaves finding the face to the renderers, and ffmpeg's arguments to `lipsyncd.ffmpeg`.
+Owns the geometry of a frame and the running encoder. Leaves finding the face to the renderers, ffmpeg's arguments to
+`lipsyncd.ffmpeg`, and judging the result to `lipsyncd.mp4`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipsyncd.errors import EncodeFailed
+from lipsyncd.ffmpeg import Encoding, encode_arguments
+
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
+
+_LAST_WORDS_S = 5.0  # how long an ffmpeg that has closed its input may take to end
+_LAST_WORDS_BYTES = 2000
 
 
 @dataclass(frozen=True)
@@ -98,3 +113,138 @@ def make_even(picture: Picture) -> Picture:
     if height % 2 == 0 and width % 2 == 0:
         return picture
     return cast(Picture, cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))
+
+
+class Encoder:
+    """A running ffmpeg that takes the frames of one video, in order, and leaves an MP4 at `target`.
+
+    Frames are copied into a small ring and written by a thread of its own, so that rendering the next frame overlaps
+    with encoding the last one, and memory does not grow with the length.
+
+        with Encoder(ffmpeg, encoding, target) as encoder:
+            for picture in shot.frames():
+                encoder.write(picture)
+            encoder.finish()
+
+    Leaving the block without `finish` kills ffmpeg; the file at `target` is then worthless.
+    """
+
+    def __init__(
+        self, ffmpeg: Path, encoding: Encoding, target: Path, *, queued_frames: int = 6, stall_s: float = 120.0
+    ) -> None:
+        """Start ffmpeg. `stall_s` is how long it may take nothing from a full ring before it counts as hung."""
+        self._shape = (encoding.height, encoding.width, 3)
+        self._stall_s = stall_s
+        self._changed = threading.Condition()
+        self._free = deque(np.empty(self._shape, np.uint8) for _ in range(queued_frames))
+        self._full: deque[Picture] = deque()
+        self._ended = False  # no frame comes any more
+        self._broken = False  # ffmpeg takes no frame any more
+        # In memory, so that ffmpeg's last words survive a full disk and a chatty ffmpeg never blocks on a pipe.
+        self._log = os.memfd_create("ffmpeg-log")
+        self._process = _start(encode_arguments(ffmpeg, encoding, target), encoding.sound, target, self._log)
+        self._writer = threading.Thread(target=self._feed, name="encoder", daemon=True)
+        self._writer.start()
+
+    def write(self, picture: Picture) -> None:
+        """Queue one frame (height, width, 3) uint8 RGB; it is copied, the caller may reuse its buffer at once.
+
+        Raises `EncodeFailed` when ffmpeg has ended or has taken nothing for `stall_s` seconds.
+        """
+        if picture.shape != self._shape or picture.dtype != np.uint8:
+            raise ValueError(f"a frame of {picture.shape} {picture.dtype}; the video wants {self._shape} uint8")
+        with self._changed:
+            moved = self._changed.wait_for(lambda: self._free or self._broken, self._stall_s)
+            buffer = self._free.popleft() if moved and not self._broken else None
+        if buffer is None:
+            raise self._failure("ended early" if moved else f"took no frame for {self._stall_s:g} s")
+        np.copyto(buffer, picture)
+        with self._changed:
+            self._full.append(buffer)
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until the MP4 is complete. Raises `EncodeFailed`, with ffmpeg's last lines."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        try:
+            status = self._process.wait(self._stall_s)
+        except subprocess.TimeoutExpired:
+            raise self._failure(f"did not end within {self._stall_s:g} s of its last frame") from None
+        if status != 0 or self._broken:
+            raise self._failure("failed")
+        self._close()
+
+    def abort(self) -> None:
+        """Kill ffmpeg and forget the frames. Harmless after `finish` and when called twice."""
+        with self._changed:
+            self._ended = self._broken = True
+            self._changed.notify_all()
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def _feed(self) -> None:
+        """The writer thread: frames to ffmpeg's stdin until there are no more, or until ffmpeg is gone."""
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            while (picture := self._next()) is not None:
+                pipe.write(picture.data)
+                with self._changed:
+                    self._free.append(picture)
+                    self._changed.notify_all()
+        except OSError:
+            self._broken = True
+        with contextlib.suppress(OSError):
+            pipe.close()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _next(self) -> Picture | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._full or self._ended)
+            return self._full.popleft() if self._full and not self._broken else None
+
+    def _failure(self, what: str) -> EncodeFailed:
+        # An ffmpeg that closed its input is about to end by itself; killing it would hide its own exit status.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS_S if self._broken else 0)
+        status = self._process.poll()
+        said = self._last_lines()
+        self.abort()
+        how = "" if status is None else f", killed by signal {-status}" if status < 0 else f", exit status {status}"
+        return EncodeFailed(f"ffmpeg {what}{how}: {said or 'it said nothing'}")
+
+    def _last_lines(self) -> str:
+        size = os.fstat(self._log).st_size
+        text = os.pread(self._log, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES)).decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return " | ".join("".join(c if c.isprintable() else "?" for c in line) for line in lines[-3:])
+
+    def _close(self) -> None:
+        if self._log < 0:
+            return
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._writer.join()
+        os.close(self._log)
+        self._log = -1
+
+
+def _start(command: list[str], sound: Path, target: Path, log: int) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+        )
+    except OSError as error:
+        os.close(log)
+        raise EncodeFailed(f"{command[0]} does not start: {error.strerror or error}") from error
