@@ -6,12 +6,15 @@
     ├── UsageError                  exit 2: a command that cannot be carried out as it was given
     ├── LedgerError                 the ledger refused: IllegalTransition, UnknownJob, LedgerTooNew
     ├── InputError                  the user's files or manifest; another attempt cannot help
-    │   ├── manifest, names, pairs  BadManifest BadName UnsafePath MissingFile MissingHalf AmbiguousPair InputsAlreadyTaken
+    │   ├── manifest and names      BadManifest BadName UnsafePath MissingFile
+    │   ├── pairs                   MissingHalf AmbiguousPair InputsAlreadyTaken
     │   ├── picture                 ImageNotRecognised ImageUndecodable ImageTooLarge ImageTooSmall ImageAnimated
-    │   └── sound                   AudioNotRecognised AudioUndecodable AudioTooShort AudioTooLong SpeechFailed FetchRefused
+    │   └── sound                   AudioNotRecognised AudioUndecodable AudioTooShort AudioTooLong
+    │                               SpeechFailed FetchRefused
     ├── RenderError                 a render that failed
     │   ├── permanent               NoFaceFound FaceTooSmall UnknownRenderer BadOption
-    │   └── transient               RenderCrashed RenderTimeout RenderStalled OutOfMemory EncodeFailed BadResult FetchFailed
+    │   └── transient               RenderCrashed RenderTimeout RenderStalled OutOfMemory
+    │                               EncodeFailed BadResult FetchFailed
     └── Blocked                     nothing wrong with the job: it waits and costs no attempt
                                     OutboxUnavailable InboxUnavailable DiskLow RendererNotInstalled SpeechNotInstalled
 

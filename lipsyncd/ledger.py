@@ -1,0 +1,408 @@
+"""The job ledger: one SQLite file, and the only code that writes to it.
+
+Every move of a job is one guarded UPDATE and its event in one `BEGIN IMMEDIATE` transaction with `synchronous=FULL`:
+what was committed survives a power cut, and of two who try the same move one wins. All threads share one connection
+behind a lock. The spool is the truth; this file can be made again from it.
+
+Reading without these imports: `ledger_view`. Who may write: the holder of the instance lock, nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import threading
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, create_engine, event, func, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import StaticPool
+from sqlmodel import Session, col, insert, select
+
+from lipsyncd.errors import IllegalTransition, LedgerTooNew, LipsyncdError, UnknownJob
+from lipsyncd.failpoints import reach
+from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
+from lipsyncd.ledger_tables import JobEventRow, JobRow, JobSourceRow
+from lipsyncd.schema import APPLICATION_ID, STEPS, VERSION, statements
+
+log = logging.getLogger(__name__)
+
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "busy_timeout=5000",
+    "foreign_keys=ON",
+    "temp_store=MEMORY",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+)
+_NAME_TRIES = 10_000
+
+
+_FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
+
+
+class DropKnown(LipsyncdError):
+    """The very same drop has been accepted already, and its files still lie in the inbox."""
+
+    code = "drop-known"
+
+
+class Ledger:
+    """Opens, migrates and writes the ledger at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._engine = create_engine(
+            f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0}
+        )
+        event.listen(self._engine, "connect", _on_connect)
+        event.listen(self._engine, "begin", _on_begin)
+        self._migrate()
+
+    def close(self) -> None:
+        with self._lock:
+            self._engine.dispose()
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with self._lock, Session(self._engine, expire_on_commit=False) as session:
+            yield session
+            reach("ledger-before-commit")
+            session.commit()
+
+    def _migrate(self) -> None:
+        with self._lock, self._engine.connect() as connection:
+            found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+            if found > VERSION:
+                raise LedgerTooNew(f"the ledger {self.path} has schema {found}; this program knows up to {VERSION}")
+            if 0 < found < VERSION:
+                _back_up(self.path, found)
+            for number, script in enumerate(STEPS[found:], start=found + 1):
+                for statement in statements(script):
+                    connection.exec_driver_sql(statement)
+                connection.exec_driver_sql(f"PRAGMA user_version={number}")
+            connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.commit()
+
+    # -- new rows ------------------------------------------------------------------------------------------------------
+
+    def insert(self, spec: JobSpec, *, max_attempts: int, idem_key: str | None = None) -> Job | None:
+        """Write the row of an accepted job; None when that id is known already (a crash came after the insert).
+
+        When a live job has the wanted output name, the next free one is taken ("name (2)"). Raises `DropKnown` when
+        the same files were accepted under another id.
+        """
+        if self.find(spec.id) is not None:
+            return None
+        for number in range(1, _NAME_TRIES):
+            out_name = spec.out_name if number == 1 else f"{spec.out_name} ({number})"
+            try:
+                return self._insert(spec, out_name, max_attempts, idem_key)
+            except IntegrityError as error:
+                if "source_sig" in str(error.orig):
+                    raise DropKnown(f"the files of {spec.name} are accepted already") from error
+                if "out_key" not in str(error.orig):
+                    raise
+        raise LipsyncdError(f"no free output name like {spec.out_name!r} in {_NAME_TRIES} tries")
+
+    def _insert(self, spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | None) -> Job:
+        row = {
+            "id": spec.id,
+            "name": spec.name,
+            "state": JobState.QUEUED.value,
+            "stage": "accepted",
+            "priority": spec.priority,
+            "max_attempts": max_attempts,
+            "renderer": spec.renderer,
+            "stitch": int(spec.stitch),
+            "resolution": spec.resolution,
+            "fps": str(spec.fps),
+            "out_name": out_name,
+            "out_key": out_key(out_name),
+            "source_sig": spec.signature,
+            "idem_key": idem_key,
+            "inputs_released": int(not spec.sources),
+            "user_data": None if spec.user_data is None else json.dumps(spec.user_data),
+            "webhook": spec.webhook,
+            "accepted_ms": spec.accepted_ms,
+        }
+        with self._write() as session:
+            seq = session.exec(select(func.max(JobRow.seq))).one() or 0
+            session.exec(insert(JobRow).values(seq=seq + 1, **row))
+            for s in spec.sources:
+                name = os.fsencode(s.name)
+                session.add(JobSourceRow(job_id=spec.id, role=s.role, name=name, sha256=s.sha256))
+            session.add(JobEventRow(job_id=spec.id, at_ms=now_ms(), state=JobState.QUEUED, note="accepted"))
+            session.flush()
+            return _one(session, spec.id)
+
+    # -- moves ---------------------------------------------------------------------------------------------------------
+
+    def _move(
+        self, job_id: str, to: JobState, *, note: str, token: str | None = None, values: Mapping[str, Any]
+    ) -> Job:
+        leaves_device = {} if to is JobState.RUNNING else {"run_token": None, "device": None}
+        change = (
+            update(JobRow)
+            .where(col(JobRow.id) == job_id, col(JobRow.state).in_(SOURCES[to]))
+            .values(state=to.value, **leaves_device, **values)
+            .returning(*_FIELDS)
+        )
+        if token is not None:
+            change = change.where(col(JobRow.run_token) == token)
+        with self._write() as session:
+            row = session.execute(change).mappings().one_or_none()
+            if row is None:
+                raise self._illegal(session, job_id, to)
+            session.add(JobEventRow(job_id=job_id, at_ms=now_ms(), state=to, note=note))
+            return _job(row)
+
+    @staticmethod
+    def _illegal(session: Session, job_id: str, to: JobState) -> LipsyncdError:
+        state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one_or_none()
+        if state is None:
+            return UnknownJob(f"no job {job_id}")
+        return IllegalTransition(f"job {job_id} is {state} and cannot become {to.value}")
+
+    def claim(self, device: str, token: str) -> Job | None:
+        """Take the next prepared job for a device; the attempt is counted before anything runs."""
+        with self._write() as session:
+            row = session.execute(_CLAIM, {"device": device, "token": token, "now": now_ms()}).mappings().one_or_none()
+            if row is None:
+                return None
+            job = _job(row)
+            session.add(
+                JobEventRow(
+                    job_id=job.id,
+                    at_ms=now_ms(),
+                    state=JobState.RUNNING,
+                    note=f"attempt {job.attempt} of {job.max_attempts} on {device}",
+                )
+            )
+            return job
+
+    def to_publishing(
+        self, job_id: str, *, token: str | None, sha256: str, size: int, frames: int, render_ms: int
+    ) -> Job:
+        """The video is finished and safe in the spool. With a token, only for the run that rendered it."""
+        values = {
+            "out_sha256": sha256,
+            "out_size": size,
+            "render_ms": render_ms,
+            "stage": "publishing",
+            "fraction": 1.0,
+        }
+        return self._move(
+            job_id,
+            JobState.PUBLISHING,
+            note="rendered",
+            token=token,
+            values={**values, "stage": "publishing", "fraction": 1.0, "prepared": 1, **_NO_REASON},
+        )
+
+    def to_done(self, job_id: str, *, note: str) -> Job:
+        values = {"stage": "done", "fraction": 1.0, "finished_ms": now_ms(), **_NO_REASON}
+        return self._move(job_id, JobState.DONE, note=note, values=values)
+
+    def to_failed(self, job_id: str, error: Mapping[str, str]) -> Job:
+        values = {"stage": "failed", "finished_ms": now_ms(), "staged": 0, **_reason(error)}
+        return self._move(job_id, JobState.FAILED, note=f"{error['code']}: {error['message']}", values=values)
+
+    def to_cancelled(self, job_id: str, *, note: str = "cancelled") -> Job:
+        values = {"stage": "cancelled", "finished_ms": now_ms(), "cancel_requested": 0, **_NO_REASON}
+        return self._move(job_id, JobState.CANCELLED, note=note, values=values)
+
+    def requeue(
+        self, job_id: str, *, note: str, delay_ms: int = 0, charge: bool, error: Mapping[str, str] | None = None
+    ) -> Job:
+        """Put a running job back. `charge=False` gives the attempt back: it was no fault of the job."""
+        attempt = col(JobRow.attempt) if charge else text("max(attempt - 1, 0)")
+        values = {"attempt": attempt, "stage": "queued", "fraction": 0.0, "not_before_ms": now_ms() + delay_ms}
+        reason = _NO_REASON if error is None else _reason(error)
+        return self._move(job_id, JobState.QUEUED, note=note, values={**values, **reason})
+
+    def retry(self, job_id: str) -> Job:
+        """Give a failed or cancelled job, whose inputs are back in the spool, a fresh set of attempts."""
+        fresh = {"attempt": 0, "stage": "accepted", "fraction": 0.0, "prepared": 0, "not_before_ms": 0, "kept": None}
+        none = {"out_sha256": None, "out_size": None, "started_ms": None, "finished_ms": None, "cancel_requested": 0}
+        return self._move(job_id, JobState.QUEUED, note="retry", values={**fresh, **none, **_NO_REASON})
+
+    # -- columns that move no state ------------------------------------------------------------------------------------
+
+    def _set(self, job_id: str, states: Sequence[JobState] = (), *, note: str = "", **values: Any) -> bool:
+        """Change columns of one job, if it is in one of `states`; says whether it was."""
+        change = update(JobRow).where(col(JobRow.id) == job_id).values(**values)
+        if states:
+            change = change.where(col(JobRow.state).in_(states))
+        with self._write() as session:
+            changed = bool(session.execute(change).rowcount)  # type: ignore[attr-defined]
+            if changed and note:
+                state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one()
+                session.add(JobEventRow(job_id=job_id, at_ms=now_ms(), state=state, note=note))
+            return changed
+
+    def set_prepared(self, job_id: str, *, frames: int, duration_ms: int) -> bool:
+        values = {"prepared": 1, "stage": "queued", "frames": frames, "duration_ms": duration_ms, "not_before_ms": 0}
+        return self._set(job_id, [JobState.QUEUED], note="prepared", **values, **_NO_REASON)
+
+    def set_blocked(self, job_id: str, error: Mapping[str, str], *, delay_ms: int) -> bool:
+        """Note why a waiting job waits, and when it is looked at again."""
+        states = [JobState.QUEUED, JobState.PUBLISHING]
+        known = self.find(job_id)
+        note = "" if known and known.reason_code == error["code"] else f"waits: {error['code']}: {error['message']}"
+        return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **_reason(error))
+
+    def set_progress(self, job_id: str, token: str, stage: str, fraction: float) -> None:
+        change = update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.run_token) == token)
+        with self._write() as session:
+            session.execute(change.values(stage=stage, fraction=min(max(fraction, 0.0), 1.0)))
+
+    def set_options(self, spec: JobSpec) -> bool:
+        """Take over other options, while the job waits; says whether it still did."""
+        values = {"renderer": spec.renderer, "stitch": int(spec.stitch), "resolution": spec.resolution}
+        more = {"fps": str(spec.fps), "priority": spec.priority, "webhook": spec.webhook}
+        user_data = None if spec.user_data is None else json.dumps(spec.user_data)
+        note = "options replaced by a manifest"
+        return self._set(spec.id, [JobState.QUEUED], note=note, user_data=user_data, **values, **more)
+
+    def set_staged(self, job_id: str) -> bool:
+        return self._set(job_id, [JobState.PUBLISHING], staged=1)
+
+    def set_priority(self, job_id: str, priority: int) -> bool:
+        return self._set(job_id, [JobState.QUEUED], note=f"priority {priority}", priority=priority)
+
+    def request_cancel(self, job_id: str) -> bool:
+        """Ask the run in progress to end; False when the job does not run."""
+        return self._set(job_id, [JobState.RUNNING], note="cancel requested", cancel_requested=1)
+
+    def set_released(self, job_id: str) -> None:
+        self._set(job_id, inputs_released=1)
+
+    def set_kept(self, job_id: str, where: Path) -> None:
+        """Note where the inputs of an ended job lie now."""
+        self._set(job_id, kept=str(where))
+
+    def note(self, job_id: str, note: str) -> None:
+        """Add a line to a job's history."""
+        with self._write() as session:
+            state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one_or_none()
+            if state is not None:
+                session.add(JobEventRow(job_id=job_id, at_ms=now_ms(), state=state, note=note))
+
+    def rename_output(self, job_id: str, taken: str) -> str:
+        """Reserve the next free output name after `taken`, for a job that is being published."""
+        stem, number = _split_number(taken)
+        for candidate in range(number + 1, number + _NAME_TRIES):
+            out_name = f"{stem} ({candidate})"
+            try:
+                self._set(job_id, note=f"published as {out_name}", out_name=out_name, out_key=out_key(out_name))
+            except IntegrityError:
+                continue
+            return out_name
+        raise LipsyncdError(f"no free output name like {stem!r} in {_NAME_TRIES} tries")
+
+    # -- reading for those who write -----------------------------------------------------------------------------------
+
+    def find(self, job_id: str) -> Job | None:
+        with self._lock, Session(self._engine) as session:
+            row = session.execute(select(*_FIELDS).where(JobRow.id == job_id)).mappings().one_or_none()
+            return None if row is None else _job(row)
+
+    def get(self, job_id: str) -> Job:
+        """The job. Raises `UnknownJob`."""
+        job = self.find(job_id)
+        if job is None:
+            raise UnknownJob(f"no job {job_id}")
+        return job
+
+    def in_state(self, *states: JobState) -> list[Job]:
+        """Every job in one of these states, oldest first."""
+        wanted = select(*_FIELDS).where(col(JobRow.state).in_(states)).order_by(col(JobRow.seq))
+        with self._lock, Session(self._engine) as session:
+            return [_job(row) for row in session.execute(wanted).mappings()]
+
+    def next_to_prepare(self) -> Job | None:
+        """The first waiting job, in the order of the queue, that is due and not prepared."""
+        wanted = (
+            select(*_FIELDS)
+            .where(JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms())
+            .order_by(col(JobRow.priority).desc(), col(JobRow.seq))
+            .limit(1)
+        )
+        with self._lock, Session(self._engine) as session:
+            row = session.execute(wanted).mappings().one_or_none()
+            return None if row is None else _job(row)
+
+    def unreleased(self) -> list[str]:
+        """Jobs whose files may still lie in the inbox."""
+        with self._lock, Session(self._engine) as session:
+            return list(session.exec(select(JobRow.id).where(JobRow.inputs_released == 0).order_by(col(JobRow.seq))))
+
+    def latest_with_source(self, name: bytes) -> Job | None:
+        """The newest job that took a file of that name from the inbox."""
+        ids = select(JobSourceRow.job_id).where(JobSourceRow.name == name)
+        wanted = select(*_FIELDS).where(col(JobRow.id).in_(ids)).order_by(col(JobRow.seq).desc()).limit(1)
+        with self._lock, Session(self._engine) as session:
+            row = session.execute(wanted).mappings().one_or_none()
+            return None if row is None else _job(row)
+
+
+_NO_REASON: Mapping[str, Any] = {"reason_code": None, "reason": None, "remedy": None}
+
+_CLAIM = text(f"""
+UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:device, stage='starting', fraction=0,
+               started_ms=:now, reason_code=NULL, reason=NULL, remedy=NULL
+ WHERE id=(SELECT id FROM job WHERE state='queued' AND prepared=1 AND not_before_ms<=:now AND cancel_requested=0
+            AND attempt<max_attempts ORDER BY priority DESC, seq LIMIT 1)
+RETURNING {", ".join(JOB_COLUMNS)}
+""")
+
+
+def _job(row: RowMapping) -> Job:
+    return job_from_row(dict(row))
+
+
+def out_key(out_name: str) -> str:
+    """Two names with the same key are one file on a share that ignores case or composes letters."""
+    return unicodedata.normalize("NFC", out_name).casefold()
+
+
+def _reason(error: Mapping[str, str]) -> dict[str, str]:
+    return {"reason_code": error["code"], "reason": error["message"], "remedy": error["remedy"]}
+
+
+def _split_number(name: str) -> tuple[str, int]:
+    """("anna", 2) of "anna (2)"; ("anna", 1) of "anna"."""
+    stem, _, tail = name.rpartition(" (")
+    number = tail[:-1]
+    return (stem, int(number)) if stem and tail.endswith(")") and number.isdecimal() else (name, 1)
+
+
+def _one(session: Session, job_id: str) -> Job:
+    return _job(session.execute(select(*_FIELDS).where(JobRow.id == job_id)).mappings().one())
+
+
+def _on_connect(dbapi: sqlite3.Connection, _record: object) -> None:
+    dbapi.isolation_level = None  # the driver's own mode begins transactions late; we say BEGIN ourselves
+    for pragma in _PRAGMAS:
+        dbapi.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _back_up(path: Path, version: int) -> None:
+    """Keep a copy of the ledger as it was before a migration."""
+    target = path.with_name(f"{path.stem}-v{version}-{now_ms()}.db")
+    with sqlite3.connect(path) as source:
+        source.execute("VACUUM INTO ?", (str(target),))
+    log.info("ledger: kept a copy of schema %d as %s", version, target)

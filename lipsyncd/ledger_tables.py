@@ -1,0 +1,74 @@
+"""The ledger's rows as SQLModel classes. The tables themselves, with their constraints, stand in `schema`."""
+
+from __future__ import annotations
+
+from sqlmodel import Field, SQLModel
+
+
+class JobRow(SQLModel, table=True):
+    """One job."""
+
+    __tablename__ = "job"
+
+    id: str = Field(primary_key=True)
+    seq: int
+    name: str
+    state: str
+    stage: str = ""
+    fraction: float = 0.0
+    priority: int = 0
+    attempt: int = 0
+    max_attempts: int
+    not_before_ms: int = 0
+    run_token: str | None = None
+    device: str | None = None
+    prepared: int = 0
+    cancel_requested: int = 0
+    renderer: str
+    stitch: int
+    resolution: int
+    fps: str
+    out_name: str
+    out_key: str
+    out_sha256: str | None = None
+    out_size: int | None = None
+    staged: int = 0
+    source_sig: str
+    idem_key: str | None = None
+    duplicate_of: str | None = None
+    inputs_released: int = 0
+    kept: str | None = None
+    frames: int | None = None
+    duration_ms: int | None = None
+    render_ms: int | None = None
+    reason_code: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
+    user_data: str | None = None
+    webhook: str | None = None
+    accepted_ms: int
+    started_ms: int | None = None
+    finished_ms: int | None = None
+
+
+class JobSourceRow(SQLModel, table=True):
+    """One file that a job took from the inbox, by the name that it had there."""
+
+    __tablename__ = "job_source"
+
+    job_id: str = Field(primary_key=True, foreign_key="job.id")
+    role: str = Field(primary_key=True)
+    name: bytes
+    sha256: str
+
+
+class JobEventRow(SQLModel, table=True):
+    """One line of a job's history."""
+
+    __tablename__ = "job_event"
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(foreign_key="job.id")
+    at_ms: int
+    state: str
+    note: str = ""

@@ -1,0 +1,100 @@
+"""Reading the ledger with nothing but `sqlite3`: what the CLI and the web server look at.
+
+Opens read-only, asks, closes; never holds a transaction. Writing is `ledger`'s alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from lipsyncd.errors import LedgerError, UnknownJob
+from lipsyncd.job import JOB_COLUMNS, Job, JobEvent, JobState, job_from_row
+
+_COLUMNS = ", ".join(JOB_COLUMNS)
+_SHORTEST_PREFIX = 4
+
+
+class LedgerView:
+    """The ledger at `path`. A file that is not there yet reads as an empty ledger."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection | None]:
+        if not self.path.exists():
+            yield None
+            return
+        try:
+            with closing(self._connect()) as connection:
+                connection.row_factory = sqlite3.Row
+                yield connection
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"cannot read the ledger {self.path}: {error}",
+                remedy="check that you are in its group; `lipsyncd run` repairs a damaged ledger from the spool",
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open read-only; where even the shared memory file may not be made, read the file as it lies."""
+        quoted = str(self.path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=5.0)
+        try:
+            connection.execute("SELECT 1 FROM job LIMIT 1")
+        except sqlite3.OperationalError:
+            connection.close()
+            if self.path.with_name(self.path.name + "-wal").exists():
+                raise
+            connection = sqlite3.connect(f"file:{quoted}?mode=ro&immutable=1", uri=True)
+        return connection
+
+    def jobs(self, *, states: Sequence[JobState] = (), limit: int = 50) -> list[Job]:
+        """The newest jobs first; live ones before ended ones."""
+        marks = ",".join("?" * len(states))
+        where = f"WHERE state IN ({marks})" if states else ""
+        order = "ORDER BY state IN ('running','publishing') DESC, state='queued' DESC, seq DESC LIMIT ?"
+        with self._open() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM job {where} {order}", (*states, limit))
+            return [job_from_row(row) for row in rows]
+
+    def find(self, job_id: str) -> Job | None:
+        """The job with that id, or with the only id that begins so (4 characters or more)."""
+        with self._open() as connection:
+            if connection is None:
+                return None
+            row = connection.execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
+            if row is None and len(job_id) >= _SHORTEST_PREFIX:
+                # An id's last characters are random, its first ones a time: people copy either end.
+                likely = f"SELECT {_COLUMNS} FROM job WHERE substr(id, 1, ?)=? OR substr(id, -?)=? LIMIT 2"
+                length = len(job_id)
+                rows = connection.execute(likely, (length, job_id, length, job_id)).fetchall()
+                row = rows[0] if len(rows) == 1 else None
+            return None if row is None else job_from_row(row)
+
+    def get(self, job_id: str) -> Job:
+        """As `find`. Raises `UnknownJob`."""
+        job = self.find(job_id)
+        if job is None:
+            raise UnknownJob(f"the ledger knows no job {job_id!r}, or more than one whose id begins or ends so")
+        return job
+
+    def events(self, job_id: str) -> list[JobEvent]:
+        """The job's history, oldest first."""
+        with self._open() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute("SELECT at_ms, state, note FROM job_event WHERE job_id=? ORDER BY id", (job_id,))
+            return [JobEvent(row["at_ms"], row["state"], row["note"]) for row in rows]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._open() as connection:
+            found = (
+                {} if connection is None else dict(connection.execute("SELECT state, count(*) FROM job GROUP BY state"))
+            )
+        return {state: int(found.get(state.value, 0)) for state in JobState}
