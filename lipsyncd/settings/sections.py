@@ -1,0 +1,316 @@
+"""The settings there are: for each its default, its bounds and its one sentence.
+
+One frozen dataclass for each section, and `Settings` for all of them. Reading values from files and the environment is
+`loading.py`'s business; whoever makes a section directly, as tests do, answers for the values.
+"""
+
+# ruff: noqa: RUF009  `setting` makes a dataclass field, not a default that sections would share
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lipsyncd.errors import ConfigError
+from lipsyncd.manifest import parse_fps
+
+FOLDERS = ("inbox", "outbox", "failed", "archive", "state", "spool")
+UNSET = Path()  # a folder that is placed by another setting
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting means and what it may be.
+
+    variable  its name in the original service
+    number    a number is taken as its text
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    variable: str = ""
+    check: Callable[[Any], bool] | None = None
+    allowed: str = ""
+    number: bool = False
+
+
+def setting(default: Any, help: str, **rule: Any) -> Any:
+    """A field of a section. The default's type is the setting's type."""
+    return field(default=default, metadata={"rule": Rule(help, **rule)})
+
+
+# -- what single settings may be ---------------------------------------------------------------------------------------
+
+
+def _is_fps(value: object) -> bool:
+    try:
+        parse_fps(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _are_devices(names: tuple[str, ...]) -> bool:
+    """`auto` stands alone, because what it finds may be one of the others; one device renders one job at a time."""
+    known = all(re.fullmatch(r"auto|(cpu|cuda)(:[0-9]{1,3})?", name) for name in names)
+    return known and 0 < len(names) == len(set(names)) and ("auto" not in names or len(names) == 1)
+
+
+def _matches(pattern: str) -> Callable[[str], bool]:
+    return lambda text: re.fullmatch(pattern, text) is not None
+
+
+def home_folder(environ: Mapping[str, str]) -> Path:
+    """The caller's home, also where HOME is not set. Raises `ConfigError`."""
+    try:
+        return Path(environ.get("HOME") or Path.home())
+    except RuntimeError:
+        raise ConfigError("this user has no home folder", remedy="set STORAGE_DIR to an absolute path") from None
+
+
+def default_storage(environ: Mapping[str, str]) -> Path:
+    """The state folder that systemd gives a unit, else a folder in the caller's home. Raises `ConfigError`."""
+    given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(given or home_folder(environ) / ".local/share/lipsyncd").absolute()
+
+
+# -- the sections ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie. The six folders lie apart from each other: none is another one or inside it."""
+
+    storage: Path = setting(
+        UNSET,
+        "Home of the folders below; empty means systemd's state folder, else ~/.local/share/lipsyncd.",
+        variable="STORAGE_DIR",
+    )
+    inbox: Path = setting(UNSET, "Watched for portraits, voices and manifests; empty means storage/inbox.")
+    outbox: Path = setting(UNSET, "Gets the finished videos; empty means storage/outbox.")
+    failed: Path = setting(
+        UNSET, "Gets what could not be accepted or done, with the reason; empty means storage/failed."
+    )
+    archive: Path = setting(UNSET, "Gets the inputs of finished jobs; empty means storage/archive.")
+    state: Path = setting(UNSET, "Ledger, lock and control files, on a local disk; empty means storage/state.")
+    spool: Path = setting(UNSET, "Accepted jobs, on the same file system as state; empty means storage/spool.")
+    min_free_mb: int = setting(500, "Jobs wait while a disk that they need has less than this free.", low=0)
+
+    def __post_init__(self) -> None:
+        storage = default_storage(os.environ) if self.storage == UNSET else self.storage.absolute()
+        object.__setattr__(self, "storage", storage)
+        for name in FOLDERS:
+            given: Path = getattr(self, name)
+            object.__setattr__(self, name, storage / name if given == UNSET else given.absolute())
+
+
+@dataclass(frozen=True)
+class Watch:
+    """When a file in the inbox is finished, and how changes are noticed."""
+
+    mode: str = setting(
+        "auto", "How changes are noticed; auto polls network folders.", choices=("auto", "inotify", "poll")
+    )
+    settle_s: float = setting(1.0, "A file is finished when nothing has changed it for this long.", low=0)
+    settle_proven_s: float = setting(
+        0.2, "The same for a file whose own structure proves it complete and that no local program writes.", low=0
+    )
+    settle_network_s: float = setting(5.0, "The same in a network folder.", low=0)
+    rescan_s: float = setting(10.0, "Scan the inbox this often, whatever was noticed.", low=0.05)
+    poll_s: float = setting(2.0, "Scan this often where nothing can be noticed.", low=0.05)
+    pair_timeout_s: float = setting(86400.0, "Give up on a picture or a voice that stays alone for this long.", low=1)
+    manifest_grace_s: float = setting(2.0, "A manifest this soon after its pair replaces that job's options.", low=0)
+    incomplete_timeout_s: float = setting(1800.0, "Give up on a file that stays incomplete for this long.", low=1)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What is taken from the inbox."""
+
+    max_image_mb: int = setting(64, "Largest picture file.", low=1)
+    max_audio_mb: int = setting(512, "Largest sound file.", low=1)
+    max_manifest_kb: int = setting(64, "Largest manifest.", low=1, high=64)
+    min_side_px: int = setting(64, "Shortest side of a picture.", low=1)
+    max_megapixels: int = setting(40, "Largest picture, decoded.", low=1, high=1000)
+    min_audio_s: float = setting(0.2, "Shortest voice.", low=0.04)
+    max_audio_s: float = setting(600.0, "Longest voice.", low=1)
+    background: str = setting(
+        "#ffffff",
+        "Colour under transparent pictures.",
+        check=_matches("#[0-9a-fA-F]{6}"),
+        allowed="a colour as #rrggbb",
+    )
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        red, green, blue = bytes.fromhex(self.background[1:])
+        return red, green, blue
+
+
+@dataclass(frozen=True)
+class Render:
+    """Who renders, on what, and for how long."""
+
+    renderer: str = setting("musetalk", "Renderer of jobs that name none.", check=bool, allowed="a renderer's name")
+    devices: tuple[str, ...] = setting(
+        ("auto",),
+        "One job at a time on each of these; auto is the first GPU.",
+        check=_are_devices,
+        allowed="auto alone, or different devices such as cuda:0, cuda:1, cpu",
+    )
+    lazy_load: bool = setting(True, "Load the renderer with the first job and not at the start.", variable="LAZY_LOAD")
+    unload_idle_s: float = setting(
+        300.0,
+        "Free the GPU after this long without a job; 0 means after every job.",
+        low=0,
+        variable="UNLOAD_IDLE_SECONDS",
+    )
+    max_vram_gb: float = setting(14.0, "GPU memory that a render may take.", low=1, variable="MAX_VRAM_GB")
+    clear_cache: bool = setting(
+        True, "Give cached GPU memory back after each job.", variable="CLEAR_CACHE_AFTER_GENERATION"
+    )
+    max_concurrent_jobs: int = setting(
+        2, "Upper bound on jobs at a time; one device still means one job.", low=1, variable="MAX_CONCURRENT_JOBS"
+    )
+    job_timeout_s: float = setting(600.0, "Longest rendering of one job.", low=1, variable="JOB_TIMEOUT_SECONDS")
+    stall_timeout_s: float = setting(60.0, "Longest silence of a render process while it works.", low=1)
+    start_timeout_s: float = setting(120.0, "Longest start of a render process.", low=1)
+    max_attempts: int = setting(3, "Attempts at a job whose failure may pass.", low=1, high=100)
+    ffmpeg: str = setting("", "The ffmpeg to use; empty means the one on PATH, else the one of imageio-ffmpeg.")
+    stop_grace_s: float = setting(30.0, "A running job gets this long to finish when the daemon stops.", low=0)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What comes out, unless a job says otherwise."""
+
+    resolution: int = setting(
+        256,
+        "Side of the square around the face, in pixels; ignored with stitch.",
+        check=lambda side: 64 <= side <= 2048 and side % 2 == 0,
+        allowed="an even number from 64 to 2048",
+        variable="OUTPUT_RESOLUTION",
+    )
+    fps: str = setting(
+        "25",
+        "Frames per second.",
+        check=_is_fps,
+        number=True,
+        allowed="a rate from 1 to 120 as a number or a fraction such as 30000/1001",
+        variable="OUTPUT_FPS",
+    )
+    stitch: bool = setting(False, "Show the whole picture in place of the square around the face.")
+    crf: int = setting(18, "Quality of H.264; lower is better and larger.", low=1, high=51)
+    preset: str = setting(
+        "veryfast",
+        "Effort of H.264; slower makes smaller files.",
+        choices=("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"),
+    )
+    audio_kbps: int = setting(160, "Bit rate of the sound.", low=32, high=512)
+    on_name_conflict: str = setting(
+        "suffix", "When the outbox has the name already: take name-2, or fail the job.", choices=("suffix", "fail")
+    )
+    file_mode: str = setting(
+        "0664", "Permissions of results.", check=_matches("0?[67][0-7]{2}"), allowed='octal text such as "0664"'
+    )
+    group: str = setting("", "Group of results; empty means whatever the file system does.")
+
+    @property
+    def rate(self) -> Fraction:
+        """`fps`, exactly."""
+        return parse_fps(self.fps)
+
+    @property
+    def mode_bits(self) -> int:
+        """`file_mode` as chmod takes it."""
+        return int(self.file_mode, 8)
+
+
+@dataclass(frozen=True)
+class Speech:
+    """How text is spoken."""
+
+    voice: str = setting("en-us", "Voice of jobs that name none.", check=bool, allowed="the name of a voice")
+    words_per_minute: int = setting(165, "Pace of the voice.", low=80, high=450)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """How addresses in manifests are fetched."""
+
+    allow: tuple[str, ...] = setting((), "Hosts and networks that may be fetched from although they are not public.")
+    max_mb: int = setting(256, "Largest file.", low=1)
+    timeout_s: float = setting(60.0, "Longest fetch.", low=1)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What stays after a job."""
+
+    mode: str = setting("move", "What happens to the inputs of a finished job.", choices=("move", "delete"))
+    keep_days: float = setting(30.0, "Archived inputs stay this long; 0 means for ever.", low=0)
+    results_h: float = setting(24.0, "A finished video stays this long for `republish`, besides the outbox.", low=0)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where model weights lie."""
+
+    dir: Path = setting(UNSET, "Folder of the weights; empty means storage/models.", variable="MODELS_DIR")
+
+
+@dataclass(frozen=True)
+class Web:
+    """The REST service."""
+
+    host: str = setting("127.0.0.1", "Address to listen on.", check=bool, allowed="an address", variable="HOST")
+    port: int = setting(8003, "Port to listen on; 0 means any that is free.", low=0, high=65535, variable="PORT")
+    max_queue: int = setting(10, "Refuse new jobs over REST while this many wait.", low=1, variable="MAX_QUEUE_SIZE")
+
+
+@dataclass(frozen=True)
+class Log:
+    """What the daemon tells, to standard error."""
+
+    level: str = setting("info", "The least urgent lines that are told.", choices=("debug", "info", "warning", "error"))
+    format: str = setting(
+        "auto",
+        "Form of each line; auto means priorities for the journal, and text elsewhere.",
+        choices=("auto", "text", "json"),
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every section, all values checked and all folders absolute.
+
+    file     the settings file that was used
+    origins  "render.renderer" -> "default", the file's path, or "environment RENDERER"
+    notes    what the daemon should tell about them when it starts, one line each
+    """
+
+    paths: Paths = field(default_factory=Paths)
+    watch: Watch = field(default_factory=Watch)
+    intake: Intake = field(default_factory=Intake)
+    render: Render = field(default_factory=Render)
+    output: Output = field(default_factory=Output)
+    speech: Speech = field(default_factory=Speech)
+    fetch: Fetch = field(default_factory=Fetch)
+    archive: Archive = field(default_factory=Archive)
+    weights: Weights = field(default_factory=Weights)
+    web: Web = field(default_factory=Web)
+    log: Log = field(default_factory=Log)
+    file: Path | None = field(default=None, compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.weights.dir == UNSET:
+            object.__setattr__(self, "weights", replace(self.weights, dir=self.paths.storage / "models"))
