@@ -103,7 +103,7 @@ def build(said: Mapping[str, Any]) -> Manifest:
     values: dict[str, Any] = {}
     for name, value in said.items():
         if name not in FIELDS:
-            raise BadManifest(f"unknown field {shown(name)}; did you mean {nearest(name, FIELDS)!r}?")
+            raise BadManifest(f"unknown field {shown(name)}", remedy=f"did you mean {nearest(name, FIELDS)!r}?")
         if value is not None:
             values[_ATTRIBUTES.get(name, name)] = _read(name, value)
     if "image" not in values:
@@ -216,10 +216,11 @@ def parse_fps(value: object) -> Fraction:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that looks most like `word`: for "did you mean"."""
+    """The known word that looks most like `word`, whatever its case: for "did you mean"."""
     from difflib import get_close_matches  # only a mistake needs it
 
-    return get_close_matches(word[:64], list(known), n=1, cutoff=0.0)[0]
+    spelled = {name.lower(): name for name in known}
+    return spelled[get_close_matches(word[:64].lower(), spelled, n=1, cutoff=0.0)[0]]
 
 
 def shown(value: object) -> str:

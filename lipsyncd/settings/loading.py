@@ -311,7 +311,7 @@ def reference_toml() -> str:
     lines = [
         "# Every setting of lipsyncd at its default. Copy what you change; what is left out stays as it is here.",
         "# Any of them can also be given as LIPSYNCD_<SECTION>_<KEY>, for example LIPSYNCD_RENDER_RENDERER=preview.",
-        "# A name in capitals is the original service's variable for the same thing; where both are set, LIPSYNCD_ wins.",
+        "# A name in capitals is the original service's variable for the same; where both are set, LIPSYNCD_ wins.",
         "# Relative paths start at the folder of this file.",
     ]
     for section, kind in SECTIONS.items():

@@ -1,0 +1,142 @@
+"""How the daemon tells what happens: one event, one line, on standard error.
+
+Text on a terminal, lines with a priority for the journal, or a JSON object each. Whatever a user can put into a
+message (file names, the words of an error) is escaped, so that no line can be forged and no terminal be steered.
+
+Owns the root logger's handler. What is worth a line, and at which level, is for each module to say.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import IO, Any
+
+_PRIORITY = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}  # sd-daemon(3)
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def setup(
+    level: str = "info",
+    format: str = "auto",
+    stream: IO[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Tell events of `level` and above to `stream` (standard error). Called again, it replaces its own handler.
+
+    level    "debug", "info", "warning" or "error"; other libraries speak from warning on, and at debug with us
+    format   "text", "json", or "auto": with priorities when the stream leads to the journal, else text
+    """
+    stream = sys.stderr if stream is None else stream
+    shape: logging.Formatter
+    if format == "json":
+        shape = JsonLines()
+    elif format == "auto" and _leads_to_journal(stream, environ):
+        shape = JournalLines()
+    else:
+        shape = TextLines()
+    handler = _Handler(stream)
+    handler.setFormatter(shape)
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    wanted = getattr(logging, level.upper())
+    root.setLevel(wanted if wanted == logging.DEBUG else max(wanted, logging.WARNING))
+    logging.getLogger("lipsyncd").setLevel(wanted)
+    logging.captureWarnings(True)
+
+
+def printable(name: bytes | str) -> str:
+    """A name or a message as one line that nothing obeys: every character that is not printed becomes an escape.
+
+    Bytes that are no UTF-8 come out as `\\xff`, also when `os.fsdecode` has made half characters of them.
+    """
+    text = os.fsdecode(name)
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":  # a byte that was no UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
+
+class _Handler(logging.StreamHandler[IO[str]]):
+    """Ours, so that a second `setup` finds it and leaves the handlers of others alone."""
+
+
+class TextLines(logging.Formatter):
+    """`2026-11-22 16:24:00.123 warning  the outbox is not mounted`, in local time; a traceback follows, indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        head = f"{clock}.{int(record.msecs):03d} {record.levelname.lower():<8} {printable(record.getMessage())}"
+        return "\n".join([head, *("    " + line for line in _traceback(self, record))])
+
+
+class JournalLines(logging.Formatter):
+    """`<4>the outbox is not mounted`: the journal adds the time. Each line of a traceback carries the priority too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = f"<{_PRIORITY.get(record.levelno, 6)}>"
+        lines = [printable(record.getMessage()), *("    " + line for line in _traceback(self, record))]
+        return "\n".join(mark + line for line in lines)
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: ts (UTC), level, event, logger, then whatever `extra` gave, such as job_id; and traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        said: dict[str, Any] = {
+            "ts": f"{clock}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": printable(record.getMessage()),
+            "logger": record.name,
+        }
+        if lines := _traceback(self, record):
+            said["traceback"] = "\n".join(lines)
+        given = {key: _plain(value) for key, value in vars(record).items() if key not in _STANDARD and key not in said}
+        return json.dumps({**said, **given}, ensure_ascii=False)
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
+    """The lines of the record's traceback and stack, made printable: an error's own words may hold line breaks."""
+    parts = []
+    if record.exc_info:
+        parts.append(formatter.formatException(record.exc_info))
+    if record.stack_info:
+        parts.append(record.stack_info)
+    return [printable(line) for part in parts for line in part.split("\n")]
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return printable(str(value))
+
+
+def _leads_to_journal(stream: IO[str], environ: Mapping[str, str]) -> bool:
+    """systemd names the journal's socket by device and inode: output that was sent elsewhere does not match.
+
+    Source: systemd.exec(5), $JOURNAL_STREAM.
+    """
+    try:
+        info = os.fstat(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False  # no real file: a buffer, or closed
+    return environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
