@@ -1,0 +1,146 @@
+"""What a file is, by its bytes, and whether it is whole.
+
+Names and types that come with a file are only hints: a playlist named `a.wav` would have ffmpeg open what it lists, an
+SVG named `a.png` what it links. So the first bytes choose from a closed list of eight formats, and whatever is none of
+them stays unopened.
+
+Owns that list and its limits. Leaves the headers of each format to `structure` and decoding to `decode`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lipsyncd import structure
+from lipsyncd.errors import ImageTooLarge, ImageTooSmall
+from lipsyncd.structure import Completeness, Content
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "MAX_MEGAPIXELS",
+    "MIN_SIDE",
+    "Completeness",
+    "Kind",
+    "Structure",
+    "check_image_size",
+    "examine",
+    "sniff",
+]
+
+MIN_SIDE = 64  # pixels
+MAX_MEGAPIXELS = 40
+
+# What counts as one half of a pair in a folder. A name chooses nothing else.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+AUDIO_SUFFIXES = frozenset({".wav", ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".flac"})
+
+# Brands of MP4 that may hold plain sound. The same container carries HEIC and AVIF pictures under other brands.
+_SOUND_BRANDS = (b"M4A", b"M4B", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt")
+
+_HEAD_BYTES = 512
+
+
+class Kind(StrEnum):
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+    WAV = "wav"
+    MP3 = "mp3"
+    M4A = "m4a"
+    OGG = "ogg"
+    FLAC = "flac"
+
+    @property
+    def is_image(self) -> bool:
+        return self in (Kind.JPEG, Kind.PNG, Kind.WEBP)
+
+    @property
+    def is_audio(self) -> bool:
+        return not self.is_image
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A file as its headers describe it.
+
+    kind           None when it is none of our formats
+    width, height  pixels as stored, before any EXIF rotation; 0 for sound and for what cannot be read yet
+    note           why it is not complete, for people
+    """
+
+    kind: Kind | None
+    completeness: Completeness
+    width: int = 0
+    height: int = 0
+    note: str = ""
+
+
+def sniff(head: bytes) -> Kind | None:
+    """The format of a file that starts with `head` (64 bytes or more are enough); None when it is none of ours."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return Kind.JPEG
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Kind.PNG
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return Kind.WEBP
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
+        return Kind.WAV
+    if head.startswith(b"fLaC"):
+        return Kind.FLAC
+    if head.startswith(b"OggS\0"):
+        return Kind.OGG
+    if head[4:8] == b"ftyp" and head[8:12].startswith(_SOUND_BRANDS):
+        return Kind.M4A
+    if head.startswith(b"ID3") and len(head) >= 10 and head[3] < 0xFF and max(head[6:10]) < 0x80:
+        return Kind.MP3
+    if length := structure.mp3_frame_bytes(head[:4]):
+        second = head[length : length + 4]
+        return Kind.MP3 if len(second) < 4 or structure.mp3_frame_bytes(second) else None
+    return None
+
+
+_ENDINGS = {
+    Kind.JPEG: structure.jpeg,
+    Kind.PNG: structure.png,
+    Kind.WEBP: structure.webp,
+    Kind.WAV: structure.wav,
+    Kind.MP3: structure.mp3,
+    Kind.M4A: structure.mp4,
+    Kind.OGG: structure.ogg,
+    Kind.FLAC: structure.flac,
+}
+
+
+def examine(fd: int, size_bytes: int) -> Structure:
+    """Judge the first `size_bytes` bytes of an open file by its headers and its end, without decoding anything.
+
+    The file's position is neither used nor moved. No content makes this raise; OSError comes from the storage alone.
+    """
+    content = Content(fd, size_bytes)
+    head = content.at(0, _HEAD_BYTES)
+    if not any(head):
+        return Structure(None, Completeness.TRUNCATED, note="only zeros so far" if head else "empty")
+    kind = sniff(head)
+    if kind is None and len(head) < 12:
+        return Structure(None, Completeness.TRUNCATED, note=f"only {len(head)} bytes")
+    if kind is None:
+        return Structure(None, Completeness.INVALID, note="none of the formats that are taken")
+    if kind is Kind.MP3 and content.at(structure.mp3_start(content), 4) == b"fLaC":
+        return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
+    found = _ENDINGS[kind](content)
+    return Structure(kind, found.completeness, found.width, found.height, found.note)
+
+
+def check_image_size(
+    width: int, height: int, *, min_side: int = MIN_SIDE, max_megapixels: float = MAX_MEGAPIXELS
+) -> None:
+    """Raise `ImageTooSmall` or `ImageTooLarge`, with the size in pixels, before anything of that size is allocated."""
+    if min(width, height) < min_side:
+        raise ImageTooSmall(f"the picture has {width} x {height} pixels, fewer than {min_side} on a side")
+    if width * height > max_megapixels * 1_000_000:
+        raise ImageTooLarge(
+            f"the picture has {width} x {height} pixels, {width * height / 1e6:.1f} megapixels",
+            remedy=f"scale the picture down to at most {max_megapixels:g} megapixels",
+        )
