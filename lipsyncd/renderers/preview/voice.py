@@ -1,0 +1,159 @@
+"""Turn a voice into the movement of a mouth: how far it is open, and how wide, at any time.
+
+The level between 400 and 3500 Hz opens the mouth: vowels live there, while the murmur behind closed lips (m, b, v) lies
+below. Where the energy lies among the formants says the rest. A weak first formant keeps the jaw high (ee, oo), a high
+second formant spreads the lips (ee, eh), a low one rounds them (oo, oh).
+
+Curves are made at 100 steps per second and sampled at the middle of each frame, so the same voice moves alike at every
+frame rate. Owns what the sound means for the mouth. Leaves pixels alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipsyncd.renderers.audio import Curve, Samples, frame_times, windows
+
+STEP_RATE = 100  # steps per second of every curve here
+HOP = 160  # samples between steps
+WINDOW = 512  # samples in one spectrum: 32 ms, about three periods of a low voice
+STEPS_AT_ONCE = 2_000  # 20 s; 2 MB of spectra
+
+# Band edges in Hz: voicing, low and high first formant, second formant low and high, brightness.
+BANDS_HZ = (100, 400, 700, 1100, 1700, 2500, 3500)
+SILENT_DB = -52.0  # below this, relative to full scale, nothing opens the mouth
+RANGE_DB = (11.0, 17.0)  # least and greatest distance from shut to wide open
+ATTACK_S, RELEASE_S = 0.040, 0.090  # from 10 % to 90 % of a step
+LEAD_S = 0.030  # the mouth moves this much before the sound, as lips do
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The mouth for each frame of the video.
+
+    openness  (frames,) float32, 0 shut to 1 as wide as it gets
+    width     (frames,) float32, -1 rounded to +1 spread
+    """
+
+    openness: Curve
+    width: Curve
+
+
+def motion(speech: Samples, fps: Fraction, frames: int) -> Motion:
+    """What the mouth does during each frame.
+
+    speech  (N,) int16, mono, 16 kHz; read once, in blocks
+    """
+    bands = band_levels(speech)
+    openness, width = mouth_curves(bands)
+    at_s = frame_times(fps, frames) + LEAD_S
+    steps_s = np.arange(len(openness)) / STEP_RATE
+    return Motion(
+        openness=np.interp(at_s, steps_s, openness, right=0.0).astype(np.float32),
+        width=np.interp(at_s, steps_s, width, right=0.0).astype(np.float32),
+    )
+
+
+def band_levels(speech: Samples) -> Curve:
+    """The energy of the voice in each band, at each step.
+
+    returns  (steps, 6) float32, mean square amplitude, 1.0 is a full-scale square wave
+    """
+    import librosa  # seconds to import: only when there is something to hear
+
+    hz = librosa.fft_frequencies(sr=HOP * STEP_RATE, n_fft=WINDOW)
+    edges = np.asarray(BANDS_HZ)
+    member = ((hz >= edges[:-1, None]) & (hz < edges[1:, None])).astype(np.float32)
+    scale = np.float32(2.0 / (WINDOW * np.sum(np.hanning(WINDOW + 1)[:-1] ** 2)))  # Parseval, for a Hann window
+    blocks = []
+    for stretch in windows(speech, hop=HOP, width=WINDOW, at_once=STEPS_AT_ONCE):
+        spectra = librosa.stft(stretch, n_fft=WINDOW, hop_length=HOP, window="hann", center=False)
+        blocks.append((member @ np.square(np.abs(spectra))).T * scale)
+    return np.concatenate(blocks)
+
+
+def mouth_curves(bands: Curve) -> tuple[Curve, Curve]:
+    """Openness and width at each step, from `band_levels`."""
+    voicing, *formants = _decibels(bands).T
+    low_first, high_first, low_second, high_second, bright = formants
+    level_db = _together(*formants)
+    audible = level_db > SILENT_DB
+    if not audible.any():
+        still = np.zeros(len(bands), np.float32)
+        return still, still
+
+    loud_db = float(np.percentile(level_db[audible], 95))
+    quiet_db = float(np.percentile(level_db[audible], 20))
+    shut_db = max(SILENT_DB, loud_db - float(np.clip(loud_db - quiet_db, *RANGE_DB)))
+    level = np.clip((level_db - shut_db) / max(loud_db - shut_db, 1.0), 0.0, 1.0) ** 0.8
+
+    first_db = _together(low_first, high_first)
+    front_db = _together(high_second, bright) - _together(low_first, high_first, low_second)
+    jaw = 0.55 + 0.45 * _ramp(first_db - voicing, -10.0, 3.0)
+    hollow_db = _together(high_second, bright) - _together(high_first, low_second)  # ee: nothing at 700 to 1700 Hz
+    spread = np.maximum(_ramp(front_db, -4.0, 4.0), 0.8 * _ramp(hollow_db, 10.0, 30.0))
+    back = _ramp(first_db - _together(low_second, high_second), 8.0, 20.0)  # oh: no second formant above 1100 Hz
+    close = _ramp(voicing - first_db, 2.0, 7.0)  # oo: hardly a first formant above 400 Hz
+    rounded = np.maximum(back, close) * (1.0 - spread)
+
+    wanted = level * jaw
+    openness = np.minimum(_follow(wanted), _closures(wanted))
+    # A consonant has no shape of its own here: width fades with the level, and moves more slowly than the jaw.
+    width = _smooth((spread - rounded) * _ramp(level, 0.05, 0.4), steps=7)
+    return openness.astype(np.float32), width.astype(np.float32)
+
+
+def _follow(wanted: NDArray[np.float32]) -> NDArray[np.float64]:
+    """One-pole smoothing that rises quickly and falls slowly; silence ends at exactly 0."""
+    rise, fall = (1.0 - np.exp(-2.2 / (seconds * STEP_RATE)) for seconds in (ATTACK_S, RELEASE_S))
+    followed = np.empty(len(wanted))
+    now = 0.0
+    for step, goal in enumerate(wanted.tolist()):
+        now += (rise if goal > now else fall) * (goal - now)
+        followed[step] = now = now if now > 1e-3 else 0.0
+    return followed
+
+
+def _closures(wanted: NDArray[np.float32]) -> NDArray[np.float64]:
+    """An upper limit on the openness that falls to 0 wherever the sound dips between two vowels.
+
+    Following alone would still be a third open when a short p ends. Lips close before the sound stops and part after
+    it comes back, so the limit is widened by 20 ms on both sides and then rounded off.
+    """
+    reach = STEP_RATE // 6
+    before = np.maximum.accumulate(_windowed_max(wanted, reach, ahead=False)[None])[0]
+    after = _windowed_max(wanted, reach, ahead=True)
+    beside = np.minimum(before, after)
+    dip = (wanted < 0.12) & (beside > 0.25)
+    widened = np.convolve(dip, np.ones(5), "same") > 0
+    return 1.0 - _smooth(widened.astype(np.float32), steps=5)
+
+
+def _windowed_max(curve: NDArray[np.float32], reach: int, *, ahead: bool) -> NDArray[np.float32]:
+    """The greatest value within `reach` steps before (or behind) each step."""
+    padded = np.concatenate((curve, np.zeros(reach)) if ahead else (np.zeros(reach), curve))
+    return np.lib.stride_tricks.sliding_window_view(padded, reach + 1).max(axis=1)
+
+
+def _smooth(curve: NDArray[np.floating], steps: int) -> NDArray[np.float64]:
+    """Mean over a raised cosine of 2 x steps + 1 steps; keeps the length, and 0 beyond the ends."""
+    kernel = np.hanning(2 * steps + 1 + 2)[1:-1]
+    return np.convolve(curve, kernel / kernel.sum(), "full")[steps : steps + len(curve)]
+
+
+def _decibels(power: NDArray[np.floating]) -> NDArray[np.float32]:
+    return (10.0 * np.log10(np.maximum(power, 1e-10))).astype(np.float32)
+
+
+def _together(*levels_db: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The level of several bands at once, in dB."""
+    return _decibels(np.sum([10.0 ** (level / 10.0) for level in levels_db], axis=0))
+
+
+def _ramp(value: NDArray[np.floating], low: float, high: float) -> NDArray[np.float32]:
+    """0 up to `low`, 1 from `high` on, straight between."""
+    return np.clip((value - low) / (high - low), 0.0, 1.0).astype(np.float32)
