@@ -157,10 +157,9 @@ def check_file_name(name: str) -> str:
 def check_out_name(name: str) -> str:
     """The stem that a result gets: `name` without one `.mp4`. Raises `BadName` with the reason."""
     stem = name[:-4] if name.lower().endswith(".mp4") else name
-    size_bytes = len(stem.encode("utf-8", "surrogatepass"))
     if not stem.strip():
         raise BadName(f"the name {shown(name)} is empty")
-    if size_bytes > MAX_NAME_BYTES:
+    if (size_bytes := len(stem.encode("utf-8", "surrogatepass"))) > MAX_NAME_BYTES:
         raise BadName(f"the name {shown(name)} has {size_bytes} bytes")
     if stem[0] in ".-":
         raise BadName(f"the name {shown(name)} starts with {stem[0]!r}")
@@ -225,7 +224,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """A value as an error message shows it: short, on one line, nothing in it that a terminal would obey."""
-    text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    try:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    except (ValueError, RecursionError):  # a number of more than 4300 digits, nesting without end
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= 60 else f"{text[:56]} ...{text[-1]}"
 
 

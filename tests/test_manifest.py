@@ -441,30 +441,11 @@ def test_a_frame_rate_is_exact(given_rate, rate):
     assert parse_fps(str(rate)) == rate
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(
-            0,
-            0.99,
-            121,
-            "120.001",
-            -25,
-            10**400,
-            float("nan"),
-            float("inf"),
-            True,
-            None,
-            [],
-            "",
-            "fast",
-            "25fps",
-            "25/",
-            "1/0",
-        ),
-        *("inf", "nan", "1e2", "1e999999999", "٢٥", "119.123456789", "9999999/9999998"),
-    ],
-)
+NO_RATES = (0, 0.99, 121, -25, 10**400, float("nan"), float("inf"), True, None, [], "", "120.001", "119.123456789")
+NO_NUMBERS = ("fast", "25fps", "25/", "1/0", "inf", "nan", "1e2", "1e999999999", "٢٥", "9999999/9999998")
+
+
+@pytest.mark.parametrize("value", [*NO_RATES, *NO_NUMBERS])
 def test_a_frame_rate_that_no_video_can_have_is_refused(value):
     with pytest.raises(ValueError, match="from 1 to 120"):
         parse_fps(value)

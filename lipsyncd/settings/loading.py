@@ -70,9 +70,10 @@ SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _all_set
 
 @dataclass(frozen=True)
 class _Said:
-    """One value as it was read, before any check. `folder` is where its relative paths start."""
+    """One value before any check: as it was seen, and as TOML would say it. Relative paths start at `folder`."""
 
     setting: Setting
+    seen: object
     raw: object
     origin: str
     folder: Path
@@ -87,7 +88,7 @@ def load(
     """The effective settings. Raises `ConfigError`: one line with the setting, the value, what is allowed, and where.
 
     config       the file that the caller names; it must exist, as must the one in `$LIPSYNCD_CONFIG`
-    environ      an empty variable counts as not set
+    environ      a blank variable counts as not set
     cwd          where `lipsyncd.toml` is looked for, and where relative paths from variables start; paths from a
                  file start at the file's folder
     """
@@ -179,7 +180,7 @@ def _said_in_file(path: Path, data: bytes) -> Iterator[_Said]:
             name = f"{section}.{key}"
             if name not in SETTINGS:
                 raise _unknown(name, str(path), SETTINGS)
-            yield _Said(SETTINGS[name], raw, str(path), path.parent)
+            yield _Said(SETTINGS[name], raw, raw, str(path), path.parent)
 
 
 def _said_in_variables(environ: Mapping[str, str], cwd: Path) -> Iterator[_Said]:
@@ -187,10 +188,10 @@ def _said_in_variables(environ: Mapping[str, str], cwd: Path) -> Iterator[_Said]
     own = {setting.variable: setting for setting in SETTINGS.values()}
     original = {setting.rule.variable: setting for setting in SETTINGS.values() if setting.rule.variable}
     for name, setting in (*original.items(), *own.items()):
-        if text := environ.get(name):
-            yield _Said(setting, _from_text(setting, text), f"environment {name}", cwd)
+        if text := environ.get(name, "").strip():
+            yield _Said(setting, text, _from_text(setting, text), f"environment {name}", cwd)
     for name, text in environ.items():
-        if name.startswith("LIPSYNCD_") and text and name not in own and not _is_no_setting(name, text):
+        if name.startswith("LIPSYNCD_") and text.strip() and name not in own and not _is_no_setting(name, text):
             raise _unknown(name, "the environment", own)
 
 
@@ -214,7 +215,6 @@ def _unknown(seen: str, origin: str, known: Mapping[str, object]) -> ConfigError
 
 def _from_text(setting: Setting, text: str) -> object:
     """A variable's text as a file would say it. Text that makes no such value stays text, and fails its check."""
-    text = text.strip()
     try:
         if setting.kind is bool:
             return _SWITCH.get(text.lower(), text)
@@ -238,7 +238,7 @@ def _checked(said: _Said, environ: Mapping[str, str]) -> Any:
     except (TypeError, ValueError, OverflowError):
         pass  # the message below says it for all of them
     raise ConfigError(
-        f"{said.setting.name} is {shown(said.raw)}, read from {said.origin}", remedy=f"allowed: {said.setting.allowed}"
+        f"{said.setting.name} is {shown(said.seen)}, read from {said.origin}", remedy=f"allowed: {said.setting.allowed}"
     )
 
 

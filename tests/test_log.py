@@ -1,0 +1,183 @@
+"""One event is one line, whatever a user has put into it, and each reader gets the form that it can use."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lipsyncd.log import printable, setup
+
+log = logging.getLogger("lipsyncd.test")
+FORGED = "a.png\n<0>2026-01-01 00:00:00.000 error    all is lost\x1b[2J\r\u2028\u202eend"
+
+
+@pytest.fixture
+def told(tmp_path):
+    """Call with the arguments of `setup` and something that logs; gives the lines that were written to a real file."""
+    root, ours = logging.getLogger(), logging.getLogger("lipsyncd")
+    before = (root.level, ours.level, root.handlers[:])
+
+    def tell(act, **options) -> list[str]:
+        with open(tmp_path / "log", "w+", encoding="utf-8") as stream:
+            if options.pop("journal", False):
+                info = os.fstat(stream.fileno())
+                options["environ"] = {"JOURNAL_STREAM": f"{info.st_dev}:{info.st_ino}"}
+            setup(stream=stream, **options)
+            act()
+            stream.seek(0)
+            return stream.read().split("\n")[:-1]
+
+    yield tell
+    root.handlers[:] = before[2]
+    root.setLevel(before[0])
+    ours.setLevel(before[1])
+    logging.captureWarnings(False)
+
+
+def crash() -> None:
+    """Log an error whose own words hold a line break."""
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        log.exception("job %s failed", "7")
+
+
+def test_a_text_line_has_time_level_and_message(told):
+    [line] = told(lambda: log.warning("job %s failed, next in %d s", "7", 30), format="text")
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} warning  job 7 failed, next in 30 s", line)
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_hostile_name_makes_one_line_and_no_control_characters(told, format):
+    [line] = told(lambda: log.info("accepted %s", FORGED), format=format)
+
+    assert line.isprintable()
+    assert line.count("all is lost") == 1
+
+
+def test_a_hostile_name_in_the_journal_cannot_choose_its_own_priority(told):
+    [line] = told(lambda: log.info("accepted %s", FORGED), journal=True)
+
+    assert line.startswith("<6>accepted a.png\\n<0>")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (logging.CRITICAL, 2)],
+)
+def test_the_journal_gets_a_priority_and_no_time(told, level, priority):
+    assert told(lambda: log.log(level, "hello"), journal=True, level="debug") == [f"<{priority}>hello"]
+
+
+def test_every_line_of_a_traceback_in_the_journal_carries_the_priority(told):
+    lines = told(crash, journal=True)
+
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)
+
+
+def test_in_text_no_line_of_a_traceback_looks_like_an_event(told):
+    head, *rest = told(crash, format="text")
+
+    assert head.endswith("job 7 failed")
+    assert any("ValueError" in line for line in rest)
+    assert all(line.startswith("    ") and line.isprintable() for line in rest)
+
+
+def test_a_json_line_holds_the_event_its_extras_and_its_traceback(told):
+    def act() -> None:
+        log.info("job done", extra={"job_id": "7", "duration_s": 1.5, "stage": "a\nb", "late": float("nan"), "ts": "x"})
+        crash()
+
+    plain, crashed = map(json.loads, told(act, format="json"))
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", plain.pop("ts"))
+    assert plain == {
+        "level": "info",
+        "event": "job done",
+        "logger": "lipsyncd.test",
+        "job_id": "7",
+        "duration_s": 1.5,
+        "stage": "a\\nb",
+        "late": "nan",
+    }
+    assert crashed["event"] == "job 7 failed"
+    assert crashed["traceback"].startswith("Traceback")
+    assert "ValueError: a.png" in crashed["traceback"]
+
+
+def test_text_is_told_where_the_journal_was_inherited_but_the_output_goes_elsewhere(told):
+    [line] = told(lambda: log.info("hello"), environ={"JOURNAL_STREAM": "1:1"})
+
+    assert line.endswith("info     hello")
+
+
+def test_a_daemon_under_the_journal_marks_its_lines_by_itself(tmp_path):
+    with open(tmp_path / "log", "w+") as stream:
+        info = os.fstat(stream.fileno())
+        environ = {**os.environ, "JOURNAL_STREAM": f"{info.st_dev}:{info.st_ino}"}
+        program = "import logging, lipsyncd.log as l; l.setup(); logging.getLogger('lipsyncd').error('late')"
+        subprocess.run([sys.executable, "-c", program], stderr=stream, env=environ, check=True, timeout=60)
+        stream.seek(0)
+        assert stream.read() == "<3>late\n"
+
+
+def test_the_level_is_ours_and_other_libraries_only_warn(told):
+    def act() -> None:
+        log.debug("quiet")
+        log.info("told")
+        logging.getLogger("aiohttp.access").info("GET /health")
+        logging.getLogger("aiohttp.access").warning("slow client")
+
+    assert [line[33:] for line in told(act)] == ["told", "slow client"]
+    assert len(told(act, level="debug")) == 4
+    assert len(told(act, level="error")) == 0
+
+
+def test_a_warning_of_the_interpreter_becomes_a_line(told):
+    [line] = told(lambda: warnings.warn("old habits", DeprecationWarning, stacklevel=1), format="text")
+
+    assert "DeprecationWarning: old habits" in line
+
+
+def test_a_second_setup_does_not_tell_everything_twice(told):
+    told(lambda: log.info("once"))
+
+    assert len(told(lambda: log.info("once"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a b.png", "a b.png"),
+        ("日本.png", "日本.png"),
+        ("a\nb", "a\\nb"),
+        (b"caf\xe9.png", "caf\\xe9.png"),
+        (os.fsdecode(b"caf\xe9.png"), "caf\\xe9.png"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\u202egpj.exe", "\\u202egpj.exe"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_an_odd_file_name_is_shown_and_not_obeyed(name, shown):
+    assert printable(name) == shown
+
+
+@given(st.binary(max_size=80) | st.text(st.characters(exclude_categories=()), max_size=40))
+def test_any_name_becomes_one_printable_line(name):
+    line = printable(name)
+
+    assert line.isprintable()
+    assert printable(line) == line
+    assert line.encode().decode() == line
