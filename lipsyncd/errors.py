@@ -7,14 +7,15 @@
     ├── LedgerError                 the ledger refused: IllegalTransition, UnknownJob, LedgerTooNew
     ├── InputError                  the user's files or manifest; another attempt cannot help
     │   ├── manifest and names      BadManifest BadName UnsafePath MissingFile
-    │   ├── pairs                   MissingHalf AmbiguousPair InputsAlreadyTaken
+    │   ├── pairs                   MissingHalf AmbiguousPair InputsAlreadyTaken InputsLost
     │   ├── picture                 ImageNotRecognised ImageUndecodable ImageTooLarge ImageTooSmall ImageAnimated
     │   └── sound                   AudioNotRecognised AudioUndecodable AudioTooShort AudioTooLong
     │                               SpeechFailed FetchRefused
     ├── RenderError                 a render that failed
     │   ├── permanent               NoFaceFound FaceTooSmall UnknownRenderer BadOption
     │   └── transient               RenderCrashed RenderTimeout RenderStalled OutOfMemory
-    │                               EncodeFailed BadResult FetchFailed
+    │                               EncodeFailed BadResult FetchFailed JailFailed
+    ├── PublishError                a video that cannot be shown: NameTaken ResultGone
     └── Blocked                     nothing wrong with the job: it waits and costs no attempt
                                     OutboxUnavailable InboxUnavailable DiskLow RendererNotInstalled SpeechNotInstalled
 
@@ -158,6 +159,11 @@ class InputsAlreadyTaken(InputError):
     default_remedy = "drop the manifest before its files, or files whose stems differ"
 
 
+class InputsLost(InputError):
+    code = "inputs-lost"
+    default_remedy = "drop the picture and the voice again"
+
+
 class ImageNotRecognised(InputError):
     code = "image-not-recognised"
     default_remedy = "use a JPEG, PNG or WebP picture"
@@ -276,6 +282,29 @@ class BadResult(RenderError):
 class FetchFailed(RenderError):
     code = "fetch-failed"
     default_remedy = "check that the address answers from this machine, then `lipsyncd retry ID`"
+
+
+class JailFailed(RenderError):
+    code = "jail-failed"
+    default_remedy = "`lipsyncd doctor` shows what the jail can do here; then `lipsyncd retry ID`"
+
+
+# -- publishing --------------------------------------------------------------------------------------------------------
+
+
+class PublishError(LipsyncdError):
+    code = "publish-failed"
+    permanent = True
+
+
+class NameTaken(PublishError):
+    code = "name-taken"
+    default_remedy = 'take that file out of the outbox and retry, or set output.on_name_conflict = "suffix"'
+
+
+class ResultGone(PublishError):
+    code = "result-gone"
+    default_remedy = "finished videos are kept for archive.results_h; drop the inputs again (they are in the archive)"
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------
