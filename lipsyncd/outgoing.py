@@ -1,0 +1,255 @@
+"""Which addresses may be connected to when a stranger names them, and a connection that keeps to it.
+
+A manifest's URL must not become a way into the network that the daemon stands in. So the addresses are judged, not the
+names: all answers of the resolver, and once more the very address of each socket just before it connects, which also
+covers literals, redirects and names whose answer changes.
+
+Owns the rule. Leaves methods, redirects and bodies to its users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from lipsyncd.errors import ConfigError, FetchRefused
+
+PUBLIC_PORTS = frozenset((80, 443))
+
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Lookup: TypeAlias = Callable[[str, int], Sequence[tuple[Any, Any, Any, Any, Any]]]
+
+# The special-purpose registries of IANA (RFC 6890 and its updates). `ipaddress` is not enough: what it calls global
+# differs between versions of Python, and it lets 192.0.0.192 (some cloud's metadata) and multicast through.
+_RESERVED_V4 = {
+    "0.0.0.0/8": "this host",
+    "10.0.0.0/8": "private",
+    "100.64.0.0/10": "carrier-grade NAT",
+    "127.0.0.0/8": "loopback",
+    "169.254.0.0/16": "link-local",
+    "172.16.0.0/12": "private",
+    "192.0.0.0/24": "protocol assignments",
+    "192.0.2.0/24": "documentation",
+    "192.88.99.0/24": "6to4 relay",
+    "192.168.0.0/16": "private",
+    "198.18.0.0/15": "benchmarking",
+    "198.51.100.0/24": "documentation",
+    "203.0.113.0/24": "documentation",
+    "224.0.0.0/4": "multicast",
+    "240.0.0.0/4": "reserved",
+}
+_RESERVED_V6 = {
+    "2001::/23": "protocol assignments",
+    "2001:db8::/32": "documentation",
+    "3fff::/20": "documentation",
+}
+_RESERVED = [(ipaddress.ip_network(text), label) for text, label in (_RESERVED_V4 | _RESERVED_V6).items()]
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # all that is handed out as global unicast
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def lookup(host: str, port: int) -> Sequence[tuple[Any, Any, Any, Any, Any]]:
+    """What the system's resolver answers, as `socket.getaddrinfo` gives it."""
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+
+
+def shown(url: URL) -> str:
+    """The address as logs and messages may have it: without user, password, query and fragment, which hold secrets."""
+    port = "" if url.is_default_port() or url.explicit_port is None else f":{url.explicit_port}"
+    host = url.host or ""
+    bare = f"{url.scheme}://{f'[{host}]' if ':' in host else host}{port}{url.raw_path}"
+    return bare if len(bare) <= 120 else bare[:117] + "..."
+
+
+class Guard:
+    """The rule: public addresses on ports 80 and 443, and what `allow` lists on any port.
+
+    allow  host names (`media.lan`), names with a port (`media.lan:8080`), addresses and networks (`192.168.0.0/16`).
+           A listed name may lead anywhere: whoever lists it trusts whoever runs its DNS.
+
+    Raises `ConfigError` for an entry that is none of these.
+    """
+
+    def __init__(self, allow: Sequence[str] = (), *, lookup: Lookup = lookup) -> None:
+        self._lookup = lookup
+        self._networks: list[_Network] = []
+        self._names: set[tuple[str, int | None]] = set()
+        for entry in allow:
+            try:
+                self._networks.append(ipaddress.ip_network(entry, strict=False))
+            except ValueError:
+                self._names.add(_name_and_port(entry))
+
+    def check(self, text: str) -> URL:
+        """The parsed address. Raises `FetchRefused` for other schemes, for users and passwords, for what is no URL."""
+        if not text.isprintable() or " " in text:
+            raise FetchRefused("the address holds spaces or control characters", remedy="correct it")
+        try:
+            url = URL(text).with_fragment(None)
+            port = url.port
+        except ValueError as error:
+            raise FetchRefused("the address is no valid URL", remedy="correct it") from error
+        if url.scheme not in ("http", "https") or not url.raw_host or port is None:
+            raise FetchRefused(f"an address with the scheme {url.scheme[:20]!r}", remedy="use http:// or https://")
+        if url.raw_user is not None or url.raw_password is not None:
+            raise FetchRefused(f"{shown(url)} holds a user or a password", remedy="use a signed link or the inbox")
+        return url
+
+    def door(self, url: URL) -> Door:
+        """A way to connect for one request to `url`."""
+        name = _normal(url.raw_host or "")
+        listed = (name, None) in self._names or (name, url.port) in self._names
+        return Door(self, self._lookup, listed=listed)
+
+    def fault(self, address: str, port: int) -> str:
+        """Why nothing may connect to this address and port; an empty text when it may."""
+        everything_listed = True
+        for inner in _unwrapped(ipaddress.ip_address(address.partition("%")[0])):
+            if any(inner in network for network in self._networks if network.version == inner.version):
+                continue
+            everything_listed = False
+            if reserved := _reserved(inner):
+                return f"is no public address ({reserved})"
+        if port not in PUBLIC_PORTS and not everything_listed:
+            return f"is asked on port {port}, which is neither 80 nor 443"
+        return ""
+
+
+def _name_and_port(entry: str) -> tuple[str, int | None]:
+    try:
+        url = URL(f"//{entry}/")
+        host, port = _normal(url.raw_host or ""), url.explicit_port
+    except ValueError:
+        host, port = "", None
+    # Put together again it has to be what was written: so nothing in the entry was read as a path, query or user.
+    written = f"[{host}]" if ":" in host else host
+    numeric = host.rpartition(".")[2].isdigit() and not _is_address(host)  # 10.0.0.999 is a slip, not a name
+    if re.fullmatch(r"[a-z0-9._:-]+", host) and not numeric and _normal(entry) in (written, f"{written}:{port}"):
+        return host, port
+    raise ConfigError(
+        f"fetch.allow holds {entry!r}; allowed are host names, host:port, addresses and networks like 192.168.0.0/16"
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _normal(host: str) -> str:
+    return host.lower().rstrip(".")
+
+
+def _unwrapped(address: _Address) -> Iterator[_Address]:
+    """The addresses that a packet to this one can end at: IPv4 rides inside IPv6 in four ways."""
+    if isinstance(address, ipaddress.IPv4Address):
+        yield address
+    elif address.ipv4_mapped is not None:
+        yield address.ipv4_mapped
+    elif address in _NAT64:
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    elif address.sixtofour is not None:
+        yield address.sixtofour
+    elif address.teredo is not None:
+        yield from address.teredo
+    else:
+        yield address
+
+
+def _reserved(address: _Address) -> str:
+    if address.version == 6 and address not in _GLOBAL_V6:
+        return "loopback" if address.is_loopback else "not global unicast"
+    return next(
+        (label for network, label in _RESERVED if address.version == network.version and address in network), ""
+    )
+
+
+class Door(AbstractResolver):
+    """Connects for one request. `refused` says afterwards why it did not; an empty text when policy was not the cause.
+
+    aiohttp wraps what a resolver and a socket factory raise, and may merge several of them; hence the attribute.
+    """
+
+    def __init__(self, guard: Guard, lookup: Lookup, *, listed: bool) -> None:
+        self.refused = ""
+        self._guard = guard
+        self._lookup = lookup
+        self._listed = listed
+
+    def connector(self) -> aiohttp.TCPConnector:
+        """For one session, which closes it. Made inside the running loop."""
+        return aiohttp.TCPConnector(
+            resolver=self, socket_factory=self._socket, use_dns_cache=False, force_close=True, limit=1
+        )
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        answers = await _in_thread(lambda: self._lookup(host, port))
+        for _, _, _, _, address in answers:
+            self._judge(address[0], port)
+        return [
+            ResolveResult(hostname=host, host=address[0], port=port, family=kind, proto=proto, flags=_NUMERIC)
+            for kind, _, proto, _, address in answers
+        ]
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _socket(self, info: tuple[Any, Any, Any, Any, Any]) -> socket.socket:
+        family, kind, proto, _, address = info
+        self._judge(address[0], address[1])
+        return socket.socket(family, kind, proto)
+
+    def _judge(self, address: str, port: int) -> None:
+        fault = "" if self._listed else self._guard.fault(address, port)
+        if fault:
+            self.refused = fault
+            raise PermissionError(fault)
+
+
+_NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+
+async def _in_thread(ask: Callable[[], Any]) -> Any:
+    """Run `ask` in a thread that nobody waits for: a resolver may take longer than the whole fetch may.
+
+    The loop's own executor is joined when the loop closes, and would hold up the caller until the resolver gives up.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: OSError | UnicodeError | None) -> None:
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(OSError(str(error)))
+
+    def work() -> None:
+        result, failed = None, None
+        try:
+            result = ask()
+        except (OSError, UnicodeError) as error:
+            failed = error
+        try:
+            loop.call_soon_threadsafe(settle, result, failed)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    threading.Thread(target=work, name="resolve", daemon=True).start()
+    return await answer
