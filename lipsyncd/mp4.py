@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from lipsyncd.errors import BadResult
+from lipsyncd.jail import run_jailed
 
 MAX_MOOV_BYTES = 32 << 20  # ten minutes at 120 fps need 2 MiB
 _MAX_TOP_LEVEL_BOXES = 1000
+_DECODE_TIMEOUT_S = 60.0
 _AAC_PACKET = Fraction(1024, 48_000)  # seconds; an encoder may pad the end of the sound to a whole packet
 
 _T = TypeVar("_T")
@@ -376,6 +377,9 @@ def _decode_last_second(path: Path, ffmpeg: Path) -> None:
     options = ["-hide_banner", "-nostdin", "-loglevel", "error", "-xerror", "-err_detect", "explode", "-sseof", "-1"]
     command = [os.fspath(ffmpeg), *options, "-f", "mov", "-i", f"file:{path.absolute()}"]
     command += ["-map", "0:v:0", "-map", "0:a:0", "-f", "null", "-"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, errors="replace")
-    if done.returncode != 0 or done.stderr.strip():
-        raise BadResult(f"the MP4 does not decode to its end: {done.stderr.strip()[-300:]}")
+    done = run_jailed(command, readable=[path.absolute()], timeout_s=_DECODE_TIMEOUT_S)
+    if done.timed_out:
+        raise BadResult(f"the MP4's last second does not decode within {_DECODE_TIMEOUT_S:g} s")
+    said = " | ".join(done.stderr_tail.split("\n")).strip(" |")
+    if done.returncode != 0 or said:
+        raise BadResult(f"the MP4 does not decode to its end: {said[-300:] or f'exit status {done.returncode}'}")

@@ -19,11 +19,12 @@ import re
 import subprocess
 import sys
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lipsyncd.errors import SpeechFailed, SpeechNotInstalled
+from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
+from lipsyncd.jail import Limits, end, popen_jailed
 
 DEFAULT_VOICE = "en-us"
 DEFAULT_WORDS_PER_MINUTE = 160
@@ -33,6 +34,7 @@ MAX_SPOKEN_CHARS = 10_000  # without them
 MAX_SOUND_S = 610  # a little more than a job may last, so that the job fails with `audio-too-long` and not in silence
 
 _PACKAGE = "espeakng_loader"
+_LIMITS = Limits(cpu_s=120, file_bytes=256 << 20, memory_bytes=1 << 30)
 _EX_DATAERR, _EX_UNAVAILABLE = 65, 69  # sysexits.h
 _GENDERS = {1: "male", 2: "female"}
 _MAX_VOICE_CHARS = 64
@@ -94,7 +96,9 @@ def speak(
     if not voice.isprintable() or len(voice) > _MAX_VOICE_CHARS:
         raise _no_voice(voice)
     options = [f"--out={target.absolute()}", f"--voice={voice}", f"--wpm={words_per_minute}"]
-    _run_child([*options, "--ssml"] if ssml else options, text.encode(), timeout_s)
+    if ssml:
+        options.append("--ssml")
+    _run_child(options, text.encode(), timeout_s, writable=[target.absolute().parent])
 
 
 def voices(*, timeout_s: float = 60.0) -> list[Voice]:
@@ -150,22 +154,37 @@ def _ssml_faults(text: str) -> Iterator[str]:
             yield f"holds {text[place.start() : place.start() + 10]!r}, which is no character to speak"
 
 
-def _run_child(options: list[str], text: bytes, timeout_s: float) -> str:
-    if importlib.util.find_spec(_PACKAGE) is None:
+def _run_child(options: list[str], text: bytes, timeout_s: float, *, writable: Sequence[Path] = ()) -> str:
+    package = importlib.util.find_spec(_PACKAGE)
+    if package is None or package.origin is None:
         raise SpeechNotInstalled(f"there is no speech: the package {_PACKAGE} is not installed")
-    command = [sys.executable, "-m", "lipsyncd.speech", *options]
+    folders = [Path(__file__).resolve().parent, Path(package.origin).resolve().parent]
+    child = popen_jailed(
+        # The interpreter itself: that of a virtual environment would look for that environment's files.
+        [sys._base_executable, "-P", "-S", "-m", "lipsyncd.speech", *options],
+        readable=folders,
+        writable=writable,
+        python_path=[folder.parent for folder in folders],
+        limits=_LIMITS,
+        stdout=subprocess.PIPE,
+    )
     try:
-        done = subprocess.run(command, input=text, capture_output=True, timeout=timeout_s)
+        listing, said = child.communicate(text, timeout_s)
     except subprocess.TimeoutExpired as error:
         raise SpeechFailed(f"speaking the text took longer than {timeout_s:g} s") from error
-    said = done.stderr.decode(errors="replace").strip()[-300:]
-    if done.returncode == _EX_UNAVAILABLE:
-        raise SpeechNotInstalled(f"there is no speech: {said}")
-    if done.returncode < 0:
-        raise SpeechFailed(f"espeak-ng was stopped by signal {-done.returncode} on this text")
-    if done.returncode != 0:
-        raise SpeechFailed(said or f"espeak-ng ended with exit status {done.returncode}")
-    return done.stdout.decode()
+    finally:
+        end(child)
+    if child.returncode != 0:
+        raise _failure(child.returncode, said.decode(errors="replace").strip()[-300:])
+    return listing.decode()
+
+
+def _failure(status: int, said: str) -> LipsyncdError:
+    if status == _EX_UNAVAILABLE:
+        return SpeechNotInstalled(f"there is no speech: {said}")
+    if status < 0:
+        return SpeechFailed(f"espeak-ng was stopped by signal {-status} on this text")
+    return SpeechFailed(said or f"espeak-ng ended with exit status {status}")
 
 
 # -- the child: the only place where the library is loaded -------------------------------------------------------------

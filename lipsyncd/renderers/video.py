@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import threading
 from collections import deque
@@ -26,11 +25,14 @@ from numpy.typing import NDArray
 
 from lipsyncd.errors import EncodeFailed
 from lipsyncd.ffmpeg import Encoding, encode_arguments
+from lipsyncd.jail import Limits, end, popen_jailed
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 
 _LAST_WORDS_S = 5.0  # how long an ffmpeg that has closed its input may take to end
 _LAST_WORDS_BYTES = 2000
+# The job's own deadline ends a long encode; these only stop an ffmpeg that has gone wild.
+_LIMITS = Limits(cpu_s=24 * 3600, file_bytes=32 << 30, memory_bytes=16 << 30)
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,17 @@ class Encoder:
                 encoder.write(picture)
             encoder.finish()
 
-    Leaving the block without `finish` kills ffmpeg; the file at `target` is then worthless.
+    Leaving the block without `finish` kills ffmpeg; the file at `target` is then worthless. It runs in the jail, which
+    lets it read the sound and write beside `target`; the thread that makes an `Encoder` has to outlive it.
     """
 
     def __init__(
         self, ffmpeg: Path, encoding: Encoding, target: Path, *, queued_frames: int = 6, stall_s: float = 120.0
     ) -> None:
-        """Start ffmpeg. `stall_s` is how long it may take nothing from a full ring before it counts as hung."""
+        """Start ffmpeg. `stall_s` is how long it may take nothing from a full ring before it counts as hung.
+
+        Raises `JailFailed` when it does not start.
+        """
         self._shape = (encoding.height, encoding.width, 3)
         self._stall_s = stall_s
         self._changed = threading.Condition()
@@ -142,9 +148,24 @@ class Encoder:
         self._broken = False  # ffmpeg takes no frame any more
         # In memory, so that ffmpeg's last words survive a full disk and a chatty ffmpeg never blocks on a pipe.
         self._log = os.memfd_create("ffmpeg-log")
-        self._process = _start(encode_arguments(ffmpeg, encoding, target), encoding.sound, target, self._log)
+        try:
+            self._process = popen_jailed(
+                encode_arguments(ffmpeg, encoding, target),
+                readable=[encoding.sound],
+                writable=[target.parent],
+                limits=_LIMITS,
+                stderr=self._log,
+            )
+        except BaseException:
+            os.close(self._log)
+            raise
         self._writer = threading.Thread(target=self._feed, name="encoder", daemon=True)
         self._writer.start()
+
+    @property
+    def pid(self) -> int:
+        """Of ffmpeg, which leads a process group of its own."""
+        return self._process.pid
 
     def write(self, picture: Picture) -> None:
         """Queue one frame (height, width, 3) uint8 RGB; it is copied, the caller may reuse its buffer at once.
@@ -201,7 +222,7 @@ class Encoder:
                 with self._changed:
                     self._free.append(picture)
                     self._changed.notify_all()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: `abort` has closed the pipe already
             self._broken = True
         with contextlib.suppress(OSError):
             pipe.close()
@@ -232,19 +253,7 @@ class Encoder:
     def _close(self) -> None:
         if self._log < 0:
             return
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        end(self._process)
         self._writer.join()
         os.close(self._log)
         self._log = -1
-
-
-def _start(command: list[str], sound: Path, target: Path, log: int) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
-        )
-    except OSError as error:
-        os.close(log)
-        raise EncodeFailed(f"{command[0]} does not start: {error.strerror or error}") from error
