@@ -99,7 +99,7 @@ def run_jailed(
     argv         the program by its absolute path, then its arguments
     readable     files and folders that exist, with all below them
     writable     the same, also to be written; in a folder regular files may be made and removed, and nothing else
-    python_path  more folders that a jailed Python imports from
+    python_path  folders that a jailed Python imports from; it may list them, and read what `readable` has of them
 
     No process of its group outlives the call. Raises `JailFailed` when the program cannot be started.
     """
@@ -142,7 +142,8 @@ def popen_jailed(
             request = {
                 "argv": [os.fspath(part) for part in argv],
                 "programs": _program_files(argv[0]),
-                "readable": [os.fspath(path) for path in (*readable, *python_path)],
+                "listable": [os.fspath(path) for path in python_path],
+                "readable": [os.fspath(path) for path in readable],
                 "writable": [*(os.fspath(path) for path in writable), "/dev/null"],
                 "limits": asdict(limits),
                 "parent": os.getpid(),

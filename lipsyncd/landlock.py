@@ -19,6 +19,7 @@ from collections.abc import Iterable
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE = (1 << bit for bit in (0, 1, 2, 3, 5))
 _MAKE_REGULAR, _TRUNCATE, _IOCTL_DEVICE = (1 << bit for bit in (8, 14, 15))
 
+LIST = _READ_DIR
 READ = _READ_FILE | _READ_DIR
 RUN = READ | _EXECUTE
 WRITE = READ | _WRITE_FILE | _TRUNCATE | _MAKE_REGULAR | _REMOVE_FILE  # regular files alone: no links, no folders
@@ -43,7 +44,7 @@ def abi() -> int:
 
 
 def restrict(rules: Iterable[tuple[str, int]]) -> int:
-    """Leave this process the files and folders in `rules`, each with `READ`, `RUN` or `WRITE`, and no TCP.
+    """Leave this process the files and folders in `rules`, each with `LIST`, `READ`, `RUN` or `WRITE`, and no TCP.
 
     A folder's right covers all below it. The process must have set no_new_privs. Returns the ABI that was used; at 0
     nothing has changed. Raises OSError, for a path in `rules` too: what is not there cannot be promised.

@@ -84,6 +84,7 @@ def _lock_in(request: dict[str, Any]) -> int:
         with contextlib.suppress(OSError):  # a kernel before 6.3; the other walls stand without it
             _prctl(_SET_WRITE_OR_EXECUTE, _REFUSE_GAINED_EXECUTE)
     rules = [(path, landlock.RUN) for path in request["programs"]]
+    rules += [(path, landlock.LIST) for path in request["listable"]]
     rules += [(path, landlock.READ) for path in request["readable"]]
     rules += [(path, landlock.WRITE) for path in request["writable"]]
     return landlock.restrict(rules)

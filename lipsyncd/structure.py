@@ -26,6 +26,7 @@ _JPEG_END = b"\xff\xd9"
 # Writers that stream put 0 or a number near 2 or 4 GiB where the length belongs, and often never come back to correct
 # it (arecord, sox, ffmpeg into a pipe). A true 2 GiB is far over the longest sound that we take.
 _UNKNOWN_WAV_BYTES = 0x7FFF0000
+_MOST_CHANNELS, _HIGHEST_RATE = 64, 768_000  # what ffmpeg can mix down, and the highest rate that recorders know
 
 
 class Completeness(StrEnum):
@@ -198,7 +199,7 @@ def wav(content: Content) -> Ending:
         if name == b"fmt " and len(head) >= 16:
             has_format = True
             _, channels, rate = struct.unpack(order + "HHI", head[8:16])
-            if not channels or not rate:
+            if not 0 < channels <= _MOST_CHANNELS or not 0 < rate <= _HIGHEST_RATE:
                 return _invalid(f"the WAV says {channels} channels at {rate} Hz")
         elif name == b"ds64" and len(head) == 24:
             large_bytes = int.from_bytes(head[16:24], "little")
@@ -211,9 +212,8 @@ def wav(content: Content) -> Ending:
 def _wav_ending(present_bytes: int, declared_bytes: int) -> Ending:
     if not declared_bytes or (declared_bytes >= _UNKNOWN_WAV_BYTES and declared_bytes > present_bytes):
         return _plausible("the WAV header was written before the length was known")
-    if declared_bytes > present_bytes:
-        return _truncated(f"{present_bytes} of {declared_bytes} bytes of samples")
-    return _complete()
+    whole = declared_bytes <= present_bytes
+    return _complete() if whole else _truncated(f"{present_bytes} of {declared_bytes} bytes of samples")
 
 
 def ogg(content: Content) -> Ending:
