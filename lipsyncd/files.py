@@ -99,6 +99,13 @@ def copy_unchanged(name: bytes, expected: Identity, target: Path) -> str:
     return digest
 
 
+def sha256_of(path: bytes | Path) -> str:
+    """SHA-256 of a regular file, as hex."""
+    descriptor = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def identity(path: bytes | Path) -> Identity | None:
     """Who lies under that name now; None when nobody does."""
     try:
@@ -197,7 +204,7 @@ def _ignore_missing(_function: object, _path: str, info: Any) -> None:
 
 
 def expect_lease_signals() -> None:
-    """Call once, in the main thread, before `written_by_others`: a lease that breaks sends SIGIO, which would kill us."""
+    """Call once, in the main thread, before `written_by_others`: a lease that breaks sends SIGIO, which kills."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 

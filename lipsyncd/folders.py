@@ -1,8 +1,8 @@
 """The folders that jobs travel through, and the markers that tell an unmounted one from an empty one.
 
-Each shared folder carries `.lipsyncd/<kind>-id`, written once. The same ids stand in `state/folders.json`. A marker that
-is missing or differs means that something else is mounted there, or nothing: the folder is then unavailable, never
-"empty". Folders are made only by `initialise`; nothing creates the outbox while jobs run.
+Each shared folder carries `.lipsyncd/<kind>-id`, written once. The same ids stand in `state/folders.json`. A marker
+that is missing or differs means that something else is mounted there, or nothing: the folder is then unavailable,
+never "empty". Folders are made only by `initialise`; nothing creates the outbox while jobs run.
 """
 
 from __future__ import annotations

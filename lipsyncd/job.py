@@ -192,7 +192,7 @@ class Job:
         return replace(self, state=state)
 
     def to_json(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k not in ("run_token",)}
+        return {k: v for k, v in asdict(self).items() if k != "run_token"}
 
 
 JOB_COLUMNS = tuple(f.name for f in fields(Job))

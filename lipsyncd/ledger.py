@@ -92,6 +92,13 @@ class Ledger:
             connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
             connection.commit()
 
+    def check(self) -> None:
+        """Raises `DatabaseError` when the file is damaged."""
+        with self._lock, self._engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"quick_check: {found}")
+
     # -- new rows ------------------------------------------------------------------------------------------------------
 
     def insert(self, spec: JobSpec, *, max_attempts: int, idem_key: str | None = None) -> Job | None:
@@ -253,6 +260,13 @@ class Ledger:
         values = {"prepared": 1, "stage": "queued", "frames": frames, "duration_ms": duration_ms, "not_before_ms": 0}
         return self._set(job_id, [JobState.QUEUED], note="prepared", **values, **_NO_REASON)
 
+    def set_unprepared(self, job_id: str) -> None:
+        """What the jail wrote is gone: it has to be made again."""
+        self._set(job_id, [JobState.QUEUED], prepared=0)
+
+    def set_stage(self, job_id: str, stage: str) -> None:
+        self._set(job_id, [JobState.QUEUED], stage=stage)
+
     def set_blocked(self, job_id: str, error: Mapping[str, str], *, delay_ms: int) -> bool:
         """Note why a waiting job waits, and when it is looked at again."""
         states = [JobState.QUEUED, JobState.PUBLISHING]
@@ -345,6 +359,12 @@ class Ledger:
         """Jobs whose files may still lie in the inbox."""
         with self._lock, Session(self._engine) as session:
             return list(session.exec(select(JobRow.id).where(JobRow.inputs_released == 0).order_by(col(JobRow.seq))))
+
+    def source_hashes(self, job_id: str) -> dict[str, str]:
+        """SHA-256 of each file that a job took, by role."""
+        wanted = select(JobSourceRow.role, JobSourceRow.sha256).where(JobSourceRow.job_id == job_id)
+        with self._lock, Session(self._engine) as session:
+            return dict(session.execute(wanted).tuples().all())
 
     def latest_with_source(self, name: bytes) -> Job | None:
         """The newest job that took a file of that name from the inbox."""

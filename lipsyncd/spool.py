@@ -147,23 +147,28 @@ class Spool:
         return self.folder(job_id) / "out.mp4"
 
     def output(self, job_id: str) -> Output | None:
-        """The finished video's facts; None while there is none, or when file and facts disagree."""
+        """The finished video's facts; None while there is none, or when file and facts disagree.
+
+        Once it is staged the video itself is no longer needed here, and may have been moved on already.
+        """
         data = read_json(self.folder(job_id) / "out.json")
         try:
             output = None if data is None else Output(**data)
-            if output is None or self.video(job_id).stat().st_size != output.size:
-                return None
+            if output is None or self.staged_name(job_id) is not None:
+                return output
+            return output if self.video(job_id).stat().st_size == output.size else None
         except (TypeError, FileNotFoundError):
             return None
-        return output
 
-    def set_staged(self, job_id: str) -> None:
+    def set_staged(self, job_id: str, out_name: str) -> None:
+        """Note that the outbox holds hidden copies, and under which name they are about to be shown."""
         folder = self.folder(job_id)
-        write_new(folder / "staged", b"")
-        fsync_folder(folder)
+        write_json(folder / "staged", {"out_name": out_name})
 
-    def is_staged(self, job_id: str) -> bool:
-        return (self.folder(job_id) / "staged").exists()
+    def staged_name(self, job_id: str) -> str | None:
+        """The name noted by `set_staged`; None before that."""
+        data = read_json(self.folder(job_id) / "staged")
+        return None if data is None else str(data["out_name"])
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -173,6 +178,10 @@ class Spool:
 
     def ending(self, job_id: str) -> dict[str, Any] | None:
         return read_json(self.folder(job_id) / "fail.json")
+
+    def clear_ending(self, job_id: str) -> None:
+        (self.folder(job_id) / "fail.json").unlink(missing_ok=True)
+        fsync_folder(self.folder(job_id))
 
     def remove(self, job_id: str) -> None:
         """Forget a job whose result and inputs lie elsewhere by now.

@@ -63,7 +63,7 @@ class Shot(Protocol):
 
 @runtime_checkable
 class Renderer(Protocol):
-    """Made once for each child, used for many scenes, closed when the child ends.
+    """Made once for each child by calling its class with the device's name; used for many scenes.
 
     `open` raises `NoFaceFound` or `FaceTooSmall` when there is nothing to animate, `BadOption` for options that it
     does not know.

@@ -57,6 +57,10 @@ def _is_fps(value: object) -> bool:
     return True
 
 
+def _are_renderers(value: tuple[str, ...]) -> bool:
+    return all(re.fullmatch(r"[a-z][a-z0-9_-]*=[A-Za-z_][\w.]*:[A-Za-z_]\w*", entry) for entry in value)
+
+
 def _are_devices(names: tuple[str, ...]) -> bool:
     """`auto` stands alone, because what it finds may be one of the others; one device renders one job at a time."""
     known = all(re.fullmatch(r"auto|(cpu|cuda)(:[0-9]{1,3})?", name) for name in names)
@@ -159,6 +163,12 @@ class Render:
     """Who renders, on what, and for how long."""
 
     renderer: str = setting("musetalk", "Renderer of jobs that name none.", check=bool, allowed="a renderer's name")
+    renderers: tuple[str, ...] = setting(
+        (),
+        "Renderers of your own besides the built-in ones, each as name=module:Class.",
+        check=_are_renderers,
+        allowed='entries such as "mine=mypackage.mymodule:MyRenderer"',
+    )
     devices: tuple[str, ...] = setting(
         ("auto",),
         "One job at a time on each of these; auto is the first GPU.",

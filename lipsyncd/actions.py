@@ -1,0 +1,57 @@
+"""What can be asked of a job by hand: cancel, retry, priority, republish. Done by whoever holds the instance lock."""
+
+from __future__ import annotations
+
+import logging
+
+from lipsyncd.control import Answer, Request
+from lipsyncd.errors import LipsyncdError
+from lipsyncd.finish import Finisher
+from lipsyncd.job import JobState
+
+log = logging.getLogger(__name__)
+
+_LOWEST, _HIGHEST = -100, 100
+
+
+def carry_out(request: Request, finisher: Finisher) -> Answer:
+    """Do what was asked and say how it went; never raises for what a request may bring."""
+    try:
+        message = _DO[request.action](request, finisher)
+    except (LipsyncdError, OSError) as error:
+        log.info("%s of job %s refused: %s", request.action, request.job_id, error)
+        return Answer(False, str(error))
+    log.info("%s of job %s: %s", request.action, request.job_id, message)
+    return Answer(True, message)
+
+
+def _cancel(request: Request, finisher: Finisher) -> str:
+    job = finisher.ledger.get(request.job_id)
+    if job.state is JobState.QUEUED:
+        finisher.cancel(job.id)
+        return "cancelled"
+    if job.state is JobState.RUNNING and finisher.ledger.request_cancel(job.id):
+        return "is being cancelled"
+    if job.state is JobState.PUBLISHING:
+        return "is finished and about to be published; it is left as it is"
+    return f"has ended already ({job.state.value}); it is left as it is"
+
+
+def _retry(request: Request, finisher: Finisher) -> str:
+    finisher.retry(request.job_id)
+    return "queued again"
+
+
+def _priority(request: Request, finisher: Finisher) -> str:
+    job = finisher.ledger.get(request.job_id)
+    value = min(max(request.value, _LOWEST), _HIGHEST)
+    if not finisher.ledger.set_priority(job.id, value):
+        return f"is {job.state.value}; only waiting jobs have a priority"
+    return f"has priority {value}"
+
+
+def _republish(request: Request, finisher: Finisher) -> str:
+    return f"published again as {finisher.republish(request.job_id)}.mp4"
+
+
+_DO = {"cancel": _cancel, "retry": _retry, "priority": _priority, "republish": _republish}

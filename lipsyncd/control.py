@@ -1,0 +1,82 @@
+"""Small files in `state/control/` by which the CLI and the web ask the running daemon for something.
+
+    <id>.json     {"action": "cancel", "job_id": …, "value": …}, written whole and renamed into place
+    <id>.answer   {"ok": true, "message": …}, written by the daemon, removed by whoever asked
+
+Nobody but the daemon writes the ledger. Owns that folder; what an action does is not its business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lipsyncd.files import read_json, write_json
+from lipsyncd.job import new_id
+
+ACTIONS = ("cancel", "retry", "priority", "republish")
+_MODE = 0o660
+_STALE_S = 300.0
+_LOOK_AGAIN_S = 0.05
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing asked for. `value` is the new priority."""
+
+    action: str
+    job_id: str
+    value: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    ok: bool
+    message: str
+
+
+def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
+    """Leave a request for the daemon and wait for its answer; None when none came in time."""
+    name = new_id()
+    answer_file = folder / f"{name}.answer"
+    write_json(folder / f"{name}.json", asdict(request), mode=_MODE)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = read_json(answer_file)
+        if found is not None:
+            with contextlib.suppress(OSError):
+                answer_file.unlink()
+            return Answer(bool(found.get("ok")), str(found.get("message", "")))
+        time.sleep(_LOOK_AGAIN_S)
+    with contextlib.suppress(OSError):
+        (folder / f"{name}.json").unlink()
+    return None
+
+
+def pending(folder: Path) -> list[tuple[Path, Request | None]]:
+    """Requests that wait, oldest first; None for a file that is none."""
+    found: list[tuple[Path, Request | None]] = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("."):
+            continue
+        body = read_json(path) or {}
+        value = body.get("value", 0)
+        known = body.get("action") in ACTIONS and isinstance(body.get("job_id"), str) and isinstance(value, int)
+        found.append((path, Request(body["action"], body["job_id"], value) if known else None))
+    return found
+
+
+def answer(path: Path, reply: Answer) -> None:
+    """Answer a request and take it off the folder."""
+    write_json(path.with_suffix(".answer"), asdict(reply), mode=_MODE)
+    path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove answers that nobody has fetched."""
+    for path in folder.glob("*.answer"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()

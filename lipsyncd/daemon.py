@@ -1,0 +1,312 @@
+"""The daemon: one process that holds the lock, puts right what a crash left, and runs its threads until told to stop.
+
+    main      signals, control files, the status file, tidying up
+    intake    scans the inbox when the doorbell rings and at least every `rescan_s`
+    prepare   fetches, speaks, decodes what waits
+    worker    one for each device: renders and publishes
+
+Threads tell each other with events only; what is to be done stands in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from lipsyncd import __version__, control, keep
+from lipsyncd.actions import carry_out
+from lipsyncd.child import Limits, LocalChild
+from lipsyncd.errors import ConfigError, LipsyncdError
+from lipsyncd.ffmpeg import find as find_ffmpeg
+from lipsyncd.files import expect_lease_signals, free_mb, write_json
+from lipsyncd.finish import Finisher
+from lipsyncd.folders import Folders
+from lipsyncd.inbox import Inbox, Rules
+from lipsyncd.intake import Intake
+from lipsyncd.job import now_ms
+from lipsyncd.ledger import Ledger
+from lipsyncd.lock import InstanceLock
+from lipsyncd.outbox import Outbox
+from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
+from lipsyncd.prepare import Preparer
+from lipsyncd.recovery import open_ledger, recover
+from lipsyncd.settings import Settings
+from lipsyncd.spool import Spool
+from lipsyncd.watch import Watch, is_network
+from lipsyncd.worker import Worker
+
+log = logging.getLogger(__name__)
+
+STATUS_FILE = "status.json"
+_TICK_S = 0.1
+_TIDY_EVERY_S = 30.0
+_STATUS_EVERY_S = 1.0
+_IDLE_PREPARE_S = 0.5
+
+
+def folders_of(settings: Settings) -> Folders:
+    """The folders that the settings name."""
+    paths = settings.paths
+    shared = {"inbox": paths.inbox, "outbox": paths.outbox, "failed": paths.failed, "archive": paths.archive}
+    return Folders(state=paths.state, spool=paths.spool, shared=shared)
+
+
+def finisher_of(settings: Settings, folders: Folders, ledger: Ledger) -> Finisher:
+    """What ends jobs; also for a CLI command that holds the lock itself."""
+    outbox = Outbox(folders.shared["outbox"], mode=settings.output.mode_bits, group=settings.output.group)
+    return Finisher(settings, folders, Spool(folders.spool), ledger, outbox)
+
+
+class Daemon:
+    """Everything that `lipsyncd run` runs. `run` returns the exit status after a signal or `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folders = folders_of(settings)
+        self._stop = threading.Event()
+        self._cut_off = threading.Event()
+        self._ring = threading.Event()
+        self._prepare = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._workers: list[Worker] = []
+        self._failures = 0
+        self._scanned_s = time.monotonic()
+
+    # -- start and stop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT. Raises `ConfigError` or `AnotherDaemonRuns` when it cannot begin."""
+        started_s = time.monotonic()
+        for note in self.settings.notes:
+            log.info("%s", note)
+        ffmpeg = find_ffmpeg(self.settings.render.ffmpeg)
+        self._make_folders()
+        lock = InstanceLock(self.folders.state)
+        lock.acquire(who="lipsyncd run")
+        try:
+            expect_lease_signals()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+            self._begin(ffmpeg)
+            log.info(
+                "lipsyncd %s ready in %.2f s, inbox %s", __version__, time.monotonic() - started_s, self._inbox.root
+            )
+            self._loop()
+            return self._end()
+        finally:
+            lock.release()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """The first signal lets the running job finish within its grace; the second one does not wait."""
+        if self._stop.is_set():
+            self._cut_off.set()
+        self._stop.set()
+
+    def _make_folders(self) -> None:
+        """Make the folders at the very first start; later only those that are ours alone."""
+        paths = self.settings.paths
+        if self.folders.known():
+            paths.state.mkdir(parents=True, exist_ok=True)
+            paths.spool.mkdir(parents=True, exist_ok=True)
+        for line in self.folders.initialise():
+            log.info("%s", line)
+        if paths.state.stat().st_dev != paths.spool.stat().st_dev:
+            raise ConfigError(
+                f"paths.state ({paths.state}) and paths.spool ({paths.spool}) lie on different file systems",
+                remedy="put both on one local disk",
+            )
+
+    def _begin(self, ffmpeg: Path) -> None:
+        settings = self.settings
+        self._ledger = open_ledger(self.folders.state / "ledger.db")
+        self.finisher = finisher_of(settings, self.folders, self._ledger)
+        network = is_network(self.folders.shared["inbox"]) if settings.watch.mode == "auto" else False
+        network = network or settings.watch.mode == "poll"
+        self._inbox = Inbox(self.folders.shared["inbox"], rules_of(settings), network=network)
+        self._intake = Intake(settings, self._inbox, self.finisher.spool, self._ledger)
+        recover(self._intake, self.finisher)
+        self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
+        self._watch = Watch(self._inbox.root, mode=settings.watch.mode, network=network, bell=self._ring.set)
+        self._watch.start()
+        self._thread("intake", self._scan_loop)
+        self._thread("prepare", self._prepare_loop)
+        for device in settings.render.devices[: settings.render.max_concurrent_jobs]:
+            self._begin_worker(device, ffmpeg)
+
+    def _begin_worker(self, device: str, ffmpeg: Path) -> None:
+        render = self.settings.render
+        child = LocalChild(
+            device,
+            Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s),
+            renderers=render.renderers,
+            preload="" if render.lazy_load else render.renderer,
+        )
+        worker = Worker(
+            device,
+            self.settings,
+            self.finisher,
+            child,
+            ffmpeg,
+            stopping=self._stop.is_set,
+            cut_off=self._cut_off.is_set,
+        )
+        self._workers.append(worker)
+        self._thread(f"worker-{device}", worker.run)
+
+    def _thread(self, name: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=name)
+        self._threads.append(thread)
+        thread.start()
+
+    def _end(self) -> int:
+        """Let the running job finish, or put it back; then close everything in order."""
+        grace_s = self.settings.render.stop_grace_s
+        log.info("stopping: a running job has %g s to finish", grace_s)
+        deadline = time.monotonic() + grace_s
+        self._ring.set()
+        self._prepare.set()
+        for worker in self._workers:
+            worker.wake.set()
+        while any(thread.is_alive() for thread in self._threads):
+            if time.monotonic() > deadline:
+                self._cut_off.set()
+            self._serve_control()
+            time.sleep(_TICK_S)
+        self._watch.stop()
+        self._ledger.close()
+        (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
+        log.info("stopped")
+        return 1 if self._failures else 0
+
+    # -- the main thread -----------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        tidied_s = told_s = time.monotonic()
+        self._write_status()
+        while not self._stop.is_set():
+            self._serve_control()
+            now_s = time.monotonic()
+            if now_s - told_s >= _STATUS_EVERY_S:
+                told_s = now_s
+                self._write_status()
+            if now_s - tidied_s >= _TIDY_EVERY_S:
+                tidied_s = now_s
+                self._guarded(self._tidy)
+            self._stop.wait(_TICK_S)
+
+    def _tidy(self) -> None:
+        self.finisher.tidy()
+        control.sweep(self.folders.control)
+        rules = self.settings.archive
+        self.finisher.forget_results(rules.results_h * 3600)
+        if rules.keep_days and self.folders.available("archive"):
+            keep.prune(self.folders.shared["archive"], older_than_days=rules.keep_days)
+
+    def _serve_control(self) -> None:
+        for path, request in control.pending(self.folders.control):
+            if request is None:
+                reply = control.Answer(False, "this is no request that we know")
+            else:
+                reply = carry_out(request, self.finisher)
+            control.answer(path, reply)
+            self._nudge()
+
+    def _nudge(self) -> None:
+        """Something has changed in the ledger: let everybody look."""
+        self._prepare.set()
+        for worker in self._workers:
+            worker.wake.set()
+
+    def _write_status(self) -> None:
+        """What `lipsyncd status` shows besides the ledger: the inbox, and that we live."""
+        waiting = [asdict(w) for w in self._inbox.waiting]
+        content = {
+            "pid": os.getpid(),
+            "at_ms": now_ms(),
+            "version": __version__,
+            "inbox": str(self._inbox.root),
+            "inbox_available": self.folders.available("inbox"),
+            "outbox_available": self.folders.available("outbox"),
+            "watch": "events" if self._watch.events else "polling",
+            "scan_age_s": round(time.monotonic() - self._scanned_s, 1),
+            "waiting": waiting,
+            "ignored": self._inbox.ignored,
+            "free_mb": round(free_mb(self.folders.spool)),
+        }
+        self._guarded(lambda: write_json(self.folders.state / STATUS_FILE, content, mode=0o640))
+
+    # -- the other threads ---------------------------------------------------------------------------------------------
+
+    def _scan_loop(self) -> None:
+        watch = self.settings.watch
+        complained = False
+        while not self._stop.is_set():
+            self._ring.clear()
+            if not self.folders.available("inbox"):
+                if not complained:
+                    log.warning("the inbox %s is not mounted, or is another folder than before", self._inbox.root)
+                complained = True
+                self._stop.wait(watch.poll_s)
+                continue
+            complained = False
+            if free_mb(self.folders.spool) >= self.settings.paths.min_free_mb:
+                self._guarded(self._scan)
+            longest_s = watch.rescan_s if self._watch.events else watch.poll_s
+            soon_s = self._inbox.next_look_s
+            self._ring.wait(longest_s if soon_s is None else min(longest_s, soon_s + 0.005))
+
+    def _scan(self) -> None:
+        accepted = self._intake.scan()
+        self._scanned_s = time.monotonic()
+        if accepted:
+            self._prepare.set()
+
+    def _prepare_loop(self) -> None:
+        while not self._stop.is_set():
+            self._prepare.clear()
+            if self._guarded(self._preparer.run_once):
+                for worker in self._workers:
+                    worker.wake.set()
+            else:
+                self._prepare.wait(_IDLE_PREPARE_S)
+
+    def _guarded(self, work: Callable[[], bool | None]) -> bool:
+        """Do a piece of work that must never end its thread; gives its answer, False when it failed."""
+        try:
+            return bool(work())
+        except LipsyncdError as error:
+            log.warning("%s", error)
+        except OSError as error:
+            log.warning("%s", error)
+        except Exception:
+            self._failures += 1
+            log.exception("unexpected failure")
+        self._stop.wait(_TICK_S)
+        return False
+
+
+def rules_of(settings: Settings) -> Rules:
+    """The inbox's rules, out of the settings."""
+    watch, intake = settings.watch, settings.intake
+    return Rules(
+        settle_s=watch.settle_s,
+        settle_proven_s=watch.settle_proven_s,
+        settle_network_s=watch.settle_network_s,
+        incomplete_timeout_s=watch.incomplete_timeout_s,
+        pair_timeout_s=watch.pair_timeout_s,
+        max_bytes={
+            IMAGE: intake.max_image_mb * 1_000_000,
+            AUDIO: intake.max_audio_mb * 1_000_000,
+            MANIFEST: intake.max_manifest_kb * 1024,
+        },
+    )

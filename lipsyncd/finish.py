@@ -1,0 +1,277 @@
+"""Bring jobs to their end: publish, fail, cancel, clear away; and back again: retry, republish.
+
+Each path is a row of steps that may be repeated after a crash at any of them: the spool says how far it came. The
+ledger's state follows the spool, never the other way round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lipsyncd import keep, sidecar
+from lipsyncd.errors import (
+    BadResult,
+    IllegalTransition,
+    InputsLost,
+    LipsyncdError,
+    NameTaken,
+    OutboxUnavailable,
+    ResultGone,
+)
+from lipsyncd.failpoints import reach
+from lipsyncd.files import remove_tree, replace_durably
+from lipsyncd.folders import Folders
+from lipsyncd.job import Job, JobSpec, JobState, now_ms
+from lipsyncd.ledger import Ledger
+from lipsyncd.outbox import SIDECAR, VIDEO, Outbox
+from lipsyncd.settings import Settings
+from lipsyncd.spool import Output, Spool
+
+log = logging.getLogger(__name__)
+
+
+class Finisher:
+    """Ends the jobs of one daemon. Safe to use from several threads: one job is ended by one of them at a time."""
+
+    def __init__(self, settings: Settings, folders: Folders, spool: Spool, ledger: Ledger, outbox: Outbox) -> None:
+        self.settings = settings
+        self.folders = folders
+        self.spool = spool
+        self.ledger = ledger
+        self.outbox = outbox
+        self._lock = threading.RLock()
+
+    # -- a video -------------------------------------------------------------------------------------------------------
+
+    def publish(self, job_id: str) -> Job:
+        """Take a job in `publishing` to `done`, from wherever an earlier try came to.
+
+        Raises `OutboxUnavailable`, or OSError for what the outbox's disk says; the job then stays as it is.
+        """
+        with self._lock:
+            self._require_outbox()
+            spec, output = self.spool.spec(job_id), self.spool.output(job_id)
+            if spec is None or output is None:
+                return self.fail(job_id, BadResult(f"the finished video of job {job_id} is gone from the spool"))
+            out_name = self.spool.staged_name(job_id)
+            if out_name is None:
+                out_name = self._stage(job_id, spec, output)
+            try:
+                out_name = self._show_video(job_id, spec, output, out_name)
+            except NameTaken as taken:
+                return self.fail(job_id, taken)
+            self._show_sidecar(job_id, out_name)
+            reach("publish-shown")
+            job = self.ledger.to_done(job_id, note=f"published as {out_name}.mp4")
+            reach("publish-done")
+            log.info(
+                "job %s done: %s.mp4, %d frames in %.1f s", job_id, out_name, output.frames, output.render_ms / 1e3
+            )
+            self.clear_away(job)
+            return job
+
+    def publish_due(self) -> bool:
+        """Publish what waits for it; False when there was nothing to do. What cannot be published waits a while."""
+        due = [job for job in self.ledger.in_state(JobState.PUBLISHING) if job.not_before_ms <= now_ms()]
+        for job in due:
+            self.try_publish(job)
+        return bool(due)
+
+    def try_publish(self, job: Job) -> None:
+        """`publish`, or a note in the ledger why it has to wait."""
+        try:
+            self.publish(job.id)
+        except (OutboxUnavailable, OSError) as error:
+            blocked = error if isinstance(error, OutboxUnavailable) else OutboxUnavailable(f"cannot publish: {error}")
+            self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=_PUBLISH_AGAIN_MS)
+            log.warning("job %s waits to be published: %s", job.id, blocked)
+        except IllegalTransition:
+            log.debug("job %s was published by another thread", job.id)
+
+    def _require_outbox(self) -> None:
+        if not self.folders.available("outbox"):
+            raise OutboxUnavailable(f"{self.outbox.root} is not mounted, or is another folder than before")
+
+    def _stage(self, job_id: str, spec: JobSpec, output: Output) -> str:
+        job = self.ledger.get(job_id)
+        content = sidecar.of_video(job, spec, output, job.out_name)
+        self.outbox.stage(job_id, self.spool.video(job_id), output.sha256, content)
+        self.spool.set_staged(job_id, job.out_name)
+        reach("publish-staged")
+        self.ledger.set_staged(job_id)
+        return job.out_name
+
+    def _show_video(self, job_id: str, spec: JobSpec, output: Output, out_name: str) -> str:
+        """Give the video its name, or the next free one; gives the name that it has."""
+        while self.outbox.is_staged(job_id, VIDEO):
+            if self.outbox.is_free(out_name):
+                with contextlib.suppress(FileExistsError):
+                    self.outbox.show(job_id, VIDEO, out_name)
+                    return out_name
+            if self.settings.output.on_name_conflict == "fail":
+                raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
+            out_name = self.ledger.rename_output(job_id, out_name)
+            job = self.ledger.get(job_id)
+            self.outbox.stage_sidecar(job_id, sidecar.of_video(job, spec, output, out_name))
+            self.spool.set_staged(job_id, out_name)
+        self._require_outbox()  # an unmounted outbox has no tokens either
+        self.ledger.note(job_id, "the video was shown before")
+        return out_name
+
+    def _show_sidecar(self, job_id: str, out_name: str) -> None:
+        if not self.outbox.is_staged(job_id, SIDECAR):
+            self._require_outbox()
+            return
+        try:
+            self.outbox.show(job_id, SIDECAR, out_name)
+        except FileExistsError:
+            # Somebody wrote a file of that name in the last moment. The video keeps its name; the sidecar says which.
+            self.outbox.show(job_id, SIDECAR, f"{out_name} {job_id}")
+
+    # -- no video ------------------------------------------------------------------------------------------------------
+
+    def fail(self, job_id: str, error: LipsyncdError) -> Job:
+        """End a job without a video; its inputs and the reason go to failed/."""
+        return self._end(job_id, JobState.FAILED, error.reason(), lambda: self.ledger.to_failed(job_id, error.reason()))
+
+    def cancel(self, job_id: str) -> Job:
+        """End a job that somebody no longer wants; its inputs go to the archive."""
+        reason = {"code": "cancelled", "message": "cancelled on request", "remedy": ""}
+        return self._end(job_id, JobState.CANCELLED, reason, lambda: self.ledger.to_cancelled(job_id))
+
+    def _end(self, job_id: str, state: JobState, reason: dict[str, str], move: Callable[[], Job]) -> Job:
+        with self._lock:
+            if state not in _ENDINGS or self.ledger.get(job_id).state.ended:
+                raise IllegalTransition(f"job {job_id} has ended already")
+            if self.spool.folder(job_id).is_dir():
+                self.spool.set_ending(job_id, {"state": state.value, **reason, "at_ms": now_ms()})
+            reach("end-recorded")
+            job = move()
+            reach("end-moved")
+            log.info("job %s %s: %s", job_id, state.value, reason["message"])
+            self.clear_away(job)
+            return job
+
+    # -- afterwards ----------------------------------------------------------------------------------------------------
+
+    def clear_away(self, job: Job) -> None:
+        """Move an ended job's files out of the spool. What cannot be moved now is moved by a later `tidy`."""
+        try:
+            with self._lock:
+                self._clear_away(job)
+        except OSError as error:
+            log.warning("job %s: its inputs stay in the spool for now: %s", job.id, error)
+
+    def tidy(self) -> None:
+        """Clear away what ended jobs have left in the spool."""
+        for job_id in self.spool.ids():
+            job = self.ledger.find(job_id)
+            if job is not None and job.state.ended:
+                self.clear_away(job)
+
+    def _clear_away(self, job: Job) -> None:
+        spec = self.spool.spec(job.id)
+        if spec is None:
+            return
+        folder = self.spool.folder(job.id)
+        if job.state is JobState.DONE:
+            self._keep_result(job, spec)
+        if job.state is JobState.FAILED:
+            self._require("failed")
+            ending = self.spool.ending(job.id) or {"state": "failed", **_reason_of(job), "at_ms": job.finished_ms}
+            name = keep.failed_name(spec, int(ending["at_ms"]))
+            reason = sidecar.of_failure(job, spec, ending)
+            self.ledger.set_kept(job.id, keep.put(self.folders.shared["failed"], name, spec, folder, reason=reason))
+        elif job.state is JobState.CANCELLED or self.settings.archive.mode == "move":
+            self._require("archive")
+            kept = keep.put(self.folders.shared["archive"], keep.archived_name(spec), spec, folder)
+            self.ledger.set_kept(job.id, kept)
+        reach("cleared")
+        self.spool.remove(job.id)
+
+    def _require(self, kind: str) -> None:
+        if not self.folders.available(kind):
+            raise OSError(f"{self.folders.shared[kind]} is not mounted, or is another folder than before")
+
+    def _keep_result(self, job: Job, spec: JobSpec) -> None:
+        """Keep the video beside the ledger for a while: whoever empties the outbox takes nothing from `republish`."""
+        output = self.spool.output(job.id)
+        if output is None or not self.spool.video(job.id).exists():
+            return
+        replace_durably(self._result(job.id, SIDECAR), sidecar.of_video(job, spec, output, job.out_name))
+        self.spool.video(job.id).rename(self._result(job.id, VIDEO))
+
+    def _result(self, job_id: str, suffix: str) -> Path:
+        return self.folders.results / f"{job_id}.{suffix}"
+
+    def forget_results(self, older_than_s: float) -> None:
+        """Delete kept videos that have had their time."""
+        for path in self.folders.results.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if now_ms() / 1000 - path.stat().st_mtime > older_than_s:
+                    path.unlink()
+
+    # -- once more -----------------------------------------------------------------------------------------------------
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again, from the inputs that were kept."""
+        with self._lock:
+            job = self.ledger.get(job_id)
+            if job.state not in (JobState.FAILED, JobState.CANCELLED):
+                raise IllegalTransition(
+                    f"job {job_id} is {job.state.value}; only failed and cancelled ones are retried"
+                )
+            if not self.spool.folder(job_id).is_dir():
+                self._take_back(job)
+            elif (spec := self.spool.spec(job_id)) is not None:
+                self.spool.rewrite(replace(spec, refusal=None))
+                self.spool.clear_ending(job_id)
+            reach("retry-accepted")
+            return self.ledger.retry(job_id)
+
+    def _take_back(self, job: Job) -> None:
+        kept = None if job.kept is None else Path(job.kept)
+        spec = None if kept is None else keep.spec_of(kept)
+        if kept is None or spec is None:
+            raise InputsLost(f"the inputs of job {job.id} are no longer in {job.kept or 'any folder that we know'}")
+
+        def fill(folder: Path) -> JobSpec:
+            keep.take_back(kept, spec, folder)
+            return replace(spec, refusal=None)
+
+        self.spool.accept(job.id, fill)
+        remove_tree(kept)
+
+    def republish(self, job_id: str) -> str:
+        """Put the video of a finished job into the outbox once more, under the next free name; gives that name."""
+        with self._lock:
+            job = self.ledger.get(job_id)
+            if job.state is not JobState.DONE:
+                raise IllegalTransition(f"job {job_id} is {job.state.value}; only finished ones are published again")
+            video, facts = self._result(job_id, VIDEO), self._result(job_id, SIDECAR)
+            if not video.exists() or job.out_sha256 is None:
+                raise ResultGone(f"the video of job {job_id} is kept no longer")
+            self._require_outbox()
+            number, out_name = 1, job.out_name
+            while not self.outbox.is_free(out_name):
+                number += 1
+                out_name = f"{job.out_name} ({number})"
+            content = sidecar.renamed(facts.read_bytes(), out_name)
+            self.outbox.stage(job_id, video, job.out_sha256, content)
+            self.outbox.show(job_id, VIDEO, out_name)
+            self.outbox.show(job_id, SIDECAR, out_name)
+            self.ledger.note(job_id, f"published again as {out_name}.mp4")
+            return out_name
+
+
+_PUBLISH_AGAIN_MS = 5_000
+_ENDINGS = (JobState.FAILED, JobState.CANCELLED)
+
+
+def _reason_of(job: Job) -> dict[str, str]:
+    return {"code": job.reason_code or "unknown", "message": job.reason or "", "remedy": job.remedy or ""}

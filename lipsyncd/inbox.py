@@ -1,0 +1,315 @@
+"""Notice finished files in the inbox and hand each drop over once.
+
+File events are only a hint to look. `Inbox.ready()` scans the folder and is the truth, so a missed event costs one
+rescan interval and never a job. A file is finished when nothing has changed it for a while, no process of this machine
+holds it open for writing, and its own structure does not say that more must come. A structure that proves the end
+(a PNG's IEND, a WAV of the length that its header says) needs only a short while.
+
+Times are differences of one monotonic clock: the file server's clock and ours may disagree by any amount.
+Owns the inbox folder as a reader. Leaves copying, the ledger and the renderers alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipsyncd.errors import InputError
+from lipsyncd.files import NotRegular, open_regular, written_by_others
+from lipsyncd.job import Identity
+from lipsyncd.log import printable
+from lipsyncd.manifest import Manifest, classify, parse
+from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Structure, examine
+from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, Drop, Found, Waiting, group
+from lipsyncd.structure import Completeness
+
+log = logging.getLogger(__name__)
+
+# What writers and file servers leave beside the real files: never looked at, never reported. Compared without case.
+_TEMPORARY = (
+    ".*",
+    "*~",
+    "~*",
+    "*.part",
+    "*.partial",
+    "*.tmp",
+    "*.temp",
+    "*.crdownload",
+    "*.opdownload",
+    "*.download",
+    "*.filepart",
+    "*.aria2",
+    "*.swp",
+    "*.lock",
+    "*.!sync",
+    "*.bak",
+    "desktop.ini",
+    "thumbs.db",
+    "ehthumbs.db",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+)
+_ROLES = {
+    **{os.fsencode(suffix): IMAGE for suffix in IMAGE_SUFFIXES},
+    **{os.fsencode(suffix): AUDIO for suffix in AUDIO_SUFFIXES},
+    b".json": MANIFEST,
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How long things may take and how large they may be; the settings of the same names."""
+
+    settle_s: float
+    settle_proven_s: float
+    settle_network_s: float
+    incomplete_timeout_s: float
+    pair_timeout_s: float
+    max_bytes: Mapping[str, int]
+
+
+@dataclass
+class _Seen:
+    """What we remember of a name between scans."""
+
+    identity: Identity
+    first_s: float
+    still_since_s: float
+    structure: Structure | None = None
+    settled: bool = False
+    why: str = "still being written"
+    look_again_s: float = 0.0
+
+
+class Inbox:
+    """The folder `root`. `network` says that other machines may write there, whom no lease shows."""
+
+    def __init__(self, root: Path, rules: Rules, *, network: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self.root = root
+        self.rules = rules
+        self.network = network
+        self.waiting: list[Waiting] = []
+        self.ignored: dict[str, str] = {}
+        self.next_look_s: float | None = None
+        self._clock = clock
+        self._root = os.fsencode(root)
+        self._seen: dict[bytes, _Seen] = {}
+        self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
+        self._odd: set[bytes] = set()
+        self._found: list[Found] = []
+
+    def path(self, name: bytes) -> bytes:
+        return os.path.join(self._root, name)  # noqa: PTH118 - names are bytes
+
+    def ready(self, taken: Mapping[bytes, Identity]) -> list[Drop]:
+        """Scan the folder; gives the drops that can be taken now.
+
+        taken  files of accepted jobs that still lie here: no pair is made of them, a manifest may name them again
+
+        `waiting`, `ignored` and `next_look_s` (seconds until something may be ready) are as of this scan.
+        Raises OSError when the folder cannot be listed.
+        """
+        now_s = self._clock()
+        self.next_look_s = None
+        found = [self._observe(name, role, identity, now_s, taken) for name, role, identity in self._candidates()]
+        usable = [f for f in found if f.role == MANIFEST and f.settled and not f.taken]
+        manifests = {f.name: self._manifest(f.name, f.identity) for f in usable}
+        self._found = found
+        self._forget({f.name for f in found})
+        grouping = group(
+            found,
+            {name: content for name, content in manifests.items() if content is not None},
+            odd=frozenset(self._odd),
+            pair_timeout_s=self.rules.pair_timeout_s,
+        )
+        self.waiting = [self._explained(w) for w in grouping.waiting]
+        return grouping.drops
+
+    def structure(self, name: bytes) -> Structure | None:
+        """What the last look into that file found; None for manifests."""
+        seen = self._seen.get(name)
+        return None if seen is None else seen.structure
+
+    def without_files(self, taken: Mapping[bytes, Identity]) -> list[Drop]:
+        """Manifests of this scan that wait for files, each as a drop of itself alone."""
+        return [
+            Drop(f.stem, {MANIFEST: f}, content)
+            for f in self._manifests(taken)
+            if isinstance(content := self._content(f.name), Manifest)
+            and any(name not in self._seen for name in _named(content))
+        ]
+
+    def named_by_manifests(self, taken: Mapping[bytes, Identity]) -> Container[bytes]:
+        """Files that a waiting manifest wants to have; every file, while one of those is still being written."""
+        waiting = self._manifests(taken)
+        if any(not f.settled for f in waiting):
+            return _Everything()
+        contents = [self._content(f.name) for f in waiting]
+        return frozenset(name for c in contents if isinstance(c, Manifest) for name in _named(c))
+
+    def _content(self, name: bytes) -> Manifest | InputError | None:
+        known = self._parsed.get(name)
+        return None if known is None else known[1]
+
+    def _manifests(self, taken: Mapping[bytes, Identity]) -> list[Found]:
+        """The manifests of the last scan that no job has taken."""
+        return [f for f in self._found if f.role == MANIFEST and taken.get(f.name) != f.identity]
+
+    # -- one scan ------------------------------------------------------------------------------------------------------
+
+    def _candidates(self) -> Iterator[tuple[bytes, str, Identity]]:
+        """Every name that may be part of a job. What is left out, and why, is in `ignored`."""
+        self.ignored = {}
+        self._odd = set()
+        with os.scandir(self._root) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            if _is_temporary(entry.name):
+                continue
+            role = _ROLES.get(b"." + entry.name.rpartition(b".")[2].lower())
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._ignore(entry.name, f"cannot be looked at: {error.strerror}")
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                self._odd.add(entry.name)
+                self._ignore(entry.name, "is no regular file")
+            elif role is None:
+                self._ignore(entry.name, "its suffix is none of a picture, a sound or a manifest")
+            elif role != MANIFEST and status.st_size > self.rules.max_bytes[role]:
+                limit_mb = self.rules.max_bytes[role] / 1e6
+                self._ignore(entry.name, f"has {status.st_size / 1e6:.0f} MB; at most {limit_mb:.0f} MB are taken")
+            else:
+                yield entry.name, role, Identity.of(status)
+
+    def _ignore(self, name: bytes, why: str) -> None:
+        self.ignored[printable(name)] = why
+
+    def _observe(
+        self, name: bytes, role: str, identity: Identity, now_s: float, taken: Mapping[bytes, Identity]
+    ) -> Found:
+        seen = self._seen.get(name)
+        if seen is None:
+            seen = self._seen[name] = _Seen(identity, first_s=now_s, still_since_s=now_s)
+        elif seen.identity != identity:
+            replaced = seen.identity.ino != identity.ino
+            first_s = now_s if replaced else seen.first_s
+            seen = self._seen[name] = _Seen(identity, first_s=first_s, still_since_s=now_s)
+        if taken.get(name) == identity:
+            return Found(name, role, identity, settled=True, taken=True, age_s=now_s - seen.first_s)
+        if not seen.settled:
+            self._settle(name, role, seen, now_s)
+        return Found(name, role, identity, settled=seen.settled, age_s=now_s - seen.first_s)
+
+    def _settle(self, name: bytes, role: str, seen: _Seen, now_s: float) -> None:
+        """Decide whether a file is finished, and when to look again if not."""
+        still_s = now_s - seen.still_since_s
+        shortest_s = self.rules.settle_network_s if self.network else self.rules.settle_proven_s
+        if still_s < shortest_s:
+            self._look_in(shortest_s - still_s)
+            return
+        try:
+            descriptor = open_regular(self.path(name))
+        except (FileNotFoundError, NotRegular):
+            return
+        except OSError as error:
+            seen.why = f"cannot be read: {error.strerror}"
+            return
+        try:
+            # An open also makes an NFS client ask the server again: only then fstat is the truth.
+            if Identity.of(os.fstat(descriptor)) != seen.identity:
+                return
+            busy = written_by_others(descriptor)
+            if role != MANIFEST:
+                seen.structure = examine(descriptor, seen.identity.size)
+        finally:
+            os.close(descriptor)
+        seen.settled = self._finished(self._completeness(name, role, seen), seen, still_s, busy)
+
+    def _completeness(self, name: bytes, role: str, seen: _Seen) -> Completeness:
+        """What the content itself says about its end. A manifest that parses is whole: its last brace is there."""
+        if role != MANIFEST:
+            return Completeness.PLAUSIBLE if seen.structure is None else seen.structure.completeness
+        whole = isinstance(self._manifest(name, seen.identity), Manifest)
+        return Completeness.COMPLETE if whole else Completeness.PLAUSIBLE
+
+    def _finished(self, completeness: Completeness, seen: _Seen, still_s: float, busy: bool | None) -> bool:
+        if busy:
+            seen.why = "a program has it open for writing"
+            self._look_in(self.rules.settle_s)
+            return False
+        if completeness is Completeness.TRUNCATED:
+            seen.why = "its content ends before its own header says"
+            return self._after(self.rules.incomplete_timeout_s, still_s)
+        if self.network:
+            return self._after(self.rules.settle_network_s, still_s)
+        proven = completeness is Completeness.COMPLETE and busy is False
+        return self._after(self.rules.settle_proven_s if proven else self.rules.settle_s, still_s)
+
+    def _after(self, needed_s: float, still_s: float) -> bool:
+        if still_s >= needed_s:
+            return True
+        self._look_in(needed_s - still_s)
+        return False
+
+    def _look_in(self, seconds: float) -> None:
+        self.next_look_s = seconds if self.next_look_s is None else min(self.next_look_s, seconds)
+
+    def _manifest(self, name: bytes, identity: Identity) -> Manifest | InputError | None:
+        """The content of a manifest; None when it cannot be read just now."""
+        known = self._parsed.get(name)
+        if known is not None and known[0] == identity:
+            return known[1]
+        try:
+            descriptor = open_regular(self.path(name))
+        except OSError:
+            return None
+        with os.fdopen(descriptor, "rb") as opened:
+            data = opened.read(self.rules.max_bytes[MANIFEST] + 1)
+        try:
+            content: Manifest | InputError = parse(data, max_bytes=self.rules.max_bytes[MANIFEST])
+        except InputError as error:
+            content = error
+        self._parsed[name] = (identity, content)
+        return content
+
+    def _forget(self, present: set[bytes]) -> None:
+        for name in self._seen.keys() - present:
+            del self._seen[name]
+        for name in self._parsed.keys() - present:
+            del self._parsed[name]
+
+    def _explained(self, waiting: Waiting) -> Waiting:
+        """The same with the better reason that we know of a file that has not settled."""
+        seen = self._seen.get(os.fsencode(waiting.name))
+        why = waiting.why if seen is None or seen.settled else seen.why
+        return Waiting(printable(waiting.name), why, round(waiting.age_s, 1))
+
+
+def _is_temporary(name: bytes) -> bool:
+    text = os.fsdecode(name).lower()
+    return any(fnmatch.fnmatchcase(text, pattern) for pattern in _TEMPORARY)
+
+
+def _named(manifest: Manifest) -> list[bytes]:
+    """The names in the inbox that a manifest speaks of."""
+    sources = [s for s in (manifest.image, manifest.audio) if s is not None]
+    return [os.fsencode(s) for s in sources if classify(s) == "file"]
+
+
+class _Everything(Container[bytes]):
+    def __contains__(self, _item: object) -> bool:
+        return True

@@ -1,0 +1,328 @@
+"""Inbox to spool to ledger: take what is ready, as private copies, each drop exactly once.
+
+The order is what makes it safe: nothing before the spool's commit touches the inbox, nothing after it can lose the job.
+Copy into a staging folder by descriptor while hashing; look again that nobody wrote meanwhile; `job.json`, fsync,
+rename: accepted. Then the row. Then the inbox's names are unlinked, if they still stand for the bytes that were copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lipsyncd.errors import (
+    AudioNotRecognised,
+    AudioUndecodable,
+    ImageNotRecognised,
+    ImageUndecodable,
+    InputError,
+    InputsAlreadyTaken,
+)
+from lipsyncd.failpoints import reach
+from lipsyncd.files import SourceChanged, copy_unchanged, fsync_folder, identity, sha256_of
+from lipsyncd.inbox import Inbox
+from lipsyncd.job import Identity, Job, JobSpec, JobState, SourceFile, new_id, now_ms
+from lipsyncd.ledger import DropKnown, Ledger
+from lipsyncd.log import printable
+from lipsyncd.manifest import Manifest, classify, clean_out_name
+from lipsyncd.media import Structure, check_image_size
+from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, Drop, Found
+from lipsyncd.settings import Settings
+from lipsyncd.spool import Spool
+from lipsyncd.structure import Completeness
+
+log = logging.getLogger(__name__)
+
+_TAKEN_LOOKBACK_MS = 600_000  # a manifest that comes this late for its files is told which job took them
+_NOT_RECOGNISED = {IMAGE: ImageNotRecognised, AUDIO: AudioNotRecognised}
+_UNDECODABLE = {IMAGE: ImageUndecodable, AUDIO: AudioUndecodable}
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What became of one drop."""
+
+    job: Job
+    refused: bool
+
+
+class Intake:
+    """Takes the drops of one inbox. Runs in one thread."""
+
+    def __init__(self, settings: Settings, inbox: Inbox, spool: Spool, ledger: Ledger) -> None:
+        self.settings = settings
+        self.inbox = inbox
+        self.spool = spool
+        self.ledger = ledger
+        self._complained: set[str] = set()
+        self._unreleased: dict[str, tuple[SourceFile, ...]] = {}
+        for job_id in ledger.unreleased():
+            spec = spool.spec(job_id)
+            self._unreleased[job_id] = () if spec is None else spec.sources
+
+    def scan(self) -> list[Accepted]:
+        """Look once and take everything that is ready; gives the jobs that are new.
+
+        Raises OSError when the folder cannot be listed; what one drop brings up stays with that drop.
+        """
+        drops = self.inbox.ready(self._taken())
+        accepted = []
+        for drop in drops:
+            try:
+                taken = self._take(drop)
+            except SourceChanged as changed:
+                log.info("intake: %s changed while it was copied; looking again", changed)
+                continue
+            except OSError as error:
+                log.warning("intake: %s waits: %s", drop.name, error)
+                continue
+            if taken is not None:
+                accepted.append(taken)
+        self._serve_late_manifests()
+        self.release()
+        return accepted
+
+    def _taken(self) -> dict[bytes, Identity]:
+        """Files of accepted jobs that may still lie in the inbox."""
+        return {os.fsencode(s.name): s.identity for sources in self._unreleased.values() for s in sources}
+
+    # -- one drop ------------------------------------------------------------------------------------------------------
+
+    def _take(self, drop: Drop) -> Accepted | None:
+        refusal = drop.refusal or self._judge(drop)
+        job_id = (drop.manifest.id if drop.manifest else None) or new_id()
+        known = self.ledger.find(job_id)
+        if known is not None and self._is_repetition(drop, job_id):
+            self._clear_repetition(drop, job_id)
+            return None
+        if known is not None:
+            refusal = InputsAlreadyTaken(f"{drop.name} asks for the id of job {job_id}, which has other inputs")
+            job_id = new_id()
+        spec = self.spool.accept(job_id, lambda folder: self._fill(job_id, drop, refusal, folder))
+        return self.register(spec)
+
+    def register(self, spec: JobSpec) -> Accepted | None:
+        """Give an accepted job its row; also at start, for jobs that a crash left without one."""
+        try:
+            job = self.ledger.insert(
+                spec, max_attempts=self.settings.render.max_attempts, idem_key=idempotency_key(spec)
+            )
+        except DropKnown:
+            self.spool.remove(spec.id)
+            return None
+        if job is None:
+            return None
+        self._unreleased[spec.id] = spec.sources
+        reach("intake-inserted")
+        log.info("job %s accepted: %s, %s", job.id, spec.name, "refused" if spec.refusal else spec.renderer)
+        return Accepted(job, refused=spec.refusal is not None)
+
+    def _fill(self, job_id: str, drop: Drop, refusal: InputError | None, folder: Path) -> JobSpec:
+        sources = []
+        for role, file in drop.files.items():
+            digest = copy_unchanged(self.inbox.path(file.name), file.identity, folder / role)
+            sources.append(SourceFile(role, file.text, file.identity, digest))
+        if refusal is not None:
+            log.info("job %s refused: %s", job_id, refusal)
+        return self._spec(job_id, drop, tuple(sources), refusal)
+
+    def _spec(self, job_id: str, drop: Drop, sources: tuple[SourceFile, ...], refusal: InputError | None) -> JobSpec:
+        spec = JobSpec(
+            id=job_id,
+            name=printable(drop.name),
+            out_name=clean_out_name(drop.name),
+            renderer=self.settings.render.renderer,
+            stitch=self.settings.output.stitch,
+            resolution=self.settings.output.resolution,
+            fps=self.settings.output.rate,
+            accepted_ms=now_ms(),
+            sources=sources,
+            refusal=None if refusal is None else refusal.reason(),
+        )
+        return spec if drop.manifest is None else with_manifest(spec, drop.manifest)
+
+    def _judge(self, drop: Drop) -> InputError | None:
+        """The reason why these files cannot become a video, as far as their structure tells."""
+        for role in (IMAGE, AUDIO):
+            file = drop.files.get(role)
+            if file is None:
+                continue
+            structure = self.inbox.structure(file.name)
+            error = None if structure is None else self._judge_file(role, file, structure)
+            if error is not None:
+                return error
+        return None
+
+    def _judge_file(self, role: str, file: Found, structure: Structure) -> InputError | None:
+        name = repr(printable(file.text))
+        right_kind = structure.kind is not None and (
+            structure.kind.is_image if role == IMAGE else structure.kind.is_audio
+        )
+        if not right_kind:
+            seen = f"is {structure.kind}" if structure.kind else f"is none that we know ({file.identity.size} bytes)"
+            return _NOT_RECOGNISED[role](f"{name} {seen}")
+        if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
+            cut = structure.completeness is Completeness.TRUNCATED
+            return _UNDECODABLE[role](f"{name} {'is cut short' if cut else 'is damaged'}: {structure.note}")
+        if role == IMAGE and structure.width and structure.height:
+            limits = self.settings.intake
+            try:
+                check_image_size(
+                    structure.width, structure.height, min_side=limits.min_side_px, max_megapixels=limits.max_megapixels
+                )
+            except InputError as error:
+                return error
+        return None
+
+    # -- an id that is known already -----------------------------------------------------------------------------------
+
+    def _is_repetition(self, drop: Drop, job_id: str) -> bool:
+        """Did that job take these very bytes? Somebody who got no answer has then simply asked again."""
+        taken = self.ledger.source_hashes(job_id)
+        files = [(role, f) for role, f in drop.files.items() if role in (IMAGE, AUDIO)]
+        return all(taken.get(role) == sha256_of(self.inbox.path(f.name)) for role, f in files)
+
+    def _clear_repetition(self, drop: Drop, job_id: str) -> None:
+        log.info("intake: %s repeats job %s, which is accepted already", drop.name, job_id)
+        for file in drop.files.values():
+            if not file.taken:
+                self._unlink_same(file)
+
+    def _unlink_same(self, file: Found) -> None:
+        path = self.inbox.path(file.name)
+        if identity(path) == file.identity:
+            os.unlink(path)  # noqa: PTH108 - names are bytes
+
+    # -- manifests that come after their files -------------------------------------------------------------------------
+
+    def _serve_late_manifests(self) -> None:
+        """A manifest whose files were just accepted as a pair replaces that job's options; later it is refused."""
+        for drop in self.inbox.without_files(self._taken()):
+            job = None if drop.manifest is None else self._job_of_files(drop.manifest)
+            if job is None:
+                continue
+            in_time = now_ms() - job.accepted_ms <= self.settings.watch.manifest_grace_s * 1000
+            if in_time and job.state is JobState.QUEUED and job.attempt == 0 and self._replace_options(job, drop):
+                continue
+            self._refuse_late(drop, job)
+
+    def _refuse_late(self, drop: Drop, job: Job) -> None:
+        late = InputsAlreadyTaken(f"the files of {drop.name} were accepted as job {job.id}, which is {job.state}")
+        try:
+            self._take(replace(drop, manifest=None, refusal=late))
+        except (SourceChanged, OSError) as error:
+            log.info("intake: %s waits: %s", drop.name, error)
+
+    def _job_of_files(self, manifest: Manifest) -> Job | None:
+        """The recent job that took exactly the files that a manifest names."""
+        names = [s for s in (manifest.image, manifest.audio) if s is not None and classify(s) == "file"]
+        jobs = {j.id: j for name in names if (j := self.ledger.latest_with_source(os.fsencode(name))) is not None}
+        if len(jobs) != 1 or len(names) != 2:
+            return None
+        job = next(iter(jobs.values()))
+        return job if now_ms() - job.accepted_ms <= _TAKEN_LOOKBACK_MS else None
+
+    def _replace_options(self, job: Job, drop: Drop) -> bool:
+        old = self.spool.spec(job.id)
+        if old is None or drop.manifest is None:
+            return False
+        spec = with_manifest(self._spec(job.id, drop, old.sources, None), drop.manifest)
+        spec = replace(spec, id=job.id, name=old.name, out_name=old.out_name, accepted_ms=old.accepted_ms)
+        self.spool.rewrite(spec)
+        if not self.ledger.set_options(spec):
+            self.spool.rewrite(old)
+            return False
+        log.info("job %s takes the options of %s", job.id, drop.name)
+        self._unlink_same(drop.files[MANIFEST])
+        return True
+
+    # -- giving the names back -----------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Unlink the inputs of accepted jobs from the inbox, except those that a waiting manifest names as well."""
+        needed = self.inbox.named_by_manifests(self._taken())
+        for job_id, sources in list(self._unreleased.items()):
+            released = [self._release_file(job_id, source, needed) for source in sources]
+            if all(released):
+                reach("intake-unlinked")
+                self.ledger.set_released(job_id)
+                del self._unreleased[job_id]
+
+    def _release_file(self, job_id: str, source: SourceFile, needed: Container[bytes]) -> bool:
+        """True when the name no longer stands for the bytes that were copied."""
+        name = os.fsencode(source.name)
+        path = self.inbox.path(name)
+        try:
+            now = identity(path)
+            if now is None or not self._is_same(path, source, now):
+                return True
+            if name in needed:
+                return False
+            reach("intake-before-unlink")
+            os.unlink(path)  # noqa: PTH108 - names are bytes
+            fsync_folder(self.inbox.root)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if job_id not in self._complained:
+                self._complained.add(job_id)
+                log.warning("intake: cannot remove %s from the inbox: %s", printable(source.name), error.strerror)
+            return False
+        return True
+
+    @staticmethod
+    def _is_same(path: bytes, source: SourceFile, now: Identity) -> bool:
+        """The bytes we copied, also when only the inode's own data changed (a chmod, a backup tool)."""
+        if now == source.identity:
+            return True
+        return replace(now, ctime_ns=0) == replace(source.identity, ctime_ns=0) and sha256_of(path) == source.sha256
+
+
+def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:
+    """What the settings say, overruled by what the manifest says."""
+    said = {
+        "renderer": manifest.renderer,
+        "stitch": manifest.stitch,
+        "resolution": manifest.resolution,
+        "fps": manifest.fps,
+        "priority": manifest.priority,
+        "out_name": manifest.out_name,
+        "name": manifest.out_name,
+    }
+    changes: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    return replace(
+        spec,
+        **changes,
+        image_url=manifest.image if classify(manifest.image) != "file" else None,
+        audio_url=manifest.audio if manifest.audio is not None and classify(manifest.audio) != "file" else None,
+        text=manifest.text,
+        voice=manifest.voice,
+        ssml=manifest.ssml,
+        user_data=manifest.user_data,
+        webhook=manifest.webhook,
+        options=dict(manifest.options),
+    )
+
+
+def idempotency_key(spec: JobSpec) -> str | None:
+    """Equal for equal work: the same bytes with the same options. None when what is fetched may differ each time."""
+    if spec.image_url or spec.audio_url or spec.refusal:
+        return None
+    content: Mapping[str, object] = {s.role: s.sha256 for s in spec.sources if s.role in (IMAGE, AUDIO)}
+    asked = {
+        "renderer": spec.renderer,
+        "stitch": spec.stitch,
+        "resolution": None if spec.stitch else spec.resolution,
+        "fps": str(spec.fps),
+        "text": spec.text,
+        "voice": spec.voice,
+        "ssml": spec.ssml,
+        "options": spec.options,
+    }
+    return hashlib.sha256(json.dumps([content, asked], sort_keys=True).encode()).hexdigest()

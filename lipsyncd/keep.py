@@ -1,0 +1,106 @@
+"""Where the inputs of ended jobs go: a folder each under failed/ or archive/, and back again for a retry.
+
+    failed/<UTC>-<stem>/     the inputs under their own names, job.json, reason.json
+    archive/<day>/<id>/      the inputs under their own names, job.json
+
+A folder appears whole or not at all: it is filled under a hidden name on the same file system, fsynced, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from lipsyncd.files import copy_hashed, fsync_folder, open_regular, read_json, remove_tree, rename_no_replace, write_new
+from lipsyncd.folders import HIDDEN
+from lipsyncd.job import JobSpec
+from lipsyncd.manifest import clean_out_name
+
+_OWN_NAMES = ("job.json", "reason.json")
+_MODE = 0o640
+_NAME_TRIES = 1000
+
+
+def failed_name(spec: JobSpec, at_ms: int) -> str:
+    """The name of a failed job's folder: sorts by time, tells the stem."""
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y%m%dT%H%M%SZ}-{clean_out_name(spec.name)}"
+
+
+def archived_name(spec: JobSpec) -> str:
+    """A folder for each day, and in it one for each job."""
+    return f"{datetime.fromtimestamp(spec.accepted_ms / 1000, UTC):%Y-%m-%d}/{spec.id}"
+
+
+def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | None = None) -> Path:
+    """Copy a job's inputs from its spool folder to `root/name`; gives the folder. Doing it again finds the first one.
+
+    Another job's folder of that name is left alone: this one gets "-2", "-3", ... behind its name.
+    """
+    hidden = root / HIDDEN / f"{spec.id}.keep"
+    remove_tree(hidden)
+    hidden.mkdir(parents=True)
+    for source in spec.sources:
+        _copy(spooled / source.role, hidden / os.fsdecode(_kept_name(source.name)))
+    write_new(hidden / "job.json", (json.dumps(spec.to_json(), indent=1) + "\n").encode(), mode=_MODE)
+    if reason is not None:
+        write_new(hidden / "reason.json", reason, mode=_MODE)
+    hidden.chmod(0o770 & ~_umask())
+    fsync_folder(hidden)
+    for number in range(1, _NAME_TRIES):
+        target = root / (name if number == 1 else f"{name}-{number}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (read_json(target / "job.json") or {}).get("id") == spec.id:
+            remove_tree(hidden)
+            return target
+        try:
+            rename_no_replace(hidden, target)
+        except FileExistsError:
+            continue
+        fsync_folder(target.parent)
+        return target
+    raise FileExistsError(f"no free folder like {root / name} in {_NAME_TRIES} tries")
+
+
+def take_back(kept: Path, spec: JobSpec, spooled: Path) -> None:
+    """Copy the inputs of a kept job into a spool folder again."""
+    for source in spec.sources:
+        _copy(kept / os.fsdecode(_kept_name(source.name)), spooled / source.role)
+
+
+def prune(archive: Path, *, older_than_days: float) -> int:
+    """Delete the archive's days that are older; gives how many were."""
+    oldest = f"{datetime.now(UTC) - timedelta(days=older_than_days):%Y-%m-%d}"
+    days = [d for d in archive.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", d.name) and d.name < oldest]
+    for day in days:
+        remove_tree(day)
+    return len(days)
+
+
+def spec_of(kept: Path) -> JobSpec | None:
+    """What the job in that folder had asked for; None when the folder is gone or damaged."""
+    data = read_json(kept / "job.json")
+    try:
+        return None if data is None else JobSpec.from_json(data)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _kept_name(name: str) -> bytes:
+    return os.fsencode(f"input-{name}" if name in _OWN_NAMES else name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    descriptor = open_regular(source)
+    try:
+        copy_hashed(descriptor, target, mode=_MODE)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current

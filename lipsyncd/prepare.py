@@ -1,0 +1,189 @@
+"""Between acceptance and the head of the queue: make every input a raw picture and raw sound, in the jail.
+
+What a job names but does not bring is fetched or spoken first. A render child later reads only what the jail wrote.
+Runs in one thread, while others render; the queue's order decides who is prepared next.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+from lipsyncd import fetch, jail, media, speech
+from lipsyncd.errors import (
+    AudioNotRecognised,
+    Blocked,
+    DiskLow,
+    IllegalTransition,
+    ImageNotRecognised,
+    InputsLost,
+    LipsyncdError,
+    MissingHalf,
+    from_reason,
+)
+from lipsyncd.files import free_mb
+from lipsyncd.finish import Finisher
+from lipsyncd.job import Job, JobSpec
+from lipsyncd.ledger import Ledger
+from lipsyncd.manifest import classify
+from lipsyncd.protocol import Picture, Sound
+from lipsyncd.settings import Settings
+from lipsyncd.spool import Prepared, Spool
+
+log = logging.getLogger(__name__)
+
+BACK_OFF_S = (5, 30, 180)  # before the second, the third, and every later attempt
+_BLOCKED_AGAIN_MS = 10_000
+
+
+class Preparer:
+    """Prepares the jobs of one daemon."""
+
+    def __init__(self, settings: Settings, spool: Spool, ledger: Ledger, finisher: Finisher, ffmpeg: Path) -> None:
+        self.settings = settings
+        self.spool = spool
+        self.ledger = ledger
+        self.finisher = finisher
+        self.ffmpeg = ffmpeg
+        self._tries: Counter[str] = Counter()
+
+    def run_once(self) -> bool:
+        """Prepare the next job that is due; False when there is none."""
+        job = self.ledger.next_to_prepare()
+        if job is None:
+            return False
+        try:
+            self._prepare(job)
+        except Blocked as blocked:
+            self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=_BLOCKED_AGAIN_MS)
+            log.warning("job %s waits: %s", job.id, blocked)
+        except LipsyncdError as error:
+            self._failed(job, error)
+        except OSError as error:
+            if self._still_wanted(job):
+                self._failed(job, DiskLow(f"cannot prepare job {job.id}: {error}"))
+        return True
+
+    def _failed(self, job: Job, error: LipsyncdError) -> None:
+        """Try again what may pass; end the job otherwise."""
+        self._tries[job.id] += 1
+        tries, limit = self._tries[job.id], self.settings.render.max_attempts
+        if isinstance(error, DiskLow) or not (error.permanent or tries >= limit):
+            wait_s = BACK_OFF_S[min(tries, len(BACK_OFF_S)) - 1]
+            self.ledger.set_blocked(job.id, error.reason(), delay_ms=wait_s * 1000)
+            log.warning("job %s waits %d s: %s", job.id, wait_s, error)
+            return
+        del self._tries[job.id]
+        try:
+            self.finisher.fail(job.id, error)
+        except IllegalTransition:
+            log.info("job %s ended while it was prepared", job.id)
+
+    def _still_wanted(self, job: Job) -> bool:
+        now = self.ledger.find(job.id)
+        return now is not None and not now.state.ended
+
+    def _prepare(self, job: Job) -> None:
+        spec = self.spool.spec(job.id)
+        if spec is None:
+            raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
+        if spec.refusal is not None:
+            raise from_reason(spec.refusal)
+        prepared = self.spool.prepared(job.id)
+        if prepared is None:
+            self._require_space()
+            self.ledger.set_stage(job.id, "preparing")
+            prepared = self._decode(spec)
+            self.spool.set_prepared(job.id, prepared)
+        duration = Fraction(prepared.sound.samples, prepared.sound.rate)
+        frames = frame_count(duration, spec.fps)
+        self.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
+        self._tries.pop(job.id, None)
+        log.info("job %s prepared: %.2f s, %d frames", job.id, float(duration), frames)
+
+    def _require_space(self) -> None:
+        free, floor = free_mb(self.spool.root), self.settings.paths.min_free_mb
+        if free < floor:
+            raise DiskLow(f"{self.spool.root} has {free:.0f} MB free; work goes on at {floor} MB")
+
+    def _decode(self, spec: JobSpec) -> Prepared:
+        folder, limits = self.spool.folder(spec.id), self.settings.intake
+        image, audio = self._image(spec, folder), self._audio(spec, folder)
+        if (kind := _kind(image)) is None or not kind.is_image:
+            raise ImageNotRecognised(f"{_called(spec, 'image')} is no JPEG, PNG or WebP by its content")
+        kind = _kind(audio)
+        if kind is None or not kind.is_audio:
+            raise AudioNotRecognised(f"{_called(spec, 'audio')} is no sound that we know by its content")
+        picture = jail.decode_picture(
+            image,
+            folder,
+            background=limits.background_rgb,
+            max_megapixels=limits.max_megapixels,
+            min_side=limits.min_side_px,
+        )
+        sound = jail.decode_sound(
+            audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
+        )
+        return Prepared(
+            Picture(picture.file.name, picture.width, picture.height),
+            Sound(
+                sound.speech_file.name,
+                sound.speech_samples,
+                sound.sound_file.name,
+                sound.sound_samples,
+                sound.rate,
+                sound.channels,
+            ),
+            (*picture.notes, *sound.notes),
+        )
+
+    def _image(self, spec: JobSpec, folder: Path) -> Path:
+        path = folder / "image"
+        if not path.exists():
+            if spec.image_url is None:
+                raise MissingHalf(f"job {spec.id} has no picture")
+            self._fetch(spec.image_url, path, self.settings.intake.max_image_mb)
+        return path
+
+    def _audio(self, spec: JobSpec, folder: Path) -> Path:
+        path = folder / "audio"
+        if path.exists():
+            return path
+        if spec.text is not None:
+            voice, pace = spec.voice or self.settings.speech.voice, self.settings.speech.words_per_minute
+            part = folder / "audio.part"
+            speech.speak(spec.text, part, voice=voice, words_per_minute=pace, ssml=spec.ssml)
+            part.rename(path)
+        elif spec.audio_url is not None:
+            self._fetch(spec.audio_url, path, self.settings.intake.max_audio_mb)
+        else:
+            raise MissingHalf(f"job {spec.id} has no sound")
+        return path
+
+    def _fetch(self, url: str, path: Path, max_mb: int) -> None:
+        if classify(url) == "upload":
+            raise InputsLost(f"{url} is not among the uploads of this machine")
+        rules = self.settings.fetch
+        part = path.with_suffix(".part")
+        limit = min(rules.max_mb, max_mb) * 1_000_000
+        fetch.fetch(url, part, max_bytes=limit, timeout_s=rules.timeout_s, allow=rules.allow)
+        part.rename(path)
+
+
+def frame_count(duration: Fraction, fps: Fraction) -> int:
+    """How many pictures cover a sound: never fewer than it lasts."""
+    return max(1, math.ceil(duration * fps))
+
+
+def _kind(path: Path) -> media.Kind | None:
+    with path.open("rb") as file:
+        return media.sniff(file.read(4096))
+
+
+def _called(spec: JobSpec, role: str) -> str:
+    """The name that people know that input by."""
+    name = next((s.name for s in spec.sources if s.role == role), None)
+    return repr(name or (spec.image_url if role == "image" else spec.audio_url) or role)

@@ -1,0 +1,121 @@
+"""Put everything right that a crash left behind: once, at start, with the lock held and before the first scan.
+
+The spool says how far each job came; the ledger is brought in line with it. Nothing here looks at the inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy.exc import DatabaseError
+
+from lipsyncd.errors import InputsLost, RenderCrashed
+from lipsyncd.failpoints import reach
+from lipsyncd.finish import Finisher
+from lipsyncd.intake import Intake
+from lipsyncd.job import Job, JobState
+from lipsyncd.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+_LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING)
+
+
+def open_ledger(path: Path) -> Ledger:
+    """The ledger; a damaged one is put aside and an empty one begun, which `recover` fills from the spool."""
+    try:
+        ledger = Ledger(path)
+        ledger.check()
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        if not _is_damage(error):
+            raise
+        _put_aside(path)
+        log.error("ledger: %s was damaged (%s); open jobs come back from the spool", path, error.args[0])
+        return Ledger(path)
+    return ledger
+
+
+def _is_damage(error: Exception) -> bool:
+    return any(word in str(error) for word in ("malformed", "not a database", "quick_check"))
+
+
+def _put_aside(path: Path) -> None:
+    """Rename the ledger with its companions: a -wal of another database would damage the new one."""
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    for suffix in ("", "-wal", "-shm"):
+        old = path.with_name(path.name + suffix)
+        if old.exists():
+            old.rename(path.with_name(f"{path.name}.corrupt-{stamp}{suffix}"))
+
+
+def recover(intake: Intake, finisher: Finisher) -> None:
+    """Bring spool, ledger and outbox to one story, and go on with what was under way."""
+    spool, ledger = finisher.spool, finisher.ledger
+    torn = spool.sweep()
+    ids = spool.ids()
+    for job_id in ids:
+        spec = spool.spec(job_id)
+        if spec is None:
+            log.error("spool: %s has no readable job.json; it is left as it is", spool.folder(job_id))
+        elif ledger.find(job_id) is None:
+            intake.register(spec)
+            reach("recover-registered")
+    for job_id in ids:
+        job = ledger.find(job_id)
+        if job is not None:
+            _resume(job, finisher)
+            reach("recover-resumed")
+    known = set(ids)
+    for job in ledger.in_state(*_LIVE):
+        if job.id not in known:
+            _lost(job, finisher)
+    if finisher.folders.available("outbox"):
+        torn += finisher.outbox.sweep({job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None})
+    log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
+
+
+def _resume(job: Job, finisher: Finisher) -> None:
+    """Move one job's row to where its spool folder says that it is."""
+    spool, ledger = finisher.spool, finisher.ledger
+    ending, output = spool.ending(job.id), spool.output(job.id)
+    if job.state.ended and ending is None and job.state is not JobState.DONE:
+        ledger.retry(job.id)  # the inputs were back already when the retry was cut off
+    elif job.state.ended:
+        finisher.clear_away(job)
+    elif ending is not None:
+        to_end = ledger.to_cancelled if ending["state"] == "cancelled" else None
+        ended = to_end(job.id) if to_end else ledger.to_failed(job.id, ending)
+        finisher.clear_away(ended)
+    elif output is not None and job.state is not JobState.PUBLISHING:
+        ledger.to_publishing(
+            job.id,
+            token=None,
+            sha256=output.sha256,
+            size=output.size,
+            frames=output.frames,
+            render_ms=output.render_ms,
+        )
+    elif job.state is JobState.RUNNING:
+        _interrupted(job, finisher)
+    if job.prepared and spool.prepared(job.id) is None and spool.folder(job.id).is_dir():
+        ledger.set_unprepared(job.id)
+
+
+def _interrupted(job: Job, finisher: Finisher) -> None:
+    """A run that the daemon did not survive. The attempt counts: the job may be what killed it."""
+    if job.cancel_requested:
+        finisher.cancel(job.id)
+    elif job.attempt >= job.max_attempts:
+        message = f"the daemon ended {job.attempt} times while it rendered job {job.id}"
+        finisher.fail(job.id, RenderCrashed(message))
+    else:
+        finisher.ledger.requeue(job.id, note="the daemon ended during this run", charge=True)
+
+
+def _lost(job: Job, finisher: Finisher) -> None:
+    error = InputsLost(f"the spool folder of job {job.id} is gone")
+    log.error("job %s failed: %s", job.id, error)
+    finisher.ledger.to_failed(job.id, error.reason())

@@ -1,0 +1,107 @@
+"""Put a job into the inbox the way everybody should: whole files under fresh names, the manifest last.
+
+Works whether the daemon runs or not. Looks at the files first, so that a wrong one is told to whoever still stands
+there, and not to a folder.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lipsyncd.errors import (
+    AudioNotRecognised,
+    AudioUndecodable,
+    ImageNotRecognised,
+    ImageUndecodable,
+    InboxUnavailable,
+    MissingFile,
+)
+from lipsyncd.files import copy_hashed, fsync_folder, open_regular, rename_no_replace, write_new
+from lipsyncd.folders import HIDDEN, Folders
+from lipsyncd.job import new_id
+from lipsyncd.manifest import Manifest, classify, clean_out_name, to_json
+from lipsyncd.media import Kind, examine
+from lipsyncd.structure import Completeness
+
+_MODE = 0o664
+_SUFFIX = {Kind.JPEG: ".jpg"}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was dropped."""
+
+    job_id: str
+    out_name: str
+
+
+def drop(folders: Folders, manifest: Manifest) -> Submission:
+    """Drop a manifest and the files that it names. `image` and `audio` are paths of this machine, or addresses.
+
+    Raises `InboxUnavailable`; `MissingFile` or what is wrong with a file.
+    """
+    if not folders.known():
+        folders.initialise()
+    if not folders.available("inbox"):
+        raise InboxUnavailable(f"{folders.shared['inbox']} is not mounted, or is another folder than before")
+    job_id = manifest.id or new_id()
+    out_name = manifest.out_name or _natural_name(manifest)
+    files: dict[str, tuple[Path, str]] = {}
+    for role, source in (("image", manifest.image), ("audio", manifest.audio)):
+        if source is not None and classify(source) == "file":
+            path = Path(source)
+            suffix = _checked(path, role)
+            files[role] = (path, f"{clean_out_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
+    inbox = folders.shared["inbox"]
+    for path, name in files.values():
+        _copy_in(inbox, path, name)
+    named = {role: name for role, (_, name) in files.items()}
+    whole = replace(manifest, id=job_id, out_name=out_name, **named)
+    _write_in(inbox, f"{out_name[:100]}.{job_id[-12:]}.json", to_json(whole))
+    return Submission(job_id, out_name)
+
+
+def _natural_name(manifest: Manifest) -> str:
+    """`anna` for anna.png with anna.wav; `anna-hello` for anna.png with hello.wav."""
+    stems = [Path(s.rpartition("/")[2]).stem for s in (manifest.image, manifest.audio) if s is not None]
+    return clean_out_name("-".join(dict.fromkeys(stems)))
+
+
+def _checked(path: Path, role: str) -> str:
+    """The suffix that the content of a file deserves. Raises the reason why it cannot be used."""
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        raise MissingFile(f"cannot read {str(path)!r}: {error.strerror}", remedy="name a file that you can read") from None
+    try:
+        structure = examine(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+    kind = structure.kind
+    if kind is None or kind.is_image != (role == "image"):
+        seen = f"is {kind}" if kind else "is none that we know"
+        raise (ImageNotRecognised if role == "image" else AudioNotRecognised)(f"{str(path)!r} {seen}")
+    if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
+        how = "is cut short" if structure.completeness is Completeness.TRUNCATED else "is damaged"
+        raise (ImageUndecodable if role == "image" else AudioUndecodable)(f"{str(path)!r} {how}: {structure.note}")
+    return _SUFFIX.get(kind, f".{kind.value}")
+
+
+def _copy_in(inbox: Path, path: Path, name: str) -> None:
+    hidden = inbox / HIDDEN / f"{name}.part"
+    hidden.unlink(missing_ok=True)
+    descriptor = open_regular(path)
+    try:
+        copy_hashed(descriptor, hidden, mode=_MODE)
+    finally:
+        os.close(descriptor)
+    rename_no_replace(hidden, inbox / name)
+
+
+def _write_in(inbox: Path, name: str, content: bytes) -> None:
+    hidden = inbox / HIDDEN / f"{name}.part"
+    write_new(hidden, content, mode=_MODE)
+    rename_no_replace(hidden, inbox / name)
+    fsync_folder(inbox)

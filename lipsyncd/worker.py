@@ -1,0 +1,235 @@
+"""One thread for each device: claim a job, have it rendered, make the result safe, publish it; then the next one.
+
+A failure that may pass is tried again after a while, up to `max_attempts`; what cannot pass ends the job at once. The
+attempt is counted before the run, so a job that takes the daemon down with it does not do so for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+from lipsyncd import mp4
+from lipsyncd.child import Executor, RenderCancelled
+from lipsyncd.errors import Blocked, IllegalTransition, InputsLost, LipsyncdError, RenderCrashed
+from lipsyncd.failpoints import reach
+from lipsyncd.files import free_mb, sha256_of
+from lipsyncd.finish import Finisher
+from lipsyncd.job import Job, JobSpec
+from lipsyncd.prepare import BACK_OFF_S, frame_count
+from lipsyncd.protocol import Progress, Render, Result
+from lipsyncd.settings import Settings
+from lipsyncd.spool import Output, Prepared
+
+log = logging.getLogger(__name__)
+
+_TELL_EVERY_S = 0.5  # each note of progress is a durable write
+_LOOK_EVERY_S = 0.2
+_BLOCKED_AGAIN_MS = 15_000
+
+
+class DaemonStops(Exception):
+    """The render was ended because the daemon goes down: the attempt is given back."""
+
+
+class Worker:
+    """Renders for one device.
+
+    stopping   True when the daemon wants to end: the running job may finish until `cut_off` says that its time is up
+    """
+
+    def __init__(
+        self,
+        device: str,
+        settings: Settings,
+        finisher: Finisher,
+        executor: Executor,
+        ffmpeg: Path,
+        *,
+        stopping: Callable[[], bool],
+        cut_off: Callable[[], bool],
+    ) -> None:
+        self.device = device
+        self.settings = settings
+        self.finisher = finisher
+        self.executor = executor
+        self.ffmpeg = ffmpeg
+        self.wake = threading.Event()
+        self.current: str | None = None
+        self._stopping = stopping
+        self._cut_off = cut_off
+
+    def run(self) -> None:
+        """Work until the daemon stops. Nothing that a job brings up ends this thread."""
+        try:
+            self._preload()
+            while not self._stopping():
+                try:
+                    worked = self.finisher.publish_due() or self.run_once()
+                except Exception:
+                    log.exception("worker for %s: unexpected failure", self.device)
+                    worked = False
+                if not worked:
+                    self._unload_if_idle()
+                    self.wake.wait(_LOOK_EVERY_S)
+                    self.wake.clear()
+        finally:
+            self.executor.close()
+
+    def _preload(self) -> None:
+        if self.settings.render.lazy_load:
+            return
+        try:
+            self.executor.start()
+        except LipsyncdError as error:
+            log.warning("worker for %s: cannot load ahead of the first job: %s", self.device, error)
+
+    def _unload_if_idle(self) -> None:
+        limit_s = self.settings.render.unload_idle_s
+        if self.executor.idle_s() > limit_s:
+            log.info("worker for %s: no job for %g s, unloading", self.device, limit_s)
+            self.executor.close()
+
+    # -- one job -------------------------------------------------------------------------------------------------------
+
+    def run_once(self) -> bool:
+        """Claim and render one job; False when there is none, or no room for its result."""
+        floor = self.settings.paths.min_free_mb
+        if free_mb(self.finisher.spool.root) < floor:
+            return False
+        token = secrets.token_hex(8)
+        job = self.finisher.ledger.claim(self.device, token)
+        if job is None:
+            return False
+        reach("claimed")
+        self.current = job.id
+        try:
+            self._carry_out(job, token)
+        finally:
+            self.current = None
+        return True
+
+    def _carry_out(self, job: Job, token: str) -> None:
+        ledger = self.finisher.ledger
+        try:
+            self._render(job, token)
+        except RenderCancelled:
+            self.finisher.cancel(job.id)
+        except DaemonStops:
+            ledger.requeue(job.id, note="the daemon stops", charge=False)
+            log.info("job %s goes back to the queue: the daemon stops", job.id)
+        except Blocked as blocked:
+            ledger.requeue(job.id, note=str(blocked), delay_ms=_BLOCKED_AGAIN_MS, charge=False, error=blocked.reason())
+            log.warning("job %s waits: %s", job.id, blocked)
+        except IllegalTransition as error:
+            log.warning("job %s: its result is dropped: %s", job.id, error)
+        except LipsyncdError as error:
+            self._failed(job, error)
+        except OSError as error:
+            self._failed(job, RenderCrashed(f"the result could not be kept: {error}"))
+        else:
+            self.finisher.try_publish(job)
+
+    def _failed(self, job: Job, error: LipsyncdError) -> None:
+        self.finisher.spool.drop_partial_renders(job.id)
+        if error.permanent or job.attempt >= job.max_attempts:
+            self.finisher.fail(job.id, error)
+            return
+        wait_s = BACK_OFF_S[min(job.attempt, len(BACK_OFF_S)) - 1]
+        self.finisher.ledger.requeue(job.id, note=str(error), delay_ms=wait_s * 1000, charge=True, error=error.reason())
+        log.warning(
+            "job %s failed, attempt %d of %d, next in %d s: %s", job.id, job.attempt, job.max_attempts, wait_s, error
+        )
+
+    def _render(self, job: Job, token: str) -> None:
+        """Render, prove the result, and commit it: afterwards this job is never rendered again."""
+        spool = self.finisher.spool
+        spec, prepared = spool.spec(job.id), spool.prepared(job.id)
+        if spec is None or prepared is None:
+            raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
+        duration = Fraction(prepared.sound.samples, prepared.sound.rate)
+        spool.drop_partial_renders(job.id)
+        request = self._request(spec, prepared, token, frame_count(duration, spec.fps))
+        log.info("job %s starts: %s, %d frames, attempt %d", job.id, spec.renderer, request.frames, job.attempt)
+        result = self._execute(job, token, request)
+        reach("rendered")
+        rendered = spool.partial_render(job.id, token)
+        mp4.validate(
+            rendered,
+            frames=request.frames,
+            fps=spec.fps,
+            width=result.width,
+            height=result.height,
+            duration=duration,
+            ffmpeg=self.ffmpeg,
+        )
+        output = Output(
+            sha256=sha256_of(rendered),
+            size=rendered.stat().st_size,
+            frames=result.frames,
+            width=result.width,
+            height=result.height,
+            render_ms=math.ceil(result.took_s * 1000),
+            duration_ms=round(duration * 1000),
+            attempt=job.attempt,
+            notes={**result.notes, **({"inputs": list(prepared.notes)} if prepared.notes else {})},
+        )
+        spool.keep_output(job.id, rendered, output)
+        self.finisher.ledger.to_publishing(
+            job.id,
+            token=token,
+            sha256=output.sha256,
+            size=output.size,
+            frames=output.frames,
+            render_ms=output.render_ms,
+        )
+        reach("publishing")
+
+    def _request(self, spec: JobSpec, prepared: Prepared, token: str, frames: int) -> Render:
+        output = self.settings.output
+        return Render(
+            job_id=spec.id,
+            renderer=spec.renderer,
+            folder=str(self.finisher.spool.folder(spec.id)),
+            out_file=self.finisher.spool.partial_render(spec.id, token).name,
+            picture=prepared.picture,
+            sound=prepared.sound,
+            fps=str(spec.fps),
+            frames=frames,
+            stitch=spec.stitch,
+            resolution=spec.resolution,
+            options=spec.options,
+            encode={
+                "ffmpeg": str(self.ffmpeg),
+                "crf": output.crf,
+                "preset": output.preset,
+                "audio_kbps": output.audio_kbps,
+            },
+        )
+
+    def _execute(self, job: Job, token: str, request: Render) -> Result:
+        ledger = self.finisher.ledger
+        told_s = 0.0
+
+        def progress(message: Progress) -> None:
+            nonlocal told_s
+            if time.monotonic() - told_s >= _TELL_EVERY_S:
+                told_s = time.monotonic()
+                ledger.set_progress(job.id, token, message.stage, message.done / max(message.total, 1))
+
+        def stop() -> bool:
+            now = ledger.find(job.id)
+            return self._cut_off() or now is None or now.cancel_requested
+
+        try:
+            return self.executor.render(request, progress=progress, stop=stop)
+        except RenderCancelled:
+            if self._cut_off() and not ledger.get(job.id).cancel_requested:
+                raise DaemonStops from None
+            raise
