@@ -159,9 +159,10 @@ def _run_child(options: list[str], text: bytes, timeout_s: float, *, writable: S
     if package is None or package.origin is None:
         raise SpeechNotInstalled(f"there is no speech: the package {_PACKAGE} is not installed")
     folders = [Path(__file__).resolve().parent, Path(package.origin).resolve().parent]
+    # The interpreter itself: that of a virtual environment would look for that environment's files.
+    python = getattr(sys, "_base_executable", sys.executable)
     child = popen_jailed(
-        # The interpreter itself: that of a virtual environment would look for that environment's files.
-        [sys._base_executable, "-P", "-S", "-m", "lipsyncd.speech", *options],
+        [python, "-P", "-S", "-m", "lipsyncd.speech", *options],
         readable=folders,
         writable=writable,
         python_path=[folder.parent for folder in folders],

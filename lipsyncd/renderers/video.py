@@ -10,6 +10,7 @@ Owns the geometry of a frame and the running encoder. Leaves finding the face to
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import threading
@@ -29,6 +30,8 @@ from lipsyncd.jail import Limits, end, popen_jailed
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 
+_RING_FRAMES = 6  # fewer where a frame is so large that they would need more than
+_RING_BYTES = 64 << 20
 _LAST_WORDS_S = 5.0  # how long an ffmpeg that has closed its input may take to end
 _LAST_WORDS_BYTES = 2000
 # The job's own deadline ends a long encode; these only stop an ffmpeg that has gone wild.
@@ -132,9 +135,7 @@ class Encoder:
     lets it read the sound and write beside `target`; the thread that makes an `Encoder` has to outlive it.
     """
 
-    def __init__(
-        self, ffmpeg: Path, encoding: Encoding, target: Path, *, queued_frames: int = 6, stall_s: float = 120.0
-    ) -> None:
+    def __init__(self, ffmpeg: Path, encoding: Encoding, target: Path, *, stall_s: float = 120.0) -> None:
         """Start ffmpeg. `stall_s` is how long it may take nothing from a full ring before it counts as hung.
 
         Raises `JailFailed` when it does not start.
@@ -142,7 +143,8 @@ class Encoder:
         self._shape = (encoding.height, encoding.width, 3)
         self._stall_s = stall_s
         self._changed = threading.Condition()
-        self._free = deque(np.empty(self._shape, np.uint8) for _ in range(queued_frames))
+        places = min(max(_RING_BYTES // math.prod(self._shape), 2), _RING_FRAMES)
+        self._free = deque(np.empty(self._shape, np.uint8) for _ in range(places))
         self._full: deque[Picture] = deque()
         self._ended = False  # no frame comes any more
         self._broken = False  # ffmpeg takes no frame any more
