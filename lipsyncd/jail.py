@@ -1,10 +1,11 @@
 """Run a program with nothing but the files that it needs: every decode of a user's file, and each encode.
 
-Such a program gets a bare environment, the files that its caller lists and no others, no TCP, limits on processor time,
-memory, file size and open files, no way to new privileges, no memory that is both writable and executable, a process
-group of its own, and its end when we end. Where the kernel has no Landlock it runs all the same, after one warning.
+Such a program gets a bare environment, the files that its caller lists and no others, no network, limits on processor
+time, memory, file size and open files, no way to new privileges, no memory that is both writable and executable, a
+process group of its own, and its end when we end. Where the kernel has no Landlock it runs all the same, after one
+warning.
 
-Owns starting, watching and ending jailed processes. Leaves the walls themselves to `launcher` and `landlock`.
+Owns starting, watching and ending jailed processes. Leaves the walls to `launcher`, `landlock` and `seccomp`.
 """
 
 from __future__ import annotations

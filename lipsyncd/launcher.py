@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lipsyncd import landlock
+from lipsyncd import landlock, seccomp
 
 _SET_PARENT_DEATH_SIGNAL, _SET_NO_NEW_PRIVILEGES, _SET_WRITE_OR_EXECUTE = 1, 38, 65
 _REFUSE_GAINED_EXECUTE = 1
@@ -87,7 +87,10 @@ def _lock_in(request: dict[str, Any]) -> int:
     rules += [(path, landlock.LIST) for path in request["listable"]]
     rules += [(path, landlock.READ) for path in request["readable"]]
     rules += [(path, landlock.WRITE) for path in request["writable"]]
-    return landlock.restrict(rules)
+    abi = landlock.restrict(rules)
+    with contextlib.suppress(OSError):  # a kernel without filters
+        seccomp.restrict()
+    return abi
 
 
 def _prctl(option: int, value: int) -> None:
