@@ -33,7 +33,7 @@ MAX_USER_DATA_BYTES = 4096
 MAX_URL_CHARS = 4096
 MAX_NAME_BYTES = 200
 MAX_FILE_NAME_BYTES = 255  # what Linux file systems take
-MAX_RATE_TERM = 1_000_000  # a frame rate's numerator and denominator: MP4 and ffmpeg count in 32 bits
+MAX_RATE_TERM = 1_000_000  # a frame rate's numerator: MP4 and ffmpeg count in 32 bits
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,14 @@ def parse_fps(value: object) -> Fraction:
     Raises ValueError with what is allowed.
     """
     allowed = "a rate from 1 to 120 as a number or a fraction such as 30000/1001"
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, Fraction)):
+    if not isinstance(value, (int, float, str, Fraction)):
         raise ValueError(allowed)
     text = str(value).strip() if isinstance(value, (float, str, Fraction)) or -1000 < value < 1000 else ""
     # Matched before Fraction sees it: Fraction("1e999999999") would count for hours.
     if not re.fullmatch(r"[0-9]{1,7}/[0-9]{1,7}|[0-9]{1,3}(\.[0-9]{1,20})?", text) or text.rpartition("/")[2] == "0":
         raise ValueError(allowed)
     rate = _ntsc(Fraction(text)) if "/" not in text else Fraction(text)
-    if not 1 <= rate <= 120 or rate.numerator > MAX_RATE_TERM or rate.denominator > MAX_RATE_TERM:
+    if not 1 <= rate <= 120 or rate.numerator > MAX_RATE_TERM:
         raise ValueError(allowed)
     return rate
 
@@ -227,7 +227,7 @@ def shown(value: object) -> str:
     try:
         text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
     except (ValueError, RecursionError):  # a number of more than 4300 digits, nesting without end
-        text = f"a {type(value).__name__} too large to show"
+        text = "a value too large to show"
     return text if len(text) <= 60 else f"{text[:56]} ...{text[-1]}"
 
 
