@@ -27,13 +27,14 @@ from lipsyncd.errors import ConfigError, LipsyncdError
 from lipsyncd.ffmpeg import find as find_ffmpeg
 from lipsyncd.files import expect_lease_signals, free_mb, write_json
 from lipsyncd.finish import Finisher
-from lipsyncd.folders import Folders
+from lipsyncd.folders import Folders, folders_of
 from lipsyncd.inbox import Inbox, Rules
 from lipsyncd.intake import Intake
 from lipsyncd.job import now_ms
 from lipsyncd.ledger import Ledger
 from lipsyncd.lock import InstanceLock
 from lipsyncd.outbox import Outbox
+from lipsyncd.overview import STATUS_FILE
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.prepare import Preparer
 from lipsyncd.recovery import open_ledger, recover
@@ -44,18 +45,10 @@ from lipsyncd.worker import Worker
 
 log = logging.getLogger(__name__)
 
-STATUS_FILE = "status.json"
 _TICK_S = 0.1
 _TIDY_EVERY_S = 30.0
 _STATUS_EVERY_S = 1.0
 _IDLE_PREPARE_S = 0.5
-
-
-def folders_of(settings: Settings) -> Folders:
-    """The folders that the settings name."""
-    paths = settings.paths
-    shared = {"inbox": paths.inbox, "outbox": paths.outbox, "failed": paths.failed, "archive": paths.archive}
-    return Folders(state=paths.state, spool=paths.spool, shared=shared)
 
 
 def finisher_of(settings: Settings, folders: Folders, ledger: Ledger) -> Finisher:
@@ -64,12 +57,27 @@ def finisher_of(settings: Settings, folders: Folders, ledger: Ledger) -> Finishe
     return Finisher(settings, folders, Spool(folders.spool), ledger, outbox)
 
 
+def act_alone(settings: Settings, request: control.Request) -> control.Answer:
+    """Carry out a request while no daemon runs. Raises `AnotherDaemonRuns` when one has just begun."""
+    folders = folders_of(settings.paths)
+    lock = InstanceLock(folders.state)
+    lock.acquire(who=f"lipsyncd {request.action}")
+    try:
+        ledger = open_ledger(folders.state / "ledger.db")
+        try:
+            return carry_out(request, finisher_of(settings, folders, ledger))
+        finally:
+            ledger.close()
+    finally:
+        lock.release()
+
+
 class Daemon:
     """Everything that `lipsyncd run` runs. `run` returns the exit status after a signal or `stop`."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.folders = folders_of(settings)
+        self.folders = folders_of(settings.paths)
         self._stop = threading.Event()
         self._cut_off = threading.Event()
         self._ring = threading.Event()

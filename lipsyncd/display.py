@@ -137,9 +137,15 @@ def print_job(job: Job, events: Sequence[JobEvent]) -> None:
         ("name", job.name),
         ("state", job.state.value + (f" ({job.stage}, {job.fraction:.0%})" if job.state is JobState.RUNNING else "")),
         ("result", f"{job.out_name}.mp4" if job.state is JobState.DONE else ""),
-        ("renderer", f"{job.renderer}, {'whole picture' if job.stitch else f'{job.resolution} px square'}, {job.fps} fps"),
+        (
+            "renderer",
+            f"{job.renderer}, {'whole picture' if job.stitch else f'{job.resolution} px square'}, {job.fps} fps",
+        ),
         ("length", f"{job.duration_ms / 1000:.2f} s, {job.frames} frames" if job.duration_ms else ""),
-        ("rendered", f"{job.render_ms / 1000:.1f} s, {job.render_fps:.0f} fps" if job.render_fps and job.render_ms else ""),
+        (
+            "rendered",
+            f"{job.render_ms / 1000:.1f} s, {job.render_fps:.0f} fps" if job.render_fps and job.render_ms else "",
+        ),
         ("attempts", f"{job.attempt} of {job.max_attempts}"),
         ("priority", str(job.priority) if job.priority else ""),
         ("reason", f"{job.reason_code}: {job.reason}" if job.reason_code else ""),

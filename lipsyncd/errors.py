@@ -3,6 +3,7 @@
     LipsyncdError
     ├── ConfigError                 exit 78: a setting, its value, what is allowed, where it was read
     ├── AnotherDaemonRuns           exit 75
+    ├── NoDaemon                    a command that waits for one
     ├── UsageError                  exit 2: a command that cannot be carried out as it was given
     ├── LedgerError                 the ledger refused: IllegalTransition, UnknownJob, LedgerTooNew
     ├── InputError                  the user's files or manifest; another attempt cannot help
@@ -80,6 +81,11 @@ class AnotherDaemonRuns(LipsyncdError):
     code = "another-daemon-runs"
     exit_status = 75
     default_remedy = "stop that one first, or give this one its own [paths]"
+
+
+class NoDaemon(LipsyncdError):
+    code = "no-daemon"
+    default_remedy = "start it with `lipsyncd run`, and see how it goes with `lipsyncd status`"
 
 
 class UsageError(LipsyncdError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from lipsyncd.errors import ConfigError
 from lipsyncd.files import fsync_folder, read_json, write_json, write_new
 from lipsyncd.job import new_id
+from lipsyncd.settings import Paths
 
 KINDS = ("inbox", "outbox", "failed", "archive")  # shared with people; state and spool are ours alone
 HIDDEN = ".lipsyncd"
@@ -82,6 +83,12 @@ class Folders:
 
     def _marker(self, kind: str) -> Path:
         return self.shared[kind] / HIDDEN / f"{kind}-id"
+
+
+def folders_of(paths: Paths) -> Folders:
+    """The folders that the settings name."""
+    shared = {"inbox": paths.inbox, "outbox": paths.outbox, "failed": paths.failed, "archive": paths.archive}
+    return Folders(state=paths.state, spool=paths.spool, shared=shared)
 
 
 def _make(folder: Path, mode: int) -> bool:

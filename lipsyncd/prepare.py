@@ -12,7 +12,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from lipsyncd import fetch, jail, media, speech
+from lipsyncd import decode, fetch, media, speech
 from lipsyncd.errors import (
     AudioNotRecognised,
     Blocked,
@@ -117,14 +117,14 @@ class Preparer:
         kind = _kind(audio)
         if kind is None or not kind.is_audio:
             raise AudioNotRecognised(f"{_called(spec, 'audio')} is no sound that we know by its content")
-        picture = jail.decode_picture(
+        picture = decode.decode_picture(
             image,
             folder,
             background=limits.background_rgb,
             max_megapixels=limits.max_megapixels,
             min_side=limits.min_side_px,
         )
-        sound = jail.decode_sound(
+        sound = decode.decode_sound(
             audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
         )
         return Prepared(

@@ -6,22 +6,27 @@ there, and not to a folder.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lipsyncd.errors import (
     AudioNotRecognised,
     AudioUndecodable,
+    BadManifest,
+    BadName,
     ImageNotRecognised,
     ImageUndecodable,
     InboxUnavailable,
     MissingFile,
+    UsageError,
 )
 from lipsyncd.files import copy_hashed, fsync_folder, open_regular, rename_no_replace, write_new
 from lipsyncd.folders import HIDDEN, Folders
 from lipsyncd.job import new_id
-from lipsyncd.manifest import Manifest, classify, clean_out_name, to_json
+from lipsyncd.manifest import Manifest, build, classify, clean_out_name, to_json
 from lipsyncd.media import Kind, examine
 from lipsyncd.structure import Completeness
 
@@ -35,6 +40,32 @@ class Submission:
 
     job_id: str
     out_name: str
+
+
+def manifest_of(**said: Any) -> Manifest:
+    """The manifest of a command line. Raises `UsageError` with what is wrong."""
+    options = dict(_option(pair) for pair in said.pop("options", ()))
+    fields = {"id": said.pop("job_id", None), "out_name": said.pop("name", None), "lipsyncd": options or None, **said}
+    image, audio = fields["image"], fields["audio"]
+    if (audio is None) == (fields["text"] is None):
+        raise UsageError("give either AUDIO or --text")
+    # Paths of this machine are no names in the inbox: they are checked when they are opened.
+    local = {role: path for role, path in (("image", image), ("audio", audio)) if path and classify(path) == "file"}
+    try:
+        manifest = build({k: v for k, v in fields.items() if v is not None} | dict.fromkeys(local, "file"))
+    except (BadManifest, BadName) as error:
+        raise UsageError(error.message, remedy=error.remedy) from error
+    return replace(manifest, image=local.get("image", manifest.image), audio=local.get("audio", manifest.audio))
+
+
+def _option(pair: str) -> tuple[str, Any]:
+    key, given, value = pair.partition("=")
+    if not given or not key:
+        raise UsageError(f"--option {pair!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def drop(folders: Folders, manifest: Manifest) -> Submission:
@@ -74,7 +105,9 @@ def _checked(path: Path, role: str) -> str:
     try:
         descriptor = open_regular(path)
     except OSError as error:
-        raise MissingFile(f"cannot read {str(path)!r}: {error.strerror}", remedy="name a file that you can read") from None
+        raise MissingFile(
+            f"cannot read {str(path)!r}: {error.strerror}", remedy="name a file that you can read"
+        ) from None
     try:
         structure = examine(descriptor, os.fstat(descriptor).st_size)
     finally:

@@ -1,0 +1,277 @@
+"""The command line. Each command parses, calls one function and prints; imports wait until it runs.
+
+Exit status: 0, 1 a job failed, 2 wrong usage, 75 another daemon runs, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lipsyncd import __version__
+from lipsyncd.errors import LipsyncdError
+
+if TYPE_CHECKING:
+    from lipsyncd.control import Answer
+    from lipsyncd.folders import Folders
+    from lipsyncd.job import Job
+    from lipsyncd.ledger_view import LedgerView
+    from lipsyncd.settings import Settings
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_ANSWER_TIMEOUT_S = 10.0
+
+
+class Caller:
+    """What every command works with: the settings, read when the first one asks."""
+
+    def __init__(self, config: Path | None) -> None:
+        self._config = config
+
+    @cached_property
+    def settings(self) -> Settings:
+        from lipsyncd.settings import load
+
+        return load(self._config)
+
+    @cached_property
+    def folders(self) -> Folders:
+        from lipsyncd.folders import folders_of
+
+        return folders_of(self.settings.paths)
+
+    @property
+    def view(self) -> LedgerView:
+        from lipsyncd.ledger_view import LedgerView
+
+        return LedgerView(self.settings.paths.state / "ledger.db")
+
+
+class Commands(click.Group):
+    """Turns our errors into one line and their exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LipsyncdError as error:
+            click.echo(f"lipsyncd: {error}", err=True)
+            ctx.exit(error.exit_status)
+
+
+def json_option(command: _F) -> _F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")(command)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file to use in place of the usual ones.")
+@click.version_option(__version__, prog_name="lipsyncd")
+@click.pass_context
+def main(ctx: click.Context, config: Path | None) -> None:
+    """Turn portraits and voices that are dropped into a folder into talking videos."""
+    ctx.obj = Caller(config)
+
+
+# -- the daemon --------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.pass_obj
+def run(caller: Caller) -> None:
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
+    settings = caller.settings
+    from lipsyncd import log
+    from lipsyncd.daemon import Daemon
+
+    log.setup(settings.log.level, settings.log.format)
+    sys.exit(Daemon(settings).run())
+
+
+@main.command()
+@click.option("--adopt", is_flag=True, help="Take the folders that lie there now for the right ones.")
+@click.pass_obj
+def init(caller: Caller, adopt: bool) -> None:
+    """Make the folders and mark them. Doing it again changes nothing."""
+    done = caller.folders.initialise(adopt=adopt)
+    for line in done or ["nothing to do: all folders are there and marked"]:
+        click.echo(line)
+
+
+@main.command()
+@json_option
+@click.pass_obj
+def config(caller: Caller, as_json: bool) -> None:
+    """Show every setting: its value and where that was read."""
+    from lipsyncd.settings import describe
+
+    rows = describe(caller.settings)
+    if as_json:
+        from lipsyncd.display import print_json
+
+        print_json({row.name: {"value": row.value, "origin": row.origin} for row in rows})
+        return
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        origin = "" if row.origin == "default" else click.style(f"  # {row.origin}", fg="cyan")
+        click.echo(f"{row.name.ljust(width)} = {row.value}{origin}")
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("image")
+@click.argument("audio", required=False)
+@click.option("--text", help="Speak this in place of a sound file (needs the extra `tts`).")
+@click.option("--voice", help="Voice for --text.")
+@click.option("--stitch/--square", default=None, help="The whole picture, or the square around the face.")
+@click.option("--resolution", type=int, help="Side of the square in pixels.")
+@click.option("--fps", help="Frame rate, such as 25, 29.97 or 30000/1001.")
+@click.option("--renderer", help="Renderer to use.")
+@click.option("--priority", type=int, help="-100 to 100; higher comes first.")
+@click.option("--name", help="Name of the result, without .mp4.")
+@click.option("--id", "job_id", help="UUID that the job gets.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the renderer; VALUE is JSON.")
+@click.option("--wait", is_flag=True, help="Show progress and end with the job.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Copy the result there (implies --wait).")
+@json_option
+@click.pass_obj
+def submit(caller: Caller, /, wait: bool, out: Path | None, as_json: bool, **said: Any) -> None:
+    """Drop a job into the inbox: IMAGE and AUDIO are files or http(s) addresses.
+
+    Works whether the daemon runs or not. Prints the job's id.
+    """
+    from lipsyncd import submit as submitting
+    from lipsyncd.display import print_json
+
+    submission = submitting.drop(caller.folders, submitting.manifest_of(**said))
+    if wait or out is not None:
+        _wait(caller, submission.job_id, out, as_json)
+    elif as_json:
+        print_json({"id": submission.job_id, "name": submission.out_name})
+    else:
+        click.echo(submission.job_id)
+
+
+def _wait(caller: Caller, job_id: str, out: Path | None, as_json: bool) -> None:
+    from lipsyncd import waiting
+    from lipsyncd.display import print_json, progress
+    from lipsyncd.job import JobState
+
+    with progress(job_id[-12:]) as told:
+        job = waiting.until_ended(caller.view, caller.folders, job_id, told.tell)
+    if job.state is not JobState.DONE:
+        click.echo(f"lipsyncd: job {job.id} {job.state.value}: {job.reason or 'on request'}", err=True)
+        if job.remedy:
+            click.echo(f"          {job.remedy}", err=True)
+    result = waiting.fetch(caller.folders, job, out) if job.state is JobState.DONE else None
+    if as_json:
+        print_json({**job.to_json(), "file": None if result is None else str(result)})
+    elif result is not None:
+        click.echo(str(result))
+    if job.state is not JobState.DONE:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("job_id", required=False)
+@click.option("--watch", is_flag=True, help="Redraw every second.")
+@click.option("--limit", default=50, show_default=True, help="How many jobs to show.")
+@json_option
+@click.pass_obj
+def status(caller: Caller, job_id: str | None, watch: bool, limit: int, as_json: bool) -> None:
+    """Show the jobs, or one job with its history. JOB_ID may be the beginning or the end of an id."""
+    from lipsyncd import display, overview
+
+    view, state = caller.view, caller.settings.paths.state
+    if job_id is not None:
+        job = view.get(job_id)
+        events = view.events(job.id)
+        if as_json:
+            display.print_json({**job.to_json(), "events": [overview.event_json(event) for event in events]})
+        else:
+            display.print_job(job, events)
+    elif as_json:
+        display.print_json(overview.as_json(view, state, limit=limit))
+    elif watch:
+        display.watch(lambda: (view.jobs(limit=limit), overview.notes(view, state)), every_s=1.0)
+    else:
+        display.print_jobs(view.jobs(limit=limit), overview.notes(view, state))
+
+
+@main.command()
+@click.argument("job_id")
+@click.pass_obj
+def cancel(caller: Caller, job_id: str) -> None:
+    """Stop JOB_ID. A render in progress ends within a second; a finished job is left as it is."""
+    _ask(caller, "cancel", job_id)
+
+
+@main.command()
+@click.argument("job_id")
+@click.pass_obj
+def retry(caller: Caller, job_id: str) -> None:
+    """Queue JOB_ID again, which failed or was cancelled, with a fresh set of attempts."""
+    _ask(caller, "retry", job_id)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("job_id")
+@click.argument("value", type=click.IntRange(-100, 100))
+@click.pass_obj
+def priority(caller: Caller, job_id: str, value: int) -> None:
+    """Give the waiting JOB_ID another priority, -100 to 100; higher comes first."""
+    _ask(caller, "priority", job_id, value)
+
+
+@main.command()
+@click.argument("job_id")
+@click.pass_obj
+def republish(caller: Caller, job_id: str) -> None:
+    """Put the video of the finished JOB_ID into the outbox once more."""
+    _ask(caller, "republish", job_id)
+
+
+def _ask(caller: Caller, action: str, job_id: str, value: int = 0) -> None:
+    """Have the daemon do it, or do it here when none runs."""
+    from lipsyncd.control import Request
+
+    job = caller.view.get(job_id)
+    answer = _answer(caller, Request(action, job.id, value), job)
+    click.echo(f"{job.id} {answer.message}", err=not answer.ok)
+    if not answer.ok:
+        sys.exit(1)
+
+
+def _answer(caller: Caller, request: Any, job: Job) -> Answer:
+    from lipsyncd import control, lock
+    from lipsyncd.errors import AnotherDaemonRuns
+
+    folders = caller.folders
+    if not lock.is_held(folders.state):
+        from lipsyncd.daemon import act_alone
+
+        return act_alone(caller.settings, request)
+    answer = control.ask(folders.control, request, timeout_s=_ANSWER_TIMEOUT_S)
+    if answer is None:
+        held_by = lock.holder(folders.state) or "another process"
+        raise AnotherDaemonRuns(f"{held_by} did not answer within {_ANSWER_TIMEOUT_S:g} s about job {job.id}")
+    return answer
+
+
+# -- trying it out -----------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("text", required=False)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-out"), show_default=True)
+@click.pass_obj
+def demo(caller: Caller, text: str | None, out: Path) -> None:
+    """Make two videos of a spoken sentence with a daemon of its own, and show where they lie (extra `demo`)."""
+    from lipsyncd.demo import DEFAULT_TEXT, show
+
+    show(text or DEFAULT_TEXT, out)
