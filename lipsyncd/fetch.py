@@ -53,7 +53,7 @@ def fetch(
     allow: Sequence[str] | Guard = (),
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Fetched:
-    """Write the body at `url` to `target`, mode 0600; nothing is left there unless all of it arrived.
+    """Write the body at `url` to `target`, mode 0600. Nothing is there afterwards unless all of it arrived.
 
     timeout_s  for everything together: names, redirects, body
     allow      entries of `fetch.allow`, or the `Guard` that was made of them
@@ -64,6 +64,7 @@ def fetch(
     """
     guard = allow if isinstance(allow, Guard) else Guard(allow)
     start = guard.check(url)
+    target.unlink(missing_ok=True)
     try:
         return asyncio.run(_within(timeout_s, cancelled, _follow(guard, start, target, max_bytes)))
     except TimeoutError as error:
@@ -120,6 +121,8 @@ async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched 
             return await _save(url, response, target, max_bytes)
     except aiohttp.ServerTimeoutError as error:
         raise FetchFailed(f"{shown(url)} fell silent") from error
+    except aiohttp.InvalidURL as error:  # 127.1 and other old ways to write an address
+        raise FetchRefused(f"{shown(url)} names no valid host", remedy="correct it") from error
     except aiohttp.ClientError as error:
         if door.refused:
             raise FetchRefused(f"{shown(url)} {door.refused}") from error
@@ -152,7 +155,7 @@ def _check_answer(url: URL, response: aiohttp.ClientResponse, max_bytes: int) ->
 
 async def _save(url: URL, response: aiohttp.ClientResponse, target: Path, max_bytes: int) -> Fetched:
     digest, size = hashlib.sha256(), 0
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
             async for piece in response.content.iter_chunked(_CHUNK_BYTES):
@@ -176,7 +179,8 @@ def _said(error: aiohttp.ClientError) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "its certificate is not trusted here"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        cause = error.os_error
+        return os.strerror(cause.errno) if cause.errno else str(cause)
     if isinstance(error, aiohttp.ClientPayloadError):
         return "it ended before it was complete"
     if isinstance(error, aiohttp.ServerDisconnectedError):

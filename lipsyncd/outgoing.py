@@ -238,7 +238,7 @@ async def _in_thread(ask: Callable[[], Any]) -> Any:
         if error is None:
             answer.set_result(result)
         else:
-            answer.set_exception(OSError(str(error)))
+            answer.set_exception(OSError(getattr(error, "strerror", None) or str(error)))
 
     def work() -> None:
         result, failed = None, None
