@@ -118,7 +118,7 @@ def check_text(text: str, *, ssml: bool = False) -> None:
     """Raise `SpeechFailed` unless the text has something to say, fits the limits, and its SSML is harmless."""
     if len(text) > MAX_CHARS:
         raise SpeechFailed(f"the text has {len(text)} characters; {MAX_CHARS} are allowed", remedy="shorten it")
-    spoken = _TAG.sub(" ", text) if ssml else text
+    spoken = _TAG.sub("", text) if ssml else text
     if len(spoken) > MAX_SPOKEN_CHARS:
         raise SpeechFailed(
             f"the text has {len(spoken)} characters to speak; {MAX_SPOKEN_CHARS} are allowed", remedy="shorten it"
