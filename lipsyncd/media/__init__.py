@@ -4,7 +4,8 @@ Names and types that come with a file are only hints: a playlist named `a.wav` w
 SVG named `a.png` what it links. So the first bytes choose from a closed list of eight formats, and whatever is none of
 them stays unopened.
 
-Owns that list and its limits. Leaves the headers of each format to `structure` and decoding to `decode`.
+Owns that list and its limits. Leaves the headers of each format to `pictures` and `sounds`, decoding to
+`lipsyncd.decode`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lipsyncd import structure
 from lipsyncd.errors import ImageTooLarge, ImageTooSmall
-from lipsyncd.structure import Completeness, Content
+from lipsyncd.media import pictures, sounds
+from lipsyncd.media.content import Completeness, Content
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -95,21 +96,21 @@ def sniff(head: bytes) -> Kind | None:
         return Kind.M4A
     if head.startswith(b"ID3") and len(head) >= 10 and head[3] < 0xFF and max(head[6:10]) < 0x80:
         return Kind.MP3
-    if length := structure.mp3_frame_bytes(head[:4]):
+    if length := sounds.mp3_frame_bytes(head[:4]):
         second = head[length : length + 4]
-        return Kind.MP3 if len(second) < 4 or structure.mp3_frame_bytes(second) else None
+        return Kind.MP3 if len(second) < 4 or sounds.mp3_frame_bytes(second) else None
     return None
 
 
 _ENDINGS = {
-    Kind.JPEG: structure.jpeg,
-    Kind.PNG: structure.png,
-    Kind.WEBP: structure.webp,
-    Kind.WAV: structure.wav,
-    Kind.MP3: structure.mp3,
-    Kind.M4A: structure.mp4,
-    Kind.OGG: structure.ogg,
-    Kind.FLAC: structure.flac,
+    Kind.JPEG: pictures.jpeg,
+    Kind.PNG: pictures.png,
+    Kind.WEBP: pictures.webp,
+    Kind.WAV: sounds.wav,
+    Kind.MP3: sounds.mp3,
+    Kind.M4A: sounds.mp4,
+    Kind.OGG: sounds.ogg,
+    Kind.FLAC: sounds.flac,
 }
 
 
@@ -127,7 +128,7 @@ def examine(fd: int, size_bytes: int) -> Structure:
         return Structure(None, Completeness.TRUNCATED, note=f"only {len(head)} bytes")
     if kind is None:
         return Structure(None, Completeness.INVALID, note="none of the formats that are taken")
-    if kind is Kind.MP3 and content.at(structure.mp3_start(content), 4) == b"fLaC":
+    if kind is Kind.MP3 and content.at(sounds.mp3_start(content), 4) == b"fLaC":
         return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
     found = _ENDINGS[kind](content)
     return Structure(kind, found.completeness, found.width, found.height, found.note)

@@ -1,0 +1,70 @@
+"""Reading an open file by position, and the words for what its headers say about its end.
+
+A file in an inbox may still be growing. What looks at it reads a few headers and the end, never all of it, so that no
+content can cause more than a bounded amount of work.
+
+Owns the access to bytes and the verdicts. Leaves the formats to `pictures` and `sounds`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_STEPS = 4096  # headers that are followed in one file
+TAIL_BYTES = 1 << 16
+
+
+class Completeness(StrEnum):
+    COMPLETE = "complete"  # the file's own structure proves that it ends here
+    PLAUSIBLE = "plausible"  # no proof either way
+    TRUNCATED = "truncated"  # its structure says that more must come
+    INVALID = "invalid"  # more bytes cannot help
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What one format's function found. `width` and `height` in pixels, 0 for sound; `note` is for people."""
+
+    completeness: Completeness
+    width: int = 0
+    height: int = 0
+    note: str = ""
+
+
+class Content:
+    """The bytes of an open file, by position. Owns no descriptor: the caller opens and closes it."""
+
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
+        self._descriptor = descriptor
+        self.size = size_bytes
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes from `offset`; fewer at the end. OSError is the storage's, not the content's."""
+        wanted = min(count, self.size - offset)
+        return os.pread(self._descriptor, wanted, offset) if wanted > 0 else b""
+
+    def tail(self, count: int) -> bytes:
+        return self.at(max(0, self.size - count), count)
+
+
+def complete(width: int = 0, height: int = 0) -> Ending:
+    return Ending(Completeness.COMPLETE, width, height)
+
+
+def plausible(note: str, width: int = 0, height: int = 0) -> Ending:
+    return Ending(Completeness.PLAUSIBLE, width, height, note)
+
+
+def truncated(note: str, width: int = 0, height: int = 0) -> Ending:
+    return Ending(Completeness.TRUNCATED, width, height, note)
+
+
+def invalid(note: str) -> Ending:
+    return Ending(Completeness.INVALID, note=note)
+
+
+def broken(found: bytes, note: str) -> Ending:
+    """Something else stands where a header belongs. Zeros do so while a copier fills a file of its final size."""
+    return invalid(note) if any(found) else truncated("zeros where content belongs")

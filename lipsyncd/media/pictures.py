@@ -1,0 +1,119 @@
+"""Size and end of PNG, JPEG and WebP, by their headers.
+
+Owns the reading of those headers. Nothing is decoded here; `lipsyncd.picture` does that, in the jail.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from lipsyncd.media.content import (
+    MAX_STEPS,
+    TAIL_BYTES,
+    Content,
+    Ending,
+    broken,
+    complete,
+    invalid,
+    plausible,
+    truncated,
+)
+
+_MAX_SCAN_BYTES = 32 << 20  # of a JPEG that does not end with its end
+_SCAN_BLOCK_BYTES = 1 << 20
+_PNG_END = bytes.fromhex("0000000049454e44ae426082")
+_JPEG_END = b"\xff\xd9"
+
+
+def png(content: Content) -> Ending:
+    header = content.at(8, 16)
+    if len(header) < 16:
+        return truncated("ends inside the PNG header")
+    length, name, width, height = struct.unpack(">I4sII", header)
+    if name != b"IHDR" or length != 13 or not width or not height:
+        return broken(header, "the PNG header is damaged")
+    if content.tail(len(_PNG_END)) == _PNG_END:
+        return complete(width, height)
+    offset = 33
+    for _ in range(MAX_STEPS):
+        head = content.at(offset, 8)
+        if len(head) < 8:
+            return truncated("no IEND at the end of the PNG", width, height)
+        length, name = struct.unpack(">I4s", head)
+        if not name.isalpha():
+            return broken(head, "a PNG chunk is damaged")
+        offset += 12 + length
+        if name == b"IEND" and offset <= content.size:
+            return complete(width, height)
+    return plausible("a PNG of very many chunks", width, height)
+
+
+def jpeg(content: Content) -> Ending:
+    width = height = 0
+    offset = 2
+    for _ in range(MAX_STEPS):
+        head = content.at(offset, 9)
+        if len(head) < 9:
+            return truncated("ends inside the JPEG header", width, height)
+        if head[0] != 0xFF:
+            return broken(head, "the JPEG header is damaged")
+        marker = head[1]
+        if marker == 0xFF:  # fill byte
+            offset += 1
+            continue
+        if marker == 0xDA:
+            if not width or not height:
+                return invalid("a JPEG without a size")
+            return _jpeg_ending(content, offset, width, height)
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a body
+            offset += 2
+            continue
+        length = int.from_bytes(head[2:4], "big")
+        if length < 2 or marker in (0x00, 0xD8, 0xD9):
+            return broken(head[1:], "the JPEG header is damaged")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", head[5:9])
+        offset += 2 + length
+    return invalid("a JPEG of too many segments")
+
+
+def _jpeg_ending(content: Content, scan: int, width: int, height: int) -> Ending:
+    """Look for the end marker behind `scan`. Coded data cannot hold it: there each FF is followed by 00 or a restart.
+
+    Most files end with it. Phones append more (a second picture, a film), so else all of the scan is searched.
+    """
+    tail_start = max(scan, content.size - TAIL_BYTES)
+    if content.at(tail_start, TAIL_BYTES).rstrip(b"\0").endswith(_JPEG_END):
+        return complete(width, height)
+    limit = min(content.size, scan + _MAX_SCAN_BYTES)
+    for offset in range(scan, limit, _SCAN_BLOCK_BYTES):
+        if _JPEG_END in content.at(offset, _SCAN_BLOCK_BYTES + 1):
+            return complete(width, height)
+    if limit < content.size:
+        return plausible("a JPEG with much behind its picture", width, height)
+    return truncated("no end marker in the JPEG", width, height)
+
+
+def webp(content: Content) -> Ending:
+    head = content.at(0, 30)
+    if len(head) < 30:
+        return truncated("ends inside the WebP header")
+    width, height = _webp_size(head)
+    if not width or not height:
+        return broken(head[12:], "the WebP header is damaged")
+    declared = 8 + int.from_bytes(head[4:8], "little")
+    whole = declared <= content.size
+    return complete(width, height) if whole else truncated(f"{content.size} of {declared} bytes", width, height)
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Width and height out of the first chunk; the canvas for an extended file. Zeros when there is none."""
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if head[12:16] == b"VP8L" and head[20] == 0x2F:
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if head[12:16] == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", head[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0

@@ -1,0 +1,250 @@
+"""The end of WAV, Ogg, MP4, FLAC and MP3 files, by their headers and their last frames.
+
+Owns the reading of those headers. Nothing is decoded here, so nothing here knows how long a sound is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import cache
+
+from lipsyncd.media.content import (
+    MAX_STEPS,
+    TAIL_BYTES,
+    Content,
+    Ending,
+    broken,
+    complete,
+    invalid,
+    plausible,
+    truncated,
+)
+
+# Writers that stream put 0 or a number near 2 or 4 GiB where the length belongs, and often never come back to correct
+# it (arecord, sox, ffmpeg into a pipe). A true 2 GiB is far over the longest sound that we take.
+_UNKNOWN_WAV_BYTES = 0x7FFF0000
+_MOST_CHANNELS, _HIGHEST_RATE = 64, 768_000  # what ffmpeg can mix down, and the highest rate that recorders know
+_OGG_SUM, _FLAC_HEADER_SUM, _FLAC_FRAME_SUM = (0x104C11DB7, 32), (0x107, 8), (0x18005, 16)  # polynomial, bits
+
+
+def wav(content: Content) -> Ending:
+    order = ">" if content.at(0, 4) == b"RIFX" else "<"
+    large_bytes = 0  # what RF64 puts into its chunk ds64
+    offset, has_format = 12, False
+    for _ in range(MAX_STEPS):
+        head = content.at(offset, 24)
+        if len(head) < 8:
+            return truncated("ends before the samples of the WAV")
+        name, length = struct.unpack(order + "4sI", head[:8])
+        if name == b"data":
+            if not has_format:
+                return invalid("the WAV says nothing about its samples")
+            return _wav_ending(content.size - offset - 8, large_bytes if length == 0xFFFFFFFF else length)
+        if name == b"fmt " and len(head) >= 16:
+            has_format = True
+            _, channels, rate = struct.unpack(order + "HHI", head[8:16])
+            if not 0 < channels <= _MOST_CHANNELS or not 0 < rate <= _HIGHEST_RATE:
+                return invalid(f"the WAV says {channels} channels at {rate} Hz")
+        elif name == b"ds64" and len(head) == 24:
+            large_bytes = int.from_bytes(head[16:24], "little")
+        elif not all(0x20 <= letter < 0x7F for letter in name):
+            return broken(head, "a WAV chunk is damaged")
+        offset += 8 + length + length % 2
+    return invalid("a WAV of too many chunks")
+
+
+def _wav_ending(present_bytes: int, declared_bytes: int) -> Ending:
+    if not declared_bytes or (declared_bytes >= _UNKNOWN_WAV_BYTES and declared_bytes > present_bytes):
+        return plausible("the WAV header was written before the length was known")
+    whole = declared_bytes <= present_bytes
+    return complete() if whole else truncated(f"{present_bytes} of {declared_bytes} bytes of samples")
+
+
+def ogg(content: Content) -> Ending:
+    """The last page has to be whole. The flag on it that ends the stream is proof; streamed recordings lack it."""
+    tail = content.tail(2 * TAIL_BYTES)  # the largest page takes 65,307 bytes
+    page = tail[max(0, tail.rfind(b"OggS\0")) :]
+    if not page.startswith(b"OggS\0"):
+        return plausible("no Ogg page near the end") if any(tail) else truncated("zeros where content belongs")
+    segments = page[26] if len(page) > 26 else 255
+    length = 27 + segments + sum(page[27 : 27 + segments])
+    if length > len(page):
+        return truncated("ends inside an Ogg page")
+    unsummed = page[:22] + b"\0\0\0\0" + page[26:length]
+    if _checksum(unsummed, *_OGG_SUM) != int.from_bytes(page[22:26], "little"):
+        return truncated("the last Ogg page is damaged or not written yet")
+    return complete() if page[5] & 4 else plausible("the last Ogg page does not end the stream")
+
+
+def mp4(content: Content) -> Ending:
+    found: set[bytes] = set()
+    offset = 0
+    for _ in range(MAX_STEPS):
+        if b"mfra" in found or ({b"moov", b"mdat"} <= found and b"moof" not in found):
+            return complete()
+        head = content.at(offset, 16)
+        if len(head) < 8:
+            break
+        length, name = struct.unpack(">I4s", head[:8])
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        elif length == 0 and any(name):
+            return plausible("the last box of the MP4 has no length")
+        if length < 8:
+            return broken(head[:8], "a box of the MP4 is damaged")
+        if offset + length > content.size:
+            return truncated(f"the box {name.decode('latin-1')!r} ends {offset + length - content.size} bytes later")
+        found.add(name)
+        offset += length
+    if b"moof" in found:
+        return plausible("a fragmented MP4: more fragments may come")
+    return truncated("the MP4 has no index or no samples yet")
+
+
+def flac(content: Content) -> Ending:
+    info = content.at(4, 38)
+    if len(info) < 38:
+        return truncated("ends inside the FLAC header")
+    if info[0] & 0x7F or int.from_bytes(info[1:4], "big") != 34:
+        return broken(info, "the FLAC header is damaged")
+    block_size = int.from_bytes(info[4:6], "big")
+    total = int.from_bytes(info[14:22], "big") & (1 << 36) - 1
+    if not total:
+        return plausible("the FLAC does not say how long it is")
+    tail = content.tail(TAIL_BYTES)
+    starts = {end: start for start, end in _flac_frames(tail, block_size) if end <= total}
+    if total in starts:
+        whole = not _checksum(tail[starts[total] :], *_FLAC_FRAME_SUM)
+        return complete() if whole else plausible("the last FLAC frame is not whole, or something follows it")
+    if starts or not any(tail) or content.size <= TAIL_BYTES:
+        return truncated(f"the FLAC promises {total} samples; its last frames are missing")
+    return plausible("no FLAC frame near the end")
+
+
+def _flac_frames(tail: bytes, block_size: int) -> Iterator[tuple[int, int]]:
+    """Where frames start in `tail`, the last one first, each with the number of the sample behind its last one."""
+    position = len(tail)
+    for _ in range(MAX_STEPS):
+        position = tail.rfind(b"\xff", 0, position)
+        if position < 0:
+            return
+        if end := _flac_frame_end(tail[position : position + 16], block_size):
+            yield position, end
+
+
+def _flac_frame_end(head: bytes, block_size: int) -> int:
+    """The number of the sample behind this frame's last one; 0 when `head` starts no frame. Source: RFC 9639, 9.1.
+
+    A frame of the stream's fixed `block_size` is numbered by frames, one of variable size by its first sample.
+    """
+    if len(head) < 6 or head[1] not in (0xF8, 0xF9) or head[3] & 1:
+        return 0
+    size_code, rate_code = head[2] >> 4, head[2] & 15
+    extra = 0 if head[4] < 0x80 else 7 - (~head[4] & 0xFF).bit_length()  # bytes that follow, as in UTF-8
+    number = head[4] & 0x7F if not extra else head[4] & (0x3F >> extra)
+    for byte in head[5 : 5 + extra]:
+        number = number << 6 | byte & 0x3F
+    behind = 5 + extra
+    size_bytes = {6: 1, 7: 2}.get(size_code, 0)
+    length = behind + size_bytes + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
+    if not size_code or rate_code == 15 or len(head) <= length or _checksum(head[: length + 1], *_FLAC_HEADER_SUM):
+        return 0
+    if size_bytes:
+        samples = int.from_bytes(head[behind : behind + size_bytes], "big") + 1
+    else:
+        samples = 192 if size_code == 1 else 576 << size_code - 2 if size_code < 6 else 256 << size_code - 8
+    return (number if head[1] & 1 else number * block_size) + samples
+
+
+def mp3(content: Content) -> Ending:
+    start = mp3_start(content)
+    if start >= content.size:
+        return truncated("ends inside the tag before the sound")
+    window = content.at(start, TAIL_BYTES)
+    first = _first_mp3_frame(window)
+    if first is None:
+        return broken(window, "no MP3 frame after its tag")
+    declared = _mp3_bytes(window[first : first + 192])
+    if not declared:
+        return plausible("an MP3 does not say where it ends")
+    if start + first + declared > content.size:
+        return truncated(f"{content.size - start - first} of {declared} bytes of MP3")
+    return complete()
+
+
+def mp3_start(content: Content) -> int:
+    """Where the sound begins behind the ID3v2 tags, which may be several."""
+    offset = 0
+    for _ in range(8):
+        head = content.at(offset, 10)
+        if len(head) < 10 or not head.startswith(b"ID3"):
+            break
+        size = 0
+        for byte in head[6:10]:
+            size = size << 7 | byte & 0x7F
+        offset += 10 + size + (10 if head[5] & 0x10 else 0)
+    return offset
+
+
+def _first_mp3_frame(window: bytes) -> int | None:
+    """Where the first frame starts that is followed by another one, or by the end of `window`."""
+    position = -1
+    for _ in range(MAX_STEPS):
+        position = window.find(b"\xff", position + 1)
+        if position < 0:
+            return None
+        length = mp3_frame_bytes(window[position : position + 4])
+        behind = window[position + length : position + length + 4]
+        if length and (len(behind) < 4 or mp3_frame_bytes(behind)):
+            return position
+    return None
+
+
+def mp3_frame_bytes(head: bytes) -> int:
+    """Length of the layer III frame that starts with these 4 bytes; 0 when none does. Source: ISO/IEC 11172-3."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return 0
+    version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3  # version 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5
+    rate_code, frequency_code, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
+    if version == 1 or layer != 1 or rate_code in (0, 15) or frequency_code == 3 or head[3] & 3 == 2:
+        return 0
+    frequency = (44_100, 48_000, 32_000)[frequency_code] >> {3: 0, 2: 1, 0: 2}[version]
+    if version == 3:
+        kbps = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)[rate_code - 1]
+        return 144_000 * kbps // frequency + padding
+    kbps = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)[rate_code - 1]
+    return 72_000 * kbps // frequency + padding
+
+
+def _mp3_bytes(frame: bytes) -> int:
+    """How many bytes the sound takes, as the first frame may say in a Xing or Info header; else 0."""
+    mono = frame[3] >> 6 == 3
+    side_bytes = (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
+    header = frame[4 + side_bytes :]
+    flags = int.from_bytes(header[4:8], "big")
+    if header[:4] not in (b"Xing", b"Info") or not flags & 2:
+        return 0
+    where = 12 if flags & 1 else 8
+    return int.from_bytes(header[where : where + 4], "big")
+
+
+# -- check sums --------------------------------------------------------------------------------------------------------
+
+
+def _checksum(data: bytes, polynomial: int, bits: int) -> int:
+    """A cyclic check sum, highest bit first, from 0, as Ogg and FLAC have it; 0 when `data` ends with its own sum."""
+    table, mask, rest = _checksum_table(polynomial, bits), (1 << bits) - 1, 0
+    for byte in data:
+        rest = (rest << 8 & mask) ^ table[rest >> bits - 8 ^ byte]
+    return rest
+
+
+@cache
+def _checksum_table(polynomial: int, bits: int) -> tuple[int, ...]:
+    table: list[int] = []
+    for rest in range(0, 256 << bits - 8, 1 << bits - 8):
+        for _ in range(8):
+            rest = rest << 1 ^ (polynomial if rest >> bits - 1 else 0)
+        table.append(rest)
+    return tuple(table)
