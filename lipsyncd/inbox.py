@@ -25,9 +25,8 @@ from lipsyncd.files import NotRegular, open_regular, written_by_others
 from lipsyncd.job import Identity
 from lipsyncd.log import printable
 from lipsyncd.manifest import Manifest, classify, parse
-from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Structure, examine
+from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Completeness, Structure, examine
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, Drop, Found, Waiting, group
-from lipsyncd.structure import Completeness
 
 log = logging.getLogger(__name__)
 

@@ -31,11 +31,10 @@ from lipsyncd.job import Identity, Job, JobSpec, JobState, SourceFile, new_id, n
 from lipsyncd.ledger import DropKnown, Ledger
 from lipsyncd.log import printable
 from lipsyncd.manifest import Manifest, classify, clean_out_name
-from lipsyncd.media import Structure, check_image_size
+from lipsyncd.media import Completeness, Structure, check_image_size
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, Drop, Found
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Spool
-from lipsyncd.structure import Completeness
 
 log = logging.getLogger(__name__)
 

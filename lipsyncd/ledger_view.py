@@ -31,7 +31,8 @@ class LedgerView:
         try:
             with closing(self._connect()) as connection:
                 connection.row_factory = sqlite3.Row
-                yield connection
+                [schema] = connection.execute("PRAGMA user_version").fetchone()
+                yield connection if schema else None  # 0: a daemon is about to make the tables
         except sqlite3.Error as error:
             raise LedgerError(
                 f"cannot read the ledger {self.path}: {error}",
@@ -43,7 +44,7 @@ class LedgerView:
         quoted = str(self.path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=5.0)
         try:
-            connection.execute("SELECT 1 FROM job LIMIT 1")
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")
         except sqlite3.OperationalError:
             connection.close()
             if self.path.with_name(self.path.name + "-wal").exists():

@@ -27,8 +27,7 @@ from lipsyncd.files import copy_hashed, fsync_folder, open_regular, rename_no_re
 from lipsyncd.folders import HIDDEN, Folders
 from lipsyncd.job import new_id
 from lipsyncd.manifest import Manifest, build, classify, clean_out_name, to_json
-from lipsyncd.media import Kind, examine
-from lipsyncd.structure import Completeness
+from lipsyncd.media import Completeness, Kind, examine
 
 _MODE = 0o664
 _SUFFIX = {Kind.JPEG: ".jpg"}

@@ -1,0 +1,110 @@
+"""Small renderers for tests: `Flat` is quick and honest, the others really crash, hang or lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipsyncd.renderers import Scene
+
+NAMES = (
+    "flat=tests.faulty_renderers:Flat",
+    "slow=tests.faulty_renderers:Slow",
+    "abort=tests.faulty_renderers:Abort",
+    "killed=tests.faulty_renderers:Killed",
+    "raises=tests.faulty_renderers:Raises",
+    "hang=tests.faulty_renderers:Hang",
+    "short=tests.faulty_renderers:Short",
+    "missing=tests.no_such_module:Nothing",
+)
+
+
+@dataclass
+class FlatShot:
+    """One colour for each frame, which the loudness of the sound brightens."""
+
+    scene: Scene
+    wait_s: float = 0.0
+    notes: Mapping[str, object] = field(default_factory=lambda: {"made_by": "flat"})
+
+    @property
+    def width(self) -> int:
+        return self.scene.picture.shape[1] // 2 * 2 if self.scene.stitch else self.scene.resolution
+
+    @property
+    def height(self) -> int:
+        return self.scene.picture.shape[0] // 2 * 2 if self.scene.stitch else self.scene.resolution
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        frame = np.empty((self.height, self.width, 3), np.uint8)
+        for number in range(self.scene.frames):
+            time.sleep(self.wait_s)
+            frame[:] = self.scene.picture.mean(axis=(0, 1)).astype(np.uint8)
+            frame[: 8 + number % 8] = 200
+            yield frame
+
+
+class Flat:
+    """Counts its renders in the file that $TEST_RENDER_COUNT names: one line for each."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def open(self, scene: Scene) -> FlatShot:
+        count = os.environ.get("TEST_RENDER_COUNT")
+        if count:
+            line = os.open(count, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(line, f"{int(scene.picture.sum())}\n".encode())
+            os.close(line)
+        return FlatShot(scene)
+
+    def close(self) -> None:
+        pass
+
+
+class Slow(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        super().open(scene)
+        return FlatShot(scene, wait_s=0.2)
+
+
+class Abort(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        print("about to abort", flush=True)
+        os.abort()
+
+
+class Killed(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
+
+
+class Raises(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        raise ZeroDivisionError("as asked")
+
+
+class Hang(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        while True:
+            time.sleep(3600)
+
+
+class Short(Flat):
+    """Gives one frame less than it was asked for."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        class Shorter(FlatShot):
+            def frames(self) -> Iterator[NDArray[np.uint8]]:
+                for number, frame in enumerate(super().frames()):
+                    if number < self.scene.frames - 1:
+                        yield frame
+
+        return Shorter(scene)
