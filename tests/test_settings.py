@@ -120,9 +120,19 @@ def test_a_list_is_given_with_commas(read):
     assert read('[render]\ndevices = ["cpu"]').render.devices == ("cpu",)
 
 
+def test_renderers_of_ones_own_are_named_with_their_class(read):
+    assert read(LIPSYNCD_RENDER_RENDERERS="mine=pkg.mod:Mine").render.renderers == ("mine=pkg.mod:Mine",)
+    with pytest.raises(ConfigError, match=r"render\.renderers is .*allowed: entries such as"):
+        read('[render]\nrenderers = ["pkg.mod:Mine"]')
+
+
 def test_a_frame_rate_may_be_a_number_or_a_fraction(read):
     assert read("[output]\nfps = 29.97").output.rate == Fraction(30000, 1001)
     assert read('[output]\nfps = "24000/1001"').output.rate == Fraction(24000, 1001)
+
+
+def test_a_byte_order_mark_does_no_harm(read):
+    assert read("\ufeff[web]\nport = 1").web.port == 1
 
 
 def test_values_have_their_useful_forms(read):
@@ -210,6 +220,7 @@ def test_folders_whose_names_only_begin_alike_are_apart(read):
         ("LIPSYNCD_RENDER_DEVICES", "cpu,cpu", ("render.devices", "different devices")),
         ("LIPSYNCD_RENDER_DEVICES", ",", ("render.devices", "auto alone")),
         ("LIPSYNCD_RENDER_DEVICES", "gpu", ("render.devices", "cuda:0")),
+        ("LIPSYNCD_WEB_HOST", "local\nhost", ("web.host", r"'local\nhost'", "an address")),
         ("LIPSYNCD_LOG_LEVEL", "loud\n<0>forged", ("log.level", r"'loud\n<0>forged'", "one of debug")),
     ],
 )
@@ -310,7 +321,7 @@ def test_any_text_in_a_variable_is_a_value_or_one_line(read, name, text):
         assert name in str(refusal)
         assert str(refusal).isprintable()
     else:
-        assert settings.origins[name] != "default"
+        assert (settings.origins[name] == "default") is (not text.strip())
 
 
 # -- which file --------------------------------------------------------------------------------------------------------
@@ -455,6 +466,25 @@ def test_sections_can_be_made_directly(tmp_path):
 
     assert settings.paths.outbox == tmp_path / "outbox"
     assert settings.weights.dir == tmp_path / "models"
+    assert Paths(storage=tmp_path, inbox=Path("in")).inbox == Path.cwd() / "in"
+
+
+def test_a_working_folder_that_is_gone_is_said_so(tmp_path):
+    program = f"""
+import os
+from lipsyncd.errors import ConfigError
+from lipsyncd.settings import load
+os.mkdir({str(tmp_path / "gone")!r})
+os.chdir({str(tmp_path / "gone")!r})
+os.rmdir({str(tmp_path / "gone")!r})
+try:
+    load(environ={{"HOME": "/"}})
+except ConfigError as refusal:
+    print(refusal)
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=TOP).stdout
+
+    assert output == "the working folder does not exist any more; change to another one\n"
 
 
 def test_reading_settings_loads_nothing_heavy():
