@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from video_kit import FFMPEG, chirp, drifting, encoding, make, run_ffmpeg
 
 from lipsyncd.errors import BadResult
 from lipsyncd.mp4 import BT709, Colour, Mp4Damaged, inspect, validate
 from lipsyncd.renderers.video import Encoder
+from tests.video_kit import FFMPEG, chirp, drifting, encoding, make, run_ffmpeg
 
 
 @pytest.fixture(scope="module")

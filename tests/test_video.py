@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from video_kit import FFMPEG, RATES, chirp, decoded_frames, decoded_sound, drifting, encoding, make, run_ffmpeg
 
 from lipsyncd import ffmpeg, mp4
 from lipsyncd.errors import ConfigError, EncodeFailed, JailFailed
 from lipsyncd.renderers.video import Box, Encoder, SquareView, crop_square, make_even, square_around
+from tests.video_kit import FFMPEG, RATES, chirp, decoded_frames, decoded_sound, drifting, encoding, make, run_ffmpeg
 
 
 @pytest.fixture
