@@ -65,12 +65,13 @@ def faces(picture: Picture) -> Iterator[Face]:
 def _passes(grey: Grey) -> Iterator[list[Box]]:
     """Boxes of faces from one way of looking after the other."""
     yield _propose(grey, "alt2", long_side=900, step=1.1, neighbours=4)
-    yield _propose(cv2.createCLAHE(2.0, (8, 8)).apply(grey), "alt2", long_side=900, step=1.04, neighbours=3)
+    flat = cast(Grey, cv2.createCLAHE(2.0, (8, 8)).apply(grey))
+    yield _propose(flat, "alt2", long_side=900, step=1.04, neighbours=3)
     yield _propose(grey, "default", long_side=900, step=1.05, neighbours=4)
     yield _propose(grey, "alt2", long_side=2200, step=1.06, neighbours=3)
 
 
-def _propose(grey: NDArray[np.generic], cascade: str, *, long_side: int, step: float, neighbours: int) -> list[Box]:
+def _propose(grey: Grey, cascade: str, *, long_side: int, step: float, neighbours: int) -> list[Box]:
     """Boxes that one cascade takes for faces, largest first, at most PROPOSALS, in the pixels of `grey`."""
     height, width = grey.shape
     scale = min(long_side / max(height, width), 2.0)
@@ -121,4 +122,4 @@ def _usual_plane(box: Box) -> Plane:
 
 @cache
 def _cascade(name: str) -> cv2.CascadeClassifier:
-    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / f"haarcascade_{name}.xml"))
+    return cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / f"haarcascade_{name}.xml"))

@@ -24,7 +24,6 @@ USUAL_V = 1.10  # the line of most mouths
 USUAL_SPREAD = 0.16
 REACH = 0.46  # the path is followed this far from the middle
 HALF = 0.36  # half the width of most mouths
-WEAKEST = 0.35  # score below which there is no mouth
 
 NARROWEST, WIDEST = 0.27, 0.46  # half widths
 SLOPE_COST = 0.02  # of one row up or down, against a gain of up to about 1 for each column
@@ -33,6 +32,7 @@ TEETH_PALER = 6.0  # than the lips, in a of Lab
 TEETH_CHROMA = 0.75  # of the skin's on the cheeks, at most
 TEETH_DARKER = 20.0  # than that skin at most, in L of Lab
 TEETH_WIDE, TEETH_HIGH = 0.3, 0.035  # less is a glint on closed lips
+TEETH_RIM = 0.012  # the lips keep nothing of a soft edge between them and the teeth
 
 Parabola = NDArray[np.float64]  # (3,) highest power first, as numpy.polyval wants it: v of u
 
@@ -57,6 +57,11 @@ class Mouth:
     score: float
 
     @property
+    def line_v(self) -> float:
+        """v of the upper lip's edge in the middle."""
+        return float(self.upper[-1])
+
+    @property
     def open_at_rest(self) -> bool:
         """Whether the source shows what is behind the lips."""
         return not np.array_equal(self.upper, self.lower)
@@ -66,7 +71,7 @@ def find_mouth(picture: Picture, plane: Plane) -> Mouth:
     """The mouth below the eyes of `plane`; the caller judges its score."""
     patch = plane.cut(picture, LOWER_FACE)
     lab = cast(Field, cv2.cvtColor(patch.astype(np.float32) / 255, cv2.COLOR_RGB2Lab))
-    smooth = cv2.GaussianBlur(lab[..., 0], (0, 0), 4)
+    smooth = cast(Field, cv2.GaussianBlur(lab[..., 0], (0, 0), 4))
     rows = _line(smooth)
     u = LOWER_FACE.grid()[0][0]
     near = np.abs(u) <= REACH
@@ -140,13 +145,17 @@ def _opened(mouth: Mouth, lab: Field) -> Mouth:
     u, top, bottom = _teeth(mouth, lab)
     if not len(u) or u[-1] - u[0] < TEETH_WIDE or np.median(bottom - top) < TEETH_HIGH:
         return mouth
-    middle = float((u[0] + u[-1]) / 2)
-    upper, lower = _fitted(u - middle, top), _fitted(u - middle, bottom)
     # The opening ends where its edges meet, in the dark corners beyond the last tooth.
+    upper, lower = _fitted(u, top - TEETH_RIM), _fitted(u, bottom + TEETH_RIM)
     meet = np.roots(upper - lower)
-    reach = float(np.abs(meet).min()) if np.isreal(meet).all() else WIDEST
-    half = float(np.clip(reach, (u[-1] - u[0]) / 2, WIDEST))
-    return replace(mouth, middle=middle, half=half, upper=upper, lower=lower)
+    ends = (float(meet.real.min()), float(meet.real.max())) if np.isreal(meet).all() else (u[0] - 0.1, u[-1] + 0.1)
+    left, right = min(max(ends[0], -WIDEST), u[0]), max(min(ends[1], WIDEST), u[-1])
+    middle, half = float(left + right) / 2, float(right - left) / 2
+    shift = np.poly1d([1.0, middle])
+    upper, lower = (
+        np.pad(curve.coeffs, (3 - len(curve.coeffs), 0)) for curve in (np.poly1d(upper)(shift), np.poly1d(lower)(shift))
+    )
+    return replace(mouth, middle=middle, half=half, upper=upper, lower=lower, score=max(mouth.score, 1.0))
 
 
 def _teeth(mouth: Mouth, lab: Field) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

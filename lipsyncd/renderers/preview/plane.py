@@ -10,8 +10,8 @@ Owns the change between these coordinates and pixels. Pixel coordinates count fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import atan2, degrees, hypot
-from typing import cast
+from math import atan2, ceil, degrees, floor, hypot
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -19,11 +19,37 @@ from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 Field = NDArray[np.float32]
+Pixels = NDArray[np.integer] | NDArray[np.floating]
+
+
+F = TypeVar("F", bound=np.floating)
+
+
+def smoothstep(value: NDArray[F]) -> NDArray[F]:
+    """0 up to 0, 1 from 1 on, with level ends."""
+    held = np.clip(value, 0.0, 1.0)
+    return cast(NDArray[F], held * held * (3.0 - 2.0 * held))
+
+
+def eased(value: float) -> float:
+    """`smoothstep` of one number."""
+    held = min(max(value, 0.0), 1.0)
+    return held * held * (3.0 - 2.0 * held)
+
+
+def displaced(picture: Picture, came_from: Field) -> Picture:
+    """The picture, read at other places: cubic, because a linear blend would blur whatever moves.
+
+    came_from  (h, w, 2) float32, x and y in pixels of `picture`; outside of it the edges are replicated
+    returns    (h, w, 3) uint8
+    """
+    x, y = cv2.split(came_from)
+    return cast(Picture, cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of the plane, cut into square cells: `scale` cells for each unit, the first cell centred on (left, top)."""
+    """A part of the plane in square cells, `scale` of them for each unit; the first is centred on (left, top)."""
 
     left: float
     top: float
@@ -78,7 +104,7 @@ class Plane:
         y = self.y + window.left * self.along_y + window.top * self.along_x
         return np.array([[ax, -ay, x], [ay, ax, y]])
 
-    def coordinates(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[Field, Field]:
+    def coordinates(self, x: Pixels, y: Pixels) -> tuple[Field, Field]:
         """u and v of pixels, float32; x and y broadcast."""
         dx, dy = x - self.x, y - self.y
         square = self.along_x**2 + self.along_y**2
@@ -101,3 +127,50 @@ class Plane:
     def rescaled(self, factor: float, dx: float, dy: float) -> Plane:
         """The same plane in a picture whose pixel (x, y) is `factor` x this one's + (dx, dy)."""
         return Plane(self.x * factor + dx, self.y * factor + dy, self.along_x * factor, self.along_y * factor)
+
+
+@dataclass(frozen=True)
+class PixelBox:
+    """A box of pixels inside a picture; right and bottom are the first ones outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def around(cls, plane: Plane, part: tuple[float, float, float, float], picture: Picture) -> PixelBox:
+        """The smallest box around a part of a plane: its left, top, right and bottom, in units."""
+        u, v = (np.array(part)[list(corners)] for corners in ((0, 2, 0, 2), (1, 1, 3, 3)))
+        x = plane.x + u * plane.along_x - v * plane.along_y
+        y = plane.y + u * plane.along_y + v * plane.along_x
+        whole = cls(0, 0, picture.shape[1], picture.shape[0])
+        return cls(floor(x.min()), floor(y.min()), ceil(x.max()) + 1, ceil(y.max()) + 1).within(whole)
+
+    def within(self, other: PixelBox) -> PixelBox:
+        """What this box shares with the other."""
+        return PixelBox(
+            max(self.left, other.left),
+            max(self.top, other.top),
+            min(self.right, other.right),
+            min(self.bottom, other.bottom),
+        )
+
+    @property
+    def empty(self) -> bool:
+        return self.left >= self.right or self.top >= self.bottom
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.right - self.left, self.bottom - self.top
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the picture."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def inside(self, outer: PixelBox) -> tuple[slice, slice]:
+        """Rows and columns of an array that covers `outer`."""
+        rows = slice(self.top - outer.top, self.bottom - outer.top)
+        return rows, slice(self.left - outer.left, self.right - outer.left)

@@ -11,14 +11,20 @@ from typing import cast
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from lipsyncd.renderers.preview.blink import Lid
+from lipsyncd.renderers import Scene
+from lipsyncd.renderers.audio import frame_times
+from lipsyncd.renderers.preview.blink import lid_closure, lids
+from lipsyncd.renderers.preview.face import Face
 from lipsyncd.renderers.preview.inside import Inside
 from lipsyncd.renderers.preview.mouth import Mouth
-from lipsyncd.renderers.preview.plane import Field, Picture, Plane, Window
-from lipsyncd.renderers.preview.voice import Motion
-from lipsyncd.renderers.preview.warp import Pose, Warp, edges, reach
+from lipsyncd.renderers.preview.options import Options
+from lipsyncd.renderers.preview.plane import Field, Picture, PixelBox, Plane, Window, displaced
+from lipsyncd.renderers.preview.speaker import Speaker
+from lipsyncd.renderers.preview.sway import Sway
+from lipsyncd.renderers.preview.voice import motion
+from lipsyncd.renderers.preview.warp import Edges, Pose, Warp, edges, reach
+from lipsyncd.renderers.video import crop_square, make_even, square_around
 
 FIELD_SCALE = 64.0  # cells for each unit of the displacement, at most: it is smooth
 TABLE_SCALE = 512.0  # entries for each unit of the edges of the lips
@@ -28,101 +34,123 @@ class SpeakingMouth:
     """The lower face of one canvas, in any pose."""
 
     def __init__(self, canvas: Picture, plane: Plane, mouth: Mouth, seed: int) -> None:
-        self._canvas, self._mouth = canvas, mouth
-        left, top, right, bottom = reach(mouth)
-        field = Window(left, top, right, bottom, min(FIELD_SCALE, max(plane.unit_px, 24.0)))
-        self._warp = Warp(mouth, field)
-        x0, y0, x1, y1 = _pixel_box(plane, (left, top, right, bottom), canvas)
-        self.box = np.s_[y0:y1, x0:x1]
-        self._size = (x1 - x0, y1 - y0)
-        self._to_box = plane.to_pixels(field) - [[0, 0, x0], [0, 0, y0]]
+        self._canvas, self._plane, self._mouth = canvas, plane, mouth
+        moving = reach(mouth)
+        self._field = Window(*moving, scale=min(FIELD_SCALE, max(plane.unit_px, 24.0)))
+        self._warp = Warp(mouth, self._field)
+        self._box = PixelBox.around(plane, moving, canvas)
         self._axes = np.array([[plane.along_x, plane.along_y], [-plane.along_y, plane.along_x]], np.float32)
-        x, y = np.meshgrid(np.arange(x0, x1, dtype=np.float32), np.arange(y0, y1, dtype=np.float32))
+        x, y = np.meshgrid(np.arange(self._box.left, self._box.right), np.arange(self._box.top, self._box.bottom))
+        self._here = np.dstack((x, y)).astype(np.float32)
         u, self._v = plane.coordinates(x, y)
-        self._here = np.dstack((x, y))
-        self._table_u = np.arange(left - 0.6, right + 0.6, 1 / TABLE_SCALE, dtype=np.float32)
-        self._entry = np.clip(np.rint((u - self._table_u[0]) * TABLE_SCALE), 0, len(self._table_u) - 1).astype(np.int32)
-
-        line = float(mouth.upper[-1])
-        hole = (mouth.middle - 0.55, line - 0.22, mouth.middle + 0.55, line + 0.48)
-        hx0, hy0, hx1, hy1 = _pixel_box(plane, hole, canvas)
-        self._hole = np.s_[hy0 - y0 : hy1 - y0, hx0 - x0 : hx1 - x0]
-        self._inside = Inside(canvas, plane, mouth, (hx0, hy0, hx1, hy1), seed)
+        self._table_u = np.arange(moving[0] - 0.6, moving[2] + 0.6, 1 / TABLE_SCALE, dtype=np.float32)
+        entry = np.rint((u - self._table_u[0]) * TABLE_SCALE)
+        self._entry = np.clip(entry, 0, len(self._table_u) - 1).astype(np.int32)
+        self._inside = Inside(canvas, plane, mouth, self._box, seed)
 
     def draw(self, frame: Picture, pose: Pose) -> None:
         """Draw the lower face in this pose into `frame`."""
         lips = edges(self._mouth, pose, self._table_u)
-        upper, lower = self._in_pixels(self._warp.sheets(pose))
-        line = ((lips.upper + lips.lower) / 2)[self._entry]
-        moved = np.where((self._v < line)[..., None], upper, lower)
-        came_from = self._here - moved
-        warped = cv2.remap(self._canvas, came_from, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        if lips.gap > 0:
-            entry = self._entry[self._hole]
-            colour, weight = self._inside.paint(lips, lips.upper[entry], lips.lower[entry], pose)
-            here = warped[self._hole]
-            here[:] = np.rint(here + (colour - here) * weight).clip(0, 255)
-        frame[self.box] = warped
+        upper, lower = self._warp.sheets(pose)
+        _, cell_v = self._field.grid()
+        line = np.interp(self._field.grid()[0][0], self._table_u, (lips.upper + lips.lower) / 2)
+        face = self._moved(np.where((cell_v < line)[..., None], upper, lower), self._box)
+        self._part_lips(face, pose, lips, upper, lower)
+        frame[self._box.slices] = face
 
-    def _in_pixels(self, sheets: tuple[Field, Field]) -> list[NDArray[np.float32]]:
-        """Displacements of the plane's cells as displacements of the box's pixels, (h, w, 2) each."""
-        return [
-            cast(
-                Field,
-                cv2.warpAffine(
-                    (sheet @ self._axes).astype(np.float32), self._to_box, self._size, flags=cv2.INTER_LINEAR
-                ),
-            )
-            for sheet in sheets
-        ]
+    def _part_lips(self, face: Picture, pose: Pose, lips: Edges, upper: Field, lower: Field) -> None:
+        """Draw what lies around the line between the lips again, pixel by pixel, with the inside of the mouth."""
+        inside = np.abs(self._table_u - self._mouth.middle) <= max(lips.half, self._mouth.half)
+        margin = 3.0 / self._field.scale
+        left, right = self._table_u[inside][[0, -1]]
+        part = (left - margin, lips.upper[inside].min() - margin, right + margin, lips.lower[inside].max() + margin)
+        box = PixelBox.around(self._plane, part, self._canvas).within(self._box)
+        if box.empty:
+            return
+        here = box.inside(self._box)
+        entry, v = self._entry[here], self._v[here]
+        top, bottom = lips.upper[entry], lips.lower[entry]
+        # Each pixel where the sheets meet is a mixture of both: no jagged edge.
+        below = np.clip((v - (top + bottom) / 2) * np.float32(self._plane.unit_px) + 0.5, 0.0, 1.0)[..., None]
+        over, under = self._moved(upper, box), self._moved(lower, box)
+        colour = over + (under.astype(np.float32) - over) * below
+        if lips.gap > 0 or self._mouth.open_at_rest:
+            painted, weight = self._inside.paint(here, pose, lips, top, bottom)
+            colour += (painted - colour) * weight
+        face[here] = np.rint(colour).clip(0, 255)
+
+    def _moved(self, sheet: Field, box: PixelBox) -> Picture:
+        """The canvas in `box`, displaced by what `sheet` says for the cells of the plane; (h, w, 3)."""
+        to_box = self._plane.to_pixels(self._field) - [[0, 0, box.left], [0, 0, box.top]]
+        in_pixels = (sheet @ self._axes).astype(np.float32)
+        displacement = cast(Field, cv2.warpAffine(in_pixels, to_box, box.size, flags=cv2.INTER_LINEAR))
+        return displaced(self._canvas, self._here[box.inside(self._box)] - displacement)
 
 
 class PreviewShot:
-    """A scene with its face found; see `lipsyncd.renderers.Shot`."""
+    """A scene with its speaker found; see `lipsyncd.renderers.Shot`."""
 
-    def __init__(
-        self,
-        canvas: Picture,
-        mouth: SpeakingMouth,
-        lids: list[Lid],
-        motion: Motion,
-        closure: Field,
-        notes: Mapping[str, object],
-    ) -> None:
-        self._canvas, self._mouth, self._lids = canvas, mouth, lids
-        self._motion, self._closure = motion, closure
-        self.notes = notes
+    def __init__(self, scene: Scene, speaker: Speaker, chosen: Options, seed: int) -> None:
+        self._canvas, plane = stage(scene, speaker.face)
+        self._at_s = frame_times(scene.fps, scene.frames)
+        self._motion = motion(scene.speech, scene.fps, scene.frames, strength=chosen.strength)
+        self._mouth = SpeakingMouth(self._canvas, plane, speaker.mouth, seed)
+        self._lids = lids(self._canvas, plane) if chosen.blink and speaker.face.eyes_seen else []
+        self._closure = lid_closure(self._at_s, seed)
+        self._sway = Sway(self._canvas, plane, chosen.sway_percent, seed) if chosen.sway_percent > 0 else None
+        box = speaker.face.box
+        self._notes = {
+            "face": [box.x, box.y, box.width, box.height],
+            "eyes_px": round(speaker.face.plane.unit_px, 1),
+            "blinks": bool(self._lids),
+            "teeth": "own" if speaker.mouth.open_at_rest else "painted",
+        }
 
     @property
     def width(self) -> int:
-        return self._canvas.shape[1]
+        return int(self._canvas.shape[1])
 
     @property
     def height(self) -> int:
-        return self._canvas.shape[0]
+        return int(self._canvas.shape[0])
+
+    @property
+    def notes(self) -> Mapping[str, object]:
+        return self._notes
 
     def frames(self) -> Iterator[Picture]:
+        """See `Shot.frames`. Only what changes is drawn, so silence costs nothing."""
         frame = self._canvas.copy()
+        swayed = frame.copy()
         shown: Pose | None = None
         down = 0.0
-        for openness, width, closure in zip(self._motion.openness, self._motion.width, self._closure, strict=True):
-            pose = Pose(float(openness), float(width))
+        for at_s, openness, width, closure in self._script():
+            pose = Pose(openness, width)
             if pose != shown:
                 self._mouth.draw(frame, pose)
                 shown = pose
             if closure != down:
                 for lid in self._lids:
-                    lid.close(frame, float(closure)) if closure else lid.open(frame)
+                    lid.close(frame, closure)
                 down = closure
-            yield frame
+            if self._sway is None:
+                yield frame
+            else:
+                self._sway.apply(frame, swayed, at_s)
+                yield swayed
+
+    def _script(self) -> Iterator[tuple[float, float, float, float]]:
+        """For each frame its time in seconds, openness, width, and how far the lids are down."""
+        curves = (self._at_s, self._motion.openness, self._motion.width, self._closure)
+        return ((float(a), float(b), float(c), float(d)) for a, b, c, d in zip(*curves, strict=True))
 
 
-def _pixel_box(plane: Plane, part: tuple[float, float, float, float], canvas: Picture) -> tuple[int, int, int, int]:
-    """The smallest box of canvas pixels around a part of the plane: left, top, right, bottom."""
-    left, top, right, bottom = part
-    u, v = np.array([left, right, left, right]), np.array([top, top, bottom, bottom])
-    x = plane.x + u * plane.along_x - v * plane.along_y
-    y = plane.y + u * plane.along_y + v * plane.along_x
-    x0, x1 = np.clip([np.floor(x.min()), np.ceil(x.max()) + 1], 0, canvas.shape[1])
-    y0, y1 = np.clip([np.floor(y.min()), np.ceil(y.max()) + 1], 0, canvas.shape[0])
-    return int(x0), int(y0), int(x1), int(y1)
+def stage(scene: Scene, face: Face) -> tuple[Picture, Plane]:
+    """The canvas of a scene, (H, W, 3) with even sides, and where the face lies on it."""
+    if scene.stitch:
+        return make_even(scene.picture), face.plane
+    height, width = scene.picture.shape[:2]
+    square = square_around(face.box, width, height)
+    factor = scene.resolution / square.width
+    dx, dy = ((0.5 - start) * factor - 0.5 for start in (square.x, square.y))
+    return crop_square(scene.picture, square, scene.resolution), face.plane.rescaled(factor, dx, dy)

@@ -28,6 +28,7 @@ BANDS_HZ = (100, 400, 700, 1100, 1700, 2500, 3500)
 SILENT_DB = -52.0  # below this, relative to full scale, nothing opens the mouth
 RANGE_DB = (11.0, 17.0)  # least and greatest distance from shut to wide open
 ATTACK_S, RELEASE_S = 0.040, 0.090  # from 10 % to 90 % of a step
+WIDEST = 1.2  # openness beyond which a mouth looks torn
 LEAD_S = 0.030  # the mouth moves this much before the sound, as lips do
 
 
@@ -43,17 +44,18 @@ class Motion:
     width: Curve
 
 
-def motion(speech: Samples, fps: Fraction, frames: int) -> Motion:
+def motion(speech: Samples, fps: Fraction, frames: int, *, strength: float = 1.0) -> Motion:
     """What the mouth does during each frame.
 
-    speech  (N,) int16, mono, 16 kHz; read once, in blocks
+    speech    (N,) int16, mono, 16 kHz; read once, in blocks
+    strength  gain of the opening; what it makes louder than 1.2 stays there
     """
     bands = band_levels(speech)
     openness, width = mouth_curves(bands)
     at_s = frame_times(fps, frames) + LEAD_S
     steps_s = np.arange(len(openness)) / STEP_RATE
     return Motion(
-        openness=np.interp(at_s, steps_s, openness, right=0.0).astype(np.float32),
+        openness=np.minimum(strength * np.interp(at_s, steps_s, openness, right=0.0), WIDEST).astype(np.float32),
         width=np.interp(at_s, steps_s, width, right=0.0).astype(np.float32),
     )
 
@@ -146,7 +148,8 @@ def _smooth(curve: NDArray[np.floating], steps: int) -> NDArray[np.float64]:
 
 
 def _decibels(power: NDArray[np.floating]) -> NDArray[np.float32]:
-    return (10.0 * np.log10(np.maximum(power, 1e-10))).astype(np.float32)
+    level = 10.0 * np.log10(np.maximum(power, 1e-10))
+    return level.astype(np.float32, copy=False)
 
 
 def _together(*levels_db: NDArray[np.float32]) -> NDArray[np.float32]:

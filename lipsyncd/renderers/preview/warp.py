@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.renderers.preview.mouth import Mouth
-from lipsyncd.renderers.preview.plane import Field, Window
+from lipsyncd.renderers.preview.plane import Field, Window, eased, smoothstep
 
 WIDEST_GAP = 0.26  # between the lips, at openness 1
 UPPER_SHARE = 0.14  # of the gap: the upper lip rises a little, the lower one does the rest
@@ -29,7 +29,7 @@ UPPER_FADE = 0.26  # nothing above the lip moves further up than this: the base 
 LIP_TO_JAW = 0.30  # below the lower lip, its movement becomes the jaw's
 NECK_FADE = 0.42  # below the chin, the jaw's movement ends
 JAW_SIDES = (0.20, 0.95)  # full this far from the middle, ended there
-SIDE_FADE = 0.45
+SIDE_FADE = 0.40
 
 REST = 0.5  # where in an opening that the source already has the lips meet
 
@@ -46,28 +46,28 @@ class Pose:
 class Edges:
     """The opening of one pose, for each u of a row.
 
+    half    half the width of the opening
+    gap     its height in the middle
     pull    how far the skin has moved sideways
     upper   v of the upper lip's edge
     lower   v of the lower lip's edge, not above `upper`
     lift    how far the upper edge has moved down from its place in the source
     drop    the same of the lower edge
-    half    half the width of the opening
-    gap     its height in the middle
     """
 
+    half: float
+    gap: float
     pull: Field
     upper: Field
     lower: Field
     lift: Field
     drop: Field
-    half: float
-    gap: float
 
 
 def reach(mouth: Mouth) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of all that ever moves."""
     line = min(float(mouth.upper[-1]), float(mouth.lower[-1]))
-    return mouth.middle - 1.0, line - 0.62, mouth.middle + 1.0, mouth.chin + NECK_FADE + 0.02
+    return mouth.middle - JAW_SIDES[1], line - SIDE_FADE, mouth.middle + JAW_SIDES[1], mouth.chin + NECK_FADE + 0.02
 
 
 def edges(mouth: Mouth, pose: Pose, u: Field) -> Edges:
@@ -77,23 +77,22 @@ def edges(mouth: Mouth, pose: Pose, u: Field) -> Edges:
     """
     x = u.astype(np.float64) - mouth.middle
     gap = WIDEST_GAP * pose.openness
-    corner = (ROUND_PULL if pose.width < 0 else SPREAD_PULL) * pose.width - OPEN_PULL * pose.openness
+    open_pull = OPEN_PULL + 0.5 * max(mouth.half - 0.36, 0.0)  # a smile gives way to the vowel
+    corner = (ROUND_PULL if pose.width < 0 else SPREAD_PULL) * pose.width - open_pull * pose.openness
     pull = corner * np.tanh(x / 0.35) * (1.0 - smoothstep((np.abs(x) - 0.40) / 0.50))
     line_half = mouth.half + corner * 0.8
-    half = line_half * (0.74 + 0.20 * float(smoothstep(pose.openness / 0.5)))
+    half = line_half * (0.74 + 0.20 * eased(pose.openness / 0.5))
 
     source_upper, source_lower = source_edges(mouth, x - pull)
     rest = source_upper + REST * (source_lower - source_upper)
     inside = np.maximum(1.0 - (x / half) ** 2, 0.0)
-    profile = inside ** (0.75 + 0.15 * min(pose.width, 0.0))
+    # A slit has pointed corners, a wide or rounded mouth is an oval.
+    profile = inside ** (1.0 - 0.25 * eased(pose.openness / 0.8) + 0.20 * min(pose.width, 0.0))
     sag = CORNER_SHARE * gap * (1.0 - profile) * (1.0 - smoothstep((np.abs(x) - line_half) / 0.35))
     upper = rest + sag - UPPER_SHARE * gap * profile
     lower = rest + sag + (1.0 - UPPER_SHARE) * gap * profile
-    return Edges(
-        *(part.astype(np.float32) for part in (pull, upper, lower, upper - source_upper, lower - source_lower)),
-        half=half,
-        gap=gap,
-    )
+    curves = (pull, upper, lower, upper - source_upper, lower - source_lower)
+    return Edges(half, gap, *(curve.astype(np.float32) for curve in curves))
 
 
 def source_edges(mouth: Mouth, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -144,9 +143,3 @@ class Warp:
 def _bump(distance: Field) -> Field:
     """Fuller lips: nothing at the edge, most at the rim of the lip, nothing on the skin beyond."""
     return smoothstep(distance / 0.14) * (1.0 - smoothstep((distance - 0.14) / 0.22))
-
-
-def smoothstep(value):  # type: ignore[no-untyped-def]
-    """0 up to 0, 1 from 1 on, with level ends."""
-    held = np.clip(value, 0.0, 1.0)
-    return held * held * (3.0 - 2.0 * held)

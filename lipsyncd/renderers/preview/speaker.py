@@ -1,0 +1,63 @@
+"""Choose who speaks: the largest face whose eyes and mouth can be trusted.
+
+A moving mouth drawn on a cheek is worse than no video, so a doubtful face is refused with the reason. Owns that choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lipsyncd.errors import NoFaceFound
+from lipsyncd.renderers.preview.face import Face, faces
+from lipsyncd.renderers.preview.mouth import Mouth, find_mouth
+from lipsyncd.renderers.preview.plane import Picture
+
+LEAST_EYES_PX = 16.0  # from eye to eye: a mouth is 11 pixels wide then
+MOST_TILT_DEG = 20.0
+CLEAR = 0.45  # score of a mouth under eyes that were seen
+CLEAR_ALONE = 1.3  # under eyes that were guessed from the box
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A face and its mouth, in the pixels and units of the picture that they were found in."""
+
+    face: Face
+    mouth: Mouth
+
+
+def find_speaker(picture: Picture) -> Speaker:
+    """The one face that will speak.
+
+    picture  (H, W, 3) uint8 RGB
+
+    Raises `NoFaceFound`, which says what was wrong with the best candidate.
+    """
+    height, width = picture.shape[:2]
+    size = f"the picture of {width}x{height} pixels"
+    refused: tuple[str, str | None] | None = None
+    for face in faces(picture):
+        mouth = find_mouth(picture, face.plane)
+        fault = _fault(face, mouth)
+        if fault is None:
+            return Speaker(face, mouth)
+        # The first one is the largest of the most careful pass: its fault is the one worth reading.
+        if refused is None and face.eyes_seen and mouth.score >= CLEAR:
+            refused = fault
+    if refused is None:
+        raise NoFaceFound(f"no face with a clear mouth in {size}")
+    what, remedy = refused
+    raise NoFaceFound(f"the face in {size} {what}", remedy=remedy)
+
+
+def _fault(face: Face, mouth: Mouth) -> tuple[str, str | None] | None:
+    """Why this face cannot speak, and what helps; None when it can."""
+    eyes_px, tilt = face.plane.unit_px, face.plane.roll_deg
+    if eyes_px < LEAST_EYES_PX:
+        closer = f"use a picture where they are {LEAST_EYES_PX:g} or more pixels apart: larger, or cropped to the face"
+        return f"is too small: its eyes are {eyes_px:.0f} pixels apart", closer
+    if abs(tilt) > MOST_TILT_DEG:
+        return f"is tilted by {abs(tilt):.0f} degrees", "turn the picture until the eyes are level"
+    if mouth.score < (CLEAR if face.eyes_seen else CLEAR_ALONE):
+        return "shows no clear mouth", None
+    return None
