@@ -272,7 +272,7 @@ class RenderStalled(RenderError):
 
 class OutOfMemory(RenderError):
     code = "out-of-memory"
-    default_remedy = "free memory on the device, or lower render.batch_size"
+    default_remedy = "free memory on this machine; the job is tried again by itself"
 
 
 class EncodeFailed(RenderError):

@@ -1,6 +1,6 @@
 """Named places where a test may end the process, as a power cut would.
 
-`LIPSYNC_FAILPOINT=name` kills this process with SIGKILL the first time that it reaches `name`; `name:3` the third time.
+`LIPSYNCD_FAIL=name` kills this process with SIGKILL the first time that it reaches `name`; `name:3` the third time.
 Without the variable a failpoint costs one comparison. The names that exist are found by `tests/test_recovery.py`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-_ARMED, _, _count = os.environ.get("LIPSYNC_FAILPOINT", "").partition(":")
+_ARMED, _, _count = os.environ.get("LIPSYNCD_FAIL", "").partition(":")
 _left = int(_count) if _count.isdigit() else 1
 
 

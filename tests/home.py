@@ -23,7 +23,6 @@ from PIL import Image
 from lipsyncd.folders import Folders, folders_of
 from lipsyncd.job import Job, JobState
 from lipsyncd.ledger_view import LedgerView
-from lipsyncd.lock import is_held
 from lipsyncd.settings import Settings, load
 from tests.faulty_renderers import NAMES
 
@@ -123,12 +122,14 @@ class Home:
 
     def start(self, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "lipsyncd", "--config", str(self.config), "run"]
+        starts = self.log.count(" ready in ") if (self.root / "daemon.log").exists() else 0
         with (self.root / "daemon.log").open("ab") as log:
             self.daemon = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stderr=log, stdout=log, env=self.environment(**environment)
             )
         if wait:
-            self.until(lambda: is_held(self.path("state")) or self.daemon.poll() is not None, "the daemon's start")
+            up = " ready in "
+            self.until(lambda: self.log.count(up) > starts or self.daemon.poll() is not None, "the daemon's start")
             assert self.daemon.poll() is None, self.log
         return self.daemon
 

@@ -1,0 +1,182 @@
+"""SIGKILL at every named failpoint of a job's life: after a restart each job is delivered once, or ends with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import lipsyncd
+from lipsyncd.job import JobState
+from tests.home import Home, put
+
+PACKAGE = Path(lipsyncd.__file__).parent
+
+
+def names() -> list[str]:
+    """Every failpoint that the package reaches, read from its source."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        found |= set(re.findall(r'\breach\(f?"([^"]+)"\)', path.read_text()))
+    expanded = {n.replace("{suffix}", s) for n in found for s in ("mp4", "json")}
+    return sorted(expanded)
+
+
+# What a job passes through on its way to a video, to failed/, to the archive, and back.
+OTHER_PATHS = {
+    "end-recorded",
+    "end-moved",
+    "retry-accepted",
+    "recover-registered",
+    "recover-resumed",
+}
+ON_THE_WAY = [name for name in names() if name not in OTHER_PATHS]
+
+
+class Consumer:
+    """Takes every file from the outbox the moment that it is visible, as a greedy user would."""
+
+    def __init__(self, home: Home) -> None:
+        self.taken: Counter[str] = Counter()
+        self.content: dict[str, bytes] = {}
+        self._outbox = home.path("outbox")
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._take)
+
+    def __enter__(self) -> Consumer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _take(self) -> None:
+        while not self._end.is_set():
+            for path in [p for p in self._outbox.glob("*") if p.is_file()]:
+                self.content[path.name] = path.read_bytes()
+                self.taken[path.name] += 1
+                path.unlink()
+            time.sleep(0.002)
+
+
+def crash_at(home: Home, name: str) -> bool:
+    """Start a daemon that dies at a failpoint, and wait for either; says whether it died."""
+    home.start(LIPSYNCD_FAIL=name, wait=False)
+    assert home.daemon is not None
+    daemon = home.daemon
+
+    def settled() -> bool:
+        job = home.job("anna")
+        over = job is not None and job.state.ended and not (home.path("spool") / job.id).exists()
+        return daemon.poll() is not None or over
+
+    home.until(settled, f"the crash at {name}")
+    time.sleep(0.3)  # the last failpoints come a moment after the job looks ended
+    died = daemon.poll() is not None
+    if not died:
+        home.stop()
+    home.daemon = None
+    return died
+
+
+def check_delivered_once(home: Home, consumer: Consumer) -> None:
+    job = home.until_done("anna")
+    home.until(lambda: not list(home.path("spool").iterdir()), "an empty spool")
+    home.until(lambda: consumer.taken["anna.json"], "the sidecar")
+    assert consumer.taken == {"anna.mp4": 1, "anna.json": 1}, consumer.taken
+    sidecar = json.loads(consumer.content["anna.json"])
+    assert sidecar["sha256"] == hashlib.sha256(consumer.content["anna.mp4"]).hexdigest() == job.out_sha256
+    assert [p.name for p in home.path("inbox").iterdir()] == [".lipsyncd"]
+    assert len(home.view.jobs()) == 1
+    assert not list((home.path("outbox") / ".lipsyncd").glob("*.part"))
+
+
+@pytest.mark.parametrize("name", ON_THE_WAY)
+def test_a_crash_costs_no_job_and_delivers_none_twice(home: Home, name: str) -> None:
+    home.start()
+    home.stop()
+    home.drop_pair("anna")
+    with Consumer(home) as consumer:
+        assert crash_at(home, name), f"the failpoint {name} was never reached"
+        with home.running():
+            check_delivered_once(home, consumer)
+    assert home.renders <= 2
+
+
+@pytest.mark.parametrize("name", ["accept-committed", "rendered", "publish-renamed-mp4", "publish-shown", "cleared"])
+def test_a_crash_with_the_ledger_lost_delivers_once_all_the_same(home: Home, name: str) -> None:
+    home.start()
+    home.stop()
+    home.drop_pair("anna")
+    with Consumer(home) as consumer:
+        assert crash_at(home, name)
+        for path in home.path("state").glob("ledger.db*"):
+            path.unlink()
+        with home.running():
+            check_delivered_once(home, consumer)
+
+
+@pytest.mark.parametrize("name", ["end-recorded", "end-moved", "cleared", "removed-name"])
+def test_a_crash_while_failing_leaves_one_folder_with_the_reason(home: Home, name: str) -> None:
+    home.start()
+    home.stop()
+    put(home.path("inbox"), "anna.json", b'{"image": "../anna.png", "audio": "anna.wav"}')
+    assert crash_at(home, name)
+    with home.running():
+        job = home.until_failed("anna")
+    assert job.reason_code == "unsafe-path"
+    [folder] = [p for p in home.path("failed").iterdir() if not p.name.startswith(".")]
+    assert json.loads((folder / "reason.json").read_text())["id"] == job.id
+    assert (folder / "anna.json").exists()
+
+
+def test_a_crash_in_a_retry_loses_nothing(home: Home) -> None:
+    with home.running():
+        home.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
+        home.drop_pair("anna")
+        job = home.until_failed("anna")
+    home.cli("retry", job.id, LIPSYNCD_FAIL="retry-accepted")
+    with home.running():
+        again = home.until(lambda: (j := home.until_failed("anna")).attempt == 1 and j, "the second failure")
+    assert again.id == job.id
+    assert len([p for p in home.path("failed").iterdir() if not p.name.startswith(".")]) == 1
+
+
+def test_a_job_that_kills_the_daemon_is_given_up_after_its_attempts(home: Home) -> None:
+    home.changes["render"] = {"max_attempts": 2}
+    home.start()
+    home.stop()
+    home.drop_pair("anna")
+    assert crash_at(home, "claimed")
+    assert crash_at(home, "claimed")
+    with home.running():
+        job = home.until_failed("anna")
+    assert (job.reason_code, job.attempt) == ("render-crashed", 2)
+    assert home.renders == 0
+
+
+def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_spool(home: Home) -> None:
+    home.start()
+    home.stop()
+    home.drop_pair("anna")
+    assert crash_at(home, "accept-committed")
+    ledger = home.path("state") / "ledger.db"
+    for path in home.path("state").glob("ledger.db-*"):
+        path.unlink()
+    ledger.write_bytes(b"not a database at all" * 500)
+    with home.running():
+        home.until_done("anna")
+    assert list(home.path("state").glob("ledger.db.corrupt-*"))
+
+
+def test_every_failpoint_belongs_to_a_path_that_is_tested() -> None:
+    assert len(ON_THE_WAY) >= 20
+    assert set(names()) >= OTHER_PATHS
+    assert JobState.DONE.ended
