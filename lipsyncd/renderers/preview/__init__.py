@@ -25,6 +25,9 @@ class Preview:
         # The pictures are small: more threads cost more than they bring, and the encoder wants the other core.
         cv2.setNumThreads(1)
 
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
     def open(self, scene: Scene) -> Shot:
         """Find the face; raises `NoFaceFound` when there is none to animate, `BadOption` for a wrong option."""
         chosen = options.read(scene.options)

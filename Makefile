@@ -1,0 +1,36 @@
+# Every target is one line of intent; `make help` lists them.
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint config/constraints.txt
+
+.PHONY: help demo test lint format bench clean
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+$(VENV)/bin/python:
+	sh config/venv.sh $(VENV)
+
+$(VENV)/.demo: pyproject.toml config/constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[demo]' && touch $@
+
+$(VENV)/.test: pyproject.toml config/constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[test]' && touch $@
+
+demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of its own
+	$(VENV)/bin/lipsyncd demo $(if $(TEXT),"$(TEXT)")
+
+test: $(VENV)/.test   ## install what the tests need and run all of them
+	$(PY) -m pytest
+
+lint: $(VENV)/.test   ## format, lint and types, as CI checks them
+	$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy --strict lipsyncd
+
+format: $(VENV)/.test   ## put the code into its format
+	$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/.test   ## print the figures of benchmarks/README.md
+	$(PY) -m benchmarks.figures
+
+clean:           ## remove what the other targets made
+	rm -rf $(VENV) demo-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
