@@ -100,14 +100,13 @@ async def _follow(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetch
 
 
 async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched | URL:
-    """One request: the file, or where to ask next. Every hop is judged afresh, on a connection of its own."""
+    """One request: the file, or where to ask next. Each hop has a session of its own: judged afresh, no cookies."""
     door = guard.door(url)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_SILENCE_TIMEOUT_S)
     try:
         async with (
             aiohttp.ClientSession(
                 connector=door.connector(),
-                cookie_jar=aiohttp.DummyCookieJar(),
                 headers=_HEADERS,
                 timeout=timeout,
                 auto_decompress=False,

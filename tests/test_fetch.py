@@ -264,22 +264,28 @@ def answering(*addresses: str):
     return ask
 
 
-def test_a_name_with_one_private_answer_is_refused_whole(get, canary):
-    guard = Guard(["198.41.0.4"], lookup=answering("198.41.0.4,127.0.0.1"))
+@pytest.fixture
+def listed() -> Iterator[Server]:
+    """A server on an address that a test may list, apart from the canary's."""
+    running = Server("127.0.0.2")
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("answers", ["127.0.0.2,127.0.0.1", "127.0.0.1,127.0.0.2"])
+def test_a_name_with_one_private_answer_is_refused_whole(get, listed, answers):
+    listed.route("/", lambda handler: handler.answer(body=b"x"))
     with pytest.raises(FetchRefused, match="no public address"):
-        get(f"http://two-faced.test:{canary.port}/", allow=guard)
+        get(f"http://two-faced.test:{listed.port}/", allow=Guard(["127.0.0.2"], lookup=answering(answers)))
+    assert listed.seen == []
 
 
-def test_a_name_that_changes_its_answer_between_two_requests_is_caught(get, canary):
-    listed = Server("127.0.0.2")
+def test_a_name_that_changes_its_answer_between_two_requests_is_caught(get, listed, canary):
     guard = Guard(["127.0.0.2"], lookup=answering("127.0.0.2", "127.0.0.1"))
     listed.redirect("/", f"http://rebinding.test:{canary.port}/")
-    try:
-        with pytest.raises(FetchRefused, match="no public address"):
-            get(f"http://rebinding.test:{listed.port}/", allow=guard)
-        assert len(listed.seen) == 1
-    finally:
-        listed.close()
+    with pytest.raises(FetchRefused, match="no public address"):
+        get(f"http://rebinding.test:{listed.port}/", allow=guard)
+    assert len(listed.seen) == 1
 
 
 @pytest.mark.parametrize(
@@ -342,14 +348,11 @@ def test_what_is_let_through_is_global_to_python_too(address):
         ("127.0.0.0/8", "http://[::ffff:127.0.0.1]:{port}/"),
     ],
 )
-def test_listed_hosts_and_networks_are_let_through_on_any_port(get, entry, url):
-    listed = Server("127.0.0.1")
-    listed.route("/", lambda handler: handler.answer(body=b"x"))
-    guard = Guard([entry.format(port=listed.port)], lookup=lambda _, port: lookup("127.0.0.1", port))
-    try:
-        assert get(url.format(port=listed.port), allow=guard).size_bytes == 1
-    finally:
-        listed.close()
+def test_listed_hosts_and_networks_are_let_through_on_any_port(server, get, entry, url):
+    server.route("/", lambda handler: handler.answer(body=b"x"))
+    guard = Guard([entry.format(port=server.port)], lookup=lambda _, port: lookup("127.0.0.1", port))
+
+    assert get(url.format(port=server.port), allow=guard).size_bytes == 1
 
 
 @pytest.mark.parametrize("entry", ["other.test", "test", "media.test:1", "media.test.evil", "10.0.0.0/8", "127.0.0.2"])

@@ -130,6 +130,17 @@ def test_frames_that_never_came_show(tmp_path, missing):
         validate(tmp_path / "o.mp4", frames=50 - missing, **wanted)
 
 
+def test_frames_that_do_not_all_last_equally_long_are_refused(made, tmp_path):
+    shaken = tmp_path / "shaken.mp4"
+    filters = ("-vf", "settb=1/30000,setpts=if(eq(N\\,20)\\,PTS+300\\,PTS)", "-enc_time_base", "1:30000", "-bf", "0")
+    done = run_ffmpeg("-i", str(made.path), *filters, "-c:a", "copy", "-movflags", "+faststart", str(shaken))
+    assert done.returncode == 0
+
+    assert inspect(shaken).video.duration == inspect(made.path).video.duration
+    with pytest.raises(BadResult, match="at None a second"):
+        validate(shaken, **asked(made))
+
+
 def test_an_index_behind_the_media_is_refused(made, tmp_path):
     late = tmp_path / "late.mp4"
     keep = ("-map", "0", "-c", "copy", "-fflags", "+bitexact")
