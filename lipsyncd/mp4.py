@@ -23,7 +23,7 @@ from lipsyncd.jail import run_jailed
 MAX_MOOV_BYTES = 32 << 20  # ten minutes at 120 fps need 2 MiB
 _MAX_TOP_LEVEL_BOXES = 1000
 _DECODE_TIMEOUT_S = 60.0
-_AAC_PACKET = Fraction(1024, 48_000)  # seconds; an encoder may pad the end of the sound to a whole packet
+_AAC_PACKET_S = Fraction(1024, 48_000)  # an encoder may pad the end of the sound to a whole packet
 
 _T = TypeVar("_T")
 
@@ -154,13 +154,11 @@ def _faults(facts: Mp4Facts, frames: int, fps: Fraction, size: tuple[int, int], 
         yield f"it has {video.frames} frames, not {frames}"
     if video.rate != fps or video.duration != frames / fps:
         yield f"its {frames} frames last {float(video.duration):.6f} s at {video.rate} a second, not {fps}"
-    # A whole packet of slack for encoders that do not mark their padding; it is shorter than a frame up to 46 fps.
-    slack_s = max(1 / fps, _AAC_PACKET)
-    if abs(audio.duration - duration) >= slack_s:
-        yield f"its sound lasts {float(audio.duration):.4f} s, not {float(duration):.4f} s"
-    if max(abs(video.start_s), abs(audio.start_s)) > 0:
+    if video.start_s or audio.start_s:
         yield f"its picture starts at {float(video.start_s):.4f} s and its sound at {float(audio.start_s):.4f} s"
-    if abs(video.duration - audio.duration) >= slack_s:
+    if abs(audio.duration - duration) >= _AAC_PACKET_S:
+        yield f"its sound lasts {float(audio.duration):.4f} s, not {float(duration):.4f} s"
+    if abs(video.duration - audio.duration) >= 1 / fps:
         yield f"its picture lasts {float(video.duration):.4f} s and its sound {float(audio.duration):.4f} s"
 
 
