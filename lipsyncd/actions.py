@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from lipsyncd.control import Answer, Request
-from lipsyncd.errors import LipsyncdError
+from lipsyncd.errors import IllegalTransition, LipsyncdError
 from lipsyncd.finish import Finisher
 from lipsyncd.job import JobState
 
@@ -46,7 +46,7 @@ def _priority(request: Request, finisher: Finisher) -> str:
     job = finisher.ledger.get(request.job_id)
     value = min(max(request.value, _LOWEST), _HIGHEST)
     if not finisher.ledger.set_priority(job.id, value):
-        return f"is {job.state.value}; only waiting jobs have a priority"
+        raise IllegalTransition(f"job {job.id} is {job.state.value}; only waiting jobs have a priority")
     return f"has priority {value}"
 
 

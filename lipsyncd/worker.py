@@ -215,12 +215,12 @@ class Worker:
 
     def _execute(self, job: Job, token: str, request: Render) -> Result:
         ledger = self.finisher.ledger
-        told_s = 0.0
+        told_s, stage = 0.0, ""
 
         def progress(message: Progress) -> None:
-            nonlocal told_s
-            if time.monotonic() - told_s >= _TELL_EVERY_S:
-                told_s = time.monotonic()
+            nonlocal told_s, stage
+            if message.stage != stage or time.monotonic() - told_s >= _TELL_EVERY_S:
+                told_s, stage = time.monotonic(), message.stage
                 ledger.set_progress(job.id, token, message.stage, message.done / max(message.total, 1))
 
         def stop() -> bool:

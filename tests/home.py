@@ -182,7 +182,9 @@ class Home:
 
     def job(self, name: str) -> Job | None:
         """The newest job of that name."""
-        return next(iter(sorted((j for j in self.view.jobs(limit=10_000) if j.name == name), key=lambda j: -j.seq)), None)
+        return next(
+            iter(sorted((j for j in self.view.jobs(limit=10_000) if j.name == name), key=lambda j: -j.seq)), None
+        )
 
     def until_state(self, name: str, *states: JobState, seconds: float = WAIT_S) -> Job:
         def there() -> Job | None:

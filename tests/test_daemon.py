@@ -113,9 +113,7 @@ def test_a_name_conflict_may_fail_the_job_instead(home: Home) -> None:
         ("nosuch", "unknown-renderer", 1),
     ],
 )
-def test_a_bad_renderer_costs_one_job_and_not_the_daemon(
-    home: Home, renderer: str, code: str, attempts: int
-) -> None:
+def test_a_bad_renderer_costs_one_job_and_not_the_daemon(home: Home, renderer: str, code: str, attempts: int) -> None:
     home.changes["render"] = {"max_attempts": attempts}
     with home.running():
         put(home.path("inbox"), "bad.png", picture(1))
