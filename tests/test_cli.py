@@ -164,7 +164,7 @@ def test_status_of_one_job_tells_its_history(home: Home) -> None:
         assert "unknown-renderer" in text
         assert "choose one of" in text
     events = json.loads(home.cli("status", job.id, "--json").stdout)["events"]
-    assert [e["state"] for e in events][0] == "queued"
+    assert events[0]["state"] == "queued"
     assert events[-1]["state"] == "failed"
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL at every named failpoint of a job's life: after a restart each job is delivered once, or ends with a reason."""
+"""SIGKILL at every named failpoint of a job: after a restart it is delivered once, or ends with a reason."""
 
 from __future__ import annotations
 

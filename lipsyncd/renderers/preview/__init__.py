@@ -21,12 +21,11 @@ from lipsyncd.renderers.preview.speaker import find_speaker
 class Preview:
     """See `lipsyncd.renderers.Renderer`."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        """Works on the CPU, whatever device it is made for."""
+        self.device = device
         # The pictures are small: more threads cost more than they bring, and the encoder wants the other core.
         cv2.setNumThreads(1)
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
 
     def open(self, scene: Scene) -> Shot:
         """Find the face; raises `NoFaceFound` when there is none to animate, `BadOption` for a wrong option."""
