@@ -35,7 +35,6 @@ WHOLE_PICTURES = {
 }
 WHOLE_SOUNDS = {
     "wav": (Kind.WAV, lambda: wav(tone(1))),
-    "wav, big endian": (Kind.WAV, lambda: wav(tone(1), magic=b"RIFX")),
     "wav, RF64": (Kind.WAV, lambda: converted(".wav", "-rf64", "always")),
     "mp3": (Kind.MP3, lambda: converted(".mp3")),
     "mp3, no tag": (Kind.MP3, lambda: converted(".mp3", "-id3v2_version", "0")),
@@ -62,6 +61,8 @@ NOT_OURS = {
     "avi": b"RIFF\xff\xff\xff\0AVI LIST" + b"\0" * 48,
     "aac without a container": b"\xff\xf1\x50\x80\x02\x1f\xfc" * 10,
     "utf-16 text": "\ufeffHello, this is a text.".encode("utf-16-le") * 4,
+    "wav, big endian": b"RIFX\0\0\1\0WAVEfmt \0\0\0\x10\0\1\0\1"
+    + b"\0" * 48,  # ffmpeg takes its samples for little endian
     "zip": b"PK\x03\x04" + b"\x14\0" * 30,
 }
 

@@ -86,7 +86,7 @@ def sniff(head: bytes) -> Kind | None:
         return Kind.PNG
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Kind.WEBP
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
+    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":  # not RIFX: ffmpeg plays its samples as noise
         return Kind.WAV
     if head.startswith(b"fLaC"):
         return Kind.FLAC

@@ -29,21 +29,20 @@ _OGG_SUM, _FLAC_HEADER_SUM, _FLAC_FRAME_SUM = (0x104C11DB7, 32), (0x107, 8), (0x
 
 
 def wav(content: Content) -> Ending:
-    order = ">" if content.at(0, 4) == b"RIFX" else "<"
     large_bytes = 0  # what RF64 puts into its chunk ds64
     offset, has_format = 12, False
     for _ in range(MAX_STEPS):
         head = content.at(offset, 24)
         if len(head) < 8:
             return truncated("ends before the samples of the WAV")
-        name, length = struct.unpack(order + "4sI", head[:8])
+        name, length = struct.unpack("<4sI", head[:8])
         if name == b"data":
             if not has_format:
                 return invalid("the WAV says nothing about its samples")
             return _wav_ending(content.size - offset - 8, large_bytes if length == 0xFFFFFFFF else length)
         if name == b"fmt " and len(head) >= 16:
             has_format = True
-            _, channels, rate = struct.unpack(order + "HHI", head[8:16])
+            _, channels, rate = struct.unpack("<HHI", head[8:16])
             if not 0 < channels <= _MOST_CHANNELS or not 0 < rate <= _HIGHEST_RATE:
                 return invalid(f"the WAV says {channels} channels at {rate} Hz")
         elif name == b"ds64" and len(head) == 24:
