@@ -131,7 +131,7 @@ class Encoding:
     channels: int
     crf: int = 18
     preset: str = "veryfast"
-    audio_kbps: int = 128
+    audio_kbps: int = 160
     threads: int = 2
 
     def __post_init__(self) -> None:

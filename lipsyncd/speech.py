@@ -27,7 +27,7 @@ from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
 from lipsyncd.jail import Limits, end, popen_jailed
 
 DEFAULT_VOICE = "en-us"
-DEFAULT_WORDS_PER_MINUTE = 160
+DEFAULT_WORDS_PER_MINUTE = 165
 SLOWEST, FASTEST = 80, 450  # words per minute that espeak-ng can do
 MAX_CHARS = 40_000  # with SSML tags
 MAX_SPOKEN_CHARS = 10_000  # without them
@@ -131,9 +131,8 @@ def check_text(text: str, *, ssml: bool = False) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise SpeechFailed("the text holds half of a surrogate pair") from error
-    if ssml:
-        for fault in _ssml_faults(text):
-            raise SpeechFailed(f"the SSML {fault}", remedy=f"use only <{'>, <'.join(sorted(SSML_TAGS))}>")
+    if ssml and (fault := next(_ssml_faults(text), None)):
+        raise SpeechFailed(f"the SSML {fault}", remedy=f"use only <{'>, <'.join(sorted(SSML_TAGS))}>")
 
 
 def _no_voice(voice: str) -> SpeechFailed:

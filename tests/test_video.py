@@ -335,6 +335,26 @@ def test_a_folder_that_takes_no_file_is_named(tmp_path, wanted):
         feed(encoder, 400)
 
 
+def test_a_failed_encoder_stays_failed(tmp_path, wanted):
+    with Encoder(FFMPEG, wanted, tmp_path / "o.mp4") as encoder:
+        feed(encoder, 3)
+        encoder.abort()
+        for _ in range(2):
+            with pytest.raises(EncodeFailed, match="stopped before"):
+                feed(encoder, 1)
+        with pytest.raises(EncodeFailed):
+            encoder.finish()
+
+
+def test_a_finished_encoder_takes_no_more(tmp_path, wanted):
+    with Encoder(FFMPEG, wanted, tmp_path / "o.mp4") as encoder:
+        feed(encoder, 250)
+        encoder.finish()
+        encoder.finish()
+        with pytest.raises(ValueError, match="after"):
+            feed(encoder, 1)
+
+
 def test_leaving_the_block_early_leaves_no_ffmpeg_behind(tmp_path, wanted):
     with pytest.raises(ZeroDivisionError), Encoder(FFMPEG, wanted, tmp_path / "o.mp4") as encoder:
         feed(encoder, 20)

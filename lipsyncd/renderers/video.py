@@ -176,6 +176,8 @@ class Encoder:
         """
         if picture.shape != self._shape or picture.dtype != np.uint8:
             raise ValueError(f"a frame of {picture.shape} {picture.dtype}; the video wants {self._shape} uint8")
+        if self._ended and not self._broken:
+            raise ValueError("a frame after `finish`")
         with self._changed:
             moved = self._changed.wait_for(lambda: self._free or self._broken, self._stall_s)
             buffer = self._free.popleft() if moved and not self._broken else None
@@ -237,6 +239,8 @@ class Encoder:
             return self._full.popleft() if self._full and not self._broken else None
 
     def _failure(self, what: str) -> EncodeFailed:
+        if self._log < 0:
+            return EncodeFailed("ffmpeg was stopped before")
         # An ffmpeg that closed its input is about to end by itself; killing it would hide its own exit status.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_LAST_WORDS_S if self._broken else 0)
