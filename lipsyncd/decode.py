@@ -156,7 +156,7 @@ def _answer(ended: Completed) -> dict[str, Any]:
     """What the picture's decoder said. It saw hostile bytes, so its answer may be hostile too."""
     try:
         answer = json.loads(ended.stdout)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise ImageUndecodable("the picture's decoder gave no answer")
