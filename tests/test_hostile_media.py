@@ -36,10 +36,11 @@ needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A job's folder, with a secret beside it."""
-    (tmp_path / "secret.wav").write_bytes(wav(tone(1)))
+    """A job's folder, with a secret beside it and another file in it."""
     folder = tmp_path / "job"
     folder.mkdir()
+    (tmp_path / "secret.wav").write_bytes(wav(tone(1)))
+    (folder / "beside.wav").write_bytes(wav(tone(1)))
     return folder
 
 
@@ -51,20 +52,19 @@ def decoded(folder: Path, data: bytes, kind: Kind | None = None):
             return decode_picture(folder / "input", folder, background=(0, 0, 0))
         return decode_sound(folder / "input", kind, folder, ffmpeg=ffmpeg())
     except BaseException:
-        assert os.listdir(folder) == ["input"]
+        assert sorted(os.listdir(folder)) == ["beside.wav", "input"]
         raise
 
 
 # -- what pretends to be something else --------------------------------------------------------------------------------
 
 PLAYLISTS = {
-    "ffconcat, a file beside it": "ffconcat version 1.0\nfile ../secret.wav\n",
+    "ffconcat, a file beside it": "ffconcat version 1.0\nfile beside.wav\n",
     "ffconcat, an absolute path": "ffconcat version 1.0\nfile {secret}\n",
     "ffconcat behind a RIFF header": "RIFF\x24\0\0\0WAVEffconcat version 1.0\nfile {secret}\n",
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
     "hls, from a server": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
-    "ffmetadata": ";FFMETADATA1\ntitle=x\n",
     "svg": '<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"><image href="{secret}"/></svg>',
 }
 
@@ -75,6 +75,12 @@ def test_a_playlist_is_no_sound_whatever_it_is_called(folder, name, kind):
     text = PLAYLISTS[name].format(secret=folder.parent / "secret.wav")
     with pytest.raises((AudioNotRecognised, AudioUndecodable)):
         decoded(folder, text.encode(), kind)
+
+    # The first bytes were enough to refuse it. Without that, and without a jail, ffmpeg's own options refuse it too.
+    targets = (folder / "speech.s16", folder / "sound.s16")
+    command = decode._sound_command(ffmpeg(), folder / "input", kind, *targets, max_s=600)
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    assert sum(target.stat().st_size for target in targets if target.exists()) == 0
 
 
 @pytest.mark.parametrize("name", PLAYLISTS)
@@ -179,7 +185,6 @@ LIES = {
     "nothing": b"",
     "no JSON": b"\x7fELF",
     "a list": b"[]",
-    "a number": b"17",
     "no size": b'{"notes": []}',
     "text for a size": b'{"width": "64", "height": 64, "notes": []}',
     "a size that the file has not": b'{"width": 9000, "height": 9000, "notes": []}',
@@ -240,15 +245,11 @@ PICTURES = {
     "a size of 2 billion": (lambda: png_promising(2**31 - 1, 2**31 - 1), ImageTooLarge, "2147483647 x 2147483647"),
     "a webp of 16383 x 16383": (lambda: _webp_canvas(16_383, 16_383), ImageTooLarge, "16383 x 16383"),
     "a jpeg of 65500 x 65500": (lambda: _jpeg_size(65_500, 65_500), ImageTooLarge, "65500 x 65500"),
-    "a little over the limit": (lambda: png_promising(8001, 5000), ImageTooLarge, "8001 x 5000"),
     "one pixel": (lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), ImageTooSmall, "1 x 1 pixels"),
     "63 pixels high": (lambda: encoded(Image.new("RGB", (500, 63)), "JPEG"), ImageTooSmall, "500 x 63 pixels"),
     "an animated png": (lambda: animation("PNG"), ImageAnimated, "2 frames"),
     "an animated webp": (lambda: animation("WEBP"), ImageAnimated, "2 frames"),
     "a gif": (lambda: animation("GIF"), ImageNotRecognised, "no JPEG, PNG or WebP"),
-    "a tiff": (lambda: encoded(corners(), "TIFF"), ImageNotRecognised, "no JPEG, PNG or WebP"),
-    "a bitmap": (lambda: encoded(corners(), "BMP"), ImageNotRecognised, "no JPEG, PNG or WebP"),
-    "an icon": (lambda: encoded(corners(64, 64), "ICO"), ImageNotRecognised, "no JPEG, PNG or WebP"),
     "a sound": (lambda: wav(tone(1)), ImageNotRecognised, "a sound (wav)"),
     "nothing": (lambda: b"", ImageNotRecognised, "empty"),
     "zeros": (lambda: bytes(5000), ImageNotRecognised, "only zeros"),
@@ -323,7 +324,6 @@ LYING_WAVS = {
     "0 bits": (lambda: wav(SECOND, bits=0), (AudioUndecodable, "")),
     "no data": (lambda: wav(SECOND)[:36], (AudioUndecodable, "")),
     "no format": (lambda: b"RIFF\x10\0\0\0WAVEdata\x04\0\0\0abcd", (AudioUndecodable, "nothing about its samples")),
-    "data size twice what is there": (lambda: wav(SECOND, data_bytes=64_000), 1.0),
 }
 
 
@@ -395,5 +395,5 @@ def test_random_damage_gives_a_result_or_a_reason_and_never_a_surprise(folder, n
         except InputError as error:
             assert error.message.isprintable()
         assert time.monotonic() - started < 20
-        for left in folder.iterdir():
-            left.unlink()
+        for left in ("picture.rgb", "speech.s16", "sound.s16"):
+            (folder / left).unlink(missing_ok=True)
