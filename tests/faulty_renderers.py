@@ -35,11 +35,11 @@ class FlatShot:
 
     @property
     def width(self) -> int:
-        return self.scene.picture.shape[1] // 2 * 2 if self.scene.stitch else self.scene.resolution
+        return (self.scene.picture.shape[1] + 1) // 2 * 2 if self.scene.stitch else self.scene.resolution
 
     @property
     def height(self) -> int:
-        return self.scene.picture.shape[0] // 2 * 2 if self.scene.stitch else self.scene.resolution
+        return (self.scene.picture.shape[0] + 1) // 2 * 2 if self.scene.stitch else self.scene.resolution
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         frame = np.empty((self.height, self.width, 3), np.uint8)

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -215,9 +214,3 @@ class Home:
     def sidecar(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.path("outbox") / f"{name}.json").read_text())
         return content
-
-
-def riff(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """A RIFF WAVE file of these chunks, whatever they say."""
-    body = b"".join(name + struct.pack("<I", len(data)) + data for name, data in chunks)
-    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WAVE" + body
