@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from array import array
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageCms
 
+from lipsyncd import decode
 from lipsyncd.decode import Picture, Sound, decode_picture, decode_sound
 from lipsyncd.errors import AudioTooLong, AudioTooShort, AudioUndecodable, ImageUndecodable, JailFailed
+from lipsyncd.jail import Completed
 from lipsyncd.media import Kind, sniff
 from tests.media_kit import (
     BLUE,
@@ -42,25 +45,25 @@ PAPER = (10, 200, 90)  # the background in these tests
 def decoded_picture(tmp_path):
     """Writes bytes to a file and decodes it: the result, and the pixels as an image."""
 
-    def decode(data: bytes, **options) -> tuple[Picture, Image.Image]:
+    def decode_one(data: bytes, **options) -> tuple[Picture, Image.Image]:
         source = tmp_path / "image"
         source.write_bytes(data)
         picture = decode_picture(source, tmp_path, background=PAPER, **options)
         return picture, Image.frombytes("RGB", (picture.width, picture.height), picture.file.read_bytes())
 
-    return decode
+    return decode_one
 
 
 @pytest.fixture
 def decoded_sound(tmp_path):
-    def decode(data: bytes, **options) -> Sound:
+    def decode_one(data: bytes, **options) -> Sound:
         source = tmp_path / "audio"
         source.write_bytes(data)
         kind = sniff(data[:64])
         assert kind is not None
         return decode_sound(source, kind, tmp_path, ffmpeg=ffmpeg(), **options)
 
-    return decode
+    return decode_one
 
 
 def quarters(image: Image.Image) -> list[tuple[int, ...]]:
@@ -257,6 +260,22 @@ def test_a_picture_that_takes_too_long_is_given_up(decoded_picture, tmp_path):
     with pytest.raises(ImageUndecodable, match=r"within 0\.01 s"):
         decoded_picture(encoded(corners(), "PNG"), timeout_s=0.01)
     assert os.listdir(tmp_path) == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("returncode", "error", "text"),
+    [
+        (-signal.SIGSEGV, ImageUndecodable, "crashed on it (SIGSEGV)"),
+        (-signal.SIGXFSZ, ImageUndecodable, "crashed on it (SIGXFSZ)"),
+        (-signal.SIGKILL, JailFailed, "killed from outside"),
+        (1, JailFailed, "does not run: ImportError: no"),
+    ],
+)
+def test_a_crash_is_the_files_fault_and_a_kill_or_a_broken_installation_is_not(returncode, error, text):
+    ended = Completed(returncode, b"", "Traceback\nImportError: no\n\n", landlock=True, timed_out=False)
+    verdict = decode._crash(ended, ImageUndecodable, "picture")
+    assert isinstance(verdict, error)
+    assert text in verdict.message
 
 
 # -- sounds ------------------------------------------------------------------------------------------------------------

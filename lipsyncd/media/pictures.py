@@ -82,8 +82,7 @@ def _jpeg_ending(content: Content, scan: int, width: int, height: int) -> Ending
 
     Most files end with it. Phones append more (a second picture, a film), so else all of the scan is searched.
     """
-    tail_start = max(scan, content.size - TAIL_BYTES)
-    if content.at(tail_start, TAIL_BYTES).rstrip(b"\0").endswith(_JPEG_END):
+    if content.tail(TAIL_BYTES).rstrip(b"\0").endswith(_JPEG_END):
         return complete(width, height)
     limit = min(content.size, scan + _MAX_SCAN_BYTES)
     for offset in range(scan, limit, _SCAN_BLOCK_BYTES):
