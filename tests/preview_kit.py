@@ -1,23 +1,40 @@
 """Portraits and voices for the tests of the preview renderer.
 
 The portraits are painted here, from formulas, so that the tests have faces of several people and need no download. They
-are shaded like photographs, since OpenCV's cascades have to find them. The voices come from the espeak-ng library.
+are shaded like photographs, since OpenCV's cascades have to find them. The voices come from espeak-ng.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
+import tempfile
+import wave
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
 
 import cv2
+import librosa
 import numpy as np
+import skimage.data
 from numpy.typing import NDArray
 
+from lipsyncd.renderers import SPEECH_RATE, Scene
+from lipsyncd.renderers.preview import Preview
+from lipsyncd.renderers.preview.plane import Plane as FacePlane
+from lipsyncd.renderers.preview.plane import Window
+from lipsyncd.renderers.video import Box
+from lipsyncd.speech import speak
+
 Picture = NDArray[np.uint8]
+Speech = NDArray[np.int16]
+Values = NDArray[np.floating]
 Plane = NDArray[np.float64]  # one value for each pixel
 RGB = tuple[float, float, float]
+Box4 = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -54,21 +71,17 @@ PEOPLE = {
     ),
     "chen": Person(
         skin=(0.86, 0.67, 0.52), lips=(0.66, 0.33, 0.30), hair=(0.10, 0.08, 0.08), iris=(0.24, 0.15, 0.09),
-        backdrop=(0.28, 0.33, 0.36), clothes=(0.55, 0.16, 0.18), cheeks=1.06, length=1.72, mouth_v=1.06, mouth_half=0.33,
-        full=0.9, smile=0.035, brow=0.036, light_from=(-0.2, -0.6, 0.78), seed=8,
+        backdrop=(0.28, 0.33, 0.36), clothes=(0.55, 0.16, 0.18), cheeks=1.06, length=1.72, mouth_v=1.06,
+        mouth_half=0.33, full=0.9, smile=0.035, brow=0.036, light_from=(-0.2, -0.6, 0.78), seed=8,
     ),
 }  # fmt: skip
 
 
-def portrait(person: Person | str, side: int = 512, tilt_deg: float = 0.0, eyes_px: float | None = None) -> Picture:
-    """Paint one person, (side, side, 3) RGB; `eyes_px` is the distance of the eyes, a fifth of the side by default."""
-    who = PEOPLE[person] if isinstance(person, str) else person
-    unit = eyes_px or side / 5.0
+def portrait(who: Person, side: int = 512) -> Picture:
+    """Paint one person, (side, side, 3) RGB; the eyes are a fifth of the side apart."""
+    unit = side / 5.0
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
-    x, y = (x - side / 2) / unit, (y - 0.42 * side) / unit
-    turn = np.radians(tilt_deg)
-    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
-    return _Painting(who, u, v, unit).picture()
+    return _Painting(who, (x - side / 2) / unit, (y - 0.42 * side) / unit, unit).picture()
 
 
 class _Painting:
@@ -125,7 +138,9 @@ class _Painting:
         sides = self.edge(1.24 - np.abs(u) - 0.05 * v**2, 0.06) * self.edge(fall - v, 0.15) * self.edge(v + 0.1, 0.2)
         self.lay(hair, np.maximum(top, sides))
         shoulders = self.edge(v - 2.25 - 0.16 * u**2 - 0.02 * np.abs(u), 0.03)
-        self.lay(np.asarray(who.clothes) * (1 - 0.05 * np.abs(u) + 0.04 * self.smooth_noise(0.08))[..., None], shoulders)
+        self.lay(
+            np.asarray(who.clothes) * (1 - 0.05 * np.abs(u) + 0.04 * self.smooth_noise(0.08))[..., None], shoulders
+        )
         neck = self.edge(0.62 + 0.10 * (v - 1.6) ** 2 - np.abs(u), 0.03) * self.edge(v - 0.9, 0.1)
         neck *= self.edge(2.46 - 0.5 * u**2 - v, 0.02)
         tone = 0.80 - 0.25 * (u / 0.6) ** 2 - 0.30 * np.exp(-(((v - who.length) / 0.22) ** 2))
@@ -152,12 +167,18 @@ class _Painting:
         flush = self.blob(-0.62, 0.72, 0.22, 0.18) + self.blob(0.62, 0.72, 0.22, 0.18)
         self.lay(np.asarray(who.lips) * 1.1, 0.16 * flush)
         self.shade(1 - 0.10 * self.blob(-0.46, 0.86, 0.03, 0.12) - 0.10 * self.blob(0.46, 0.86, 0.03, 0.12))
-        self.shade(1 - 0.14 * self.blob(0, who.mouth_v + 0.27, 0.20, 0.045) + 0.06 * self.blob(0, who.length - 0.16, 0.15, 0.09))
+        self.shade(
+            1
+            - 0.14 * self.blob(0, who.mouth_v + 0.27, 0.20, 0.045)
+            + 0.06 * self.blob(0, who.length - 0.16, 0.15, 0.09)
+        )
 
     def eye(self, side: int) -> None:
         who = self.who
         u, v = self.u - side * 0.5, self.v
-        self.shade(1 - 0.26 * self.blob(side * 0.48, -0.10, 0.24, 0.10) - 0.12 * self.blob(side * 0.5, 0.13, 0.20, 0.05))
+        self.shade(
+            1 - 0.26 * self.blob(side * 0.48, -0.10, 0.24, 0.10) - 0.12 * self.blob(side * 0.5, 0.13, 0.20, 0.05)
+        )
         arch = (1 - (u / 0.225) ** 2).clip(0)
         upper, lower = -0.095 * arch**0.8 + 0.01, 0.065 * arch + 0.01
         opening = self.edge(v - upper, 0.012) * self.edge(lower - v, 0.012) * (np.abs(u) < 0.225)
@@ -165,12 +186,19 @@ class _Painting:
         self.lay(np.float64([0.95, 0.92, 0.90]) * white[..., None] * (0.55 + 0.45 * max(who.skin)), opening)
         r = np.hypot(u, v + 0.015)
         rays = 1 + 0.12 * np.sin(23 * np.arctan2(v + 0.015, u)) * (r > 0.04)
-        self.lay(np.asarray(who.iris) * (rays * (0.75 + 3.0 * r.clip(0, 0.1)))[..., None], opening * self.edge(0.088 - r))
-        self.lay((0.03, 0.03, 0.03), opening * np.maximum(self.edge(0.040 - r), 0.8 * self.edge(0.010 - np.abs(r - 0.088))))
+        self.lay(
+            np.asarray(who.iris) * (rays * (0.75 + 3.0 * r.clip(0, 0.1)))[..., None], opening * self.edge(0.088 - r)
+        )
+        self.lay(
+            (0.03, 0.03, 0.03), opening * np.maximum(self.edge(0.040 - r), 0.8 * self.edge(0.010 - np.abs(r - 0.088)))
+        )
         self.lay((1.0, 1.0, 1.0), 0.9 * opening * self.edge(0.016 - np.hypot(u + 0.03, v + 0.05)))
         lash = np.exp(-(((v - upper) / 0.016) ** 2)) * self.edge(0.235 - np.abs(u), 0.03)
         self.lay((0.07, 0.05, 0.05), 0.9 * lash)
-        self.lay(np.asarray(who.skin) * 0.45, 0.45 * np.exp(-(((v - lower) / 0.012) ** 2)) * self.edge(0.22 - np.abs(u), 0.05))
+        self.lay(
+            np.asarray(who.skin) * 0.45,
+            0.45 * np.exp(-(((v - lower) / 0.012) ** 2)) * self.edge(0.22 - np.abs(u), 0.05),
+        )
         crease = np.exp(-(((v - upper + 0.055) / 0.012) ** 2)) * self.edge(0.22 - np.abs(u), 0.06)
         self.lay(np.asarray(who.skin) * 0.45, 0.5 * crease)
 
@@ -188,7 +216,11 @@ class _Painting:
         u, v = self.u, self.v
         along = self.edge(v - 0.0, 0.3) * self.edge(0.66 - v, 0.15)
         self.shade(1 - 0.20 * np.exp(-(((u - away * (0.10 + 0.06 * v)) / 0.055) ** 2)) * along)
-        self.shade(1 + 0.10 * np.exp(-(((u + away * 0.02) / 0.05) ** 2)) * along + 0.10 * self.blob(-away * 0.02, 0.58, 0.06, 0.05))
+        self.shade(
+            1
+            + 0.10 * np.exp(-(((u + away * 0.02) / 0.05) ** 2)) * along
+            + 0.10 * self.blob(-away * 0.02, 0.58, 0.06, 0.05)
+        )
         for side in (-1, 1):
             self.shade(1 - 0.28 * self.blob(side * 0.215, 0.64, 0.025, 0.06))
             self.lay((0.10, 0.05, 0.04), 0.75 * self.blob(side * 0.105, 0.715, 0.042, 0.020))
@@ -220,3 +252,174 @@ class _Painting:
         top = self.edge(hairline - v, 0.10) * self.edge(1 - (u / 1.22) ** 2 - ((v + 0.10) / 1.52) ** 2, 0.05)
         gloss = 1 + 0.5 * np.exp(-(((v + 1.15 + 0.3 * u) / 0.22) ** 2))
         self.lay(np.asarray(who.hair) * (strands * gloss)[..., None], top)
+
+
+# -- voices ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def voice(text: str, speaker: str = "en-us") -> Speech:
+    """`text` spoken by espeak-ng, as a job's PCM: (N,) int16, 16 kHz."""
+    with tempfile.TemporaryDirectory() as folder:
+        spoken = Path(folder, "voice.wav")
+        speak(text, spoken, voice=speaker)
+        with wave.open(str(spoken)) as wav:
+            rate, raw = wav.getframerate(), wav.readframes(wav.getnframes())
+    samples = np.frombuffer(raw, np.int16).astype(np.float32)
+    resampled = librosa.resample(samples, orig_sr=rate, target_sr=SPEECH_RATE)
+    return np.rint(resampled).clip(-32768, 32767).astype(np.int16)
+
+
+def silence(seconds: float) -> Speech:
+    return np.zeros(round(seconds * SPEECH_RATE), np.int16)
+
+
+# -- subjects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A portrait and the truth about it: its eyes, and how far below them mouth and chin are, in eye distances."""
+
+    name: str
+    picture: Picture
+    left_eye: tuple[float, float]
+    right_eye: tuple[float, float]
+    mouth_v: float
+    chin_v: float
+
+    @property
+    def plane(self) -> FacePlane:
+        return FacePlane.through(self.left_eye, self.right_eye)
+
+    def flipped(self) -> Subject:
+        last = self.picture.shape[1] - 1
+        (lx, ly), (rx, ry) = self.left_eye, self.right_eye
+        picture = np.ascontiguousarray(self.picture[:, ::-1])
+        eyes = {"left_eye": (last - rx, ry), "right_eye": (last - lx, ly)}
+        return replace(self, name=f"{self.name}, flipped", picture=picture, **eyes)
+
+    def turned(self, degrees: float, scale: float = 1.0) -> Subject:
+        """Turned clockwise and scaled around the middle of the picture, whose size stays."""
+        height, width = self.picture.shape[:2]
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, scale)
+        picture = cv2.warpAffine(
+            self.picture, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+        )
+        left, right = (tuple(matrix @ [*eye, 1.0]) for eye in (self.left_eye, self.right_eye))
+        return replace(self, name=f"{self.name}, {degrees:g} degrees", picture=picture, left_eye=left, right_eye=right)
+
+    def resized(self, side: int) -> Subject:
+        """Of another size; `side` is the width."""
+        factor = side / self.picture.shape[1]
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        picture = cv2.resize(self.picture, None, fx=factor, fy=factor, interpolation=method)
+        left, right = (tuple((c + 0.5) * factor - 0.5 for c in eye) for eye in (self.left_eye, self.right_eye))
+        return replace(self, name=f"{self.name}, {side} px", picture=picture, left_eye=left, right_eye=right)
+
+
+@cache
+def astronaut() -> Subject:
+    """A photograph with a smile that shows teeth; the truth was read off an enlargement."""
+    return Subject("astronaut", skimage.data.astronaut(), (202.5, 102.0), (246.8, 103.0), mouth_v=0.97, chin_v=1.70)
+
+
+@cache
+def painted(name: str, side: int = 512) -> Subject:
+    who, unit = PEOPLE[name], side / 5.0
+    left, right = ((side / 2 + where * unit, 0.42 * side) for where in (-0.5, 0.5))
+    return Subject(name, portrait(who, side), left, right, who.mouth_v, 0.97 * who.length)
+
+
+def subjects() -> list[Subject]:
+    """Four people, and the same flipped, scaled, tilted."""
+    ada, bashir, chen = (painted(name) for name in PEOPLE)
+    return [
+        astronaut(), ada, bashir, chen,
+        astronaut().flipped(), astronaut().resized(700), bashir.flipped(), ada.resized(330), chen.turned(9),
+    ]  # fmt: skip
+
+
+# -- measures ----------------------------------------------------------------------------------------------------------
+
+MEASURED = 100  # cells for each eye distance
+
+
+def openings(frames: Sequence[Picture], subject: Subject) -> NDArray[np.float64]:
+    """The opening between the lips in each frame, segmented by colour alone.
+
+    Inside a mouth it is darker than skin and lips, or, on teeth, much paler.
+
+    returns  (n, 2): height in the middle and width, in eye distances
+    """
+    window = Window(-0.50, subject.mouth_v - 0.22, 0.50, subject.mouth_v + 0.42, MEASURED)
+    labs = (_lab(subject.plane.cut(frame, window)) for frame in frames)
+    skin = np.median(_lab(subject.plane.cut(subject.picture, window))[-10:].reshape(-1, 3), axis=0)
+    return np.array([_opening(lab, skin) for lab in labs])
+
+
+def _opening(lab: Values, skin: Values) -> tuple[float, float]:
+    pale = (np.hypot(lab[..., 1], lab[..., 2]) < 0.62 * np.hypot(skin[1], skin[2])) & (lab[..., 0] > 0.5 * skin[0])
+    inside = (pale | (lab[..., 0] < 0.62 * skin[0])).astype(np.uint8)
+    inside = cv2.morphologyEx(inside, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    middle = inside[:, inside.shape[1] // 2 - 10 : inside.shape[1] // 2 + 11]
+    heights = [np.ptp(np.flatnonzero(column)) + 1 if column.any() else 0 for column in middle.T]
+    columns = np.flatnonzero(inside.sum(axis=0) >= 4)
+    return float(np.mean(heights)) / MEASURED, (float(np.ptp(columns)) + 1 if len(columns) else 0.0) / MEASURED
+
+
+def _lab(picture: Picture) -> NDArray[np.float32]:
+    return cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+
+
+def moved_down(before: Picture, after: Picture, subject: Subject, part: Box4) -> NDArray[np.float64]:
+    """Optical flow down the face, in eye distances, in the part (left, top, right, bottom) of the face's plane."""
+    grey = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (before, after))
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+    plane, window = subject.plane, Window(*part, scale=60)
+    size = (window.columns, window.rows)
+    cut = cv2.warpAffine(flow, plane.to_pixels(window), size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cut @ np.array([-plane.along_y, plane.along_x]) / plane.unit_px**2
+
+
+def mouth_change(frames: Sequence[Picture], closed: Picture, box: Box) -> NDArray[np.float64]:
+    """m(t): the mean absolute difference of each frame from the closed mouth, in the lower half of the face box."""
+    low = np.s_[box.y + box.height // 2 : box.bottom, box.x : box.right]
+    return np.array([np.abs(frame[low].astype(np.int16) - closed[low]).mean() for frame in frames])
+
+
+def loudness(speech: Speech, frames: int, fps: Fraction = Fraction(25)) -> NDArray[np.float64]:
+    """e(t): the root mean square of the voice in each frame, smoothed over 3 frames. Written without the renderer's."""
+    edges = [int(i * SPEECH_RATE / fps) for i in range(frames + 1)]
+    pieces = (speech[a:b].astype(np.float64) for a, b in pairwise(edges))
+    level = [np.sqrt(np.mean(piece**2)) if len(piece) else 0.0 for piece in pieces]
+    return np.convolve(level, np.ones(3) / 3, "same")
+
+
+# -- renders -----------------------------------------------------------------------------------------------------------
+
+
+def scene(picture: Picture, speech: Speech, **changed: object) -> Scene:
+    """A job of the renderer: 25 frames per second and the whole picture, unless `changed`."""
+    fps = cast(Fraction, changed.get("fps", Fraction(25)))
+    values = {"fps": fps, "frames": -(-len(speech) * fps // SPEECH_RATE), "stitch": True, "resolution": 256}
+    return Scene(picture=picture, speech=speech, **(values | changed))  # type: ignore[arg-type]
+
+
+def render(picture: Picture, speech: Speech, **changed: object) -> list[Picture]:
+    """All frames, copied: a renderer owns its picture again after each."""
+    return [frame.copy() for frame in Preview().open(scene(picture, speech, **changed)).frames()]
+
+
+def correlation(a: Values, b: Values) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def best_lag(moves: Values, sounds: Values, most: int = 4) -> int:
+    """By how many frames the movement comes after the sound where they agree best; negative when it comes before."""
+
+    def at(lag: int) -> float:
+        shorter = len(moves) - abs(lag)
+        return correlation(moves[max(lag, 0) :][:shorter], sounds[max(-lag, 0) :][:shorter])
+
+    return max(range(-most, most + 1), key=at)

@@ -96,7 +96,7 @@ class Inside:
         weight = np.float32(shown) * smoothstep((hill - above) / 0.045)
         tone = 0.56 + 0.26 * smoothstep(above / 0.08)
         flesh = 0.55 * self._look.lips + 0.45 * self._look.skin * TONGUE
-        return colour + (flesh * tone[..., None] - colour) * weight[..., None]
+        return cast(Field, colour + (flesh * tone[..., None] - colour) * weight[..., None])
 
     def _with_teeth(self, colour: Field, part: Part, pose: Pose, lips: Edges) -> Field:
         """The upper row: the person's own, or painted; rounded lips hide most of a painted one."""

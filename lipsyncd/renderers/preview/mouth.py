@@ -31,6 +31,8 @@ SLOPE_COST = 0.02  # of one row up or down, against a gain of up to about 1 for 
 TEETH_PALER = 6.0  # than the lips, in a of Lab
 TEETH_CHROMA = 0.75  # of the skin's on the cheeks, at most
 TEETH_DARKER = 20.0  # than that skin at most, in L of Lab
+GREY = 4.0  # chroma of a skin without colour: then light has to do
+TEETH_LIGHTER, TEETH_BRIGHTER = 8.0, 4.0  # than the lips, and than that skin, in L
 TEETH_WIDE, TEETH_HIGH = 0.3, 0.035  # less is a glint on closed lips
 TEETH_RIM = 0.012  # the lips keep nothing of a soft edge between them and the teeth
 
@@ -76,7 +78,8 @@ def find_mouth(picture: Picture, plane: Plane) -> Mouth:
     u = LOWER_FACE.grid()[0][0]
     near = np.abs(u) <= REACH
     depth = _depth(smooth[:, near], rows)
-    score = float(np.median(depth[np.abs(u[near]) < 0.3]) / max(float(smooth[:, near].std()), 3.0))
+    # Clear nearly everywhere: the shadow of a nose or a crease is as deep, but not as wide.
+    score = float(np.percentile(depth[np.abs(u[near]) < 0.28], 10) / max(float(smooth[:, near].std()), 3.0))
     middle, half = _width(u[near], depth)
     line = np.polyfit(u[near] - middle, LOWER_FACE.top + rows / SCALE, 2, w=np.exp(-0.5 * (u[near] / 0.25) ** 2))
     chin = _chin(lab[..., 0], float(np.polyval(line, 0.0)))
@@ -162,29 +165,37 @@ def _teeth(mouth: Mouth, lab: Field) -> tuple[NDArray[np.float64], NDArray[np.fl
     """Where teeth show: u, and v of their upper and lower edge, for every column that has them.
 
     Down a column of a smile the red falls from lip to tooth and rises again to the other lip. The edges are where it
-    has come half way. Light alone would not do: a glossy lip is as bright as a tooth.
+    has come half way. Light alone would not do, a glossy lip is as bright as a tooth; in a grey picture it has to.
     """
-    grid_u, grid_v = LOWER_FACE.grid()
-    cheeks = (np.abs(grid_u) > 0.35) & (np.abs(grid_u) < 0.6) & (grid_v > 0.6) & (grid_v < 0.9)
-    dimmest = float(np.median(lab[..., 0][cheeks])) - TEETH_DARKER
-    chroma = cv2.GaussianBlur(np.hypot(lab[..., 1], lab[..., 2]), (0, 0), 2)
-    strongest = float(np.median(chroma[cheeks])) * TEETH_CHROMA
-    red = cv2.GaussianBlur(lab[..., 1], (0, 0), 2)
-    light = cv2.GaussianBlur(lab[..., 0], (0, 0), 2)
+    strips, possible, contrast = _unlike_lips(lab)
+    grid_u = LOWER_FACE.grid()[0][0]
     above, below, reach = (round(part * SCALE) for part in (0.04, 0.14, 0.16))
     found = []
-    for column in np.flatnonzero(np.abs(grid_u[0] - mouth.middle) < 0.4):
-        line = round((float(np.polyval(mouth.upper, grid_u[0, column] - mouth.middle)) - LOWER_FACE.top) * SCALE)
-        strip = red[:, column]
+    for column in np.flatnonzero(np.abs(grid_u - mouth.middle) < 0.4):
+        line = round((float(np.polyval(mouth.upper, grid_u[column] - mouth.middle)) - LOWER_FACE.top) * SCALE)
+        strip = strips[:, column]
         tooth = line - above + int(np.argmin(strip[line - above : line + below]))
         over, under = strip[tooth - reach : tooth + 1][::-1], strip[tooth : tooth + reach + 1]
         paler = min(float(over.max()), float(under.max())) - float(strip[tooth])
-        if paler < TEETH_PALER or chroma[tooth, column] > strongest or light[tooth, column] < dimmest:
+        if paler < contrast or not possible[tooth, column]:
             continue
         halves = [int(np.argmax(part > (part[0] + part[: int(part.argmax()) + 1].max()) / 2)) for part in (over, under)]
         found.append((column / SCALE, (tooth - halves[0]) / SCALE, (tooth + halves[1]) / SCALE))
     u, top, bottom = _longest_run(np.array(found).reshape(-1, 3)).T
     return u + LOWER_FACE.left, top + LOWER_FACE.top, bottom + LOWER_FACE.top
+
+
+def _unlike_lips(lab: Field) -> tuple[Field, NDArray[np.bool_], float]:
+    """A field that is low on teeth and high on lips, where teeth are possible at all, and how far it has to fall."""
+    u, v = LOWER_FACE.grid()
+    cheeks = (np.abs(u) > 0.35) & (np.abs(u) < 0.6) & (v > 0.6) & (v < 0.9)
+    light, red, yellow = cv2.split(cv2.GaussianBlur(lab, (0, 0), 2))
+    chroma = np.hypot(red, yellow)
+    skin_light, skin_chroma = float(np.median(light[cheeks])), float(np.median(chroma[cheeks]))
+    if skin_chroma < GREY:
+        return cast(Field, -light), light > skin_light + TEETH_BRIGHTER, TEETH_LIGHTER
+    possible = (chroma < TEETH_CHROMA * skin_chroma) & (light > skin_light - TEETH_DARKER)
+    return cast(Field, red), possible, TEETH_PALER
 
 
 def _longest_run(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ class Sway:
         x, y = np.meshgrid(np.arange(self._box.left, self._box.right), np.arange(self._box.top, self._box.bottom))
         u, v = plane.coordinates(x, y)
         away = np.hypot(u, v - CENTRE_V)
-        self._share = (1.0 - smoothstep((away - WHOLE) / (ENDED - WHOLE)))[..., None]
+        self._share: Field = (1.0 - smoothstep((away - WHOLE) / (ENDED - WHOLE)))[..., None].astype(np.float32)
         self._here = np.dstack((x, y)).astype(np.float32)
         self._most_px = percent / 100 * min(canvas.shape[:2])
         self._phases = np.random.default_rng(seed).uniform(0, 2 * np.pi, (2, len(PERIODS_S)))
@@ -41,5 +41,4 @@ class Sway:
 
     def apply(self, still: Picture, moved: Picture, time_s: float) -> None:
         """Draw `still` into `moved`, drifted; both are whole frames."""
-        came_from: Field = self._here - self._share * self.at(time_s)
-        moved[self._box.slices] = displaced(still, came_from)
+        moved[self._box.slices] = displaced(still, self._here - self._share * self.at(time_s))

@@ -10,6 +10,7 @@ frame rate. Owns what the sound means for the mouth. Leaves pixels alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from lipsyncd.renderers.audio import Curve, Samples, frame_times, windows
 
+Levels = NDArray[np.float64]
+
 STEP_RATE = 100  # steps per second of every curve here
 HOP = 160  # samples between steps
 WINDOW = 512  # samples in one spectrum: 32 ms, about three periods of a low voice
@@ -25,10 +28,11 @@ STEPS_AT_ONCE = 2_000  # 20 s; 2 MB of spectra
 
 # Band edges in Hz: voicing, low and high first formant, second formant low and high, brightness.
 BANDS_HZ = (100, 400, 700, 1100, 1700, 2500, 3500)
-SILENT_DB = -52.0  # below this, relative to full scale, nothing opens the mouth
+SILENT_DB = -60.0  # below this, relative to full scale, nothing opens the mouth
 RANGE_DB = (11.0, 17.0)  # least and greatest distance from shut to wide open
 ATTACK_S, RELEASE_S = 0.040, 0.090  # from 10 % to 90 % of a step
 WIDEST = 1.2  # openness beyond which a mouth looks torn
+DIP_S = 0.16  # a closure between vowels is shorter than this on either side
 LEAD_S = 0.030  # the mouth moves this much before the sound, as lips do
 
 
@@ -78,40 +82,37 @@ def band_levels(speech: Samples) -> Curve:
     return np.concatenate(blocks)
 
 
-def mouth_curves(bands: Curve) -> tuple[Curve, Curve]:
+def mouth_curves(bands: Curve) -> tuple[Levels, Levels]:
     """Openness and width at each step, from `band_levels`."""
-    voicing, *formants = _decibels(bands).T
-    low_first, high_first, low_second, high_second, bright = formants
-    level_db = _together(*formants)
+    voicing, low_first, high_first, low_second, high_second, bright = _decibels(bands.T)
+    level_db = _together(low_first, high_first, low_second, high_second, bright)
     audible = level_db > SILENT_DB
     if not audible.any():
-        still = np.zeros(len(bands), np.float32)
-        return still, still
+        return np.zeros(len(bands)), np.zeros(len(bands))
 
-    loud_db = float(np.percentile(level_db[audible], 95))
-    quiet_db = float(np.percentile(level_db[audible], 20))
-    shut_db = max(SILENT_DB, loud_db - float(np.clip(loud_db - quiet_db, *RANGE_DB)))
-    level = np.clip((level_db - shut_db) / max(loud_db - shut_db, 1.0), 0.0, 1.0) ** 0.8
+    loud_db, quiet_db = np.percentile(level_db[audible], (95, 20))
+    shut_db = max(SILENT_DB, loud_db - np.clip(loud_db - quiet_db, *RANGE_DB))
+    level = _ramp(level_db, shut_db, max(loud_db, shut_db + 1.0)) ** 0.8
 
     first_db = _together(low_first, high_first)
-    front_db = _together(high_second, bright) - _together(low_first, high_first, low_second)
     jaw = 0.55 + 0.45 * _ramp(first_db - voicing, -10.0, 3.0)
-    hollow_db = _together(high_second, bright) - _together(high_first, low_second)  # ee: nothing at 700 to 1700 Hz
-    spread = np.maximum(_ramp(front_db, -4.0, 4.0), 0.8 * _ramp(hollow_db, 10.0, 30.0))
-    back = _ramp(first_db - _together(low_second, high_second), 8.0, 20.0)  # oh: no second formant above 1100 Hz
-    close = _ramp(voicing - first_db, 2.0, 7.0)  # oo: hardly a first formant above 400 Hz
-    rounded = np.maximum(back, close) * (1.0 - spread)
-
     wanted = level * jaw
     openness = np.minimum(_follow(wanted), _closures(wanted))
-    # A consonant has no shape of its own here: width fades with the level, and moves more slowly than the jaw.
+
+    front_db = _together(high_second, bright) - _together(low_first, high_first, low_second)
+    hollow_db = _together(high_second, bright) - _together(high_first, low_second)
+    spread = np.maximum(_ramp(front_db, -4.0, 4.0), 0.8 * _ramp(hollow_db, 10.0, 30.0))  # eh; ee
+    back = _ramp(first_db - _together(low_second, high_second), 8.0, 20.0)  # oh: no second formant above 1100 Hz
+    close = _ramp(voicing - first_db, -2.0, 5.0)  # oo: hardly a first formant above 400 Hz
+    rounded = np.maximum(back, close) * (1.0 - spread)
+    # A consonant has no shape of its own here: the width fades with the level, and moves more slowly than the jaw.
     width = _smooth((spread - rounded) * _ramp(level, 0.05, 0.4), steps=7)
-    return openness.astype(np.float32), width.astype(np.float32)
+    return openness, width
 
 
-def _follow(wanted: NDArray[np.float32]) -> NDArray[np.float64]:
+def _follow(wanted: Levels) -> Levels:
     """One-pole smoothing that rises quickly and falls slowly; silence ends at exactly 0."""
-    rise, fall = (1.0 - np.exp(-2.2 / (seconds * STEP_RATE)) for seconds in (ATTACK_S, RELEASE_S))
+    rise, fall = (1.0 - math.exp(-2.2 / (seconds * STEP_RATE)) for seconds in (ATTACK_S, RELEASE_S))
     followed = np.empty(len(wanted))
     now = 0.0
     for step, goal in enumerate(wanted.tolist()):
@@ -120,43 +121,36 @@ def _follow(wanted: NDArray[np.float32]) -> NDArray[np.float64]:
     return followed
 
 
-def _closures(wanted: NDArray[np.float32]) -> NDArray[np.float64]:
+def _closures(wanted: Levels) -> Levels:
     """An upper limit on the openness that falls to 0 wherever the sound dips between two vowels.
 
     Following alone would still be a third open when a short p ends. Lips close before the sound stops and part after
     it comes back, so the limit is widened by 20 ms on both sides and then rounded off.
     """
-    reach = STEP_RATE // 6
-    before = np.maximum.accumulate(_windowed_max(wanted, reach, ahead=False)[None])[0]
-    after = _windowed_max(wanted, reach, ahead=True)
-    beside = np.minimum(before, after)
-    dip = (wanted < 0.12) & (beside > 0.25)
+    reach = round(DIP_S * STEP_RATE)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(wanted, reach), reach + 1).max(axis=1)
+    before, after = around[: len(wanted)], around[reach:]
+    dip = (wanted < 0.12) & (np.minimum(before, after) > 0.25)
     widened = np.convolve(dip, np.ones(5), "same") > 0
-    return 1.0 - _smooth(widened.astype(np.float32), steps=5)
+    return 1.0 - _smooth(widened.astype(np.float64), steps=5)
 
 
-def _windowed_max(curve: NDArray[np.float32], reach: int, *, ahead: bool) -> NDArray[np.float32]:
-    """The greatest value within `reach` steps before (or behind) each step."""
-    padded = np.concatenate((curve, np.zeros(reach)) if ahead else (np.zeros(reach), curve))
-    return np.lib.stride_tricks.sliding_window_view(padded, reach + 1).max(axis=1)
+def _smooth(curve: Levels, steps: int) -> Levels:
+    """Mean over a raised cosine of 2 x steps + 1 steps; keeps the length, and is 0 beyond the ends."""
+    kernel = np.hanning(2 * steps + 3)[1:-1]
+    return np.convolve(curve, kernel / kernel.sum())[steps : steps + len(curve)]
 
 
-def _smooth(curve: NDArray[np.floating], steps: int) -> NDArray[np.float64]:
-    """Mean over a raised cosine of 2 x steps + 1 steps; keeps the length, and 0 beyond the ends."""
-    kernel = np.hanning(2 * steps + 1 + 2)[1:-1]
-    return np.convolve(curve, kernel / kernel.sum(), "full")[steps : steps + len(curve)]
+def _decibels(power: NDArray[np.floating]) -> Levels:
+    level: Levels = 10.0 * np.log10(np.maximum(power.astype(np.float64), 1e-10))
+    return level
 
 
-def _decibels(power: NDArray[np.floating]) -> NDArray[np.float32]:
-    level = 10.0 * np.log10(np.maximum(power, 1e-10))
-    return level.astype(np.float32, copy=False)
-
-
-def _together(*levels_db: NDArray[np.float32]) -> NDArray[np.float32]:
+def _together(*levels_db: Levels) -> Levels:
     """The level of several bands at once, in dB."""
-    return _decibels(np.sum([10.0 ** (level / 10.0) for level in levels_db], axis=0))
+    return _decibels(np.sum(10.0 ** (np.stack(levels_db) / 10.0), axis=0))
 
 
-def _ramp(value: NDArray[np.floating], low: float, high: float) -> NDArray[np.float32]:
+def _ramp(value: Levels, low: float, high: float) -> Levels:
     """0 up to `low`, 1 from `high` on, straight between."""
-    return np.clip((value - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    return np.clip((value - low) / (high - low), 0.0, 1.0)

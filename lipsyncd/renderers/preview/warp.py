@@ -27,7 +27,7 @@ POUT = 0.022  # how much fuller rounded lips are
 
 UPPER_FADE = 0.26  # nothing above the lip moves further up than this: the base of the nose stays
 LIP_TO_JAW = 0.30  # below the lower lip, its movement becomes the jaw's
-NECK_FADE = 0.42  # below the chin, the jaw's movement ends
+NECK_FADE = 0.34  # below the chin, the jaw's movement ends
 JAW_SIDES = (0.20, 0.95)  # full this far from the middle, ended there
 SIDE_FADE = 0.40
 
