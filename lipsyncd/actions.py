@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from lipsyncd.control import Answer, Request
@@ -28,8 +29,10 @@ def carry_out(request: Request, finisher: Finisher) -> Answer:
 def _cancel(request: Request, finisher: Finisher) -> str:
     job = finisher.ledger.get(request.job_id)
     if job.state is JobState.QUEUED:
-        finisher.cancel(job.id)
-        return "cancelled"
+        with contextlib.suppress(IllegalTransition):  # a worker may be quicker
+            finisher.cancel(job.id, sources=[JobState.QUEUED])
+            return "cancelled"
+        job = finisher.ledger.get(job.id)
     if job.state is JobState.RUNNING and finisher.ledger.request_cancel(job.id):
         return "is being cancelled"
     if job.state is JobState.PUBLISHING:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lipsyncd import keep, sidecar
@@ -26,7 +27,7 @@ from lipsyncd.errors import (
 from lipsyncd.failpoints import reach
 from lipsyncd.files import remove_tree, replace_durably
 from lipsyncd.folders import Folders
-from lipsyncd.job import Job, JobSpec, JobState, now_ms
+from lipsyncd.job import SOURCES, Job, JobSpec, JobState, now_ms
 from lipsyncd.ledger import Ledger
 from lipsyncd.outbox import SIDECAR, VIDEO, Outbox
 from lipsyncd.settings import Settings
@@ -58,13 +59,11 @@ class Finisher:
             spec, output = self.spool.spec(job_id), self.spool.output(job_id)
             if spec is None or output is None:
                 return self.fail(job_id, BadResult(f"the finished video of job {job_id} is gone from the spool"))
-            out_name = self.spool.staged_name(job_id)
-            if out_name is None:
-                out_name = self._stage(job_id, spec, output)
             try:
+                out_name = self.spool.staged_name(job_id) or self._stage(job_id, spec, output)
                 out_name = self._show_video(job_id, spec, output, out_name)
-            except NameTaken as taken:
-                return self.fail(job_id, taken)
+            except (NameTaken, BadResult) as error:
+                return self.fail(job_id, error)
             self._show_sidecar(job_id, out_name)
             reach("publish-shown")
             job = self.ledger.to_done(job_id, note=f"published as {out_name}.mp4")
@@ -91,7 +90,9 @@ class Finisher:
             self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=_PUBLISH_AGAIN_MS)
             log.warning("job %s waits to be published: %s", job.id, blocked)
         except IllegalTransition:
-            log.debug("job %s was published by another thread", job.id)
+            log.debug("job %s was ended by another thread", job.id)
+        except LipsyncdError as error:
+            self.fail(job.id, error)
 
     def _require_outbox(self) -> None:
         if not self.folders.available("outbox"):
@@ -115,7 +116,7 @@ class Finisher:
                     return out_name
             if self.settings.output.on_name_conflict == "fail":
                 raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
-            out_name = self.ledger.rename_output(job_id, out_name)
+            out_name = self.ledger.rename_output(job_id, spec.out_name, out_name)
             job = self.ledger.get(job_id)
             self.outbox.stage_sidecar(job_id, sidecar.of_video(job, spec, output, out_name))
             self.spool.set_staged(job_id, out_name)
@@ -136,26 +137,50 @@ class Finisher:
     # -- no video ------------------------------------------------------------------------------------------------------
 
     def fail(self, job_id: str, error: LipsyncdError) -> Job:
-        """End a job without a video; its inputs and the reason go to failed/."""
-        return self._end(job_id, JobState.FAILED, error.reason(), lambda: self.ledger.to_failed(job_id, error.reason()))
+        """End a job without a video; its inputs and the reason go to failed/. Raises `IllegalTransition`."""
+        reason, sources = error.reason(), SOURCES[JobState.FAILED]
+        return self._end(job_id, JobState.FAILED, sources, reason, lambda: self.ledger.to_failed(job_id, reason))
 
-    def cancel(self, job_id: str) -> Job:
-        """End a job that somebody no longer wants; its inputs go to the archive."""
+    def cancel(self, job_id: str, *, sources: Sequence[JobState] = SOURCES[JobState.CANCELLED]) -> Job:
+        """End a job that somebody no longer wants; its inputs go to the archive.
+
+        sources  the states out of which it may be taken: whoever does not render it leaves `running` out, since a
+                 worker may claim the job at any moment
+
+        Raises `IllegalTransition` when it is in none of them.
+        """
         reason = {"code": "cancelled", "message": "cancelled on request", "remedy": ""}
-        return self._end(job_id, JobState.CANCELLED, reason, lambda: self.ledger.to_cancelled(job_id))
+        move = partial(self.ledger.to_cancelled, job_id, sources=sources)
+        return self._end(job_id, JobState.CANCELLED, sources, reason, move)
 
-    def _end(self, job_id: str, state: JobState, reason: dict[str, str], move: Callable[[], Job]) -> Job:
+    def _end(
+        self, job_id: str, to: JobState, sources: Sequence[JobState], reason: dict[str, str], move: Callable[[], Job]
+    ) -> Job:
+        """The reason into the spool, the state into the ledger, the inputs out of the spool: in this order."""
         with self._lock:
-            if state not in _ENDINGS or self.ledger.get(job_id).state.ended:
-                raise IllegalTransition(f"job {job_id} has ended already")
+            before = self.ledger.get(job_id)
+            if before.state not in sources:
+                raise IllegalTransition(f"job {job_id} is {before.state.value} and cannot become {to.value}")
             if self.spool.folder(job_id).is_dir():
-                self.spool.set_ending(job_id, {"state": state.value, **reason, "at_ms": now_ms()})
+                self.spool.set_ending(job_id, {"state": to.value, **reason, "at_ms": now_ms()})
             reach("end-recorded")
-            job = move()
+            try:
+                job = move()
+            except IllegalTransition:  # a worker has claimed it in this very moment
+                self.spool.clear_ending(job_id)
+                raise
             reach("end-moved")
-            log.info("job %s %s: %s", job_id, state.value, reason["message"])
+            log.info("job %s %s: %s", job_id, to.value, reason["message"])
+            if before.staged:
+                self._take_off_stage(job_id)
             self.clear_away(job)
             return job
+
+    def _take_off_stage(self, job_id: str) -> None:
+        """Remove what a job that failed on the last step has left in the outbox; else the next start sweeps it."""
+        with contextlib.suppress(OSError):
+            self.spool.drop_output(job_id)
+            self.outbox.unstage(job_id)
 
     # -- afterwards ----------------------------------------------------------------------------------------------------
 
@@ -228,11 +253,20 @@ class Finisher:
                 )
             if not self.spool.folder(job_id).is_dir():
                 self._take_back(job)
-            elif (spec := self.spool.spec(job_id)) is not None:
-                self.spool.rewrite(replace(spec, refusal=None))
-                self.spool.clear_ending(job_id)
+            else:
+                self._start_over(job_id)
             reach("retry-accepted")
-            return self.ledger.retry(job_id)
+            spec = self.spool.spec(job_id)
+            return self.ledger.retry(job_id, job.out_name if spec is None else spec.out_name)
+
+    def _start_over(self, job_id: str) -> None:
+        """For a job whose inputs never left the spool: only what was accepted stays of it."""
+        spec = self.spool.spec(job_id)
+        if spec is None:
+            raise InputsLost(f"the spool folder of job {job_id} is damaged")
+        self.spool.drop_output(job_id)
+        self.spool.rewrite(replace(spec, refusal=None))
+        self.spool.clear_ending(job_id)
 
     def _take_back(self, job: Job) -> None:
         kept = None if job.kept is None else Path(job.kept)
@@ -270,7 +304,6 @@ class Finisher:
 
 
 _PUBLISH_AGAIN_MS = 5_000
-_ENDINGS = (JobState.FAILED, JobState.CANCELLED)
 
 
 def _reason_of(job: Job) -> dict[str, str]:

@@ -9,42 +9,27 @@ Reading without these imports: `ledger_view`. Who may write: the holder of the i
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sqlite3
 import threading
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, RowMapping, create_engine, event, func, text, update
+from sqlalchemy import ColumnElement, RowMapping, func, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.pool import StaticPool
 from sqlmodel import Session, col, insert, select
 
-from lipsyncd.errors import IllegalTransition, LedgerTooNew, LipsyncdError, UnknownJob
+from lipsyncd.errors import IllegalTransition, LipsyncdError, UnknownJob
 from lipsyncd.failpoints import reach
 from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
-from lipsyncd.ledger_tables import JobEventRow, JobRow, JobSourceRow
-from lipsyncd.schema import APPLICATION_ID, STEPS, VERSION, statements
+from lipsyncd.ledger_engine import open_engine
+from lipsyncd.ledger_tables import NO_REASON, JobRow, JobSourceRow, asked, event, named, why
+from lipsyncd.schema import STEPS
 
-log = logging.getLogger(__name__)
-
-_PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "busy_timeout=5000",
-    "foreign_keys=ON",
-    "temp_store=MEMORY",
-    "trusted_schema=OFF",
-    "cell_size_check=ON",
-)
+_T = TypeVar("_T")
 _NAME_TRIES = 10_000
-
-
 _FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
 
 
@@ -55,17 +40,15 @@ class DropKnown(LipsyncdError):
 
 
 class Ledger:
-    """Opens, migrates and writes the ledger at `path`."""
+    """Opens, migrates and writes the ledger at `path`. `steps` are the schema's versions.
 
-    def __init__(self, path: Path) -> None:
+    Raises `LedgerTooNew` when a later program has written it, DatabaseError when it is damaged.
+    """
+
+    def __init__(self, path: Path, *, steps: Sequence[str] = STEPS) -> None:
         self.path = path
         self._lock = threading.RLock()
-        self._engine = create_engine(
-            f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0}
-        )
-        event.listen(self._engine, "connect", _on_connect)
-        event.listen(self._engine, "begin", _on_begin)
-        self._migrate()
+        self._engine = open_engine(path, steps)
 
     def close(self) -> None:
         with self._lock:
@@ -77,20 +60,6 @@ class Ledger:
             yield session
             reach("ledger-before-commit")
             session.commit()
-
-    def _migrate(self) -> None:
-        with self._lock, self._engine.connect() as connection:
-            found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-            if found > VERSION:
-                raise LedgerTooNew(f"the ledger {self.path} has schema {found}; this program knows up to {VERSION}")
-            if 0 < found < VERSION:
-                _back_up(self.path, found)
-            for number, script in enumerate(STEPS[found:], start=found + 1):
-                for statement in statements(script):
-                    connection.exec_driver_sql(statement)
-                connection.exec_driver_sql(f"PRAGMA user_version={number}")
-            connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.commit()
 
     def check(self) -> None:
         """Raises `DatabaseError` when the file is damaged."""
@@ -109,37 +78,27 @@ class Ledger:
         """
         if self.find(spec.id) is not None:
             return None
-        for number in range(1, _NAME_TRIES):
-            out_name = spec.out_name if number == 1 else f"{spec.out_name} ({number})"
-            try:
-                return self._insert(spec, out_name, max_attempts, idem_key)
-            except IntegrityError as error:
-                if "source_sig" in str(error.orig):
-                    raise DropKnown(f"the files of {spec.name} are accepted already") from error
-                if "out_key" not in str(error.orig):
-                    raise
-        raise LipsyncdError(f"no free output name like {spec.out_name!r} in {_NAME_TRIES} tries")
+        try:
+            return _under_free_name(
+                spec.out_name, lambda out_name: self._insert(spec, out_name, max_attempts, idem_key)
+            )
+        except IntegrityError as error:
+            if "source_sig" in str(error.orig):
+                raise DropKnown(f"the files of {spec.name} are accepted already") from error
+            raise
 
     def _insert(self, spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | None) -> Job:
         row = {
             "id": spec.id,
-            "name": spec.name,
             "state": JobState.QUEUED.value,
             "stage": "accepted",
-            "priority": spec.priority,
             "max_attempts": max_attempts,
-            "renderer": spec.renderer,
-            "stitch": int(spec.stitch),
-            "resolution": spec.resolution,
-            "fps": str(spec.fps),
-            "out_name": out_name,
-            "out_key": out_key(out_name),
             "source_sig": spec.signature,
             "idem_key": idem_key,
             "inputs_released": int(not spec.sources),
-            "user_data": None if spec.user_data is None else json.dumps(spec.user_data),
-            "webhook": spec.webhook,
             "accepted_ms": spec.accepted_ms,
+            **asked(spec),
+            **named(out_name),
         }
         with self._write() as session:
             seq = session.exec(select(func.max(JobRow.seq))).one() or 0
@@ -147,29 +106,35 @@ class Ledger:
             for s in spec.sources:
                 name = os.fsencode(s.name)
                 session.add(JobSourceRow(job_id=spec.id, role=s.role, name=name, sha256=s.sha256))
-            session.add(JobEventRow(job_id=spec.id, at_ms=now_ms(), state=JobState.QUEUED, note="accepted"))
+            session.add(event(spec.id, JobState.QUEUED, "accepted"))
             session.flush()
             return _one(session, spec.id)
 
     # -- moves ---------------------------------------------------------------------------------------------------------
 
     def _move(
-        self, job_id: str, to: JobState, *, note: str, token: str | None = None, values: Mapping[str, Any]
+        self,
+        job_id: str,
+        to: JobState,
+        *,
+        note: str,
+        values: Mapping[str, Any],
+        sources: Sequence[JobState] = (),
+        only: Sequence[ColumnElement[bool]] = (),
     ) -> Job:
+        """The move itself, out of `sources` or any state that it is legal from, when the conditions `only` hold."""
         leaves_device = {} if to is JobState.RUNNING else {"run_token": None, "device": None}
         change = (
             update(JobRow)
-            .where(col(JobRow.id) == job_id, col(JobRow.state).in_(SOURCES[to]))
+            .where(col(JobRow.id) == job_id, col(JobRow.state).in_(sources or SOURCES[to]), *only)
             .values(state=to.value, **leaves_device, **values)
             .returning(*_FIELDS)
         )
-        if token is not None:
-            change = change.where(col(JobRow.run_token) == token)
         with self._write() as session:
             row = session.execute(change).mappings().one_or_none()
             if row is None:
                 raise self._illegal(session, job_id, to)
-            session.add(JobEventRow(job_id=job_id, at_ms=now_ms(), state=to, note=note))
+            session.add(event(job_id, to, note))
             return _job(row)
 
     @staticmethod
@@ -186,46 +151,41 @@ class Ledger:
             if row is None:
                 return None
             job = _job(row)
-            session.add(
-                JobEventRow(
-                    job_id=job.id,
-                    at_ms=now_ms(),
-                    state=JobState.RUNNING,
-                    note=f"attempt {job.attempt} of {job.max_attempts} on {device}",
-                )
-            )
+            note = f"attempt {job.attempt} of {job.max_attempts} on {device}"
+            session.add(event(job.id, JobState.RUNNING, note))
             return job
 
     def to_publishing(
         self, job_id: str, *, token: str | None, sha256: str, size: int, frames: int, render_ms: int
     ) -> Job:
-        """The video is finished and safe in the spool. With a token, only for the run that rendered it."""
+        """The video is finished and safe in the spool.
+
+        With a token, only for the run that rendered it, and only when nobody has asked to cancel it meanwhile.
+        """
+        only = () if token is None else (col(JobRow.run_token) == token, col(JobRow.cancel_requested) == 0)
         values = {
             "out_sha256": sha256,
             "out_size": size,
+            "frames": frames,
             "render_ms": render_ms,
             "stage": "publishing",
             "fraction": 1.0,
+            "prepared": 1,
+            **NO_REASON,
         }
-        return self._move(
-            job_id,
-            JobState.PUBLISHING,
-            note="rendered",
-            token=token,
-            values={**values, "stage": "publishing", "fraction": 1.0, "prepared": 1, **_NO_REASON},
-        )
+        return self._move(job_id, JobState.PUBLISHING, note="rendered", only=only, values=values)
 
     def to_done(self, job_id: str, *, note: str) -> Job:
-        values = {"stage": "done", "fraction": 1.0, "finished_ms": now_ms(), **_NO_REASON}
+        values = {"stage": "done", "fraction": 1.0, "finished_ms": now_ms(), **NO_REASON}
         return self._move(job_id, JobState.DONE, note=note, values=values)
 
     def to_failed(self, job_id: str, error: Mapping[str, str]) -> Job:
-        values = {"stage": "failed", "finished_ms": now_ms(), "staged": 0, **_reason(error)}
+        values = {"stage": "failed", "finished_ms": now_ms(), "staged": 0, **why(error)}
         return self._move(job_id, JobState.FAILED, note=f"{error['code']}: {error['message']}", values=values)
 
-    def to_cancelled(self, job_id: str, *, note: str = "cancelled") -> Job:
-        values = {"stage": "cancelled", "finished_ms": now_ms(), "cancel_requested": 0, **_NO_REASON}
-        return self._move(job_id, JobState.CANCELLED, note=note, values=values)
+    def to_cancelled(self, job_id: str, *, sources: Sequence[JobState] = SOURCES[JobState.CANCELLED]) -> Job:
+        values = {"stage": "cancelled", "finished_ms": now_ms(), "cancel_requested": 0, **NO_REASON}
+        return self._move(job_id, JobState.CANCELLED, note="cancelled", sources=sources, values=values)
 
     def requeue(
         self, job_id: str, *, note: str, delay_ms: int = 0, charge: bool, error: Mapping[str, str] | None = None
@@ -233,14 +193,23 @@ class Ledger:
         """Put a running job back. `charge=False` gives the attempt back: it was no fault of the job."""
         attempt = col(JobRow.attempt) if charge else text("max(attempt - 1, 0)")
         values = {"attempt": attempt, "stage": "queued", "fraction": 0.0, "not_before_ms": now_ms() + delay_ms}
-        reason = _NO_REASON if error is None else _reason(error)
-        return self._move(job_id, JobState.QUEUED, note=note, values={**values, **reason})
+        told = NO_REASON if error is None else why(error)
+        return self._move(job_id, JobState.QUEUED, note=note, values={**values, **told})
 
-    def retry(self, job_id: str) -> Job:
-        """Give a failed or cancelled job, whose inputs are back in the spool, a fresh set of attempts."""
+    def retry(self, job_id: str, wanted_name: str) -> Job:
+        """Give a failed or cancelled job, whose inputs are back in the spool, a fresh set of attempts.
+
+        Its output gets the wanted name, or the next free one when another live job has that meanwhile.
+        """
         fresh = {"attempt": 0, "stage": "accepted", "fraction": 0.0, "prepared": 0, "not_before_ms": 0, "kept": None}
         none = {"out_sha256": None, "out_size": None, "started_ms": None, "finished_ms": None, "cancel_requested": 0}
-        return self._move(job_id, JobState.QUEUED, note="retry", values={**fresh, **none, **_NO_REASON})
+        values = {**fresh, **none, **NO_REASON}
+
+        def requeued(out_name: str) -> Job:
+            new = {**values, **named(out_name)}
+            return self._move(job_id, JobState.QUEUED, note="retry", sources=_ENDED_EARLY, values=new)
+
+        return _under_free_name(wanted_name, requeued)
 
     # -- columns that move no state ------------------------------------------------------------------------------------
 
@@ -253,12 +222,12 @@ class Ledger:
             changed = bool(session.execute(change).rowcount)  # type: ignore[attr-defined]
             if changed and note:
                 state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one()
-                session.add(JobEventRow(job_id=job_id, at_ms=now_ms(), state=state, note=note))
+                session.add(event(job_id, state, note))
             return changed
 
     def set_prepared(self, job_id: str, *, frames: int, duration_ms: int) -> bool:
         values = {"prepared": 1, "stage": "queued", "frames": frames, "duration_ms": duration_ms, "not_before_ms": 0}
-        return self._set(job_id, [JobState.QUEUED], note="prepared", **values, **_NO_REASON)
+        return self._set(job_id, [JobState.QUEUED], note="prepared", **values, **NO_REASON)
 
     def set_unprepared(self, job_id: str) -> None:
         """What the jail wrote is gone: it has to be made again."""
@@ -272,20 +241,22 @@ class Ledger:
         states = [JobState.QUEUED, JobState.PUBLISHING]
         known = self.find(job_id)
         note = "" if known and known.reason_code == error["code"] else f"waits: {error['code']}: {error['message']}"
-        return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **_reason(error))
+        return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **why(error))
 
     def set_progress(self, job_id: str, token: str, stage: str, fraction: float) -> None:
         change = update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.run_token) == token)
         with self._write() as session:
             session.execute(change.values(stage=stage, fraction=min(max(fraction, 0.0), 1.0)))
 
-    def set_options(self, spec: JobSpec) -> bool:
+    def set_options(self, spec: JobSpec, *, idem_key: str | None = None) -> bool:
         """Take over other options, while the job waits; says whether it still did."""
-        values = {"renderer": spec.renderer, "stitch": int(spec.stitch), "resolution": spec.resolution}
-        more = {"fps": str(spec.fps), "priority": spec.priority, "webhook": spec.webhook}
-        user_data = None if spec.user_data is None else json.dumps(spec.user_data)
-        note = "options replaced by a manifest"
-        return self._set(spec.id, [JobState.QUEUED], note=note, user_data=user_data, **values, **more)
+
+        def renamed(out_name: str) -> bool:
+            note = "options replaced by a manifest"
+            values = {**asked(spec), **named(out_name)}
+            return self._set(spec.id, [JobState.QUEUED], note=note, idem_key=idem_key, **values)
+
+        return _under_free_name(spec.out_name, renamed)
 
     def set_staged(self, job_id: str) -> bool:
         return self._set(job_id, [JobState.PUBLISHING], staged=1)
@@ -309,25 +280,29 @@ class Ledger:
         with self._write() as session:
             state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one_or_none()
             if state is not None:
-                session.add(JobEventRow(job_id=job_id, at_ms=now_ms(), state=state, note=note))
+                session.add(event(job_id, state, note))
 
-    def rename_output(self, job_id: str, taken: str) -> str:
-        """Reserve the next free output name after `taken`, for a job that is being published."""
-        stem, number = _split_number(taken)
-        for candidate in range(number + 1, number + _NAME_TRIES):
-            out_name = f"{stem} ({candidate})"
-            try:
-                self._set(job_id, note=f"published as {out_name}", out_name=out_name, out_key=out_key(out_name))
-            except IntegrityError:
-                continue
+    def rename_output(self, job_id: str, wanted: str, taken: str) -> str:
+        """Reserve the next free output name after `taken`, for a job that is being published.
+
+        taken  the wanted name itself, or "wanted (N)" of an earlier try
+        """
+
+        def reserved(out_name: str) -> str:
+            self._set(job_id, note=f"published as {out_name}", **named(out_name))
             return out_name
-        raise LipsyncdError(f"no free output name like {stem!r} in {_NAME_TRIES} tries")
+
+        tail = taken.removeprefix(wanted).removeprefix(" (").removesuffix(")")
+        return _under_free_name(wanted, reserved, first=int(tail) + 1 if tail.isdecimal() else 2)
 
     # -- reading for those who write -----------------------------------------------------------------------------------
 
     def find(self, job_id: str) -> Job | None:
+        return self._first(select(*_FIELDS).where(JobRow.id == job_id))
+
+    def _first(self, wanted: Any) -> Job | None:
         with self._lock, Session(self._engine) as session:
-            row = session.execute(select(*_FIELDS).where(JobRow.id == job_id)).mappings().one_or_none()
+            row = session.execute(wanted.limit(1)).mappings().one_or_none()
             return None if row is None else _job(row)
 
     def get(self, job_id: str) -> Job:
@@ -345,15 +320,10 @@ class Ledger:
 
     def next_to_prepare(self) -> Job | None:
         """The first waiting job, in the order of the queue, that is due and not prepared."""
-        wanted = (
-            select(*_FIELDS)
-            .where(JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms())
-            .order_by(col(JobRow.priority).desc(), col(JobRow.seq))
-            .limit(1)
+        due = select(*_FIELDS).where(
+            JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms()
         )
-        with self._lock, Session(self._engine) as session:
-            row = session.execute(wanted).mappings().one_or_none()
-            return None if row is None else _job(row)
+        return self._first(due.order_by(col(JobRow.priority).desc(), col(JobRow.seq)))
 
     def unreleased(self) -> list[str]:
         """Jobs whose files may still lie in the inbox."""
@@ -366,16 +336,19 @@ class Ledger:
         with self._lock, Session(self._engine) as session:
             return dict(session.execute(wanted).tuples().all())
 
+    def idem_key(self, job_id: str) -> str | None:
+        """The key that `insert` or `set_options` got for that job."""
+        with self._lock, Session(self._engine) as session:
+            return session.exec(select(JobRow.idem_key).where(JobRow.id == job_id)).one_or_none()
+
     def latest_with_source(self, name: bytes) -> Job | None:
         """The newest job that took a file of that name from the inbox."""
         ids = select(JobSourceRow.job_id).where(JobSourceRow.name == name)
-        wanted = select(*_FIELDS).where(col(JobRow.id).in_(ids)).order_by(col(JobRow.seq).desc()).limit(1)
-        with self._lock, Session(self._engine) as session:
-            row = session.execute(wanted).mappings().one_or_none()
-            return None if row is None else _job(row)
+        return self._first(select(*_FIELDS).where(col(JobRow.id).in_(ids)).order_by(col(JobRow.seq).desc()))
 
 
-_NO_REASON: Mapping[str, Any] = {"reason_code": None, "reason": None, "remedy": None}
+_ENDED_EARLY = (JobState.FAILED, JobState.CANCELLED)
+
 
 _CLAIM = text(f"""
 UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:device, stage='starting', fraction=0,
@@ -390,39 +363,16 @@ def _job(row: RowMapping) -> Job:
     return job_from_row(dict(row))
 
 
-def out_key(out_name: str) -> str:
-    """Two names with the same key are one file on a share that ignores case or composes letters."""
-    return unicodedata.normalize("NFC", out_name).casefold()
-
-
-def _reason(error: Mapping[str, str]) -> dict[str, str]:
-    return {"reason_code": error["code"], "reason": error["message"], "remedy": error["remedy"]}
-
-
-def _split_number(name: str) -> tuple[str, int]:
-    """("anna", 2) of "anna (2)"; ("anna", 1) of "anna"."""
-    stem, _, tail = name.rpartition(" (")
-    number = tail[:-1]
-    return (stem, int(number)) if stem and tail.endswith(")") and number.isdecimal() else (name, 1)
+def _under_free_name(wanted: str, work: Callable[[str], _T], *, first: int = 1) -> _T:
+    """What `work` gives for the first of "wanted", "wanted (2)", "wanted (3)" ... that no other live job has."""
+    for number in range(first, first + _NAME_TRIES):
+        try:
+            return work(wanted if number == 1 else f"{wanted} ({number})")
+        except IntegrityError as error:
+            if "out_key" not in str(error.orig):
+                raise
+    raise LipsyncdError(f"no free output name like {wanted!r} in {_NAME_TRIES} tries")
 
 
 def _one(session: Session, job_id: str) -> Job:
     return _job(session.execute(select(*_FIELDS).where(JobRow.id == job_id)).mappings().one())
-
-
-def _on_connect(dbapi: sqlite3.Connection, _record: object) -> None:
-    dbapi.isolation_level = None  # the driver's own mode begins transactions late; we say BEGIN ourselves
-    for pragma in _PRAGMAS:
-        dbapi.execute(f"PRAGMA {pragma}")
-
-
-def _on_begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _back_up(path: Path, version: int) -> None:
-    """Keep a copy of the ledger as it was before a migration."""
-    target = path.with_name(f"{path.stem}-v{version}-{now_ms()}.db")
-    with sqlite3.connect(path) as source:
-        source.execute("VACUUM INTO ?", (str(target),))
-    log.info("ledger: kept a copy of schema %d as %s", version, target)

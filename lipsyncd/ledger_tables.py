@@ -1,8 +1,18 @@
-"""The ledger's rows as SQLModel classes. The tables themselves, with their constraints, stand in `schema`."""
+"""The ledger's rows as SQLModel classes, and the groups of columns that are written together.
+
+The tables themselves, with their constraints, stand in `schema`.
+"""
 
 from __future__ import annotations
 
+import json
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
 from sqlmodel import Field, SQLModel
+
+from lipsyncd.job import JobSpec, now_ms
 
 
 class JobRow(SQLModel, table=True):
@@ -72,3 +82,40 @@ class JobEventRow(SQLModel, table=True):
     at_ms: int
     state: str
     note: str = ""
+
+
+NO_REASON: Mapping[str, Any] = {"reason_code": None, "reason": None, "remedy": None}
+
+
+def why(error: Mapping[str, str]) -> dict[str, str]:
+    """The columns of an error's `reason()`."""
+    return {"reason_code": error["code"], "reason": error["message"], "remedy": error["remedy"]}
+
+
+def asked(spec: JobSpec) -> dict[str, Any]:
+    """The columns that say what somebody wants; a late manifest replaces them."""
+    return {
+        "name": spec.name,
+        "priority": spec.priority,
+        "renderer": spec.renderer,
+        "stitch": int(spec.stitch),
+        "resolution": spec.resolution,
+        "fps": str(spec.fps),
+        "user_data": None if spec.user_data is None else json.dumps(spec.user_data),
+        "webhook": spec.webhook,
+    }
+
+
+def named(out_name: str) -> dict[str, Any]:
+    """The columns of an output name: as it is written, and as it is compared."""
+    return {"out_name": out_name, "out_key": out_key(out_name)}
+
+
+def out_key(out_name: str) -> str:
+    """Two names with the same key are one file on a share that ignores case or composes letters."""
+    return unicodedata.normalize("NFC", out_name).casefold()
+
+
+def event(job_id: str, state: str, note: str) -> JobEventRow:
+    """A line of history, of now."""
+    return JobEventRow(job_id=job_id, at_ms=now_ms(), state=state, note=note)

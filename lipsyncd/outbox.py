@@ -78,6 +78,11 @@ class Outbox:
         fsync_folder(self.root)
         fsync_folder(self._hidden)
 
+    def unstage(self, job_id: str) -> None:
+        """Remove the hidden files of a job that will not be shown."""
+        for suffix in (VIDEO, SIDECAR):
+            self.token(job_id, suffix).unlink(missing_ok=True)
+
     def sweep(self, staged: set[str]) -> int:
         """Remove hidden files of no staged job; gives their number. Only at start, with the outbox mounted."""
         torn = [path for path in self._hidden.glob("*.part") if path.name.partition(".")[0] not in staged]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lipsyncd.errors import InputsLost, RenderCrashed
 from lipsyncd.failpoints import reach
 from lipsyncd.finish import Finisher
 from lipsyncd.intake import Intake
-from lipsyncd.job import Job, JobState
+from lipsyncd.job import SOURCES, Job, JobState
 from lipsyncd.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def recover(intake: Intake, finisher: Finisher) -> None:
         if spec is None:
             log.error("spool: %s has no readable job.json; it is left as it is", spool.folder(job_id))
         elif ledger.find(job_id) is None:
-            intake.register(spec)
+            # Once it is staged its name is settled: another one was free when the row was made first.
+            intake.register(replace(spec, out_name=spool.staged_name(job_id) or spec.out_name))
             reach("recover-registered")
     for job_id in ids:
         job = ledger.find(job_id)
@@ -82,13 +84,15 @@ def _resume(job: Job, finisher: Finisher) -> None:
     spool, ledger = finisher.spool, finisher.ledger
     ending, output = spool.ending(job.id), spool.output(job.id)
     if job.state.ended and ending is None and job.state is not JobState.DONE:
-        ledger.retry(job.id)  # the inputs were back already when the retry was cut off
+        spec = spool.spec(job.id)  # the inputs were back already when the retry was cut off
+        ledger.retry(job.id, job.out_name if spec is None else spec.out_name)
     elif job.state.ended:
         finisher.clear_away(job)
-    elif ending is not None:
-        to_end = ledger.to_cancelled if ending["state"] == "cancelled" else None
-        ended = to_end(job.id) if to_end else ledger.to_failed(job.id, ending)
-        finisher.clear_away(ended)
+    elif ending is not None and job.state in SOURCES[JobState(ending["state"])]:
+        cancelled = ending["state"] == JobState.CANCELLED
+        finisher.clear_away(ledger.to_cancelled(job.id) if cancelled else ledger.to_failed(job.id, ending))
+    elif job.cancel_requested and job.state in SOURCES[JobState.CANCELLED]:
+        finisher.cancel(job.id)
     elif output is not None and job.state is not JobState.PUBLISHING:
         ledger.to_publishing(
             job.id,
@@ -106,9 +110,7 @@ def _resume(job: Job, finisher: Finisher) -> None:
 
 def _interrupted(job: Job, finisher: Finisher) -> None:
     """A run that the daemon did not survive. The attempt counts: the job may be what killed it."""
-    if job.cancel_requested:
-        finisher.cancel(job.id)
-    elif job.attempt >= job.max_attempts:
+    if job.attempt >= job.max_attempts:
         message = f"the daemon ended {job.attempt} times while it rendered job {job.id}"
         finisher.fail(job.id, RenderCrashed(message))
     else:

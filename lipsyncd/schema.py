@@ -93,7 +93,6 @@ BEGIN SELECT RAISE(ABORT, 'illegal move'); END;
 """
 
 STEPS: tuple[str, ...] = (_VERSION_1,)
-VERSION = len(STEPS)
 
 
 def statements(script: str) -> list[str]:

@@ -170,6 +170,14 @@ class Spool:
         data = read_json(self.folder(job_id) / "staged")
         return None if data is None else str(data["out_name"])
 
+    def drop_output(self, job_id: str) -> None:
+        """Forget a finished video, so that the job can be rendered again. The note of its staging goes first."""
+        folder = self.folder(job_id)
+        for name in ("staged", "out.json", "out.mp4"):
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir():
+            fsync_folder(folder)
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def set_ending(self, job_id: str, ending: Mapping[str, Any]) -> None:
@@ -180,8 +188,10 @@ class Spool:
         return read_json(self.folder(job_id) / "fail.json")
 
     def clear_ending(self, job_id: str) -> None:
-        (self.folder(job_id) / "fail.json").unlink(missing_ok=True)
-        fsync_folder(self.folder(job_id))
+        folder = self.folder(job_id)
+        (folder / "fail.json").unlink(missing_ok=True)
+        if folder.is_dir():
+            fsync_folder(folder)
 
     def remove(self, job_id: str) -> None:
         """Forget a job whose result and inputs lie elsewhere by now.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from lipsyncd import mp4
 from lipsyncd.child import Executor, RenderCancelled
@@ -116,25 +117,35 @@ class Worker:
         return True
 
     def _carry_out(self, job: Job, token: str) -> None:
-        ledger = self.finisher.ledger
         try:
             self._render(job, token)
         except RenderCancelled:
             self.finisher.cancel(job.id)
         except DaemonStops:
-            ledger.requeue(job.id, note="the daemon stops", charge=False)
+            self._put_back(job, note="the daemon stops", charge=False)
             log.info("job %s goes back to the queue: the daemon stops", job.id)
         except Blocked as blocked:
-            ledger.requeue(job.id, note=str(blocked), delay_ms=_BLOCKED_AGAIN_MS, charge=False, error=blocked.reason())
+            reason = blocked.reason()
+            self._put_back(job, note=str(blocked), delay_ms=_BLOCKED_AGAIN_MS, charge=False, error=reason)
             log.warning("job %s waits: %s", job.id, blocked)
         except IllegalTransition as error:
             log.warning("job %s: its result is dropped: %s", job.id, error)
+            if self.finisher.ledger.get(job.id).cancel_requested:
+                self.finisher.cancel(job.id)
         except LipsyncdError as error:
             self._failed(job, error)
         except OSError as error:
             self._failed(job, RenderCrashed(f"the result could not be kept: {error}"))
+        except Exception as error:
+            log.exception("job %s: unexpected failure", job.id)
+            self._failed(job, LipsyncdError(f"{type(error).__name__}: {error}"))
         else:
             self.finisher.try_publish(job)
+
+    def _put_back(self, job: Job, **how: Any) -> None:
+        """Requeue a run that ended without a video, unless somebody has asked to cancel it meanwhile."""
+        if self.finisher.ledger.requeue(job.id, **how).cancel_requested:
+            self.finisher.cancel(job.id)
 
     def _failed(self, job: Job, error: LipsyncdError) -> None:
         self.finisher.spool.drop_partial_renders(job.id)
@@ -142,7 +153,7 @@ class Worker:
             self.finisher.fail(job.id, error)
             return
         wait_s = BACK_OFF_S[min(job.attempt, len(BACK_OFF_S)) - 1]
-        self.finisher.ledger.requeue(job.id, note=str(error), delay_ms=wait_s * 1000, charge=True, error=error.reason())
+        self._put_back(job, note=str(error), delay_ms=wait_s * 1000, charge=True, error=error.reason())
         log.warning(
             "job %s failed, attempt %d of %d, next in %d s: %s", job.id, job.attempt, job.max_attempts, wait_s, error
         )

@@ -23,10 +23,13 @@ FOLDERS = ("media", "renderers", "settings", "web")  # a folder of modules stand
 # An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
 LEVELS: tuple[tuple[str, str], ...] = (
     ("nothing of ours", "lipsyncd errors"),
-    ("pure", "failpoints job landlock ledger_tables log manifest protocol seccomp watch"),
-    ("one tool each", "child display ffmpeg files jail launcher ledger_view media outgoing schema settings"),
-    ("one edge each", "control decode fetch ledger lock mp4 pairing picture speech spool renderers"),
-    ("folders", "folders inbox overview sidecar"),
+    ("pure", "failpoints job landlock log manifest protocol seccomp watch"),
+    (
+        "one tool each",
+        "child display ffmpeg files jail launcher ledger_tables ledger_view media outgoing schema settings",
+    ),
+    ("one edge each", "control decode fetch ledger_engine lock mp4 pairing picture speech spool renderers"),
+    ("folders and the ledger", "folders inbox ledger overview sidecar"),
     ("joins of edges", "intake keep outbox submit waiting"),
     ("ends of jobs", "finish demo"),
     ("work on jobs", "actions prepare recovery"),
@@ -50,7 +53,7 @@ HOMES: dict[str, str] = {
     "librosa": "renderers",
     "numpy": "renderers",
     "rich": "display",
-    "sqlalchemy": "ledger recovery",
+    "sqlalchemy": "ledger ledger_engine recovery",
     "sqlmodel": "ledger ledger_tables",
     "torch": "renderers",
     "transformers": "renderers",

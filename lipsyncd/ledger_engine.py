@@ -1,0 +1,85 @@
+"""Opening the ledger's file: one connection, its pragmas, its schema brought up to date.
+
+The driver's own handling of transactions is switched off: it begins them late, so that a read and the write after it
+are two transactions. Ours begin with `BEGIN IMMEDIATE`. Pragmas: `synchronous=FULL` in WAL mode means that what was
+committed survives a power cut.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.pool import StaticPool
+
+from lipsyncd.errors import LedgerTooNew
+from lipsyncd.job import now_ms
+from lipsyncd.schema import APPLICATION_ID, statements
+
+log = logging.getLogger(__name__)
+
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "busy_timeout=5000",
+    "foreign_keys=ON",
+    "temp_store=MEMORY",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+)
+
+
+def open_engine(path: Path, steps: Sequence[str]) -> Engine:
+    """An engine with one connection for all threads, and the schema that `steps` make, one step for each version.
+
+    Raises `LedgerTooNew` when the file has a later version than the last step, DatabaseError when it is damaged.
+    """
+    engine = create_engine(
+        f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0}
+    )
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    try:
+        _migrate(engine, path, steps)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _on_connect(dbapi: sqlite3.Connection, _record: object) -> None:
+    dbapi.isolation_level = None
+    for pragma in _PRAGMAS:
+        dbapi.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _migrate(engine: Engine, path: Path, steps: Sequence[str]) -> None:
+    """Take all missing steps in one transaction: a step that fails leaves the file as it was."""
+    with engine.connect() as connection:
+        found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        if found > len(steps):
+            raise LedgerTooNew(f"the ledger {path} has schema {found}; this program knows up to {len(steps)}")
+        if 0 < found < len(steps):
+            _back_up(path, found)
+        for script in steps[found:]:
+            for statement in statements(script):
+                connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(f"PRAGMA user_version={len(steps)}")
+        connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.commit()
+
+
+def _back_up(path: Path, version: int) -> None:
+    """Keep a copy of the ledger as it was before a migration."""
+    target = path.with_name(f"{path.stem}-v{version}-{now_ms()}.db")
+    with closing(sqlite3.connect(path)) as source:
+        source.execute("VACUUM INTO ?", (str(target),))
+    log.info("ledger: kept a copy of schema %d as %s", version, target)
