@@ -334,7 +334,7 @@ class Ledger:
         """SHA-256 of each file that a job took, by role."""
         wanted = select(JobSourceRow.role, JobSourceRow.sha256).where(JobSourceRow.job_id == job_id)
         with self._lock, Session(self._engine) as session:
-            return dict(session.execute(wanted).tuples().all())
+            return {role: sha256 for role, sha256 in session.execute(wanted)}  # noqa: C416 - dict() takes no rows
 
     def idem_key(self, job_id: str) -> str | None:
         """The key that `insert` or `set_options` got for that job."""
