@@ -190,7 +190,7 @@ class Home:
             job = self.job(name)
             return job if job is not None and job.state in states else None
 
-        found: Job = self.until(there, f"job {name} in {[s.value for s in states]}", seconds=seconds)
+        found: Job = self.until(there, f"job {name} in {[*map(str, states)]}", seconds=seconds)
         return found
 
     def until_done(self, name: str) -> Job:

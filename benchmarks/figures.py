@@ -1,0 +1,225 @@
+"""Print the figures of the daemon and the preview renderer, each beside a reference from the same run.
+
+    python -m benchmarks.figures [start] [render] [memory] [sync] [length] [latency]
+
+Without words all of them; some minutes on two cores. Ratios mean more than times: other work on the machine moves both
+sides of a ratio.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lipsyncd.job import Job
+from lipsyncd.mp4 import inspect
+from lipsyncd.renderers.preview.speaker import find_speaker
+from tests.home import Home, picture, put, sound
+from tests.media_kit import encoded, wav
+from tests.preview_kit import (
+    astronaut,
+    best_lag,
+    correlation,
+    loudness,
+    mouth_change,
+    openings,
+    render,
+    silence,
+    subjects,
+    voice,
+)
+
+RUNS = 20
+SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody seems to mind."
+
+
+def say(name: str, value: str) -> None:
+    print(f"| {name} | {value} |", flush=True)
+
+
+def scratch(**changes: dict[str, object]) -> Home:
+    home = Home(Path(tempfile.mkdtemp(prefix="lipsyncd-bench-")))
+    home.changes = {
+        "render": {"renderer": "preview", "job_timeout_s": 3600},
+        "output": {"preset": "veryfast"},
+        **changes,
+    }
+    return home
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def start() -> None:
+    """`lipsyncd status` against `import click`."""
+    home = scratch()
+    with home.running():
+        status = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "status"]
+        click = [sys.executable, "-c", "import click"]
+        environment = {k: v for k, v in home.environment().items() if k != "PYTHONDONTWRITEBYTECODE"}
+        times: dict[str, list[float]] = {"status": [], "click": []}
+        for run in range(RUNS + 1):
+            for name, command in (("status", status), ("click", click)):
+                began = time.perf_counter()
+                subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+                if run:  # the first run writes bytecode
+                    times[name].append(time.perf_counter() - began)
+    ours, theirs = (statistics.median(times[name]) for name in ("status", "click"))
+    say("`lipsyncd status` / `import click`", f"{ours / theirs:.2f} ({ours * 1e3:.0f} / {theirs * 1e3:.0f} ms)")
+
+
+# -- rendering ---------------------------------------------------------------------------------------------------------
+
+
+def speech_wav(seconds: float) -> bytes:
+    """A spoken WAV of exactly that length."""
+    spoken = voice(SENTENCE)
+    return wav(np.resize(spoken, round(seconds * 16_000)).astype("<i2").tobytes())
+
+
+def do_job(home: Home, name: str, seconds: float, **fields: object) -> Job:
+    face = astronaut().picture
+    put(home.path("inbox"), f"{name}.png", encoded(Image.fromarray(face), "PNG"))
+    put(home.path("inbox"), f"{name}.wav", speech_wav(seconds))
+    home.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", **fields)
+    job = home.until_state(name, *_ENDED, seconds=1200)
+    assert job.state == "done", f"{job.reason_code}: {job.reason}"
+    return job
+
+
+def render_speed() -> None:
+    """A whole job of 30 s in a warm child, encoding included, against real time."""
+    home = scratch()
+    with home.running():
+        do_job(home, "warm", 1.0)
+        for name, fields in (("whole", {"stitch": True}), ("square", {"stitch": False, "resolution": 512})):
+            job = do_job(home, name, 30.0, **fields)
+            speed = (job.duration_ms or 0) / (job.render_ms or 1)
+            say(f"preview, 512x512, {name} picture", f"{speed:.1f} times real time ({job.render_fps:.0f} fps)")
+
+
+def memory() -> None:
+    """The largest resident sizes of the render child and its ffmpeg during ten minutes of voice."""
+    home = scratch()
+    with home.running():
+        do_job(home, "warm", 1.0)
+        child = int(home.log.split("render child for cpu started, pid ")[1].split()[0])
+        most = _Watcher(child)
+        job = do_job(home, "long", 600.0, stitch=True)
+        most.end()
+    speed = (job.duration_ms or 0) / (job.render_ms or 1)
+    say("render child, 10 min of voice", f"{most.child_mb:.0f} MB, its ffmpeg {most.ffmpeg_mb:.0f} MB; {speed:.1f} x")
+
+
+class _Watcher(threading.Thread):
+    """Reads the peak resident size of a process and of its children, twice a second."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid = pid
+        self.child_mb = self.ffmpeg_mb = 0.0
+        self._over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(0.5):
+            self.child_mb = max(self.child_mb, peak_mb(self.pid))
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            self.ffmpeg_mb = max([self.ffmpeg_mb, *(peak_mb(int(pid)) for pid in children)])
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def peak_mb(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
+    return int(line.split()[1]) / 1024
+
+
+def sync() -> None:
+    """How well the mouth follows the voice, for each portrait."""
+    speech = voice(SENTENCE)
+    for subject in subjects():
+        frames = render(subject.picture, speech)
+        level = loudness(speech, len(frames))
+        still = render(subject.picture, silence(0.2))[0]
+        change = mouth_change(frames, still, find_speaker(subject.picture).face.box)
+        heights = openings(frames, subject)[:, 0]
+        figures = f"r = {correlation(change, level):.2f}, lag {best_lag(change, level)} frames"
+        say(f"sync, {subject.name}", f"{figures}; height of the opening r = {correlation(heights, level):.2f}")
+
+
+def length() -> None:
+    """Picture against sound after five minutes, at each rate."""
+    home = scratch(render={"renderer": "flat", "renderers": list(_FLAT)}, output={"resolution": 64})
+    with home.running():
+        for fps in ("24", "25", "29.97", "30", "60"):
+            name = f"five-{fps}"
+            put(home.path("inbox"), f"{name}.png", picture())
+            put(home.path("inbox"), f"{name}.wav", sound(300.01))
+            home.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", fps=fps)
+            home.until_state(name, *_ENDED, seconds=600)
+            facts = inspect(home.path("outbox") / f"{name}.mp4")
+            late_ms = float(facts.video.duration - facts.audio.duration) * 1000
+            frame_ms = float(1000 / facts.video.rate)
+            say(f"5 min at {fps} fps: picture longer than sound by", f"{late_ms:.1f} ms (a frame is {frame_ms:.1f} ms)")
+
+
+# -- the inbox ---------------------------------------------------------------------------------------------------------
+
+
+def latency() -> None:
+    """From the rename into the inbox to the row in the ledger, for 200 pairs one after another."""
+    home = scratch(render={"renderer": "missing", "renderers": list(_FLAT)}, watch={"settle_proven_s": 0.2})
+    waits = []
+    with home.running():
+        for number in range(200):
+            put(home.path("inbox"), f"p{number}.png", picture(number))
+            put(home.path("inbox"), f"p{number}.wav", sound(0.3, number))
+            dropped_ms = time.time() * 1000
+            job = home.until(lambda n=f"p{number}": home.job(n), "the acceptance")
+            waits.append(job.accepted_ms - dropped_ms)
+    waits.sort()
+    say("drop to accepted, local rename-in", f"p50 {waits[100]:.0f} ms, p99 {waits[197]:.0f} ms (settle 200 ms)")
+
+
+_ENDED = ("done", "failed", "cancelled")
+_FLAT = ("flat=tests.faulty_renderers:Flat", "missing=tests.no_such_module:Nothing")
+FIGURES: dict[str, Callable[[], None]] = {
+    "start": start,
+    "render": render_speed,
+    "memory": memory,
+    "sync": sync,
+    "length": length,
+    "latency": latency,
+}
+
+
+def main(wanted: Sequence[str]) -> None:
+    unknown = set(wanted) - set(FIGURES)
+    if unknown:
+        sys.exit(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
+    versions = f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}"
+    print(f"{time.strftime('%Y-%m-%d')}, {versions}, load {os.getloadavg()[0]:.1f}\n\n| figure | value |\n|---|---|")
+    for name in wanted or FIGURES:
+        FIGURES[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
