@@ -41,26 +41,19 @@ def closed(subject: Subject, **changed: object) -> np.ndarray:
 
 @pytest.mark.parametrize(("text", "speaker"), SPOKEN, ids=["fox", "stella", "guten tag"])
 @EVERYBODY
-def test_the_mouth_region_follows_the_voice(subject, text, speaker):
+def test_the_mouth_follows_the_voice(subject, text, speaker):
     speech = voice(text, speaker)
     frames = render(subject.picture, speech)
-    change = mouth_change(frames, closed(subject), find_speaker(subject.picture).face.box)
     sound = loudness(speech, len(frames))
+    change = mouth_change(frames, closed(subject), find_speaker(subject.picture).face.box)
+    heights = openings(frames, subject)[:, 0]
 
     assert correlation(change, sound) >= 0.6
-    assert best_lag(change, sound) in (-1, 0)  # never late; the eye expects lips a little before the sound
-
-
-@pytest.mark.parametrize(("text", "speaker"), SPOKEN[:2], ids=["fox", "stella"])
-@EVERYBODY
-def test_the_opening_between_the_lips_follows_the_loudness(subject, text, speaker):
-    speech = voice(text, speaker)
-    heights = openings(render(subject.picture, speech), subject)[:, 0]
-    sound = loudness(speech, len(heights))
-
     assert correlation(heights, sound) >= 0.5
+    # Never late; the eye expects lips a little before the sound.
+    assert best_lag(change, sound) in (-1, 0)
     assert best_lag(heights, sound) in (-1, 0)
-    assert np.ptp(heights) > 0.15  # it really opens, by a fifth of an eye distance or so
+    assert np.ptp(heights) > 0.15  # it really opens, by a sixth of an eye distance or more
 
 
 @EVERYBODY
@@ -92,7 +85,7 @@ def test_a_i_and_u_look_different(subject):
 
 
 @pytest.mark.parametrize("consonant", ["p", "b", "m"])
-@pytest.mark.parametrize("vowel", ["a:", "o:", "e:"])
+@pytest.mark.parametrize("vowel", ["a:", "o:"])
 @FOUR_PEOPLE
 def test_p_b_and_m_between_vowels_close_the_lips(subject, vowel, consonant):
     speech = voice(f"[[{vowel}{consonant}{vowel}]]")

@@ -21,8 +21,11 @@ from lipsyncd.renderers.preview.plane import Picture, Plane
 from lipsyncd.renderers.video import Box
 
 Grey = NDArray[np.uint8]  # (height, width)
+Point = tuple[float, float]
+Pair = tuple[float, Point, Point]  # how unusual it is, left eye, right eye
 
 PROPOSALS = 6  # of each pass, the largest
+PAIRS = 4  # of eyes for each box, the most usual
 BOX_PX = 300  # the face box is brought to this width before eyes are looked for
 EYE_ROWS = 0.62  # they lie in this upper part of it
 EYE_PX = (36, 110)
@@ -41,12 +44,14 @@ class Face:
     box: Box
     plane: Plane
     eyes_seen: bool  # False: no eyes were found, the plane comes from the proportions of the box
+    unusual: float = 0.0  # how far these eyes lie from where they usually do: sum of squared spreads
 
 
-def faces(picture: Picture) -> Iterator[Face]:
+def faces(picture: Picture) -> Iterator[list[Face]]:
     """Every face that may be one, likely ones first: large before small, seen eyes before guessed ones.
 
     picture  (H, W, 3) uint8 RGB
+    returns  for each box the ways to see a face in it: glasses and brows can pass for eyes
 
     The passes grow more patient and more expensive; whoever takes the first good face pays for the first one only.
     """
@@ -54,12 +59,13 @@ def faces(picture: Picture) -> Iterator[Face]:
     guessed = []
     for boxes in _passes(grey):
         for box in boxes:
-            pair = _eyes(grey, box)
-            if pair is not None:
-                yield Face(box, Plane.through(*pair), eyes_seen=True)
+            pairs = _eyes(grey, box)
+            if pairs:
+                yield [Face(box, Plane.through(left, right), True, cost) for cost, left, right in pairs]
             else:
-                guessed.append(Face(box, _usual_plane(box), eyes_seen=False))
-    yield from guessed
+                guessed.append(Face(box, _usual_plane(box), False))
+    for face in guessed:
+        yield [face]
 
 
 def _passes(grey: Grey) -> Iterator[list[Box]]:
@@ -82,36 +88,34 @@ def _propose(grey: Grey, cascade: str, *, long_side: int, step: float, neighbour
     return sorted(boxes, key=lambda box: (-box.width, box.x, box.y))[:PROPOSALS]
 
 
-def _eyes(grey: Grey, box: Box) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """The pair of eyes in `box` that is nearest to the usual place, in pixels of `grey`; None when none is near."""
+def _eyes(grey: Grey, box: Box) -> list[Pair]:
+    """The pairs of eyes in `box` that are nearest to the usual place, in pixels of `grey`; none when none is near."""
     scale = BOX_PX / box.width
-    height = round(EYE_ROWS * box.height)
-    cut = grey[max(box.y, 0) : box.y + height, max(box.x, 0) : box.right]
+    left, top = max(box.x, 0), max(box.y, 0)
+    cut = grey[top : box.y + round(EYE_ROWS * box.height), left : box.right]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     patch = cv2.resize(cut, None, fx=scale, fy=scale, interpolation=method)
-    pairs = []
+    smallest, largest = ((side, side) for side in EYE_PX)
+    costs = []
     for name in ("eye", "eye_tree_eyeglasses"):
-        smallest, largest = ((side, side) for side in EYE_PX)
         found = _cascade(name).detectMultiScale(patch, 1.05, 3, minSize=smallest, maxSize=largest)
-        middles = sorted((x + w / 2, y + h / 2) for x, y, w, h in found)
-        pairs += [(_pair_cost(left, right), left, right) for left, right in combinations(middles, 2)]
-    cost, left, right = min(pairs, default=(np.inf, (0.0, 0.0), (0.0, 0.0)))
-    if cost > WORST_PAIR:
-        return None
-    return _unscaled(left, scale, box), _unscaled(right, scale, box)
+        middles = sorted((float(x + w / 2), float(y + h / 2)) for x, y, w, h in found)
+        costs += [(_pair_cost(one, other), one, other) for one, other in combinations(middles, 2)]
+
+    def in_picture(point: Point) -> Point:
+        return (point[0] + 0.5) / scale - 0.5 + left, (point[1] + 0.5) / scale - 0.5 + top
+
+    likely = sorted(pair for pair in costs if pair[0] <= WORST_PAIR)[:PAIRS]
+    return [(cost, in_picture(one), in_picture(other)) for cost, one, other in likely]
 
 
-def _pair_cost(left: tuple[float, float], right: tuple[float, float]) -> float:
+def _pair_cost(left: Point, right: Point) -> float:
     """How unusual two eyes lie in a box of BOX_PX; infinite when they cannot be a pair."""
     distance, drop = right[0] - left[0], right[1] - left[1]
     if not DISTANCE_PX[0] <= distance <= DISTANCE_PX[1] or abs(drop) > MOST_UNEVEN * distance:
         return float("inf")
     seen = np.array([(left[0] + right[0]) / 2, distance, (left[1] + right[1]) / 2])
     return float(np.sum(((seen - USUAL) / SPREAD) ** 2) + (drop / 25.0) ** 2)
-
-
-def _unscaled(point: tuple[float, float], scale: float, box: Box) -> tuple[float, float]:
-    return (point[0] + 0.5) / scale - 0.5 + max(box.x, 0), (point[1] + 0.5) / scale - 0.5 + max(box.y, 0)
 
 
 def _usual_plane(box: Box) -> Plane:

@@ -40,6 +40,8 @@ class Inside:
     def __init__(self, canvas: Picture, plane: Plane, mouth: Mouth, box: PixelBox, seed: int) -> None:
         """`seed` fixes the grain."""
         self._mouth, self._look = mouth, look_at(canvas, plane, mouth)
+        tints = (HOLLOW, FLOOR, TONGUE, CONTACT, WARMTH)
+        self._hollow, self._floor, self._tongue, self._contact, self._warmth = map(self._look.tint, tints)
         across, down = np.arange(box.left, box.right)[None, :], np.arange(box.top, box.bottom)[:, None]
         u, self._v = plane.coordinates(across, down)
         self._x = u - np.float32(mouth.middle)
@@ -65,13 +67,13 @@ class Inside:
         weight = np.clip(np.minimum(below, above) / self._soft + np.float32(0.5), 0.0, 1.0)
         weight *= smoothstep(height / (1.5 * self._soft))  # a slit thinner than the blur is no hole yet
 
-        colour = self._hollow(below / np.maximum(height, np.float32(1e-3)))
+        colour = self._throat(below / np.maximum(height, np.float32(1e-3)))
         colour = self._with_tongue(colour, part, lips, above)
         colour = self._with_teeth(colour, part, pose, lips)
         over, under = np.exp(np.minimum(-below, 0) / 0.022), np.exp(np.minimum(-above, 0) / 0.015)
         open_wide = 0.66 + 0.34 * eased(lips.gap / 0.10)
         light = self._light[part]
-        colour *= ((1.0 - 0.42 * over - 0.30 * under) * np.float32(open_wide))[..., None] ** WARMTH * light
+        colour *= ((1.0 - 0.42 * over - 0.30 * under) * np.float32(open_wide))[..., None] ** self._warmth * light
         # The inner, wet side of the lower lip.
         colour += (self._look.lips * np.float32(0.50) * light - colour) * (0.5 * under)[..., None]
         if self._look.blur_px > 0.7:
@@ -81,9 +83,9 @@ class Inside:
         colour += self._grain[part] * (0.35 + 0.65 * brightness)
         return self._with_contact(colour, weight[..., None], part, lips, upper)
 
-    def _hollow(self, depth: Field) -> Field:
+    def _throat(self, depth: Field) -> Field:
         """The throat: almost without light, redder and lighter towards the floor."""
-        tint = HOLLOW + (FLOOR - HOLLOW) * smoothstep((depth - 0.35) / 0.65)[..., None]
+        tint = self._hollow + (self._floor - self._hollow) * smoothstep((depth - 0.35) / 0.65)[..., None]
         return cast(Field, self._look.skin * tint)
 
     def _with_tongue(self, colour: Field, part: Part, lips: Edges, above: Field) -> Field:
@@ -95,7 +97,7 @@ class Inside:
         hill = np.float32(0.46 * lips.gap) * side ** np.float32(0.6)
         weight = np.float32(shown) * smoothstep((hill - above) / 0.045)
         tone = 0.56 + 0.26 * smoothstep(above / 0.08)
-        flesh = 0.55 * self._look.lips + 0.45 * self._look.skin * TONGUE
+        flesh = 0.55 * self._look.lips + 0.45 * self._look.skin * self._tongue
         return cast(Field, colour + (flesh * tone[..., None] - colour) * weight[..., None])
 
     def _with_teeth(self, colour: Field, part: Part, pose: Pose, lips: Edges) -> Field:
@@ -114,7 +116,7 @@ class Inside:
         across = np.minimum(np.abs(self._x[part]) / np.float32(self._mouth.half), 1.0)
         line = np.exp(-(((self._v[part] - upper) / max(0.016, self._soft)) ** 2)) * (1.0 - across**4)
         line = np.float32(shown) * line[..., None] * (1.0 - weight)
-        dark = self._look.lips * CONTACT * self._light[part]
+        dark = self._look.lips * self._contact * self._light[part]
         both = weight + line
         return (colour * weight + dark * line) / np.maximum(both, np.float32(1e-4)), both
 

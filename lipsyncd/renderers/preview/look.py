@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 
 from lipsyncd.renderers.preview.mouth import Mouth
-from lipsyncd.renderers.preview.plane import Field, Picture, PixelBox, Plane, Window
+from lipsyncd.renderers.preview.plane import Field, Picture, PixelBox, Plane, Window, eased
 
 SCALE = 64  # cells for each unit: colours need no detail
 HALF_STEP = 2.5066  # sqrt(2 pi): height over steepest slope of an edge of unit blur
 FROM_HIGH_PASS = 1.3  # noise is this much stronger than what a high pass at 1 pixel leaves of it
-MOST_GRAIN = 5.0
+MOST_GRAIN = 10.0
+COLOURLESS, COLOURFUL = 0.04, 0.20  # spread of the skin's channels over their mean
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Look:
     def brightness(self) -> float:
         """Of the skin, 1..255."""
         return max(float(self.skin.mean()), 1.0)
+
+    def tint(self, colour: Field) -> Field:
+        """A colour as this photograph shows it: a grey one shows greys only. (3,) in any scale."""
+        spread = float(np.ptp(self.skin)) / self.brightness
+        share = np.float32(eased((spread - COLOURLESS) / (COLOURFUL - COLOURLESS)))
+        grey = colour.mean()
+        return cast(Field, grey + (colour - grey) * share)
 
 
 def look_at(canvas: Picture, plane: Plane, mouth: Mouth) -> Look:

@@ -22,6 +22,7 @@ SCALE = 128  # cells for each unit
 LOWER_FACE = Window(left=-0.75, top=0.55, right=0.75, bottom=2.1, scale=SCALE)
 USUAL_V = 1.10  # the line of most mouths
 USUAL_SPREAD = 0.16
+WELL_LIT = 0.5  # median of the lower face, of full scale
 REACH = 0.46  # the path is followed this far from the middle
 HALF = 0.36  # half the width of most mouths
 
@@ -32,10 +33,12 @@ TEETH_PALER = 6.0  # than the lips, in a of Lab
 TEETH_CHROMA = 0.75  # of the skin's on the cheeks, at most
 TEETH_DARKER = 20.0  # than that skin at most, in L of Lab
 GREY = 4.0  # chroma of a skin without colour: then light has to do
-TEETH_LIGHTER, TEETH_BRIGHTER = 8.0, 4.0  # than the lips, and than that skin, in L
+TEETH_LIGHTER = 8.0  # than the lips, in L; most of them lighter than nine tenths of the face
+TEETH_SURE = 0.5
 TEETH_WIDE, TEETH_HIGH = 0.3, 0.035  # less is a glint on closed lips
 TEETH_RIM = 0.012  # the lips keep nothing of a soft edge between them and the teeth
 
+Mask = NDArray[np.bool_]  # (rows, columns)
 Parabola = NDArray[np.float64]  # (3,) highest power first, as numpy.polyval wants it: v of u
 
 
@@ -64,6 +67,11 @@ class Mouth:
         return float(self.upper[-1])
 
     @property
+    def slope(self) -> float:
+        """How much the line falls to the right of the picture, against the line of the eyes."""
+        return float(self.upper[-2])
+
+    @property
     def open_at_rest(self) -> bool:
         """Whether the source shows what is behind the lips."""
         return not np.array_equal(self.upper, self.lower)
@@ -71,8 +79,10 @@ class Mouth:
 
 def find_mouth(picture: Picture, plane: Plane) -> Mouth:
     """The mouth below the eyes of `plane`; the caller judges its score."""
-    patch = plane.cut(picture, LOWER_FACE)
-    lab = cast(Field, cv2.cvtColor(patch.astype(np.float32) / 255, cv2.COLOR_RGB2Lab))
+    patch = plane.cut(picture, LOWER_FACE).astype(np.float32) / 255
+    # Thresholds of colour are those of a well lit face.
+    patch *= np.clip(WELL_LIT / max(float(np.median(patch)), 1e-3), 1.0, 4.0)
+    lab = cast(Field, cv2.cvtColor(np.minimum(patch, 1.0), cv2.COLOR_RGB2Lab))
     smooth = cast(Field, cv2.GaussianBlur(lab[..., 0], (0, 0), 4))
     rows = _line(smooth)
     u = LOWER_FACE.grid()[0][0]
@@ -167,7 +177,7 @@ def _teeth(mouth: Mouth, lab: Field) -> tuple[NDArray[np.float64], NDArray[np.fl
     Down a column of a smile the red falls from lip to tooth and rises again to the other lip. The edges are where it
     has come half way. Light alone would not do, a glossy lip is as bright as a tooth; in a grey picture it has to.
     """
-    strips, possible, contrast = _unlike_lips(lab)
+    strips, possible, certain, contrast = _unlike_lips(lab)
     grid_u = LOWER_FACE.grid()[0][0]
     above, below, reach = (round(part * SCALE) for part in (0.04, 0.14, 0.16))
     found = []
@@ -180,22 +190,29 @@ def _teeth(mouth: Mouth, lab: Field) -> tuple[NDArray[np.float64], NDArray[np.fl
         if paler < contrast or not possible[tooth, column]:
             continue
         halves = [int(np.argmax(part > (part[0] + part[: int(part.argmax()) + 1].max()) / 2)) for part in (over, under)]
-        found.append((column / SCALE, (tooth - halves[0]) / SCALE, (tooth + halves[1]) / SCALE))
-    u, top, bottom = _longest_run(np.array(found).reshape(-1, 3)).T
+        edges = (tooth - halves[0]) / SCALE, (tooth + halves[1]) / SCALE
+        found.append((column / SCALE, *edges, float(certain[tooth, column])))
+    u, top, bottom, sure = _longest_run(np.array(found).reshape(-1, 4)).T
+    if not len(sure) or sure.mean() < TEETH_SURE:
+        u, top, bottom = np.empty((3, 0))
     return u + LOWER_FACE.left, top + LOWER_FACE.top, bottom + LOWER_FACE.top
 
 
-def _unlike_lips(lab: Field) -> tuple[Field, NDArray[np.bool_], float]:
-    """A field that is low on teeth and high on lips, where teeth are possible at all, and how far it has to fall."""
+def _unlike_lips(lab: Field) -> tuple[Field, Mask, Mask, float]:
+    """A field that is low on teeth and high on lips, where teeth are possible, where certain, and how far it must fall.
+
+    lab  (rows, columns, 3) of LOWER_FACE
+    """
     u, v = LOWER_FACE.grid()
     cheeks = (np.abs(u) > 0.35) & (np.abs(u) < 0.6) & (v > 0.6) & (v < 0.9)
     light, red, yellow = cv2.split(cv2.GaussianBlur(lab, (0, 0), 2))
     chroma = np.hypot(red, yellow)
     skin_light, skin_chroma = float(np.median(light[cheeks])), float(np.median(chroma[cheeks]))
     if skin_chroma < GREY:
-        return cast(Field, -light), light > skin_light + TEETH_BRIGHTER, TEETH_LIGHTER
+        brightest = float(np.percentile(light[:, np.abs(u[0]) < 0.6], 90))
+        return cast(Field, -light), light > skin_light, light > brightest, TEETH_LIGHTER
     possible = (chroma < TEETH_CHROMA * skin_chroma) & (light > skin_light - TEETH_DARKER)
-    return cast(Field, red), possible, TEETH_PALER
+    return cast(Field, red), possible, possible, TEETH_PALER
 
 
 def _longest_run(rows: NDArray[np.float64]) -> NDArray[np.float64]:

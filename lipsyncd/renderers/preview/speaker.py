@@ -14,7 +14,7 @@ from lipsyncd.renderers.preview.plane import Picture
 
 LEAST_EYES_PX = 16.0  # from eye to eye: a mouth is 11 pixels wide then
 MOST_TILT_DEG = 20.0
-CLEAR = 0.25  # score of a mouth under eyes that were seen
+CLEAR = 0.28  # score of a mouth under eyes that were seen
 CLEAR_ALONE = 1.2  # under eyes that were guessed from the box
 
 
@@ -36,13 +36,14 @@ def find_speaker(picture: Picture) -> Speaker:
     height, width = picture.shape[:2]
     size = f"the picture of {width}x{height} pixels"
     refused: tuple[str, str | None] | None = None
-    for face in faces(picture):
-        mouth = find_mouth(picture, face.plane)
-        fault = _fault(face, mouth)
+    for ways in faces(picture):
+        seen = [Speaker(face, find_mouth(picture, face.plane)) for face in ways]
+        best = max(seen, key=_merit)
+        fault = _fault(best)
         if fault is None:
-            return Speaker(face, mouth)
+            return best
         # The first one is the largest of the most careful pass: its fault is the one worth reading.
-        if refused is None and face.eyes_seen and mouth.score >= CLEAR:
+        if refused is None and best.face.eyes_seen and best.mouth.score >= CLEAR:
             refused = fault
     if refused is None:
         raise NoFaceFound(f"no face with a clear mouth in {size}")
@@ -50,8 +51,15 @@ def find_speaker(picture: Picture) -> Speaker:
     raise NoFaceFound(f"the face in {size} {what}", remedy=remedy)
 
 
-def _fault(face: Face, mouth: Mouth) -> tuple[str, str | None] | None:
+def _merit(speaker: Speaker) -> float:
+    """How well eyes and mouth fit together: a clear mouth, level below eyes that are where eyes usually are."""
+    level = 2.0 * abs(speaker.mouth.slope)
+    return min(speaker.mouth.score, 1.0) - level - 0.2 * speaker.face.unusual
+
+
+def _fault(speaker: Speaker) -> tuple[str, str | None] | None:
     """Why this face cannot speak, and what helps; None when it can."""
+    face, mouth = speaker.face, speaker.mouth
     eyes_px, tilt = face.plane.unit_px, face.plane.roll_deg
     if eyes_px < LEAST_EYES_PX:
         closer = f"use a picture where they are {LEAST_EYES_PX:g} or more pixels apart: larger, or cropped to the face"
