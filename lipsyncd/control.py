@@ -61,9 +61,12 @@ def pending(folder: Path) -> list[tuple[Path, Request | None]]:
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("."):
             continue
-        body = read_json(path) or {}
+        try:
+            body = read_json(path) or {}
+        except OSError:
+            body = {}  # somebody made it unreadable
         value = body.get("value", 0)
-        known = body.get("action") in ACTIONS and isinstance(body.get("job_id"), str) and isinstance(value, int)
+        known = body.get("action") in ACTIONS and isinstance(body.get("job_id"), str) and type(value) is int
         found.append((path, Request(body["action"], body["job_id"], value) if known else None))
     return found
 

@@ -223,6 +223,14 @@ def written_by_others(descriptor: int) -> bool | None:
     return False
 
 
+def umask() -> int:
+    """The process's mask for new files. Asking the kernel by setting it would change it for the other threads."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022  # kernels before 4.7 do not say
+
+
 def free_mb(folder: Path) -> float:
     """Space that we may still use there, in megabytes (10^6 bytes)."""
     stat = os.statvfs(folder)

@@ -7,17 +7,17 @@ never "empty". Folders are made only by `initialise`; nothing creates the outbox
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.files import fsync_folder, read_json, write_json, write_new
+from lipsyncd.files import fsync_folder, read_json, umask, write_json, write_new
 from lipsyncd.job import new_id
 from lipsyncd.settings import Paths
 
 KINDS = ("inbox", "outbox", "failed", "archive")  # shared with people; state and spool are ours alone
 HIDDEN = ".lipsyncd"
 _PRIVATE_MODE = 0o750
+_CONTROL_MODE = 0o2770  # members of our group leave requests there
 _SHARED_MODE = 0o2775
 
 
@@ -48,16 +48,14 @@ class Folders:
         Doing it again changes nothing. A folder whose id is recorded but whose marker is gone is left alone, unless
         `adopt` says that the folder that lies there now is the right one.
         """
-        done = [f"made {path}" for path in self._private() if _make(path, _PRIVATE_MODE)]
+        private = ((self.state, _PRIVATE_MODE), (self.spool, _PRIVATE_MODE), (self.results, _PRIVATE_MODE))
+        done = [f"made {path}" for path, mode in (*private, (self.control, _CONTROL_MODE)) if _make(path, mode)]
         known = self.known()
         for kind in KINDS:
             done += self._mark(kind, known, adopt=adopt)
         if known != self.known():
             write_json(self.state / "folders.json", known)
         return done
-
-    def _private(self) -> tuple[Path, ...]:
-        return (self.state, self.spool, self.control, self.results)
 
     def _mark(self, kind: str, known: dict[str, str], *, adopt: bool) -> list[str]:
         folder = self.shared[kind]
@@ -103,14 +101,8 @@ def _make(folder: Path, mode: int) -> bool:
         raise ConfigError(
             f"cannot make the folder {folder}: {error.strerror}", remedy="make it by hand or set another path"
         ) from error
-    folder.chmod(mode & ~_umask())
+    folder.chmod(mode & ~(umask() & 0o007))  # the group shares the folders, the others are the umask's business
     return True
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current & 0o007  # the group shares the folders; what others may do is the administrator's umask
 
 
 def _read(marker: Path) -> str:

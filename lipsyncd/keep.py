@@ -14,9 +14,18 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lipsyncd.files import copy_hashed, fsync_folder, open_regular, read_json, remove_tree, rename_no_replace, write_new
+from lipsyncd.files import (
+    copy_hashed,
+    fsync_folder,
+    open_regular,
+    read_json,
+    remove_tree,
+    rename_no_replace,
+    umask,
+    write_new,
+)
 from lipsyncd.folders import HIDDEN
-from lipsyncd.job import JobSpec
+from lipsyncd.job import JobSpec, SourceFile
 from lipsyncd.manifest import clean_out_name
 
 _OWN_NAMES = ("job.json", "reason.json")
@@ -42,12 +51,13 @@ def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | 
     hidden = root / HIDDEN / f"{spec.id}.keep"
     remove_tree(hidden)
     hidden.mkdir(parents=True)
-    for source in spec.sources:
-        _copy(spooled / source.role, hidden / os.fsdecode(_kept_name(source.name)))
+    roles = {_kept_name(spec, source): source.role for source in spec.sources}  # one name when both roles name one file
+    for kept_name, role in roles.items():
+        _copy(spooled / role, hidden / kept_name)
     write_new(hidden / "job.json", (json.dumps(spec.to_json(), indent=1) + "\n").encode(), mode=_MODE)
     if reason is not None:
         write_new(hidden / "reason.json", reason, mode=_MODE)
-    hidden.chmod(0o770 & ~_umask())
+    hidden.chmod(0o770 & ~umask())
     fsync_folder(hidden)
     for number in range(1, _NAME_TRIES):
         target = root / (name if number == 1 else f"{name}-{number}")
@@ -67,7 +77,7 @@ def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | 
 def take_back(kept: Path, spec: JobSpec, spooled: Path) -> None:
     """Copy the inputs of a kept job into a spool folder again."""
     for source in spec.sources:
-        _copy(kept / os.fsdecode(_kept_name(source.name)), spooled / source.role)
+        _copy(kept / _kept_name(spec, source), spooled / source.role)
 
 
 def prune(archive: Path, *, older_than_days: float) -> int:
@@ -88,8 +98,13 @@ def spec_of(kept: Path) -> JobSpec | None:
         return None
 
 
-def _kept_name(name: str) -> bytes:
-    return os.fsencode(f"input-{name}" if name in _OWN_NAMES else name)
+def _kept_name(spec: JobSpec, source: SourceFile) -> str:
+    """The name that a file had in the inbox, unless it is one of ours: then with "input-" before it."""
+    name, taken = source.name, {other.name for other in spec.sources} | set(_OWN_NAMES)
+    if name in _OWN_NAMES:
+        while name in taken:
+            name = f"input-{name}"
+    return name
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -98,9 +113,3 @@ def _copy(source: Path, target: Path) -> None:
         copy_hashed(descriptor, target, mode=_MODE)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

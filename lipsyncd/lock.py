@@ -6,10 +6,13 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 
 from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.files import read_json
+
+_PATIENCE_S = 0.3
 
 
 class InstanceLock:
@@ -22,13 +25,9 @@ class InstanceLock:
     def acquire(self, *, who: str) -> None:
         """Take the lock. Raises `AnotherDaemonRuns`, which names the holder."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(descriptor):
             os.close(descriptor)
-            raise AnotherDaemonRuns(
-                f"{self._path} is held by {holder(self._path.parent) or 'another process'}"
-            ) from None
+            raise AnotherDaemonRuns(f"{self._path} is held by {holder(self._path.parent) or 'another process'}")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "who": who}).encode(), 0)
         self._descriptor = descriptor
@@ -40,8 +39,22 @@ class InstanceLock:
             self._descriptor = None
 
 
+def _take(descriptor: int) -> bool:
+    """Try for a moment: whoever only looks (`is_held`) has the lock too while he does."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        else:
+            return True
+
+
 def is_held(state: Path) -> bool:
-    """Does somebody hold the lock of that state folder? Looking takes nothing from anybody."""
+    """Does somebody hold the lock of that state folder?"""
     try:
         descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

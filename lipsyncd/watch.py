@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -21,21 +22,42 @@ log = logging.getLogger(__name__)
 _LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "overlay", "bcachefs", "ramfs"))
 
 
+@dataclass(frozen=True)
+class _Mount:
+    number: str
+    parent: str
+    point: str
+    kind: str
+
+    def holds(self, path: str) -> bool:
+        return path == self.point or path.startswith(self.point.rstrip("/") + "/")
+
+
 def file_system_type(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that a folder lies on, such as "ext4" or "nfs4"; "" when it cannot be told."""
-    resolved = os.path.realpath(folder)
-    best, kind = "", ""
+    """The type of the file system that a folder lies on, such as "ext4" or "nfs4"; "" when it cannot be told.
+
+    Walks from mount to mount as the kernel walks the path: the longest matching mount point may be one that a later
+    mount above it has covered. Source: proc_pid_mountinfo(5).
+    """
     try:
         lines = mountinfo.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return ""
-    for line in lines:
-        fields = line.split(" ")
-        point = _unescape(fields[4])
-        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # a later mount on the same point covers the earlier one
-            best, kind = point, fields[fields.index("-") + 1]
+    path = os.path.realpath(folder)
+    mounts = [mount for mount in map(_mount, lines) if mount.holds(path)]
+    numbers = {mount.number for mount in mounts}
+    here = next((mount for mount in mounts if mount.parent not in numbers - {mount.number}), None)
+    kind = ""
+    while here is not None:
+        kind, number = here.kind, here.number
+        inner = [mount for mount in mounts if mount.parent == number != mount.number]
+        here = min(inner, key=lambda mount: len(mount.point), default=None)
     return kind
+
+
+def _mount(line: str) -> _Mount:
+    fields = line.split(" ")
+    return _Mount(fields[0], fields[1], _unescape(fields[4]), fields[fields.index("-") + 1])
 
 
 def is_network(folder: Path) -> bool:
