@@ -53,10 +53,13 @@ class LedgerView:
         return connection
 
     def jobs(self, *, states: Sequence[JobState] = (), limit: int = 50) -> list[Job]:
-        """The newest jobs first; live ones before ended ones."""
+        """What runs, what waits in the order in which it will run, what has ended from the newest on."""
         marks = ",".join("?" * len(states))
         where = f"WHERE state IN ({marks})" if states else ""
-        order = "ORDER BY state IN ('running','publishing') DESC, state='queued' DESC, seq DESC LIMIT ?"
+        order = (
+            "ORDER BY state IN ('running','publishing') DESC, state='queued' DESC, "
+            "CASE state WHEN 'queued' THEN -priority END, CASE state WHEN 'queued' THEN seq ELSE -seq END LIMIT ?"
+        )
         with self._open() as connection:
             if connection is None:
                 return []
