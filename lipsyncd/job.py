@@ -131,7 +131,10 @@ class JobSpec:
         """The spec that `to_json` wrote. Raises KeyError, TypeError or ValueError when it is damaged."""
         known = {f.name for f in fields(cls)}
         values = {k: v for k, v in data.items() if k in known}
-        values["fps"] = Fraction(values["fps"])
+        try:
+            values["fps"] = Fraction(values["fps"])
+        except ArithmeticError as error:
+            raise ValueError(f"{values['fps']!r} is no frame rate") from error
         values["sources"] = tuple(
             SourceFile(s["role"], s["name"], Identity(**s["identity"]), s["sha256"]) for s in values["sources"]
         )

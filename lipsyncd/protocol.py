@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 CANCELLED = "cancelled"  # the code of the Failure that answers a Cancel
@@ -120,6 +120,18 @@ def from_line(line: bytes) -> Message:
         if kind is Render:
             body["picture"], body["sound"] = Picture(**body["picture"]), Sound(**body["sound"])
         message: Message = kind(**body)
+        _check_types(message)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"not a message: {line[:80]!r} ({error})") from error
     return message
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def _check_types(message: Any) -> None:
+    """A child may be somebody's own program: a number that is text would fail later, far from here."""
+    for one in fields(message):
+        value, allowed = getattr(message, one.name), _TYPES.get(str(one.type), (Mapping, Picture, Sound))
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise TypeError(f"{one.name} is {type(value).__name__}")
