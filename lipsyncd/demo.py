@@ -41,7 +41,7 @@ _PASSED_ON = ("HOME", "LANG", "PATH", "TMPDIR", "VIRTUAL_ENV")
 _START_S = 30.0
 _STOP_S = 40.0
 _SHEET_COLUMNS, _SHEET_ROWS = 6, 3
-_SHEET_FIRST, _SHEET_EVERY = 6, 4
+_SHEET_FIRST, _SHEET_EVERY = 3, 2
 _SHEET_TILE_PX = 240
 
 
@@ -131,7 +131,7 @@ def _make(
 
 
 def _contact_sheet(ffmpeg: Path, video: Path, sheet: Path) -> None:
-    """Every fourth frame of the first words, in reading order, as one PNG."""
+    """Every second frame of the first words, in reading order, as one PNG."""
     chosen = rf"select=gte(n\,{_SHEET_FIRST})*not(mod(n-{_SHEET_FIRST}\,{_SHEET_EVERY}))"
     picked = f"{chosen},scale={_SHEET_TILE_PX}:-2,tile={_SHEET_COLUMNS}x{_SHEET_ROWS}:padding=4"
     command: Sequence[str | Path] = (
