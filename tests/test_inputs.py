@@ -6,8 +6,11 @@ import io
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home.changes = {
         "watch": {"settle_s": 0.1, "incomplete_timeout_s": 1, "pair_timeout_s": 2, "manifest_grace_s": 5},
         "output": {"stitch": True},
+        "fetch": {"allow": ["127.0.0.1"]},
     }
     with home.running():
         yield home
@@ -237,6 +241,50 @@ def test_text_is_spoken(busy: Home) -> None:
     job = busy.until_done("spoken")
     assert (job.duration_ms or 0) > 500
     assert busy.sidecar("spoken")["text"] == "Good morning."
+
+
+@contextmanager
+def server(files: dict[str, bytes]) -> Iterator[str]:
+    """A web server on loopback that knows these paths; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = files.get(self.path.partition("?")[0])
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_addresses_are_fetched(busy: Home) -> None:
+    with server({"/face": picture(13), "/voice": sound(0.24, 13)}) as address:
+        busy.drop_manifest("fetched", image=f"{address}/face?token=secret", audio=f"{address}/voice")
+        job = busy.until_done("fetched")
+    assert job.frames == 6
+    assert "secret" not in busy.log
+
+
+def test_an_address_that_does_not_hold_the_file_ends_the_job_with_its_reason(busy: Home) -> None:
+    with server({"/voice": sound()}) as address:
+        busy.drop_manifest("gone", image=f"{address}/face", audio=f"{address}/voice")
+        assert ended(busy, "gone").reason_code == "fetch-refused"
+        busy.drop_manifest("wrong", image=f"{address}/voice", audio=f"{address}/voice")
+        assert ended(busy, "wrong").reason_code == "image-not-recognised"
+
+
+def test_an_address_inside_the_network_is_refused(busy: Home) -> None:
+    busy.drop_manifest("inside", image="http://169.254.169.254/latest/meta-data", audio="http://[::1]/a.wav")
+    job = ended(busy, "inside")
+    assert job.reason_code == "fetch-refused"
+    assert "169.254.169.254" in (job.reason or "")
 
 
 def test_other_files_are_left_alone(busy: Home) -> None:
