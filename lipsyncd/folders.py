@@ -40,7 +40,7 @@ class Folders:
     def known(self) -> dict[str, str]:
         """The ids that this state folder has recorded; empty before the first start."""
         record = read_json(self.state / "folders.json") or {}
-        return {kind: str(record[kind]) for kind in KINDS if kind in record}
+        return {kind: found for kind in KINDS if (found := record.get(kind)) and isinstance(found, str)}
 
     def initialise(self, *, adopt: bool = False) -> list[str]:
         """Make what is missing and write the markers; says, line by line, what was done.
