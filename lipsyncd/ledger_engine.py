@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
 
 from lipsyncd.errors import LedgerTooNew
@@ -38,9 +38,8 @@ def open_engine(path: Path, steps: Sequence[str]) -> Engine:
 
     Raises `LedgerTooNew` when the file has a later version than the last step, DatabaseError when it is damaged.
     """
-    engine = create_engine(
-        f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0}
-    )
+    url = URL.create("sqlite", database=str(path))  # as text, a "?" in the path would begin its options
+    engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
     try:
