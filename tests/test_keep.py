@@ -1,0 +1,133 @@
+"""Where the inputs of ended jobs lie: whole folders, original names, and the way back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from lipsyncd import keep
+from lipsyncd.folders import HIDDEN
+from lipsyncd.job import Identity, JobSpec, SourceFile
+from tests.core_kit import spec_of
+
+IDENTITY = Identity(1, 2, 3, 4, 5)
+AT_MS = 1_764_000_000_123
+
+
+@pytest.fixture
+def spooled(tmp_path: Path) -> Path:
+    (tmp_path / "spooled").mkdir()
+    return tmp_path / "spooled"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "failed").mkdir()
+    return tmp_path / "failed"
+
+
+def job_with(spooled: Path, files: dict[str, str], name: str = "anna") -> JobSpec:
+    """A job whose inputs lie in the spool; `files` maps a role to the name in the inbox. The content is the name."""
+    sources = []
+    for role, inbox_name in files.items():
+        content = os.fsencode(inbox_name)
+        (spooled / role).write_bytes(content)
+        sources.append(SourceFile(role, inbox_name, IDENTITY, hashlib.sha256(content).hexdigest()))
+    return spec_of(name, sources=tuple(sources))
+
+
+def visible(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.name != HIDDEN)
+
+
+def test_inputs_keep_their_own_names(root: Path, spooled: Path) -> None:
+    spec = job_with(spooled, {"image": "Anna Ä.png", "audio": "anna.wav", "manifest": "anna.json"})
+    kept = keep.put(root, "there", spec, spooled, reason=b"{}")
+    assert visible(kept) == ["Anna Ä.png", "anna.json", "anna.wav", "job.json", "reason.json"]
+    assert (kept / "Anna Ä.png").read_text() == "Anna Ä.png"
+    assert keep.spec_of(kept) == spec
+    assert list((root / HIDDEN).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"image": "job.json", "audio": "reason.json"},
+        {"image": "job.json", "audio": "input-job.json", "manifest": "input-input-job.json"},
+        {"image": "same.png", "audio": "same.png", "manifest": "m.json"},
+        {"image": os.fsdecode(b"bad\xff\n.png"), "audio": "-rf .wav"},
+        {"image": "x" * 251 + ".png", "audio": "y" * 251 + ".wav"},
+    ],
+    ids=["names of ours", "names like ours", "one file in two roles", "odd bytes", "longest names"],
+)
+def test_every_input_comes_back_byte_for_byte(root: Path, spooled: Path, files: dict[str, str], tmp_path: Path) -> None:
+    spec = job_with(spooled, files)
+    kept = keep.put(root, "there", spec, spooled, reason=b"{}")
+    back = tmp_path / "back"
+    back.mkdir()
+    keep.take_back(kept, spec, back)
+    assert {p.name: p.read_bytes() for p in back.iterdir()} == {r: os.fsencode(n) for r, n in files.items()}
+    assert keep.spec_of(kept) == spec
+    assert json.loads((kept / "reason.json").read_text()) == {}
+
+
+def test_keeping_again_after_a_crash_finds_the_first_folder(root: Path, spooled: Path) -> None:
+    spec = job_with(spooled, {"image": "a.png"})
+    (root / HIDDEN / f"{spec.id}.keep").mkdir(parents=True)
+    (root / HIDDEN / f"{spec.id}.keep" / "half").write_bytes(b"")
+    first = keep.put(root, "there", spec, spooled)
+    assert keep.put(root, "there", spec, spooled) == first
+    assert visible(root) == ["there"]
+    assert visible(first) == ["a.png", "job.json"]
+    assert list((root / HIDDEN).iterdir()) == []
+
+
+def test_another_jobs_folder_of_that_name_is_left_alone(root: Path, spooled: Path) -> None:
+    (root / "there").mkdir()
+    (root / "there" / "somebody's").write_bytes(b"")
+    one, two = job_with(spooled, {"image": "a.png"}), job_with(spooled, {"image": "a.png"})
+    assert keep.put(root, "there", one, spooled).name == "there-2"
+    assert keep.put(root, "there", two, spooled).name == "there-3"
+    assert keep.put(root, "there", one, spooled).name == "there-2"
+    assert visible(root / "there") == ["somebody's"]
+
+
+def test_what_cannot_be_copied_leaves_no_folder(root: Path, spooled: Path) -> None:
+    spec = job_with(spooled, {"image": "a.png"})
+    (spooled / "image").unlink()
+    with pytest.raises(FileNotFoundError):
+        keep.put(root, "there", spec, spooled)
+    assert visible(root) == []
+
+
+def test_folders_of_failed_jobs_sort_by_time_and_tell_the_stem() -> None:
+    assert keep.failed_name(spec_of("anna"), AT_MS) == "20251124T160000Z-anna"
+    assert keep.failed_name(spec_of("../etc/x\n"), AT_MS) == "20251124T160000Z-_etc_x_"
+
+
+def test_archived_jobs_lie_in_a_folder_for_each_day(root: Path, spooled: Path) -> None:
+    spec = job_with(spooled, {"image": "a.png"})
+    kept = keep.put(root, keep.archived_name(spec), spec, spooled)
+    day = datetime.fromtimestamp(spec.accepted_ms / 1000, UTC)
+    assert kept == root / f"{day:%Y-%m-%d}" / spec.id
+
+
+def test_only_whole_days_of_ours_that_are_old_enough_are_pruned(root: Path) -> None:
+    today = datetime.now(UTC)
+    names = {n: f"{today - timedelta(days=n):%Y-%m-%d}" for n in (0, 1, 29, 31, 400)}
+    for name in (*names.values(), "2020-01-01 family", "20200101", HIDDEN):
+        (root / name / "inside").mkdir(parents=True)
+    assert keep.prune(root, older_than_days=30) == 2
+    assert visible(root) == sorted([names[0], names[1], names[29], "2020-01-01 family", "20200101"])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"id": 3}'])
+def test_a_folder_without_a_readable_job_is_none(root: Path, content: bytes | None) -> None:
+    if content is not None:
+        (root / "job.json").write_bytes(content)
+    assert keep.spec_of(root) is None
