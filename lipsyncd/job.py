@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
 from typing import Any
@@ -56,6 +57,13 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def utc_text(at_ms: int | None) -> str | None:
+    """ISO 8601 in UTC to the millisecond, such as 2026-11-22T16:19:00.250Z."""
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 @dataclass(frozen=True)
 class Identity:
     """Which bytes a directory entry stood for when we looked: it changes when anybody writes or replaces them."""
@@ -91,6 +99,8 @@ class JobSpec:
 
     image_url, audio_url    fetched at the prepare step when the job names an address in place of a file
     text                    spoken at the prepare step in place of a sound
+    pad_s                   seconds of silence behind the sound
+    rest                    what a client of the REST service said, None for every other job
     refusal                 why the job cannot be done, when intake found that out; it then fails without being rendered
     """
 
@@ -113,6 +123,8 @@ class JobSpec:
     webhook: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     refusal: Mapping[str, str] | None = None
+    pad_s: float = 0.0
+    rest: Mapping[str, Any] | None = None
 
     @property
     def signature(self) -> str:
@@ -178,6 +190,7 @@ class Job:
     user_data: str | None = None
     webhook: str | None = None
     kept: str | None = None
+    rest: str | None = None
     started_ms: int | None = None
     finished_ms: int | None = None
 

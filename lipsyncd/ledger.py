@@ -26,6 +26,7 @@ from lipsyncd.failpoints import reach
 from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
 from lipsyncd.ledger_engine import open_engine
 from lipsyncd.ledger_tables import NO_REASON, JobRow, JobSourceRow, asked, event, named, why
+from lipsyncd.ledger_webhooks import Deliveries, follow
 from lipsyncd.schema import STEPS
 
 _T = TypeVar("_T")
@@ -42,11 +43,16 @@ class DropKnown(LipsyncdError):
 class Ledger:
     """Opens, migrates and writes the ledger at `path`. `steps` are the schema's versions.
 
+    listeners   told of each move after it was committed: the new state, or "prepared", and the job
+    deliveries  the webhooks that its jobs have asked for
+
     Raises `LedgerTooNew` when a later program has written it, DatabaseError when it is damaged.
     """
 
     def __init__(self, path: Path, *, steps: Sequence[str] = STEPS) -> None:
         self.path = path
+        self.listeners: list[Callable[[str, Job], None]] = []
+        self.deliveries = Deliveries(self._write)
         self._lock = threading.RLock()
         self._engine = open_engine(path, steps)
 
@@ -135,7 +141,14 @@ class Ledger:
             if row is None:
                 raise self._illegal(session, job_id, to)
             session.add(event(job_id, to, note))
-            return _job(row)
+            job = _job(row)
+            follow(session, job)
+        self._tell(to.value, job)
+        return job
+
+    def _tell(self, step: str, job: Job) -> None:
+        for listener in self.listeners:
+            listener(step, job)
 
     @staticmethod
     def _illegal(session: Session, job_id: str, to: JobState) -> LipsyncdError:
@@ -153,7 +166,8 @@ class Ledger:
             job = _job(row)
             note = f"attempt {job.attempt} of {job.max_attempts} on {device}"
             session.add(event(job.id, JobState.RUNNING, note))
-            return job
+        self._tell("running", job)
+        return job
 
     def to_publishing(
         self, job_id: str, *, token: str | None, sha256: str, size: int, frames: int, render_ms: int
@@ -227,7 +241,10 @@ class Ledger:
 
     def set_prepared(self, job_id: str, *, frames: int, duration_ms: int) -> bool:
         values = {"prepared": 1, "stage": "queued", "frames": frames, "duration_ms": duration_ms, "not_before_ms": 0}
-        return self._set(job_id, [JobState.QUEUED], note="prepared", **values, **NO_REASON)
+        done = self._set(job_id, [JobState.QUEUED], note="prepared", **values, **NO_REASON)
+        if done:
+            self._tell("prepared", self.get(job_id))
+        return done
 
     def set_unprepared(self, job_id: str) -> None:
         """What the jail wrote is gone: it has to be made again."""

@@ -59,6 +59,7 @@ class JobRow(SQLModel, table=True):
     accepted_ms: int
     started_ms: int | None = None
     finished_ms: int | None = None
+    rest: str | None = None
 
 
 class JobSourceRow(SQLModel, table=True):
@@ -84,6 +85,24 @@ class JobEventRow(SQLModel, table=True):
     note: str = ""
 
 
+class WebhookRow(SQLModel, table=True):
+    """One message about a job's end to one receiver."""
+
+    __tablename__ = "webhook_delivery"
+
+    webhook_id: str = Field(primary_key=True)
+    job_id: str = Field(foreign_key="job.id")
+    url: str
+    body: str
+    state: str
+    attempt: int = 0
+    next_at_ms: int
+    last_status: int | None = None
+    last_error: str | None = None
+    made_ms: int
+    ended_ms: int | None = None
+
+
 NO_REASON: Mapping[str, Any] = {"reason_code": None, "reason": None, "remedy": None}
 
 
@@ -103,6 +122,7 @@ def asked(spec: JobSpec) -> dict[str, Any]:
         "fps": str(spec.fps),
         "user_data": None if spec.user_data is None else json.dumps(spec.user_data),
         "webhook": spec.webhook,
+        "rest": None if spec.rest is None else json.dumps(spec.rest),
     }
 
 

@@ -92,7 +92,33 @@ CREATE TRIGGER job_moves BEFORE UPDATE OF state ON job WHEN OLD.state<>NEW.state
 BEGIN SELECT RAISE(ABORT, 'illegal move'); END;
 """
 
-STEPS: tuple[str, ...] = (_VERSION_1,)
+# What a client of the REST service asked for, as JSON; NULL for every other job.
+_VERSION_2 = """
+ALTER TABLE job ADD COLUMN rest TEXT;
+CREATE INDEX job_rest_waiting ON job(id) WHERE rest IS NOT NULL AND state='queued';
+"""
+
+# What is to be told to receivers, and what came of it.
+_VERSION_3 = """
+CREATE TABLE webhook_delivery(
+  webhook_id TEXT PRIMARY KEY,
+  job_id TEXT NOT NULL REFERENCES job(id) ON DELETE CASCADE,
+  url TEXT NOT NULL,
+  body TEXT NOT NULL,
+  state TEXT NOT NULL CHECK(state IN('waiting','delivered','gone','refused','exhausted','superseded')),
+  attempt INTEGER NOT NULL DEFAULT 0,
+  next_at_ms INTEGER NOT NULL,
+  last_status INTEGER,
+  last_error TEXT,
+  made_ms INTEGER NOT NULL,
+  ended_ms INTEGER,
+  CHECK((state='waiting')=(ended_ms IS NULL))
+) STRICT;
+CREATE INDEX webhook_due ON webhook_delivery(next_at_ms) WHERE state='waiting';
+CREATE INDEX webhook_job ON webhook_delivery(job_id);
+"""
+
+STEPS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def statements(script: str) -> list[str]:

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from lipsyncd import __version__
-from lipsyncd.job import Job, JobSpec
+from lipsyncd.job import Job, JobSpec, utc_text
 from lipsyncd.spool import Output
-
-
-def utc_text(at_ms: int | None) -> str | None:
-    """ISO 8601 in UTC to the millisecond, such as 2026-11-22T16:19:00.250Z."""
-    if at_ms is None:
-        return None
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def of_video(job: Job, spec: JobSpec, output: Output, out_name: str) -> bytes:

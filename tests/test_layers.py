@@ -23,12 +23,12 @@ FOLDERS = ("media", "renderers", "settings", "web")  # a folder of modules stand
 # An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
 LEVELS: tuple[tuple[str, str], ...] = (
     ("nothing of ours", "lipsyncd errors"),
-    ("pure", "failpoints job landlock log manifest protocol seccomp watch"),
+    ("pure", "delivery failpoints job landlock log manifest protocol seccomp watch"),
     (
         "one tool each",
-        "child display ffmpeg files jail launcher ledger_tables ledger_view media outgoing schema settings",
+        "child display ffmpeg files jail launcher ledger_tables ledger_view media outgoing schema settings talk",
     ),
-    ("one edge each", "control decode fetch ledger_engine lock mp4 pairing picture speech spool renderers"),
+    ("one edge each", "control decode fetch ledger_engine ledger_webhooks lock mp4 pairing picture speech spool renderers"),
     ("folders and the ledger", "folders inbox ledger overview sidecar"),
     ("joins of edges", "intake keep outbox submit waiting"),
     ("ends of jobs", "finish demo"),
@@ -56,7 +56,7 @@ HOMES: dict[str, str] = {
     "rich": "display",
     "safetensors": "renderers",
     "sqlalchemy": "ledger ledger_engine recovery",
-    "sqlmodel": "ledger ledger_tables",
+    "sqlmodel": "ledger ledger_tables ledger_webhooks",
     "torch": "renderers",
     "transformers": "renderers",
     "watchdog": "watch",

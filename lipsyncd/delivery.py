@@ -1,0 +1,58 @@
+"""A webhook on its way: what the ledger keeps of it, and how it ended.
+
+Pure data. `ledger_webhooks` writes it, `webhooks` carries it out, `ledger_view` shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands; every state but the first is an end."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"  # the receiver answered 2xx
+    GONE = "gone"  # the receiver answered 410
+    REFUSED = "refused"  # the address may not be connected to
+    EXHAUSTED = "exhausted"  # no try is left
+    SUPERSEDED = "superseded"  # the job went on, so the news was out of date before it arrived
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message to one receiver.
+
+    webhook_id  the same for every try, so that a receiver can tell a repetition
+    body        the talk object when the job ended, as JSON; `result_url` is added when it is sent
+    attempt     how many tries have been made
+    next_at_ms  when the next one is due, in milliseconds since 1970
+    """
+
+    webhook_id: str
+    job_id: str
+    url: str
+    body: str
+    state: DeliveryState
+    attempt: int
+    next_at_ms: int
+    last_status: int | None
+    last_error: str | None
+    made_ms: int
+    ended_ms: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the body and the address: an address may hold somebody's secret."""
+        return {k: v for k, v in asdict(self).items() if k not in ("body", "url")}
+
+
+DELIVERY_COLUMNS = tuple(f.name for f in fields(Delivery))
+
+
+def delivery_from_row(row: Mapping[str, Any]) -> Delivery:
+    """A `Delivery` from anything with the columns `DELIVERY_COLUMNS`."""
+    values = {name: row[name] for name in DELIVERY_COLUMNS}
+    return Delivery(**{**values, "state": DeliveryState(values["state"])})
