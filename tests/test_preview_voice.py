@@ -177,6 +177,15 @@ def test_lips_close_for_p_b_and_m(consonant, speaker):
     assert (between < 0.2).sum() >= 4  # for 40 ms or more: no frame at 25 fps can miss it
 
 
+def test_an_s_between_vowels_shows_teeth_and_no_closed_lips():
+    openness, width = mouth_curves(band_levels(voice("[[a:ssa:]]")))
+    wide = np.flatnonzero(openness > 0.5)
+    hiss = wide[0] + int(np.argmin(openness[wide[0] : wide[-1]]))
+
+    assert 0.1 < openness[hiss] < 0.35
+    assert width[hiss] > 0.3
+
+
 def test_strength_scales_the_opening_within_bounds():
     speech = voice("Good morning.")
     frames = len(speech) * 25 // SPEECH_RATE

@@ -21,7 +21,7 @@ from lipsyncd.renderers.preview.plane import Field, Picture, Plane, Window
 SCALE = 128  # cells for each unit
 LOWER_FACE = Window(left=-0.75, top=0.55, right=0.75, bottom=2.1, scale=SCALE)
 USUAL_V = 1.10  # the line of most mouths
-USUAL_SPREAD = 0.16
+USUAL_SPREAD, MOST_UNUSUAL = 0.16, 0.34
 WELL_LIT = 0.5  # median of the lower face, of full scale
 REACH = 0.46  # the path is followed this far from the middle
 HALF = 0.36  # half the width of most mouths
@@ -36,9 +36,11 @@ GREY = 4.0  # chroma of a skin without colour: then light has to do
 TEETH_LIGHTER = 8.0  # than the lips, in L; most of them lighter than nine tenths of the face
 TEETH_SURE = 0.5
 TEETH_WIDE, TEETH_HIGH = 0.3, 0.035  # less is a glint on closed lips
+MOST_BENT = 1.3  # squared term of its edges
 TEETH_RIM = 0.012  # the lips keep nothing of a soft edge between them and the teeth
 
 Mask = NDArray[np.bool_]  # (rows, columns)
+Curve = NDArray[np.float64]  # one value for each column
 Parabola = NDArray[np.float64]  # (3,) highest power first, as numpy.polyval wants it: v of u
 
 
@@ -103,7 +105,7 @@ def _line(lightness: Field) -> NDArray[np.int64]:
     """
     u, v = LOWER_FACE.grid()
     valley = np.maximum(cv2.Sobel(lightness, cv2.CV_32F, 0, 2, ksize=3), 0.0)
-    prior = np.exp(-0.5 * ((v - USUAL_V) / USUAL_SPREAD) ** 2)
+    prior = np.exp(-0.5 * ((v - USUAL_V) / USUAL_SPREAD) ** 2) * (np.abs(v - USUAL_V) < MOST_UNUSUAL)
     gain = (valley * prior)[:, np.abs(u[0]) <= REACH] / max(float(np.percentile(valley, 99)), 1e-6)
 
     total = gain.copy()
@@ -155,34 +157,42 @@ def _chin(lightness: Field, line_v: float) -> float:
 
 def _opened(mouth: Mouth, lab: Field) -> Mouth:
     """The same mouth with two edges when teeth show, else as it is."""
-    u, top, bottom = _teeth(mouth, lab)
+    u, top, bottom, certain = _teeth(mouth, lab)
     if not len(u) or u[-1] - u[0] < TEETH_WIDE or np.median(bottom - top) < TEETH_HIGH:
         return mouth
-    # The opening ends where its edges meet, in the dark corners beyond the last tooth.
     upper, lower = _fitted(u, top - TEETH_RIM), _fitted(u, bottom + TEETH_RIM)
+    if lower[0] > upper[0] or abs(upper[0]) > MOST_BENT or abs(lower[0]) > MOST_BENT:
+        return mouth  # the edges of a smile come together sideways
+    # The opening ends where they meet, in the dark corners beyond the last tooth.
     meet = np.roots(upper - lower)
-    ends = (float(meet.real.min()), float(meet.real.max())) if np.isreal(meet).all() else (u[0] - 0.1, u[-1] + 0.1)
+    ends = (float(meet.min()), float(meet.max())) if np.isreal(meet).all() and len(meet) == 2 else (-WIDEST, WIDEST)
     left, right = min(max(ends[0], -WIDEST), u[0]), max(min(ends[1], WIDEST), u[-1])
     middle, half = float(left + right) / 2, float(right - left) / 2
-    shift = np.poly1d([1.0, middle])
-    upper, lower = (
-        np.pad(curve.coeffs, (3 - len(curve.coeffs), 0)) for curve in (np.poly1d(upper)(shift), np.poly1d(lower)(shift))
-    )
-    return replace(mouth, middle=middle, half=half, upper=upper, lower=lower, score=max(mouth.score, 1.0))
+    upper, lower = (_shifted(edge, middle) for edge in (upper, lower))
+    score = max(mouth.score, 1.0) if certain else mouth.score
+    return replace(mouth, middle=middle, half=half, upper=upper, lower=lower, score=score)
 
 
-def _teeth(mouth: Mouth, lab: Field) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Where teeth show: u, and v of their upper and lower edge, for every column that has them.
+def _shifted(edge: Parabola, by: float) -> Parabola:
+    """The same curve as a function of the distance from `by`."""
+    square, linear, constant = edge
+    return np.array([square, linear + 2 * square * by, constant + by * (linear + square * by)])
+
+
+def _teeth(mouth: Mouth, lab: Field) -> tuple[Curve, Curve, Curve, bool]:
+    """Where teeth show: u, and v of their upper and lower edge, for every column that has them; and whether colour says so.
 
     Down a column of a smile the red falls from lip to tooth and rises again to the other lip. The edges are where it
     has come half way. Light alone would not do, a glossy lip is as bright as a tooth; in a grey picture it has to.
     """
     strips, possible, certain, contrast = _unlike_lips(lab)
+    coloured = certain is possible
     grid_u = LOWER_FACE.grid()[0][0]
     above, below, reach = (round(part * SCALE) for part in (0.04, 0.14, 0.16))
     found = []
     for column in np.flatnonzero(np.abs(grid_u - mouth.middle) < 0.4):
         line = round((float(np.polyval(mouth.upper, grid_u[column] - mouth.middle)) - LOWER_FACE.top) * SCALE)
+        line = min(max(line, above + reach), LOWER_FACE.rows - below - reach)
         strip = strips[:, column]
         tooth = line - above + int(np.argmin(strip[line - above : line + below]))
         over, under = strip[tooth - reach : tooth + 1][::-1], strip[tooth : tooth + reach + 1]
@@ -195,7 +205,7 @@ def _teeth(mouth: Mouth, lab: Field) -> tuple[NDArray[np.float64], NDArray[np.fl
     u, top, bottom, sure = _longest_run(np.array(found).reshape(-1, 4)).T
     if not len(sure) or sure.mean() < TEETH_SURE:
         u, top, bottom = np.empty((3, 0))
-    return u + LOWER_FACE.left, top + LOWER_FACE.top, bottom + LOWER_FACE.top
+    return u + LOWER_FACE.left, top + LOWER_FACE.top, bottom + LOWER_FACE.top, coloured
 
 
 def _unlike_lips(lab: Field) -> tuple[Field, Mask, Mask, float]:

@@ -26,11 +26,12 @@ HOP = 160  # samples between steps
 WINDOW = 512  # samples in one spectrum: 32 ms, about three periods of a low voice
 STEPS_AT_ONCE = 2_000  # 20 s; 2 MB of spectra
 
-# Band edges in Hz: voicing, low and high first formant, second formant low and high, brightness.
-BANDS_HZ = (100, 400, 700, 1100, 1700, 2500, 3500)
+# Band edges in Hz: voicing, low and high first formant, second formant low and high, brightness, hiss.
+BANDS_HZ = (100, 400, 700, 1100, 1700, 2500, 3500, 7900)
 SILENT_DB = -60.0  # below this, relative to full scale, nothing opens the mouth
 RANGE_DB = (11.0, 17.0)  # least and greatest distance from shut to wide open
 ATTACK_S, RELEASE_S = 0.040, 0.090  # from 10 % to 90 % of a step
+HISS_OPEN = 0.2  # openness of an s
 WIDEST = 1.2  # openness beyond which a mouth looks torn
 DIP_S = 0.16  # a closure between vowels is shorter than this on either side
 LEAD_S = 0.030  # the mouth moves this much before the sound, as lips do
@@ -67,7 +68,7 @@ def motion(speech: Samples, fps: Fraction, frames: int, *, strength: float = 1.0
 def band_levels(speech: Samples) -> Curve:
     """The energy of the voice in each band, at each step.
 
-    returns  (steps, 6) float32, mean square amplitude, 1.0 is a full-scale square wave
+    returns  (steps, 7) float32, mean square amplitude, 1.0 is a full-scale square wave
     """
     import librosa  # seconds to import: only when there is something to hear
 
@@ -84,7 +85,7 @@ def band_levels(speech: Samples) -> Curve:
 
 def mouth_curves(bands: Curve) -> tuple[Levels, Levels]:
     """Openness and width at each step, from `band_levels`."""
-    voicing, low_first, high_first, low_second, high_second, bright = _decibels(bands.T)
+    voicing, low_first, high_first, low_second, high_second, bright, hiss = _decibels(bands.T)
     level_db = _together(low_first, high_first, low_second, high_second, bright)
     audible = level_db > SILENT_DB
     if not audible.any():
@@ -96,7 +97,9 @@ def mouth_curves(bands: Curve) -> tuple[Levels, Levels]:
 
     first_db = _together(low_first, high_first)
     jaw = 0.55 + 0.45 * _ramp(first_db - voicing, -10.0, 3.0)
-    wanted = level * jaw
+    # s and sh: the teeth are nearly together behind spread lips, not shut.
+    hissing = _ramp(hiss - level_db, 3.0, 12.0) * _ramp(hiss, loud_db - 30.0, loud_db - 18.0)
+    wanted = np.maximum(level * jaw, HISS_OPEN * hissing)
     openness = np.minimum(_follow(wanted), _closures(wanted))
 
     front_db = _together(high_second, bright) - _together(low_first, high_first, low_second)
@@ -106,7 +109,8 @@ def mouth_curves(bands: Curve) -> tuple[Levels, Levels]:
     close = _ramp(voicing - first_db, -2.0, 5.0)  # oo: hardly a first formant above 400 Hz
     rounded = np.maximum(back, close) * (1.0 - spread)
     # A consonant has no shape of its own here: the width fades with the level, and moves more slowly than the jaw.
-    width = _smooth((spread - rounded) * _ramp(level, 0.05, 0.4), steps=7)
+    shape = (spread - rounded) * _ramp(level, 0.05, 0.4)
+    width = _smooth(shape + (0.7 - shape) * hissing, steps=7)
     return openness, width
 
 
