@@ -1,0 +1,129 @@
+"""What the generator hears: for each video frame, ten steps of Whisper's hidden states around it.
+
+Whisper hears blocks of 30 s. A block knows nothing of its neighbours, so ours overlap by two seconds and only the
+middles are kept; `parity` has the original's blocks, end to end. Blocks are heard when a frame needs them and two are
+kept, so memory does not grow with the length of the voice.
+
+Owns features and windows. Leaves the encoder's weights to `networks`, and what counts as silence to `silence`.
+Source: MuseTalk 1.5, arXiv:2410.10122. Its windows at 24 and from 50 frames per second are 40 ms off, and it cuts 29.97
+down to 29; both are right here unless `parity` asks for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from lipsyncd.renderers import SPEECH_RATE
+from lipsyncd.renderers.audio import FULL_SCALE
+
+STEPS_PER_S = 50  # of Whisper's encoder
+STEP = SPEECH_RATE // STEPS_PER_S  # samples
+BLOCK = 30 * STEPS_PER_S  # steps that Whisper hears at once
+OVERLAP = 2 * STEPS_PER_S  # steps that two blocks share; each keeps the half that is nearer to its middle
+WINDOW = 10  # steps for each frame
+BEFORE = 4  # of these before the frame begins
+
+Speech = NDArray[np.int16] | NDArray[np.float32]  # (N,) mono at 16 kHz; floats are -1..1
+
+
+class Ear:
+    """Whisper's encoder with its mel filters. Always float32: it is small, and half precision costs accuracy."""
+
+    def __init__(self, encoder: WhisperEncoder) -> None:
+        self._encoder = encoder
+        self._filters = WhisperFeatureExtractor(feature_size=cast(Any, encoder.config).num_mel_bins)
+
+    def hear(self, samples: NDArray[np.float32]) -> Tensor:
+        """Up to 30 s of sound as (1500, states, width) float32 on the CPU; behind the sound Whisper hears silence.
+
+        samples  (n,) float32, at most 480,000
+        """
+        mel = self._filters(samples, sampling_rate=SPEECH_RATE, return_tensors="pt").input_features
+        device = next(self._encoder.parameters()).device
+        with torch.inference_mode():
+            states = self._encoder(mel.to(device, torch.float32), output_hidden_states=True).hidden_states
+            return torch.stack(states, dim=2)[0].cpu()
+
+
+class Track:
+    """One voice, heard: a window of tokens for each frame."""
+
+    def __init__(
+        self,
+        ear: Ear,
+        speech: Speech,
+        fps: Fraction,
+        *,
+        silent: Sequence[tuple[int, int]] = (),
+        parity: bool = False,
+    ) -> None:
+        """
+        fps     exact frame rate; a Fraction, because 30000/1001 cut down to 29 drifts 2 s per minute
+        silent  stretches of samples, (first, end), that are to be heard as if they were digital silence
+        parity  hear it as the original does, with its faults
+        """
+        self._ear, self._speech, self._silent = ear, speech, silent
+        self._fps = Fraction(math.floor(fps)) if parity else fps
+        self._hop = BLOCK if parity else BLOCK - OVERLAP
+        self._before = 2 * math.ceil(STEPS_PER_S / self._fps) if parity else BEFORE
+        self._steps = len(speech) // STEP if parity else -(-len(speech) // STEP)
+        self._blocks: dict[int, Tensor] = {}
+
+    def window(self, frame: int) -> Tensor:
+        """The tokens of one frame, oldest first.
+
+        returns  (10 x states, width) float32 on the CPU: 80 ms from before the frame's start and 120 ms from there on;
+                 zeros where there is no sound
+        """
+        first = math.floor(frame * STEPS_PER_S / self._fps) - self._before
+        parts = []
+        step, end = first, first + WINDOW
+        while step < end:
+            inside = 0 <= step < self._steps
+            block = self._block_of(step) if inside else 0
+            stop = min(end, self._end_of(block) if inside else (0 if step < 0 else end))
+            states = self._heard(block)
+            offset = step - block * self._hop
+            parts.append(
+                states[offset : offset + stop - step] if inside else states.new_zeros(states[: stop - step].shape)
+            )
+            step = stop
+        return torch.cat(parts).flatten(0, 1)
+
+    def _block_of(self, step: int) -> int:
+        """The block whose states count for a step."""
+        margin = (BLOCK - self._hop) // 2
+        last = max(-(-(self._steps - BLOCK) // self._hop), 0)
+        return min(max((step - margin) // self._hop, 0), last)
+
+    def _end_of(self, block: int) -> int:
+        """The first step behind those that a block counts for."""
+        last = self._block_of(self._steps - 1)
+        return self._steps if block >= last else (block + 1) * self._hop + (BLOCK - self._hop) // 2
+
+    def _heard(self, block: int) -> Tensor:
+        if block not in self._blocks:
+            while len(self._blocks) > 1:
+                del self._blocks[min(self._blocks)]
+            self._blocks[block] = self._ear.hear(self._samples(block * self._hop * STEP))
+        return self._blocks[block]
+
+    def _samples(self, start: int) -> NDArray[np.float32]:
+        """The sound of the block that begins at sample `start`: (n,) float32, silence where it is to be silent."""
+        stretch = self._speech[start : start + BLOCK * STEP]
+        samples = stretch.astype(np.float32)
+        if stretch.dtype == np.int16:
+            samples /= np.float32(FULL_SCALE)
+        for first, end in self._silent:
+            samples[max(first - start, 0) : max(end - start, 0)] = 0
+        return samples
