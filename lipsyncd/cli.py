@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lipsyncd import __version__
+from lipsyncd.cli_models import models
 from lipsyncd.errors import LipsyncdError
 
 if TYPE_CHECKING:
@@ -261,6 +262,9 @@ def _answer(caller: Caller, request: Any, job: Job) -> Answer:
         held_by = lock.holder(folders.state) or "another process"
         raise AnotherDaemonRuns(f"{held_by} did not answer within {_ANSWER_TIMEOUT_S:g} s about job {job.id}")
     return answer
+
+
+main.add_command(models)
 
 
 # -- trying it out -----------------------------------------------------------------------------------------------------

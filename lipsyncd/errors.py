@@ -19,6 +19,7 @@
     ├── PublishError                a video that cannot be shown: NameTaken ResultGone
     └── Blocked                     nothing wrong with the job: it waits and costs no attempt
                                     OutboxUnavailable InboxUnavailable DiskLow RendererNotInstalled SpeechNotInstalled
+                                    WeightsMissing WeightsDamaged WeightsUnreachable
 
 `code` is stored in the ledger, written to `reason.json` and sent over REST: it is never renamed. A message names the
 thing and the value seen; `remedy` says what to do about it.
@@ -450,3 +451,24 @@ class SpeechNotInstalled(Blocked):
 
     code = "speech-not-installed"
     default_remedy = "install the extra: pip install 'lipsyncd[tts]'"
+
+
+class WeightsMissing(Blocked):
+    """The renderer's weights are not all there."""
+
+    code = "weights-missing"
+    default_remedy = "`lipsyncd models pull`, or `lipsyncd models pull --from DIR`"
+
+
+class WeightsDamaged(Blocked):
+    """A file of weights has another hash than the lock list says."""
+
+    code = "weights-damaged"
+    default_remedy = "`lipsyncd models pull` brings it anew; if it happens again, check the disk and the network"
+
+
+class WeightsUnreachable(Blocked):
+    """Weights could not be fetched or made ready; what was fetched is kept."""
+
+    code = "weights-unreachable"
+    default_remedy = "check that the hub answers from this machine (HF_ENDPOINT), then `lipsyncd models pull` again"

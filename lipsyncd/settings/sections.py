@@ -21,6 +21,7 @@ from lipsyncd.manifest import parse_fps
 
 FOLDERS = ("inbox", "outbox", "failed", "archive", "state", "spool")
 UNSET = Path()  # a folder that is placed by another setting
+LOCK_LIST = Path(__file__).resolve().parent.parent / "weights" / "lock.json"  # data of the package
 
 
 @dataclass(frozen=True)
@@ -271,9 +272,11 @@ class Archive:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where model weights lie."""
+    """Where model weights lie, and which ones they are."""
 
     dir: Path = setting(UNSET, "Folder of the weights; empty means storage/models.", variable="MODELS_DIR")
+    auto_pull: bool = setting(True, "Pull missing weights at the first job that needs them.")
+    lock: Path = setting(UNSET, "Lock list for weights of your own; empty means the one of the package.")
 
 
 @dataclass(frozen=True)
@@ -322,5 +325,6 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        if self.weights.dir == UNSET:
-            object.__setattr__(self, "weights", replace(self.weights, dir=self.paths.storage / "models"))
+        folder = self.paths.storage / "models" if self.weights.dir == UNSET else self.weights.dir
+        lock = LOCK_LIST if self.weights.lock == UNSET else self.weights.lock
+        object.__setattr__(self, "weights", replace(self.weights, dir=folder, lock=lock))

@@ -1,0 +1,111 @@
+"""Turn a pickle of tensors into safetensors: run once for each of two files, in the jail, never while rendering.
+
+    python lipsyncd/renderers/musetalk/convert.py REQUEST
+
+REQUEST is a JSON object: `pickle`, `target` (an empty file), `dtype` of the floating-point tensors, and `from`, the
+pickle's hash, which is written into the target's metadata. Ends with 3, and the reason on stderr, for a file that is
+no mapping of names to tensors.
+
+Reads with `weights_only=True`, which builds tensors and nothing else. One tensor at a time is in memory: the pickle is
+mapped where its format allows it, and the target is written from front to back, in the order of the names. The format
+of the target is eight bytes of length, a JSON header of that length, then the tensors' bytes.
+Source: github.com/huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REFUSED = 3
+_ALIGN_BYTES = 8
+_LONGEST_GIST = 200  # characters
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Refused(Exception):
+    """The file is not a mapping of names to tensors."""
+
+
+def load(path: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of a pickle, on the CPU, mapped from the file where it is of torch's newer format.
+
+    Raises `Refused` for whatever torch's safe reader does not take, and for anything but named tensors.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise Refused(f"it is no plain archive of tensors: {_gist(error)}") from None
+    if not isinstance(found, Mapping) or not found:
+        raise Refused(f"it holds a {type(found).__name__} in place of named tensors")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.dtype not in _NAMES:
+            raise Refused(f"{name!r} in it is no tensor that safetensors can hold")
+    return found
+
+
+def _gist(error: Exception) -> str:
+    """What torch found, without its advice to turn safety off."""
+    text = str(error)
+    fact = re.search(r"^.*unsupported.*$", text, re.IGNORECASE | re.MULTILINE)
+    return (fact.group() if fact else text.partition(". ")[0]).strip()[:_LONGEST_GIST] or type(error).__name__
+
+
+def _is_archive(path: Path) -> bool:
+    """Since torch 1.6 a file is a ZIP archive of plain arrays; only those can be mapped."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def write(tensors: Mapping[str, torch.Tensor], target: Path, *, dtype: torch.dtype, made_from: str) -> None:
+    """Write the tensors in the order of their names, floating-point ones as `dtype`, and fsync. Raises OSError."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "sha256_of_source": made_from}}
+    at = 0
+    for name, tensor in sorted(tensors.items()):
+        kept = dtype if tensor.is_floating_point() else tensor.dtype
+        size = tensor.numel() * kept.itemsize
+        header[name] = {"dtype": _NAMES[kept], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % _ALIGN_BYTES)
+    with target.open("r+b") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for _, tensor in sorted(tensors.items()):
+            kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            file.write(kept.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def main(request: Mapping[str, str]) -> int:
+    try:
+        tensors = load(Path(request["pickle"]))
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return REFUSED
+    write(tensors, Path(request["target"]), dtype=getattr(torch, request["dtype"]), made_from=request["from"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

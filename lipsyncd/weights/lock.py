@@ -1,0 +1,125 @@
+"""The lock list: every file of weights that is used, pinned by revision, size and SHA-256.
+
+Owns the grammar of `lock.json`, and of a list that an operator writes for weights of their own (`weights.lock`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lipsyncd.errors import ConfigError
+from lipsyncd.settings.sections import LOCK_LIST
+
+DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One file of the list.
+
+    name        how commands and messages call it
+    repository  owner/name on the hub; revision: 40 hex digits; path: of the file in the repository
+    file        where it lies in the folder of weights, as in the original's `models/`
+    becomes     the safetensors file that a pickle is turned into, "" for a file that is used as it is
+    dtype       of the floating-point tensors in that file
+    only_for    the renderer's options under which it is needed; empty means always
+    """
+
+    name: str
+    repository: str
+    revision: str
+    path: str
+    file: str
+    size_bytes: int
+    sha256: str
+    licence: str
+    purpose: str
+    becomes: str = ""
+    dtype: str = ""
+    only_for: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def used_file(self) -> str:
+        """What a renderer opens."""
+        return self.becomes or self.file
+
+    @property
+    def optional(self) -> bool:
+        return bool(self.only_for)
+
+    def needed(self, options: Mapping[str, object]) -> bool:
+        """Does a render with these options open it?"""
+        return all(options.get(key) == value for key, value in self.only_for.items())
+
+
+def read_lock(path: Path = LOCK_LIST) -> tuple[Weight, ...]:
+    """The weights of a lock list, in its order. Raises `ConfigError`, which names the entry and the field."""
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the lock list {path} cannot be read: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"the lock list {path} has to be a JSON array of weights")
+    weights = tuple(_weight(entry, f"{path}, entry {n}") for n, entry in enumerate(entries, start=1))
+    for what in ("name", "file", "used_file"):
+        seen = [getattr(weight, what) for weight in weights]
+        if twice := next((value for value in seen if seen.count(value) > 1), None):
+            raise ConfigError(f"the lock list {path} has {twice} twice")
+    return weights
+
+
+def _weight(entry: Any, where: str) -> Weight:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: not an object")
+    known = {item.name for item in fields(Weight)}
+    needed = {item.name for item in fields(Weight) if item.default is MISSING and item.default_factory is MISSING}
+    if wrong := sorted(entry.keys() - known) or sorted(needed - entry.keys()):
+        raise ConfigError(f"{where}: {wrong[0]} is {'not known' if wrong[0] not in known else 'not there'}")
+    for name, value in entry.items():
+        if not _RULES.get(name, _is_text)(value):
+            raise ConfigError(f"{where}: {name} cannot be {value!r}")
+    weight = Weight(**entry)
+    if bool(weight.becomes) != bool(weight.dtype):
+        raise ConfigError(f"{where}: becomes and dtype come together")
+    return weight
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_inside(value: object) -> bool:
+    """A path with every part named: nothing leads out of the folder, and nothing is hidden."""
+    parts = PurePosixPath(value).parts if isinstance(value, str) and _is_text(value) else ()
+    return bool(parts) and "\\" not in str(value) and not any(part.startswith((".", "/")) for part in parts)
+
+
+def _is_hex(digits: int) -> Any:
+    return lambda value: isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", value) is not None
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_options(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_text(key) and _is_text(wanted) for key, wanted in value.items())
+
+
+_RULES: Mapping[str, Any] = {
+    "name": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9-]*", value) is not None,
+    "repository": lambda value: isinstance(value, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", value) is not None,
+    "revision": _is_hex(40),
+    "path": _is_inside,
+    "file": _is_inside,
+    "size_bytes": _is_size,
+    "sha256": _is_hex(64),
+    "becomes": lambda value: _is_inside(value) and value.endswith(".safetensors"),
+    "dtype": lambda value: value in DTYPES,
+    "only_for": _are_options,
+}
