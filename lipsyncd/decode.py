@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -275,6 +275,15 @@ def _checked_sound(speech_file: Path, sound_file: Path, notes: Sequence[str], mi
     if sound.duration > Fraction(str(max_s)):
         raise AudioTooLong(f"the sound lasts longer than {max_s:g} s")
     return sound
+
+
+def padded(sound: Sound, pad_s: float) -> Sound:
+    """The same sound with `pad_s` seconds of silence behind it, in both files."""
+    speech, samples = round(pad_s * SPEECH_RATE), round(pad_s * sound.rate)
+    for file, values in ((sound.speech_file, speech), (sound.sound_file, samples * sound.channels)):
+        with file.open("ab") as raw:
+            raw.write(bytes(values * _SAMPLE_BYTES))
+    return replace(sound, speech_samples=sound.speech_samples + speech, sound_samples=sound.sound_samples + samples)
 
 
 # -- both --------------------------------------------------------------------------------------------------------------

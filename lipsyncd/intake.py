@@ -306,6 +306,8 @@ def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:
         user_data=manifest.user_data,
         webhook=manifest.webhook,
         options=dict(manifest.options),
+        pad_s=manifest.pad_s or 0.0,
+        rest=manifest.rest,
     )
 
 
@@ -323,5 +325,6 @@ def idempotency_key(spec: JobSpec) -> str | None:
         "voice": spec.voice,
         "ssml": spec.ssml,
         "options": spec.options,
+        "pad_s": spec.pad_s,
     }
     return hashlib.sha256(json.dumps([content, asked], sort_keys=True).encode()).hexdigest()

@@ -30,6 +30,8 @@ MAX_DEPTH = 16
 MAX_NUMBER_DIGITS = 32
 MAX_TEXT_CHARS = 40_000
 MAX_USER_DATA_BYTES = 4096
+MAX_REST_BYTES = 16 * 1024
+MAX_PAD_S = 60.0
 MAX_URL_CHARS = 4096
 MAX_NAME_BYTES = 200
 MAX_FILE_NAME_BYTES = 255  # what Linux file systems take
@@ -44,7 +46,9 @@ class Manifest:
     text          spoken in place of `audio`: exactly one of the two is given
     id            canonical UUID text that the job gets; None: intake makes one
     out_name      name of the result, without `.mp4`
+    pad_s         seconds of silence behind the sound
     user_data     any JSON value, handed back untouched with the result
+    rest          what a client of the REST service said, for the answers that it gets later
     options       the object under the key "lipsyncd": what the renderer alone understands
     """
 
@@ -63,6 +67,8 @@ class Manifest:
     user_data: Any = None
     webhook: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    pad_s: float | None = None
+    rest: Mapping[str, Any] | None = None
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------
@@ -123,6 +129,7 @@ def to_json(manifest: Manifest) -> bytes:
     said["ssml"] = manifest.ssml or None
     said["fps"] = None if manifest.fps is None else str(manifest.fps)
     said["lipsyncd"] = dict(manifest.options) or None
+    said["rest"] = None if manifest.rest is None else dict(manifest.rest)
     if manifest.out_name is not None and manifest.out_name.lower().endswith(".mp4"):
         said["out_name"] = manifest.out_name + ".mp4"  # parse takes one off
     said = {name: value for name, value in said.items() if value is not None}
@@ -303,6 +310,18 @@ def _user_data(value: object) -> object:
     return value
 
 
+def _pad_s(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_PAD_S:
+        raise ValueError(f"seconds from 0 to {MAX_PAD_S:g}")
+    return float(value)
+
+
+def _rest(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or len(json.dumps(value, ensure_ascii=False).encode()) > MAX_REST_BYTES:
+        raise ValueError(f"an object of at most {MAX_REST_BYTES} bytes")
+    return value
+
+
 def _options(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("an object with options of the renderer")
@@ -339,6 +358,8 @@ FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "user_data": _user_data,
         "webhook": _url,
         "lipsyncd": _options,
+        "pad_s": _pad_s,
+        "rest": _rest,
     }
 )
 _ATTRIBUTES = {"lipsyncd": "options"}  # JSON name -> attribute, where they differ

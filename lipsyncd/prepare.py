@@ -12,7 +12,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from lipsyncd import decode, fetch, media, speech
+from lipsyncd import decode, fetch, media, speech, uploads
 from lipsyncd.errors import (
     AudioNotRecognised,
     Blocked,
@@ -127,6 +127,8 @@ class Preparer:
         sound = decode.decode_sound(
             audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
         )
+        if spec.pad_s:
+            sound = decode.padded(sound, spec.pad_s)
         return Prepared(
             Picture(picture.file.name, picture.width, picture.height),
             Sound(
@@ -164,10 +166,12 @@ class Preparer:
         return path
 
     def _fetch(self, url: str, path: Path, max_mb: int) -> None:
-        if classify(url) == "upload":
-            raise InputsLost(f"{url} is not among the uploads of this machine")
         rules = self.settings.fetch
         part = path.with_suffix(".part")
+        if classify(url) == "upload":
+            uploads.copy(self.settings.paths.state, url, part)
+            part.rename(path)
+            return
         limit = min(rules.max_mb, max_mb) * 1_000_000
         fetch.fetch(url, part, max_bytes=limit, timeout_s=rules.timeout_s, allow=rules.allow)
         part.rename(path)

@@ -87,7 +87,7 @@ def drop(folders: Folders, manifest: Manifest) -> Submission:
     inbox = folders.shared["inbox"]
     for path, name in files.values():
         _copy_in(inbox, path, name)
-    named = {role: name for role, (_, name) in files.items()}
+    named: dict[str, Any] = {role: name for role, (_, name) in files.items()}
     whole = replace(manifest, id=job_id, out_name=out_name, **named)
     _write_in(inbox, f"{out_name[:100]}.{job_id[-12:]}.json", to_json(whole))
     return Submission(job_id, out_name)

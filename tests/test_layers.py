@@ -30,7 +30,10 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ),
     (
         "one edge each",
-        "control decode fetch ledger_engine ledger_webhooks lock mp4 pairing picture speech spool renderers weights",
+        (
+            "control decode fetch ledger_engine ledger_webhooks links lock mp4 pairing picture renderers speech spool"
+            " uploads weights"
+        ),
     ),
     ("folders and the ledger", "folders inbox ledger overview sidecar"),
     ("joins of edges", "intake keep outbox submit waiting"),
