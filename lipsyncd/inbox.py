@@ -20,13 +20,13 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipsyncd.errors import InputError
+from lipsyncd.errors import BadManifest, InputError, UnsafePath
 from lipsyncd.files import NotRegular, open_regular, written_by_others
 from lipsyncd.job import Identity
 from lipsyncd.log import printable
 from lipsyncd.manifest import Manifest, classify, parse
 from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Completeness, Structure, examine
-from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, Drop, Found, Waiting, group
+from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, OTHER, Drop, Found, Waiting, group, lookup
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ _ROLES = {
     **{os.fsencode(suffix): AUDIO for suffix in AUDIO_SUFFIXES},
     b".json": MANIFEST,
 }
+_NEW_MANIFEST_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ class Inbox:
         self._root = os.fsencode(root)
         self._seen: dict[bytes, _Seen] = {}
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
-        self._odd: set[bytes] = set()
-        self._found: list[Found] = []
+        self._unusable: dict[bytes, InputError] = {}
+        self._left_alone: set[bytes] = set()
+        self._found: dict[bytes, Found] = {}
 
     def path(self, name: bytes) -> bytes:
         return os.path.join(self._root, name)  # noqa: PTH118 - names are bytes
@@ -123,15 +125,17 @@ class Inbox:
         found = [self._observe(name, role, identity, now_s, taken) for name, role, identity in self._candidates()]
         usable = [f for f in found if f.role == MANIFEST and f.settled and not f.taken]
         manifests = {f.name: self._manifest(f.name, f.identity) for f in usable}
-        self._found = found
-        self._forget({f.name for f in found})
+        self._found = {f.name: f for f in found}
+        self._forget()
         grouping = group(
             found,
             {name: content for name, content in manifests.items() if content is not None},
-            odd=frozenset(self._odd),
+            unusable=self._unusable,
             pair_timeout_s=self.rules.pair_timeout_s,
         )
         self.waiting = [self._explained(w) for w in grouping.waiting]
+        if self._left_alone & self._named_somewhere():
+            self._look_in(0.0)  # one of them was read in this scan
         return grouping.drops
 
     def structure(self, name: bytes) -> Structure | None:
@@ -145,16 +149,17 @@ class Inbox:
             Drop(f.stem, {MANIFEST: f}, content)
             for f in self._manifests(taken)
             if isinstance(content := self._content(f.name), Manifest)
-            and any(name not in self._seen for name in _named(content))
+            and any(lookup(self._found, name) is None for name in _named(content))
         ]
 
     def named_by_manifests(self, taken: Mapping[bytes, Identity]) -> Container[bytes]:
-        """Files that a waiting manifest wants to have; every file, while one of those is still being written."""
+        """Files that a waiting manifest wants to have; every file, while a new one is still being written."""
         waiting = self._manifests(taken)
-        if any(not f.settled for f in waiting):
+        if any(not f.settled and f.age_s < _NEW_MANIFEST_S for f in waiting):
             return _Everything()
         contents = [self._content(f.name) for f in waiting]
-        return frozenset(name for c in contents if isinstance(c, Manifest) for name in _named(c))
+        names = [name for c in contents if isinstance(c, Manifest) for name in _named(c)]
+        return frozenset(f.name for name in names if (f := lookup(self._found, name)) is not None)
 
     def _content(self, name: bytes) -> Manifest | InputError | None:
         known = self._parsed.get(name)
@@ -162,20 +167,24 @@ class Inbox:
 
     def _manifests(self, taken: Mapping[bytes, Identity]) -> list[Found]:
         """The manifests of the last scan that no job has taken."""
-        return [f for f in self._found if f.role == MANIFEST and taken.get(f.name) != f.identity]
+        return [f for f in self._found.values() if f.role == MANIFEST and taken.get(f.name) != f.identity]
 
     # -- one scan ------------------------------------------------------------------------------------------------------
 
     def _candidates(self) -> Iterator[tuple[bytes, str, Identity]]:
         """Every name that may be part of a job. What is left out, and why, is in `ignored`."""
         self.ignored = {}
-        self._odd = set()
+        self._unusable = {}
+        self._left_alone = set()
+        named = {
+            name for _, content in self._parsed.values() if isinstance(content, Manifest) for name in _named(content)
+        }
         with os.scandir(self._root) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
             if _is_temporary(entry.name):
                 continue
-            role = _ROLES.get(b"." + entry.name.rpartition(b".")[2].lower())
+            role = _role(entry.name) or (OTHER if entry.name in named else None)
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -183,16 +192,28 @@ class Inbox:
             except OSError as error:
                 self._ignore(entry.name, f"cannot be looked at: {error.strerror}")
                 continue
+            shown = repr(printable(entry.name))
             if not stat.S_ISREG(status.st_mode):
-                self._odd.add(entry.name)
+                self._unusable[entry.name] = UnsafePath(f"the manifest names {shown}, which is no regular file")
                 self._ignore(entry.name, "is no regular file")
             elif role is None:
+                self._left_alone.add(entry.name)
                 self._ignore(entry.name, "its suffix is none of a picture, a sound or a manifest")
-            elif role != MANIFEST and status.st_size > self.rules.max_bytes[role]:
-                limit_mb = self.rules.max_bytes[role] / 1e6
-                self._ignore(entry.name, f"has {status.st_size / 1e6:.0f} MB; at most {limit_mb:.0f} MB are taken")
+            elif status.st_size > (limit := self._limit(role)):
+                why = f"has {status.st_size / 1e6:.0f} MB; at most {limit / 1e6:.0f} MB are taken"
+                self._unusable[entry.name] = BadManifest(f"the manifest names {shown}, which {why}")
+                self._ignore(entry.name, why)
             else:
                 yield entry.name, role, Identity.of(status)
+
+    def _named_somewhere(self) -> set[bytes]:
+        """Every name that a manifest speaks of, as far as we have read them."""
+        return {n for _, content in self._parsed.values() if isinstance(content, Manifest) for n in _named(content)}
+
+    def _limit(self, role: str) -> int:
+        """Bytes above which a file is left alone. A manifest is refused long before, and kept with its reason."""
+        sizes = self.rules.max_bytes
+        return sizes[role] if role in (IMAGE, AUDIO) else max(sizes[IMAGE], sizes[AUDIO] if role == OTHER else 0)
 
     def _ignore(self, name: bytes, why: str) -> None:
         self.ignored[printable(name)] = why
@@ -230,6 +251,7 @@ class Inbox:
         try:
             # An open also makes an NFS client ask the server again: only then fstat is the truth.
             if Identity.of(os.fstat(descriptor)) != seen.identity:
+                self._look_in(self.rules.settle_s)
                 return
             busy = written_by_others(descriptor)
             if role != MANIFEST:
@@ -285,10 +307,10 @@ class Inbox:
         self._parsed[name] = (identity, content)
         return content
 
-    def _forget(self, present: set[bytes]) -> None:
-        for name in self._seen.keys() - present:
+    def _forget(self) -> None:
+        for name in self._seen.keys() - self._found.keys():
             del self._seen[name]
-        for name in self._parsed.keys() - present:
+        for name in self._parsed.keys() - self._found.keys():
             del self._parsed[name]
 
     def _explained(self, waiting: Waiting) -> Waiting:
@@ -301,6 +323,12 @@ class Inbox:
 def _is_temporary(name: bytes) -> bool:
     text = os.fsdecode(name).lower()
     return any(fnmatch.fnmatchcase(text, pattern) for pattern in _TEMPORARY)
+
+
+def _role(name: bytes) -> str | None:
+    """What a file is for by its suffix."""
+    _, dot, suffix = name.rpartition(b".")
+    return _ROLES.get(dot + suffix.lower()) if dot else None
 
 
 def _named(manifest: Manifest) -> list[bytes]:

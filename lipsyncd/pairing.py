@@ -12,18 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf, UnsafePath
+from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf
 from lipsyncd.job import Identity
 from lipsyncd.manifest import Manifest, classify
 
 IMAGE, AUDIO, MANIFEST = "image", "audio", "manifest"
+OTHER = "other"  # of no suffix that we know: only a manifest can make it a picture or a sound
 
 
 @dataclass(frozen=True)
 class Found:
     """A file in the inbox that could be part of a job.
 
-    role      by its suffix: IMAGE, AUDIO or MANIFEST
+    role      by its suffix: IMAGE, AUDIO, MANIFEST or OTHER
     settled   nobody has changed it for long enough; only then it is used
     taken     an accepted job has copied it already; it still lies here for another manifest, or cannot be removed
     age_s     time since it was first seen
@@ -84,19 +85,20 @@ def group(
     found: Iterable[Found],
     manifests: Mapping[bytes, Manifest | InputError],
     *,
-    odd: frozenset[bytes],
+    unusable: Mapping[bytes, InputError],
     pair_timeout_s: float,
 ) -> Grouping:
-    """Sort what was found into drops and what has to wait.
+    """Sort what was found into drops and what has to wait. A drop holds settled files only, also when it is refused.
 
     manifests       the content of each settled manifest, by name
-    odd             names of links, FIFOs, folders: a manifest that names one is refused
+    unusable        names that lie there and cannot be used, with the reason: a manifest that names one is refused
     pair_timeout_s  how long a half, or a manifest without its files, may wait
     """
     files = {f.name: f for f in found}
     result = Grouping()
-    spoken_for = _take_manifests(files, manifests, odd, pair_timeout_s, result)
+    spoken_for = _take_manifests(files, manifests, unusable, pair_timeout_s, result)
     _take_pairs(files, spoken_for, pair_timeout_s, result)
+    result.waiting += [Waiting(f.text, "still being written", f.age_s) for f in files.values() if not f.settled]
     return result
 
 
@@ -106,7 +108,7 @@ def group(
 def _take_manifests(
     files: Mapping[bytes, Found],
     manifests: Mapping[bytes, Manifest | InputError],
-    odd: frozenset[bytes],
+    unusable: Mapping[bytes, InputError],
     pair_timeout_s: float,
     result: Grouping,
 ) -> set[bytes]:
@@ -116,15 +118,15 @@ def _take_manifests(
         if file.role != MANIFEST or file.taken:
             continue
         content = manifests.get(file.name)
-        if content is None:
-            spoken_for |= _same_stem(files, file)
-            result.waiting.append(Waiting(file.text, "still being written", file.age_s))
-        elif isinstance(content, InputError):
-            companions = _same_stem(files, file)
-            spoken_for |= companions
-            result.drops.append(_refused(file, [files[name] for name in sorted(companions)], content))
-        else:
-            spoken_for |= _take_manifest(files, file, content, odd, pair_timeout_s, result)
+        if isinstance(content, Manifest):
+            spoken_for |= _take_manifest(files, file, content, unusable, pair_timeout_s, result)
+            continue
+        companions = {f.name: f for f in files.values() if f.key == file.key and f.role in (IMAGE, AUDIO)}
+        spoken_for |= companions.keys()
+        if content is not None:
+            _refuse(file, companions.values(), content, result)
+        elif file.settled:
+            result.waiting.append(Waiting(file.text, "cannot be read just now", file.age_s))
     return spoken_for
 
 
@@ -132,7 +134,7 @@ def _take_manifest(
     files: Mapping[bytes, Found],
     file: Found,
     manifest: Manifest,
-    odd: frozenset[bytes],
+    unusable: Mapping[bytes, InputError],
     pair_timeout_s: float,
     result: Grouping,
 ) -> set[bytes]:
@@ -141,28 +143,23 @@ def _take_manifest(
         for role, source in ((IMAGE, manifest.image), (AUDIO, manifest.audio))
         if source is not None and classify(source) == "file"
     }
-    present = {role: _lookup(files, name) for role, name in wanted.items()}
-    names = {f.name for f in present.values() if f is not None}
-    missing = [os.fsdecode(wanted[role]) for role, f in present.items() if f is None]
-    here = [f for f in present.values() if f is not None and not f.taken]
-    linked = next((name for name in wanted.values() if name in odd), None)
-    if linked is not None:
-        error: InputError = UnsafePath(f"the manifest names {os.fsdecode(linked)!r}, which is no regular file")
-        result.drops.append(_refused(file, here, error))
-    elif missing and file.age_s >= pair_timeout_s:
-        late = MissingFile(f"{' and '.join(map(repr, missing))} did not come within {pair_timeout_s:g} s")
-        result.drops.append(_refused(file, here, late))
+    present = {role: found for role, name in wanted.items() if (found := lookup(files, name)) is not None}
+    missing = [repr(os.fsdecode(name)) for role, name in wanted.items() if role not in present]
+    reason = next((unusable[name] for name in wanted.values() if name in unusable), None)
+    if reason is None and missing and file.age_s >= pair_timeout_s:
+        reason = MissingFile(f"{' and '.join(missing)} did not come within {pair_timeout_s:g} s")
+    if reason is not None:
+        _refuse(file, present.values(), reason, result)
     elif missing:
-        result.waiting.append(Waiting(file.text, f"waits for {' and '.join(map(repr, missing))}", file.age_s))
-    elif not all(f.settled for f in present.values() if f is not None):
+        result.waiting.append(Waiting(file.text, f"waits for {' and '.join(missing)}", file.age_s))
+    elif not all(f.settled for f in present.values()):
         result.waiting.append(Waiting(file.text, "its files are still being written", file.age_s))
     else:
-        members = {MANIFEST: file, **{role: f for role, f in present.items() if f is not None}}
-        result.drops.append(Drop(file.stem, members, manifest))
-    return names
+        result.drops.append(Drop(file.stem, {MANIFEST: file, **present}, manifest))
+    return {f.name for f in present.values()}
 
 
-def _lookup(files: Mapping[bytes, Found], name: bytes) -> Found | None:
+def lookup(files: Mapping[bytes, Found], name: bytes) -> Found | None:
     """The file of that very name, else the only one whose name is the same text in another Unicode form."""
     if name in files:
         return files[name]
@@ -171,13 +168,14 @@ def _lookup(files: Mapping[bytes, Found], name: bytes) -> Found | None:
     return same[0] if len(same) == 1 else None
 
 
-def _same_stem(files: Mapping[bytes, Found], manifest: Found) -> set[bytes]:
-    return {f.name for f in files.values() if f.key == manifest.key and f.name != manifest.name and f.role != MANIFEST}
-
-
-def _refused(file: Found, companions: Iterable[Found], error: InputError) -> Drop:
-    extras = {f"extra-{n}": f for n, f in enumerate((c for c in companions if not c.taken), start=1)}
-    return Drop(file.stem, {file.role: file, **extras}, refusal=error)
+def _refuse(file: Found, companions: Iterable[Found], error: InputError, result: Grouping) -> None:
+    """Take a file out of the inbox together with what belongs to it, once nobody writes any of that any more."""
+    here = [f for f in companions if not f.taken]
+    if not all(f.settled for f in here):
+        result.waiting.append(Waiting(file.text, "its files are still being written", file.age_s))
+        return
+    extras = {f"extra-{number}": f for number, f in enumerate(dict.fromkeys(here), start=1)}
+    result.drops.append(Drop(file.stem, {file.role: file, **extras}, refusal=error))
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
@@ -186,30 +184,25 @@ def _refused(file: Found, companions: Iterable[Found], error: InputError) -> Dro
 def _take_pairs(files: Mapping[bytes, Found], spoken_for: set[bytes], pair_timeout_s: float, result: Grouping) -> None:
     stems: dict[str, list[Found]] = defaultdict(list)
     for file in files.values():
-        if file.role != MANIFEST and not file.taken and file.name not in spoken_for:
+        if file.role in (IMAGE, AUDIO) and not file.taken and file.name not in spoken_for:
             stems[file.key].append(file)
     for members in stems.values():
-        _take_stem(sorted(members, key=lambda f: f.name), pair_timeout_s, result)
+        if all(f.settled for f in members):
+            _take_stem(sorted(members, key=lambda f: f.name), pair_timeout_s, result)
 
 
 def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) -> None:
     """One stem's pictures and sounds: a pair, a half, or too many."""
     images = [f for f in members if f.role == IMAGE]
     sounds = [f for f in members if f.role == AUDIO]
-    first, age_s = members[0], max(f.age_s for f in members)
-    unsettled = [f.text for f in members if not f.settled]
-    if unsettled:
-        result.waiting.append(Waiting(", ".join(unsettled), "still being written", age_s))
-    elif len(images) == 1 and len(sounds) == 1:
+    first, others, half = members[0], members[1:], "sound" if images else "picture"
+    if len(images) == 1 and len(sounds) == 1:
         result.drops.append(Drop(images[0].stem, {IMAGE: images[0], AUDIO: sounds[0]}))
     elif images and sounds:
         names = ", ".join(f.text for f in members)
-        result.drops.append(_refused(first, members[1:], AmbiguousPair(f"{names} share a stem")))
-    elif age_s >= pair_timeout_s:
-        half = "sound" if images else "picture"
-        error = MissingHalf(f"no {half} of that stem came for {first.text!r} within {pair_timeout_s:g} s")
-        result.drops.append(_refused(first, members[1:], error))
+        _refuse(first, others, AmbiguousPair(f"{names} share a stem"), result)
+    elif max(f.age_s for f in members) >= pair_timeout_s:
+        late = MissingHalf(f"no {half} of that stem came for {first.text!r} within {pair_timeout_s:g} s")
+        _refuse(first, others, late, result)
     else:
-        half = "sound" if images else "picture"
-        for file in members:
-            result.waiting.append(Waiting(file.text, f"waits for a {half} of the same stem", file.age_s))
+        result.waiting += [Waiting(f.text, f"waits for a {half} of the same stem", f.age_s) for f in members]
