@@ -101,7 +101,8 @@ class Intake:
             self._clear_repetition(drop, job_id)
             return None
         if known is not None:
-            refusal = InputsAlreadyTaken(f"{drop.name} asks for the id of job {job_id}, which has other inputs")
+            taken = f"{drop.name} asks for the id of job {job_id}, which has other inputs or options"
+            refusal = InputsAlreadyTaken(taken, remedy="give the job another id")
             job_id = new_id()
         spec = self.spool.accept(job_id, lambda folder: self._fill(job_id, drop, refusal, folder))
         return self.register(spec)
@@ -182,10 +183,18 @@ class Intake:
     # -- an id that is known already -----------------------------------------------------------------------------------
 
     def _is_repetition(self, drop: Drop, job_id: str) -> bool:
-        """Did that job take these very bytes? Somebody who got no answer has then simply asked again."""
+        """Was that very work accepted as that job? Somebody who got no answer has then simply asked again."""
         taken = self.ledger.source_hashes(job_id)
-        files = [(role, f) for role, f in drop.files.items() if role in (IMAGE, AUDIO)]
-        return all(taken.get(role) == sha256_of(self.inbox.path(f.name)) for role, f in files)
+        sources = tuple(
+            SourceFile(role, file.text, file.identity, sha256_of(self.inbox.path(file.name)))
+            for role, file in drop.files.items()
+        )
+        if any(taken.get(s.role) != s.sha256 for s in sources if s.role != MANIFEST):
+            return False
+        if any(taken.get(s.role) == s.sha256 for s in sources if s.role == MANIFEST):
+            return True
+        key = idempotency_key(self._spec(job_id, drop, sources, None))
+        return key is not None and key == self.ledger.idem_key(job_id)
 
     def _clear_repetition(self, drop: Drop, job_id: str) -> None:
         log.info("intake: %s repeats job %s, which is accepted already", drop.name, job_id)
@@ -203,38 +212,36 @@ class Intake:
     def _serve_late_manifests(self) -> None:
         """A manifest whose files were just accepted as a pair replaces that job's options; later it is refused."""
         for drop in self.inbox.without_files(self._taken()):
-            job = None if drop.manifest is None else self._job_of_files(drop.manifest)
+            job = None if drop.manifest is None else self._pair_of(drop.manifest)
             if job is None:
                 continue
-            in_time = now_ms() - job.accepted_ms <= self.settings.watch.manifest_grace_s * 1000
-            if in_time and job.state is JobState.QUEUED and job.attempt == 0 and self._replace_options(job, drop):
-                continue
-            self._refuse_late(drop, job)
+            try:
+                if not self._replace_options(job, drop):
+                    late = f"the files of {drop.name} were accepted as job {job.id}, which is {job.state}"
+                    self._take(replace(drop, manifest=None, refusal=InputsAlreadyTaken(late)))
+            except (SourceChanged, OSError) as error:
+                log.info("intake: %s waits: %s", drop.name, error)
 
-    def _refuse_late(self, drop: Drop, job: Job) -> None:
-        late = InputsAlreadyTaken(f"the files of {drop.name} were accepted as job {job.id}, which is {job.state}")
-        try:
-            self._take(replace(drop, manifest=None, refusal=late))
-        except (SourceChanged, OSError) as error:
-            log.info("intake: %s waits: %s", drop.name, error)
-
-    def _job_of_files(self, manifest: Manifest) -> Job | None:
-        """The recent job that took exactly the files that a manifest names."""
+    def _pair_of(self, manifest: Manifest) -> Job | None:
+        """The job that took exactly the files that a manifest names, as a pair and not long ago."""
         names = [s for s in (manifest.image, manifest.audio) if s is not None and classify(s) == "file"]
         jobs = {j.id: j for name in names if (j := self.ledger.latest_with_source(os.fsencode(name))) is not None}
         if len(jobs) != 1 or len(names) != 2:
             return None
-        job = next(iter(jobs.values()))
-        return job if now_ms() - job.accepted_ms <= _TAKEN_LOOKBACK_MS else None
+        [job] = jobs.values()
+        recent = now_ms() - job.accepted_ms <= _TAKEN_LOOKBACK_MS
+        return job if recent and self.ledger.source_hashes(job.id).keys() == {IMAGE, AUDIO} else None
 
     def _replace_options(self, job: Job, drop: Drop) -> bool:
-        old = self.spool.spec(job.id)
-        if old is None or drop.manifest is None:
+        """Let a job do what a late manifest says; False when it is too late, or when that asks for an id of its own."""
+        in_time = now_ms() - job.accepted_ms <= self.settings.watch.manifest_grace_s * 1000
+        old, manifest = self.spool.spec(job.id), drop.manifest
+        waits = job.state is JobState.QUEUED and job.attempt == 0
+        if manifest is None or old is None or not in_time or not waits or manifest.id not in (None, job.id):
             return False
-        spec = with_manifest(self._spec(job.id, drop, old.sources, None), drop.manifest)
-        spec = replace(spec, id=job.id, name=old.name, out_name=old.out_name, accepted_ms=old.accepted_ms)
+        spec = with_manifest(old, manifest)
         self.spool.rewrite(spec)
-        if not self.ledger.set_options(spec):
+        if not self.ledger.set_options(spec, idem_key=idempotency_key(spec)):
             self.spool.rewrite(old)
             return False
         log.info("job %s takes the options of %s", job.id, drop.name)
@@ -247,33 +254,36 @@ class Intake:
         """Unlink the inputs of accepted jobs from the inbox, except those that a waiting manifest names as well."""
         needed = self.inbox.named_by_manifests(self._taken())
         for job_id, sources in list(self._unreleased.items()):
-            released = [self._release_file(job_id, source, needed) for source in sources]
-            if all(released):
-                reach("intake-unlinked")
-                self.ledger.set_released(job_id)
-                del self._unreleased[job_id]
+            left = [s for source in sources if (s := self._release_file(job_id, source, needed)) is not None]
+            if left:
+                self._unreleased[job_id] = tuple(left)
+                continue
+            reach("intake-unlinked")
+            self.ledger.set_released(job_id)
+            del self._unreleased[job_id]
 
-    def _release_file(self, job_id: str, source: SourceFile, needed: Container[bytes]) -> bool:
-        """True when the name no longer stands for the bytes that were copied."""
+    def _release_file(self, job_id: str, source: SourceFile, needed: Container[bytes]) -> SourceFile | None:
+        """None when the name no longer stands for the bytes that were copied, else what still lies there."""
         name = os.fsencode(source.name)
         path = self.inbox.path(name)
         try:
             now = identity(path)
             if now is None or not self._is_same(path, source, now):
-                return True
+                return None
+            source = replace(source, identity=now)
             if name in needed:
-                return False
+                return source
             reach("intake-before-unlink")
             os.unlink(path)  # noqa: PTH108 - names are bytes
             fsync_folder(self.inbox.root)
         except FileNotFoundError:
-            return True
+            return None
         except OSError as error:
             if job_id not in self._complained:
                 self._complained.add(job_id)
                 log.warning("intake: cannot remove %s from the inbox: %s", printable(source.name), error.strerror)
-            return False
-        return True
+            return source
+        return None
 
     @staticmethod
     def _is_same(path: bytes, source: SourceFile, now: Identity) -> bool:

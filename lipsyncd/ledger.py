@@ -266,11 +266,11 @@ class Ledger:
             session.execute(change.values(stage=stage, fraction=min(max(fraction, 0.0), 1.0)))
 
     def set_options(self, spec: JobSpec, *, idem_key: str | None = None) -> bool:
-        """Take over other options, while the job waits; says whether it still did."""
+        """Take over other options, while the job waits; says whether it still did. It is then prepared once more."""
 
         def renamed(out_name: str) -> bool:
             note = "options replaced by a manifest"
-            values = {**asked(spec), **named(out_name)}
+            values = {**asked(spec), **named(out_name), "prepared": 0}
             return self._set(spec.id, [JobState.QUEUED], note=note, idem_key=idem_key, **values)
 
         return _under_free_name(spec.out_name, renamed)

@@ -93,11 +93,13 @@ class Preparer:
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
         prepared = self.spool.prepared(job.id)
-        if prepared is None:
+        if prepared is None or prepared.pad_s != spec.pad_s:
             self._require_space()
             self.ledger.set_stage(job.id, "preparing")
             prepared = self._decode(spec)
             self.spool.set_prepared(job.id, prepared)
+            if self.spool.spec(job.id) != spec:
+                return  # a late manifest has changed what is wanted: look again
         duration = Fraction(prepared.sound.samples, prepared.sound.rate)
         frames = frame_count(duration, spec.fps)
         self.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
@@ -140,6 +142,7 @@ class Preparer:
                 sound.channels,
             ),
             (*picture.notes, *sound.notes),
+            spec.pad_s,
         )
 
     def _image(self, spec: JobSpec, folder: Path) -> Path:

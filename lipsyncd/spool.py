@@ -29,11 +29,15 @@ _STAGING = ".tmp-"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the jail made of the inputs: raw files in the job's folder, nothing else for a renderer to read."""
+    """What the jail made of the inputs: raw files in the job's folder, nothing else for a renderer to read.
+
+    pad_s  seconds of silence that the sound got behind it
+    """
 
     picture: Picture
     sound: Sound
     notes: tuple[str, ...] = ()
+    pad_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,9 @@ class Spool:
         try:
             if data is None:
                 return None
-            return Prepared(Picture(**data["picture"]), Sound(**data["sound"]), tuple(data["notes"]))
-        except (KeyError, TypeError):
+            picture, sound = Picture(**data["picture"]), Sound(**data["sound"])
+            return Prepared(picture, sound, tuple(data["notes"]), float(data["pad_s"]))
+        except (KeyError, TypeError, ValueError):
             return None
 
     # -- the finished video --------------------------------------------------------------------------------------------

@@ -404,12 +404,13 @@ def test_the_newest_job_that_took_a_name_is_found_by_its_bytes(ledger: Ledger) -
 def test_options_are_replaced_only_while_a_job_waits(ledger: Ledger) -> None:
     spec = spec_of()
     ledger.insert(spec, max_attempts=3, idem_key="old")
+    ledger.set_prepared(spec.id, frames=25, duration_ms=1000)
     queued(ledger, "hello")
     other = spec_of(id=spec.id, out_name="hello", resolution=128, stitch=True, priority=9, user_data={"a": 1})
     assert ledger.set_options(other, idem_key="new")
     job = ledger.get(spec.id)
     assert (job.out_name, job.resolution, job.stitch, job.priority) == ("hello (2)", 128, True, 9)
-    assert (job.user_data, ledger.idem_key(spec.id)) == ('{"a": 1}', "new")
+    assert (job.user_data, ledger.idem_key(spec.id), job.prepared) == ('{"a": 1}', "new", False)
     ledger.to_cancelled(spec.id)
     assert not ledger.set_options(spec)
     assert ledger.get(spec.id).resolution == 128

@@ -12,7 +12,9 @@ from lipsyncd.protocol import Picture, Sound
 from lipsyncd.spool import Output, Prepared, Spool
 from tests.core_kit import spec_of
 
-PREPARED = Prepared(Picture("picture.rgb", 8, 6), Sound("speech.s16", 160, "sound.s16", 480, 48_000, 1), ("a note",))
+PREPARED = Prepared(
+    Picture("picture.rgb", 8, 6), Sound("speech.s16", 160, "sound.s16", 480, 48_000, 1), ("a note",), 1.5
+)
 OUTPUT = Output("ab" * 32, 5, 25, 64, 64, 100, 1000, 1, {"face": [1, 2]})
 
 
