@@ -15,7 +15,7 @@ $(VENV)/.demo: pyproject.toml config/constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[demo]' && touch $@
 
 $(VENV)/.test: pyproject.toml config/constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[test]' && touch $@
+	$(PIP) --editable '.[test,musetalk]' && touch $@
 
 demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of its own
 	$(VENV)/bin/lipsyncd demo $(if $(TEXT),"$(TEXT)")
