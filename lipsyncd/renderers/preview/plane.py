@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 Field = NDArray[np.float32]
+Curve = NDArray[np.float64]  # one value for each column
+Parabola = NDArray[np.float64]  # (3,) highest power first, as numpy.polyval wants it: v of u
 Pixels = NDArray[np.integer] | NDArray[np.floating]
 
 
@@ -70,6 +72,10 @@ class Window:
         u = self.left + np.arange(self.columns, dtype=np.float32) / np.float32(self.scale)
         v = self.top + np.arange(self.rows, dtype=np.float32) / np.float32(self.scale)
         return u[None, :], v[:, None]
+
+
+# Where mouths are looked for: below the eyes, down to the lowest chin.
+LOWER_FACE = Window(left=-0.75, top=0.55, right=0.75, bottom=2.1, scale=128)
 
 
 @dataclass(frozen=True)
