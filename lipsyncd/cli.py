@@ -191,11 +191,12 @@ def status(caller: Caller, job_id: str | None, watch: bool, limit: int, as_json:
     view, state = caller.view, caller.settings.paths.state
     if job_id is not None:
         job = view.get(job_id)
-        events = view.events(job.id)
+        events, deliveries = view.events(job.id), view.deliveries(job.id)
         if as_json:
-            display.print_json({**job.to_json(), "events": [overview.event_json(event) for event in events]})
+            told = {"events": [overview.event_json(e) for e in events], "webhooks": [d.to_json() for d in deliveries]}
+            display.print_json({**job.to_json(), **told})
         else:
-            display.print_job(job, events)
+            display.print_job(job, events, deliveries)
     elif as_json:
         display.print_json(overview.as_json(view, state, limit=limit))
     elif watch:

@@ -41,6 +41,7 @@ from lipsyncd.recovery import open_ledger, recover
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Spool
 from lipsyncd.watch import Watch, is_network
+from lipsyncd.webhooks import Webhooks, load_keys
 from lipsyncd.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -144,12 +145,22 @@ class Daemon:
         self._intake = Intake(settings, self._inbox, self.finisher.spool, self._ledger)
         recover(self._intake, self.finisher)
         self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
+        self._webhooks = self._make_webhooks()
         self._watch = Watch(self._inbox.root, mode=settings.watch.mode, network=network, bell=self._ring.set)
         self._watch.start()
         self._thread("intake", self._scan_loop)
         self._thread("prepare", self._prepare_loop)
         for device in settings.render.devices[: settings.render.max_concurrent_jobs]:
             self._begin_worker(device, ffmpeg)
+        self._telling = threading.Thread(target=self._webhooks.run, name="webhooks")
+        self._telling.start()
+
+    def _make_webhooks(self) -> Webhooks:
+        web = self.settings.web
+        keys = load_keys(self.folders.state, web.webhook_secret_file, os.environ)
+        made = Webhooks(self._ledger.deliveries, keys=keys, allow=web.webhook_allow)
+        self._ledger.listeners.append(lambda _step, _job: made.wake())
+        return made
 
     def _begin_worker(self, device: str, ffmpeg: Path) -> None:
         render = self.settings.render
@@ -190,6 +201,8 @@ class Daemon:
                 self._cut_off.set()
             self._serve_control()
             time.sleep(_TICK_S)
+        self._webhooks.stop()  # last of all: jobs have ended until now
+        self._telling.join()
         self._watch.stop()
         self._ledger.close()
         (self.folders.state / STATUS_FILE).unlink(missing_ok=True)

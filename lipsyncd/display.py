@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from lipsyncd.delivery import Delivery, DeliveryState
 from lipsyncd.job import Job, JobEvent, JobState, now_ms
 
 _HEADINGS = ("ID", "NAME", "STATE", "STAGE", "%", "AGE", "RENDERER", "FPS")
@@ -130,8 +131,8 @@ def watch(look: Callable[[], tuple[Sequence[Job], Sequence[str]]], *, every_s: f
         return
 
 
-def print_job(job: Job, events: Sequence[JobEvent]) -> None:
-    """One job with its history."""
+def print_job(job: Job, events: Sequence[JobEvent], deliveries: Sequence[Delivery] = ()) -> None:
+    """One job with its history, and whether those who asked were told of its end."""
     facts = [
         ("id", job.id),
         ("name", job.name),
@@ -151,6 +152,7 @@ def print_job(job: Job, events: Sequence[JobEvent]) -> None:
         ("reason", f"{job.reason_code}: {job.reason}" if job.reason_code else ""),
         ("remedy", job.remedy or ""),
         ("inputs", job.kept or ""),
+        *(("webhook", delivery_line(delivery)) for delivery in deliveries),
     ]
     for label, value in facts:
         if value:
@@ -159,6 +161,16 @@ def print_job(job: Job, events: Sequence[JobEvent]) -> None:
     for event in events:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at_ms / 1000))
         click.echo(f"{stamp}  {event.state.ljust(10)}  {event.note}")
+
+
+def delivery_line(delivery: Delivery) -> str:
+    """A webhook in one line; its address stays out of it, since that may hold somebody's secret."""
+    attempts = f"{delivery.attempt} {'attempt' if delivery.attempt == 1 else 'attempts'}"
+    parts = [delivery.state.value, attempts, delivery.last_error or ""]
+    if delivery.state is DeliveryState.WAITING and delivery.attempt:
+        wait_s = max(0, delivery.next_at_ms - now_ms()) / 1000
+        parts.append(f"next in {wait_s:.0f} s")
+    return ", ".join(part for part in parts if part) + f" ({delivery.webhook_id})"
 
 
 class Progress:

@@ -22,7 +22,7 @@ import aiohttp
 from yarl import URL
 
 from lipsyncd.errors import DiskLow, FetchFailed, FetchRefused, LipsyncdError
-from lipsyncd.outgoing import Guard, shown
+from lipsyncd.outgoing import Guard, cause, shown
 
 MAX_REDIRECTS = 3
 
@@ -125,7 +125,7 @@ async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched 
     except aiohttp.ClientError as error:
         if door.refused:
             raise FetchRefused(f"{shown(url)} {door.refused}") from error
-        raise FetchFailed(f"{shown(url)} cannot be fetched: {_said(error)}") from error
+        raise FetchFailed(f"{shown(url)} cannot be fetched: {cause(error)}") from error
 
 
 def _next_hop(guard: Guard, url: URL, location: str) -> URL:
@@ -171,19 +171,3 @@ async def _save(url: URL, response: aiohttp.ClientResponse, target: Path, max_by
 
 def _too_large(url: URL, max_bytes: int) -> LipsyncdError:
     return FetchRefused(f"{shown(url)} is larger than {max_bytes} bytes", remedy="use a smaller file or the inbox")
-
-
-def _said(error: aiohttp.ClientError) -> str:
-    """The cause in words. Not `str(error)`: some of aiohttp's errors quote the whole address, query and all."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "its certificate is not trusted here"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-        return os.strerror(cause.errno) if cause.errno else str(cause)
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return "it ended before it was complete"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the server hung up"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return "the server does not speak HTTP"
-    return type(error).__name__

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from lipsyncd.delivery import DELIVERY_COLUMNS, Delivery, delivery_from_row
 from lipsyncd.errors import LedgerError, UnknownJob
 from lipsyncd.job import JOB_COLUMNS, Job, JobEvent, JobState, job_from_row
 
@@ -94,6 +95,15 @@ class LedgerView:
                 return []
             rows = connection.execute("SELECT at_ms, state, note FROM job_event WHERE job_id=? ORDER BY id", (job_id,))
             return [JobEvent(row["at_ms"], row["state"], row["note"]) for row in rows]
+
+    def deliveries(self, job_id: str) -> list[Delivery]:
+        """The webhooks of a job, oldest first."""
+        wanted = (
+            f"SELECT {', '.join(DELIVERY_COLUMNS)} FROM webhook_delivery WHERE job_id=? ORDER BY made_ms, webhook_id"
+        )
+        with self._open() as connection:
+            rows = [] if connection is None else connection.execute(wanted, (job_id,))
+            return [delivery_from_row(row) for row in rows]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""

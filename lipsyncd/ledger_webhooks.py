@@ -72,9 +72,11 @@ class Deliveries:
         with self._write() as session:
             return [delivery_from_row(dict(row)) for row in session.execute(wanted).mappings()]
 
-    def next_at_ms(self) -> int | None:
-        """When the next delivery is due; None when nothing waits."""
-        wanted = select(WebhookRow.next_at_ms).where(WebhookRow.state == DeliveryState.WAITING.value)
+    def next_at_ms(self, *, besides: Collection[str] = ()) -> int | None:
+        """When the next delivery of a job not in `besides` is due; None when nothing waits."""
+        wanted = select(WebhookRow.next_at_ms).where(
+            WebhookRow.state == DeliveryState.WAITING.value, col(WebhookRow.job_id).not_in(besides)
+        )
         with self._write() as session:
             return session.exec(wanted.order_by(col(WebhookRow.next_at_ms)).limit(1)).first()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import socket
 import threading
@@ -71,24 +72,45 @@ def shown(url: URL) -> str:
     return bare if len(bare) <= 120 else bare[:117] + "..."
 
 
+def cause(error: aiohttp.ClientError) -> str:
+    """A failure in words. Not `str(error)`: some of aiohttp's errors quote the whole address, query and all."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not trusted here"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        inner = error.os_error
+        return os.strerror(inner.errno) if inner.errno else str(inner)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "it ended before it was complete"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the server hung up"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the server does not speak HTTP"
+    return type(error).__name__
+
+
 class Guard:
     """The rule: public addresses on ports 80 and 443, and what `allow` lists on any port.
 
-    allow  host names (`media.lan`), names with a port (`media.lan:8080`), addresses and networks (`192.168.0.0/16`).
-           A listed name may lead anywhere: whoever lists it trusts whoever runs its DNS.
+    allow    host names (`media.lan`), names with a port (`media.lan:8080`), addresses and networks (`192.168.0.0/16`).
+             A listed name may lead anywhere: whoever lists it trusts whoever runs its DNS.
+    public   False: nothing but what `allow` lists, as for addresses without TLS
+    setting  where `allow` was read, for the message
 
     Raises `ConfigError` for an entry that is none of these.
     """
 
-    def __init__(self, allow: Sequence[str] = (), *, lookup: Lookup = lookup) -> None:
+    def __init__(
+        self, allow: Sequence[str] = (), *, lookup: Lookup = lookup, public: bool = True, setting: str = "fetch.allow"
+    ) -> None:
         self._lookup = lookup
+        self._public = public
         self._networks: list[_Network] = []
         self._names: set[tuple[str, int | None]] = set()
         for entry in allow:
             try:
                 self._networks.append(ipaddress.ip_network(entry, strict=False))
             except ValueError:
-                self._names.add(_name_and_port(entry))
+                self._names.add(_name_and_port(entry, setting))
 
     def check(self, text: str) -> URL:
         """The parsed address. Raises `FetchRefused` for other schemes, for users and passwords, for what is no URL."""
@@ -120,12 +142,14 @@ class Guard:
             everything_listed = False
             if reserved := _reserved(inner):
                 return f"is no public address ({reserved})"
+        if not everything_listed and not self._public:
+            return "is asked without TLS and not listed"
         if port not in PUBLIC_PORTS and not everything_listed:
             return f"is asked on port {port}, which is neither 80 nor 443"
         return ""
 
 
-def _name_and_port(entry: str) -> tuple[str, int | None]:
+def _name_and_port(entry: str, setting: str) -> tuple[str, int | None]:
     try:
         url = URL(f"//{entry}/")
         host, port = _normal(url.raw_host or ""), url.explicit_port
@@ -137,7 +161,7 @@ def _name_and_port(entry: str) -> tuple[str, int | None]:
     if re.fullmatch(r"[a-z0-9._:-]+", host) and not numeric and _normal(entry) in (written, f"{written}:{port}"):
         return host, port
     raise ConfigError(
-        f"fetch.allow holds {entry!r}; allowed are host names, host:port, addresses and networks like 192.168.0.0/16"
+        f"{setting} holds {entry!r}; allowed are host names, host:port, addresses and networks like 192.168.0.0/16"
     )
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from lipsyncd import decode, fetch, media, speech, uploads
@@ -158,15 +159,26 @@ class Preparer:
         if path.exists():
             return path
         if spec.text is not None:
-            voice, pace = spec.voice or self.settings.speech.voice, self.settings.speech.words_per_minute
-            part = folder / "audio.part"
-            speech.speak(spec.text, part, voice=voice, words_per_minute=pace, ssml=spec.ssml)
-            part.rename(path)
+            self._speak(spec.text, spec, path)
         elif spec.audio_url is not None:
             self._fetch(spec.audio_url, path, self.settings.intake.max_audio_mb)
         else:
             raise MissingHalf(f"job {spec.id} has no sound")
         return path
+
+    def _speak(self, text: str, spec: JobSpec, path: Path) -> None:
+        rules = self.settings.speech
+        part = path.with_suffix(".part")
+        speak = partial(speech.speak_with, rules.command) if rules.command else speech.speak
+        speak(
+            text,
+            part,
+            voice=spec.voice or rules.voice,
+            words_per_minute=rules.words_per_minute,
+            ssml=spec.ssml,
+            timeout_s=rules.timeout_s,
+        )
+        part.rename(path)
 
     def _fetch(self, url: str, path: Path, max_mb: int) -> None:
         rules = self.settings.fetch

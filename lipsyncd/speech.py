@@ -1,7 +1,8 @@
 """Speak a text into a WAV file, with the espeak-ng library that the package `espeakng-loader` carries.
 
 The text comes from strangers and the library is C, so it runs only in a child process of its own: `speak` and `voices`
-start this same module (`python -m lipsyncd.speech`) and never load the library themselves.
+start this same module (`python -m lipsyncd.speech`) and never load the library themselves. `speak_with` leaves the
+speaking to a program that the operator has configured.
 
 Owns the text's limits and the library's C interface. Leaves every other format to the jailed decoder: its WAV is
 decoded like one that somebody dropped.
@@ -16,8 +17,10 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+import tempfile
 import wave
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +28,7 @@ from pathlib import Path
 
 from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
 from lipsyncd.jail import Limits, end, popen_jailed
+from lipsyncd.log import printable
 
 DEFAULT_VOICE = "en-us"
 DEFAULT_WORDS_PER_MINUTE = 165
@@ -35,6 +39,8 @@ MAX_SOUND_S = 610  # a little more than a job may last, so that the job fails wi
 
 _PACKAGE = "espeakng_loader"
 _LIMITS = Limits(cpu_s=120, file_bytes=256 << 20, memory_bytes=1 << 30)
+_LAST_WORDS_BYTES = 300
+_OUR_VARIABLES = ("LIPSYNCD_", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
 _EX_DATAERR, _EX_UNAVAILABLE = 65, 69  # sysexits.h
 _GENDERS = {1: "male", 2: "female"}
 _MAX_VOICE_CHARS = 64
@@ -99,6 +105,62 @@ def speak(
     if ssml:
         options.append("--ssml")
     _run_child(options, text.encode(), timeout_s, writable=[target.absolute().parent])
+
+
+def speak_with(
+    command: Sequence[str],
+    text: str,
+    target: Path,
+    *,
+    voice: str = DEFAULT_VOICE,
+    words_per_minute: int = DEFAULT_WORDS_PER_MINUTE,
+    ssml: bool = False,
+    timeout_s: float = 60.0,
+) -> None:
+    """Have the operator's own program speak `text` (UTF-8 on its stdin) into `target` (the WAV on its stdout).
+
+    command  the program and its arguments. `SPEECH_VOICE`, `SPEECH_SSML` (0 or 1) and `SPEECH_WORDS_PER_MINUTE` stand
+             in its environment and never in its arguments: they come from strangers too
+
+    It is trusted with files, devices and the network, unlike espeak-ng, since it needs models and perhaps a GPU. It
+    gets none of the daemon's own variables and a bound on what it writes. When it takes too long its group is killed.
+
+    Raises `SpeechNotInstalled` when it cannot be started, `SpeechFailed` when it fails or writes no WAV.
+    """
+    check_text(text, ssml=ssml)
+    said = {"SPEECH_VOICE": voice, "SPEECH_SSML": str(int(ssml)), "SPEECH_WORDS_PER_MINUTE": str(words_per_minute)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_VARIABLES)}
+    with target.open("wb") as sound, tempfile.TemporaryFile() as words:
+        try:
+            program = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=sound,
+                stderr=words,
+                cwd=target.parent,
+                env={**kept, **said},
+                start_new_session=True,
+            )
+        except OSError as error:
+            fix = "correct speech.command, or leave it out to speak with espeak-ng"
+            raise SpeechNotInstalled(f"{command[0]} does not start: {error.strerror}", remedy=fix) from error
+        try:
+            for limit, most in ((resource.RLIMIT_FSIZE, _LIMITS.file_bytes), (resource.RLIMIT_CORE, 0)):
+                resource.prlimit(program.pid, limit, (most, most))
+            program.communicate(text.encode(), timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise SpeechFailed(f"speaking the text took longer than {timeout_s:g} s") from error
+        finally:
+            end(program)
+        words.seek(max(0, words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        last_words = printable(words.read().strip())
+    name = Path(command[0]).name
+    if program.returncode != 0:
+        raise SpeechFailed(f"{name} {_ending(program.returncode)}{': ' if last_words else ''}{last_words}")
+    with target.open("rb") as file:
+        head = file.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        raise SpeechFailed(f"{name} wrote no WAV to its stdout", remedy="correct speech.command")
 
 
 def voices(*, timeout_s: float = 60.0) -> list[Voice]:
@@ -179,12 +241,16 @@ def _run_child(options: list[str], text: bytes, timeout_s: float, *, writable: S
     return listing.decode()
 
 
+def _ending(status: int) -> str:
+    return f"was stopped by signal {-status}" if status < 0 else f"ended with exit status {status}"
+
+
 def _failure(status: int, said: str) -> LipsyncdError:
     if status == _EX_UNAVAILABLE:
         return SpeechNotInstalled(f"there is no speech: {said}")
     if status < 0:
-        return SpeechFailed(f"espeak-ng was stopped by signal {-status} on this text")
-    return SpeechFailed(said or f"espeak-ng ended with exit status {status}")
+        return SpeechFailed(f"espeak-ng {_ending(status)} on this text")
+    return SpeechFailed(said or f"espeak-ng {_ending(status)}")
 
 
 # -- the child: the only place where the library is loaded -------------------------------------------------------------

@@ -36,7 +36,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
         ),
     ),
     ("folders and the ledger", "folders inbox ledger overview sidecar"),
-    ("joins of edges", "intake keep outbox submit waiting"),
+    ("joins of edges", "intake keep outbox submit waiting webhooks"),
     ("ends of jobs", "finish demo"),
     ("work on jobs", "actions prepare recovery"),
     ("the render loop", "worker"),
@@ -50,7 +50,7 @@ LEVEL = {name: number for number, (_, names) in enumerate(LEVELS) for name in na
 # Each library that is not Python's own, and the only modules that may import it.
 HOMES: dict[str, str] = {
     "PIL": "picture",
-    "aiohttp": "fetch outgoing web",
+    "aiohttp": "fetch outgoing web webhooks",
     "click": "cli cli_models demo display",
     "cv2": "renderers",
     "diffusers": "renderers",
@@ -68,7 +68,7 @@ HOMES: dict[str, str] = {
     "torch": "renderers",
     "transformers": "renderers",
     "watchdog": "watch",
-    "yarl": "fetch outgoing web",
+    "yarl": "fetch outgoing web webhooks",
 }
 COMMANDS = ("cli", "cli_models")  # modules that every command loads
 JOB_ID = new_id()

@@ -33,6 +33,8 @@ OTHER_PATHS = {
     "end-recorded",
     "end-moved",
     "retry-accepted",
+    "webhook-answered",
+    "webhook-due",
     "recover-registered",
     "recover-resumed",
 }

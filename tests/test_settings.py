@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lipsyncd.errors import ConfigError
 from lipsyncd.settings import Output, Paths, Render, Settings, describe, load, reference_toml
 from lipsyncd.settings.loading import SECTIONS, SETTINGS
+from lipsyncd.settings.sections import UNSET
 
 TOP = Path(__file__).parent.parent
 ORIGINAL = {  # the original service's variable -> the setting, the default, and another value with what it reads as
@@ -83,7 +84,8 @@ def test_a_variable_of_the_original_service_works_under_its_name(read, variable,
 def test_every_setting_can_be_given_as_a_variable_of_ours(read, name):
     setting = SETTINGS[name]
     current = value_of(Settings(), name)
-    text = ",".join(current) if isinstance(current, tuple) else str(current)
+    unset = "" if current == UNSET else str(current)
+    text = ",".join(current) if isinstance(current, tuple) else unset
     settings = read(**{setting.variable: text})
 
     assert value_of(settings, name) == current

@@ -250,6 +250,13 @@ class Speech:
 
     voice: str = setting("en-us", "Voice of jobs that name none.", check=bool, allowed="the name of a voice")
     words_per_minute: int = setting(165, "Pace of the voice.", low=80, high=450)
+    command: tuple[str, ...] = setting(
+        (),
+        "A program with its arguments that speaks in place of espeak-ng: text on stdin, WAV on stdout.",
+        check=lambda words: not words or Path(words[0]).is_absolute(),
+        allowed="a list of texts, the first one an absolute path",
+    )
+    timeout_s: float = setting(60.0, "Longest speaking of one text.", low=1)
 
 
 @dataclass(frozen=True)
@@ -286,6 +293,12 @@ class Web:
     host: str = setting("127.0.0.1", "Address to listen on.", check=bool, allowed="an address", variable="HOST")
     port: int = setting(8003, "Port to listen on; 0 means any that is free.", low=0, high=65535, variable="PORT")
     max_queue: int = setting(10, "Refuse new jobs over REST while this many wait.", low=1, variable="MAX_QUEUE_SIZE")
+    webhook_allow: tuple[str, ...] = setting(
+        (), "Hosts and networks that webhooks may go to although they are not public, over http too."
+    )
+    webhook_secret_file: Path = setting(
+        UNSET, "File of the keys that sign webhooks, one on each line; empty means one that is made in state."
+    )
 
 
 @dataclass(frozen=True)
