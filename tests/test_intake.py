@@ -1,0 +1,500 @@
+"""From the inbox into the spool and the ledger: each drop once, whole, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lipsyncd import files
+from lipsyncd.inbox import Inbox, Rules
+from lipsyncd.intake import Accepted, Intake
+from lipsyncd.job import Job, JobSpec, JobState, new_id
+from lipsyncd.ledger import Ledger
+from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
+from lipsyncd.settings import Paths, Settings, Watch
+from lipsyncd.spool import Spool
+from tests.core_kit import Clock, as_nobody
+from tests.home import picture, put, sound
+from tests.media_kit import tone, wav
+
+RULES = Rules(
+    settle_s=1.0,
+    settle_proven_s=0.2,
+    settle_network_s=5.0,
+    incomplete_timeout_s=1800.0,
+    pair_timeout_s=86_400.0,
+    max_bytes={IMAGE: 64_000_000, AUDIO: 512_000_000, MANIFEST: 65_536},
+)
+PICTURE, SOUND = picture(), sound()
+
+
+class Desk:
+    """An inbox, a spool and a ledger with the intake between them. `again` is what a new start of the daemon sees."""
+
+    def __init__(self, root: Path, settings: Settings | None = None) -> None:
+        files.expect_lease_signals()
+        self.root = root
+        self.settings = settings or Settings(Paths(storage=root))
+        self.clock = Clock()
+        self.inbox_folder = root / "inbox"
+        self.spool = Spool(root / "spool")
+        for folder in (self.inbox_folder, self.spool.root):
+            folder.mkdir(exist_ok=True)
+        self.ledger = Ledger(root / "ledger.db")
+        self.inbox = Inbox(self.inbox_folder, RULES, network=False, clock=self.clock)
+        self.intake = Intake(self.settings, self.inbox, self.spool, self.ledger)
+
+    def again(self) -> Desk:
+        self.ledger.close()
+        return Desk(self.root, self.settings)
+
+    def scan(self, after_s: float = 0.0) -> list[Accepted]:
+        self.clock.wait(after_s)
+        return self.intake.scan()
+
+    def take(self) -> list[Accepted]:
+        """Look, wait until everything has settled, look again."""
+        return [*self.scan(), *self.scan(after_s=2.0)]
+
+    def take_one(self) -> Job:
+        [accepted] = self.take()
+        return accepted.job
+
+    def put(self, name: str | bytes, content: bytes) -> None:
+        put(self.inbox_folder, name, content)
+
+    def pair(self, stem: str = "anna", seed: int = 0) -> None:
+        self.put(f"{stem}.png", picture(seed))
+        self.put(f"{stem}.wav", sound(seed=seed))
+
+    def manifest(self, name: str = "order", **said: Any) -> None:
+        self.put(f"{name}.json", json.dumps({"image": "anna.png", "audio": "anna.wav", **said}).encode())
+
+    def spec(self, job: Job) -> JobSpec:
+        spec = self.spool.spec(job.id)
+        assert spec is not None
+        return spec
+
+    @property
+    def left(self) -> list[str]:
+        return sorted(os.listdir(self.inbox_folder))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.ledger.close()
+
+
+def reason(job: Job, desk: Desk) -> str:
+    refusal = desk.spec(job).refusal
+    assert refusal is not None
+    return refusal["code"]
+
+
+# -- taking ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_copied_recorded_and_taken_out_of_the_inbox(desk: Desk) -> None:
+    desk.pair()
+    job = desk.take_one()
+    folder = desk.spool.folder(job.id)
+    assert (folder / "image").read_bytes() == PICTURE
+    assert (folder / "audio").read_bytes() == SOUND
+    spec = desk.spec(job)
+    assert {s.role: (s.name, s.sha256) for s in spec.sources} == {
+        "image": ("anna.png", hashlib.sha256(PICTURE).hexdigest()),
+        "audio": ("anna.wav", hashlib.sha256(SOUND).hexdigest()),
+    }
+    assert (job.name, job.out_name, job.state) == ("anna", "anna", JobState.QUEUED)
+    assert desk.left == []
+    assert desk.ledger.unreleased() == []
+    assert desk.scan(after_s=100) == []
+
+
+def test_a_manifest_decides_over_the_settings_and_brings_its_own_id(desk: Desk) -> None:
+    job_id = new_id()
+    desk.pair()
+    desk.manifest(
+        id=job_id, out_name="Hello", renderer="preview", stitch=True, resolution=128, fps="30000/1001", priority=7,
+        user_data=[1], webhook="https://example.com/x", lipsyncd={"mood": "calm"},
+    )  # fmt: skip
+    job = desk.take_one()
+    spec = desk.spec(job)
+    assert (job.id, job.name, job.out_name, job.priority) == (job_id, "Hello", "Hello", 7)
+    assert (spec.renderer, spec.stitch, spec.resolution, str(spec.fps)) == ("preview", True, 128, "30000/1001")
+    assert (spec.user_data, spec.webhook, spec.options) == ([1], "https://example.com/x", {"mood": "calm"})
+    assert {s.role for s in spec.sources} == {"image", "audio", "manifest"}
+    assert desk.left == []
+
+
+@pytest.mark.parametrize("name", [b"bad\xff", b"line\nbreak", b"-rf", b"x" * 251, "jose\u0301".encode()])
+def test_any_name_is_taken(desk: Desk, name: bytes) -> None:
+    desk.put(name + b".png", PICTURE)
+    desk.put(name + b".wav", SOUND)
+    job = desk.take_one()
+    assert job.name.isprintable()
+    assert "/" not in job.out_name
+    assert [os.fsencode(s.name) for s in desk.spec(job).sources] == [name + b".png", name + b".wav"]
+    assert desk.left == []
+
+
+@pytest.mark.parametrize(
+    ("image", "voice", "code"),
+    [
+        (SOUND, SOUND, "image-not-recognised"),
+        (PICTURE, PICTURE, "audio-not-recognised"),
+        (b"<svg/>" * 10, SOUND, "image-not-recognised"),
+        (PICTURE, b"#EXTM3U\n/etc/passwd\n" * 5, "audio-not-recognised"),
+        (picture(width=40, height=200), SOUND, "image-too-small"),
+        (PICTURE[:200] + bytes(8) + PICTURE[208:300], SOUND, "image-undecodable"),
+        (PICTURE, wav(tone(0.3))[:5000], "audio-undecodable"),
+        (PICTURE, b"", "audio-not-recognised"),
+    ],
+)
+def test_what_cannot_become_a_video_is_a_job_with_a_reason_and_its_files(
+    desk: Desk, image: bytes, voice: bytes, code: str
+) -> None:
+    desk.put("anna.png", image)
+    desk.put("anna.wav", voice)
+    [accepted] = [*desk.scan(), *desk.scan(after_s=1801)]
+    assert accepted.refused
+    assert reason(accepted.job, desk) == code
+    assert (desk.spool.folder(accepted.job.id) / "audio").read_bytes() == voice
+    assert desk.left == []
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(desk: Desk) -> None:
+    header = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(header, "PNG")
+    desk.put("anna.png", header.getvalue())
+    desk.put("anna.wav", SOUND)
+    assert reason(desk.take_one(), desk) == "image-too-large"
+
+
+def test_a_broken_manifest_is_kept_with_what_belongs_to_it(desk: Desk) -> None:
+    desk.pair()
+    desk.put("anna.json", b'{"image": "anna.png", "adio": "anna.wav"}')
+    job = desk.take_one()
+    assert reason(job, desk) == "bad-manifest"
+    assert {s.name for s in desk.spec(job).sources} == {"anna.json", "anna.png", "anna.wav"}
+    assert desk.left == []
+
+
+def test_one_file_in_both_roles_is_refused_for_its_content(desk: Desk) -> None:
+    desk.put("face.png", PICTURE)
+    desk.manifest(image="face.png", audio="face.png")
+    assert reason(desk.take_one(), desk) == "audio-not-recognised"
+    assert desk.left == []
+
+
+# -- an id that comes again --------------------------------------------------------------------------------------------
+
+
+def test_the_same_order_under_the_same_id_is_cleared_away(desk: Desk) -> None:
+    """Somebody who got no answer asked again: with the same bytes, the same words in another order."""
+    job_id = new_id()
+    for said in ({"priority": 1, "id": job_id}, {"id": job_id, "priority": 1}, {"id": job_id.upper(), "priority": 1}):
+        desk.pair()
+        desk.manifest(**said)
+        accepted = desk.take()
+        assert len(accepted) <= 1
+        assert desk.left == []
+    assert [job.id for job in desk.ledger.in_state(*JobState)] == [job_id]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"stitch": True},
+        {"fps": 30},
+        {"text": "something else", "audio": None},
+        {"lipsyncd": {"mood": "calm"}},
+        {"image": "https://example.com/other.png"},
+    ],
+)
+def test_another_order_under_a_known_id_is_refused_and_names_the_job(desk: Desk, said: dict[str, Any]) -> None:
+    job_id = new_id()
+    desk.pair()
+    desk.manifest(id=job_id)
+    assert desk.take_one().id == job_id
+    desk.pair()
+    desk.manifest(id=job_id, **said)
+    accepted = desk.take()
+    [refused] = [a.job for a in accepted if a.refused]
+    assert refused.id != job_id
+    assert reason(refused, desk) == "inputs-already-taken"
+    assert job_id in desk.spec(refused).refusal["message"]  # type: ignore[index]
+
+
+def test_other_bytes_under_a_known_id_are_refused(desk: Desk) -> None:
+    job_id = new_id()
+    desk.pair()
+    desk.manifest(id=job_id)
+    desk.take()
+    desk.pair(seed=1)
+    desk.manifest(id=job_id)
+    assert reason(desk.take_one(), desk) == "inputs-already-taken"
+    assert desk.left == []
+
+
+def test_the_same_text_under_the_same_id_is_cleared_and_another_text_refused(desk: Desk) -> None:
+    job_id = new_id()
+    for text, expected in (("hello", [False]), ("hello", []), ("good bye", [True])):
+        desk.put("anna.png", PICTURE)
+        desk.put("order.json", json.dumps({"image": "anna.png", "text": text, "id": job_id}).encode())
+        assert [a.refused for a in desk.take()] == expected
+        assert desk.left == []
+
+
+# -- manifests that come late ------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_right_after_its_pair_replaces_the_options(desk: Desk) -> None:
+    desk.pair()
+    job = desk.take_one()
+    desk.manifest(resolution=128, stitch=True, out_name="hello", user_data=7)
+    assert desk.take() == []
+    spec, row = desk.spec(job), desk.ledger.get(job.id)
+    assert (spec.resolution, spec.stitch, spec.out_name, spec.user_data) == (128, True, "hello", 7)
+    assert (row.resolution, row.stitch, row.out_name, row.name, row.user_data) == (128, True, "hello", "hello", "7")
+    assert [s.name for s in spec.sources] == ["anna.png", "anna.wav"]
+    assert desk.left == []
+    # The replaced order is the order: asking for it again under its id is a repetition.
+    desk.pair()
+    desk.manifest(id=job.id, resolution=128, stitch=True, out_name="hello", user_data=7)
+    assert desk.take() == []
+    assert desk.left == []
+
+
+def test_a_manifest_that_says_no_name_leaves_the_names_as_they_are(desk: Desk) -> None:
+    desk.pair()
+    job = desk.take_one()
+    desk.manifest("another stem", stitch=True)
+    desk.take()
+    assert (desk.ledger.get(job.id).name, desk.ledger.get(job.id).out_name) == ("anna", "anna")
+
+
+@pytest.mark.parametrize("too_late", ["grace", "claimed", "id"])
+def test_a_manifest_that_comes_too_late_is_refused_and_names_the_job(tmp_path: Path, too_late: str) -> None:
+    settings = Settings(Paths(storage=tmp_path), Watch(manifest_grace_s=0.0 if too_late == "grace" else 60.0))
+    desk = Desk(tmp_path, settings)
+    desk.pair()
+    job = desk.take_one()
+    if too_late == "claimed":
+        desk.ledger.set_prepared(job.id, frames=1, duration_ms=40)
+        desk.ledger.claim("cpu", "t")
+    time.sleep(0.002)
+    desk.manifest(stitch=True, **({"id": new_id()} if too_late == "id" else {}))
+    desk.take()
+    [refused] = [j for j in desk.ledger.in_state(JobState.QUEUED) if j.id != job.id]
+    assert reason(refused, desk) == "inputs-already-taken"
+    assert job.id in desk.spec(refused).refusal["message"]  # type: ignore[index]
+    assert not desk.ledger.get(job.id).stitch
+    assert desk.left == []
+    desk.ledger.close()
+
+
+def test_a_manifest_before_its_files_is_no_late_one_although_the_names_were_used_before(desk: Desk) -> None:
+    """The order of an hourly script: the manifest, then the files, under the same names as the last time."""
+    for _ in range(2):
+        desk.manifest()
+        assert desk.take() == []
+        assert desk.left == ["order.json"]
+        desk.pair()
+        assert not desk.take()[0].refused
+        assert desk.left == []
+    assert len(desk.ledger.in_state(JobState.QUEUED)) == 2
+
+
+# -- giving the names back ---------------------------------------------------------------------------------------------
+
+
+def accepted_and_not_released(desk: Desk) -> Job:
+    """A job whose files still lie in the inbox, as after a crash between acceptance and removal."""
+    desk.pair()
+    desk.scan()
+    desk.clock.wait(2)
+    [drop] = desk.inbox.ready({})
+    accepted = desk.intake._take(drop)
+    assert accepted is not None
+    assert desk.left == ["anna.png", "anna.wav"]
+    return accepted.job
+
+
+def test_after_a_crash_the_files_are_removed_and_not_taken_twice(desk: Desk) -> None:
+    job = accepted_and_not_released(desk)
+    new = desk.again()
+    assert new.take() == []
+    assert new.left == []
+    assert [j.id for j in new.ledger.in_state(*JobState)] == [job.id]
+    new.ledger.close()
+
+
+def test_a_file_that_was_replaced_after_the_copy_is_a_drop_of_its_own(desk: Desk) -> None:
+    job = accepted_and_not_released(desk)
+    desk.put("anna.wav", sound(seed=5))
+    new = desk.again()
+    assert new.take() == []
+    assert new.left == ["anna.wav"]
+    new.put("anna.png", picture(5))
+    second = new.take_one()
+    assert second.id != job.id
+    assert (new.spool.folder(second.id) / "audio").read_bytes() == sound(seed=5)
+    assert new.left == []
+    new.ledger.close()
+
+
+def test_a_chmod_after_the_copy_is_no_new_drop(desk: Desk) -> None:
+    accepted_and_not_released(desk)
+    time.sleep(0.011)
+    (desk.inbox_folder / "anna.wav").chmod(0o600)
+    new = desk.again()
+    assert new.take() == []
+    assert new.left == []
+    new.ledger.close()
+
+
+def test_a_shared_portrait_stays_until_its_last_manifest(desk: Desk) -> None:
+    desk.put("face.png", PICTURE)
+    desk.put("one.wav", sound(seed=1))
+    desk.manifest("one", image="face.png", audio="one.wav")
+    desk.manifest("two", image="face.png", audio="two.wav")
+    assert desk.take_one().name == "one"
+    assert desk.left == ["face.png", "two.json"]
+    desk.put("two.wav", sound(seed=2))
+    assert desk.take_one().name == "two"
+    assert desk.left == []
+
+
+def test_an_inbox_from_which_nothing_may_be_removed_is_served_once(tmp_path: Path) -> None:
+    """A read-only share: each pair becomes one job, over scans, a chmod and a new start; nothing spins."""
+    for folder in ("inbox", "spool"):
+        (tmp_path / folder).mkdir()
+    for name, content in (("anna.png", PICTURE), ("anna.wav", SOUND)):
+        (tmp_path / "inbox" / name).write_bytes(content)
+        (tmp_path / "inbox" / name).chmod(0o644)
+    (tmp_path / "inbox").chmod(0o555)
+    (tmp_path / "spool").chmod(0o777)
+    tmp_path.chmod(0o777)
+
+    def first() -> list[object]:
+        desk = Desk(tmp_path)
+        jobs = [len(desk.take()), len(desk.take()), len(desk.scan(after_s=10_000))]
+        desk.ledger.close()
+        return [jobs, desk.inbox.next_look_s, desk.inbox.waiting, desk.left]
+
+    def second() -> list[object]:
+        desk = Desk(tmp_path)
+        jobs = [len(desk.take()), len(desk.take())]
+        desk.ledger.close()
+        return [jobs, desk.inbox.next_look_s, desk.inbox.waiting, len(os.listdir(tmp_path / "spool"))]
+
+    assert as_nobody(first, tmp_path) == [[1, 0, 0], None, [], ["anna.png", "anna.wav"]]
+    time.sleep(0.011)
+    (tmp_path / "inbox" / "anna.wav").chmod(0o664)
+    assert as_nobody(second) == [[0, 0], None, [], 1]
+    (tmp_path / "inbox").chmod(0o755)
+
+
+# -- races -------------------------------------------------------------------------------------------------------------
+
+
+def numbered(number: int) -> tuple[bytes, bytes]:
+    """A picture and a sound that both say the same number, in their size and length, to whoever looks."""
+    buffer = io.BytesIO()
+    Image.new("L", (64 + number, 64)).save(buffer, "PNG")
+    return buffer.getvalue(), wav(tone(0.05) + bytes(2 * number))
+
+
+def test_halves_that_are_swapped_all_the_time_never_come_from_two_moments(tmp_path: Path) -> None:
+    """A writer replaces both halves again and again, the picture first: a job holds halves that lay there together.
+
+    Those are the two of one number, or the next number's picture with the sound that it found.
+    """
+    desk = Desk(tmp_path)
+    halves = [numbered(number) for number in range(40)]
+    kind = {hashlib.sha256(half).digest(): n for n, pair in enumerate(halves) for half in pair}
+    end, errors = threading.Event(), []
+
+    def swap() -> None:
+        for number in range(10_000_000):
+            if end.is_set():
+                return
+            image, voice = halves[number % len(halves)]
+            put(desk.inbox_folder, "anna.png", image)
+            put(desk.inbox_folder, "anna.wav", voice)
+            time.sleep(random.choice((0.0, 0.0, 0.04)))
+
+    writer = threading.Thread(target=swap)
+    writer.start()
+    looks = taken = 0
+    try:
+        while looks < 500 and taken < 60:
+            looks += 1
+            for accepted in desk.scan(after_s=0.21):
+                taken += 1
+                folder = desk.spool.folder(accepted.job.id)
+                image, voice = (
+                    kind[hashlib.sha256((folder / role).read_bytes()).digest()] for role in ("image", "audio")
+                )
+                if (image - voice) % len(halves) not in (0, 1):
+                    errors.append((image, voice))
+                desk.ledger.to_cancelled(accepted.job.id)
+                desk.spool.remove(accepted.job.id)
+    finally:
+        end.set()
+        writer.join()
+        desk.ledger.close()
+    assert errors == []
+    assert taken > 5
+
+
+def test_a_file_that_vanishes_while_it_is_taken_is_forgotten(desk: Desk) -> None:
+    desk.pair()
+    desk.scan()
+    desk.clock.wait(2)
+    drops = desk.inbox.ready({})
+    (desk.inbox_folder / "anna.wav").unlink()
+    with pytest.raises(FileNotFoundError):
+        desk.intake._take(drops[0])
+    assert os.listdir(desk.spool.root) == []
+    assert desk.ledger.in_state(*JobState) == []
+    assert desk.left == ["anna.png"]
+
+
+def test_what_one_drop_brings_up_stays_with_that_drop(desk: Desk) -> None:
+    """A full disk for one of them, here a name that the spool cannot take: the others are accepted."""
+    blocked = new_id()
+    (desk.spool.root / blocked).mkdir()
+    (desk.spool.root / blocked / "somebody's").touch()
+    desk.pair("anna")
+    desk.manifest("anna", id=blocked)
+    desk.pair("bert", seed=1)
+    assert [a.job.name for a in desk.take()] == ["bert"]
+    assert desk.left == ["anna.json", "anna.png", "anna.wav"]
+
+
+def test_two_drops_of_the_same_bytes_are_two_jobs_with_one_key(desk: Desk) -> None:
+    desk.pair()
+    first = desk.take_one()
+    desk.pair()
+    second = desk.take_one()
+    assert (first.out_name, second.out_name) == ("anna", "anna (2)")
+    assert desk.ledger.idem_key(first.id) == desk.ledger.idem_key(second.id) is not None
+    desk.pair(seed=1)
+    assert desk.ledger.idem_key(desk.take_one().id) != desk.ledger.idem_key(first.id)
+    assert replace(first, id=second.id) != second
