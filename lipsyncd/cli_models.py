@@ -56,7 +56,7 @@ def pull(caller: Caller, names: tuple[str, ...], source: Path | None, keep_pickl
             keep_pickles=keep_pickles,
             min_free_mb=caller.settings.paths.min_free_mb,
         )
-    click.echo(f"{len(chosen)} weights are ready in {store.folder}")
+    click.echo(f"ready in {store.folder}: {', '.join(weight.name for weight in chosen)}")
 
 
 def _chosen(store: Store, names: Sequence[str]) -> list[Weight]:

@@ -127,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: trouble.hold_at])
             self.hub.held.set()
             self.hub.closing.wait(60)
+            self.close_connection = True
         elif trouble.cut_at is not None and trouble.times > 0:
             trouble.times -= 1
             self.wfile.write(body[: trouble.cut_at])

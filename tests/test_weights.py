@@ -96,7 +96,7 @@ def test_a_lock_list_with_a_wrong_field_is_refused_by_name(tmp_path: Path, field
 def test_a_lock_list_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "lock.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="lock.json"):
+    with pytest.raises(ConfigError, match=r"lock\.json"):
         read_lock(path)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lipsyncd.errors import DiskLow, RendererNotInstalled, WeightsDamaged, WeightsMissing, WeightsUnreachable
 from lipsyncd.files import copy_hashed, free_mb, fsync_file, fsync_folder, open_regular
+from lipsyncd.job import Identity
 from lipsyncd.weights.converting import convert
 from lipsyncd.weights.lock import Weight
 from lipsyncd.weights.store import Store, digest_of
@@ -244,15 +245,12 @@ class _Pull:
         return path.with_name(f".{path.name}.new")
 
     def _place(self, weight: Weight, hidden: Path, sha256: str) -> None:
-        """Give a file its name, durably, and note its proof."""
+        """Give a file whose hash we know its name, durably, and note its proof. Nobody else writes it: we are alone."""
         path = self.store.path(weight.name)
         fsync_file(hidden)
         hidden.replace(path)
         fsync_folder(path.parent)
-        found, identity = digest_of(path, self._counted(weight, "checking"))
-        if found != sha256:
-            raise WeightsUnreachable(f"{path} reads back as {found}, written was {sha256}", remedy="check the disk")
-        self.store.prove(weight, found, identity)
+        self.store.prove(weight, sha256, Identity.of(path.stat()))
 
     def _let_go(self, weight: Weight, part: Path) -> None:
         if self.keep_pickles:
@@ -314,8 +312,8 @@ def _judge(weight: Weight, part: Path, status: int, answer: bytes) -> None:
         said = str(json.loads(answer)["error"])[:_LONGEST_MESSAGE]
     except (ValueError, KeyError, TypeError):
         said = f"the download ended with status {status}"
-    if got >= weight.size_bytes:
-        part.unlink()  # whole, and yet the client is not content: no beginning to go on from
+    if got == 0 or got >= weight.size_bytes:
+        part.unlink(missing_ok=True)  # no beginning to go on from: nothing, or whole and yet not what was promised
     raise WeightsUnreachable(
         f"{weight.path} of {weight.repository} at {weight.revision[:12]} did not come whole"
         f" ({got} of {weight.size_bytes} bytes): {said}"

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 
 REFUSED = 3
+_NEWER = b"PK\x03\x04"  # since torch 1.6 a ZIP archive of plain arrays, which can be mapped
+_OLDER = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9\x20j\xa8P\x19."  # a pickled number; the tar format before it is refused
 _ALIGN_BYTES = 8
 _LONGEST_GIST = 200  # characters
 _NAMES = {
@@ -52,8 +54,12 @@ def load(path: Path) -> Mapping[str, torch.Tensor]:
 
     Raises `Refused` for whatever torch's safe reader does not take, and for anything but named tensors.
     """
+    with path.open("rb") as file:
+        head = file.read(len(_OLDER))
+    if not head.startswith((_NEWER, _OLDER)):
+        raise Refused("it is no file that torch.save has written")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(_NEWER))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise Refused(f"it is no plain archive of tensors: {_gist(error)}") from None
     if not isinstance(found, Mapping) or not found:
@@ -69,12 +75,6 @@ def _gist(error: Exception) -> str:
     text = str(error)
     fact = re.search(r"^.*unsupported.*$", text, re.IGNORECASE | re.MULTILINE)
     return (fact.group() if fact else text.partition(". ")[0]).strip()[:_LONGEST_GIST] or type(error).__name__
-
-
-def _is_archive(path: Path) -> bool:
-    """Since torch 1.6 a file is a ZIP archive of plain arrays; only those can be mapped."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 def write(tensors: Mapping[str, torch.Tensor], target: Path, *, dtype: torch.dtype, made_from: str) -> None:
