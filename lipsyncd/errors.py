@@ -19,7 +19,7 @@
     ├── PublishError                a video that cannot be shown: NameTaken ResultGone
     └── Blocked                     nothing wrong with the job: it waits and costs no attempt
                                     OutboxUnavailable InboxUnavailable DiskLow RendererNotInstalled SpeechNotInstalled
-                                    WeightsMissing WeightsDamaged WeightsUnreachable
+                                    WeightsMissing WeightsDamaged WeightsUnreachable DeviceMissing
 
 `code` is stored in the ledger, written to `reason.json` and sent over REST: it is never renamed. A message names the
 thing and the value seen; `remedy` says what to do about it.
@@ -472,3 +472,10 @@ class WeightsUnreachable(Blocked):
 
     code = "weights-unreachable"
     default_remedy = "check that the hub answers from this machine (HF_ENDPOINT), then `lipsyncd models pull` again"
+
+
+class DeviceMissing(Blocked):
+    """The device that a render is to use is not there."""
+
+    code = "device-missing"
+    default_remedy = 'check the driver with `nvidia-smi`, or ask for the CPU with render.devices = ["cpu"]'

@@ -13,10 +13,14 @@ import skimage.data
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import nn
 from transformers import WhisperConfig, WhisperModel
 
 from lipsyncd.renderers import SPEECH_RATE
+from lipsyncd.renderers.musetalk import renderer
+from lipsyncd.renderers.musetalk.bisenet import BiSeNet
+from tests.face_kit import backdrop, draw_head, write_dwpose, write_yunet
 
 Network = TypeVar("Network", bound=nn.Module)
 Array = NDArray[np.float32]
@@ -87,3 +91,48 @@ def furthest(got: NDArray[Any], wanted: NDArray[Any]) -> float:
     """The largest difference, in deviations of what is wanted."""
     assert got.shape == wanted.shape
     return float(np.abs(got - wanted).max() / wanted.std())
+
+
+# -- a folder of weights -----------------------------------------------------------------------------------------------
+
+
+def write_weights(folder: Path, *, parser: bool = False) -> Path:
+    """A folder of weights in the real layout, for networks so small that a test can run them. Gives it back.
+
+    parser  the network that parses faces as well; it has one size only, 53 MB
+    """
+    configs = tiny_configs()
+    for name, file, config, make in (
+        ("unet", renderer.UNET, renderer.UNET_CONFIG, UNet2DConditionModel.from_config),
+        ("vae", renderer.VAE, renderer.VAE_CONFIG, AutoencoderKL.from_config),
+        ("whisper", renderer.WHISPER, renderer.WHISPER_CONFIG, lambda given: WhisperModel(WhisperConfig(**given))),
+    ):
+        write_network(folder / file, fill(make(configs[name])))
+        (folder / config).write_text(json.dumps(configs[name]))
+    if parser:
+        write_network(folder / renderer.PARSER, fill(BiSeNet()))
+    for file, write in ((renderer.LANDMARKS, write_dwpose), (renderer.DETECTOR, write_yunet)):
+        (folder / file).parent.mkdir(exist_ok=True)
+        write(folder / file)
+    return folder
+
+
+def tiny_configs() -> dict[str, dict[str, Any]]:
+    """Configurations of a `unet`, a `vae` and a `whisper` that fit together and take 20 ms for a frame."""
+    configs = small_configs()
+    configs["unet"] |= {"block_out_channels": [8, 16], "norm_num_groups": 4, "attention_head_dim": 2}
+    configs["vae"] |= {"block_out_channels": [4, 4, 4, 4], "norm_num_groups": 2}
+    configs["whisper"] |= {"d_model": 384, "encoder_layers": 1, "encoder_ffn_dim": 64}
+    return configs
+
+
+def write_network(file: Path, network: nn.Module) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+
+
+def portrait(width: int = 240, height: int = 220, size: float = 120) -> NDArray[np.uint8]:
+    """A head that the small detector finds, before a backdrop whose pixels differ: (height, width, 3)."""
+    picture = backdrop(width, height)
+    picture[:, :, 2] += (np.indices((height, width)).sum(axis=0) % 40).astype(np.uint8)
+    return draw_head(picture, width / 2, height / 2, size)

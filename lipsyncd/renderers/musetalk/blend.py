@@ -51,22 +51,27 @@ class Paste:
         return cls(face, area, seen[first_row:last_row, first:last, None].astype(np.uint16))
 
     def onto(self, source: Picture, patch: Picture, target: Picture, *, weight: float = 1.0) -> None:
-        """Mix `patch` into the area of `target`, over the pixels of `source`; both may be one array.
+        """Mix a whole patch into the area of `target`, over the pixels of `source`; both may be one array.
 
         patch   (h, w, 3) uint8 of any size; it is stretched over the face box
         weight  0 leaves the source, 1 paints it over as far as the mask says
         """
-        face = patch
-        if patch.shape[:2] != (self.face.height, self.face.width):
-            size = (self.face.width, self.face.height)
-            face = cast(Picture, cv2.resize(patch, size, interpolation=cv2.INTER_LINEAR))
+        size = (self.face.width, self.face.height)
+        face = patch if patch.shape[1::-1] == size else cast(Picture, cv2.resize(patch, size))
+        self.lay(source, face[self.inside], target, weight=weight)
+
+    def lay(self, source: Picture, painted: Picture, target: Picture, *, weight: float = 1.0) -> None:
+        """The same with `painted` (area.height, area.width, 3), stretched and cut already."""
         area = self.area
-        rows, columns = slice(area.y, area.bottom), slice(area.x, area.right)
-        painted = face[
-            area.y - self.face.y : area.bottom - self.face.y, area.x - self.face.x : area.right - self.face.x
-        ]
+        place = np.s_[area.y : area.bottom, area.x : area.right]
         alpha = self.alpha if weight >= 1 else np.rint(self.alpha * np.float32(max(weight, 0))).astype(np.uint16)
-        target[rows, columns] = mixed(painted, source[rows, columns], alpha)
+        target[place] = mixed(painted, source[place], alpha)
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """The area in pixels of the face box: rows, columns."""
+        left, top = self.area.x - self.face.x, self.area.y - self.face.y
+        return slice(top, top + self.area.height), slice(left, left + self.area.width)
 
 
 def mixed(over: Picture, under: Picture, alpha: NDArray[np.uint16]) -> Picture:

@@ -54,9 +54,10 @@ def _along_rows(pixels: NDArray[np.uint8], size: int, method: Callable[[Weights]
     weights = _weights(pixels.shape[1], size, method)
     scaled = np.empty((len(pixels), size, *pixels.shape[2:]), np.uint8)
     for first in range(0, len(pixels), _ROWS_AT_ONCE):
-        rows = np.moveaxis(pixels[first : first + _ROWS_AT_ONCE], 1, -1).astype(np.float64)
-        total = np.floor((rows @ weights + _ONE // 2) / _ONE)
-        scaled[first : first + _ROWS_AT_ONCE] = np.moveaxis(np.clip(total, 0, 255), -1, 1)
+        rows = np.moveaxis(pixels[first : first + _ROWS_AT_ONCE], 1, -1)
+        flat = rows.reshape(-1, pixels.shape[1]).astype(np.float64)  # one product of two matrices is quickest
+        total = np.floor((flat @ weights + _ONE // 2) / _ONE).clip(0, 255)
+        scaled[first : first + _ROWS_AT_ONCE] = np.moveaxis(total.reshape(*rows.shape[:-1], size), -1, 1)
     return scaled
 
 

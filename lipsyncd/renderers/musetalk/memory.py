@@ -1,0 +1,63 @@
+"""How much of a device a render may take, and what to do when that is too little.
+
+Owns the cap, the batch size that fits, and the signs of exhaustion. Leaves what is computed to `pipeline`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lipsyncd.errors import OutOfMemory
+
+GIB = 1 << 30
+# A batch pays because the UNet's 1.6 GiB are read once for it; beyond 16 frames that is nothing any more.
+_LARGE_BATCH, _SMALL_BATCH, _LARGE_FROM_GIB = 16, 8, 8
+MOST = 64
+
+
+def cap(device: torch.device, most_gib: float) -> None:
+    """Let this process take at most `most_gib` of the device's memory; more raises an error that `exhausted` knows."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(most_gib * GIB / total, 1.0), device)
+
+
+def give_back(device: torch.device) -> None:
+    """Return what the allocator holds in reserve to the device, for other programs."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """The most that tensors took since the start of the process or the last look; None where nobody counts."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device) / GIB
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def exhausted(error: RuntimeError) -> bool:
+    """Does this error of torch mean that memory ran out? The CPU's allocator has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+class Batch:
+    """How many frames a device takes at a time. What did not fit is remembered for as long as the process lives."""
+
+    def __init__(self, device: torch.device, most_gib: float) -> None:
+        self._usual = 1  # a CPU gains nothing, and would say less often how far it is
+        self._most = MOST
+        if device.type == "cuda":
+            total = torch.cuda.get_device_properties(device).total_memory / GIB
+            self._usual = _LARGE_BATCH if min(most_gib, total) >= _LARGE_FROM_GIB else _SMALL_BATCH
+
+    def size(self, wanted: int | None = None) -> int:
+        """The size to use: what a job wants, or what suits the device, but never what did not fit before."""
+        return min(wanted or self._usual, self._most)
+
+    def halve(self, size: int) -> None:
+        """A batch of `size` did not fit. Raises `OutOfMemory` when there is nothing to halve."""
+        if size <= 1:
+            raise OutOfMemory("a single frame does not fit into the memory that the render may take")
+        self._most = min(self._most, size // 2)
