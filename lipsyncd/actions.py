@@ -1,4 +1,4 @@
-"""What can be asked of a job by hand: cancel, retry, priority, republish. Done by whoever holds the instance lock."""
+"""What can be asked of a job by hand: cancel, retry, priority, republish, delete. Done by the holder of the lock."""
 
 from __future__ import annotations
 
@@ -57,4 +57,9 @@ def _republish(request: Request, finisher: Finisher) -> str:
     return f"published again as {finisher.republish(request.job_id)}.mp4"
 
 
-_DO = {"cancel": _cancel, "retry": _retry, "priority": _priority, "republish": _republish}
+def _delete(request: Request, finisher: Finisher) -> str:
+    finisher.delete(request.job_id)
+    return "deleted"
+
+
+_DO = {"cancel": _cancel, "retry": _retry, "priority": _priority, "republish": _republish, "delete": _delete}

@@ -16,7 +16,7 @@ from pathlib import Path
 from lipsyncd.files import read_json, write_json
 from lipsyncd.job import new_id
 
-ACTIONS = ("cancel", "retry", "priority", "republish")
+ACTIONS = ("cancel", "retry", "priority", "republish", "delete")
 _MODE = 0o660
 _STALE_S = 300.0
 _LOOK_AGAIN_S = 0.05

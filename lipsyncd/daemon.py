@@ -4,6 +4,7 @@
     intake    scans the inbox when the doorbell rings and at least every `rescan_s`
     prepare   fetches, speaks, decodes what waits
     worker    one for each device: renders and publishes
+    web       answers REST, in an event loop of its own
 
 Threads tell each other with events only; what is to be done stands in the ledger.
 """
@@ -41,6 +42,7 @@ from lipsyncd.recovery import open_ledger, recover
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Spool
 from lipsyncd.watch import Watch, is_network
+from lipsyncd.web.server import WebServer
 from lipsyncd.webhooks import Webhooks, load_keys
 from lipsyncd.worker import Worker
 
@@ -85,6 +87,7 @@ class Daemon:
         self._prepare = threading.Event()
         self._threads: list[threading.Thread] = []
         self._workers: list[Worker] = []
+        self._children: list[LocalChild] = []
         self._failures = 0
         self._scanned_s = time.monotonic()
 
@@ -137,6 +140,7 @@ class Daemon:
 
     def _begin(self, ffmpeg: Path) -> None:
         settings = self.settings
+        self._web = WebServer(settings, self.folders, ffmpeg, self._is_loaded) if settings.web.enabled else None
         self._ledger = open_ledger(self.folders.state / "ledger.db")
         self.finisher = finisher_of(settings, self.folders, self._ledger)
         network = is_network(self.folders.shared["inbox"]) if settings.watch.mode == "auto" else False
@@ -154,6 +158,12 @@ class Daemon:
             self._begin_worker(device, ffmpeg)
         self._telling = threading.Thread(target=self._webhooks.run, name="webhooks")
         self._telling.start()
+        if self._web is not None:
+            self._web.start()
+
+    def _is_loaded(self) -> bool:
+        """Does a render child live? It keeps the renderer of its last job."""
+        return any(child.pid is not None for child in self._children)
 
     def _make_webhooks(self) -> Webhooks:
         web = self.settings.web
@@ -170,6 +180,7 @@ class Daemon:
             renderers=render.renderers,
             preload="" if render.lazy_load else render.renderer,
         )
+        self._children.append(child)
         worker = Worker(
             device,
             self.settings,
@@ -201,6 +212,8 @@ class Daemon:
                 self._cut_off.set()
             self._serve_control()
             time.sleep(_TICK_S)
+        if self._web is not None:
+            self._web.stop()
         self._webhooks.stop()  # last of all: jobs have ended until now
         self._telling.join()
         self._watch.stop()
@@ -263,6 +276,7 @@ class Daemon:
             "waiting": waiting,
             "ignored": self._inbox.ignored,
             "free_mb": round(free_mb(self.folders.spool)),
+            "web_port": None if self._web is None else self._web.port,
         }
         self._guarded(lambda: write_json(self.folders.state / STATUS_FILE, content, mode=0o640))
 

@@ -302,6 +302,30 @@ class Finisher:
             self.ledger.note(job_id, f"published again as {out_name}.mp4")
             return out_name
 
+    def delete(self, job_id: str) -> None:
+        """Forget an ended job: its row and the video that was kept, and for a job that came over REST all of its files.
+
+        What somebody dropped into the inbox, and what came of it in the outbox, stays theirs. The row goes last, so
+        that a crash in between leaves a job that can be deleted again. Raises `IllegalTransition`.
+        """
+        with self._lock:
+            job = self.ledger.get(job_id)
+            if not job.state.ended:
+                raise IllegalTransition(f"job {job_id} is {job.state.value}; only ended ones are deleted")
+            self.clear_away(job)
+            if self.spool.folder(job_id).is_dir():
+                raise IllegalTransition(f"job {job_id} has files in the spool that cannot be cleared away just now")
+            job = self.ledger.get(job_id)
+            if job.rest is not None:
+                self.outbox.withdraw(job_id, job.out_name)
+                if job.kept is not None:
+                    remove_tree(Path(job.kept))
+            for suffix in (VIDEO, SIDECAR):
+                self._result(job_id, suffix).unlink(missing_ok=True)
+            reach("delete-before-row")
+            self.ledger.delete(job_id)
+            log.info("job %s deleted", job_id)
+
 
 _PUBLISH_AGAIN_MS = 5_000
 

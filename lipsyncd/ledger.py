@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, RowMapping, func, text, update
+from sqlalchemy import ColumnElement, RowMapping, delete, func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, insert, select
 
@@ -225,6 +225,13 @@ class Ledger:
 
         return _under_free_name(wanted_name, requeued)
 
+    def delete(self, job_id: str) -> bool:
+        """Forget an ended job with its history; says whether there was one."""
+        with self._write() as session:
+            session.execute(update(JobRow).where(col(JobRow.duplicate_of) == job_id).values(duplicate_of=None))
+            doomed = delete(JobRow).where(col(JobRow.id) == job_id, col(JobRow.state).in_(_ENDED))
+            return bool(session.execute(doomed).rowcount)  # type: ignore[attr-defined]
+
     # -- columns that move no state ------------------------------------------------------------------------------------
 
     def _set(self, job_id: str, states: Sequence[JobState] = (), *, note: str = "", **values: Any) -> bool:
@@ -365,7 +372,7 @@ class Ledger:
 
 
 _ENDED_EARLY = (JobState.FAILED, JobState.CANCELLED)
-
+_ENDED = (JobState.DONE, *_ENDED_EARLY)
 
 _CLAIM = text(f"""
 UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:device, stage='starting', fraction=0,

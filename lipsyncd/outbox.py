@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lipsyncd.errors import BadResult
 from lipsyncd.failpoints import reach
-from lipsyncd.files import copy_hashed, fsync_folder, open_regular, rename_no_replace, write_new
+from lipsyncd.files import copy_hashed, fsync_folder, open_regular, read_json, rename_no_replace, write_new
 from lipsyncd.folders import HIDDEN
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,13 @@ class Outbox:
         """Remove the hidden files of a job that will not be shown."""
         for suffix in (VIDEO, SIDECAR):
             self.token(job_id, suffix).unlink(missing_ok=True)
+
+    def withdraw(self, job_id: str, out_name: str) -> None:
+        """Take a job's result away again, if that of this name is still its own. The sidecar, which says so, last."""
+        if (read_json(self.path(out_name, SIDECAR)) or {}).get("id") == job_id:
+            for suffix in (VIDEO, SIDECAR):
+                self.path(out_name, suffix).unlink(missing_ok=True)
+            fsync_folder(self.root)
 
     def sweep(self, staged: set[str]) -> int:
         """Remove hidden files of no staged job; gives their number. Only at start, with the outbox mounted."""

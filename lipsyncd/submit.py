@@ -93,6 +93,16 @@ def drop(folders: Folders, manifest: Manifest) -> Submission:
     return Submission(job_id, out_name)
 
 
+def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:
+    """Drop a manifest that names no file of this machine, under a name of the caller's. Raises `InboxUnavailable`."""
+    if not folders.available("inbox"):
+        raise InboxUnavailable(f"{folders.shared['inbox']} is not mounted, or is another folder than before")
+    try:
+        _write_in(folders.shared["inbox"], file_name, to_json(manifest))
+    except OSError as error:
+        raise InboxUnavailable(f"cannot write into {folders.shared['inbox']}: {error.strerror}") from error
+
+
 def _natural_name(manifest: Manifest) -> str:
     """`anna` for anna.png with anna.wav; `anna-hello` for anna.png with hello.wav."""
     stems = [Path(s.rpartition("/")[2]).stem for s in (manifest.image, manifest.audio) if s is not None]
@@ -112,7 +122,8 @@ def _checked(path: Path, role: str) -> str:
     finally:
         os.close(descriptor)
     kind = structure.kind
-    if kind is None or kind.is_image != (role == "image"):
+    shows = kind is not None and (kind.is_image or kind.is_video)
+    if kind is None or not (shows if role == "image" else kind.is_audio):
         seen = f"is {kind}" if kind else "is none that we know"
         raise (ImageNotRecognised if role == "image" else AudioNotRecognised)(f"{str(path)!r} {seen}")
     if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):

@@ -76,6 +76,7 @@ class Home:
             "watch": {"settle_s": 0.3, "settle_proven_s": 0.05, "rescan_s": 1.0},
             "render": {"renderer": "flat", "renderers": list(NAMES), "devices": ["cpu"], "stop_grace_s": 5},
             "output": {"resolution": 64, "preset": "ultrafast"},
+            "web": {"enabled": False, "port": 0},
         }
         for section, values in self.changes.items():
             sections.setdefault(section, {}).update(values)

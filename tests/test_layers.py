@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("pure", "delivery failpoints job landlock log manifest protocol seccomp watch"),
     (
         "one tool each",
-        "child display ffmpeg files jail launcher ledger_tables ledger_view media outgoing schema settings talk",
+        "child display ffmpeg files gpu jail launcher ledger_tables ledger_view media outgoing schema settings talk",
     ),
     (
         "one edge each",
@@ -38,7 +38,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("folders and the ledger", "folders inbox ledger overview sidecar"),
     ("joins of edges", "intake keep outbox submit waiting webhooks"),
     ("ends of jobs", "finish demo"),
-    ("work on jobs", "actions prepare recovery"),
+    ("work on jobs", "actions prepare recovery web"),
     ("the render loop", "worker"),
     ("all together", "daemon"),
     ("groups of commands", "cli_models"),

@@ -19,9 +19,9 @@ from lipsyncd.settings.sections import FOLDERS, UNSET, Rule, Settings, default_s
 
 SYSTEM_FILE = Path("/etc/lipsyncd/lipsyncd.toml")
 
-# Variables that start like a setting and are none: the file, the failpoint, and what Kubernetes puts into every
-# container beside a service that is called lipsyncd.
-_NO_SETTING = re.compile(r"LIPSYNCD_(CONFIG|FAIL|SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+# Variables that start like a setting and are none: the file, the failpoint, a secret, and what Kubernetes puts into
+# every container beside a service that is called lipsyncd.
+_NO_SETTING = re.compile(r"LIPSYNCD_(CONFIG|FAIL|API_KEY|SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 

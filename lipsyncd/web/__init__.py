@@ -1,0 +1,15 @@
+"""The REST service: the endpoints of the original service and D-ID's Talks API, inside the daemon.
+
+    server    the thread, its sockets, the routes
+    doors     who may come in: keys, Host, Origin
+    replies   one shape for every error
+    desk      the way to the inbox and the ledger's view; nothing else reaches them
+    orders    what clients ask for, read leniently
+    forms     multipart bodies to disk, counted
+    stock     uploads, checked fully before they are accepted
+    files     videos and uploads, with ranges
+    original, talks, manners    the routes
+
+A request never waits for a render and never writes the ledger: a new job is a manifest in the inbox, a deletion a
+control file, an answer a row of the ledger's view.
+"""

@@ -1,0 +1,110 @@
+"""What several routes do alike: take uploads in, resolve addresses of our own, place orders, read the waiting time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from aiohttp import web
+
+from lipsyncd.job import Job
+from lipsyncd.settings import Settings
+from lipsyncd.uploads import Upload
+from lipsyncd.web.desk import Desk
+from lipsyncd.web.doors import caller
+from lipsyncd.web.forms import Form, Part, read_form
+from lipsyncd.web.orders import Order
+from lipsyncd.web.replies import ApiError, bad_request
+from lipsyncd.web.stock import AUDIO, IMAGE, Stock
+
+_JUDGES = 2  # uploads that are decoded at a time
+_MOST_UPLOADS = 16  # requests with files that are taken in at a time
+_FORM_BYTES = 1 << 20  # of a form besides its files
+
+
+class Counter:
+    """Where requests with files and orders come in."""
+
+    def __init__(self, settings: Settings, desk: Desk, stock: Stock) -> None:
+        self.settings = settings
+        self.desk = desk
+        self.stock = stock
+        self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="web-judge")
+        self._taking = 0
+
+    def close(self) -> None:
+        self._judges.shutdown(wait=False, cancel_futures=True)
+
+    def base(self, request: web.Request) -> str:
+        """Where this server is reached: as it is configured, else as the client reached it."""
+        return self.settings.web.public_url.rstrip("/") or f"{request.scheme}://{request.host}"
+
+    async def receive(self, request: web.Request, files: dict[str, str]) -> tuple[Form, dict[str, Upload]]:
+        """Read a form; every file in it is judged and stored.
+
+        files    names of parts that are files -> "image" or "audio"
+        returns  the form, and the uploads by their role
+
+        Raises `ApiError`, `DiskLow`, or what is wrong with a file.
+        """
+        if self._taking >= _MOST_UPLOADS:
+            raise ApiError(429, "TooManyRequestsError", "too many uploads at a time", headers={"Retry-After": "5"})
+        self._taking += 1
+        try:
+            limit = self.settings.web.max_upload_mb * 1_000_000
+            with self.stock.desk_space() as folder:
+                reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
+                try:
+                    form = await asyncio.wait_for(reading, self.settings.web.upload_timeout_s)
+                except TimeoutError:
+                    raise ApiError(408, "RequestTimeoutError", "the upload took too long") from None
+                return form, await self._store(form, files)
+        finally:
+            self._taking -= 1
+
+    async def _store(self, form: Form, files: dict[str, str]) -> dict[str, Upload]:
+        by_role: dict[str, Part] = {}
+        for name, part in form.files.items():
+            if files[name] in by_role:
+                raise bad_request(f"send one {files[name]}, not two")
+            by_role[files[name]] = part
+        loop = asyncio.get_running_loop()
+        wanted = form.fields.get("filename", "")
+        return {
+            role: await loop.run_in_executor(self._judges, self.stock.take, role, part, wanted)
+            for role, part in by_role.items()
+        }
+
+    async def place(self, request: web.Request, order: Order) -> Job:
+        """Make a job of an order, with addresses of our own uploads resolved."""
+        order = await self.desk.run(self._resolved, order, request.host)
+        return await self.desk.place(
+            order, owner=caller(request), key=request.headers.get("Idempotency-Key"), base=self.base(request)
+        )
+
+    def _resolved(self, order: Order, host: str) -> Order:
+        return replace(order, image=self._source(IMAGE, order.image, host), audio=self._voice(order.audio, host))
+
+    def _voice(self, audio: str | None, host: str) -> str | None:
+        return None if audio is None else self._source(AUDIO, audio, host)
+
+    def _source(self, role: str, url: str, host: str) -> str:
+        """What the manifest calls it: an upload of ours by its id, everything else by its address."""
+        upload = self.stock.resolve(role, url)
+        if upload is not None:
+            self.stock.uploads.touch(upload.id)
+            return upload.reference
+        if self.stock.is_own_path(url) and host and f"//{host.lower()}/" in url.lower():
+            raise bad_request(f"{role} not found: {url.partition('?')[0]} was deleted, has expired, or is no {role}")
+        return url
+
+
+def wait_s(request: web.Request) -> float:
+    """`?wait=SECONDS`; what is no number means not to wait."""
+    try:
+        seconds = float(request.query.get("wait", "0"))
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0

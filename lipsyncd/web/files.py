@@ -1,0 +1,108 @@
+"""Videos and uploads over HTTP: ranges, HEAD, ETag, and never through a symbolic link."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from urllib.parse import quote
+
+from aiohttp import web
+
+from lipsyncd.files import open_regular
+from lipsyncd.job import JobState
+from lipsyncd.links import Links
+from lipsyncd.manifest import canonical_id
+from lipsyncd.uploads import Uploads
+from lipsyncd.web.desk import Desk
+from lipsyncd.web.doors import Doors, public
+from lipsyncd.web.replies import ApiError, not_found
+
+_GONE = "the video was taken from the outbox or expired"
+_TYPES = {
+    "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "wav": "audio/wav", "mp3": "audio/mpeg",
+    "m4a": "audio/mp4", "ogg": "audio/ogg", "flac": "audio/flac",
+}  # fmt: skip
+_MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")
+
+
+class Files:
+    """Serves what was made and what was uploaded."""
+
+    def __init__(self, desk: Desk, uploads: Uploads, doors: Doors, links: Links) -> None:
+        self.desk = desk
+        self.uploads = uploads
+        self.doors = doors
+        self.links = links
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/storage/videos/{id:[^/]+}.mp4", self.video),
+            web.get("/files/{id:tlk_[^/]+}/{name}", self.video),
+            web.get("/files/{role:image|audio}s/{id}", self.upload),
+            web.get("/files/{role:image|audio}s/{id}/{name}", self.upload),
+        ]
+
+    @public
+    async def video(self, request: web.Request) -> web.StreamResponse:
+        """The finished video of a job."""
+        job_id = id_in(request)
+        self._check("result", job_id, request)
+        job = await self.desk.run(self.desk.find, job_id)
+        if job is None:
+            raise not_found()
+        if job.state is not JobState.DONE:
+            raise not_found(f"there is no video yet: the job is {job.state.value}")
+        descriptor = await self.desk.run(self.desk.open_video, job)
+        if descriptor is None:
+            raise not_found(_GONE)
+        return await _send(request, descriptor, "video/mp4", f"{job.out_name}.mp4")
+
+    @public
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        """The bytes of an upload, as they came."""
+        role, upload_id = request.match_info["role"], id_in(request)
+        self._check("upload", upload_id, request)
+        upload = await self.desk.run(self.uploads.find, upload_id, role)
+        if upload is None:
+            raise not_found(f"{role} not found")
+        try:
+            descriptor = await self.desk.run(open_regular, self.uploads.content(upload.id))
+        except OSError:
+            raise not_found(f"{role} not found") from None
+        return await _send(request, descriptor, _TYPES[upload.kind], upload.name)
+
+    def _check(self, kind: str, name: str, request: web.Request) -> None:
+        """A key, or the signature that we put into the address."""
+        if not self.doors.keys or self.links.is_signed(kind, name, request.query.get("sig", "")):
+            return
+        if self.doors.owner(request.headers) is None:
+            raise ApiError(401, "AuthorizationError", "this link needs its ?sig= or a key")
+
+
+def id_in(request: web.Request) -> str:
+    """The id in a path, of either kind. Raises 404 for what is none."""
+    try:
+        return canonical_id(request.match_info["id"])
+    except ValueError:
+        raise not_found() from None
+
+
+async def _send(request: web.Request, descriptor: int, content_type: str, name: str) -> web.StreamResponse:
+    """Send an open file. aiohttp gets it by descriptor, so that what was opened without links is what is sent."""
+    try:
+        headers = {
+            "Content-Type": content_type,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "private, no-cache",
+            "Content-Disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
+        }
+        if _MANY_RANGES.match(request.headers.get("Range", "")):
+            size = os.fstat(descriptor).st_size
+            raise ApiError(416, "RangeError", "one range at a time", headers={"Content-Range": f"bytes */{size}"})
+        response = web.FileResponse(f"/proc/self/fd/{descriptor}", headers=headers)
+        await response.prepare(request)
+        return response
+    finally:
+        # Closing may wait for a network file system.
+        await asyncio.get_running_loop().run_in_executor(None, os.close, descriptor)

@@ -1,0 +1,126 @@
+"""Form bodies, streamed: text into memory, files to disk, every byte counted by ourselves.
+
+aiohttp's own limit does not hold for multipart bodies that are read part by part; ours does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from lipsyncd.web.replies import bad_request, too_large
+
+_MOST_PARTS = 64
+_TEXT_BYTES = 64 << 10
+_CHUNK_BYTES = 256 << 10
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a form, as it was sent: nothing in it has been looked at."""
+
+    path: Path
+    file_name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass
+class Form:
+    """What a form holds. `files` has at most one file for each name."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Part] = field(default_factory=dict)
+
+    def file(self, *names: str) -> Part | None:
+        return next((self.files[name] for name in names if name in self.files), None)
+
+
+async def read_form(
+    request: web.Request, folder: Path, *, files: Collection[str], max_bytes: int, max_file_bytes: int
+) -> Form:
+    """The form in a request; files of the wanted names are written into `folder`.
+
+    files           names of parts that are files; all others are text
+    max_bytes       of the whole body
+    max_file_bytes  of each file
+
+    Raises `ApiError`: 400 for what is no form, and `too_large`.
+    """
+    if request.content_length is not None and request.content_length > max_bytes:
+        raise too_large(request.path, max_file_bytes)
+    try:
+        if request.content_type == "multipart/form-data":
+            return await _Reader(request, folder, files, max_bytes, max_file_bytes).read()
+        if request.content_type == "application/x-www-form-urlencoded":
+            return Form({name: str(value) for name, value in (await request.post()).items()})
+    except (ValueError, AssertionError, aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as e:
+        raise bad_request(f"the form cannot be read: {e}") from None
+    raise bad_request("send the fields as multipart/form-data")
+
+
+class _Reader:
+    """One multipart body on its way in."""
+
+    def __init__(
+        self, request: web.Request, folder: Path, files: Collection[str], max_bytes: int, max_file_bytes: int
+    ) -> None:
+        self.request = request
+        self.folder = folder
+        self.files = files
+        self.max_bytes = max_bytes
+        self.max_file_bytes = max_file_bytes
+        self.read_bytes = 0
+        self.form = Form()
+
+    async def read(self) -> Form:
+        parts = await self.request.multipart()
+        for _ in range(_MOST_PARTS):
+            part = await parts.next()
+            if part is None:
+                return self.form
+            if not isinstance(part, aiohttp.BodyPartReader):
+                raise bad_request("a form inside a form is not taken")
+            await self._part(part)
+        raise bad_request(f"a form of more than {_MOST_PARTS} parts is not taken")
+
+    async def _part(self, part: aiohttp.BodyPartReader) -> None:
+        name = part.name or ""
+        # A file field that comes without a file name and empty is what browsers send for "no file chosen".
+        if name in self.files and (part.filename is not None or name not in self.form.files):
+            await self._save(part, name)
+        else:
+            await self._text(part, name)
+
+    async def _save(self, part: aiohttp.BodyPartReader, name: str) -> None:
+        path = self.folder / f"part-{len(self.form.files)}"
+        digest, size = hashlib.sha256(), 0
+        with path.open("wb") as file:
+            while chunk := await part.read_chunk(_CHUNK_BYTES):
+                self._count(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                if size > self.max_file_bytes:
+                    raise too_large(self.request.path, self.max_file_bytes)
+                file.write(chunk)
+        if size or part.filename:
+            self.form.files[name] = Part(path, part.filename or "", size, digest.hexdigest())
+
+    async def _text(self, part: aiohttp.BodyPartReader, name: str) -> None:
+        text = bytearray()
+        while chunk := await part.read_chunk(_CHUNK_BYTES):
+            self._count(chunk)
+            text += chunk
+            if len(text) > _TEXT_BYTES:
+                raise bad_request(f"the field {name[:60]!r} is longer than {_TEXT_BYTES} bytes")
+        self.form.fields[name] = text.decode("utf-8", "replace")
+
+    def _count(self, chunk: bytes) -> None:
+        self.read_bytes += len(chunk)
+        if self.read_bytes > self.max_bytes:
+            raise too_large(self.request.path, self.max_file_bytes)

@@ -1,0 +1,83 @@
+"""The ledger's view for a server: the same read-only `sqlite3`, with connections that stay open, and its own questions.
+
+Opening the file costs more than the question does, and the server asks often. Each thread keeps one connection. Nothing
+here outlives the daemon, and while it runs nobody replaces the file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lipsyncd.errors import LedgerError
+from lipsyncd.job import JOB_COLUMNS, Job, job_from_row
+from lipsyncd.ledger_view import LedgerView
+
+_COLUMNS = ", ".join(JOB_COLUMNS)
+_RECENT_JOBS = 20
+
+
+class Reader(LedgerView):
+    """The ledger at `path`, for several threads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._local = threading.local()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection | None]:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        try:
+            if connection is None:
+                connection = self._connect()
+                connection.row_factory = sqlite3.Row
+                self._local.connection = connection
+            yield connection
+        except sqlite3.Error as error:
+            self._local.connection = None
+            raise LedgerError(f"cannot read the ledger {self.path}: {error}") from error
+
+    def exact(self, job_id: str) -> Job | None:
+        """The job with exactly that id: one look into the primary key, however many jobs there are."""
+        with self._open() as connection:
+            if connection is None:
+                return None
+            row = connection.execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
+            return None if row is None else job_from_row(row)
+
+    def page(self, before_seq: int | None, limit: int) -> list[Job]:
+        """Jobs from the newest on, or from the one before `before_seq` on. New jobs never shift a page."""
+        where, values = ("WHERE seq < ?", (before_seq, limit)) if before_seq is not None else ("", (limit,))
+        with self._open() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM job {where} ORDER BY seq DESC LIMIT ?", values)
+            return [job_from_row(row) for row in rows]
+
+    def waiting_from_rest(self) -> int:
+        """How many jobs that came over REST wait."""
+        return int(self._one("SELECT count(*) FROM job WHERE rest IS NOT NULL AND state='queued'") or 0)
+
+    def recent_job_s(self) -> float | None:
+        """How long the last jobs took from their start to their end, on average; None before the first."""
+        found = self._one(
+            "SELECT avg(finished_ms - started_ms) / 1000.0 FROM (SELECT finished_ms, started_ms FROM job "
+            f"WHERE state='done' AND started_ms IS NOT NULL ORDER BY seq DESC LIMIT {_RECENT_JOBS})"
+        )
+        return None if found is None else float(found)
+
+    def live_rest(self) -> list[str]:
+        """What the clients of all jobs that have not ended said, as JSON."""
+        with self._open() as connection:
+            if connection is None:
+                return []
+            states = "state='queued' OR state='running' OR state='publishing'"
+            return [row[0] for row in connection.execute(f"SELECT rest FROM job WHERE rest IS NOT NULL AND ({states})")]
+
+    def _one(self, question: str) -> int | float | None:
+        with self._open() as connection:
+            found: int | float | None = None if connection is None else connection.execute(question).fetchone()[0]
+            return found

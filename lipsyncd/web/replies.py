@@ -1,0 +1,148 @@
+"""Answers: JSON in D-ID's form, and one shape for every error there is.
+
+Whatever goes wrong, the body is `{"kind", "description"}` and at times "details": errors of ours, the router's own 404
+and 405, bodies that are too large, and bugs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from lipsyncd.errors import (
+    AudioNotRecognised,
+    AudioTooLong,
+    AudioTooShort,
+    Blocked,
+    DiskLow,
+    ImageNotRecognised,
+    ImageTooLarge,
+    ImageTooSmall,
+    InboxUnavailable,
+    InputError,
+    LipsyncdError,
+)
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "lipsyncd"}
+_DID_ROUTES = ("/talks", "/images", "/audios")
+_KINDS: Mapping[type[LipsyncdError], tuple[int, str]] = {
+    ImageNotRecognised: (415, "UnsupportedMimeTypeError"),
+    AudioNotRecognised: (415, "UnsupportedMimeTypeError"),
+    ImageTooLarge: (400, "InvalidImageResolutionError"),
+    ImageTooSmall: (400, "InvalidImageResolutionError"),
+    AudioTooShort: (400, "InvalidAudioDurationError"),
+    AudioTooLong: (400, "InvalidAudioDurationError"),
+    InputError: (400, "BadRequestError"),
+    DiskLow: (507, "InsufficientStorageError"),
+    InboxUnavailable: (503, "ServiceUnavailableError"),
+    Blocked: (503, "ServiceUnavailableError"),
+}
+
+
+class ApiError(Exception):
+    """An answer that is no success: HTTP status, D-ID's kind of error, one sentence, and details where they help."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        description: str,
+        *,
+        details: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(description)
+        self.status = status
+        self.kind = kind
+        self.description = description
+        self.details = details
+        self.headers = dict(headers or {})
+
+    def reply(self) -> web.Response:
+        body: dict[str, Any] = {"kind": self.kind, "description": self.description}
+        if self.details is not None:
+            body["details"] = self.details
+        return json_reply(body, status=self.status, headers=self.headers)
+
+
+def not_found(what: str = "not found") -> ApiError:
+    return ApiError(404, "NotFoundError", what)
+
+
+def bad_request(description: str) -> ApiError:
+    return ApiError(400, "BadRequestError", description)
+
+
+def invalid(details: Mapping[str, str]) -> ApiError:
+    """Fields that are wrong: dotted path -> what is the matter."""
+    told = {path: {"message": message} for path, message in details.items()}
+    return ApiError(400, "ValidationError", "validation failed", details=told)
+
+
+def too_large(path: str, limit_bytes: int) -> ApiError:
+    """D-ID answers 400 to what is too large, everybody else 413."""
+    status = 400 if path.startswith(_DID_ROUTES) else 413
+    return ApiError(status, "InvalidFileSizeError", f"file size exceeded {limit_bytes / 1e6:g} MB")
+
+
+def json_reply(
+    body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None, dumps: Callable[[Any], str] = json.dumps
+) -> web.Response:
+    """JSON that no cache keeps and no browser takes for anything else."""
+    return web.Response(
+        body=dumps(body).encode(),
+        status=status,
+        content_type="application/json",
+        charset="utf-8",
+        headers={**_HEADERS, **(headers or {})},
+    )
+
+
+@web.middleware
+async def in_one_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The outermost middleware: turns whatever is raised below it into an answer."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return error.reply()
+    except web.HTTPException as error:
+        return _of_aiohttp(request, error).reply()
+    except LipsyncdError as error:
+        return _of_ours(error).reply()
+    except ConnectionError:
+        raise  # nobody listens any more
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return ApiError(500, "InternalServerError", "internal server error").reply()
+
+
+def _of_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return ApiError(
+            405, "MethodNotAllowedError", f"{request.method} is not allowed here; use {allowed}",
+            headers={"Allow": allowed},
+        )  # fmt: skip
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return too_large(request.path, request.client_max_size)
+    if error.status == 404:
+        return not_found(f"there is no {request.path}")
+    kind = "InternalServerError" if error.status >= 500 else "BadRequestError"
+    return ApiError(error.status, kind, error.reason)
+
+
+def _of_ours(error: LipsyncdError) -> ApiError:
+    """Our own errors: the status by their class, the sentence with its remedy, our code among the details."""
+    status, kind = next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), (500, "InternalServerError"))
+    if status == 500:
+        log.warning("request failed: %s", error)
+    headers = {"Retry-After": "30"} if status in (503, 507) else {}
+    return ApiError(status, kind, str(error), details={"code": error.code}, headers=headers)

@@ -1,0 +1,188 @@
+"""The server's thread: it binds before anything else starts, and then serves until the daemon ends it.
+
+Has an asyncio loop of its own, so that nothing in the daemon waits for a client. A port that is taken is a wrong
+setting, and told at the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib.util
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from lipsyncd.errors import ConfigError
+from lipsyncd.folders import Folders
+from lipsyncd.links import Links
+from lipsyncd.settings import Settings
+from lipsyncd.web.counter import Counter
+from lipsyncd.web.desk import Desk
+from lipsyncd.web.doors import Doors, public, read_keys
+from lipsyncd.web.files import Files
+from lipsyncd.web.manners import Manners
+from lipsyncd.web.original import Original
+from lipsyncd.web.replies import in_one_shape, json_reply
+from lipsyncd.web.stock import Stock
+from lipsyncd.web.talks import Talks
+
+log = logging.getLogger(__name__)
+
+_BODY_BYTES = 1 << 20  # of JSON; forms are counted elsewhere
+_BACKLOG = 256
+_STOP_S = 2.0
+_SWEEP_EVERY_S = 600.0
+_DOCUMENT = Path(__file__).with_name("openapi.json")
+
+
+class WebServer:
+    """The REST service of one daemon. `start` and `stop` are called from the main thread.
+
+    ffmpeg        decodes uploads
+    model_loaded  says whether a renderer is loaded just now
+
+    Raises `ConfigError`: no key where one is needed, an address or a port that cannot be had.
+    """
+
+    def __init__(self, settings: Settings, folders: Folders, ffmpeg: Path, model_loaded: Callable[[], bool]) -> None:
+        self.settings = settings
+        self.folders = folders
+        self.ffmpeg = ffmpeg
+        self.model_loaded = model_loaded
+        keys = read_keys(settings.web)
+        self.links = Links(folders.state, signed=bool(keys))
+        self.doors = Doors(settings.web, keys, self.links)
+        self._sockets = _bind(settings.web.host, settings.web.port)
+        self.port: int = self._sockets[0].getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._closed = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="web")
+
+    def start(self) -> None:
+        self._thread.start()
+        told = f"keys: {len(self.doors.keys)}" if self.doors.keys else "no key"
+        log.info("REST on http://%s:%d, %s", _shown(self.settings.web.host), self.port, told)
+        if not self.doors.keys and self.settings.web.allow_anonymous:
+            log.warning("REST: no key is configured and web.allow_anonymous is true: anybody may use this server")
+
+    def stop(self) -> None:
+        """End every request within two seconds. Does nothing when it never started."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closed.set)
+            self._thread.join()
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except Exception:
+            log.exception("the web server ended")
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        desk = Desk(self.settings, self.folders)
+        counter = Counter(self.settings, desk, Stock(self.settings, self.ffmpeg))
+        runner = web.AppRunner(
+            self._app(desk, counter), access_log=None, shutdown_timeout=_STOP_S, handler_cancellation=True
+        )
+        await runner.setup()
+        for listener in self._sockets:
+            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        sweeping = asyncio.create_task(self._sweep(desk, counter))
+        await self._closed.wait()
+        desk.closing = True
+        sweeping.cancel()
+        await runner.cleanup()
+        counter.close()
+        desk.close()
+
+    def _app(self, desk: Desk, counter: Counter) -> web.Application:
+        app = web.Application(
+            middlewares=[in_one_shape, self.doors.middleware],
+            client_max_size=_BODY_BYTES,
+        )
+        pieces = (
+            Original(counter, desk, self.links, self.model_loaded),
+            Manners(desk),  # before the talks: /talks/streams is no id
+            Talks(counter, desk, self.links, can_speak=self._can_speak()),
+            Files(desk, counter.stock.uploads, self.doors, self.links),
+            _Document(),
+        )
+        for piece in pieces:
+            for route in piece.routes():
+                for path in (route.path, f"{route.path}/"):
+                    app.router.add_route(route.method, path, route.handler)
+                    if route.method == "GET":
+                        app.router.add_route("HEAD", path, route.handler)
+        return app
+
+    def _can_speak(self) -> bool:
+        """A program that speaks is configured, or the extra `tts` is installed."""
+        return bool(self.settings.speech.command) or importlib.util.find_spec("espeakng_loader") is not None
+
+    async def _sweep(self, desk: Desk, counter: Counter) -> None:
+        """Remove uploads that have had their time, except those that a job still needs."""
+        older_than_s = self.settings.web.uploads_h * 3600
+        while True:
+            try:
+                needed = await desk.run(desk.uploads_in_use)
+                gone = await desk.run(counter.stock.uploads.sweep, needed, older_than_s=older_than_s)
+                if gone:
+                    log.info("%d old uploads removed", gone)
+            except Exception as error:
+                log.warning("uploads are not tidied up: %s", error)
+            await asyncio.sleep(_SWEEP_EVERY_S)
+
+
+class _Document:
+    """The OpenAPI description of all of this."""
+
+    def __init__(self) -> None:
+        self._body = json.loads(_DOCUMENT.read_bytes())
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/openapi.json", self.document)]
+
+    @public
+    async def document(self, _request: web.Request) -> web.Response:
+        return json_reply(self._body)
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """A bound socket for each address that the name has, all on one port."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"web.host is {host!r}: {error}", remedy="allowed: an address of this machine") from None
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
+            listener.bind((address[0], taken, *address[2:]))
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        why = "it is taken" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigError(
+            f"web.port is {port} and web.host is {host!r}: {why}",
+            remedy="set another web.port (0 takes any free one), or web.enabled = false",
+        ) from None
+    return sockets
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
