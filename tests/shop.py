@@ -1,0 +1,117 @@
+"""An installation without threads, whose jobs a test moves by hand as far as it wants."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lipsyncd.daemon import finisher_of, rules_of
+from lipsyncd.files import identity
+from lipsyncd.folders import HIDDEN, folders_of
+from lipsyncd.inbox import Inbox
+from lipsyncd.intake import Intake
+from lipsyncd.job import Job, JobSpec, JobState, SourceFile, new_id
+from lipsyncd.ledger import Ledger
+from lipsyncd.protocol import Picture, Sound
+from lipsyncd.recovery import recover
+from lipsyncd.settings import Paths, Settings
+from lipsyncd.spool import Output, Prepared
+from tests.core_kit import spec_of
+
+
+def raw_inputs(folder: Path, *, seconds: float = 0.2) -> Prepared:
+    """What the jail would have written into a job's folder: a grey picture, a tone at 16 kHz twice."""
+    count = round(seconds * 16_000)
+    tone = (8000 * np.sin(2 * np.pi * 220 * np.arange(count) / 16_000)).astype("<i2").tobytes()
+    (folder / "picture.rgb").write_bytes(bytes([128]) * (80 * 72 * 3))
+    for name in ("speech.s16", "sound.s16"):
+        (folder / name).write_bytes(tone)
+    return Prepared(Picture("picture.rgb", 80, 72), Sound("speech.s16", count, "sound.s16", count, 16_000, 1))
+
+
+class Shop:
+    """Its folders, spool, ledger, outbox and finisher. `sections` are sections of the settings."""
+
+    def __init__(self, root: Path, **sections: Any) -> None:
+        self.settings = Settings(Paths(storage=root), **sections)
+        self.folders = folders_of(self.settings.paths)
+        self.folders.initialise()
+        self.ledger = Ledger(self.folders.state / "ledger.db")
+        self.finisher = finisher_of(self.settings, self.folders, self.ledger)
+        self.spool, self.outbox = self.finisher.spool, self.finisher.outbox
+
+    def close(self) -> None:
+        self.ledger.close()
+
+    def queued(self, name: str = "anna", **changes: Any) -> str:
+        """An accepted job with two inputs, prepared."""
+        job_id = new_id()
+
+        def fill(folder: Path) -> JobSpec:
+            sources = []
+            for role, file in (("image", f"{name}.png"), ("audio", f"{name}.wav")):
+                (folder / role).write_text(file)
+                seen = identity(folder / role)
+                assert seen is not None
+                digest = hashlib.sha256(file.encode()).hexdigest()
+                sources.append(SourceFile(role, file, seen, digest))
+            return spec_of(name, id=job_id, sources=tuple(sources), **changes)
+
+        spec = self.spool.accept(job_id, fill)
+        self.spool.set_prepared(job_id, raw_inputs(self.spool.folder(job_id)))
+        self.ledger.insert(spec, max_attempts=3)
+        self.ledger.set_released(job_id)
+        self.ledger.set_prepared(job_id, frames=25, duration_ms=1000)
+        return job_id
+
+    def running(self, name: str = "anna") -> str:
+        job_id = self.queued(name)
+        assert self.ledger.claim("cpu", "token") is not None
+        return job_id
+
+    def rendered(self, name: str = "anna", content: bytes = b"a video") -> str:
+        """A job whose video lies in the spool and waits to be published."""
+        job_id = self.running(name)
+        partial = self.spool.partial_render(job_id, "token")
+        partial.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        self.spool.keep_output(job_id, partial, Output(digest, len(content), 25, 64, 64, 500, 1000, 1, {}))
+        self.ledger.to_publishing(job_id, token="token", sha256=digest, size=len(content), frames=25, render_ms=500)
+        return job_id
+
+    def published(self, name: str = "anna") -> str:
+        job_id = self.rendered(name)
+        assert self.finisher.publish(job_id).state is JobState.DONE
+        return job_id
+
+    def restart(self) -> None:
+        """What the daemon does before its first scan."""
+        inbox = Inbox(self.folders.shared["inbox"], rules_of(self.settings), network=False)
+        recover(Intake(self.settings, inbox, self.spool, self.ledger), self.finisher)
+
+    def job(self, job_id: str) -> Job:
+        return self.ledger.get(job_id)
+
+    def shown(self, kind: str = "outbox") -> list[str]:
+        return sorted(p.name for p in self.folders.shared[kind].iterdir() if p.name != HIDDEN)
+
+    def hidden(self) -> list[str]:
+        return sorted(p.name for p in (self.folders.shared["outbox"] / HIDDEN).glob("*.part"))
+
+    def unmount(self, kind: str) -> None:
+        folder = self.folders.shared[kind]
+        folder.rename(folder.with_name(f"{kind} away"))
+        folder.mkdir()
+
+    def mount(self, kind: str) -> None:
+        folder = self.folders.shared[kind]
+        folder.rmdir()
+        folder.with_name(f"{kind} away").rename(folder)
+
+    def sidecar(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folders.shared["outbox"] / f"{name}.json").read_text())
+        return content
