@@ -1,9 +1,10 @@
-"""Download one file from the hub: a process of its own, which dies without leaving anything but a longer partial file.
+"""Download one file from the hub: a process of its own, whose end leaves nothing but a longer partial file.
 
     python -m lipsyncd.weights.hub REQUEST
 
-REQUEST is a JSON object: repository, revision, path, size_bytes and `part`, the file to write. What `part` holds
-already is kept, and only the rest is asked for. The answer is one line of JSON: {} or {"error": ...}.
+REQUEST is a JSON object: repository, revision, path, size_bytes, `part`, the file to write, and `parent`, the number of
+the process that started it. What `part` holds already is kept, and only the rest is asked for. The answer is one line of
+JSON: {} or {"error": ...}.
 
 Goes through huggingface_hub's own transport, so that HF_ENDPOINT, HF_TOKEN, proxies and retries work as everywhere. Not
 through `hf_hub_download`: that begins at zero again each time it is called, since its partial files have random names.
@@ -12,14 +13,17 @@ The only home of huggingface_hub. Judges nothing: our own hash does that, in `pu
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _SMALLEST_LIMIT_BYTES = 1 << 20  # below, a limit would also cut short what Python itself writes
+_SET_PARENT_DEATH_SIGNAL = 1
 
 
 def fetch(request: dict[str, Any]) -> None:
@@ -41,7 +45,7 @@ def fetch(request: dict[str, Any]) -> None:
         )
 
 
-def _opened(part: Path, expected: int) -> Any:
+def _opened(part: Path, expected: int) -> BinaryIO:
     """The partial file, at its end. One that is too long cannot be the beginning of ours and starts again."""
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     file = os.fdopen(descriptor, "r+b")
@@ -52,6 +56,9 @@ def _opened(part: Path, expected: int) -> Any:
 
 
 def main(request: dict[str, Any]) -> None:
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != request["parent"]:  # it died before the line above
+        sys.exit(1)
     # A hub that sends more than it should fills no disk.
     largest = max(request["size_bytes"], _SMALLEST_LIMIT_BYTES)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))

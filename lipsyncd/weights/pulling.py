@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import importlib.util
 import json
 import os
@@ -75,11 +76,13 @@ def pull(
     """
     pull = _Pull(store, source, tell, stop, keep_pickles)
     try:
-        wanted = [weight for weight in weights if not pull.is_ready(weight)]
+        wanted = [weight for weight in weights if not pull.is_ready(weight) or pull.leftovers(weight)]
         if not wanted:
             return
         store.folder.mkdir(parents=True, exist_ok=True)
         with _alone(store.folder, lambda: pull.wait(wanted[0])) as lock:
+            for weight in wanted:
+                pull.sweep(weight)
             wanted = [weight for weight in wanted if not pull.is_ready(weight)]
             pull.require_space(wanted, min_free_mb)
             for weight in wanted:
@@ -135,6 +138,16 @@ class _Pull:
             return False
         self.tell(Step(weight, "ready"))
         return True
+
+    def leftovers(self, weight: Weight) -> list[Path]:
+        """Partial files that no pull goes on from: of another revision, or of a pull that died before its last step."""
+        path, part = self.store.original(weight), self._part(weight)
+        parts = path.parent.glob(f".{glob.escape(path.name)}.*.part")
+        return [other for other in parts if other != part or self.store.path(weight.name).exists()]
+
+    def sweep(self, weight: Weight) -> None:
+        for path in self.leftovers(weight):
+            path.unlink(missing_ok=True)
 
     def wait(self, weight: Weight) -> None:
         self.tell(Step(weight, "waiting"))
@@ -273,9 +286,10 @@ class _Pull:
                 "huggingface_hub, which fetches weights, is not installed",
                 remedy="install the extra: pip install 'lipsyncd[musetalk]'",
             )
-        request = {key: getattr(weight, key) for key in ("repository", "revision", "path", "size_bytes")}
+        request: dict[str, object] = {"part": str(part), "parent": os.getpid()}
+        request |= {key: getattr(weight, key) for key in ("repository", "revision", "path", "size_bytes")}
         process = subprocess.Popen(
-            [sys.executable, "-m", "lipsyncd.weights.hub", json.dumps({**request, "part": str(part)})],
+            [sys.executable, "-m", "lipsyncd.weights.hub", json.dumps(request)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
