@@ -2,9 +2,9 @@
 
     python -m lipsyncd.weights.hub REQUEST
 
-REQUEST is a JSON object: repository, revision, path, size_bytes, `part`, the file to write, and `parent`, the number of
-the process that started it. What `part` holds already is kept, and only the rest is asked for. The answer is one line of
-JSON: {} or {"error": ...}.
+REQUEST is a JSON object: repository, revision, path, size_bytes, `part`, the file to write, and `parent`, the number
+of the process that started it. What `part` holds already is kept, and only the rest is asked for. The answer is one
+line of JSON: {} or {"error": ...}.
 
 Goes through huggingface_hub's own transport, so that HF_ENDPOINT, HF_TOKEN, proxies and retries work as everywhere. Not
 through `hf_hub_download`: that begins at zero again each time it is called, since its partial files have random names.
