@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from lipsyncd.weights import Weight
 
 REVISION = "5" * 40
+_STORAGE = "/storage"
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -36,6 +37,14 @@ def weight(name: str, content: bytes, **changes: object) -> Weight:
         "purpose": f"is {name}",
     }
     return Weight(**{**entry, **changes})  # type: ignore[arg-type]
+
+
+def lock_of(folder: Path) -> list[Weight]:
+    """A lock list for whatever lies in a folder: each file is a weight that is used as it is."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return [
+        weight(f"w{number}", path.read_bytes(), file=str(path.relative_to(folder))) for number, path in enumerate(files)
+    ]
 
 
 def write_lock(path: Path, weights: Sequence[Weight]) -> Path:
@@ -59,6 +68,7 @@ class Trouble:
     cut_at     closes the line after so many bytes of the answer, `times` times
     hold_at    stops there, with the line open, until the hub closes
     as_whole   sends the content with an honest length, whatever range was asked for
+    moved      sends the asker to another host, as the real hub does with large files
     status     answers with that, and that code of the hub's
     """
 
@@ -66,6 +76,7 @@ class Trouble:
     times: int = 1
     hold_at: int | None = None
     as_whole: bool = False
+    moved: bool = False
     status: int = 0
     code: str = ""
 
@@ -78,6 +89,7 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=dict)
     troubles: dict[str, Trouble] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)  # path, range
+    tokens: list[str] = field(default_factory=list)  # "" where none was shown
     held: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -98,8 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path)
         given = self.headers.get("Range", "")
         self.hub.asked.append((path, given))
-        content, trouble = self.hub.files.get(path), self.hub.troubles.get(path.rpartition("/")[2], Trouble())
-        if trouble.status:
+        self.hub.tokens.append(self.headers.get("Authorization", ""))
+        trouble = self.hub.troubles.get(path.rpartition("/")[2], Trouble())
+        content = self.hub.files.get(path.removeprefix(_STORAGE))
+        if trouble.moved and not path.startswith(_STORAGE):
+            self._refuse(302, "", location=f"{self.hub.url.replace('127.0.0.1', 'localhost')}{_STORAGE}{self.path}")
+        elif trouble.status:
             self._refuse(trouble.status, trouble.code)
         elif content is None:
             known = any(other.startswith(path.split("/resolve/")[0] + "/") for other in self.hub.files)
@@ -107,8 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(content, 0 if trouble.as_whole else _start_of(given), trouble, ranged=bool(given))
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, *, location: str = "") -> None:
         self.send_response(status)
+        if location:
+            self.send_header("Location", location)
         self.send_header("X-Error-Code", code)
         self.send_header("X-Error-Message", f"{code} at {self.path}")
         self.send_header("Content-Length", "0")

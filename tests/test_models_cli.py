@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.home import Home
-from tests.hub_kit import Hub, Trouble, noise, put, running_hub, weight, write_lock
+from tests.hub_kit import Hub, Trouble, lock_of, noise, put, running_hub, weight, write_lock
 
 EYES, MASK = noise(2_000_000), noise(700, seed=1)
 EYES_ENTRY = weight("eyes", EYES)
@@ -57,6 +57,18 @@ def test_pull_from_a_folder_needs_no_hub(home: Home, tmp_path: Path) -> None:
     pulled = models(home, "pull", "--from", tmp_path / "given", HF_HUB_OFFLINE="1")
     assert pulled.returncode == 0, pulled.stderr
     assert states(home)["eyes"] == "verified"
+
+
+def test_weights_of_your_own_need_a_lock_list_and_no_hub(tmp_path: Path) -> None:
+    given = tmp_path / "trained"
+    (given / "musetalkV15").mkdir(parents=True)
+    (given / "musetalkV15" / "unet.safetensors").write_bytes(EYES)
+    (given / "musetalkV15" / "musetalk.json").write_bytes(b"{}")
+    lock = write_lock(tmp_path / "lock.json", lock_of(given))
+    home = Home(tmp_path, changes={"weights": {"lock": str(lock), "dir": str(given)}})
+    assert states(home) == {"w0": "unverified", "w1": "unverified"}
+    assert models(home, "pull", HF_HUB_OFFLINE="1").returncode == 0
+    assert states(home) == {"w0": "verified", "w1": "verified"}
 
 
 def test_a_pull_that_cannot_be_done_is_one_line_with_the_remedy(home: Home, hub: Hub, tmp_path: Path) -> None:

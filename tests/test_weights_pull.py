@@ -91,6 +91,19 @@ def test_a_line_that_breaks_is_taken_up_where_it_broke(hub: Hub, store: Store) -
     assert store.path("eyes").read_bytes() == EYES
 
 
+def test_a_file_that_the_hub_keeps_elsewhere_is_fetched_there_without_our_token(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.troubles["eyes.bin"] = Trouble(moved=True)
+    part_of(store).parent.mkdir(parents=True)
+    part_of(store).write_bytes(EYES[:1000])
+    pull(store, [EYES_ENTRY])
+    assert store.path("eyes").read_bytes() == EYES
+    assert hub.ranges(EYES_ENTRY) == ["bytes=1000-", "bytes=1000-"]
+    assert hub.tokens == ["Bearer hf_secret", ""]
+
+
 def test_a_pull_that_was_stopped_goes_on_where_it_was(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(hold_at=0)
     part = part_of(store)
