@@ -290,11 +290,10 @@ class Weights:
 class Web:
     """The REST service. What it may fetch for its clients stands in [fetch]."""
 
-    host: str = setting("127.0.0.1", "Address to listen on.", check=bool, allowed="an address", variable="HOST")
     enabled: bool = setting(True, "Serve REST.")
+    host: str = setting("127.0.0.1", "Address to listen on.", check=bool, allowed="an address", variable="HOST")
     port: int = setting(8003, "Port to listen on; 0 means any that is free.", low=0, high=65535, variable="PORT")
     max_queue: int = setting(10, "Refuse new jobs over REST while this many wait.", low=1, variable="MAX_QUEUE_SIZE")
-    webhook_allow: tuple[str, ...] = setting(
     allow_anonymous: bool = setting(False, "Listen on other addresses than loopback although no key is configured.")
     api_key_file: Path = setting(
         UNSET, "File with one key on each line, user:password or one word; keys may also come from LIPSYNCD_API_KEY."
@@ -305,6 +304,7 @@ class Web:
     max_upload_mb: int = setting(100, "Largest uploaded file.", low=1)
     upload_timeout_s: float = setting(300.0, "Longest upload.", low=1)
     uploads_h: float = setting(48.0, "Uploads stay this long, and as long as an open job needs them.", low=0)
+    webhook_allow: tuple[str, ...] = setting(
         (), "Hosts and networks that webhooks may go to although they are not public, over http too."
     )
     webhook_secret_file: Path = setting(
