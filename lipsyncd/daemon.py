@@ -29,7 +29,7 @@ from lipsyncd.ffmpeg import find as find_ffmpeg
 from lipsyncd.files import expect_lease_signals, free_mb, write_json
 from lipsyncd.finish import Finisher
 from lipsyncd.folders import Folders, folders_of
-from lipsyncd.inbox import Inbox, Rules
+from lipsyncd.inbox import VIDEO, Inbox, Rules
 from lipsyncd.intake import Intake
 from lipsyncd.job import now_ms
 from lipsyncd.ledger import Ledger
@@ -341,6 +341,7 @@ def rules_of(settings: Settings) -> Rules:
         pair_timeout_s=watch.pair_timeout_s,
         max_bytes={
             IMAGE: intake.max_image_mb * 1_000_000,
+            VIDEO: intake.max_video_mb * 1_000_000,
             AUDIO: intake.max_audio_mb * 1_000_000,
             MANIFEST: intake.max_manifest_kb * 1024,
         },

@@ -57,6 +57,7 @@ _FFMPEG = {
     Kind.WAV: ("wav", f"{_PCM},adpcm_ms,adpcm_ima_wav"),
     Kind.MP3: ("mp3", "mp3,mp3float"),
     Kind.M4A: ("mov", "aac,alac"),
+    Kind.MP4: ("mov", "aac,alac"),
     Kind.OGG: ("ogg", "vorbis,libvorbis,opus,libopus,flac"),
     Kind.FLAC: ("flac", "flac"),
 }
@@ -111,7 +112,7 @@ def decode_picture(
     Raises the Image* errors of `errors`, and `JailFailed` when the machine failed rather than the picture. Then no file
     is left behind.
     """
-    with _new_files(target_dir / "picture.rgb") as (file,):
+    with new_files(target_dir / "picture.rgb") as (file,):
         request = {
             "source": os.fspath(source),
             "target": os.fspath(file),
@@ -123,7 +124,7 @@ def decode_picture(
         if ended.timed_out:
             raise ImageUndecodable(f"the picture was not decoded within {timeout_s:g} s")
         if ended.returncode:
-            raise _crash(ended, ImageUndecodable, "picture")
+            raise crash(ended, ImageUndecodable, "picture")
         return _checked_picture(_answer(ended), file)
 
 
@@ -200,7 +201,7 @@ def decode_sound(
     found = _checked_header(source, kind)
     cut_off = found.completeness is Completeness.TRUNCATED
     notes = (f"the sound is cut off: {found.note}",) if cut_off else ()
-    with _new_files(target_dir / "speech.s16", target_dir / "sound.s16") as (speech_file, sound_file):
+    with new_files(target_dir / "speech.s16", target_dir / "sound.s16") as (speech_file, sound_file):
         ended = run_jailed(
             _sound_command(ffmpeg, source, found.kind or kind, speech_file, sound_file, max_s),
             readable=[source],
@@ -211,14 +212,12 @@ def decode_sound(
         if ended.timed_out:
             raise AudioUndecodable(f"the sound was not decoded within {timeout_s:g} s")
         if ended.returncode < 0:
-            raise _crash(ended, AudioUndecodable, "sound")
-        complaint = _complaint(ended.stderr_tail)
+            raise crash(ended, AudioUndecodable, "sound")
+        said = complaint(ended.stderr_tail)
         if ended.returncode:
-            raise AudioUndecodable(
-                f"the sound cannot be decoded: {complaint or f'ffmpeg ended with {ended.returncode}'}"
-            )
-        if complaint:
-            notes = (*notes, f"damaged parts of the sound were left out: {complaint}")
+            raise AudioUndecodable(f"the sound cannot be decoded: {said or f'ffmpeg ended with {ended.returncode}'}")
+        if said:
+            notes = (*notes, f"damaged parts of the sound were left out: {said}")
         return _checked_sound(speech_file, sound_file, notes, min_s, max_s)
 
 
@@ -286,11 +285,19 @@ def padded(sound: Sound, pad_s: float) -> Sound:
     return replace(sound, speech_samples=sound.speech_samples + speech, sound_samples=sound.sound_samples + samples)
 
 
+def shortened(sound: Sound, duration: Fraction) -> Sound:
+    """Cut both files of `sound` to `duration` seconds, down to a whole sample."""
+    speech, samples = int(duration * SPEECH_RATE), int(duration * sound.rate)
+    os.truncate(sound.speech_file, speech * _SAMPLE_BYTES)
+    os.truncate(sound.sound_file, samples * sound.channels * _SAMPLE_BYTES)
+    return replace(sound, speech_samples=speech, sound_samples=samples)
+
+
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _new_files(*targets: Path) -> Iterator[tuple[Path, ...]]:
+def new_files(*targets: Path) -> Iterator[tuple[Path, ...]]:
     """Empty files for the jail to fill, private to this user; removed again when the decode fails.
 
     Made here, so that the jailed process needs no right to make any.
@@ -306,7 +313,7 @@ def _new_files(*targets: Path) -> Iterator[tuple[Path, ...]]:
         raise
 
 
-def _crash(ended: Completed, undecodable: type[InputError], what: str) -> InputError | JailFailed:
+def crash(ended: Completed, undecodable: type[InputError], what: str) -> InputError | JailFailed:
     """Whose fault it is that a decoder ended by itself, without an answer."""
     if ended.returncode == -signal.SIGKILL:
         return JailFailed(f"the {what}'s decoder was killed from outside, perhaps for want of memory")
@@ -316,12 +323,12 @@ def _crash(ended: Completed, undecodable: type[InputError], what: str) -> InputE
     return JailFailed(f"the {what}'s decoder does not run: {_printable(last)}")
 
 
-# What is no complaint: repetitions, and the pictures in a sound file, which no listed codec may decode.
-_HARMLESS = re.compile(r"Last message repeated|Codec \((mjpeg|png|bmp|gif|webp|tiff|text|bin_data)\) not on whitelist")
+# What is no complaint: repetitions, and the streams that nobody asked for, which no listed codec may decode.
+_HARMLESS = re.compile(r"Last message repeated|Codec \(\w+\) not on whitelist")
 _SPEAKER = re.compile(r"^(\[[^\]]*\]\s*)+")  # [wav @ 0x55d0c8a0b2c0]
 
 
-def _complaint(stderr: str) -> str:
+def complaint(stderr: str) -> str:
     """The first thing that ffmpeg complained about, which is the cause; what follows are consequences."""
     for line in stderr.splitlines():
         text = _SPEAKER.sub("", line).strip()

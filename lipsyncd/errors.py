@@ -13,7 +13,7 @@
     │   └── sound                   AudioNotRecognised AudioUndecodable AudioTooShort AudioTooLong
     │                               SpeechFailed FetchRefused
     ├── RenderError                 a render that failed
-    │   ├── permanent               NoFaceFound FaceTooSmall UnknownRenderer BadOption
+    │   ├── permanent               NoFaceFound FaceTooSmall UnknownRenderer BadOption VideoNotTaken
     │   └── transient               RenderCrashed RenderTimeout RenderStalled OutOfMemory
     │                               EncodeFailed BadResult FetchFailed JailFailed
     ├── PublishError                a video that cannot be shown: NameTaken ResultGone
@@ -209,17 +209,17 @@ class InputsLost(InputError):
 
 
 class ImageNotRecognised(InputError):
-    """A picture is no JPEG, PNG or WebP by its bytes."""
+    """A picture is of no format that is taken, by its bytes."""
 
     code = "image-not-recognised"
-    default_remedy = "use a JPEG, PNG or WebP picture"
+    default_remedy = "use a JPEG, PNG or WebP picture, or an MP4, MOV or WebM video"
 
 
 class ImageUndecodable(InputError):
-    """A picture is damaged or cut short."""
+    """A picture or a video in its place is damaged or cut short."""
 
     code = "image-undecodable"
-    default_remedy = "open the picture and export it again as JPEG, PNG or WebP"
+    default_remedy = "open the picture and export it again as JPEG, PNG or WebP, a video as MP4 (H.264)"
 
 
 class ImageTooLarge(InputError):
@@ -323,6 +323,14 @@ class BadOption(RenderError):
     code = "bad-option"
     permanent = True
     default_remedy = "correct the manifest; the README lists the options of each renderer"
+
+
+class VideoNotTaken(RenderError):
+    """The renderer animates still pictures only."""
+
+    code = "video-not-taken"
+    permanent = True
+    default_remedy = "use a picture, or a renderer that takes videos, such as musetalk"
 
 
 class RenderCrashed(RenderError):

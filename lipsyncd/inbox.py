@@ -25,7 +25,7 @@ from lipsyncd.files import NotRegular, open_regular, written_by_others
 from lipsyncd.job import Identity
 from lipsyncd.log import printable
 from lipsyncd.manifest import Manifest, classify, parse
-from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Completeness, Structure, examine
+from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Completeness, Structure, examine
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, OTHER, Drop, Found, Waiting, group, lookup
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,12 @@ _TEMPORARY = (
     "system volume information",
 )
 _ROLES = {
-    **{os.fsencode(suffix): IMAGE for suffix in IMAGE_SUFFIXES},
+    **{os.fsencode(suffix): IMAGE for suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES},
     **{os.fsencode(suffix): AUDIO for suffix in AUDIO_SUFFIXES},
     b".json": MANIFEST,
 }
+_VIDEOS = tuple(os.fsencode(suffix) for suffix in VIDEO_SUFFIXES)
+VIDEO = "video"  # an image by its role, with a limit of its own
 _NEW_MANIFEST_S = 60.0
 
 
@@ -199,7 +201,7 @@ class Inbox:
             elif role is None:
                 self._left_alone.add(entry.name)
                 self._ignore(entry.name, "its suffix is none of a picture, a sound or a manifest")
-            elif status.st_size > (limit := self._limit(role)):
+            elif status.st_size > (limit := self._limit(role, entry.name)):
                 why = f"has {status.st_size / 1e6:.0f} MB; at most {limit / 1e6:.0f} MB are taken"
                 self._unusable[entry.name] = BadManifest(f"the manifest names {shown}, which {why}")
                 self._ignore(entry.name, why)
@@ -210,9 +212,11 @@ class Inbox:
         """Every name that a manifest speaks of, as far as we have read them."""
         return {n for _, content in self._parsed.values() if isinstance(content, Manifest) for n in _named(content)}
 
-    def _limit(self, role: str) -> int:
+    def _limit(self, role: str, name: bytes) -> int:
         """Bytes above which a file is left alone. A manifest is refused long before, and kept with its reason."""
         sizes = self.rules.max_bytes
+        if role == IMAGE and name.lower().endswith(_VIDEOS):
+            return sizes.get(VIDEO, sizes[IMAGE])
         return sizes[role] if role in (IMAGE, AUDIO) else max(sizes[IMAGE], sizes[AUDIO] if role == OTHER else 0)
 
     def _ignore(self, name: bytes, why: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lipsyncd import footage
 from lipsyncd.errors import (
     AudioNotRecognised,
     AudioUndecodable,
@@ -161,21 +162,19 @@ class Intake:
 
     def _judge_file(self, role: str, file: Found, structure: Structure) -> InputError | None:
         name = repr(printable(file.text))
-        right_kind = structure.kind is not None and (
-            structure.kind.is_image if role == IMAGE else structure.kind.is_audio
-        )
-        if not right_kind:
-            seen = f"is {structure.kind}" if structure.kind else f"is none that we know ({file.identity.size} bytes)"
+        kind = structure.kind
+        shows = kind is not None and (kind.is_image or kind.is_video)
+        if kind is None or not (shows if role == IMAGE else kind.is_audio):
+            seen = f"is {kind}" if kind else f"is none that we know ({file.identity.size} bytes)"
             return _NOT_RECOGNISED[role](f"{name} {seen}")
         if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
             cut = structure.completeness is Completeness.TRUNCATED
             return _UNDECODABLE[role](f"{name} {'is cut short' if cut else 'is damaged'}: {structure.note}")
         if role == IMAGE and structure.width and structure.height:
             limits = self.settings.intake
+            most = footage.MAX_MEGAPIXELS if kind.is_video else limits.max_megapixels
             try:
-                check_image_size(
-                    structure.width, structure.height, min_side=limits.min_side_px, max_megapixels=limits.max_megapixels
-                )
+                check_image_size(structure.width, structure.height, min_side=limits.min_side_px, max_megapixels=most)
             except InputError as error:
                 return error
         return None

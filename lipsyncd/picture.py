@@ -80,7 +80,7 @@ def _check_header(source: Path, limits: Mapping[str, Any]) -> None:
     with source.open("rb") as file:
         found = media.examine(file.fileno(), source.stat().st_size)
     if found.kind is None or not found.kind.is_image:
-        what = found.note if found.kind is None else f"a sound ({found.kind})"
+        what = found.note if found.kind is None else f"a {'video' if found.kind.is_video else 'sound'} ({found.kind})"
         raise ImageNotRecognised(f"the picture is no JPEG, PNG or WebP: {what}")
     if found.width and found.height:
         media.check_image_size(found.width, found.height, **limits)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-from lipsyncd import decode, fetch, media, speech, uploads
+from lipsyncd import decode, fetch, footage, media, screening, speech, uploads
 from lipsyncd.errors import (
     AudioNotRecognised,
     Blocked,
@@ -30,7 +30,7 @@ from lipsyncd.finish import Finisher
 from lipsyncd.job import Job, JobSpec
 from lipsyncd.ledger import Ledger
 from lipsyncd.manifest import classify
-from lipsyncd.protocol import Picture, Sound
+from lipsyncd.protocol import Picture, Sound, Video
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Prepared, Spool
 
@@ -94,7 +94,7 @@ class Preparer:
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
         prepared = self.spool.prepared(job.id)
-        if prepared is None or prepared.pad_s != spec.pad_s:
+        if prepared is None or _outdated(prepared, spec):
             self._require_space()
             self.ledger.set_stage(job.id, "preparing")
             prepared = self._decode(spec)
@@ -115,11 +115,19 @@ class Preparer:
     def _decode(self, spec: JobSpec) -> Prepared:
         folder, limits = self.spool.folder(spec.id), self.settings.intake
         image, audio = self._image(spec, folder), self._audio(spec, folder)
-        if (kind := _kind(image)) is None or not kind.is_image:
-            raise ImageNotRecognised(f"{_called(spec, 'image')} is no JPEG, PNG or WebP by its content")
+        shown = _kind(image)
+        if shown is None or not (shown.is_image or shown.is_video):
+            raise ImageNotRecognised(f"{_called(spec, 'image')} is no picture or video that we know by its content")
         kind = _kind(audio)
         if kind is None or not kind.is_audio:
             raise AudioNotRecognised(f"{_called(spec, 'audio')} is no sound that we know by its content")
+        sound = decode.decode_sound(
+            audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
+        )
+        if spec.pad_s:
+            sound = decode.padded(sound, spec.pad_s)
+        if shown.is_video:
+            return self._with_video(spec, image, shown, sound)
         picture = decode.decode_picture(
             image,
             folder,
@@ -127,31 +135,30 @@ class Preparer:
             max_megapixels=limits.max_megapixels,
             min_side=limits.min_side_px,
         )
-        sound = decode.decode_sound(
-            audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
-        )
-        if spec.pad_s:
-            sound = decode.padded(sound, spec.pad_s)
-        return Prepared(
-            Picture(picture.file.name, picture.width, picture.height),
-            Sound(
-                sound.speech_file.name,
-                sound.speech_samples,
-                sound.sound_file.name,
-                sound.sound_samples,
-                sound.rate,
-                sound.channels,
-            ),
-            (*picture.notes, *sound.notes),
-            spec.pad_s,
-        )
+        return _prepared(spec, picture, sound)
+
+    def _with_video(self, spec: JobSpec, file: Path, kind: media.Kind, sound: decode.Sound) -> Prepared:
+        """A video in place of a picture; where the job says so, the sound ends with it."""
+        mode = footage.read_mode(spec.options)
+        wanted = frame_count(sound.duration, spec.fps)
+        folder, least = self.spool.folder(spec.id), self.settings.intake.min_side_px
+        seen = screening.screen(file, kind, folder, ffmpeg=self.ffmpeg, fps=spec.fps, frames=wanted, min_side=least)
+        notes: tuple[str, ...] = ()
+        if seen.frames < wanted and mode == footage.CUT:
+            whole_s, sound = float(sound.duration), decode.shortened(sound, seen.frames / spec.fps)
+            notes = (f"the sound was cut from {whole_s:.2f} to {float(sound.duration):.2f} s, where the video ends",)
+        elif seen.frames < wanted:
+            notes = (f"the video has {seen.frames} of {wanted} frames, it goes on by {footage.OPTION} = {mode}",)
+        size = (seen.picture.width, seen.picture.height)
+        video = Video(file.name, kind.value, *size, str(spec.fps), seen.frames, mode)
+        return _prepared(spec, seen.picture, sound, notes, video)
 
     def _image(self, spec: JobSpec, folder: Path) -> Path:
-        path = folder / "image"
+        path, limits = folder / "image", self.settings.intake
         if not path.exists():
             if spec.image_url is None:
                 raise MissingHalf(f"job {spec.id} has no picture")
-            self._fetch(spec.image_url, path, self.settings.intake.max_image_mb)
+            self._fetch(spec.image_url, path, max(limits.max_image_mb, limits.max_video_mb))
         return path
 
     def _audio(self, spec: JobSpec, folder: Path) -> Path:
@@ -197,9 +204,39 @@ def frame_count(duration: Fraction, fps: Fraction) -> int:
     return max(1, math.ceil(duration * fps))
 
 
+def _prepared(
+    spec: JobSpec,
+    picture: decode.Picture,
+    sound: decode.Sound,
+    notes: tuple[str, ...] = (),
+    video: Video | None = None,
+) -> Prepared:
+    return Prepared(
+        Picture(picture.file.name, picture.width, picture.height),
+        Sound(
+            sound.speech_file.name,
+            sound.speech_samples,
+            sound.sound_file.name,
+            sound.sound_samples,
+            sound.rate,
+            sound.channels,
+        ),
+        (*picture.notes, *sound.notes, *notes),
+        spec.pad_s,
+        video,
+    )
+
+
+def _outdated(prepared: Prepared, spec: JobSpec) -> bool:
+    """Has a manifest that came late changed what was prepared?"""
+    video = prepared.video
+    other = video is not None and (video.fps, video.mode) != (str(spec.fps), footage.read_mode(spec.options))
+    return other or prepared.pad_s != spec.pad_s
+
+
 def _kind(path: Path) -> media.Kind | None:
     with path.open("rb") as file:
-        return media.sniff(file.read(4096))
+        return media.examine(file.fileno(), path.stat().st_size).kind
 
 
 def _called(spec: JobSpec, role: str) -> str:

@@ -36,6 +36,25 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Video:
+    """`file` in the job's folder: still as it was dropped, to be decoded in the jail as it is shown.
+
+    kind           of `lipsyncd.media`: mp4 or webm
+    width, height  upright, in square pixels
+    fps, frames    the job's rate, and how many frames it has at that rate, or as many as the job needs
+    mode           of `lipsyncd.footage`: what happens when the sound is longer
+    """
+
+    file: str
+    kind: str
+    width: int
+    height: int
+    fps: str
+    frames: int
+    mode: str
+
+
+@dataclass(frozen=True)
 class Sound:
     """Two raw files in the job's folder, both signed 16 bit little endian: 16 kHz mono, and what goes into the MP4."""
 
@@ -49,7 +68,10 @@ class Sound:
 
 @dataclass(frozen=True)
 class Render:
-    """Render one job. `folder` holds the inputs; the MP4 is written as `out_file` inside it."""
+    """Render one job. `folder` holds the inputs; the MP4 is written as `out_file` inside it.
+
+    Where there is a `video`, `picture` is its first frame.
+    """
 
     job_id: str
     renderer: str
@@ -63,6 +85,7 @@ class Render:
     resolution: int
     options: Mapping[str, Any] = field(default_factory=dict)
     encode: Mapping[str, Any] = field(default_factory=dict)
+    video: Video | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,7 @@ def from_line(line: bytes) -> Message:
         kind = _KINDS[body.pop("type")]
         if kind is Render:
             body["picture"], body["sound"] = Picture(**body["picture"]), Sound(**body["sound"])
+            body["video"] = Video(**body["video"]) if body.get("video") else None
         message: Message = kind(**body)
         _check_types(message)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -132,6 +156,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), 
 def _check_types(message: Any) -> None:
     """A child may be somebody's own program: a number that is text would fail later, far from here."""
     for one in fields(message):
-        value, allowed = getattr(message, one.name), _TYPES.get(str(one.type), (Mapping, Picture, Sound))
+        value, allowed = getattr(message, one.name), _TYPES.get(str(one.type), (Mapping, Picture, Sound, Video))
+        if value is None and one.default is None:
+            continue
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise TypeError(f"{one.name} is {type(value).__name__}")

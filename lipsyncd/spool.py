@@ -22,7 +22,7 @@ from typing import Any
 from lipsyncd.failpoints import reach
 from lipsyncd.files import fsync_file, fsync_folder, read_json, remove_tree, write_json, write_new
 from lipsyncd.job import JobSpec
-from lipsyncd.protocol import Picture, Sound
+from lipsyncd.protocol import Picture, Sound, Video
 
 _STAGING = ".tmp-"
 
@@ -32,12 +32,14 @@ class Prepared:
     """What the jail made of the inputs: raw files in the job's folder, nothing else for a renderer to read.
 
     pad_s  seconds of silence that the sound got behind it
+    video  what moves in place of the picture, which is then its first frame
     """
 
     picture: Picture
     sound: Sound
     notes: tuple[str, ...] = ()
     pad_s: float = 0.0
+    video: Video | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ class Spool:
             if data is None:
                 return None
             picture, sound = Picture(**data["picture"]), Sound(**data["sound"])
-            return Prepared(picture, sound, tuple(data["notes"]), float(data["pad_s"]))
+            video = Video(**data["video"]) if data.get("video") else None
+            return Prepared(picture, sound, tuple(data["notes"]), float(data["pad_s"]), video)
         except (KeyError, TypeError, ValueError):
             return None
 

@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lipsyncd import mp4
+from lipsyncd import footage, mp4
 from lipsyncd.child import Executor, RenderCancelled
 from lipsyncd.errors import Blocked, IllegalTransition, InputsLost, LipsyncdError, RenderCrashed
 from lipsyncd.failpoints import reach
@@ -215,13 +215,14 @@ class Worker:
             frames=frames,
             stitch=spec.stitch,
             resolution=spec.resolution,
-            options=spec.options,
+            options={name: value for name, value in spec.options.items() if name != footage.OPTION},
             encode={
                 "ffmpeg": str(self.ffmpeg),
                 "crf": output.crf,
                 "preset": output.preset,
                 "audio_kbps": output.audio_kbps,
             },
+            video=prepared.video,
         )
 
     def _execute(self, job: Job, token: str, request: Render) -> Result:

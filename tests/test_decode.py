@@ -273,7 +273,7 @@ def test_a_picture_that_takes_too_long_is_given_up(decoded_picture, tmp_path):
 )
 def test_a_crash_is_the_files_fault_and_a_kill_or_a_broken_installation_is_not(returncode, error, text):
     ended = Completed(returncode, b"", "Traceback\nImportError: no\n\n", landlock=True, timed_out=False)
-    verdict = decode._crash(ended, ImageUndecodable, "picture")
+    verdict = decode.crash(ended, ImageUndecodable, "picture")
     assert isinstance(verdict, error)
     assert text in verdict.message
 

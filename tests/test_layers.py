@@ -23,7 +23,7 @@ FOLDERS = ("media", "renderers", "settings", "web", "weights")  # a folder of mo
 # An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
 LEVELS: tuple[tuple[str, str], ...] = (
     ("nothing of ours", "lipsyncd errors"),
-    ("pure", "delivery failpoints job landlock log manifest protocol seccomp watch"),
+    ("pure", "delivery failpoints footage job landlock log manifest protocol seccomp watch"),
     (
         "one tool each",
         "child display ffmpeg files gpu jail launcher ledger_tables ledger_view media outgoing schema settings talk",
@@ -35,7 +35,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
             " uploads weights"
         ),
     ),
-    ("folders and the ledger", "folders inbox ledger overview sidecar"),
+    ("folders and the ledger", "folders inbox ledger overview screening sidecar"),
     ("joins of edges", "intake keep outbox submit waiting webhooks"),
     ("ends of jobs", "finish demo"),
     ("work on jobs", "actions prepare recovery web"),

@@ -1,11 +1,11 @@
 """What a file is, by its bytes, and whether it is whole.
 
 Names and types that come with a file are only hints: a playlist named `a.wav` would have ffmpeg open what it lists, an
-SVG named `a.png` what it links. So the first bytes choose from a closed list of eight formats, and whatever is none of
+SVG named `a.png` what it links. So the first bytes choose from a closed list of ten formats, and whatever is none of
 them stays unopened.
 
-Owns that list and its limits. Leaves the headers of each format to `pictures` and `sounds`, decoding to
-`lipsyncd.decode`.
+Owns that list and its limits. Leaves the headers of each format to `pictures`, `sounds` and `videos`, decoding
+to `lipsyncd.decode`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lipsyncd.errors import ImageTooLarge, ImageTooSmall
-from lipsyncd.media import pictures, sounds
+from lipsyncd.media import pictures, sounds, videos
 from lipsyncd.media.content import Completeness, Content
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_MEGAPIXELS",
     "MIN_SIDE",
+    "VIDEO_SUFFIXES",
     "Completeness",
     "Kind",
     "Structure",
@@ -36,9 +37,10 @@ MAX_MEGAPIXELS = 40
 # What counts as one half of a pair in a folder. A name chooses nothing else.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 AUDIO_SUFFIXES = frozenset({".wav", ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".flac"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # they take the picture's part
 
-# Brands of MP4 that may hold plain sound. The same container carries HEIC and AVIF pictures under other brands.
-_SOUND_BRANDS = (b"M4A", b"M4B", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt")
+# Brands of MP4 that hold sound and film. The same container carries HEIC and AVIF pictures under other brands.
+_MP4_BRANDS = (b"M4A", b"M4B", b"M4V", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt")
 
 _HEAD_BYTES = 512
 
@@ -52,14 +54,21 @@ class Kind(StrEnum):
     M4A = "m4a"
     OGG = "ogg"
     FLAC = "flac"
+    MP4 = "mp4"  # with moving pictures; one without is M4A, whatever it calls itself
+    WEBM = "webm"
 
     @property
     def is_image(self) -> bool:
         return self in (Kind.JPEG, Kind.PNG, Kind.WEBP)
 
     @property
+    def is_video(self) -> bool:
+        return self in (Kind.MP4, Kind.WEBM)
+
+    @property
     def is_audio(self) -> bool:
-        return not self.is_image
+        """Can it be a voice? Of an MP4 the sound is taken, and the pictures are left alone."""
+        return not self.is_image and self is not Kind.WEBM
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Structure:
     """A file as its headers describe it.
 
     kind           None when it is none of our formats
-    width, height  pixels as stored, before any EXIF rotation; 0 for sound and for what cannot be read yet
+    width, height  pixels as stored, before any rotation; 0 for sound, WebM and what cannot be read yet
     note           why it is not complete, for people
     """
 
@@ -79,7 +88,10 @@ class Structure:
 
 
 def sniff(head: bytes) -> Kind | None:
-    """The format of a file that starts with `head` (64 bytes or more are enough); None when it is none of ours."""
+    """The format of a file that starts with `head` (64 bytes or more are enough); None when it is none of ours.
+
+    Whether an MP4 holds moving pictures stands further on: `examine` says so, here it is `M4A`.
+    """
     if head.startswith(b"\xff\xd8\xff"):
         return Kind.JPEG
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -92,8 +104,10 @@ def sniff(head: bytes) -> Kind | None:
         return Kind.FLAC
     if head.startswith(b"OggS\0"):
         return Kind.OGG
-    if head[4:8] == b"ftyp" and head[8:12].startswith(_SOUND_BRANDS):
+    if head[4:8] == b"ftyp" and head[8:12].startswith(_MP4_BRANDS):
         return Kind.M4A
+    if videos.is_webm(head):
+        return Kind.WEBM
     if head.startswith(b"ID3") and len(head) >= 10 and head[3] < 0xFF and max(head[6:10]) < 0x80:
         return Kind.MP3
     if length := sounds.mp3_frame_bytes(head[:4]):
@@ -111,6 +125,7 @@ _ENDINGS = {
     Kind.M4A: sounds.mp4,
     Kind.OGG: sounds.ogg,
     Kind.FLAC: sounds.flac,
+    Kind.WEBM: videos.webm,
 }
 
 
@@ -131,6 +146,8 @@ def examine(fd: int, size_bytes: int) -> Structure:
     if kind is Kind.MP3 and content.at(sounds.mp3_start(content), 4) == b"fLaC":
         return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
     found = _ENDINGS[kind](content)
+    if kind is Kind.M4A and (size := videos.picture_size(content)) is not None:
+        return Structure(Kind.MP4, found.completeness, *size, found.note)
     return Structure(kind, found.completeness, found.width, found.height, found.note)
 
 

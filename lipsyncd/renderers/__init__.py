@@ -28,6 +28,7 @@ class Scene:
     stitch      False: a square around the face; True: the whole picture
     resolution  side of that square in pixels, even; ignored with stitch
     options     what the manifest's `lipsyncd` object says for this renderer
+    video       what moves in place of the picture, which is then its first frame; None for a still
     """
 
     picture: NDArray[np.uint8]
@@ -37,6 +38,24 @@ class Scene:
     stitch: bool
     resolution: int
     options: Mapping[str, object] = field(default_factory=dict)
+    video: Source | None = None
+
+
+class Source(Protocol):
+    """The frames of a video that a job brings; see `lipsyncd.renderers.source`."""
+
+    @property
+    def frames(self) -> int:
+        """How many different ones the job shows."""
+        ...
+
+    def read(self, start: int = 0, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """`count` of them in their own order, each (H, W, 3) uint8 RGB of the size of `Scene.picture`."""
+        ...
+
+    def play(self, count: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """As they show in a video of `count` frames, each with its number in the source."""
+        ...
 
 
 class Shot(Protocol):
@@ -75,4 +94,7 @@ class Renderer(Protocol):
 
 
 # name -> "module:class". Another renderer is named in a manifest or in render.renderer by this name.
-NAMES: Mapping[str, str] = {"preview": "lipsyncd.renderers.preview:Preview"}
+NAMES: Mapping[str, str] = {
+    "musetalk": "lipsyncd.renderers.musetalk.renderer:MuseTalk",
+    "preview": "lipsyncd.renderers.preview:Preview",
+}

@@ -30,6 +30,7 @@ from lipsyncd.errors import BadResult, LipsyncdError, RenderCrashed, RendererNot
 from lipsyncd.ffmpeg import Encoding
 from lipsyncd.protocol import CANCELLED, Cancel, Failure, Message, Progress, Ready, Render, Result, from_line, to_line
 from lipsyncd.renderers import NAMES, Renderer, Scene
+from lipsyncd.renderers.source import VideoSource
 from lipsyncd.renderers.video import Encoder
 
 _PR_SET_PDEATHSIG = 1
@@ -59,6 +60,7 @@ class Line:
                 if isinstance(message, Cancel):
                     self._cancelled.add(message.job_id)
                 elif isinstance(message, Render):
+                    self._cancelled.discard(message.job_id)  # an earlier run's: the job was retried
                     self.work.put(message)
         # The daemon has closed its end, or died. What is under way is worth nothing to anybody.
         os._exit(0)
@@ -164,7 +166,7 @@ class Child:
 
 
 def load_scene(request: Render) -> Scene:
-    """The scene of a request: the picture in memory, the speech as a map of its file."""
+    """The scene of a request: the picture in memory, the speech as a map of its file, a video read as it is shown."""
     folder, picture = Path(request.folder), request.picture
     pixels = np.fromfile(folder / picture.file, np.uint8)
     speech = np.memmap(folder / request.sound.speech_file, "<i2", "r", shape=(request.sound.speech_samples,))
@@ -176,6 +178,7 @@ def load_scene(request: Render) -> Scene:
         stitch=request.stitch,
         resolution=request.resolution,
         options=request.options,
+        video=None if request.video is None else VideoSource(request.video, folder, Path(request.encode["ffmpeg"])),
     )
 
 

@@ -140,6 +140,7 @@ class Intake:
     """What is taken from the inbox."""
 
     max_image_mb: int = setting(64, "Largest picture file.", low=1)
+    max_video_mb: int = setting(512, "Largest video file in place of a picture.", low=1)
     max_audio_mb: int = setting(512, "Largest sound file.", low=1)
     max_manifest_kb: int = setting(64, "Largest manifest.", low=1, high=64)
     min_side_px: int = setting(64, "Shortest side of a picture.", low=1)

@@ -12,6 +12,7 @@ import hashlib
 import cv2
 import numpy as np
 
+from lipsyncd.errors import VideoNotTaken
 from lipsyncd.renderers import Scene, Shot
 from lipsyncd.renderers.preview import options
 from lipsyncd.renderers.preview.shot import PreviewShot
@@ -28,7 +29,9 @@ class Preview:
         cv2.setNumThreads(1)
 
     def open(self, scene: Scene) -> Shot:
-        """Find the face; raises `NoFaceFound` when there is none to animate, `BadOption` for a wrong option."""
+        """Find the face; raises `NoFaceFound` when there is none to animate, `BadOption`, or `VideoNotTaken`."""
+        if scene.video is not None:
+            raise VideoNotTaken("the renderer preview cannot animate a video")
         chosen = options.read(scene.options)
         return PreviewShot(scene, find_speaker(scene.picture), chosen, content_seed(scene))
 

@@ -1,0 +1,104 @@
+"""What an MP4 or WebM file is by its headers: does it hold moving pictures, of which size, and is it whole.
+
+The same container carries songs, so a handler in its index decides. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from lipsyncd.media.content import MAX_STEPS, Content, Ending, broken, complete, plausible, truncated
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_WEBM = b"\x42\x82\x84webm"  # the element DocType
+
+
+def picture_size(content: Content) -> tuple[int, int] | None:
+    """Width and height, as stored, of the first track of an MP4 that holds pictures; None when there is none."""
+    walk = _Boxes(content)
+    for moov in walk.named(b"moov", 0, content.size):
+        for trak in walk.named(b"trak", *moov):
+            for mdia in walk.named(b"mdia", *trak):
+                handlers = [content.at(start + 8, 4) for start, _ in walk.named(b"hdlr", *mdia)]
+                if handlers[:1] == [b"vide"]:
+                    return _stored_size(walk, mdia)
+    return None
+
+
+def _stored_size(walk: _Boxes, mdia: tuple[int, int]) -> tuple[int, int]:
+    """Out of the first sample entry: 16 bytes behind its head come 16 more, then both sides. Zeros without one."""
+    for minf in walk.named(b"minf", *mdia):
+        for stbl in walk.named(b"stbl", *minf):
+            for start, _ in walk.named(b"stsd", *stbl):
+                sides = walk.content.at(start + 8 + 8 + 24, 4)
+                if len(sides) == 4:
+                    width, height = struct.unpack(">HH", sides)
+                    return width, height
+    return 0, 0
+
+
+class _Boxes:
+    """The boxes of an MP4, by position. All walks together take a bounded number of steps, however boxes are nested."""
+
+    def __init__(self, content: Content) -> None:
+        self.content = content
+        self._steps_left = MAX_STEPS
+
+    def named(self, wanted: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of the payload of each box of that name between two places."""
+        while start + 8 <= end and self._steps_left > 0:
+            self._steps_left -= 1
+            head = self.content.at(start, 16)
+            if len(head) < 8:
+                return
+            length, name = struct.unpack(">I4s", head[:8])
+            header = 8
+            if length == 1 and len(head) == 16:
+                length, header = int.from_bytes(head[8:], "big"), 16
+            elif length == 0:
+                length = end - start
+            if length < header:
+                return
+            if name == wanted:
+                yield start + header, min(start + length, end)
+            start += length
+
+
+def is_webm(head: bytes) -> bool:
+    """Is that the start of a WebM? Its parent Matroska may hold anything, so only the DocType's word counts."""
+    return head.startswith(_EBML) and _WEBM in head[:64]
+
+
+def webm(content: Content) -> Ending:
+    _, length, behind = _element(content, 0)
+    name, length, behind = _element(content, behind + (length or 0))
+    if not name:
+        return truncated("ends inside the WebM header")
+    if name != _SEGMENT:
+        return broken(name, "the WebM header is damaged")
+    if length is None:
+        return plausible("a WebM that was written before its length was known")
+    missing = behind + length - content.size
+    return complete() if missing <= 0 else truncated(f"the WebM ends {missing} bytes later")
+
+
+def _element(content: Content, offset: int) -> tuple[bytes, int | None, int]:
+    """Name, length and the place of the payload of an EBML element; no name at the end of the file.
+
+    The length is None where it was not known. Source: RFC 8794, sections 4 to 6.
+    """
+    head = content.at(offset, 12)
+    id_bytes = _width(head[:1])
+    size_bytes = _width(head[id_bytes : id_bytes + 1])
+    if not id_bytes or not size_bytes or len(head) < id_bytes + size_bytes:
+        return b"", None, offset
+    coded = int.from_bytes(head[id_bytes : id_bytes + size_bytes], "big")
+    mask = (1 << 7 * size_bytes) - 1
+    length = coded & mask
+    return head[:id_bytes], None if length == mask else length, offset + id_bytes + size_bytes
+
+
+def _width(first: bytes) -> int:
+    """How many bytes a number takes whose first byte that is; 0 for none."""
+    return 9 - first[0].bit_length() if first and first[0] else 0
