@@ -9,17 +9,17 @@ import torch
 
 from lipsyncd.errors import OutOfMemory
 
-GIB = 1 << 30
+GB = 10**9
 # A batch pays because the UNet's 1.6 GiB are read once for it; beyond 16 frames that is nothing any more.
-_LARGE_BATCH, _SMALL_BATCH, _LARGE_FROM_GIB = 16, 8, 8
+_LARGE_BATCH, _SMALL_BATCH, _LARGE_FROM_GB = 16, 8, 8
 MOST = 64
 
 
-def cap(device: torch.device, most_gib: float) -> None:
-    """Let this process take at most `most_gib` of the device's memory; more raises an error that `exhausted` knows."""
+def cap(device: torch.device, most_gb: float) -> None:
+    """Let this process take at most `most_gb` of the device's memory; more raises an error that `exhausted` knows."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(most_gib * GIB / total, 1.0), device)
+        torch.cuda.set_per_process_memory_fraction(min(most_gb * GB / total, 1.0), device)
 
 
 def give_back(device: torch.device) -> None:
@@ -28,11 +28,11 @@ def give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def peak_gib(device: torch.device) -> float | None:
+def peak_gb(device: torch.device) -> float | None:
     """The most that tensors took since the start of the process or the last look; None where nobody counts."""
     if device.type != "cuda":
         return None
-    peak = torch.cuda.max_memory_allocated(device) / GIB
+    peak = torch.cuda.max_memory_allocated(device) / GB
     torch.cuda.reset_peak_memory_stats(device)
     return peak
 
@@ -45,12 +45,12 @@ def exhausted(error: RuntimeError) -> bool:
 class Batch:
     """How many frames a device takes at a time. What did not fit is remembered for as long as the process lives."""
 
-    def __init__(self, device: torch.device, most_gib: float) -> None:
+    def __init__(self, device: torch.device, most_gb: float) -> None:
         self._usual = 1  # a CPU gains nothing, and would say less often how far it is
         self._most = MOST
         if device.type == "cuda":
-            total = torch.cuda.get_device_properties(device).total_memory / GIB
-            self._usual = _LARGE_BATCH if min(most_gib, total) >= _LARGE_FROM_GIB else _SMALL_BATCH
+            total = torch.cuda.get_device_properties(device).total_memory / GB
+            self._usual = _LARGE_BATCH if min(most_gb, total) >= _LARGE_FROM_GB else _SMALL_BATCH
 
     def size(self, wanted: int | None = None) -> int:
         """The size to use: what a job wants, or what suits the device, but never what did not fit before."""

@@ -24,7 +24,7 @@ from lipsyncd.renderers.musetalk.faces import FaceFound, find_face
 from lipsyncd.renderers.musetalk.features import Ear, Track
 from lipsyncd.renderers.musetalk.landmarks import LandmarkNet
 from lipsyncd.renderers.musetalk.look import Labeller, by_parsing, by_points, look_at
-from lipsyncd.renderers.musetalk.memory import Batch, cap, exhausted, give_back, peak_gib
+from lipsyncd.renderers.musetalk.memory import Batch, cap, exhausted, give_back, peak_gb
 from lipsyncd.renderers.musetalk.networks import PATCH, Painter, filled
 from lipsyncd.renderers.musetalk.pipeline import Pipeline
 from lipsyncd.renderers.musetalk.shot import StillShot, Voice
@@ -126,7 +126,7 @@ class MuseTalk:
     def _done(self, notes: dict[str, object]) -> None:
         notes["precision"] = str(self._painter.dtype).removeprefix("torch.")
         notes["device"] = str(self.device)
-        if (peak := peak_gib(self.device)) is not None:
+        if (peak := peak_gb(self.device)) is not None:
             notes["peak_vram_gb"] = round(peak, 2)
         if self._grant.clear_cache:
             give_back(self.device)
