@@ -130,7 +130,11 @@ class LocalChild:
         self._process = _Process(popen, ours)
         assert popen.stdout is not None
         threading.Thread(target=_follow, args=(popen.stdout, self._process.tail), daemon=True).start()
-        self._wait_ready(self._process)
+        try:
+            self._wait_ready(self._process)
+        except BaseException:
+            self.close()
+            raise
         self._last_used_s = time.monotonic()
         log.info("render child for %s started, pid %d", self.device, popen.pid)
 
@@ -141,10 +145,8 @@ class LocalChild:
             if isinstance(message, Ready):
                 return
             if isinstance(message, Failure):
-                self.close()
                 raise from_reason({"code": message.code, "message": message.message, "remedy": message.remedy})
             if time.monotonic() > deadline:
-                self.close()
                 raise RenderStalled(f"the render child was not ready after {self.limits.start_s:g} s{_quoted(process)}")
 
     def close(self) -> None:
@@ -221,8 +223,10 @@ class LocalChild:
                 data = process.line.recv(65536)
             except TimeoutError:
                 return None
-            if not data or len(process.buffer) > MAX_LINE_BYTES:
+            if not data:
                 raise self._crash(process)
+            if len(process.buffer) > MAX_LINE_BYTES:
+                raise RenderCrashed(f"the render child sent a line of more than {MAX_LINE_BYTES} bytes")
             process.buffer += data
         line, _, rest = bytes(process.buffer).partition(b"\n")
         process.buffer = bytearray(rest)

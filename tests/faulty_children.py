@@ -1,0 +1,96 @@
+"""Renderers that are bad company on the line: they talk nonsense, talk too much, or bring others along."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from lipsyncd.errors import NoFaceFound
+from lipsyncd.protocol import Message, Result, to_line
+from lipsyncd.renderers import Scene
+from tests.faulty_renderers import Flat, FlatShot
+
+
+def line() -> int:
+    """The descriptor on which this child talks to the daemon."""
+    return int(next(a for a in sys.argv if a.startswith("--line=")).partition("=")[2])
+
+
+def say(what: bytes | Message) -> None:
+    os.write(line(), what if isinstance(what, bytes) else to_line(what))
+
+
+class Garbage(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        say(b"once upon a time\n")
+        time.sleep(3600)
+        raise AssertionError
+
+
+class Endless(Flat):
+    """A line that never ends."""
+
+    def open(self, scene: Scene) -> NoReturn:
+        while True:
+            say(b"x" * 65536)
+
+
+class WrongTypes(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        say(b'{"type":"progress","job_id":"job","stage":"rendering","done":"half","total":null}\n')
+        time.sleep(3600)
+        raise AssertionError
+
+
+class Impostor(Flat):
+    """Hands in somebody else's result before its own."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        say(Result("another job", 1, 2, 2, 0.0))
+        return super().open(scene)
+
+
+class GarbageAtStart(Flat):
+    def __init__(self, device: str) -> None:
+        say(b"once upon a time\n")
+        time.sleep(3600)
+
+
+class AbortAtStart(Flat):
+    def __init__(self, device: str) -> None:
+        print("no such \x1b[31mdevice", flush=True)
+        os.abort()
+
+
+class SlowAtStart(Flat):
+    def __init__(self, device: str) -> None:
+        time.sleep(3600)
+
+
+class WithHelper(Flat):
+    """Starts a helper of its own, which ignores every polite signal, and hangs."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        ignore = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(3600)"
+        helper = subprocess.Popen([sys.executable, "-c", ignore])
+        Path(os.environ["TEST_HELPER_PID"]).write_text(str(helper.pid))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600)
+        raise AssertionError
+
+
+class Leaves(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        for number in range(100):
+            print(f"last word {number} " + "x" * 1000)
+        sys.exit(3)
+
+
+class NoFace(Flat):
+    def open(self, scene: Scene) -> FlatShot:
+        raise NoFaceFound("no face in 80 x 72 pixels", remedy="turn around")
