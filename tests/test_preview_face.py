@@ -8,7 +8,7 @@ import pytest
 import skimage.data
 
 from lipsyncd.errors import NoFaceFound
-from lipsyncd.renderers.preview.plane import Plane, Window
+from lipsyncd.renderers.preview.plane import PixelBox, Plane, Window
 from lipsyncd.renderers.preview.speaker import find_speaker
 from tests.preview_kit import astronaut, painted, subjects
 
@@ -164,6 +164,11 @@ def test_a_face_too_small_says_how_small():
         find_speaker(subject.picture)
 
 
+def test_a_face_cut_off_below_the_mouth_is_refused():
+    with pytest.raises(NoFaceFound, match="cut off below the mouth; use a picture that shows the chin"):
+        find_speaker(np.ascontiguousarray(painted("ada").picture[:342]))
+
+
 # -- the plane ---------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +180,15 @@ def test_pixels_and_units_are_inverse():
         x, y = to_pixels @ [column, row, 1]
         u, v = plane.coordinates(np.array([x]), np.array([y]))
         assert (u[0], v[0]) == pytest.approx((-1.0 + column / 37, -0.5 + row / 37), abs=1e-5)
+
+
+def test_a_box_around_a_part_outside_of_the_picture_holds_its_nearest_pixels():
+    picture = np.zeros((100, 200, 3), np.uint8)
+    plane = Plane.through((50.0, 50.0), (150.0, 50.0))
+
+    assert PixelBox.around(plane, (-0.5, -0.2, 0.5, 0.3), picture) == PixelBox(50, 30, 151, 81)
+    assert PixelBox.around(plane, (3.0, 0.0, 4.0, 9.0), picture) == PixelBox(199, 50, 200, 100)
+    assert PixelBox.around(plane, (-9.0, -9.0, -8.0, -8.0), picture) == PixelBox(0, 0, 1, 1)
 
 
 def test_a_cut_is_upright_and_does_not_alias():

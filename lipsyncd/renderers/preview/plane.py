@@ -103,11 +103,14 @@ class Plane:
         """How far the head is tilted; clockwise counts positive."""
         return degrees(atan2(self.along_y, self.along_x))
 
+    def pixel(self, u: float, v: float) -> tuple[float, float]:
+        """Where a point of the plane lies in the picture: x and y."""
+        return self.x + u * self.along_x - v * self.along_y, self.y + u * self.along_y + v * self.along_x
+
     def to_pixels(self, window: Window) -> NDArray[np.float64]:
         """The affine map (2, 3) from the cells (column, row) of `window` to pixels (x, y)."""
         ax, ay = self.along_x / window.scale, self.along_y / window.scale
-        x = self.x + window.left * self.along_x - window.top * self.along_y
-        y = self.y + window.left * self.along_y + window.top * self.along_x
+        x, y = self.pixel(window.left, window.top)
         return np.array([[ax, -ay, x], [ay, ax, y]])
 
     def coordinates(self, x: Pixels, y: Pixels) -> tuple[Field, Field]:
@@ -120,13 +123,13 @@ class Plane:
 
     def cut(self, picture: Picture, window: Window) -> Picture:
         """The picture as the window sees it, upright: (rows, columns, 3) uint8, edges replicated."""
-        source = picture
-        plane = self
+        margin = 8 / window.scale  # what filters at the border of the box can reach
+        part = (window.left - margin, window.top - margin, window.right + margin, window.bottom + margin)
+        box = PixelBox.around(self, part, picture)
+        source, plane = picture[box.slices], self.rescaled(1.0, -box.left, -box.top)
         while plane.unit_px > 2 * window.scale:  # a cubic alone would alias
-            source = cast(Picture, cv2.pyrDown(source))
-            plane = plane.rescaled(0.5, 0.0, 0.0)
-        size = (window.columns, window.rows)
-        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+            source, plane = cast(Picture, cv2.pyrDown(source)), plane.rescaled(0.5, 0.0, 0.0)
+        size, flags = (window.columns, window.rows), cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
         matrix = plane.to_pixels(window)
         return cast(Picture, cv2.warpAffine(source, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
 
@@ -146,12 +149,15 @@ class PixelBox:
 
     @classmethod
     def around(cls, plane: Plane, part: tuple[float, float, float, float], picture: Picture) -> PixelBox:
-        """The smallest box around a part of a plane: its left, top, right and bottom, in units."""
-        u, v = (np.array(part)[list(corners)] for corners in ((0, 2, 0, 2), (1, 1, 3, 3)))
-        x = plane.x + u * plane.along_x - v * plane.along_y
-        y = plane.y + u * plane.along_y + v * plane.along_x
-        whole = cls(0, 0, picture.shape[1], picture.shape[0])
-        return cls(floor(x.min()), floor(y.min()), ceil(x.max()) + 1, ceil(y.max()) + 1).within(whole)
+        """The smallest box in the picture around a part of a plane: its left, top, right and bottom, in units.
+
+        Of a part outside of the picture it holds the pixels at the edge that are nearest.
+        """
+        x, y = zip(*(plane.pixel(u, v) for u in part[::2] for v in part[1::2]), strict=True)
+        height, width = picture.shape[:2]
+        left, top = min(max(floor(min(x)), 0), width - 1), min(max(floor(min(y)), 0), height - 1)
+        right, bottom = min(ceil(max(x)) + 1, width), min(ceil(max(y)) + 1, height)
+        return cls(left, top, max(right, left + 1), max(bottom, top + 1))
 
     def within(self, other: PixelBox) -> PixelBox:
         """What this box shares with the other."""

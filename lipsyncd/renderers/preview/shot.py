@@ -27,6 +27,7 @@ from lipsyncd.renderers.preview.warp import Edges, Pose, Warp, edges, reach
 from lipsyncd.renderers.video import crop_square, make_even, square_around
 
 FIELD_SCALE = 64.0  # cells for each unit of the displacement, at most: it is smooth
+HOLE_HALF, HOLE_ABOVE, HOLE_BELOW = 0.56, 0.24, 0.52  # units around the line: every opening lies inside
 TABLE_SCALE = 512.0  # entries for each unit of the edges of the lips
 
 
@@ -46,7 +47,10 @@ class SpeakingMouth:
         self._table_u = np.arange(moving[0] - 0.6, moving[2] + 0.6, 1 / TABLE_SCALE, dtype=np.float32)
         entry = np.rint((u - self._table_u[0]) * TABLE_SCALE)
         self._entry = np.clip(entry, 0, len(self._table_u) - 1).astype(np.int32)
-        self._inside = Inside(canvas, plane, mouth, self._box, seed)
+        line = mouth.line_v
+        hole = (mouth.middle - HOLE_HALF, line - HOLE_ABOVE, mouth.middle + HOLE_HALF, line + HOLE_BELOW)
+        self._hole = PixelBox.around(plane, hole, canvas).within(self._box)
+        self._inside = Inside(canvas, plane, mouth, self._hole, seed)
 
     def draw(self, frame: Picture, pose: Pose) -> None:
         """Draw the lower face in this pose into `frame`."""
@@ -64,7 +68,7 @@ class SpeakingMouth:
         margin = 3.0 / self._field.scale
         left, right = self._table_u[inside][[0, -1]]
         part = (left - margin, lips.upper[inside].min() - margin, right + margin, lips.lower[inside].max() + margin)
-        box = PixelBox.around(self._plane, part, self._canvas).within(self._box)
+        box = PixelBox.around(self._plane, part, self._canvas).within(self._hole)
         if box.empty:
             return
         here = box.inside(self._box)
@@ -75,7 +79,7 @@ class SpeakingMouth:
         over, under = self._moved(upper, box), self._moved(lower, box)
         colour = over + (under.astype(np.float32) - over) * below
         if lips.gap > 0 or self._mouth.open_at_rest:
-            painted, weight = self._inside.paint(here, pose, lips, top, bottom)
+            painted, weight = self._inside.paint(box.inside(self._hole), pose, lips, top, bottom)
             colour += (painted - colour) * weight
         face[here] = np.rint(colour).clip(0, 255)
 

@@ -14,6 +14,7 @@ from lipsyncd.renderers.preview.plane import Picture
 
 LEAST_EYES_PX = 16.0  # from eye to eye: a mouth is 11 pixels wide then
 MOST_TILT_DEG = 20.0
+ROOM_BELOW = 0.3  # eye distances of face below the mouth, at least
 CLEAR = 0.28  # score of a mouth under eyes that were seen
 CLEAR_ALONE = 1.2  # under eyes that were guessed from the box
 
@@ -39,7 +40,7 @@ def find_speaker(picture: Picture) -> Speaker:
     for ways in faces(picture):
         seen = [Speaker(face, find_mouth(picture, face.plane)) for face in ways]
         best = max(seen, key=_merit)
-        fault = _fault(best)
+        fault = _fault(best, picture)
         if fault is None:
             return best
         # The first one is the largest of the most careful pass: its fault is the one worth reading.
@@ -57,7 +58,7 @@ def _merit(speaker: Speaker) -> float:
     return min(speaker.mouth.score, 1.0) - level - 0.2 * speaker.face.unusual
 
 
-def _fault(speaker: Speaker) -> tuple[str, str | None] | None:
+def _fault(speaker: Speaker, picture: Picture) -> tuple[str, str | None] | None:
     """Why this face cannot speak, and what helps; None when it can."""
     face, mouth = speaker.face, speaker.mouth
     eyes_px, tilt = face.plane.unit_px, face.plane.roll_deg
@@ -66,6 +67,9 @@ def _fault(speaker: Speaker) -> tuple[str, str | None] | None:
         return f"is too small: its eyes are {eyes_px:.0f} pixels apart", closer
     if abs(tilt) > MOST_TILT_DEG:
         return f"is tilted by {abs(tilt):.0f} degrees", "turn the picture until the eyes are level"
+    x, y = face.plane.pixel(mouth.middle, mouth.line_v + ROOM_BELOW)
+    if not (0 <= x < picture.shape[1] and 0 <= y < picture.shape[0]):
+        return "is cut off below the mouth", "use a picture that shows the chin"
     # Without eyes only closed lips are proof enough: anything bright between dark edges passes for teeth.
     if mouth.score < (CLEAR if face.eyes_seen else CLEAR_ALONE) or (mouth.open_at_rest and not face.eyes_seen):
         return "shows no clear mouth", None

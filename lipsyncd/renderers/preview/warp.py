@@ -30,7 +30,7 @@ POUT = 0.022  # how much fuller rounded lips are
 UPPER_FADE = 0.26  # above the upper lip: the base of the nose stays
 LIP_TO_JAW = 0.30  # below the lower lip, which then goes along with the jaw
 NECK_FADE = 0.34  # below the chin
-JAW_SIDES = (0.20, 0.95)  # sideways: the jaw's movement is whole up to the first
+JAW_SIDES = (0.20, 0.95, 0.72)  # sideways: where the jaw's movement is still whole, ends at the mouth, at the chin
 PULL_RISE, PULL_SIDES, PULL_FADE = 0.35, (0.40, 0.90), 0.40  # sideways, sideways, above and below the lips
 SAG_FADE = 0.35  # beyond the corners
 RIM = 0.08  # at the end of all
@@ -125,13 +125,16 @@ class Warp:
         u, self._v = window.grid()
         self._mouth, self._u = mouth, u[0]
         x = np.abs(u - mouth.middle)
-        jaw = 1.0 - smoothstep((x - JAW_SIDES[0]) / (JAW_SIDES[1] - JAW_SIDES[0]))
+        # The jaw is narrower at the chin than at the mouth; what is beside it there is background.
+        lower_jaw = smoothstep((self._v - mouth.line_v) / (mouth.chin - mouth.line_v))
+        sides = JAW_SIDES[1] - (JAW_SIDES[1] - JAW_SIDES[2]) * lower_jaw
+        jaw = 1.0 - smoothstep((x - JAW_SIDES[0]) / (sides - JAW_SIDES[0]))
         neck = 1.0 - smoothstep((self._v - mouth.chin) / NECK_FADE)
         self._jaw = (JAW_SHARE * jaw * neck).astype(np.float32)
-        # Whatever moves, the rim of the window does not. Above the lips the lower sheet is never seen, nor below the upper.
-        sides = smoothstep(np.minimum(u - u[0, 0], u[0, -1] - u) / RIM)
+        # Whatever moves, the rim of the window does not. The lower sheet is not seen at the top, nor the upper below.
+        beside = smoothstep(np.minimum(u - u[0, 0], u[0, -1] - u) / RIM)
         top, bottom = (smoothstep(np.abs(self._v - end) / RIM) for end in (self._v[0, 0], self._v[-1, 0]))
-        self._rims = (sides * top)[..., None], (sides * bottom)[..., None]
+        self._rims = (beside * top)[..., None], (beside * bottom)[..., None]
 
     def sheets(self, pose: Pose) -> tuple[Field, Field]:
         """How far the pixel that ends in each cell has come.
