@@ -86,6 +86,7 @@ class LocalChild:
 
     renderers  more renderers than the built-in ones, each as "name=module:Class"
     preload    a renderer to load at the start instead of with its first job
+    starts     how many processes it has been until now
     """
 
     def __init__(self, device: str, limits: Limits, *, renderers: Sequence[str] = (), preload: str = "") -> None:
@@ -94,6 +95,7 @@ class LocalChild:
         self._arguments = [f"--renderer={entry}" for entry in renderers]
         if preload:
             self._arguments.append(f"--preload={preload}")
+        self.starts = 0
         self._process: _Process | None = None
         self._last_used_s = time.monotonic()
 
@@ -128,6 +130,7 @@ class LocalChild:
             )
         ours.settimeout(_TICK_S)
         self._process = _Process(popen, ours)
+        self.starts += 1
         assert popen.stdout is not None
         threading.Thread(target=_follow, args=(popen.stdout, self._process.tail), daemon=True).start()
         try:

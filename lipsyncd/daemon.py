@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from lipsyncd import __version__, control, keep
+from lipsyncd import __version__, control, facts, gpu, keep, outgoing
 from lipsyncd.actions import carry_out
 from lipsyncd.child import Limits, LocalChild
 from lipsyncd.errors import ConfigError, LipsyncdError
@@ -31,6 +31,7 @@ from lipsyncd.finish import Finisher
 from lipsyncd.folders import Folders, folders_of
 from lipsyncd.inbox import VIDEO, Inbox, Rules
 from lipsyncd.intake import Intake
+from lipsyncd.jail import landlock_abi
 from lipsyncd.job import now_ms
 from lipsyncd.ledger import Ledger
 from lipsyncd.lock import InstanceLock
@@ -41,6 +42,7 @@ from lipsyncd.prepare import Preparer
 from lipsyncd.recovery import open_ledger, recover
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Spool
+from lipsyncd.vitals import Vitals
 from lipsyncd.watch import Watch, is_network
 from lipsyncd.web.server import WebServer
 from lipsyncd.webhooks import Webhooks, load_keys
@@ -87,7 +89,7 @@ class Daemon:
         self._prepare = threading.Event()
         self._threads: list[threading.Thread] = []
         self._workers: list[Worker] = []
-        self._children: list[LocalChild] = []
+        self._rendering: list[tuple[LocalChild, threading.Thread]] = []
         self._failures = 0
         self._scanned_s = time.monotonic()
 
@@ -140,13 +142,15 @@ class Daemon:
 
     def _begin(self, ffmpeg: Path) -> None:
         settings = self.settings
-        self._web = WebServer(settings, self.folders, ffmpeg, self._is_loaded) if settings.web.enabled else None
+        self._vitals = self._make_vitals()
+        self._web = self._make_web(ffmpeg)
         self._ledger = open_ledger(self.folders.state / "ledger.db")
         self.finisher = finisher_of(settings, self.folders, self._ledger)
         network = is_network(self.folders.shared["inbox"]) if settings.watch.mode == "auto" else False
         network = network or settings.watch.mode == "poll"
         self._inbox = Inbox(self.folders.shared["inbox"], rules_of(settings), network=network)
         self._intake = Intake(settings, self._inbox, self.finisher.spool, self._ledger)
+        self._ledger.listeners.append(self._vitals.tally.see)
         recover(self._intake, self.finisher)
         self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
         self._webhooks = self._make_webhooks()
@@ -158,19 +162,50 @@ class Daemon:
             self._begin_worker(device, ffmpeg)
         self._telling = threading.Thread(target=self._webhooks.run, name="webhooks")
         self._telling.start()
+        threading.Thread(target=self._vitals.run, name="vitals", daemon=True).start()  # may hang on a dead share
         if self._web is not None:
             self._web.start()
 
+    def _make_web(self, ffmpeg: Path) -> WebServer | None:
+        """The REST service, its port bound already; None when it is switched off."""
+        if not self.settings.web.enabled:
+            return None
+        return WebServer(self.settings, self.folders, ffmpeg, self._is_loaded, self._vitals)
+
     def _is_loaded(self) -> bool:
         """Does a render child live? It keeps the renderer of its last job."""
-        return any(child.pid is not None for child in self._children)
+        return any(child.pid is not None for child, _ in self._rendering)
+
+    def _make_vitals(self) -> Vitals:
+        watch = self.settings.watch
+        return Vitals(
+            self.settings,
+            self.folders,
+            touch=lambda: self._ledger.touch(),
+            scan_age_s=lambda: time.monotonic() - self._scanned_s,
+            scan_due_s=lambda: watch.rescan_s if self._watch.events else watch.poll_s,
+            workers=lambda: [facts.Worker(c.device, thread.is_alive(), c.starts) for c, thread in self._rendering],
+            webhooks=lambda: {state.value: n for state, n in self._webhooks.tries.items()},
+            blocked=outgoing.blocked,
+            vram=self._vram,
+            jailed=landlock_abi() > 0,
+        )
 
     def _make_webhooks(self) -> Webhooks:
         web = self.settings.web
         keys = load_keys(self.folders.state, web.webhook_secret_file, os.environ)
-        made = Webhooks(self._ledger.deliveries, keys=keys, allow=web.webhook_allow)
+        made = Webhooks(self._ledger.deliveries, keys=keys, allow=web.webhook_allow, result_url=self._result_url)
         self._ledger.listeners.append(lambda _step, _job: made.wake())
         return made
+
+    def _result_url(self, job_id: str) -> str:
+        """Where a receiver finds the video; an empty text when nothing serves it."""
+        job = None if self._web is None else self._ledger.find(job_id)
+        return "" if job is None or self._web is None else self._web.links.talk(job_id, job.out_name, self._web.address)
+
+    def _vram(self) -> dict[str, int]:
+        found = gpu.memory(self.settings.render.devices[0])
+        return {} if found is None else {"used": round(found.used_gb * 1e9), "total": round(found.total_gb * 1e9)}
 
     def _begin_worker(self, device: str, ffmpeg: Path) -> None:
         render = self.settings.render
@@ -180,7 +215,6 @@ class Daemon:
             renderers=render.renderers,
             preload="" if render.lazy_load else render.renderer,
         )
-        self._children.append(child)
         worker = Worker(
             device,
             self.settings,
@@ -191,18 +225,20 @@ class Daemon:
             cut_off=self._cut_off.is_set,
         )
         self._workers.append(worker)
-        self._thread(f"worker-{device}", worker.run)
+        self._rendering.append((child, self._thread(f"worker-{device}", worker.run)))
 
-    def _thread(self, name: str, work: Callable[[], None]) -> None:
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=work, name=name)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _end(self) -> int:
         """Let the running job finish, or put it back; then close everything in order."""
         grace_s = self.settings.render.stop_grace_s
         log.info("stopping: a running job has %g s to finish", grace_s)
         deadline = time.monotonic() + grace_s
+        self._vitals.drain()
         self._ring.set()
         self._prepare.set()
         for worker in self._workers:
@@ -210,12 +246,14 @@ class Daemon:
         while any(thread.is_alive() for thread in self._threads):
             if time.monotonic() > deadline:
                 self._cut_off.set()
+            self._vitals.tick()
             self._serve_control()
             time.sleep(_TICK_S)
         if self._web is not None:
             self._web.stop()
         self._webhooks.stop()  # last of all: jobs have ended until now
         self._telling.join()
+        self._vitals.stop()
         self._watch.stop()
         self._ledger.close()
         (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
@@ -228,6 +266,7 @@ class Daemon:
         tidied_s = told_s = time.monotonic()
         self._write_status()
         while not self._stop.is_set():
+            self._vitals.tick()
             self._serve_control()
             now_s = time.monotonic()
             if now_s - told_s >= _STATUS_EVERY_S:

@@ -25,7 +25,7 @@ from lipsyncd.errors import IllegalTransition, LipsyncdError, UnknownJob
 from lipsyncd.failpoints import reach
 from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
 from lipsyncd.ledger_engine import open_engine
-from lipsyncd.ledger_tables import NO_REASON, JobRow, JobSourceRow, asked, event, named, why
+from lipsyncd.ledger_tables import CLAIM, NO_REASON, JobRow, JobSourceRow, asked, event, named, why
 from lipsyncd.ledger_webhooks import Deliveries, follow
 from lipsyncd.schema import STEPS
 
@@ -73,6 +73,13 @@ class Ledger:
             found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
         if found != "ok":
             raise sqlite3.DatabaseError(f"quick_check: {found}")
+
+    def touch(self) -> None:
+        """Commit a write that changes nothing: the proof that the ledger can be written. Raises `DatabaseError`."""
+        with self._lock, self._engine.connect() as connection:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version={version}")
+            connection.commit()
 
     # -- new rows ------------------------------------------------------------------------------------------------------
 
@@ -160,7 +167,7 @@ class Ledger:
     def claim(self, device: str, token: str) -> Job | None:
         """Take the next prepared job for a device; the attempt is counted before anything runs."""
         with self._write() as session:
-            row = session.execute(_CLAIM, {"device": device, "token": token, "now": now_ms()}).mappings().one_or_none()
+            row = session.execute(CLAIM, {"device": device, "token": token, "now": now_ms()}).mappings().one_or_none()
             if row is None:
                 return None
             job = _job(row)
@@ -373,14 +380,6 @@ class Ledger:
 
 _ENDED_EARLY = (JobState.FAILED, JobState.CANCELLED)
 _ENDED = (JobState.DONE, *_ENDED_EARLY)
-
-_CLAIM = text(f"""
-UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:device, stage='starting', fraction=0,
-               started_ms=:now, reason_code=NULL, reason=NULL, remedy=NULL
- WHERE id=(SELECT id FROM job WHERE state='queued' AND prepared=1 AND not_before_ms<=:now AND cancel_requested=0
-            AND attempt<max_attempts ORDER BY priority DESC, seq LIMIT 1)
-RETURNING {", ".join(JOB_COLUMNS)}
-""")
 
 
 def _job(row: RowMapping) -> Job:

@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, SQLModel, text
 
-from lipsyncd.job import JobSpec, now_ms
+from lipsyncd.job import JOB_COLUMNS, JobSpec, now_ms
 
 
 class JobRow(SQLModel, table=True):
@@ -102,6 +102,15 @@ class WebhookRow(SQLModel, table=True):
     made_ms: int
     ended_ms: int | None = None
 
+
+# One statement, so that of two workers one gets the job.
+CLAIM = text(f"""
+UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:device, stage='starting', fraction=0,
+               started_ms=:now, reason_code=NULL, reason=NULL, remedy=NULL
+ WHERE id=(SELECT id FROM job WHERE state='queued' AND prepared=1 AND not_before_ms<=:now AND cancel_requested=0
+            AND attempt<max_attempts ORDER BY priority DESC, seq LIMIT 1)
+RETURNING {", ".join(JOB_COLUMNS)}
+""")
 
 NO_REASON: Mapping[str, Any] = {"reason_code": None, "reason": None, "remedy": None}
 

@@ -105,6 +105,24 @@ class LedgerView:
             rows = [] if connection is None else connection.execute(wanted, (job_id,))
             return [delivery_from_row(row) for row in rows]
 
+    def oldest_queued_ms(self) -> int | None:
+        """When the job that waits longest was accepted; None when none waits."""
+        with self._open() as connection:
+            if connection is None:
+                return None
+            [oldest] = connection.execute("SELECT min(accepted_ms) FROM job WHERE state='queued'").fetchone()
+            return None if oldest is None else int(oldest)
+
+    def blocked(self, renderer: str, codes: Sequence[str]) -> tuple[str, str] | None:
+        """Code and message of a job of that renderer that waits for one of these reasons; None when none does."""
+        marks = ",".join("?" * len(codes))
+        wanted = f"SELECT reason_code, reason FROM job WHERE state='queued' AND renderer=? AND reason_code IN ({marks})"
+        with self._open() as connection:
+            if connection is None:
+                return None
+            row = connection.execute(f"{wanted} LIMIT 1", (renderer, *codes)).fetchone()
+            return None if row is None else (row["reason_code"], row["reason"])
+
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
         with self._open() as connection:

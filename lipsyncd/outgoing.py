@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -86,6 +87,9 @@ def cause(error: aiohttp.ClientError) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
         return "the server does not speak HTTP"
     return type(error).__name__
+
+
+blocked: Counter[str] = Counter()  # connections that were not made since the start, by the rule that forbade them
 
 
 class Guard:
@@ -242,6 +246,7 @@ class Door(AbstractResolver):
         fault = "" if self._listed else self._guard.fault(address, port)
         if fault:
             self.refused = fault
+            blocked["port" if "port" in fault else "no-tls" if "TLS" in fault else "not-public"] += 1
             raise PermissionError(fault)
 
 

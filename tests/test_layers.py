@@ -26,17 +26,20 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("pure", "delivery failpoints footage job landlock log manifest protocol seccomp watch"),
     (
         "one tool each",
-        "child display ffmpeg files gpu jail launcher ledger_tables ledger_view media outgoing schema settings talk",
+        (
+            "child display facts ffmpeg files gpu jail launcher ledger_tables ledger_view media outgoing schema"
+            " settings talk"
+        ),
     ),
     (
         "one edge each",
         (
-            "control decode fetch ledger_engine ledger_webhooks links lock mp4 pairing picture renderers speech spool"
-            " uploads weights"
+            "control decode fetch health ledger_engine ledger_webhooks links lock metrics mp4 pairing picture"
+            " renderers speech spool uploads weights"
         ),
     ),
     ("folders and the ledger", "folders inbox ledger overview screening sidecar"),
-    ("joins of edges", "intake keep outbox submit waiting webhooks"),
+    ("joins of edges", "intake keep outbox submit vitals waiting webhooks"),
     ("ends of jobs", "finish demo"),
     ("work on jobs", "actions prepare recovery web"),
     ("the render loop", "worker"),
@@ -61,6 +64,7 @@ HOMES: dict[str, str] = {
     "librosa": "renderers",
     "numpy": "renderers",
     "onnxruntime": "renderers",
+    "prometheus_client": "metrics",
     "rich": "display",
     "safetensors": "renderers",
     "sqlalchemy": "ledger ledger_engine recovery",

@@ -22,6 +22,7 @@ from lipsyncd.errors import ConfigError
 from lipsyncd.folders import Folders
 from lipsyncd.links import Links
 from lipsyncd.settings import Settings
+from lipsyncd.vitals import Vitals
 from lipsyncd.web.counter import Counter
 from lipsyncd.web.desk import Desk
 from lipsyncd.web.doors import Doors, public, read_keys
@@ -31,6 +32,7 @@ from lipsyncd.web.original import Original
 from lipsyncd.web.replies import in_one_shape, json_reply
 from lipsyncd.web.stock import Stock
 from lipsyncd.web.talks import Talks
+from lipsyncd.web.vital_signs import VitalSigns
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +48,19 @@ class WebServer:
 
     ffmpeg        decodes uploads
     model_loaded  says whether a renderer is loaded just now
+    vitals        what health checks and metrics say
 
     Raises `ConfigError`: no key where one is needed, an address or a port that cannot be had.
     """
 
-    def __init__(self, settings: Settings, folders: Folders, ffmpeg: Path, model_loaded: Callable[[], bool]) -> None:
+    def __init__(
+        self, settings: Settings, folders: Folders, ffmpeg: Path, model_loaded: Callable[[], bool], vitals: Vitals
+    ) -> None:
         self.settings = settings
         self.folders = folders
         self.ffmpeg = ffmpeg
         self.model_loaded = model_loaded
+        self.vitals = vitals
         keys = read_keys(settings.web)
         self.links = Links(folders.state, signed=bool(keys))
         self.doors = Doors(settings.web, keys, self.links)
@@ -70,6 +76,13 @@ class WebServer:
         log.info("REST on http://%s:%d, %s", _shown(self.settings.web.host), self.port, told)
         if not self.doors.keys and self.settings.web.allow_anonymous:
             log.warning("REST: no key is configured and web.allow_anonymous is true: anybody may use this server")
+
+    @property
+    def address(self) -> str:
+        """Where clients reach this server, as far as it can know without a request of theirs."""
+        host = self.settings.web.host
+        named = socket.gethostname() if host in ("0.0.0.0", "::") else _shown(host)
+        return self.settings.web.public_url.rstrip("/") or f"http://{named}:{self.port}"
 
     def stop(self) -> None:
         """End every request within two seconds. Does nothing when it never started."""
@@ -112,6 +125,7 @@ class WebServer:
         )
         pieces = (
             Original(counter, desk, self.links, self.model_loaded),
+            VitalSigns(self.vitals, desk),
             Manners(desk),  # before the talks: /talks/streams is no id
             Talks(counter, desk, self.links, can_speak=self._can_speak()),
             Files(desk, counter.stock.uploads, self.doors, self.links),
@@ -173,6 +187,7 @@ def _bind(host: str, port: int) -> list[socket.socket]:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
             listener.bind((address[0], taken, *address[2:]))
+            listener.listen(_BACKLOG)  # who connects before the loop runs waits, and is not refused
     except OSError as error:
         for listener in sockets:
             listener.close()

@@ -1,0 +1,54 @@
+"""How the daemon stands at one moment: what health checks and metrics are made of.
+
+Pure data. `vitals` gathers it; `health` and `metrics` only read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lipsyncd.job import JobState
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The worker of one device. `loads` counts the render children that it has started."""
+
+    device: str
+    up: bool
+    loads: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One look at the daemon.
+
+    tick_age_s           since the main loop last came round
+    scan_age_s           since the inbox was last scanned; scans are due every `scan_due_s`
+    draining             told to stop: running jobs may finish
+    faults               what the last probe found: the check's name -> why it fails, an empty text when it passes
+    probe_age_s          since the last probe began that has ended; probes are due every `probe_due_s`
+    probing              what a probe under way is looking at just now
+    jobs                 how many are in each state
+    oldest_queued_s      age of the job that waits longest
+    outbox_free_bytes    None while the outbox is not there
+    vram                 bytes of GPU memory by kind: used, total; empty without a GPU
+    jailed               False: this kernel has no Landlock
+    """
+
+    version: str
+    tick_age_s: float = 0.0
+    scan_age_s: float = 0.0
+    scan_due_s: float = 10.0
+    draining: bool = False
+    faults: Mapping[str, str] = field(default_factory=dict)
+    probe_age_s: float = 0.0
+    probe_due_s: float = 10.0
+    probing: str = ""
+    workers: tuple[Worker, ...] = ()
+    jobs: Mapping[JobState, int] = field(default_factory=dict)
+    oldest_queued_s: float | None = None
+    outbox_free_bytes: int | None = None
+    vram: Mapping[str, int] = field(default_factory=dict)
+    jailed: bool = True
