@@ -6,8 +6,11 @@
     desk      the way to the inbox and the ledger's view; nothing else reaches them
     orders    what clients ask for, read leniently
     forms     multipart bodies to disk, counted
+    counter   what the routes do alike
+    reading   the ledger's view, for several threads
     stock     uploads, checked fully before they are accepted
     files     videos and uploads, with ranges
+    voices    what text is spoken with
     original, talks, manners    the routes
 
 A request never waits for a render and never writes the ledger: a new job is a manifest in the inbox, a deletion a

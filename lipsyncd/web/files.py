@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from urllib.parse import quote
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from lipsyncd.files import open_regular
 from lipsyncd.job import JobState
@@ -56,7 +56,7 @@ class Files:
         descriptor = await self.desk.run(self.desk.open_video, job)
         if descriptor is None:
             raise not_found(_GONE)
-        return await _send(request, descriptor, "video/mp4", f"{job.out_name}.mp4")
+        return _reply(request, descriptor, "video/mp4", f"{job.out_name}.mp4")
 
     @public
     async def upload(self, request: web.Request) -> web.StreamResponse:
@@ -70,7 +70,7 @@ class Files:
             descriptor = await self.desk.run(open_regular, self.uploads.content(upload.id))
         except OSError:
             raise not_found(f"{role} not found") from None
-        return await _send(request, descriptor, _TYPES[upload.kind], upload.name)
+        return _reply(request, descriptor, _TYPES[upload.kind], upload.name)
 
     def _check(self, kind: str, name: str, request: web.Request) -> None:
         """A key, or the signature that we put into the address."""
@@ -88,21 +88,34 @@ def id_in(request: web.Request) -> str:
         raise not_found() from None
 
 
-async def _send(request: web.Request, descriptor: int, content_type: str, name: str) -> web.StreamResponse:
-    """Send an open file. aiohttp gets it by descriptor, so that what was opened without links is what is sent."""
-    try:
-        headers = {
+def _reply(request: web.Request, descriptor: int, content_type: str, name: str) -> web.StreamResponse:
+    """The answer with an open file, which it closes."""
+    response = _OpenFile(
+        descriptor,
+        {
             "Content-Type": content_type,
             "X-Content-Type-Options": "nosniff",
             "Cache-Control": "private, no-cache",
             "Content-Disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
-        }
-        if _MANY_RANGES.match(request.headers.get("Range", "")):
-            size = os.fstat(descriptor).st_size
-            raise ApiError(416, "RangeError", "one range at a time", headers={"Content-Range": f"bytes */{size}"})
-        response = web.FileResponse(f"/proc/self/fd/{descriptor}", headers=headers)
-        await response.prepare(request)
-        return response
-    finally:
-        # Closing may wait for a network file system.
-        await asyncio.get_running_loop().run_in_executor(None, os.close, descriptor)
+            "Server": "lipsyncd",
+        },
+    )
+    if _MANY_RANGES.match(request.headers.get("Range", "")):
+        whole = {"Content-Range": f"bytes */{response.size_bytes}"}
+        raise ApiError(416, "RangeError", "one range at a time", headers=whole)
+    return response
+
+
+class _OpenFile(web.FileResponse):
+    """aiohttp gets the file by its descriptor: what was opened without following a link is what is sent."""
+
+    def __init__(self, descriptor: int, headers: dict[str, str]) -> None:
+        self._opened = os.fdopen(descriptor, "rb")
+        self.size_bytes = os.fstat(descriptor).st_size
+        super().__init__(f"/proc/self/fd/{descriptor}", headers=headers)
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        try:
+            return await super().prepare(request)
+        finally:
+            self._opened.close()

@@ -5,16 +5,13 @@ Never 401 (people would hunt their key), never 429 or 503 (programs would try ag
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 
-from lipsyncd import speech
-from lipsyncd.errors import LipsyncdError
 from lipsyncd.job import now_ms, utc_text
+from lipsyncd.speech import Voice
 from lipsyncd.talk import OWNER
-from lipsyncd.web.desk import Desk
 from lipsyncd.web.replies import ApiError, Handler, json_reply
+from lipsyncd.web.voices import Voices
 
 _PLENTY = 1_000_000
 _FAMILIES = ("clips", "scenes", "expressives", "translations", "animations")
@@ -37,10 +34,8 @@ _OTHERS = {
 class Manners:
     """Credits, voices, settings, empty lists, refusals."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self._voices: list[dict[str, object]] | None = None
-        self._asking = asyncio.Lock()
+    def __init__(self, voices: Voices) -> None:
+        self.known = voices
 
     def routes(self) -> list[web.RouteDef]:
         posts = {
@@ -66,29 +61,19 @@ class Manners:
 
     async def voices(self, _request: web.Request) -> web.Response:
         """The voices of the speech library; an empty list without it."""
-        async with self._asking:  # a child process lists them, once
-            if self._voices is None:
-                self._voices = await self.desk.run(_voices)
-        return json_reply(self._voices)
+        return json_reply([_told(voice) for voice in await self.known.all()])
 
 
-def _voices() -> list[dict[str, object]]:
-    try:
-        found = speech.voices()
-    except LipsyncdError:
-        return []
-    return [
-        {
-            "id": voice.language,
-            "name": voice.name,
-            "gender": voice.gender or "unknown",
-            "access": "public",
-            "provider": "espeak-ng",
-            "languages": [{"language": voice.name, "locale": voice.language}],
-            "styles": [],
-        }
-        for voice in found
-    ]
+def _told(voice: Voice) -> dict[str, object]:
+    return {
+        "id": voice.language,
+        "name": voice.name,
+        "gender": voice.gender or "unknown",
+        "access": "public",
+        "provider": "espeak-ng",
+        "languages": [{"language": voice.name, "locale": voice.language}],
+        "styles": [],
+    }
 
 
 def _streaming_paths() -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib.util
 import json
 import logging
 import socket
@@ -32,7 +31,7 @@ from lipsyncd.web.original import Original
 from lipsyncd.web.replies import in_one_shape, json_reply
 from lipsyncd.web.stock import Stock
 from lipsyncd.web.talks import Talks
-from lipsyncd.web.vital_signs import VitalSigns
+from lipsyncd.web.voices import Voices
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +66,13 @@ class WebServer:
         self._sockets = _bind(settings.web.host, settings.web.port)
         self.port: int = self._sockets[0].getsockname()[1]
         self._loop = asyncio.new_event_loop()
+        self._serving = threading.Event()
         self._closed = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="web")
 
     def start(self) -> None:
         self._thread.start()
+        self._serving.wait()
         told = f"keys: {len(self.doors.keys)}" if self.doors.keys else "no key"
         log.info("REST on http://%s:%d, %s", _shown(self.settings.web.host), self.port, told)
         if not self.doors.keys and self.settings.web.allow_anonymous:
@@ -99,6 +100,7 @@ class WebServer:
         except Exception:
             log.exception("the web server ended")
         finally:
+            self._serving.set()  # nobody waits for a server that could not begin
             self._loop.close()
 
     async def _serve(self) -> None:
@@ -110,6 +112,7 @@ class WebServer:
         await runner.setup()
         for listener in self._sockets:
             await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        self._serving.set()
         sweeping = asyncio.create_task(self._sweep(desk, counter))
         await self._closed.wait()
         desk.closing = True
@@ -123,11 +126,11 @@ class WebServer:
             middlewares=[in_one_shape, self.doors.middleware],
             client_max_size=_BODY_BYTES,
         )
+        voices = Voices(self.settings.speech, desk)
         pieces = (
             Original(counter, desk, self.links, self.model_loaded),
-            VitalSigns(self.vitals, desk),
-            Manners(desk),  # before the talks: /talks/streams is no id
-            Talks(counter, desk, self.links, can_speak=self._can_speak()),
+            Manners(voices),  # before the talks: /talks/streams is no id
+            Talks(counter, desk, self.links, voices),
             Files(desk, counter.stock.uploads, self.doors, self.links),
             _Document(),
         )
@@ -138,10 +141,6 @@ class WebServer:
                     if route.method == "GET":
                         app.router.add_route("HEAD", path, route.handler)
         return app
-
-    def _can_speak(self) -> bool:
-        """A program that speaks is configured, or the extra `tts` is installed."""
-        return bool(self.settings.speech.command) or importlib.util.find_spec("espeakng_loader") is not None
 
     async def _sweep(self, desk: Desk, counter: Counter) -> None:
         """Remove uploads that have had their time, except those that a job still needs."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -21,6 +22,7 @@ from lipsyncd.web.files import id_in
 from lipsyncd.web.orders import read_json, read_talk
 from lipsyncd.web.replies import ApiError, bad_request, json_reply, not_found
 from lipsyncd.web.stock import AUDIO, IMAGE
+from lipsyncd.web.voices import Voices
 
 _MOST_LISTED = 100
 _LOOK_AGAIN = {"Retry-After": "2"}
@@ -28,13 +30,13 @@ _NO_SPEECH = 'text scripts need a text-to-speech engine and none is configured; 
 
 
 class Talks:
-    """The routes that make and show talks. `can_speak` says whether text can become a voice here."""
+    """The routes that make and show talks."""
 
-    def __init__(self, counter: Counter, desk: Desk, links: Links, *, can_speak: bool) -> None:
+    def __init__(self, counter: Counter, desk: Desk, links: Links, voices: Voices) -> None:
         self.counter = counter
         self.desk = desk
         self.links = links
-        self.can_speak = can_speak
+        self.voices = voices
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -52,9 +54,11 @@ class Talks:
 
     async def create(self, request: web.Request) -> web.Response:
         order = read_talk(read_json(await request.read()))
-        if order.text is not None and not self.can_speak:
-            only = {"body.script.type": {"message": "only 'audio' is available on this server"}}
-            raise ApiError(400, "ValidationError", _NO_SPEECH, details=only)
+        if order.text is not None:
+            if not self.voices.can_speak():
+                only = {"body.script.type": {"message": "only 'audio' is available on this server"}}
+                raise ApiError(400, "ValidationError", _NO_SPEECH, details=only)
+            order = replace(order, voice=await self.voices.meant_by(order.voice))
         job = await self.counter.place(request, order)
         said = talk.said(job)
         body = {
