@@ -33,6 +33,10 @@ class Detected:
     box: Box
     score: float
 
+    @property
+    def sure(self) -> bool:
+        return self.score >= SURE
+
 
 class Detector:
     """The network `face_detection_yunet_2023mar.onnx`, in OpenCV's own arithmetic on the CPU."""

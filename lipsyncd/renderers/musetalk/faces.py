@@ -125,7 +125,7 @@ def _chosen(picture: Picture, detector: Detector, choose: Choice) -> Detected:
     most: list[Detected] = []
     surest = 0.0
     for found in detector.passes(picture):
-        faces = [face for face in found if face.score >= SURE]
+        faces = [face for face in found if face.sure]
         if (chosen := _pick(faces, choose)) is not None:
             return chosen
         most = max(most, faces, key=len)
