@@ -24,13 +24,15 @@ from tests.core_kit import spec_of
 
 
 def raw_inputs(folder: Path, *, seconds: float = 0.2) -> Prepared:
-    """What the jail would have written into a job's folder: a grey picture, a tone at 16 kHz twice."""
-    count = round(seconds * 16_000)
-    tone = (8000 * np.sin(2 * np.pi * 220 * np.arange(count) / 16_000)).astype("<i2").tobytes()
+    """What the jail would have written into a job's folder: a grey picture, a tone for the renderer and for the MP4."""
     (folder / "picture.rgb").write_bytes(bytes([128]) * (80 * 72 * 3))
-    for name in ("speech.s16", "sound.s16"):
-        (folder / name).write_bytes(tone)
-    return Prepared(Picture("picture.rgb", 80, 72), Sound("speech.s16", count, "sound.s16", count, 16_000, 1))
+    counts = {}
+    for name, rate in (("speech.s16", 16_000), ("sound.s16", 48_000)):
+        counts[name] = round(seconds * rate)
+        tone = 8000 * np.sin(2 * np.pi * 220 * np.arange(counts[name]) / rate)
+        (folder / name).write_bytes(tone.astype("<i2").tobytes())
+    sound = Sound("speech.s16", counts["speech.s16"], "sound.s16", counts["sound.s16"], 48_000, 1)
+    return Prepared(Picture("picture.rgb", 80, 72), sound)
 
 
 class Shop:
