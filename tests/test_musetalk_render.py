@@ -163,6 +163,7 @@ def test_a_picture_without_a_face_is_refused(renderer: MuseTalk) -> None:
         {"batch": True},
         {"parity": 1},
         {"face": "left"},
+        {"duration_mode": "once"},
     ],
     ids=str,
 )

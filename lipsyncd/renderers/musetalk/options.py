@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lipsyncd import footage
 from lipsyncd.errors import BadOption
 from lipsyncd.renderers.musetalk.faces import MARGIN_PX, Choice, read_choice
 from lipsyncd.renderers.musetalk.memory import MOST
@@ -35,7 +36,8 @@ class Options:
 
 def read(given: Mapping[str, object]) -> Options:
     """Options from a manifest. Raises `BadOption` for an unknown name, a wrong type or a value out of range."""
-    known = ("face", *CHOICES, *RANGES, "parity")
+    footage.read_mode(given)  # what it says is the source's business; here it only has to be right
+    known = ("face", *CHOICES, *RANGES, "parity", footage.OPTION)
     for name in given:
         if name not in known:
             raise BadOption(
