@@ -34,10 +34,8 @@ _NAME_TRIES = 10_000
 _FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
 
 
-class DropKnown(LipsyncdError):
-    """The very same drop has been accepted already, and its files still lie in the inbox."""
-
-    code = "drop-known"
+class DropKnown(Exception):
+    """The very same drop has been accepted already, and its files still lie in the inbox: nobody needs to hear of it."""
 
 
 class Ledger:

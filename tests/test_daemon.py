@@ -63,7 +63,7 @@ def test_a_manifest_decides_over_the_settings(home: Home) -> None:
     assert job.id == job_id
     facts = inspect(home.path("outbox") / "Grüße an Anna.mp4")
     assert facts.video.rate == Fraction(30000, 1001)
-    assert facts.video.width == 100
+    assert (facts.video.width, facts.video.height) == (102, 76)
     assert home.sidecar("Grüße an Anna")["user_data"] == {"order": 7}
 
 
