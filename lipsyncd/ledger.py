@@ -35,7 +35,7 @@ _FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
 
 
 class DropKnown(Exception):
-    """The very same drop has been accepted already, and its files still lie in the inbox: nobody needs to hear of it."""
+    """The very same drop has been accepted already and still lies in the inbox: no error for people."""
 
 
 class Ledger:
