@@ -170,11 +170,11 @@ def lookup(files: Mapping[bytes, Found], name: bytes) -> Found | None:
 
 def _refuse(file: Found, companions: Iterable[Found], error: InputError, result: Grouping) -> None:
     """Take a file out of the inbox together with what belongs to it, once nobody writes any of that any more."""
-    here = [f for f in companions if not f.taken]
+    here = sorted({f for f in companions if not f.taken}, key=lambda f: f.name)
     if not all(f.settled for f in here):
         result.waiting.append(Waiting(file.text, "its files are still being written", file.age_s))
         return
-    extras = {f"extra-{number}": f for number, f in enumerate(dict.fromkeys(here), start=1)}
+    extras = {f"extra-{number}": f for number, f in enumerate(here, start=1)}
     result.drops.append(Drop(file.stem, {file.role: file, **extras}, refusal=error))
 
 
