@@ -23,7 +23,6 @@ from typing import Any
 from aiohttp import web
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.links import Links
 from lipsyncd.settings import Web
 from lipsyncd.settings.sections import UNSET
 from lipsyncd.talk import OWNER
@@ -125,10 +124,9 @@ class Doors:
     Raises `ConfigError` when there is no key and others than this machine could reach the server.
     """
 
-    def __init__(self, settings: Web, keys: list[Key], links: Links) -> None:
+    def __init__(self, settings: Web, keys: list[Key]) -> None:
         self.settings = settings
         self.keys = keys
-        self.links = links
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
         if not keys and not settings.allow_anonymous and not _is_loopback(settings.host):
@@ -217,7 +215,7 @@ def is_public(request: web.Request) -> bool:
 def _name(host: str) -> str:
     """The name in a Host header, without the port."""
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
+        return host[1:].partition("]")[0].lower() if "]" in host else ""
     return host.partition(":")[0].lower().rstrip(".")
 
 

@@ -31,6 +31,7 @@ from lipsyncd.web.original import Original
 from lipsyncd.web.replies import in_one_shape, json_reply
 from lipsyncd.web.stock import Stock
 from lipsyncd.web.talks import Talks
+from lipsyncd.web.vital_signs import VitalSigns
 from lipsyncd.web.voices import Voices
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class WebServer:
         self.vitals = vitals
         keys = read_keys(settings.web)
         self.links = Links(folders.state, signed=bool(keys))
-        self.doors = Doors(settings.web, keys, self.links)
+        self.doors = Doors(settings.web, keys)
         self._sockets = _bind(settings.web.host, settings.web.port)
         self.port: int = self._sockets[0].getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -129,6 +130,7 @@ class WebServer:
         voices = Voices(self.settings.speech, desk)
         pieces = (
             Original(counter, desk, self.links, self.model_loaded),
+            VitalSigns(self.vitals, desk),
             Manners(voices),  # before the talks: /talks/streams is no id
             Talks(counter, desk, self.links, voices),
             Files(desk, counter.stock.uploads, self.doors, self.links),
