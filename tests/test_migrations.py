@@ -1,0 +1,108 @@
+"""Ledgers that older versions wrote: what they hold is kept, and work goes on with it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipsyncd.job import JobState, new_id
+from lipsyncd.ledger import Ledger
+from lipsyncd.ledger_view import LedgerView
+from lipsyncd.schema import APPLICATION_ID, STEPS, statements
+from tests.core_kit import queued
+
+# What the first version wrote for a job in each state, besides what all rows have.
+FIRST: Mapping[JobState, Mapping[str, Any]] = {
+    JobState.QUEUED: {"stage": "queued", "prepared": 1, "priority": 7},
+    JobState.RUNNING: {"run_token": "t", "device": "cpu", "attempt": 1, "started_ms": 2, "fraction": 0.5},
+    JobState.PUBLISHING: {"out_sha256": "0" * 64, "out_size": 9, "staged": 1, "frames": 25, "render_ms": 40},
+    JobState.DONE: {"out_sha256": "1" * 64, "finished_ms": 3, "inputs_released": 1, "user_data": '"scene 7"'},
+    JobState.FAILED: {"reason_code": "no-face", "reason": "no face", "remedy": "", "finished_ms": 3, "attempt": 1},
+    JobState.CANCELLED: {"finished_ms": 3, "kept": "/somewhere"},
+}
+COMMON = {
+    "max_attempts": 3,
+    "renderer": "flat",
+    "stitch": 0,
+    "resolution": 256,
+    "fps": "25",
+    "accepted_ms": 1,
+    "webhook": "https://example.com/hook",
+}
+VERSIONS = range(1, len(STEPS))
+
+
+def written_by(version: int, path: Path) -> dict[JobState, dict[str, Any]]:
+    """Make a ledger as that version left it, with a job in every state; gives the rows."""
+    rows = {}
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.row_factory = sqlite3.Row
+        for script in STEPS[:version]:
+            for statement in statements(script):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={version}")
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        for seq, (state, own) in enumerate(FIRST.items(), start=1):
+            job_id = new_id()
+            names = {"name": state.value, "out_name": state.value, "out_key": state.value, "source_sig": job_id}
+            row = {"id": job_id, "seq": seq, "state": state.value, **COMMON, **names, **own}
+            marks = ", ".join(f":{column}" for column in row)
+            connection.execute(f"INSERT INTO job({', '.join(row)}) VALUES({marks})", row)
+            connection.execute("INSERT INTO job_source VALUES(?, 'image', ?, 'x')", (job_id, b"anna.png"))
+            connection.execute("INSERT INTO job_event VALUES(NULL, ?, 1, ?, 'accepted')", (job_id, state.value))
+            rows[state] = dict(connection.execute("SELECT * FROM job WHERE id=?", (job_id,)).fetchone())
+    return rows
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_row_of_an_older_ledger_is_kept_as_it_was(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "ledger.db"
+    before = written_by(version, path)
+    ledger = Ledger(path)
+    ledger.check()
+    ledger.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
+        after = {JobState(row["state"]): dict(row) for row in connection.execute("SELECT * FROM job")}
+        sources, events = (
+            connection.execute(f"SELECT count(*) FROM job_{t}").fetchone()[0] for t in ("source", "event")
+        )
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert {state: {name: row[name] for name in before[state]} for state, row in after.items()} == before
+    assert (sources, events) == (len(FIRST), len(FIRST))
+    assert len(list(tmp_path.glob(f"ledger-v{version}-*.db"))) == 1
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_jobs_of_an_older_ledger_go_on_and_are_told_of(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "ledger.db"
+    ids = {state: row["id"] for state, row in written_by(version, path).items()}
+    ledger = Ledger(path)
+    ledger.to_done(ids[JobState.PUBLISHING], note="published")
+    ledger.to_publishing(ids[JobState.RUNNING], token="t", sha256="2" * 64, size=1, frames=25, render_ms=1)
+    ledger.retry(ids[JobState.FAILED], "failed")
+    ledger.to_cancelled(ids[JobState.QUEUED])
+    queued(ledger, "new")
+    view = LedgerView(path)
+    told = {state: len(view.deliveries(job_id)) for state, job_id in ids.items()}
+    assert told == {**dict.fromkeys(JobState, 0), JobState.PUBLISHING: 1, JobState.QUEUED: 1}  # ended now, not before
+    assert view.get(ids[JobState.DONE]).rest is None
+    assert len(view.jobs()) == len(FIRST) + 1
+    ledger.close()
+
+
+def test_a_ledger_of_this_version_and_a_migrated_one_are_made_of_the_same_sql(tmp_path: Path) -> None:
+    written_by(1, tmp_path / "old.db")
+    for name in ("old.db", "new.db"):
+        Ledger(tmp_path / name).close()
+    shapes = []
+    for name in ("old.db", "new.db"):
+        with closing(sqlite3.connect(tmp_path / name)) as connection:
+            shapes.append(sorted(connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall(), key=str))
+    assert shapes[0] == shapes[1]
