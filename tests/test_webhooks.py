@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import stat
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -430,6 +432,17 @@ def test_a_webhook_into_the_own_network_is_refused_and_shown(home: Home) -> None
         assert "refused" in home.cli("status", job.id).stdout
     assert delivery.state is DeliveryState.REFUSED
     assert canary.hits == []
+
+
+def test_with_the_web_server_the_message_says_where_the_video_is(told: Home) -> None:
+    told.changes["web"] = {**told.changes["web"], "enabled": True, "port": 0}
+    with receiving() as receiver, told.running(LIPSYNCD_API_KEY="user:password"):
+        with_webhook(told, "anna", receiver.url)
+        until_told(told, "anna", lambda d: d.state is DeliveryState.DELIVERED)
+        [talk] = verified(told, receiver)
+        with urllib.request.urlopen(talk["result_url"], timeout=10) as response:
+            video = response.read()
+    assert hashlib.sha256(video).hexdigest() == told.until_done("anna").out_sha256
 
 
 def test_a_bad_key_file_stops_the_start_with_78(home: Home) -> None:
