@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _BITS = 8
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-g", "30", "-bf", "3")
 VP8 = ("-c:v", "libvpx", "-b:v", "1M", "-g", "20")
 REPLAY = "replay=tests.footage_kit:Replay"
+PONDER = "ponder=tests.footage_kit:Ponder"
 
 
 def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> Picture:
@@ -45,12 +47,17 @@ def number_of(picture: Picture) -> int:
 @functools.cache
 def film(suffix: str, frames: int, *options: str, rate: str = "25", width: int = WIDTH, height: int = HEIGHT) -> bytes:
     """A file of that suffix with numbered frames, as ffmpeg writes it with those options."""
-    raw = b"".join(numbered(number, width, height).tobytes() for number in range(frames))
+    return written(suffix, [numbered(number, width, height) for number in range(frames)], *options, rate=rate)
+
+
+def written(suffix: str, pictures: Sequence[Picture], *options: str, rate: str = "25") -> bytes:
+    """A file of that suffix with those frames."""
+    height, width = pictures[0].shape[:2]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "film" + suffix)
         source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "pipe:0"]
         command = [str(ffmpeg()), "-nostdin", "-v", "error", *source, *options, str(target)]
-        subprocess.run(command, input=raw, check=True)
+        subprocess.run(command, input=b"".join(picture.tobytes() for picture in pictures), check=True)
         return target.read_bytes()
 
 
@@ -83,6 +90,22 @@ class ReplayShot:
         assert self.scene.video is not None
         for _, picture in self.scene.video.play(self.scene.frames):
             yield np.ascontiguousarray(picture[: self.height, : self.width])
+
+
+class Ponder:
+    """Looks at each frame for a tenth of a second before it begins."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def open(self, scene: Scene) -> ReplayShot:
+        assert scene.video is not None
+        for _ in scene.video.read():
+            time.sleep(0.1)
+        return ReplayShot(scene)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Replay:

@@ -6,9 +6,11 @@ import json
 import math
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ from lipsyncd.media.content import Content
 from lipsyncd.protocol import Video
 from lipsyncd.renderers.source import VideoSource
 from lipsyncd.screening import Footage, screen
-from tests.footage_kit import H264, HEIGHT, REPLAY, VP8, WIDTH, changed, film, number_of
+from tests.footage_kit import H264, HEIGHT, PONDER, REPLAY, VP8, WIDTH, changed, film, number_of
 from tests.home import Home, put, sound
 from tests.media_kit import converted, ffmpeg
 
@@ -239,7 +241,7 @@ def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def source_of(folder: Path, data: bytes, *, fps: str = "25", mode: str = BOUNCE, **options: int) -> VideoSource:
+def source_of(folder: Path, data: bytes, *, fps: str = "25", mode: str = BOUNCE, **options: Any) -> VideoSource:
     found = screened(folder, data, fps=fps)
     kind = Kind.WEBM if data.startswith(b"\x1a\x45") else Kind.MP4
     video = Video("image", kind.value, found.picture.width, found.picture.height, fps, found.frames, mode)
@@ -320,6 +322,21 @@ def test_a_film_that_lost_frames_since_is_a_failure_with_numbers(tmp_path: Path)
         list(source.read())
 
 
+def test_each_frame_that_is_read_is_a_sign_of_life_and_may_be_the_last(tmp_path: Path) -> None:
+    told = []
+
+    def alive() -> None:
+        told.append(len(told))
+        if len(told) == 5:
+            raise KeyboardInterrupt
+
+    before = _children()
+    with pytest.raises(KeyboardInterrupt):
+        list(source_of(tmp_path, film(".mp4", 12, *H264), alive=alive).read())
+    assert told == [0, 1, 2, 3, 4]
+    assert _children() == before
+
+
 def test_frames_outside_the_film_are_a_mistake_of_the_renderer(tmp_path: Path) -> None:
     source = source_of(tmp_path, film(".mp4", 12, *H264))
     for start, count in ((0, 13), (-1, 2), (12, 1), (3, -1)):
@@ -336,7 +353,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home = Home(tmp_path_factory.mktemp("busy"))
     home.changes = {
         "watch": {"settle_s": 0.1, "manifest_grace_s": 5},
-        "render": {"renderer": "replay", "renderers": [REPLAY]},
+        "render": {"renderer": "replay", "renderers": [REPLAY, PONDER], "stall_timeout_s": 3},
         "output": {"stitch": True},
     }
     with home.running():
@@ -406,6 +423,21 @@ def test_a_song_in_a_films_clothes_is_no_picture(busy: Home) -> None:
     job = busy.until_state("song", JobState.FAILED)
     assert job.reason_code == "image-not-recognised"
     assert "is m4a" in (job.reason or "")
+
+
+def test_a_long_look_at_a_film_is_no_silence_and_can_be_cancelled(busy: Home) -> None:
+    for name in ("slow", "slower"):
+        put(busy.path("inbox"), f"{name}-film.mp4", film(".mp4", 100, *H264))
+        put(busy.path("inbox"), f"{name}-voice.wav", sound(2.0 if name == "slow" else 4.0))
+        busy.drop_manifest(
+            name, image=f"{name}-film.mp4", audio=f"{name}-voice.wav", renderer="ponder", out_name=name, stitch=True
+        )
+    assert busy.until_done("slow").frames == 50  # 5 s of looking, where 3 s of silence end a render
+    job = busy.until_state("slower", JobState.RUNNING)
+    assert busy.cli("cancel", job.id).returncode == 0
+    asked = time.monotonic()
+    busy.until_state("slower", JobState.CANCELLED)
+    assert time.monotonic() - asked < 3
 
 
 def test_the_length_of_a_film_is_exact_at_broken_rates(busy: Home) -> None:

@@ -6,7 +6,7 @@ iterator over them. Encoding, progress, cancelling and time limits are the child
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
@@ -49,11 +49,11 @@ class Source(Protocol):
         """How many different ones the job shows."""
         ...
 
-    def read(self, start: int = 0, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    def read(self, start: int = 0, count: int | None = None) -> Generator[NDArray[np.uint8]]:
         """`count` of them in their own order, each (H, W, 3) uint8 RGB of the size of `Scene.picture`."""
         ...
 
-    def play(self, count: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def play(self, count: int) -> Generator[tuple[int, NDArray[np.uint8]]]:
         """As they show in a video of `count` frames, each with its number in the source."""
         ...
 

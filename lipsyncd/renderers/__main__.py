@@ -131,7 +131,17 @@ class Child:
         self._tell(request, "loading", 0)
         renderer = self._renderers.get(request.renderer)
         self._tell(request, "analysing", 0)
-        shot = renderer.open(load_scene(request))
+        looking, looked = True, time.monotonic()
+
+        def alive() -> None:
+            """A video's faces take a while to find: a frame that was read is a sign of life."""
+            nonlocal looked
+            if looking and time.monotonic() - looked > _PROGRESS_EVERY_S:
+                looked = time.monotonic()
+                self._tell(request, "analysing", 0)
+
+        shot = renderer.open(load_scene(request, alive))
+        looking = False
         folder = Path(request.folder)
         encoding = Encoding(
             width=shot.width,
@@ -165,7 +175,7 @@ class Child:
         self._line.say(Progress(request.job_id, stage, done, request.frames))
 
 
-def load_scene(request: Render) -> Scene:
+def load_scene(request: Render, alive: Callable[[], None] = lambda: None) -> Scene:
     """The scene of a request: the picture in memory, the speech as a map of its file, a video read as it is shown."""
     folder, picture = Path(request.folder), request.picture
     pixels = np.fromfile(folder / picture.file, np.uint8)
@@ -178,7 +188,9 @@ def load_scene(request: Render) -> Scene:
         stitch=request.stitch,
         resolution=request.resolution,
         options=request.options,
-        video=None if request.video is None else VideoSource(request.video, folder, Path(request.encode["ffmpeg"])),
+        video=None
+        if request.video is None
+        else VideoSource(request.video, folder, Path(request.encode["ffmpeg"]), alive=alive),
     )
 
 

@@ -16,7 +16,7 @@ import io
 import math
 import os
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -45,12 +45,24 @@ class VideoSource:
     the decoder at once.
     """
 
-    def __init__(self, video: Video, folder: Path, ffmpeg: Path, *, held_bytes: int = HELD_BYTES) -> None:
-        """A source for what `lipsyncd.screening.screen` has found in `folder`. Nothing runs before the first frame."""
+    def __init__(
+        self,
+        video: Video,
+        folder: Path,
+        ffmpeg: Path,
+        *,
+        held_bytes: int = HELD_BYTES,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """A source for what `lipsyncd.screening.screen` has found in `folder`. Nothing runs before the first frame.
+
+        alive  called for each frame that is read; what it raises ends the reading
+        """
         self._video = video
         self._file = folder / video.file
         self._ffmpeg = ffmpeg
         self._shape = (video.height, video.width, 3)
+        self._alive = alive
         self._held = max(1, held_bytes // math.prod(self._shape))
 
     @property
@@ -58,7 +70,7 @@ class VideoSource:
         """How many different ones the job shows."""
         return self._video.frames
 
-    def read(self, start: int = 0, count: int | None = None) -> Iterator[Picture]:
+    def read(self, start: int = 0, count: int | None = None) -> Generator[Picture]:
         """`count` frames from number `start` on, (H, W, 3) uint8 RGB each, in memory of their own.
 
         Raises `RenderCrashed` when the decoder gives fewer.
@@ -66,9 +78,9 @@ class VideoSource:
         count = self.frames - start if count is None else count
         if not 0 <= start <= start + count <= self.frames:
             raise ValueError(f"frames {start} to {start + count} of a source of {self.frames}")
-        return self._decode(start, count) if count else iter(())
+        return self._decode(start, count)
 
-    def play(self, count: int) -> Iterator[tuple[int, Picture]]:
+    def play(self, count: int) -> Generator[tuple[int, Picture]]:
         """The frames of a video of `count` frames, each with its number in the source.
 
         Pictures may come again; whoever writes into one writes into a copy.
@@ -96,6 +108,8 @@ class VideoSource:
                 yield part[-len(pictures_back)], pictures_back.pop()
 
     def _decode(self, start: int, count: int) -> Generator[Picture]:
+        if not count:
+            return
         video = self._video
         command = footage.frames_command(
             self._ffmpeg,
@@ -128,6 +142,7 @@ class VideoSource:
                             f"the video's decoder gave {number} frames from number {start} on, where {count} were due: "
                             f"{_last_words(log)}"
                         )
+                    self._alive()
                     yield picture
             finally:
                 end(process)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -16,7 +17,7 @@ import cv2
 import torch
 
 from lipsyncd.errors import DeviceMissing, OutOfMemory, WeightsMissing
-from lipsyncd.renderers import Scene, Shot
+from lipsyncd.renderers import Scene, Shot, Source
 from lipsyncd.renderers.musetalk import networks, options
 from lipsyncd.renderers.musetalk.bisenet import BiSeNet
 from lipsyncd.renderers.musetalk.detector import Detector
@@ -25,10 +26,12 @@ from lipsyncd.renderers.musetalk.features import Ear, Track
 from lipsyncd.renderers.musetalk.landmarks import LandmarkNet
 from lipsyncd.renderers.musetalk.look import Labeller, by_parsing, by_points, look_at
 from lipsyncd.renderers.musetalk.memory import Batch, cap, exhausted, give_back, peak_gb
+from lipsyncd.renderers.musetalk.moving import MovingShot
 from lipsyncd.renderers.musetalk.networks import PATCH, Painter, filled
 from lipsyncd.renderers.musetalk.pipeline import Pipeline
 from lipsyncd.renderers.musetalk.shot import StillShot, Voice
 from lipsyncd.renderers.musetalk.silence import NONE, pauses
+from lipsyncd.renderers.musetalk.track import FaceTrack, follow_face
 
 # Where the files lie in the folder of weights: the original's `models/`, and `yunet/`.
 UNET, UNET_CONFIG = "musetalkV15/unet.safetensors", "musetalkV15/musetalk.json"
@@ -100,23 +103,36 @@ class MuseTalk:
         """
         chosen = options.read(scene.options)
         labels = self._labeller(chosen.mask)
+        pipeline = Pipeline(self._painter, self._batch, chosen.batch or None)
+        common: dict[str, Any] = {"exact": chosen.parity, "done": self._done}
+        if scene.video is not None:
+            track = self._follow(scene.video, chosen)
+            prepare = partial(look_at, painter=self._painter, labels=labels, mode=chosen.mode)
+            voice, notes = self._voice(scene, chosen), notes_on(track.found[0], chosen)
+            return MovingShot(scene, scene.video, track, prepare, voice, pipeline, notes=notes, **common)
         face = find_face(
             scene.picture, self._detector, self._landmarks, choose=chosen.face, margin_px=chosen.extra_margin
         )
         look = look_at(scene.picture, face, self._painter, labels, chosen.mode)
+        voice, notes = self._voice(scene, chosen), notes_on(face, chosen)
+        return StillShot(scene, face.box, look, voice, pipeline, notes=notes, **common)
+
+    def _follow(self, video: Source, chosen: options.Options) -> FaceTrack:
+        """The chosen face in every frame of a video. The original's flip test is a part of parity."""
+        return follow_face(
+            video.read(),
+            self._detector,
+            self._landmarks,
+            choose=chosen.face,
+            margin_px=chosen.extra_margin,
+            flip_test=chosen.parity,
+        )
+
+    def _voice(self, scene: Scene, chosen: options.Options) -> Voice:
         # The original knows no pauses: what it does in silence is a part of parity.
         gate = pauses(scene.speech) if chosen.silence == "source" and not chosen.parity else NONE
         track = Track(self._ear, scene.speech, scene.fps, silent=gate.stretches, parity=chosen.parity)
-        return StillShot(
-            scene,
-            face.box,
-            look,
-            Voice(track, gate.weights(scene.fps, scene.frames)),
-            Pipeline(self._painter, self._batch, chosen.batch or None),
-            exact=chosen.parity,
-            notes=notes_on(face, chosen),
-            done=self._done,
-        )
+        return Voice(track, gate.weights(scene.fps, scene.frames))
 
     def close(self) -> None:
         """Forget the networks and give their memory back."""
