@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
@@ -86,12 +86,22 @@ class LocalChild:
 
     renderers  more renderers than the built-in ones, each as "name=module:Class"
     preload    a renderer to load at the start instead of with its first job
+    variables  of the environment, besides our own
     starts     how many processes it has been until now
     """
 
-    def __init__(self, device: str, limits: Limits, *, renderers: Sequence[str] = (), preload: str = "") -> None:
+    def __init__(
+        self,
+        device: str,
+        limits: Limits,
+        *,
+        renderers: Sequence[str] = (),
+        preload: str = "",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.device = device
         self.limits = limits
+        self._variables = variables or {}
         self._arguments = [f"--renderer={entry}" for entry in renderers]
         if preload:
             self._arguments.append(f"--preload={preload}")
@@ -125,6 +135,7 @@ class LocalChild:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **self._variables},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

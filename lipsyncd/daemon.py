@@ -46,6 +46,7 @@ from lipsyncd.vitals import Vitals
 from lipsyncd.watch import Watch, is_network
 from lipsyncd.web.server import WebServer
 from lipsyncd.webhooks import Webhooks, load_keys
+from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,9 @@ class Daemon:
         recover(self._intake, self.finisher)
         self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
         self._webhooks = self._make_webhooks()
+        self._weights = AutoPull(
+            store_of(settings), allowed=settings.weights.auto_pull, min_free_mb=settings.paths.min_free_mb
+        )
         self._watch = Watch(self._inbox.root, mode=settings.watch.mode, network=network, bell=self._ring.set)
         self._watch.start()
         self._thread("intake", self._scan_loop)
@@ -214,6 +218,11 @@ class Daemon:
             Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s),
             renderers=render.renderers,
             preload="" if render.lazy_load else render.renderer,
+            variables={
+                "LIPSYNCD_WEIGHTS_DIR": str(self._weights.store.folder),
+                "LIPSYNCD_RENDER_MAX_VRAM_GB": f"{render.max_vram_gb:g}",
+                "LIPSYNCD_RENDER_CLEAR_CACHE": str(render.clear_cache).lower(),
+            },
         )
         worker = Worker(
             device,
@@ -221,6 +230,7 @@ class Daemon:
             self.finisher,
             child,
             ffmpeg,
+            self._weights,
             stopping=self._stop.is_set,
             cut_off=self._cut_off.is_set,
         )
@@ -241,6 +251,7 @@ class Daemon:
         self._vitals.drain()
         self._ring.set()
         self._prepare.set()
+        self._weights.stop(0)
         for worker in self._workers:
             worker.wake.set()
         while any(thread.is_alive() for thread in self._threads):

@@ -27,6 +27,7 @@ from lipsyncd.prepare import BACK_OFF_S, frame_count
 from lipsyncd.protocol import Progress, Render, Result
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Output, Prepared
+from lipsyncd.weights import RENDERER, AutoPull
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class DaemonStops(Exception):
 class Worker:
     """Renders for one device.
 
+    weights    asked before each render that opens weights: it has them proved, or brings them
     stopping   True when the daemon wants to end: the running job may finish until `cut_off` says that its time is up
     """
 
@@ -52,6 +54,7 @@ class Worker:
         finisher: Finisher,
         executor: Executor,
         ffmpeg: Path,
+        weights: AutoPull,
         *,
         stopping: Callable[[], bool],
         cut_off: Callable[[], bool],
@@ -61,6 +64,7 @@ class Worker:
         self.finisher = finisher
         self.executor = executor
         self.ffmpeg = ffmpeg
+        self.weights = weights
         self.wake = threading.Event()
         self.current: str | None = None
         self._stopping = stopping
@@ -87,6 +91,8 @@ class Worker:
         if self.settings.render.lazy_load:
             return
         try:
+            if self.settings.render.renderer == RENDERER:
+                self.weights.require()
             self.executor.start()
         except LipsyncdError as error:
             log.warning("worker for %s: cannot load ahead of the first job: %s", self.device, error)
@@ -164,6 +170,8 @@ class Worker:
         spec, prepared = spool.spec(job.id), spool.prepared(job.id)
         if spec is None or prepared is None:
             raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
+        if spec.renderer == RENDERER:
+            self.weights.require(spec.options)
         duration = Fraction(prepared.sound.samples, prepared.sound.rate)
         spool.drop_partial_renders(job.id)
         request = self._request(spec, prepared, token, frame_count(duration, spec.fps))

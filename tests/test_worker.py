@@ -15,6 +15,7 @@ from lipsyncd.job import JobState
 from lipsyncd.mp4 import inspect
 from lipsyncd.protocol import Progress, Render, Result
 from lipsyncd.settings import Output
+from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker import Worker
 from tests.faulty_renderers import NAMES
 from tests.home import ROOT
@@ -57,7 +58,14 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 def work(shop: Shop, executor: Interfered, *, cut_off: bool = False) -> bool:
     """One round; says whether there was anything to do."""
     worker = Worker(
-        "cpu", shop.settings, shop.finisher, executor, find(), stopping=lambda: False, cut_off=lambda: cut_off
+        "cpu",
+        shop.settings,
+        shop.finisher,
+        executor,
+        find(),
+        AutoPull(store_of(shop.settings), allowed=False),
+        stopping=lambda: False,
+        cut_off=lambda: cut_off,
     )
     try:
         return worker.run_once()

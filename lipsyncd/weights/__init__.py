@@ -14,4 +14,18 @@ from lipsyncd.weights.lock import Weight, read_lock
 from lipsyncd.weights.pulling import PullStopped, Step, offline, pull
 from lipsyncd.weights.store import Present, Store, store_of
 
-__all__ = ["AutoPull", "Present", "PullStopped", "Step", "Store", "Weight", "offline", "pull", "read_lock", "store_of"]
+RENDERER = "musetalk"  # whose jobs open these files
+
+__all__ = [
+    "RENDERER",
+    "AutoPull",
+    "Present",
+    "PullStopped",
+    "Step",
+    "Store",
+    "Weight",
+    "offline",
+    "pull",
+    "read_lock",
+    "store_of",
+]

@@ -1,0 +1,86 @@
+"""Jobs that need weights, in a real daemon: they wait, others go on, and nothing is rendered by somebody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.job import JobState
+from tests.faulty_renderers import NAMES
+from tests.home import Home
+from tests.hub_kit import Hub, noise, put, running_hub, weight, write_lock
+
+EYES = noise(2_000_000)
+ENTRY = weight("eyes", EYES)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """An installation whose `musetalk` is a stand-in that opens nothing, with a lock list of one small file."""
+    lock = write_lock(tmp_path / "lock.json", [ENTRY])
+    home = Home(
+        tmp_path,
+        changes={
+            "render": {"renderers": [*NAMES, "musetalk=tests.faulty_renderers:Flat"]},
+            "weights": {"lock": str(lock), "auto_pull": False},
+        },
+    )
+    yield home
+    if home.daemon is not None:
+        home.daemon.kill()
+        home.daemon.wait(10)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    pytest.importorskip("huggingface_hub")
+    with running_hub() as hub:
+        hub.has(ENTRY, EYES)
+        yield hub
+
+
+def drop(home: Home, name: str, renderer: str, seed: int) -> None:
+    home.drop_pair(f"{name}-in", seed=seed)
+    home.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", renderer=renderer, out_name=name)
+
+
+def test_a_job_without_weights_waits_costs_nothing_and_goes_on_when_they_have_come(home: Home, tmp_path: Path) -> None:
+    with home.running():
+        drop(home, "anna", "musetalk", seed=1)
+        home.until(lambda: (job := home.job("anna")) and job.reason_code == "weights-missing", "the reason")
+        drop(home, "bert", "flat", seed=2)
+        home.until_done("bert")
+        waiting = home.job("anna")
+        assert waiting is not None
+        assert waiting.state is JobState.QUEUED
+        assert waiting.attempt == 0
+        assert "weights.auto_pull is off: eyes" in str(waiting.reason)
+        assert "lipsyncd models pull" in str(waiting.remedy)
+        put(tmp_path / "given", ENTRY, EYES)
+        assert home.cli("models", "pull", "--from", tmp_path / "given").returncode == 0
+        done = home.until_done("anna")
+    assert done.renderer == "musetalk"
+    assert home.renders == 2
+
+
+def test_the_first_job_pulls_what_it_needs(home: Home, hub: Hub, tmp_path: Path) -> None:
+    home.changes["weights"]["auto_pull"] = True
+    with home.running(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf")):
+        drop(home, "anna", "musetalk", seed=1)
+        home.until_done("anna")
+    assert "pulling weights into" in home.log
+    assert "weights are complete" in home.log
+    assert len(hub.asked) == 1
+
+
+def test_a_damaged_weight_is_found_before_it_is_rendered_with(home: Home) -> None:
+    path = put(home.path("models"), ENTRY, EYES[::-1])
+    with home.running():
+        drop(home, "anna", "musetalk", seed=1)
+        blocked = home.until(lambda: (job := home.job("anna")) and job.reason_code and job, "the reason")
+    assert blocked.reason_code == "weights-damaged"
+    assert ENTRY.sha256 in blocked.reason
+    assert not path.exists()
+    assert home.renders == 0
