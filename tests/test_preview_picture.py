@@ -143,10 +143,12 @@ def test_a_smile_keeps_its_own_teeth_and_gets_no_second_row():
     assert widest[below].mean() < 0.6 * widest[teeth].mean()
 
 
-@pytest.mark.parametrize("tilt", [0, 12])
-@FOUR_PEOPLE
-def test_everything_outside_the_head_stays_as_it_was(subject, tilt):
-    turned = subject.turned(tilt) if tilt else subject
+@pytest.mark.parametrize(
+    "turned",
+    [astronaut(), astronaut().turned(12), painted("bashir"), painted("chen").turned(-12)],
+    ids=lambda subject: subject.name,
+)
+def test_everything_outside_the_head_stays_as_it_was(turned):
     height, width = turned.picture.shape[:2]
     u, v = turned.plane.coordinates(np.arange(width)[None, :], np.arange(height)[:, None])
     outside = (np.abs(u) > 1.05) | (v < -0.35) | (v > turned.chin_v + 0.45)
