@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from functools import cache
@@ -117,11 +118,33 @@ def write_weights(folder: Path, *, parser: bool = False) -> Path:
     return folder
 
 
+def write_lock(folder: Path) -> Path:
+    """A lock list of what lies in a folder of weights, in that folder. Gives its path."""
+    entries = []
+    for number, file in enumerate(sorted(file for file in folder.rglob("*.*") if file.is_file())):
+        name = str(file.relative_to(folder))
+        entry = {
+            "name": f"weight-{number}",
+            "repository": "tests/small",
+            "revision": "0" * 40,
+            "path": name,
+            "file": name,
+        }
+        facts = {"size_bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        entries.append({**entry, **facts, "licence": "MIT", "purpose": "a test"})
+    lock = folder / "lock.json"
+    lock.write_text(json.dumps(entries))
+    return lock
+
+
 def tiny_configs() -> dict[str, dict[str, Any]]:
     """Configurations of a `unet`, a `vae` and a `whisper` that fit together and take 20 ms for a frame."""
     configs = small_configs()
     configs["unet"] |= {"block_out_channels": [8, 16], "norm_num_groups": 4, "attention_head_dim": 2}
-    configs["vae"] |= {"block_out_channels": [4, 4, 4, 4], "norm_num_groups": 2}
+    # Attention where there are few places only.
+    configs["unet"] |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}
+    configs["unet"] |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
+    configs["vae"] |= {"block_out_channels": [2, 2, 2, 2], "norm_num_groups": 2}
     configs["whisper"] |= {"d_model": 384, "encoder_layers": 1, "encoder_ffn_dim": 64}
     return configs
 

@@ -23,7 +23,7 @@ from lipsyncd.protocol import Picture, Progress, Render, Sound  # noqa: E402
 from tests.face_kit import backdrop  # noqa: E402
 from tests.home import Home, put  # noqa: E402
 from tests.media_kit import wav  # noqa: E402
-from tests.musetalk_kit import hum, portrait, write_weights  # noqa: E402
+from tests.musetalk_kit import hum, portrait, write_lock, write_weights  # noqa: E402
 
 LIMITS = Limits(start_s=60, deadline_s=60, silence_s=60)
 
@@ -134,10 +134,14 @@ def test_a_child_without_weights_says_which(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_pair_in_the_inbox_becomes_a_video_in_the_outbox(home: Home, weights: Path) -> None:
-    home.changes = {"render": {"renderer": "musetalk", "unload_idle_s": 0}, "weights": {"dir": str(weights)}}
+    lock = write_lock(weights)
+    home.changes = {
+        "render": {"renderer": "musetalk", "unload_idle_s": 0},
+        "weights": {"dir": str(weights), "lock": str(lock), "auto_pull": False},
+    }
     picture = io.BytesIO()
     Image.fromarray(portrait()).save(picture, "PNG")
-    with home.running(LIPSYNCD_WEIGHTS_DIR=str(weights), OMP_NUM_THREADS="1"):
+    with home.running(OMP_NUM_THREADS="1"):
         put(home.path("inbox"), "ada.png", picture.getvalue())
         put(home.path("inbox"), "ada.wav", wav((hum(0.4) * 24_000).astype("<i2").tobytes()))
         home.until_done("ada")
