@@ -27,7 +27,7 @@ from tests.face_kit import backdrop, draw_head  # noqa: E402
 from tests.footage_kit import written  # noqa: E402
 from tests.home import Home, put, sound  # noqa: E402
 from tests.media_kit import ffmpeg  # noqa: E402
-from tests.musetalk_kit import hum, write_weights  # noqa: E402
+from tests.musetalk_kit import hum, write_lock, write_weights  # noqa: E402
 
 Picture = NDArray[np.uint8]
 
@@ -161,8 +161,12 @@ def test_a_shot_that_is_given_up_ends_its_thread_and_its_decoder(renderer: MuseT
 
 
 def test_a_film_in_the_inbox_speaks_in_the_outbox(home: Home, weights: Path) -> None:
-    home.changes = {"render": {"renderer": "musetalk"}, "weights": {"dir": str(weights)}, "output": {"stitch": True}}
-    with home.running(LIPSYNCD_WEIGHTS_DIR=str(weights), OMP_NUM_THREADS="1"):
+    home.changes = {
+        "render": {"renderer": "musetalk"},
+        "weights": {"dir": str(weights), "lock": str(write_lock(weights)), "auto_pull": False},
+        "output": {"stitch": True},
+    }
+    with home.running(OMP_NUM_THREADS="1"):
         put(home.path("inbox"), "anna.mp4", written(".mp4", walk(8), *LOSSLESS))
         put(home.path("inbox"), "anna.wav", sound(0.6))
         home.drop_manifest(
