@@ -8,7 +8,7 @@ Owns what a scan means. Leaves the command line to `footage`, the meaning of a d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from lipsyncd import footage, media
 from lipsyncd.decode import Picture, complaint, crash, new_files
 from lipsyncd.errors import ImageNotRecognised, ImageUndecodable
 from lipsyncd.jail import Completed, Limits, run_jailed
-from lipsyncd.media import Kind
+from lipsyncd.media import Kind, videos
+from lipsyncd.media.content import Content
 
 _REPORT_LINE_BYTES = 128  # for each frame, at most
 _FIRST_FRAME_BYTES = int(4 * 3 * footage.MAX_MEGAPIXELS * 1_000_000)  # squaring its pixels may make it larger
@@ -65,7 +66,15 @@ def screen(
             seen.picture.width, seen.picture.height, min_side=min_side, max_megapixels=footage.MAX_MEGAPIXELS
         )
         report.unlink()
-    return seen
+    return replace(seen, picture=replace(seen.picture, notes=(*seen.picture.notes, *_warnings(source, kind))))
+
+
+def _warnings(source: Path, kind: Kind) -> tuple[str, ...]:
+    if kind is not Kind.MP4:
+        return ()
+    with source.open("rb") as file:
+        hdr = videos.is_hdr(Content(file.fileno(), source.stat().st_size))
+    return ("the video is HDR; its colours are shown as they are stored and may look pale",) if hdr else ()
 
 
 def _judged(ended: Completed, picture: Path, report: Path, timeout_s: float) -> Footage:

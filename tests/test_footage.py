@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from lipsyncd.errors import (
     RenderCrashed,
 )
 from lipsyncd.footage import BOUNCE, CUT, LOOP, MODES, source_index, stretches
+from lipsyncd.inbox import VIDEO, Inbox, Rules
 from lipsyncd.job import JobState
 from lipsyncd.media import Completeness, Kind, Structure, examine, videos
 from lipsyncd.media.content import Content
+from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.protocol import Video
 from lipsyncd.renderers.source import VideoSource
 from lipsyncd.screening import Footage, screen
@@ -189,6 +192,26 @@ def test_odd_sides_stay_as_they_are(tmp_path: Path) -> None:
     assert picture.file.stat().st_size == 161 * 97 * 3
 
 
+def tagged(matrix: str, *tags: str) -> bytes:
+    vf = ("-vf", f"scale=out_color_matrix={matrix}:flags=accurate_rnd+full_chroma_int,format=yuv420p")
+    return film(".mp4", 3, "-c:v", "libx264", "-qp", "8", *vf, *tags)
+
+
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+def test_colours_are_read_by_the_matrix_that_the_film_names(tmp_path: Path, matrix: str) -> None:
+    tag = {"bt601": "smpte170m", "bt709": "bt709"}[matrix]
+    picture = screened(tmp_path, tagged(matrix, "-colorspace", tag)).picture
+    pixels = np.fromfile(picture.file, np.uint8).reshape(picture.height, picture.width, 3)
+    assert np.abs(pixels[10, 2].astype(int) - (220, 30, 30)).max() < 8
+
+
+@pytest.mark.parametrize(("transfer", "told"), [("arib-std-b67", True), ("smpte2084", True), ("bt709", False)])
+def test_a_film_in_hdr_comes_with_a_warning(tmp_path: Path, transfer: str, told: bool) -> None:
+    tags = f"format=yuv420p,setparams=colorspace=bt2020nc:color_primaries=bt2020:color_trc={transfer}"
+    notes = screened(tmp_path, film(".mp4", 3, *H264, "-vf", tags)).picture.notes
+    assert any("HDR" in note for note in notes) is told
+
+
 def damaged(data: bytes) -> bytes:
     """Zeros in the second half of the samples."""
     start, end = data.index(b"mdat"), data.index(b"moov")
@@ -276,6 +299,13 @@ def test_any_stretch_is_the_same_as_in_one_pass(tmp_path: Path, name: str) -> No
         count = min(7, source.frames - start)
         for picture, expected in zip(source.read(start, count), whole[start:], strict=False):
             np.testing.assert_array_equal(picture, expected)
+
+
+def test_the_picture_is_the_first_frame_to_the_last_bit(tmp_path: Path) -> None:
+    for data in (film(".mp4", 3, *H264), film(".mp4", 3, *H264, "-vf", "setsar=4/3"), film(".webm", 3, *VP8)):
+        source = source_of(tmp_path, data)
+        first = next(source.read())
+        np.testing.assert_array_equal(first.ravel(), np.fromfile(tmp_path / "picture.rgb", np.uint8))
 
 
 def test_a_frame_shows_when_its_time_has_come(tmp_path: Path) -> None:
@@ -392,6 +422,30 @@ def test_a_job_says_what_happens_when_its_sound_is_longer(busy: Home, mode: str,
     assert numbers_in(busy.path("outbox") / f"{name}.mp4") == [source_index(n, 10, mode) for n in range(frames)]
     told = json.dumps(busy.sidecar(name))
     assert ("the sound was cut from 1.00 to 0.40 s" if mode == CUT else "it goes on by duration_mode = loop") in told
+
+
+def test_a_film_is_submitted_like_a_picture(busy: Home, tmp_path: Path) -> None:
+    for name, data in (("ada.webm", film(".webm", 10, *VP8)), ("ada.wav", sound(0.4)), ("song.mp4", converted(".m4a"))):
+        (tmp_path / name).write_bytes(data)
+    done = busy.cli("submit", tmp_path / "ada.webm", tmp_path / "ada.wav", "--wait", "--out", tmp_path / "out.mp4")
+    assert done.returncode == 0, done.stderr
+    assert numbers_in(tmp_path / "out.mp4") == list(range(10))
+    refused = busy.cli("submit", tmp_path / "song.mp4", tmp_path / "ada.wav")
+    assert refused.returncode != 0
+    assert "is m4a" in refused.stderr
+
+
+def test_a_film_may_be_larger_than_a_picture(tmp_path: Path) -> None:
+    film_bytes, limits = film(".mp4", 30, *H264), {IMAGE: 1000, VIDEO: 100_000, AUDIO: 1000, MANIFEST: 1000}
+    rules = Rules(0, 0, 0, incomplete_timeout_s=9, pair_timeout_s=9, max_bytes=limits)
+    (tmp_path / "film.MP4").write_bytes(film_bytes)
+    (tmp_path / "picture.png").write_bytes(bytes(1001))
+    inbox = Inbox(tmp_path, rules, network=False)
+    inbox.ready({})
+    assert set(inbox.ignored) == {"picture.png"}
+    inbox = Inbox(tmp_path, replace(rules, max_bytes={**limits, VIDEO: 1000}), network=False)
+    inbox.ready({})
+    assert set(inbox.ignored) == {"film.MP4", "picture.png"}
 
 
 def test_a_longer_film_ends_with_the_sound(busy: Home) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from lipsyncd.media.content import MAX_STEPS, Content, Ending, broken, complete, plausible, truncated
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_HDR_TRANSFERS = (b"\x00\x10", b"\x00\x12")
+_ENTRY_BYTES = 4096  # of a track's description, with its decoder's settings
 _WEBM = b"\x42\x82\x84webm"  # the element DocType
 
 
@@ -22,20 +24,38 @@ def picture_size(content: Content) -> tuple[int, int] | None:
             for mdia in walk.named(b"mdia", *trak):
                 handlers = [content.at(start + 8, 4) for start, _ in walk.named(b"hdlr", *mdia)]
                 if handlers[:1] == [b"vide"]:
-                    return _stored_size(walk, mdia)
+                    return _stored_size(walk, trak)
     return None
 
 
-def _stored_size(walk: _Boxes, mdia: tuple[int, int]) -> tuple[int, int]:
-    """Out of the first sample entry: 16 bytes behind its head come 16 more, then both sides. Zeros without one."""
-    for minf in walk.named(b"minf", *mdia):
-        for stbl in walk.named(b"stbl", *minf):
-            for start, _ in walk.named(b"stsd", *stbl):
-                sides = walk.content.at(start + 8 + 8 + 24, 4)
-                if len(sides) == 4:
-                    width, height = struct.unpack(">HH", sides)
-                    return width, height
+def _stored_size(walk: _Boxes, trak: tuple[int, int]) -> tuple[int, int]:
+    """Out of the first sample entry, which has both sides 24 bytes behind its head. Zeros without one."""
+    for start, _ in _sample_descriptions(walk, trak):
+        sides = walk.content.at(start + 8 + 8 + 24, 4)
+        if len(sides) == 4:
+            width, height = struct.unpack(">HH", sides)
+            return width, height
     return 0, 0
+
+
+def is_hdr(content: Content) -> bool:
+    """Does an MP4 say that its brightness goes beyond a usual screen's (transfer PQ or HLG, ISO/IEC 23091-2)?"""
+    walk = _Boxes(content)
+    for moov in walk.named(b"moov", 0, content.size):
+        for trak in walk.named(b"trak", *moov):
+            for start, end in _sample_descriptions(walk, trak):
+                described = content.at(start, min(end - start, _ENTRY_BYTES))
+                _, found, tags = described.partition(b"colrnclx")
+                if found and tags[2:4] in _HDR_TRANSFERS:
+                    return True
+    return False
+
+
+def _sample_descriptions(walk: _Boxes, trak: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    for mdia in walk.named(b"mdia", *trak):
+        for minf in walk.named(b"minf", *mdia):
+            for stbl in walk.named(b"stbl", *minf):
+                yield from walk.named(b"stsd", *stbl)
 
 
 class _Boxes:

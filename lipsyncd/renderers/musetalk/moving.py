@@ -22,7 +22,7 @@ from lipsyncd.renderers.musetalk.track import FaceTrack
 from lipsyncd.renderers.video import Picture, SquareView, make_even, square_around
 
 TOGETHER = 16  # frames that are read before the networks see the first of them; a usual batch
-_LOOKS = 1024  # of different frames that are kept for the time when they show again, 0.1 MB each
+_KEPT_BYTES = 128 << 20  # of masks, for the frames that show again; the latents beside them are small
 
 
 class MovingShot:
@@ -49,6 +49,7 @@ class MovingShot:
         self._scene, self._source, self._track, self._prepare = scene, source, track, prepare
         self._voice, self._pipeline, self._exact, self._notes, self._done = voice, pipeline, exact, notes, done
         self._looks: dict[int, Look] = {}
+        self._kept_bytes = 0
         self._painted = 0
         height, width = scene.picture.shape[:2]
         self._size = (width + width % 2, height + height % 2)
@@ -121,8 +122,9 @@ class MovingShot:
             face = self._track.faces[index]
             assert face is not None  # its strength is 0 where there is none
             look = self._prepare(picture, face)
-            if len(self._looks) < _LOOKS:
+            if self._kept_bytes < _KEPT_BYTES:
                 self._looks[index] = look
+                self._kept_bytes += look.paste.alpha.nbytes
         return look
 
     def _shown(self, picture: Picture) -> Picture:
