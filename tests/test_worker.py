@@ -16,7 +16,6 @@ from lipsyncd.mp4 import inspect
 from lipsyncd.protocol import Progress, Render, Result
 from lipsyncd.settings import Output
 from lipsyncd.weights import AutoPull, store_of
-from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker import Worker
 from tests.faulty_renderers import NAMES
 from tests.home import ROOT
