@@ -3,10 +3,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint config/constraints.txt
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-long lint format bench clean
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 $(VENV)/bin/python:
 	sh config/venv.sh $(VENV)
@@ -23,6 +23,9 @@ demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of i
 test: $(VENV)/.test   ## install what the tests need and run all of them
 	$(PY) -m pytest
 
+test-long: $(VENV)/.test   ## the REST server against 200 odd requests for each operation
+	SCHEMATHESIS_EXAMPLES=200 $(PY) -m pytest tests/test_web_document.py --timeout 3600
+
 lint: $(VENV)/.test   ## format, lint and types, as CI checks them
 	$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy --strict lipsyncd
 
@@ -31,6 +34,7 @@ format: $(VENV)/.test   ## put the code into its format
 
 bench: $(VENV)/.test   ## print the figures of benchmarks/README.md
 	$(PY) -m benchmarks.figures
+	$(PY) -m benchmarks.rest
 
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) demo-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

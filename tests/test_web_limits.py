@@ -143,6 +143,20 @@ def test_a_broken_form_is_400(api: Api, content_type: str, body: bytes) -> None:
     assert uploads_of(api) == before
 
 
+def test_what_is_no_http_is_answered_and_fills_no_log(api: Api) -> None:
+    before = api.home.log
+    for line in (
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        b"GET / HTTP/1.1\r\nA\0b: c\r\n\r\n",
+        b"\r\n" * 9 + b"x y z\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", api.port), timeout=20) as raw:
+            raw.sendall(line)
+            raw.shutdown(socket.SHUT_WR)
+            assert raw.recv(65536).startswith((b"HTTP/1.", b""))
+    assert "Traceback" not in api.home.log.removeprefix(before)
+
+
 def test_a_wrong_method_is_told_which_ones_there_are(api: Api) -> None:
     answer = api.call("PUT", "/talks/", b"{}")
     assert "GET" in answer.refused(405, "MethodNotAllowedError")
@@ -186,6 +200,7 @@ def test_the_same_idempotency_key_gives_the_same_job(api: Api) -> None:
     other = api.post("/talks", {**TALK, "name": "another"}, Idempotency_Key="order-7")
     assert "another request" in other.refused(422, "IdempotencyError")
     assert api.post("/talks", TALK, Idempotency_Key="order-8").json["id"] != answers[0].json["id"]
+    assert api.post("/talks", TALK, Idempotency_Key="\xe9\xff").status == 201  # bytes that are no UTF-8
     api.post("/talks", TALK, Idempotency_Key="x" * 256).refused(400, "BadRequestError")
     drained(api)
 

@@ -48,7 +48,7 @@ class Files:
         """The finished video of a job."""
         job_id = id_in(request)
         self._check("result", job_id, request)
-        job = await self.desk.run(self.desk.find, job_id)
+        job = await self.desk.look(job_id)
         if job is None:
             raise not_found()
         if job.state is not JobState.DONE:

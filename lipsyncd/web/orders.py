@@ -92,7 +92,8 @@ class Order:
 
 def job_id_of(owner: str, idempotency_key: str) -> str:
     """The id of the one job that this Idempotency-Key of this key's owner stands for: a UUIDv8 of their SHA-256."""
-    value = int.from_bytes(hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).digest()[:16], "big")
+    told = f"{owner}\0{idempotency_key}".encode("utf-8", "surrogateescape")  # a header holds any bytes
+    value = int.from_bytes(hashlib.sha256(told).digest()[:16], "big")
     value = value & ~(0xF << 76) | 0x8 << 76  # version
     value = value & ~(0x3 << 62) | 0x2 << 62  # variant
     return str(uuid.UUID(int=value))

@@ -31,7 +31,12 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "lipsyncd"}
+_HEADERS = {
+    "Content-Type": "application/json; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Server": "lipsyncd",
+}
 _DID_ROUTES = ("/talks", "/images", "/audios")
 _KINDS: Mapping[type[LipsyncdError], tuple[int, str]] = {
     ImageNotRecognised: (415, "UnsupportedMimeTypeError"),
@@ -100,8 +105,6 @@ def json_reply(
     return web.Response(
         body=dumps(body).encode(),
         status=status,
-        content_type="application/json",
-        charset="utf-8",
         headers={**_HEADERS, **(headers or {})},
     )
 

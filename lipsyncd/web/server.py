@@ -108,7 +108,11 @@ class WebServer:
         desk = Desk(self.settings, self.folders)
         counter = Counter(self.settings, desk, Stock(self.settings, self.ffmpeg))
         runner = web.AppRunner(
-            self._app(desk, counter), access_log=None, shutdown_timeout=_STOP_S, handler_cancellation=True
+            self._app(desk, counter),
+            access_log=None,
+            logger=_of_the_protocol(),
+            shutdown_timeout=_STOP_S,
+            handler_cancellation=True,
         )
         await runner.setup()
         for listener in self._sockets:
@@ -156,6 +160,22 @@ class WebServer:
             except Exception as error:
                 log.warning("uploads are not tidied up: %s", error)
             await asyncio.sleep(_SWEEP_EVERY_S)
+
+
+def _of_the_protocol() -> logging.Logger:
+    """Where aiohttp tells of what is no HTTP: a stranger's bytes are worth a line at debug level, and no traceback.
+
+    What goes wrong in a handler never comes here: `replies.in_one_shape` has told it.
+    """
+
+    def quietly(record: logging.LogRecord) -> bool:
+        cause = record.exc_info[1] if record.exc_info else ""
+        log.debug("%s: %s", record.getMessage(), str(cause).strip().partition("\n")[0])
+        return False
+
+    logger = logging.Logger("lipsyncd.web.protocol")
+    logger.addFilter(quietly)
+    return logger
 
 
 class _Document:
