@@ -135,7 +135,7 @@ def test_config_tells_where_each_value_comes_from(home: Home) -> None:
     assert values["output.fps"]["value"] == "30"
     assert "OUTPUT_FPS" in values["output.fps"]["origin"]
     assert values["render.renderer"]["origin"].endswith("lipsyncd.toml")
-    assert values["web.port"] == {"value": 8003, "origin": "default"}
+    assert values["web.max_queue"] == {"value": 10, "origin": "default"}
     plain = home.cli("config", OUTPUT_FPS="30").stdout
     assert re.search(r"^output\.fps += 30 .*OUTPUT_FPS", plain, re.MULTILINE)
 

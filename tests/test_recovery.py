@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import lipsyncd
+from lipsyncd.control import Request, ask
 from lipsyncd.job import JobState
 from tests.home import Home, put
 
@@ -30,6 +31,7 @@ def names() -> list[str]:
 
 # What a job passes through on its way to a video, to failed/, to the archive, and back.
 OTHER_PATHS = {
+    "delete-before-row",
     "end-recorded",
     "end-moved",
     "retry-accepted",
@@ -149,6 +151,23 @@ def test_a_crash_in_a_retry_loses_nothing(home: Home) -> None:
         again = home.until(lambda: (j := home.until_failed("anna")).attempt == 1 and j, "the second failure")
     assert again.id == job.id
     assert len([p for p in home.path("failed").iterdir() if not p.name.startswith(".")]) == 1
+
+
+def test_a_crash_in_a_deletion_leaves_a_job_that_can_be_deleted_again(home: Home) -> None:
+    with home.running():
+        home.drop_pair("anna")
+        job = home.until_done("anna")
+    request = Request("delete", job.id)
+    daemon = home.start(LIPSYNCD_FAIL="delete-before-row")
+    assert ask(home.folders.control, request, timeout_s=2) is None
+    daemon.wait(10)
+    home.daemon = None
+    assert home.job("anna") is not None
+    with home.running():
+        answer = ask(home.folders.control, request, timeout_s=10)
+    assert answer is not None
+    assert answer.ok, answer.message
+    assert home.job("anna") is None
 
 
 def test_a_job_that_kills_the_daemon_is_given_up_after_its_attempts(home: Home) -> None:
