@@ -31,7 +31,7 @@ from lipsyncd.renderers import Renderer, Scene  # noqa: E402
 from lipsyncd.renderers.musetalk import renderer as module  # noqa: E402
 from lipsyncd.renderers.musetalk.blend import Paste  # noqa: E402
 from lipsyncd.renderers.musetalk.masks import SIDE, blend_square, mask_of  # noqa: E402
-from lipsyncd.renderers.musetalk.memory import Batch  # noqa: E402
+from lipsyncd.renderers.musetalk.memory import Batch, exhausted  # noqa: E402
 from lipsyncd.renderers.musetalk.networks import Painter  # noqa: E402
 from lipsyncd.renderers.musetalk.parsing import drawn  # noqa: E402
 from lipsyncd.renderers.musetalk.pipeline import Ahead, Pipeline, Wanted, scaled  # noqa: E402
@@ -273,6 +273,36 @@ def test_other_errors_of_torch_are_no_lack_of_memory(renderer: MuseTalk) -> None
                 [Wanted(torch.zeros(1, 3, 8, 8), torch.zeros(1, 9), None)]
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_memory_that_runs_out_is_known_by_what_torch_says(said: str, means: bool) -> None:
+    assert exhausted(RuntimeError(said)) is means
+
+
+def test_the_cpus_allocator_is_understood_too() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert exhausted(error.value)
+
+
+def test_no_gradient_is_ever_kept(renderer: MuseTalk) -> None:
+    """Without inference mode the same batch takes four times the memory."""
+    shot = renderer.open(scene())
+    answers = []
+    hook = renderer._painter.vae.decoder.register_forward_hook(lambda *given: answers.append(given[-1]))
+    frames = list(shot.frames())
+    hook.remove()
+
+    assert len(answers) == len(frames)
+    assert all(answer.is_inference() and not answer.requires_grad for answer in answers)
 
 
 def test_half_precision_that_overflows_is_left_for_full(weights: Path) -> None:

@@ -5,6 +5,8 @@ Owns the cap, the batch size that fits, and the signs of exhaustion. Leaves what
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from lipsyncd.errors import OutOfMemory
@@ -13,13 +15,25 @@ GB = 10**9
 # A batch pays because the UNet's 1.6 GiB are read once for it; beyond 16 frames that is nothing any more.
 _LARGE_BATCH, _SMALL_BATCH, _LARGE_FROM_GB = 16, 8, 8
 MOST = 64
+_DRIVER_GB = 0.6  # a context of CUDA with cuDNN and cuBLAS
+# What torch's other allocators say, for which it has no class of their own.
+_SIGNS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory")
 
 
 def cap(device: torch.device, most_gb: float) -> None:
-    """Let this process take at most `most_gb` of the device's memory; more raises an error that `exhausted` knows."""
+    """Let this process take at most `most_gb` of the device's memory; more raises an error that `exhausted` knows.
+
+    The driver's own part of every process is taken off first: torch does not count it.
+    """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(most_gb * GB / total, 1.0), device)
+        ours = max(most_gb - _DRIVER_GB, 0.1) * GB
+        torch.cuda.set_per_process_memory_fraction(min(ours / total, 1.0), device)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one of this thread: events belong to the current one, and each thread has its own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def give_back(device: torch.device) -> None:
@@ -38,8 +52,8 @@ def peak_gb(device: torch.device) -> float | None:
 
 
 def exhausted(error: RuntimeError) -> bool:
-    """Does this error of torch mean that memory ran out? The CPU's allocator has no class for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Does this error of torch mean that memory ran out?"""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
 class Batch:

@@ -29,7 +29,6 @@ from lipsyncd.renderers.musetalk.bisenet import BiSeNet
 Network = TypeVar("Network", bound=nn.Module)
 
 PATCH = 256  # side of the square that the VAE sees, in pixels
-_NO_TIME = 0  # MuseTalk paints in one step: its time is always 0
 
 
 def published(name: str) -> dict[str, Any]:
@@ -129,14 +128,14 @@ def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
 
 
 @cache
-def positions(tokens: int, width: int) -> Tensor:
-    """Sines and cosines that tell the tokens of a window apart: (tokens, width) float32."""
+def positions(tokens: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines that tell the tokens of a window apart: (tokens, width) float32, computed on the CPU."""
     place = torch.arange(tokens, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10_000.0) / width))
     table = torch.empty(tokens, width)
     table[:, 0::2] = torch.sin(place * rate)
     table[:, 1::2] = torch.cos(place * rate)
-    return table
+    return table.to(device)
 
 
 @dataclass(frozen=True)
@@ -169,8 +168,9 @@ class Painter:
         tokens   (B, n, 384) float32: one window of the voice for each, without positions
         returns  (B, 4, h, w)
         """
-        heard = tokens.to(self.device) + positions(tokens.shape[1], tokens.shape[2]).to(self.device)
-        time = torch.tensor(_NO_TIME, device=self.device)
+        heard = tokens.to(self.device) + positions(tokens.shape[1], tokens.shape[2], self.device)
+        # MuseTalk paints in one step: its time is always 0. Made on the device, so that nothing waits for a copy.
+        time = torch.zeros((), dtype=torch.long, device=self.device)
         given = latents.to(self.device, self.dtype)
         return cast(Tensor, self.unet(given, time, encoder_hidden_states=heard.to(self.dtype)).sample)
 

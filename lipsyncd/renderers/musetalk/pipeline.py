@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from lipsyncd.errors import RenderError
 from lipsyncd.renderers.musetalk.blend import Paste
-from lipsyncd.renderers.musetalk.memory import Batch, exhausted, give_back
+from lipsyncd.renderers.musetalk.memory import Batch, exhausted, give_back, on
 from lipsyncd.renderers.musetalk.networks import Painter, to_bytes
 from lipsyncd.renderers.video import Picture
 
@@ -73,7 +73,7 @@ class Pipeline:
         Raises `OutOfMemory` when a single frame does not fit, `RenderError` when the answer is not finite.
         """
         waiting, flights = iter(wanted), deque[_Flight]()
-        with torch.inference_mode():
+        with torch.inference_mode(), on(self._painter.device):
             while batch := self._next(waiting):
                 flights.extend(self._start(batch))
                 while len(flights) > 1:

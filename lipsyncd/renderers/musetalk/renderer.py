@@ -93,7 +93,9 @@ class MuseTalk:
                 ) from None
             raise
         self._detector = Detector(self._file(DETECTOR))
-        self._landmarks = LandmarkNet(self._file(LANDMARKS), device=self.device.type)
+        # onnxruntime has only its first GPU in mind.
+        first = self.device.type == "cuda" and not self.device.index
+        self._landmarks = LandmarkNet(self._file(LANDMARKS), device="cuda" if first else "cpu")
         self._parser: BiSeNet | None = None
 
     def open(self, scene: Scene) -> Shot:
