@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
+from lipsyncd import footage  # noqa: E402
 from lipsyncd.errors import (  # noqa: E402
     BadOption,
     DeviceMissing,
@@ -33,6 +35,7 @@ from lipsyncd.renderers.musetalk.blend import Paste  # noqa: E402
 from lipsyncd.renderers.musetalk.masks import SIDE, blend_square, mask_of  # noqa: E402
 from lipsyncd.renderers.musetalk.memory import Batch, exhausted  # noqa: E402
 from lipsyncd.renderers.musetalk.networks import Painter  # noqa: E402
+from lipsyncd.renderers.musetalk.options import Options  # noqa: E402
 from lipsyncd.renderers.musetalk.parsing import drawn  # noqa: E402
 from lipsyncd.renderers.musetalk.pipeline import Ahead, Pipeline, Wanted, scaled  # noqa: E402
 from lipsyncd.renderers.musetalk.renderer import Grant, MuseTalk  # noqa: E402
@@ -170,6 +173,14 @@ def test_a_picture_without_a_face_is_refused(renderer: MuseTalk) -> None:
 def test_options_are_checked(renderer: MuseTalk, wrong: dict[str, Any]) -> None:
     with pytest.raises(BadOption, match=next(iter(wrong))):
         renderer.open(scene(**wrong))
+
+
+def test_the_readme_lists_every_option() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    table = readme.partition("### The musetalk renderer")[2].partition("###")[0]
+    told = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+
+    assert told == {item.name for item in fields(Options)} | {footage.OPTION}
 
 
 def test_a_face_larger_than_the_painted_patch_is_told_to_look_soft(renderer: MuseTalk) -> None:

@@ -26,7 +26,7 @@ from lipsyncd.renderers.musetalk.features import Ear, Track
 from lipsyncd.renderers.musetalk.landmarks import LandmarkNet
 from lipsyncd.renderers.musetalk.look import Labeller, by_parsing, by_points, look_at
 from lipsyncd.renderers.musetalk.memory import Batch, cap, exhausted, give_back, peak_gb
-from lipsyncd.renderers.musetalk.moving import MovingShot
+from lipsyncd.renderers.musetalk.moving import TOGETHER, MovingShot
 from lipsyncd.renderers.musetalk.networks import PATCH, Painter, filled
 from lipsyncd.renderers.musetalk.pipeline import Pipeline
 from lipsyncd.renderers.musetalk.shot import StillShot, Voice
@@ -111,6 +111,7 @@ class MuseTalk:
             track = self._follow(scene.video, chosen)
             prepare = partial(look_at, painter=self._painter, labels=labels, mode=chosen.mode)
             voice, notes = self._voice(scene, chosen), notes_on(track.found[0], chosen)
+            common["together"] = max(TOGETHER, chosen.batch)
             return MovingShot(scene, scene.video, track, prepare, voice, pipeline, notes=notes, **common)
         face = find_face(
             scene.picture, self._detector, self._landmarks, choose=chosen.face, margin_px=chosen.extra_margin
@@ -188,7 +189,7 @@ class MuseTalk:
 def find_device(name: str) -> torch.device:
     """The device of that name; `auto` is the first GPU.
 
-    Raises `DeviceMissing`: a CPU takes 20 s for a frame, so it is used when it is asked for and never instead.
+    Raises `DeviceMissing`: a frame is 800 GFLOP, so a CPU is used when it is asked for and never instead.
     """
     if name == "cpu":
         return torch.device("cpu")
