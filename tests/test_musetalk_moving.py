@@ -140,6 +140,13 @@ def test_odd_sides_become_even(renderer: MuseTalk, tmp_path: Path) -> None:
     assert {frame.shape for frame in frames} == {(182, 242, 3)}
 
 
+def test_frames_do_not_depend_on_how_many_go_together(renderer: MuseTalk, tmp_path: Path) -> None:
+    pictures = walk(18, without=(16,))
+    usual = render(renderer, scene_of(tmp_path, pictures, 0.72))
+    for frame, other in zip(usual, render(renderer, scene_of(tmp_path, pictures, 0.72, batch=24)), strict=True):
+        assert np.abs(frame.astype(int) - other).max() <= 1  # a larger product may be summed in another order
+
+
 def test_two_renders_give_identical_frames(renderer: MuseTalk, tmp_path: Path) -> None:
     scene = scene_of(tmp_path, walk(6, without=(3,)), 0.4)
     for first, second in zip(render(renderer, scene), render(renderer, scene), strict=True):

@@ -21,7 +21,7 @@ from lipsyncd.renderers.musetalk.shot import Voice
 from lipsyncd.renderers.musetalk.track import FaceTrack
 from lipsyncd.renderers.video import Picture, SquareView, make_even, square_around
 
-TOGETHER = 16  # frames that are read before the networks see the first of them; a usual batch
+TOGETHER = 16  # a usual batch
 _KEPT_BYTES = 128 << 20  # of masks, for the frames that show again; the latents beside them are small
 
 
@@ -37,17 +37,20 @@ class MovingShot:
         voice: Voice,
         pipeline: Pipeline,
         *,
+        together: int = TOGETHER,
         exact: bool,
         notes: dict[str, object],
         done: Callable[[dict[str, object]], None],
     ) -> None:
         """
-        prepare  makes a frame's face ready for the networks
-        exact    scale patches with OpenCV, as the original does, and not on the device
-        done     called with the notes when the last frame is out or the shot is given up
+        prepare   makes a frame's face ready for the networks
+        together  frames that are read before the networks see the first of them
+        exact     scale patches with OpenCV, as the original does, and not on the device
+        done      called with the notes when the last frame is out or the shot is given up
         """
         self._scene, self._source, self._track, self._prepare = scene, source, track, prepare
         self._voice, self._pipeline, self._exact, self._notes, self._done = voice, pipeline, exact, notes, done
+        self._at_once = together
         self._looks: dict[int, Look] = {}
         self._kept_bytes = 0
         self._painted = 0
@@ -86,7 +89,7 @@ class MovingShot:
         """Every frame as it is shown, on the thread ahead."""
         with closing(self._source.play(self._scene.frames)) as playing:
             numbered = enumerate(playing)
-            while some := list(islice(numbered, TOGETHER)):
+            while some := list(islice(numbered, self._at_once)):
                 yield from self._together([(number, *shown) for number, shown in some])
 
     def _together(self, some: list[tuple[int, int, Picture]]) -> Iterator[Picture]:
