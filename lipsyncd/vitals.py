@@ -31,10 +31,10 @@ PROBE_EVERY_S = 5.0
 # What each renderer of ours imports. The renderers themselves are too heavy to be asked here.
 NEEDS: Mapping[str, Sequence[str]] = {
     "preview": ("cv2",),
-    "musetalk": ("cv2", "torch", "diffusers", "transformers", "safetensors"),
+    "musetalk": ("cv2", "diffusers", "huggingface_hub", "onnxruntime", "safetensors", "torch", "transformers"),
 }
 # Reasons for which a job waits that are about its renderer and not about the job.
-_RENDERER_CODES = (
+RENDERER_CODES = (
     "renderer-not-installed",
     "weights-missing",
     "weights-damaged",
@@ -209,5 +209,5 @@ class Vitals:
         missing = [name for name in needs if importlib.util.find_spec(name) is None]
         if missing:
             return f"{render.renderer} needs {', '.join(missing)}, which is not installed"
-        blocked = self._view.blocked(render.renderer, _RENDERER_CODES)
+        blocked = self._view.blocked(render.renderer, RENDERER_CODES)
         return "" if blocked is None else f"{blocked[0]}: {blocked[1]}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,14 +18,14 @@ from typing import Any
 import pytest
 
 from lipsyncd import health
-from lipsyncd.errors import RendererNotInstalled
+from lipsyncd.errors import Blocked, RendererNotInstalled, tree
 from lipsyncd.facts import Facts, Worker
 from lipsyncd.job import JobState
 from lipsyncd.ledger import Ledger
 from lipsyncd.renderers import NAMES
-from lipsyncd.vitals import NEEDS, Vitals
+from lipsyncd.vitals import NEEDS, RENDERER_CODES, Vitals
 from tests.core_kit import as_nobody, queued
-from tests.home import Home
+from tests.home import ROOT, Home
 from tests.receiver import until
 
 WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
@@ -180,7 +182,15 @@ def test_what_blocks_jobs_of_the_default_renderer_is_told_and_of_another_one_is_
 
 
 def test_what_each_renderer_needs_is_known() -> None:
-    assert NAMES.keys() <= NEEDS.keys()
+    assert NAMES.keys() == NEEDS.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, extra in project["optional-dependencies"].items():
+        if name in NEEDS:
+            assert {re.match(r"\w+", line)[0] for line in extra} <= set(NEEDS[name])  # type: ignore[index]
+
+
+def test_the_reasons_that_are_about_a_renderer_are_reasons_to_wait() -> None:
+    assert set(RENDERER_CODES) <= {cls.code for cls in tree(Blocked)}
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------------
