@@ -21,6 +21,7 @@ from transformers import WhisperConfig, WhisperModel
 from lipsyncd.renderers import SPEECH_RATE
 from lipsyncd.renderers.musetalk import renderer
 from lipsyncd.renderers.musetalk.bisenet import BiSeNet
+from lipsyncd.renderers.musetalk.networks import Painter
 from tests.face_kit import backdrop, draw_head, write_dwpose, write_yunet
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -147,6 +148,13 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
     configs["vae"] |= {"block_out_channels": [2, 2, 2, 2], "norm_num_groups": 2}
     configs["whisper"] |= {"d_model": 384, "encoder_layers": 1, "encoder_ffn_dim": 64}
     return configs
+
+
+def tiny_painter() -> Painter:
+    """The same UNet and VAE, in memory."""
+    configs = tiny_configs()
+    unet = fill(UNet2DConditionModel.from_config(configs["unet"]))
+    return Painter(unet, fill(AutoencoderKL.from_config(configs["vae"])))
 
 
 def write_network(file: Path, network: nn.Module) -> None:

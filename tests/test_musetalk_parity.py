@@ -60,6 +60,15 @@ def test_the_published_configurations_make_the_published_networks(name: str, ten
     assert all(p.is_meta for p in network.parameters())  # no memory was taken
 
 
+def test_what_the_published_configurations_leave_unsaid_is_read_as_it_was_meant() -> None:
+    """Neither shows in names or shapes: `attention_head_dim` is the number of heads, and latents are scaled."""
+    unet, vae = networks.unet(published("unet")), networks.vae(published("vae"))
+
+    heads = {module.heads for name, module in unet.named_modules() if name.endswith(("attn1", "attn2"))}
+    assert heads == {8}
+    assert vae.config.scaling_factor == 0.18215
+
+
 def test_the_encoder_is_a_part_of_the_published_whisper() -> None:
     with torch.device("meta"):
         whole = WhisperModel(WhisperConfig(**published("whisper")))
