@@ -37,7 +37,6 @@ from tests.face_kit import backdrop, draw_head  # noqa: E402
 from tests.musetalk_kit import hum, portrait, write_weights  # noqa: E402
 
 PICTURE = NDArray[np.uint8]
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
