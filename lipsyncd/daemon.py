@@ -11,6 +11,7 @@ Threads tell each other with events only; what is to be done stands in the ledge
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -110,6 +111,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
             self._begin(ffmpeg)
+            gc.freeze()  # imports stay: without this the collector looks through all of them every few requests
             log.info(
                 "lipsyncd %s ready in %.2f s, inbox %s", __version__, time.monotonic() - started_s, self._inbox.root
             )

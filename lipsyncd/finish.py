@@ -32,6 +32,7 @@ from lipsyncd.ledger import Ledger
 from lipsyncd.outbox import SIDECAR, VIDEO, Outbox
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Output, Spool
+from lipsyncd.talk import said
 
 log = logging.getLogger(__name__)
 
@@ -235,11 +236,15 @@ class Finisher:
         return self.folders.results / f"{job_id}.{suffix}"
 
     def forget_results(self, older_than_s: float) -> None:
-        """Delete kept videos that have had their time."""
+        """Delete kept videos that have had their time, except those that their client wanted to persist."""
         for path in self.folders.results.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if now_ms() / 1000 - path.stat().st_mtime > older_than_s:
+                if now_ms() / 1000 - path.stat().st_mtime > older_than_s and not self._persists(path.stem):
                     path.unlink()
+
+    def _persists(self, job_id: str) -> bool:
+        job = self.ledger.find(job_id)
+        return job is not None and bool(said(job).get("persist"))
 
     # -- once more -----------------------------------------------------------------------------------------------------
 

@@ -212,13 +212,13 @@ class Job:
 
 
 JOB_COLUMNS = tuple(f.name for f in fields(Job))
-_FLAGS = ("stitch", "prepared", "cancel_requested", "staged", "inputs_released")
+JOB_FLAGS = ("stitch", "prepared", "cancel_requested", "staged", "inputs_released")
 
 
 def job_from_row(row: Mapping[str, Any]) -> Job:
     """A `Job` from anything with the columns `JOB_COLUMNS`."""
     values = {name: row[name] for name in JOB_COLUMNS}
-    return Job(**{**values, "state": JobState(values["state"]), **{name: bool(values[name]) for name in _FLAGS}})
+    return Job(**{**values, "state": JobState(values["state"]), **{name: bool(values[name]) for name in JOB_FLAGS}})
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Links:
         return f"?sig={self._signature(kind, name)}" if self.signed else ""
 
     def _signature(self, kind: str, name: str) -> str:
-        return hmac.new(self._secret, f"{kind}\0{name}".encode(), "sha256").hexdigest()[:_SIGNATURE_CHARS]
+        return hmac.digest(self._secret, f"{kind}\0{name}".encode(), "sha256").hex()[:_SIGNATURE_CHARS]
 
 
 def _secret(path: Path) -> bytes:

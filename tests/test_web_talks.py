@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lipsyncd.daemon import finisher_of
+from lipsyncd.ledger import Ledger
 from tests.home import picture, put, sound
-from tests.web_kit import Api, empty_outbox, serving
+from tests.web_kit import Api, empty_outbox, port_of, serving
 
 TALK_ID = re.compile(r"tlk_[0-9a-f]{32}")
 
@@ -220,6 +224,36 @@ def test_whoever_took_the_video_from_the_outbox_keeps_it(api: Api, body: dict[st
     assert api.get(talk["result_url"]).body[4:8] == b"ftyp"
     assert api.call("DELETE", f"/talks/{talk['id']}").status == 200
     assert (api.home.path("outbox") / "kept.mp4").read_bytes() == b"somebody else's"
+
+
+def test_a_talk_that_persists_outlives_the_retention(tmp_path: Path) -> None:
+    with serving(tmp_path) as api:
+        image = api.form("/images", image=("p.png", picture())).json
+        audio = api.form("/audios", audio=("p.wav", sound())).json
+        talk = {"source_url": image["url"], "script": {"type": "audio", "audio_url": audio["url"]}}
+        kept = api.talk(api.post("/talks", {**talk, "persist": "true"}).json["id"])
+        gone = api.talk(api.post("/talks", talk).json["id"])
+        empty_outbox(api.home)
+        api.home.until(lambda: not list(api.home.path("spool").iterdir()), "the spool to be cleared")
+        ledger = Ledger(api.home.path("state") / "ledger.db")
+        finisher_of(api.home.settings, api.home.folders, ledger).forget_results(older_than_s=-1)
+        ledger.close()
+        assert api.get(gone["result_url"]).refused(404, "NotFoundError")
+        assert api.get(kept["result_url"]).status == 200
+
+
+def test_a_deletion_that_is_cut_off_is_finished_by_the_next_start(tmp_path: Path) -> None:
+    with serving(tmp_path, LIPSYNCD_FAIL="delete-before-row") as api:
+        image = api.form("/images", image=("p.png", picture())).json
+        audio = api.form("/audios", audio=("p.wav", sound())).json
+        talk = {"source_url": image["url"], "script": {"type": "audio", "audio_url": audio["url"]}}
+        made = api.talk(api.post("/talks", talk).json["id"])
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            api.call("DELETE", f"/talks/{made['id']}")
+        api.home.start()
+        api.port = port_of(api.home)
+        api.home.until(lambda: api.get(f"/talks/{made['id']}").status == 404, "the next start to finish it")
+        assert api.call("DELETE", f"/talks/{made['id']}").status == 404
 
 
 def test_there_is_credit_and_it_is_whole_numbers(api: Api) -> None:

@@ -103,6 +103,8 @@ class Counter:
 
 def wait_s(request: web.Request) -> float:
     """`?wait=SECONDS`; what is no number means not to wait."""
+    if not request.query_string:
+        return 0.0
     try:
         seconds = float(request.query.get("wait", "0"))
     except ValueError:
