@@ -83,7 +83,7 @@ def _settings(scratch: Path) -> Settings:
     config = scratch / "demo.toml"
     config.write_text(
         f'[paths]\nstorage = "{scratch}/storage"\n[render]\nrenderer = "preview"\n[output]\nresolution = 512\n'
-        '[log]\nlevel = "info"\n'
+        "[web]\nenabled = false\n"  # another daemon may well have the port
     )
     return load(config, environ=_clean_environment())
 
