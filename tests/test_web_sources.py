@@ -1,0 +1,135 @@
+"""Addresses that clients name: a whole file becomes a video, and a source that misbehaves becomes a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from tests.home import picture, sound
+from tests.web_kit import Api, serving
+
+PICTURE, VOICE = picture(3), sound(0.4)
+
+
+class Source(BaseHTTPRequestHandler):
+    """Good and bad files by their paths."""
+
+    def do_GET(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            getattr(self, "_" + self.path.strip("/").partition(".")[0])()
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+    def _send(self, body: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _anna(self) -> None:
+        self._send(PICTURE)
+
+    def _hello(self) -> None:
+        self._send(VOICE, Content_Type="text/html")  # what a header says about the bytes is not believed
+
+    def _page(self) -> None:
+        self._send(b"<html>no picture</html>", Content_Type="image/png")
+
+    def _bomb(self) -> None:
+        self._send(gzip.compress(bytes(30_000_000)), Content_Encoding="gzip")
+
+    def _endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(bytes(1 << 16))
+
+    def _slow(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PICTURE)))
+        self.end_headers()
+        for byte in PICTURE:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+
+    def _moved(self) -> None:
+        self._redirect("/anna.png")
+
+    def _inwards(self) -> None:
+        self._redirect("http://169.254.169.254/latest/meta-data")
+
+    def _round(self) -> None:
+        self._redirect("/round.png")
+
+    def _redirect(self, where: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", where)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture(scope="module")
+def source() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Source)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    fetch = {"allow": ["127.0.0.1"], "max_mb": 1, "timeout_s": 2.0}
+    changes = {"fetch": fetch, "render": {"max_attempts": 1}}
+    with serving(tmp_path_factory.mktemp("sources"), changes=changes) as api:
+        yield api
+
+
+def talk(api: Api, source: str, image: str, audio: str = "hello.wav") -> str:
+    script = {"type": "audio", "audio_url": f"{source}/{audio}"}
+    talk_id: str = api.post("/talks", {"source_url": f"{source}/{image}", "script": script}).json["id"]
+    return talk_id
+
+
+@pytest.mark.parametrize("image", ["anna.png", "moved.png"])
+def test_files_of_a_host_that_is_allowed_become_a_video(api: Api, source: str, image: str) -> None:
+    told = api.talk(talk(api, source, image))
+    assert told["duration"] == 0.4
+    assert told["source_url"] == f"{source}/{image}"
+    made = api.form("/generate-video", source_url=f"{source}/anna.png", audio_url=f"{source}/hello.wav")
+    assert api.get(api.done(made.json["id"])["result_url"]).body[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize(
+    ("image", "code", "word"),
+    [
+        ("bomb.png", "fetch-refused", "compressed"),
+        ("endless.png", "fetch-refused", "larger than 1000000 bytes"),
+        ("slow.png", "fetch-failed", ""),
+        ("inwards.png", "fetch-refused", "no public address"),
+        ("round.png", "fetch-refused", "redirect"),
+        ("page.png", "image-not-recognised", "page.png"),
+    ],
+)
+def test_a_source_that_misbehaves_becomes_a_reason(api: Api, source: str, image: str, code: str, word: str) -> None:
+    began_s = time.monotonic()
+    told = api.talk(talk(api, source, image), "error")
+    assert (told["error"]["kind"], told["error"]["code"]) == ("SourceError", code), told
+    assert word in told["error"]["description"]
+    assert time.monotonic() - began_s < 20
+
+
+def test_a_voice_that_misbehaves_is_no_fault_of_the_picture(api: Api, source: str) -> None:
+    told = api.talk(talk(api, source, "anna.png", "endless.wav"), "error")
+    assert (told["error"]["kind"], told["error"]["code"]) == ("AudioError", "fetch-refused")
