@@ -91,8 +91,8 @@ def write(tensors: Mapping[str, torch.Tensor], target: Path, *, dtype: torch.dty
     with target.open("r+b") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for _, tensor in sorted(tensors.items()):
-            kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            file.write(kept.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            stored = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            file.write(stored.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 
