@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lipsyncd.ledger import Ledger
 from lipsyncd.protocol import Picture, Sound
 from lipsyncd.recovery import recover
 from lipsyncd.settings import Paths, Settings
-from lipsyncd.spool import Output, Prepared
+from lipsyncd.spool import Output, Prepared, Spool
 from tests.core_kit import spec_of
 
 
@@ -33,6 +34,16 @@ def raw_inputs(folder: Path, *, seconds: float = 0.2) -> Prepared:
         (folder / name).write_bytes(tone.astype("<i2").tobytes())
     sound = Sound("speech.s16", counts["speech.s16"], "sound.s16", counts["sound.s16"], 48_000, 1)
     return Prepared(Picture("picture.rgb", 80, 72), sound)
+
+
+class Claiming(Spool):
+    """A worker claims the next job in the very moment in which an ending is written."""
+
+    ledger: Ledger
+
+    def set_ending(self, job_id: str, ending: Mapping[str, Any]) -> None:
+        super().set_ending(job_id, ending)
+        self.ledger.claim("cpu", "token")
 
 
 class Shop:
@@ -117,3 +128,8 @@ class Shop:
     def sidecar(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.folders.shared["outbox"] / f"{name}.json").read_text())
         return content
+
+    def let_a_worker_claim_while_an_ending_is_written(self) -> None:
+        spool = Claiming(self.spool.root)
+        spool.ledger = self.ledger
+        self.finisher.spool = spool

@@ -134,6 +134,13 @@ def test_a_cancel_answers_what_becomes_of_the_job(shop: Shop, make: str, answer:
     assert shop.job(job_id).cancel_requested is (make == "running")
 
 
+def test_a_cancel_that_meets_a_claim_reaches_the_run(shop: Shop) -> None:
+    job_id = shop.queued()
+    shop.let_a_worker_claim_while_an_ending_is_written()
+    assert carry_out(Request("cancel", job_id), shop.finisher).message == "is being cancelled"
+    assert (shop.job(job_id).state, shop.job(job_id).cancel_requested) == (JobState.RUNNING, True)
+
+
 @pytest.mark.parametrize(("asked", "given"), [(5, 5), (-100, -100), (1000, 100), (-(10**30), -100)])
 def test_a_priority_is_kept_in_its_bounds(shop: Shop, asked: int, given: int) -> None:
     job_id = shop.queued()

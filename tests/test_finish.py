@@ -16,6 +16,7 @@ from lipsyncd.errors import (
     UnknownJob,
 )
 from lipsyncd.job import JobState, new_id
+from lipsyncd.outbox import Outbox
 from lipsyncd.settings import Archive, Output
 from lipsyncd.spool import Output as Finished
 from tests.shop import Shop
@@ -167,6 +168,43 @@ def test_a_video_that_spoils_in_the_spool_ends_its_job_and_nobody_elses(shop: Sh
     assert not shop.finisher.publish_due()
 
 
+def test_a_job_whose_video_spoilt_is_rendered_again_by_a_retry(shop: Shop) -> None:
+    """The folder of failed jobs is away, so the spoilt video still lies in the spool: it must not be found there."""
+    job_id = shop.rendered()
+    shop.spool.video(job_id).write_bytes(b"A video")
+    shop.unmount("failed")
+    assert shop.finisher.publish(job_id).state is JobState.FAILED
+    assert shop.spool.ids() == [job_id]
+    shop.finisher.retry(job_id)
+    shop.restart()
+    assert shop.spool.output(job_id) is None
+    assert shop.job(job_id).state is JobState.QUEUED
+
+
+class Vanishing(Outbox):
+    """An outbox that is unmounted in the moment in which we look for a token."""
+
+    shop: Shop
+
+    def is_staged(self, job_id: str, suffix: str) -> bool:
+        self.shop.unmount("outbox")
+        return super().is_staged(job_id, suffix)
+
+
+def test_an_outbox_that_goes_while_we_look_has_shown_nothing(shop: Shop) -> None:
+    job_id = shop.rendered()
+    outbox = Vanishing(shop.outbox.root, mode=0o644, group="")
+    outbox.shop = shop
+    shop.finisher.outbox = outbox
+    with pytest.raises(OutboxUnavailable):
+        shop.finisher.publish(job_id)
+    assert shop.job(job_id).state is JobState.PUBLISHING
+    shop.finisher.outbox = shop.outbox
+    shop.mount("outbox")
+    shop.finisher.publish(job_id)
+    assert shop.shown() == ["anna.json", "anna.mp4"]
+
+
 def test_publishing_twice_is_noticed(shop: Shop) -> None:
     job_id = shop.published()
     with pytest.raises(IllegalTransition):
@@ -269,8 +307,9 @@ def test_what_is_about_to_be_published_is_not_cancelled(shop: Shop, make: str) -
 
 
 def test_a_cancel_that_loses_against_a_claim_leaves_the_run_alone(shop: Shop) -> None:
-    """Between the look and the move a worker takes the job: its folder must stay, and no ending lie in it."""
-    job_id = shop.running()
+    """A worker takes the job between our look and our move: its folder must stay, and no ending lie in it."""
+    job_id = shop.queued()
+    shop.let_a_worker_claim_while_an_ending_is_written()
     with pytest.raises(IllegalTransition):
         shop.finisher.cancel(job_id, sources=[JobState.QUEUED])
     assert shop.job(job_id).state is JobState.RUNNING

@@ -149,6 +149,7 @@ def test_a_name_that_was_gone_begins_again(box: Box) -> None:
     box.scan()
     (box.root / "a.wav").unlink()
     assert box.scan(after_s=10) == []
+    assert box.inbox.structure(b"a.wav") is None
     (box.root / "a.wav").write_bytes(SOUND)
     assert box.scan() == []
     assert box.ready_after(limit_s=1) == 0.2
@@ -188,6 +189,15 @@ def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: Box) ->
         writer.stdin.close()
         writer.wait(10)
     assert box.scan() == ["a"]
+
+
+def test_where_nobody_can_tell_who_writes_a_proof_is_not_enough(root: Path) -> None:
+    """Somebody else's files, for which the kernel gives us no lease: then only the longer time does."""
+    for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):
+        put(root, name, content).chmod(0o644)
+    if os.geteuid() != 0:
+        pytest.skip("this user can give its files to nobody else")
+    assert as_nobody(lambda: Box(root).ready_after(limit_s=2), root) == 1.0
 
 
 def test_a_network_folder_is_not_asked_who_writes(root: Path) -> None:
