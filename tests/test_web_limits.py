@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lipsyncd.control import Request, ask
 from lipsyncd.job import JobState
 from lipsyncd.uploads import Upload, Uploads
 from lipsyncd.web.orders import job_id_of
@@ -39,7 +41,7 @@ def drained(api: Api) -> None:
     """Wait until nothing waits or runs."""
     busy = [JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING]
     for job in api.home.view.jobs(states=busy):
-        api.home.cli("cancel", job.id)
+        ask(api.home.folders.control, Request("cancel", job.id), timeout_s=20)
     api.home.until(
         lambda: not api.home.view.jobs(states=busy) and not list(api.home.path("inbox").glob("rest-*")),
         "the queue's end",
@@ -96,6 +98,30 @@ def test_an_upload_that_never_ends_is_ended(api: Api) -> None:
     assert b'"RequestTimeoutError"' in head
     assert time.monotonic() - began_s < 10
     assert uploads_of(api) == before
+
+
+def test_json_that_never_ends_is_ended(api: Api) -> None:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
+        line.sendall(b'POST /talks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{"a":')
+        assert b" 408 " in line.recv(65536).split(b"\r\n")[0]
+
+
+def test_a_hundred_clients_may_wait_and_the_next_one_is_answered_at_once(api: Api) -> None:
+    drained(api)
+    files = {"source_image": ("a.png", picture()), "audio_data": ("a.wav", sound(2.0))}
+    job_id = api.form("/generate-video", **files).json["id"]
+    request = f"GET /talk-status/{job_id}?wait=50 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with contextlib.ExitStack() as lines:
+        for _ in range(100):
+            lines.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=60)).sendall(request)
+        began_s = time.monotonic()
+        while api.get(f"/talk-status/{job_id}?wait=3").json["status"] in ("queued", "processing"):
+            if time.monotonic() - began_s < 2.9:
+                break  # it was not made to wait
+            began_s = time.monotonic()
+        else:
+            raise AssertionError("the job ended before anybody was answered at once")
+    drained(api)
 
 
 def test_a_client_that_hangs_up_in_the_middle_leaves_nothing(api: Api) -> None:

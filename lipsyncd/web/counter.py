@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -18,6 +20,8 @@ from lipsyncd.web.forms import Form, Part, read_form
 from lipsyncd.web.orders import Order
 from lipsyncd.web.replies import ApiError, bad_request
 from lipsyncd.web.stock import AUDIO, IMAGE, Stock
+
+T = TypeVar("T")
 
 _JUDGES = 2  # uploads that are decoded at a time
 _MOST_UPLOADS = 16  # requests with files that are taken in at a time
@@ -41,6 +45,16 @@ class Counter:
         """Where this server is reached: as it is configured, else as the client reached it."""
         return self.settings.web.public_url.rstrip("/") or f"{request.scheme}://{request.host}"
 
+    async def body(self, request: web.Request) -> bytes:
+        """The body of a request that is no form. Raises 408 when it takes too long."""
+        return await self._in_time(request.read())
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(work, self.settings.web.upload_timeout_s)
+        except TimeoutError:
+            raise ApiError(408, "RequestTimeoutError", "the upload took too long") from None
+
     async def receive(self, request: web.Request, files: dict[str, str]) -> tuple[Form, dict[str, Upload]]:
         """Read a form; every file in it is judged and stored.
 
@@ -56,10 +70,7 @@ class Counter:
             limit = self.settings.web.max_upload_mb * 1_000_000
             with self.stock.desk_space() as folder:
                 reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
-                try:
-                    form = await asyncio.wait_for(reading, self.settings.web.upload_timeout_s)
-                except TimeoutError:
-                    raise ApiError(408, "RequestTimeoutError", "the upload took too long") from None
+                form = await self._in_time(reading)
                 return form, await self._store(form, files)
         finally:
             self._taking -= 1

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 MOST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.1
+_MOST_WAITING = 100  # each of them looks into the ledger ten times a second
 _READERS = 4
 _CONTROL_TIMEOUT_S = 20.0
 _GUESSED_JOB_S = 30.0  # until the first job has ended
@@ -56,6 +57,7 @@ class Desk:
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="web-read")
         self._row_thread = ThreadPoolExecutor(1, thread_name_prefix="web-row")
         self._one_at_a_time = asyncio.Lock()
+        self._waiting = 0
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -127,8 +129,16 @@ class Desk:
         return sorted(jobs, key=lambda job: (-job.accepted_ms, job.id))
 
     async def watch(self, job_id: str, wait_s: float) -> Job | None:
-        """The job, as soon as it has ended, and at the latest after `wait_s` seconds."""
-        deadline = time.monotonic() + min(max(wait_s, 0.0), MOST_WAIT_S)
+        """The job, as soon as it has ended, at the latest after `wait_s` seconds; at once while many wait already."""
+        if wait_s <= 0 or self._waiting >= _MOST_WAITING:
+            return await self.look(job_id)
+        self._waiting += 1
+        try:
+            return await self._watch(job_id, time.monotonic() + min(wait_s, MOST_WAIT_S))
+        finally:
+            self._waiting -= 1
+
+    async def _watch(self, job_id: str, deadline: float) -> Job | None:
         while True:
             job = await self.look(job_id)
             left_s = deadline - time.monotonic()

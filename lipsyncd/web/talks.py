@@ -53,7 +53,7 @@ class Talks:
     # -- talks ---------------------------------------------------------------------------------------------------------
 
     async def create(self, request: web.Request) -> web.Response:
-        order = read_talk(read_json(await request.read()))
+        order = read_talk(read_json(await self.counter.body(request)))
         if order.text is not None:
             if not self.voices.can_speak():
                 only = {"body.script.type": {"message": "only 'audio' is available on this server"}}
