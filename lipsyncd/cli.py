@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lipsyncd import __version__
+from lipsyncd.cli_bench import bench
 from lipsyncd.cli_models import models
 from lipsyncd.errors import LipsyncdError
 
@@ -266,6 +267,7 @@ def _answer(caller: Caller, request: Any, job: Job) -> Answer:
 
 
 main.add_command(models)
+main.add_command(bench)
 
 
 # -- trying it out -----------------------------------------------------------------------------------------------------

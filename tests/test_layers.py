@@ -44,7 +44,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("work on jobs", "actions prepare recovery web"),
     ("the render loop", "worker"),
     ("all together", "daemon"),
-    ("groups of commands", "cli_models"),
+    ("groups of commands", "cli_bench cli_models"),
     ("the command line", "cli"),
     ("the way in", "__main__"),
 )
@@ -54,7 +54,7 @@ LEVEL = {name: number for number, (_, names) in enumerate(LEVELS) for name in na
 HOMES: dict[str, str] = {
     "PIL": "picture",
     "aiohttp": "fetch outgoing web webhooks",
-    "click": "cli cli_models demo display",
+    "click": "cli cli_bench cli_models demo display",
     "cv2": "renderers",
     "diffusers": "renderers",
     "espeakng_loader": "speech",
@@ -74,7 +74,7 @@ HOMES: dict[str, str] = {
     "watchdog": "watch",
     "yarl": "fetch outgoing web webhooks",
 }
-COMMANDS = ("cli", "cli_models")  # modules that every command loads
+COMMANDS = ("cli", "cli_bench", "cli_models")  # modules that every command loads
 JOB_ID = new_id()
 HEAVY = HOMES.keys() - {"click"} | {"pydantic", "skimage"}
 
