@@ -147,6 +147,8 @@ def test_a_name_that_was_gone_begins_again(box: Box) -> None:
     (box.root / "a.png").write_bytes(PICTURE)
     (box.root / "a.wav").write_bytes(SOUND)
     box.scan()
+    box.scan(after_s=1)
+    assert box.inbox.structure(b"a.wav") is not None
     (box.root / "a.wav").unlink()
     assert box.scan(after_s=10) == []
     assert box.inbox.structure(b"a.wav") is None
