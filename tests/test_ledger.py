@@ -278,6 +278,13 @@ def test_a_video_is_not_taken_after_a_cancel_was_asked_for(ledger: Ledger) -> No
     assert ledger.to_cancelled(job_id).cancel_requested is False
 
 
+def test_a_job_that_shall_be_cancelled_is_not_claimed_again(ledger: Ledger) -> None:
+    job_id = claimed(ledger)
+    ledger.request_cancel(job_id)
+    assert ledger.requeue(job_id, note="crashed", charge=True).cancel_requested
+    assert ledger.claim("cpu", "t") is None
+
+
 @pytest.mark.parametrize("state", JobState)
 def test_only_a_running_job_can_be_asked_to_stop(ledger: Ledger, state: JobState) -> None:
     assert ledger.request_cancel(in_state(ledger, state)) is (state is JobState.RUNNING)
