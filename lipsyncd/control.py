@@ -72,9 +72,11 @@ def pending(folder: Path) -> list[tuple[Path, Request | None]]:
 
 
 def answer(path: Path, reply: Answer) -> None:
-    """Answer a request and take it off the folder."""
-    write_json(path.with_suffix(".answer"), asdict(reply), mode=_MODE)
-    path.unlink(missing_ok=True)
+    """Answer a request and take it off the folder, also when the answer cannot be written: what was done is done."""
+    try:
+        write_json(path.with_suffix(".answer"), asdict(reply), mode=_MODE)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:

@@ -260,7 +260,7 @@ class Daemon:
             if time.monotonic() > deadline:
                 self._cut_off.set()
             self._vitals.tick()
-            self._serve_control()
+            self._guarded(self._serve_control)
             time.sleep(_TICK_S)
         if self._web is not None:
             self._web.stop()
@@ -280,7 +280,7 @@ class Daemon:
         self._write_status()
         while not self._stop.is_set():
             self._vitals.tick()
-            self._serve_control()
+            self._guarded(self._serve_control)
             now_s = time.monotonic()
             if now_s - told_s >= _STATUS_EVERY_S:
                 told_s = now_s

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -134,6 +136,24 @@ def test_half_written_requests_are_not_looked_at(folder: Path) -> None:
     (folder / f".{new_id()}.json").write_text("{")
     (folder / f".{new_id()}.json.ab12.part").write_text("{")
     assert pending(folder) == []
+
+
+def test_a_request_whose_answer_cannot_be_written_is_not_carried_out_again(folder: Path) -> None:
+    control.write_json(folder / "x.json", {"action": "republish", "job_id": "x", "value": 0})
+
+    def answer_on_a_full_disk() -> int | None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        [(path, _)] = pending(folder)
+        with pytest.raises(OSError, match="File too large"):
+            answer(path, Answer(True, "published again"))
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=answer_on_a_full_disk)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+    assert list(folder.iterdir()) == []
 
 
 def test_answers_that_nobody_fetched_are_swept_after_a_while(folder: Path) -> None:
