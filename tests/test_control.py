@@ -141,7 +141,7 @@ def test_half_written_requests_are_not_looked_at(folder: Path) -> None:
 def test_a_request_whose_answer_cannot_be_written_is_not_carried_out_again(folder: Path) -> None:
     control.write_json(folder / "x.json", {"action": "republish", "job_id": "x", "value": 0})
 
-    def answer_on_a_full_disk() -> int | None:
+    def answer_on_a_full_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         [(path, _)] = pending(folder)

@@ -8,61 +8,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lipsyncd import files
 from lipsyncd.errors import BadManifest
-from lipsyncd.inbox import Inbox, Rules
-from lipsyncd.job import Identity
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
-from tests.core_kit import Clock, as_nobody
+from tests.core_kit import as_nobody
+from tests.desk import NOTHING, RULES, Box
 from tests.home import picture, put, sound
 from tests.media_kit import tone, wav
 
-RULES = Rules(
-    settle_s=1.0,
-    settle_proven_s=0.2,
-    settle_network_s=5.0,
-    incomplete_timeout_s=1800.0,
-    pair_timeout_s=86_400.0,
-    max_bytes={IMAGE: 64_000_000, AUDIO: 512_000_000, MANIFEST: 65_536},
-)
 PICTURE, SOUND = picture(), sound()
 STREAMED = wav(tone(0.3), data_bytes=0xFFFFFFFF)  # its header was written before its length was known: no proof
 CUT = SOUND[: len(SOUND) // 2]
-NOTHING: Mapping[bytes, Identity] = {}
-
-
-class Box:
-    """An inbox with its clock."""
-
-    def __init__(self, root: Path, *, network: bool = False) -> None:
-        files.expect_lease_signals()
-        self.root = root
-        self.clock = Clock()
-        self.inbox = Inbox(root, RULES, network=network, clock=self.clock)
-
-    def scan(self, after_s: float = 0.0, taken: Mapping[bytes, Identity] = NOTHING) -> list[str]:
-        """Names of the drops that are ready after so much time."""
-        self.clock.wait(after_s)
-        return [drop.name for drop in self.inbox.ready(taken)]
-
-    @property
-    def waits(self) -> dict[str, str]:
-        return {w.name: w.why for w in self.inbox.waiting}
-
-    def ready_after(self, limit_s: float) -> float:
-        """Seconds until the first drop is ready, when we look at the moments that the inbox itself asks for."""
-        begun_s = self.clock.now_s
-        while not self.scan():
-            assert self.inbox.next_look_s is not None, self.waits
-            assert self.inbox.next_look_s > 0
-            self.clock.wait(self.inbox.next_look_s + 0.001)
-            assert self.clock.now_s - begun_s <= limit_s, self.waits
-        return round(self.clock.now_s - begun_s, 1)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import random
 import threading
@@ -12,84 +11,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from lipsyncd import files
-from lipsyncd.inbox import Inbox, Rules
-from lipsyncd.intake import Accepted, Intake
-from lipsyncd.job import Job, JobSpec, JobState, new_id
-from lipsyncd.ledger import Ledger
-from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
-from lipsyncd.settings import Paths, Settings, Watch
-from lipsyncd.spool import Spool
-from tests.core_kit import Clock, as_nobody
+from lipsyncd.job import Job, JobState, new_id
+from tests.core_kit import as_nobody
+from tests.desk import Desk, reason
 from tests.home import picture, put, sound
 from tests.media_kit import tone, wav
 
-RULES = Rules(
-    settle_s=1.0,
-    settle_proven_s=0.2,
-    settle_network_s=5.0,
-    incomplete_timeout_s=1800.0,
-    pair_timeout_s=86_400.0,
-    max_bytes={IMAGE: 64_000_000, AUDIO: 512_000_000, MANIFEST: 65_536},
-)
 PICTURE, SOUND = picture(), sound()
-
-
-class Desk:
-    """An inbox, a spool and a ledger with the intake between them. `again` is what a new start of the daemon sees."""
-
-    def __init__(self, root: Path, settings: Settings | None = None) -> None:
-        files.expect_lease_signals()
-        self.root = root
-        self.settings = settings or Settings(Paths(storage=root))
-        self.clock = Clock()
-        self.inbox_folder = root / "inbox"
-        self.spool = Spool(root / "spool")
-        for folder in (self.inbox_folder, self.spool.root):
-            folder.mkdir(exist_ok=True)
-        self.ledger = Ledger(root / "ledger.db")
-        self.inbox = Inbox(self.inbox_folder, RULES, network=False, clock=self.clock)
-        self.intake = Intake(self.settings, self.inbox, self.spool, self.ledger)
-
-    def again(self) -> Desk:
-        self.ledger.close()
-        return Desk(self.root, self.settings)
-
-    def scan(self, after_s: float = 0.0) -> list[Accepted]:
-        self.clock.wait(after_s)
-        return self.intake.scan()
-
-    def take(self) -> list[Accepted]:
-        """Look, wait until everything has settled, look again."""
-        return [*self.scan(), *self.scan(after_s=2.0)]
-
-    def take_one(self) -> Job:
-        [accepted] = self.take()
-        return accepted.job
-
-    def put(self, name: str | bytes, content: bytes) -> None:
-        put(self.inbox_folder, name, content)
-
-    def pair(self, stem: str = "anna", seed: int = 0) -> None:
-        self.put(f"{stem}.png", picture(seed))
-        self.put(f"{stem}.wav", sound(seed=seed))
-
-    def manifest(self, name: str = "order", **said: Any) -> None:
-        self.put(f"{name}.json", json.dumps({"image": "anna.png", "audio": "anna.wav", **said}).encode())
-
-    def spec(self, job: Job) -> JobSpec:
-        spec = self.spool.spec(job.id)
-        assert spec is not None
-        return spec
-
-    @property
-    def left(self) -> list[str]:
-        return sorted(os.listdir(self.inbox_folder))
 
 
 @pytest.fixture
@@ -97,12 +29,6 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(tmp_path)
     yield desk
     desk.ledger.close()
-
-
-def reason(job: Job, desk: Desk) -> str:
-    refusal = desk.spec(job).refusal
-    assert refusal is not None
-    return refusal["code"]
 
 
 # -- taking ------------------------------------------------------------------------------------------------------------
@@ -199,125 +125,6 @@ def test_one_file_in_both_roles_is_refused_for_its_content(desk: Desk) -> None:
     desk.manifest(image="face.png", audio="face.png")
     assert reason(desk.take_one(), desk) == "audio-not-recognised"
     assert desk.left == []
-
-
-# -- an id that comes again --------------------------------------------------------------------------------------------
-
-
-def test_the_same_order_under_the_same_id_is_cleared_away(desk: Desk) -> None:
-    """Somebody who got no answer asked again: with the same bytes, the same words in another order."""
-    job_id = new_id()
-    for said in ({"priority": 1, "id": job_id}, {"id": job_id, "priority": 1}, {"id": job_id.upper(), "priority": 1}):
-        desk.pair()
-        desk.manifest(**said)
-        accepted = desk.take()
-        assert len(accepted) <= 1
-        assert desk.left == []
-    assert [job.id for job in desk.ledger.in_state(*JobState)] == [job_id]
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        {"stitch": True},
-        {"fps": 30},
-        {"text": "something else", "audio": None},
-        {"lipsyncd": {"mood": "calm"}},
-        {"image": "https://example.com/other.png"},
-    ],
-)
-def test_another_order_under_a_known_id_is_refused_and_names_the_job(desk: Desk, said: dict[str, Any]) -> None:
-    job_id = new_id()
-    desk.pair()
-    desk.manifest(id=job_id)
-    assert desk.take_one().id == job_id
-    desk.pair()
-    desk.manifest(id=job_id, **said)
-    accepted = desk.take()
-    [refused] = [a.job for a in accepted if a.refused]
-    assert refused.id != job_id
-    assert reason(refused, desk) == "inputs-already-taken"
-    assert job_id in desk.spec(refused).refusal["message"]  # type: ignore[index]
-
-
-def test_other_bytes_under_a_known_id_are_refused(desk: Desk) -> None:
-    job_id = new_id()
-    desk.pair()
-    desk.manifest(id=job_id)
-    desk.take()
-    desk.pair(seed=1)
-    desk.manifest(id=job_id)
-    assert reason(desk.take_one(), desk) == "inputs-already-taken"
-    assert desk.left == []
-
-
-def test_the_same_text_under_the_same_id_is_cleared_and_another_text_refused(desk: Desk) -> None:
-    job_id = new_id()
-    for text, expected in (("hello", [False]), ("hello", []), ("good bye", [True])):
-        desk.put("anna.png", PICTURE)
-        desk.put("order.json", json.dumps({"image": "anna.png", "text": text, "id": job_id}).encode())
-        assert [a.refused for a in desk.take()] == expected
-        assert desk.left == []
-
-
-# -- manifests that come late ------------------------------------------------------------------------------------------
-
-
-def test_a_manifest_right_after_its_pair_replaces_the_options(desk: Desk) -> None:
-    desk.pair()
-    job = desk.take_one()
-    desk.manifest(resolution=128, stitch=True, out_name="hello", user_data=7)
-    assert desk.take() == []
-    spec, row = desk.spec(job), desk.ledger.get(job.id)
-    assert (spec.resolution, spec.stitch, spec.out_name, spec.user_data) == (128, True, "hello", 7)
-    assert (row.resolution, row.stitch, row.out_name, row.name, row.user_data) == (128, True, "hello", "hello", "7")
-    assert [s.name for s in spec.sources] == ["anna.png", "anna.wav"]
-    assert desk.left == []
-    # The replaced order is the order: asking for it again under its id is a repetition.
-    desk.pair()
-    desk.manifest(id=job.id, resolution=128, stitch=True, out_name="hello", user_data=7)
-    assert desk.take() == []
-    assert desk.left == []
-
-
-def test_a_manifest_that_says_no_name_leaves_the_names_as_they_are(desk: Desk) -> None:
-    desk.pair()
-    job = desk.take_one()
-    desk.manifest("another stem", stitch=True)
-    desk.take()
-    assert (desk.ledger.get(job.id).name, desk.ledger.get(job.id).out_name) == ("anna", "anna")
-
-
-@pytest.mark.parametrize("too_late", ["grace", "claimed", "id"])
-def test_a_manifest_that_comes_too_late_is_refused_and_names_the_job(tmp_path: Path, too_late: str) -> None:
-    settings = Settings(Paths(storage=tmp_path), Watch(manifest_grace_s=0.0 if too_late == "grace" else 60.0))
-    desk = Desk(tmp_path, settings)
-    desk.pair()
-    job = desk.take_one()
-    if too_late == "claimed":
-        desk.ledger.set_prepared(job.id, frames=1, duration_ms=40)
-        desk.ledger.claim("cpu", "t")
-    time.sleep(0.002)
-    desk.manifest(stitch=True, **({"id": new_id()} if too_late == "id" else {}))
-    desk.take()
-    [refused] = [j for j in desk.ledger.in_state(JobState.QUEUED) if j.id != job.id]
-    assert reason(refused, desk) == "inputs-already-taken"
-    assert job.id in desk.spec(refused).refusal["message"]  # type: ignore[index]
-    assert not desk.ledger.get(job.id).stitch
-    assert desk.left == []
-    desk.ledger.close()
-
-
-def test_a_manifest_before_its_files_is_no_late_one_although_the_names_were_used_before(desk: Desk) -> None:
-    """The order of an hourly script: the manifest, then the files, under the same names as the last time."""
-    for _ in range(2):
-        desk.manifest()
-        assert desk.take() == []
-        assert desk.left == ["order.json"]
-        desk.pair()
-        assert not desk.take()[0].refused
-        assert desk.left == []
-    assert len(desk.ledger.in_state(JobState.QUEUED)) == 2
 
 
 # -- giving the names back ---------------------------------------------------------------------------------------------
