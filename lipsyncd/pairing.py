@@ -121,7 +121,8 @@ def _take_manifests(
         if isinstance(content, Manifest):
             spoken_for |= _take_manifest(files, file, content, unusable, pair_timeout_s, result)
             continue
-        companions = {f.name: f for f in files.values() if f.key == file.key and f.role in (IMAGE, AUDIO)}
+        same_stem = (f for f in files.values() if f.key == file.key and f.role in (IMAGE, AUDIO))
+        companions = {f.name: f for f in same_stem if f.name not in spoken_for}
         spoken_for |= companions.keys()
         if content is not None:
             _refuse(file, companions.values(), content, result)

@@ -331,3 +331,11 @@ def test_the_order_of_the_listing_does_not_matter(inbox: list[Found], data: st.D
         return sorted(map(repr, drops(result))), sorted(map(repr, waits(result).items()))
 
     assert told(inbox) == told(shuffled)
+
+
+def test_two_broken_manifests_of_one_stem_take_its_files_along_once() -> None:
+    torn = BadManifest("torn")
+    files = [found(name) for name in ("a.json", "A.json", "a.png", "a.wav")]
+    result = sorted_out(*files, manifests={"a.json": torn, "A.json": torn})
+    taken = sorted((sorted(f.text for f in drop.files.values()) for drop in result.drops), key=len)
+    assert taken == [["a.json"], ["A.json", "a.png", "a.wav"]]
