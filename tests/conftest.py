@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.home import Home
+
+# On a busy machine one example may take long, which says nothing about us. Under CI hypothesis has its own profile,
+# with the same examples each time.
+settings.register_profile("busy", deadline=None, print_blob=True)
+if not os.environ.get("CI"):
+    settings.load_profile("busy")
 
 
 @pytest.fixture
