@@ -78,6 +78,7 @@ def test_one_portrait_serves_many_manifests(home: Home) -> None:
         for number in range(3):
             home.until_done(f"job{number}")
         home.until(lambda: [p.name for p in home.path("inbox").iterdir()] == [".lipsyncd"], "an empty inbox")
+    assert home.renders == 3
 
 
 def test_a_second_result_of_a_name_does_not_replace_the_first(home: Home) -> None:
@@ -204,6 +205,7 @@ def test_a_killed_daemon_leaves_no_child_behind(home: Home) -> None:
     home.kill()
 
     home.until(lambda: not _alive(child), "the child's end", seconds=5)
+    assert not _alive(child)
 
 
 def _alive(pid: int) -> bool:
