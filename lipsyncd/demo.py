@@ -62,9 +62,8 @@ def show(text: str, target: Path) -> None:
             ]
     sheet = target / "contact-sheet.png"
     _contact_sheet(find_ffmpeg(), made[0][1], sheet)
-    for job, path in made:
-        speed = (job.duration_ms or 0) / (job.render_ms or 1)
-        click.echo(f"{path}  {job.frames} frames, rendered {speed:.1f} times as fast as it plays")
+    for (job, path), remark in zip(made, (", with loading", ""), strict=True):
+        click.echo(f"{path}  {job.frames} frames in {(job.render_ms or 0) / 1000:.1f} s{remark}")
     click.echo(f"{sheet}")
     click.echo(f"all in {time.monotonic() - started_s:.0f} s")
 
