@@ -47,7 +47,7 @@ from lipsyncd.vitals import Vitals
 from lipsyncd.watch import Watch, is_network
 from lipsyncd.web.server import WebServer
 from lipsyncd.webhooks import Webhooks, load_keys
-from lipsyncd.weights import AutoPull, store_of
+from lipsyncd.weights import RENDERER, AutoPull, store_of
 from lipsyncd.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -194,6 +194,7 @@ class Daemon:
             webhooks=lambda: {state.value: n for state, n in self._webhooks.tries.items()},
             blocked=outgoing.blocked,
             vram=self._vram,
+            weights=lambda: self._weights.fault() if self.settings.render.renderer == RENDERER else "",
             jailed=landlock_abi() > 0,
         )
 

@@ -53,6 +53,7 @@ class Vitals:
     webhooks    tries to deliver by what came of them
     blocked     connections that were not made, by rule
     vram        bytes of GPU memory by kind; empty without a GPU
+    weights     why renders with the default renderer would have no weights; "" when they have
     jailed      False: this kernel has no Landlock
     """
 
@@ -68,6 +69,7 @@ class Vitals:
         webhooks: Callable[[], Mapping[str, int]] = dict,
         blocked: Mapping[str, int] | None = None,
         vram: Callable[[], Mapping[str, int]] = dict,
+        weights: Callable[[], str] = str,
         jailed: bool = True,
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
@@ -82,6 +84,7 @@ class Vitals:
         self._webhooks = webhooks
         self._blocked = {} if blocked is None else blocked
         self._vram = vram
+        self._weights = weights
         self._jailed = jailed
         self._probe_every_s = probe_every_s
         self._stop = threading.Event()
@@ -197,7 +200,7 @@ class Vitals:
         return "; ".join(low)
 
     def _renderer_fault(self) -> str:
-        """Can the default renderer be loaded? Its packages are looked for, and blocked jobs tell the rest."""
+        """Can the default renderer be loaded? Packages and weights are looked for; blocked jobs tell the rest."""
         render = self._settings.render
         places = dict(entry.split("=", 1) for entry in render.renderers)
         if render.renderer in places:
@@ -210,4 +213,4 @@ class Vitals:
         if missing:
             return f"{render.renderer} needs {', '.join(missing)}, which is not installed"
         blocked = self._view.blocked(render.renderer, RENDERER_CODES)
-        return "" if blocked is None else f"{blocked[0]}: {blocked[1]}"
+        return self._weights() if blocked is None else f"{blocked[0]}: {blocked[1]}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lipsyncd.files import read_json
 from lipsyncd.job import JobState
 from tests.faulty_renderers import NAMES
 from tests.home import Home
@@ -63,6 +65,24 @@ def test_a_job_without_weights_waits_costs_nothing_and_goes_on_when_they_have_co
         done = home.until_done("anna")
     assert done.renderer == "musetalk"
     assert home.renders == 2
+
+
+def test_readiness_tells_of_missing_weights_before_any_job_has_come(home: Home) -> None:
+    home.changes["render"]["renderer"] = "musetalk"
+    home.changes["web"] = {"enabled": True, "port": 0}
+    with home.running():
+        status = home.path("state") / "status.json"
+        port = home.until(lambda: (read_json(status) or {}).get("web_port"), "the port")
+        told = home.until(lambda: "weights" in (body := ready(port)) and body, "the probe")
+    assert "weights.auto_pull is off: eyes" in told
+    assert "lipsyncd models pull" in told
+
+
+def ready(port: int) -> str:
+    """The body of /health/ready, whatever its status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/health/ready")
+    return connection.getresponse().read().decode()
 
 
 def test_the_first_job_pulls_what_it_needs(home: Home, hub: Hub, tmp_path: Path) -> None:

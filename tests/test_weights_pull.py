@@ -355,6 +355,7 @@ def test_where_pulling_is_not_allowed_the_job_waits_for_the_command(
     assert ("weights.auto_pull is off" in str(caught.value)) is not allowed
     assert ("HF_HUB_OFFLINE" in str(caught.value)) is allowed
     assert "lipsyncd models pull" in str(caught.value)
+    assert auto.fault() == str(caught.value), "health checks say it before any job has come"
     assert not auto.busy
     assert hub.asked == []
 

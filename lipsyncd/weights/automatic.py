@@ -54,16 +54,29 @@ class AutoPull:
         if not missing:
             self.store.require(options)
             return
-        names = ", ".join(weight.name for weight in missing)
-        may_fetch = self._allowed and not offline()
-        doable = missing if may_fetch else [weight for weight in missing if self.store.original(weight).exists()]
+        doable = self._doable(missing)
         if not doable:
-            why = "HF_HUB_OFFLINE forbids to fetch them" if self._allowed else "weights.auto_pull is off"
-            raise WeightsMissing(f"weights are missing in {self.store.folder}, and {why}: {names}")
+            raise self._absent(missing)
         self._start(doable)
+        names = ", ".join(weight.name for weight in missing)
         if self._failure is not None and not self.busy:
             raise from_reason(self._failure.reason())
         raise WeightsMissing(f"weights are being pulled: {self.state() or names}", remedy="the job goes on by itself")
+
+    def fault(self) -> str:
+        """Why no render could have its weights; "" when they are there, or come with the first job."""
+        missing = self.store.missing()
+        return "" if not missing or self._doable(missing) else str(self._absent(missing))
+
+    def _doable(self, missing: list[Weight]) -> list[Weight]:
+        """Those that we may bring: all from the hub, or only what lies there and has to be converted."""
+        may_fetch = self._allowed and not offline()
+        return missing if may_fetch else [weight for weight in missing if self.store.original(weight).exists()]
+
+    def _absent(self, missing: list[Weight]) -> WeightsMissing:
+        why = "HF_HUB_OFFLINE forbids to fetch them" if self._allowed else "weights.auto_pull is off"
+        names = ", ".join(weight.name for weight in missing)
+        return WeightsMissing(f"weights are missing in {self.store.folder}, and {why}: {names}")
 
     @property
     def busy(self) -> bool:
