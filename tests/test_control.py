@@ -267,6 +267,7 @@ def test_a_look_that_lasts_is_outlasted(tmp_path: Path) -> None:
         fcntl.flock(looker, fcntl.LOCK_SH | fcntl.LOCK_NB)
         threading.Timer(0.1, lambda: fcntl.flock(looker, fcntl.LOCK_UN)).start()
         lock.acquire(who="lipsyncd run")
+        assert is_held(tmp_path)
         lock.release()
         time.sleep(0.1)
 
