@@ -21,6 +21,7 @@ demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of i
 	$(VENV)/bin/lipsyncd demo $(if $(TEXT),"$(TEXT)")
 
 test: $(VENV)/.test   ## install what the tests need and run all of them
+	sh config/test-packages.sh
 	$(PY) -m pytest
 
 test-long: $(VENV)/.test   ## the REST server against 200 odd requests for each operation

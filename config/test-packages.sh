@@ -1,0 +1,23 @@
+#!/bin/sh
+# Install the Debian packages that some tests need besides pip's: a container, an image builder, a tracer, a mount of
+# one folder on another. Without root, or on another system, nothing is installed and those tests say what they miss.
+set -eu
+missing=""
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need mmdebstrap mmdebstrap
+need gpg gpg  # mmdebstrap asks it which key ring signs a suite
+need systemd-analyze systemd
+need systemd-nspawn systemd-container
+need strace strace
+need bindfs bindfs
+need fusermount fuse
+need buildah buildah
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  # shellcheck disable=SC2086  one word for each package
+  apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+  echo "some tests will be skipped; to run them all: sudo apt-get install$missing" >&2
+fi
