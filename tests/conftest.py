@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import container_kit
 from tests.home import Home
 
 # On a busy machine one example may take long, which says nothing about us. Under CI hypothesis has its own profile,
@@ -26,3 +27,11 @@ def home(tmp_path: Path) -> Iterator[Home]:
     if home.daemon is not None:
         home.daemon.kill()
         home.daemon.wait(10)
+
+
+@pytest.fixture(scope="session")
+def debian_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Debian, made once. Copy it (`container_kit.copy_root`) before you change it."""
+    if reason := container_kit.cannot_run("mmdebstrap"):
+        pytest.skip(reason)
+    return container_kit.make_root(tmp_path_factory.mktemp("debian") / "root")
