@@ -16,6 +16,7 @@ import click
 from lipsyncd import __version__
 from lipsyncd.cli_bench import bench
 from lipsyncd.cli_models import models
+from lipsyncd.cli_upkeep import backup
 from lipsyncd.errors import LipsyncdError
 
 if TYPE_CHECKING:
@@ -266,6 +267,7 @@ def _answer(caller: Caller, request: Any, job: Job) -> Answer:
     return answer
 
 
+main.add_command(backup)
 main.add_command(models)
 main.add_command(bench)
 

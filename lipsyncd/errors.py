@@ -5,7 +5,7 @@
     ├── AnotherDaemonRuns           exit 75
     ├── NoDaemon                    a command that waits for one
     ├── UsageError                  exit 2: a command that cannot be carried out as it was given
-    ├── LedgerError                 the ledger refused: IllegalTransition, UnknownJob, LedgerTooNew
+    ├── LedgerError                 the ledger refused: IllegalTransition UnknownJob LedgerTooNew BackupFailed
     ├── InputError                  the user's files or manifest; another attempt cannot help
     │   ├── manifest and names      BadManifest BadName UnsafePath MissingFile
     │   ├── pairs                   MissingHalf AmbiguousPair InputsAlreadyTaken InputsLost
@@ -140,6 +140,13 @@ class LedgerTooNew(LedgerError):
     permanent = True
     exit_status = 78
     default_remedy = "run the newer lipsyncd that wrote it, or put back the backup that it made before its migration"
+
+
+class BackupFailed(LedgerError):
+    """The ledger could not be copied, or its copy is not whole."""
+
+    code = "backup-failed"
+    default_remedy = "free space in that folder, or name another one with --to"
 
 
 # -- what people drop --------------------------------------------------------------------------------------------------

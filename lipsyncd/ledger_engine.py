@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
 
+from lipsyncd import backups
 from lipsyncd.errors import LedgerTooNew
-from lipsyncd.job import now_ms
 from lipsyncd.schema import APPLICATION_ID, statements
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,8 @@ _PRAGMAS = (
 def open_engine(path: Path, steps: Sequence[str]) -> Engine:
     """An engine with one connection for all threads, and the schema that `steps` make, one step for each version.
 
-    Raises `LedgerTooNew` when the file has a later version than the last step, DatabaseError when it is damaged.
+    Before a migration the file is copied into `backups/` beside it. Raises `LedgerTooNew` when the file has a later
+    version than the last step, `BackupFailed` when it cannot be copied, DatabaseError when it is damaged.
     """
     url = URL.create("sqlite", database=str(path))  # as text, a "?" in the path would begin its options
     engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5.0})
@@ -67,18 +67,11 @@ def _migrate(engine: Engine, path: Path, steps: Sequence[str]) -> None:
         if found > len(steps):
             raise LedgerTooNew(f"the ledger {path} has schema {found}; this program knows up to {len(steps)}")
         if 0 < found < len(steps):
-            _back_up(path, found)
+            kept = backups.make(path, path.parent / backups.FOLDER, version=found)
+            log.info("ledger: kept a copy of schema %d as %s", found, kept)
         for script in steps[found:]:
             for statement in statements(script):
                 connection.exec_driver_sql(statement)
         connection.exec_driver_sql(f"PRAGMA user_version={len(steps)}")
         connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
         connection.commit()
-
-
-def _back_up(path: Path, version: int) -> None:
-    """Keep a copy of the ledger as it was before a migration."""
-    target = path.with_name(f"{path.stem}-v{version}-{now_ms()}.db")
-    with closing(sqlite3.connect(path)) as source:
-        source.execute("VACUUM INTO ?", (str(target),))
-    log.info("ledger: kept a copy of schema %d as %s", version, target)

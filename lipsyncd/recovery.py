@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DatabaseError
 
-from lipsyncd.errors import InputsLost, RenderCrashed
+from lipsyncd.errors import BackupFailed, InputsLost, RenderCrashed
 from lipsyncd.failpoints import reach
 from lipsyncd.finish import Finisher
 from lipsyncd.intake import Intake
@@ -30,7 +30,7 @@ def open_ledger(path: Path) -> Ledger:
     try:
         ledger = Ledger(path)
         ledger.check()
-    except (DatabaseError, sqlite3.DatabaseError) as error:
+    except (DatabaseError, sqlite3.DatabaseError, BackupFailed) as error:
         if not _is_damage(error):
             raise
         _put_aside(path)

@@ -34,17 +34,18 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "one edge each",
         (
-            "control decode fetch health ledger_engine ledger_webhooks links lock metrics mp4 pairing picture"
+            "backups control decode fetch health ledger_webhooks links lock metrics mp4 pairing picture"
             " renderers speech spool uploads weights"
         ),
     ),
+    ("the ledger's file", "ledger_engine"),
     ("folders and the ledger", "folders inbox ledger overview screening sidecar"),
     ("joins of edges", "intake keep outbox submit vitals waiting webhooks"),
     ("ends of jobs", "finish demo"),
     ("work on jobs", "actions prepare recovery web"),
     ("the render loop", "worker"),
     ("all together", "daemon"),
-    ("groups of commands", "cli_bench cli_models"),
+    ("groups of commands", "cli_bench cli_models cli_upkeep"),
     ("the command line", "cli"),
     ("the way in", "__main__"),
 )
@@ -54,7 +55,7 @@ LEVEL = {name: number for number, (_, names) in enumerate(LEVELS) for name in na
 HOMES: dict[str, str] = {
     "PIL": "picture",
     "aiohttp": "fetch outgoing web webhooks",
-    "click": "cli cli_bench cli_models demo display",
+    "click": "cli cli_bench cli_models cli_upkeep demo display",
     "cv2": "renderers",
     "diffusers": "renderers",
     "espeakng_loader": "speech",
@@ -74,7 +75,7 @@ HOMES: dict[str, str] = {
     "watchdog": "watch",
     "yarl": "fetch outgoing web webhooks",
 }
-COMMANDS = ("cli", "cli_bench", "cli_models")  # modules that every command loads
+COMMANDS = ("cli", "cli_bench", "cli_models", "cli_upkeep")  # modules that every command loads
 JOB_ID = new_id()
 HEAVY = HOMES.keys() - {"click"} | {"pydantic", "skimage"}
 

@@ -102,14 +102,14 @@ def test_a_migration_keeps_a_copy_of_what_was(ledger: Ledger) -> None:
     newer = Ledger(ledger.path, steps=[*STEPS, NEXT_STEP])
     assert newer.get(job_id).name == "anna"
     newer.close()
-    [copy] = ledger.path.parent.glob(f"ledger-v{len(STEPS)}-*.db")
+    [copy] = (ledger.path.parent / "backups").glob(f"ledger-v{len(STEPS)}-*.db")
     with closing(sqlite3.connect(copy)) as old, closing(raw(ledger)) as new:
         assert old.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
         assert old.execute("SELECT id FROM job").fetchall() == [(job_id,)]
         assert new.execute("PRAGMA user_version").fetchone()[0] == len(STEPS) + 1
         assert new.execute("SELECT mood FROM job").fetchone()["mood"] is None
     Ledger(ledger.path, steps=[*STEPS, NEXT_STEP]).close()
-    assert len(list(ledger.path.parent.glob("ledger-v*.db"))) == 1
+    assert list((ledger.path.parent / "backups").iterdir()) == [copy]
 
 
 def test_a_migration_that_fails_half_way_leaves_the_ledger_as_it_was(ledger: Ledger) -> None:
@@ -125,7 +125,7 @@ def test_a_migration_that_fails_half_way_leaves_the_ledger_as_it_was(ledger: Led
 
 
 def test_a_new_ledger_makes_no_copy_of_nothing(ledger: Ledger) -> None:
-    assert [p.name for p in ledger.path.parent.glob("*.db")] == ["ledger.db"]
+    assert [p.name for p in ledger.path.parent.rglob("*.db")] == ["ledger.db"]
 
 
 def test_damage_is_noticed(ledger: Ledger) -> None:

@@ -76,7 +76,7 @@ def test_every_row_of_an_older_ledger_is_kept_as_it_was(tmp_path: Path, version:
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     assert {state: {name: row[name] for name in before[state]} for state, row in after.items()} == before
     assert (sources, events) == (len(FIRST), len(FIRST))
-    assert len(list(tmp_path.glob(f"ledger-v{version}-*.db"))) == 1
+    assert len(list((tmp_path / "backups").glob(f"ledger-v{version}-*.db"))) == 1
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -279,6 +279,13 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class Retention:
+    """What is kept, for how long and how much of it. The oldest goes first; what a client asked to persist stays."""
+
+    backups: int = setting(7, "This many nightly copies of the ledger stay; 0 means that none are made.", low=0)
+
+
+@dataclass(frozen=True)
 class Weights:
     """Where model weights lie, and which ones they are."""
 
@@ -342,6 +349,7 @@ class Settings:
     speech: Speech = field(default_factory=Speech)
     fetch: Fetch = field(default_factory=Fetch)
     archive: Archive = field(default_factory=Archive)
+    retention: Retention = field(default_factory=Retention)
     weights: Weights = field(default_factory=Weights)
     web: Web = field(default_factory=Web)
     log: Log = field(default_factory=Log)
