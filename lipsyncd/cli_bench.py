@@ -92,7 +92,7 @@ def _measured(request: dict[str, object]) -> Iterator[dict[str, Any]]:
     from importlib.util import find_spec
 
     from lipsyncd.errors import RenderCrashed, RendererNotInstalled, from_reason
-    from lipsyncd.vitals import NEEDS
+    from lipsyncd.installed import NEEDS
 
     if missing := [name for name in NEEDS["musetalk"] if find_spec(name) is None]:
         raise RendererNotInstalled(

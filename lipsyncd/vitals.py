@@ -6,7 +6,6 @@ server for minutes; so an answer only reads what the last probe found, and says 
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import threading
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lipsyncd import __version__, health, metrics
+from lipsyncd import __version__, health, installed, metrics
 from lipsyncd.errors import LipsyncdError
 from lipsyncd.facts import Facts, Worker
 from lipsyncd.files import free_mb
@@ -28,11 +27,6 @@ log = logging.getLogger(__name__)
 METRICS_TYPE = metrics.MEDIA_TYPE
 PROBE_EVERY_S = 5.0
 
-# What each renderer of ours imports. The renderers themselves are too heavy to be asked here.
-NEEDS: Mapping[str, Sequence[str]] = {
-    "preview": ("cv2",),
-    "musetalk": ("cv2", "diffusers", "huggingface_hub", "onnxruntime", "safetensors", "torch", "transformers"),
-}
 # Reasons for which a job waits that are about its renderer and not about the job.
 RENDERER_CODES = (
     "renderer-not-installed",
@@ -202,15 +196,7 @@ class Vitals:
     def _renderer_fault(self) -> str:
         """Can the default renderer be loaded? Packages and weights are looked for; blocked jobs tell the rest."""
         render = self._settings.render
-        places = dict(entry.split("=", 1) for entry in render.renderers)
-        if render.renderer in places:
-            needs: Sequence[str] = (places[render.renderer].partition(":")[0].partition(".")[0],)
-        elif render.renderer in NEEDS:
-            needs = NEEDS[render.renderer]
-        else:
-            return f"no renderer is called {render.renderer!r}"
-        missing = [name for name in needs if importlib.util.find_spec(name) is None]
-        if missing:
-            return f"{render.renderer} needs {', '.join(missing)}, which is not installed"
+        if fault := installed.fault(render):
+            return fault
         blocked = self._view.blocked(render.renderer, RENDERER_CODES)
         return self._weights() if blocked is None else f"{blocked[0]}: {blocked[1]}"

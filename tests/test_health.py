@@ -20,10 +20,11 @@ import pytest
 from lipsyncd import health
 from lipsyncd.errors import Blocked, RendererNotInstalled, tree
 from lipsyncd.facts import Facts, Worker
+from lipsyncd.installed import NEEDS
 from lipsyncd.job import JobState
 from lipsyncd.ledger import Ledger
 from lipsyncd.renderers import NAMES
-from lipsyncd.vitals import NEEDS, RENDERER_CODES, Vitals
+from lipsyncd.vitals import RENDERER_CODES, Vitals
 from tests.core_kit import as_nobody, queued
 from tests.home import ROOT, Home
 from tests.receiver import until

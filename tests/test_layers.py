@@ -34,7 +34,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "one edge each",
         (
-            "backups control decode fetch health ledger_webhooks links lock metrics mp4 pairing picture"
+            "backups control decode fetch health installed keys ledger_webhooks links lock metrics mp4 pairing picture"
             " renderers speech spool uploads weights"
         ),
     ),

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import ConfigError
+from lipsyncd.keys import key_of, read_keys
 from lipsyncd.settings import Web
-from lipsyncd.web.doors import Doors, key_of, read_keys
+from lipsyncd.web.doors import Doors
 from tests.home import Home, picture, sound
 from tests.web_kit import Api, serving
 

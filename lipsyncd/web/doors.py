@@ -10,89 +10,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
-import ipaddress
-import os
-import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from lipsyncd.errors import ConfigError
+from lipsyncd.keys import Key, check_bind, digest_of, is_address
 from lipsyncd.settings import Web
-from lipsyncd.settings.sections import UNSET
 from lipsyncd.talk import OWNER
 from lipsyncd.web.replies import ApiError, Handler
 
-KEY_VARIABLE = "LIPSYNCD_API_KEY"
-_CREDENTIAL = "api-key"
-_SHORTEST_KEY = 8
 _MOST_HEADER_CHARS = 4096
 _ALLOWED_HEADERS = "authorization, content-type, accept, x-origin, x-api-key, idempotency-key"
 _ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
 _CALLER = "lipsyncd.caller"
 _MOST_KNOWN = 64
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key: the name of whoever has it, and the SHA-256 of each form in which it may come."""
-
-    owner: str
-    digests: tuple[bytes, ...]
-
-
-def key_of(text: str) -> Key:
-    """A key as it is configured: `user:password`, or one word.
-
-    Clients may send D-ID's form too, in which the user is base64 and the password is not.
-    """
-    user, colon, password = text.partition(":")
-    forms = [text]
-    if colon:
-        forms.append(f"{base64.b64encode(user.encode()).decode()}:{password}")
-    return Key(user if colon else OWNER, tuple(_digest(form) for form in forms))
-
-
-def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Key]:
-    """The keys of systemd's credentials, of `web.api_key_file` and of the environment, together; one on each line.
-
-    Raises `ConfigError` for a file that cannot be read or that holds no key, and for a key that is too short.
-    """
-    texts: list[tuple[str, str]] = []
-    if folder := environ.get("CREDENTIALS_DIRECTORY"):
-        path = Path(folder) / _CREDENTIAL
-        if path.exists():
-            texts += [(str(path), line) for line in _lines(path)]
-    if settings.api_key_file != UNSET:
-        texts += [(str(settings.api_key_file), line) for line in _lines(settings.api_key_file)]
-    if text := environ.get(KEY_VARIABLE, "").strip():
-        texts.append((f"environment {KEY_VARIABLE}", text))
-    for origin, text in texts:
-        if len(text) < _SHORTEST_KEY:
-            raise ConfigError(
-                f"a key read from {origin} has {len(text)} characters", remedy=f"allowed: {_SHORTEST_KEY} or more"
-            )
-    return [key_of(text) for _, text in texts]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the keys in {path}: {error}", remedy="correct web.api_key_file") from None
-    if mode & stat.S_IROTH:
-        raise ConfigError(f"everybody may read the keys in {path}", remedy=f"chmod o-r {path}")
-    lines = [line.strip() for line in text.splitlines()]
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise ConfigError(f"{path} holds no key", remedy="put one key on each line, as user:password or one word")
-    return found
 
 
 def credentials_of(headers: Mapping[str, str]) -> Iterator[str]:
@@ -115,10 +48,6 @@ def _decoded(text: str) -> str:
     return plain if plain.isprintable() else ""
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-
-
 class Doors:
     """The checks of one server. `keys` empty means that no key is configured.
 
@@ -131,11 +60,7 @@ class Doors:
         self._known: dict[tuple[str | None, str | None], str] = {}
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
-        if not keys and not settings.allow_anonymous and not _is_loopback(settings.host):
-            raise ConfigError(
-                f"web.host is {settings.host!r} and no key is configured, so that anybody could use this server",
-                remedy=f"set web.api_key_file or {KEY_VARIABLE}, or write web.allow_anonymous = true",
-            )
+        check_bind(settings, keys)
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
         """The name of whoever sent a valid key; None without one.
@@ -156,7 +81,7 @@ class Doors:
     def _search(self, headers: Mapping[str, str]) -> str | None:
         found = None
         for candidate in credentials_of(headers):
-            digest = _digest(candidate)
+            digest = digest_of(candidate)
             for key in self.keys:
                 for expected in key.digests:
                     if hmac.compare_digest(digest, expected):
@@ -201,7 +126,7 @@ class Doors:
     def _is_ours(self, host: str) -> bool:
         """A name that no stranger can point at this machine: an address, a name without dots, a listed one."""
         name = _name(host)
-        return _is_address(name) or name in self._hosts or bool(name and "." not in name)
+        return is_address(name) or name in self._hosts or bool(name and "." not in name)
 
     @staticmethod
     def _cors(origin: str) -> dict[str, str]:
@@ -234,15 +159,3 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower() if "]" in host else ""
     return host.partition(":")[0].lower().rstrip(".")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -19,12 +19,13 @@ from aiohttp import web
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.folders import Folders
+from lipsyncd.keys import read_keys
 from lipsyncd.links import Links
 from lipsyncd.settings import Settings
 from lipsyncd.vitals import Vitals
 from lipsyncd.web.counter import Counter
 from lipsyncd.web.desk import Desk
-from lipsyncd.web.doors import Doors, public, read_keys
+from lipsyncd.web.doors import Doors, public
 from lipsyncd.web.files import Files
 from lipsyncd.web.manners import Manners
 from lipsyncd.web.original import Original

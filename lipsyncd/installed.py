@@ -1,0 +1,29 @@
+"""Which packages each renderer imports, and whether they are there. Nothing is imported to find out.
+
+The renderers themselves are too heavy to be asked, and live in a process of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+from lipsyncd.settings import Render
+
+NEEDS: Mapping[str, Sequence[str]] = {
+    "preview": ("cv2",),
+    "musetalk": ("cv2", "diffusers", "huggingface_hub", "onnxruntime", "safetensors", "torch", "transformers"),
+}
+
+
+def fault(render: Render) -> str:
+    """Why the default renderer cannot be loaded, as far as packages go; "" when it can."""
+    places = dict(entry.split("=", 1) for entry in render.renderers)
+    if render.renderer in places:
+        needs: Sequence[str] = (places[render.renderer].partition(":")[0].partition(".")[0],)
+    elif render.renderer in NEEDS:
+        needs = NEEDS[render.renderer]
+    else:
+        return f"no renderer is called {render.renderer!r}"
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    return f"{render.renderer} needs {', '.join(missing)}, which is not installed" if missing else ""
