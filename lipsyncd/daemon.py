@@ -354,8 +354,10 @@ class Daemon:
             self._ring.wait(longest_s if soon_s is None else min(longest_s, soon_s + 0.005))
 
     def _scan(self) -> None:
-        accepted = self._intake.scan()
+        accepted = self._intake.scan(self._stop.is_set)
         self._scanned_s = time.monotonic()
+        if self._intake.cut_short:
+            self._ring.set()
         if accepted:
             self._prepare.set()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -58,6 +59,7 @@ _TEMPORARY = (
     "$recycle.bin",
     "system volume information",
 )
+_IS_TEMPORARY = re.compile("|".join(map(fnmatch.translate, _TEMPORARY)))
 _ROLES = {
     **{os.fsencode(suffix): IMAGE for suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES},
     **{os.fsencode(suffix): AUDIO for suffix in AUDIO_SUFFIXES},
@@ -325,8 +327,7 @@ class Inbox:
 
 
 def _is_temporary(name: bytes) -> bool:
-    text = os.fsdecode(name).lower()
-    return any(fnmatch.fnmatchcase(text, pattern) for pattern in _TEMPORARY)
+    return _IS_TEMPORARY.match(os.fsdecode(name).lower()) is not None
 
 
 def _role(name: bytes) -> str | None:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Container, Mapping
+import time
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from lipsyncd.spool import Spool
 
 log = logging.getLogger(__name__)
 
+_BATCH = 32  # jobs whose rows share one commit
+_SHORTEST_PASS_S = 2.0
+_PASS_PER_LOOK = 4.0  # a large inbox takes long to look through: then more is taken before the next look
 _TAKEN_LOOKBACK_MS = 600_000  # a manifest that comes this late for its files is told which job took them
 _NOT_RECOGNISED = {IMAGE: ImageNotRecognised, AUDIO: AudioNotRecognised}
 _UNDECODABLE = {IMAGE: ImageUndecodable, AUDIO: AudioUndecodable}
@@ -53,38 +57,48 @@ class Accepted:
 
 
 class Intake:
-    """Takes the drops of one inbox. Runs in one thread."""
+    """Takes the drops of one inbox. Runs in one thread.
+
+    cut_short  the last scan left drops behind that could have been taken: look again at once
+    """
 
     def __init__(self, settings: Settings, inbox: Inbox, spool: Spool, ledger: Ledger) -> None:
         self.settings = settings
         self.inbox = inbox
         self.spool = spool
         self.ledger = ledger
+        self.cut_short = False
         self._complained: set[str] = set()
+        self._rowless: list[JobSpec] = []
         self._unreleased: dict[str, tuple[SourceFile, ...]] = {}
         for job_id in ledger.unreleased():
             spec = spool.spec(job_id)
             self._unreleased[job_id] = () if spec is None else spec.sources
 
-    def scan(self) -> list[Accepted]:
-        """Look once and take everything that is ready; gives the jobs that are new.
+    def scan(self, stop: Callable[[], bool] = lambda: False) -> list[Accepted]:
+        """Look once and take what is ready, until `stop`; gives the jobs that are new.
 
-        Raises OSError when the folder cannot be listed; what one drop brings up stays with that drop.
+        A burst is taken in passes, so that names are given back, and newcomers seen, while it lasts. Raises OSError
+        when the folder cannot be listed; what one drop brings up stays with that drop.
         """
+        accepted = self._register_rowless()
+        began_s = time.monotonic()
         drops = self.inbox.ready(self._taken())
-        accepted = []
+        looked_s = time.monotonic()
+        until_s = looked_s + max(_SHORTEST_PASS_S, _PASS_PER_LOOK * (looked_s - began_s))
+        self.cut_short = False
         for drop in drops:
-            try:
-                taken = self._take(drop)
-            except SourceChanged as changed:
-                log.info("intake: %s changed while it was copied; looking again", changed)
-                continue
-            except OSError as error:
-                log.warning("intake: %s waits: %s", drop.name, error)
-                continue
-            if taken is not None:
-                accepted.append(taken)
-        self._serve_late_manifests()
+            if stop() or time.monotonic() > until_s:
+                self.cut_short = True
+                break
+            if len(self._rowless) >= _BATCH or self._asks_for_id_of_rowless(drop):
+                accepted += self._register_rowless()
+            spec = self._try_accept(drop)
+            if spec is not None:
+                self._rowless.append(spec)
+        accepted += self._register_rowless()
+        if not self.cut_short:
+            self._serve_late_manifests()
         self.release()
         return accepted
 
@@ -94,10 +108,21 @@ class Intake:
 
     # -- one drop ------------------------------------------------------------------------------------------------------
 
-    def _take(self, drop: Drop) -> Accepted | None:
+    def _try_accept(self, drop: Drop) -> JobSpec | None:
+        """`_accept`, or a line in the log why the drop has to wait."""
+        try:
+            return self._accept(drop)
+        except SourceChanged as changed:
+            log.info("intake: %s changed while it was copied; looking again", changed)
+        except OSError as error:
+            log.warning("intake: %s waits: %s", drop.name, error)
+        return None
+
+    def _accept(self, drop: Drop) -> JobSpec | None:
+        """Copy a drop into the spool, which makes it a job; None when it is one already."""
         refusal = drop.refusal or self._judge(drop)
-        job_id = (drop.manifest.id if drop.manifest else None) or new_id()
-        known = self.ledger.find(job_id)
+        asked_id = drop.manifest.id if drop.manifest else None
+        job_id, known = asked_id or new_id(), self.ledger.find(asked_id) if asked_id else None
         if known is not None and self._is_repetition(drop, job_id):
             self._clear_repetition(drop, job_id)
             return None
@@ -105,8 +130,27 @@ class Intake:
             taken = f"{drop.name} asks for the id of job {job_id}, which has other inputs or options"
             refusal = InputsAlreadyTaken(taken, remedy="give the job another id")
             job_id = new_id()
-        spec = self.spool.accept(job_id, lambda folder: self._fill(job_id, drop, refusal, folder))
-        return self.register(spec)
+        return self.spool.accept(job_id, lambda folder: self._fill(job_id, drop, refusal, folder))
+
+    def _take(self, drop: Drop) -> Accepted | None:
+        spec = self._accept(drop)
+        return None if spec is None else self.register(spec)
+
+    def _asks_for_id_of_rowless(self, drop: Drop) -> bool:
+        return drop.manifest is not None and any(spec.id == drop.manifest.id for spec in self._rowless)
+
+    def _register_rowless(self) -> list[Accepted]:
+        """Give what was accepted its rows, all in one commit. What fails here is not forgotten but tried again."""
+        new = [(spec, idempotency_key(spec)) for spec in self._rowless]
+        jobs = self.ledger.insert_all(new, max_attempts=self.settings.render.max_attempts)
+        accepted = [self._note_accepted(job, spec) for job, (spec, _) in zip(jobs, new, strict=False)]
+        if jobs:
+            self._rowless = []
+        while self._rowless:
+            taken = self.register(self._rowless[0])
+            accepted += [] if taken is None else [taken]
+            del self._rowless[0]
+        return accepted
 
     def register(self, spec: JobSpec) -> Accepted | None:
         """Give an accepted job its row; also at start, for jobs that a crash left without one."""
@@ -117,8 +161,9 @@ class Intake:
         except DropKnown:
             self.spool.remove(spec.id)
             return None
-        if job is None:
-            return None
+        return None if job is None else self._note_accepted(job, spec)
+
+    def _note_accepted(self, job: Job, spec: JobSpec) -> Accepted:
         self._unreleased[spec.id] = spec.sources
         reach("intake-inserted")
         log.info("job %s accepted: %s, %s", job.id, spec.name, "refused" if spec.refusal else spec.renderer)
@@ -251,15 +296,19 @@ class Intake:
 
     def release(self) -> None:
         """Unlink the inputs of accepted jobs from the inbox, except those that a waiting manifest names as well."""
+        if not self._unreleased:
+            return
         needed = self.inbox.named_by_manifests(self._taken())
-        for job_id, sources in list(self._unreleased.items()):
-            left = [s for source in sources if (s := self._release_file(job_id, source, needed)) is not None]
-            if left:
-                self._unreleased[job_id] = tuple(left)
-                continue
+        left = {
+            job_id: tuple(s for source in sources if (s := self._release_file(job_id, source, needed)) is not None)
+            for job_id, sources in self._unreleased.items()
+        }
+        released = [job_id for job_id, sources in left.items() if not sources]
+        if released:
+            fsync_folder(self.inbox.root)
             reach("intake-unlinked")
-            self.ledger.set_released(job_id)
-            del self._unreleased[job_id]
+            self.ledger.set_released(released)
+        self._unreleased = {job_id: sources for job_id, sources in left.items() if sources}
 
     def _release_file(self, job_id: str, source: SourceFile, needed: Container[bytes]) -> SourceFile | None:
         """None when the name no longer stands for the bytes that were copied, else what still lies there."""
@@ -274,7 +323,6 @@ class Intake:
                 return source
             reach("intake-before-unlink")
             os.unlink(path)  # noqa: PTH108 - names are bytes
-            fsync_folder(self.inbox.root)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -9,7 +9,6 @@ Reading without these imports: `ledger_view`. Who may write: the holder of the i
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +24,27 @@ from lipsyncd.errors import IllegalTransition, LipsyncdError, UnknownJob
 from lipsyncd.failpoints import reach
 from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
 from lipsyncd.ledger_engine import open_engine
-from lipsyncd.ledger_tables import CLAIM, NO_REASON, JobRow, JobSourceRow, asked, event, named, why
+from lipsyncd.ledger_tables import (
+    CLAIM,
+    FIND,
+    NO_REASON,
+    JobEventRow,
+    JobRow,
+    JobSourceRow,
+    asked,
+    event,
+    event_row,
+    named,
+    new_row,
+    source_rows,
+    why,
+)
 from lipsyncd.ledger_webhooks import Deliveries, follow
 from lipsyncd.schema import STEPS
 
 _T = TypeVar("_T")
 _NAME_TRIES = 10_000
+_MANY = 500  # ids in one statement
 _FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
 
 
@@ -98,28 +112,35 @@ class Ledger:
                 raise DropKnown(f"the files of {spec.name} are accepted already") from error
             raise
 
+    def insert_all(self, new: Sequence[tuple[JobSpec, str | None]], *, max_attempts: int) -> list[Job]:
+        """Write the rows of accepted jobs, each with its `idem_key`, in one commit.
+
+        Gives the jobs; none, with nothing written, when one of them clashes with a live job: `insert` tells which.
+        """
+        if not new:
+            return []
+        rows = [new_row(spec, spec.out_name, max_attempts, idem_key) for spec, idem_key in new]
+        try:
+            return self._insert_rows([spec for spec, _ in new], rows)
+        except IntegrityError:
+            return []
+
     def _insert(self, spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | None) -> Job:
-        row = {
-            "id": spec.id,
-            "state": JobState.QUEUED.value,
-            "stage": "accepted",
-            "max_attempts": max_attempts,
-            "source_sig": spec.signature,
-            "idem_key": idem_key,
-            "inputs_released": int(not spec.sources),
-            "accepted_ms": spec.accepted_ms,
-            **asked(spec),
-            **named(out_name),
-        }
+        [job] = self._insert_rows([spec], [new_row(spec, out_name, max_attempts, idem_key)])
+        return job
+
+    def _insert_rows(self, specs: Sequence[JobSpec], rows: Sequence[dict[str, Any]]) -> list[Job]:
+        sources = [row for spec in specs for row in source_rows(spec)]
+        accepted = [event_row(spec.id, JobState.QUEUED, "accepted") for spec in specs]
         with self._write() as session:
-            seq = session.exec(select(func.max(JobRow.seq))).one() or 0
-            session.exec(insert(JobRow).values(seq=seq + 1, **row))
-            for s in spec.sources:
-                name = os.fsencode(s.name)
-                session.add(JobSourceRow(job_id=spec.id, role=s.role, name=name, sha256=s.sha256))
-            session.add(event(spec.id, JobState.QUEUED, "accepted"))
-            session.flush()
-            return _one(session, spec.id)
+            seq = (session.exec(select(func.max(JobRow.seq))).one() or 0) + 1
+            numbered = [{"seq": number, **row} for number, row in enumerate(rows, start=seq)]
+            session.execute(insert(JobRow), numbered)
+            if sources:
+                session.execute(insert(JobSourceRow), sources)
+            session.execute(insert(JobEventRow), accepted)
+            made = select(*_FIELDS).where(col(JobRow.seq) >= seq).order_by(col(JobRow.seq))
+            return [_job(row) for row in session.execute(made).mappings()]
 
     # -- moves ---------------------------------------------------------------------------------------------------------
 
@@ -297,8 +318,12 @@ class Ledger:
         """Ask the run in progress to end; False when the job does not run."""
         return self._set(job_id, [JobState.RUNNING], note="cancel requested", cancel_requested=1)
 
-    def set_released(self, job_id: str) -> None:
-        self._set(job_id, inputs_released=1)
+    def set_released(self, job_ids: Sequence[str]) -> None:
+        """Note that nothing of these jobs lies in the inbox any more."""
+        with self._write() as session:
+            for first in range(0, len(job_ids), _MANY):
+                chosen = col(JobRow.id).in_(job_ids[first : first + _MANY])
+                session.execute(update(JobRow).where(chosen).values(inputs_released=1))
 
     def set_kept(self, job_id: str, where: Path) -> None:
         """Note where the inputs of an ended job lie now."""
@@ -327,7 +352,9 @@ class Ledger:
     # -- reading for those who write -----------------------------------------------------------------------------------
 
     def find(self, job_id: str) -> Job | None:
-        return self._first(select(*_FIELDS).where(JobRow.id == job_id))
+        with self._lock, Session(self._engine) as session:
+            row = session.execute(FIND, {"job_id": job_id}).mappings().one_or_none()
+            return None if row is None else _job(row)
 
     def _first(self, wanted: Any) -> Job | None:
         with self._lock, Session(self._engine) as session:
@@ -393,7 +420,3 @@ def _under_free_name(wanted: str, work: Callable[[str], _T], *, first: int = 1) 
             if "out_key" not in str(error.orig):
                 raise
     raise LipsyncdError(f"no free output name like {wanted!r} in {_NAME_TRIES} tries")
-
-
-def _one(session: Session, job_id: str) -> Job:
-    return _job(session.execute(select(*_FIELDS).where(JobRow.id == job_id)).mappings().one())

@@ -6,13 +6,14 @@ The tables themselves, with their constraints, stand in `schema`.
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from sqlmodel import Field, SQLModel, text
 
-from lipsyncd.job import JOB_COLUMNS, JobSpec, now_ms
+from lipsyncd.job import JOB_COLUMNS, JobSpec, JobState, now_ms
 
 
 class JobRow(SQLModel, table=True):
@@ -112,6 +113,9 @@ UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:dev
 RETURNING {", ".join(JOB_COLUMNS)}
 """)
 
+# Asked more often than anything else, so it is not built anew each time.
+FIND = text(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE id=:job_id")
+
 NO_REASON: Mapping[str, Any] = {"reason_code": None, "reason": None, "remedy": None}
 
 
@@ -135,6 +139,27 @@ def asked(spec: JobSpec) -> dict[str, Any]:
     }
 
 
+def new_row(spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | None) -> dict[str, Any]:
+    """A new job's columns, all but `seq`."""
+    return {
+        "id": spec.id,
+        "state": JobState.QUEUED.value,
+        "stage": "accepted",
+        "max_attempts": max_attempts,
+        "source_sig": spec.signature,
+        "idem_key": idem_key,
+        "inputs_released": int(not spec.sources),
+        "accepted_ms": spec.accepted_ms,
+        **asked(spec),
+        **named(out_name),
+    }
+
+
+def source_rows(spec: JobSpec) -> list[dict[str, Any]]:
+    """The rows of the files that a job took."""
+    return [{"job_id": spec.id, "role": s.role, "name": os.fsencode(s.name), "sha256": s.sha256} for s in spec.sources]
+
+
 def named(out_name: str) -> dict[str, Any]:
     """The columns of an output name: as it is written, and as it is compared."""
     return {"out_name": out_name, "out_key": out_key(out_name)}
@@ -147,4 +172,9 @@ def out_key(out_name: str) -> str:
 
 def event(job_id: str, state: str, note: str) -> JobEventRow:
     """A line of history, of now."""
-    return JobEventRow(job_id=job_id, at_ms=now_ms(), state=state, note=note)
+    return JobEventRow(**event_row(job_id, state, note))
+
+
+def event_row(job_id: str, state: str, note: str) -> dict[str, Any]:
+    """The same as columns, to write many at once."""
+    return {"job_id": job_id, "at_ms": now_ms(), "state": str(state), "note": note}

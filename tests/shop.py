@@ -77,7 +77,7 @@ class Shop:
         spec = self.spool.accept(job_id, fill)
         self.spool.set_prepared(job_id, raw_inputs(self.spool.folder(job_id)))
         self.ledger.insert(spec, max_attempts=3)
-        self.ledger.set_released(job_id)
+        self.ledger.set_released([job_id])
         self.ledger.set_prepared(job_id, frames=25, duration_ms=1000)
         return job_id
 

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
+from lipsyncd import intake
 from lipsyncd.job import Job, JobState, new_id
-from tests.core_kit import as_nobody
+from tests.core_kit import as_nobody, spec_of
 from tests.desk import Desk, reason
 from tests.home import picture, put, sound
 from tests.media_kit import tone, wav
@@ -304,3 +307,79 @@ def test_two_drops_of_the_same_bytes_are_two_jobs_with_one_key(desk: Desk) -> No
     desk.pair(seed=1)
     assert desk.ledger.idem_key(desk.take_one().id) != desk.ledger.idem_key(first.id)
     assert replace(first, id=second.id) != second
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+def test_a_burst_shares_its_commits_and_is_taken_in_the_order_of_its_names(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_SHORTEST_PASS_S", 60.0)  # one pass, however slow the disk
+    for number in range(70):
+        desk.pair(f"p{number:02}", seed=number)
+    commits = []
+    event.listen(desk.ledger._engine, "commit", commits.append)
+    names = [accepted.job.name for accepted in desk.take()]
+    assert names == [f"p{number:02}" for number in range(70)]
+    assert [job.seq for job in desk.ledger.in_state(JobState.QUEUED)] == list(range(1, 71))
+    assert len(commits) <= 5  # 32 + 32 + 6 rows, and once that their files are gone from the inbox
+    assert desk.left == []
+    assert desk.ledger.unreleased() == []
+
+
+def test_a_burst_with_one_name_twice_still_becomes_jobs_of_different_names(desk: Desk) -> None:
+    desk.put("anna.png", picture())
+    for number in range(3):
+        desk.put(f"v{number}.wav", sound(seed=number))
+        desk.manifest(f"m{number}", audio=f"v{number}.wav", out_name="same")
+    jobs = [accepted.job for accepted in desk.take()]
+    assert [job.out_name for job in jobs] == ["same", "same (2)", "same (3)"]
+    assert desk.left == []
+
+
+def test_two_manifests_of_one_id_in_one_scan_are_one_job(desk: Desk) -> None:
+    wanted = new_id()
+    desk.put("anna.png", picture())
+    desk.put("anna.wav", sound())
+    for name in ("one", "two"):
+        desk.manifest(name, id=wanted)
+    assert [accepted.job.id for accepted in desk.take()] == [wanted]
+    assert desk.left == []
+
+
+def test_a_scan_that_is_told_to_stop_leaves_the_rest_for_the_next(desk: Desk) -> None:
+    for number in range(5):
+        desk.pair(f"p{number}", seed=number)
+    desk.scan()
+    desk.clock.wait(2)
+    asked = iter((False, False, True))
+    assert len(desk.intake.scan(lambda: next(asked))) == 2
+    assert desk.intake.cut_short
+    assert len(desk.left) == 6
+    assert len(desk.scan()) == 3
+    assert not desk.intake.cut_short
+
+
+def test_a_ledger_without_room_keeps_what_was_accepted_and_takes_nothing_twice(desk: Desk) -> None:
+    """The disk fills up between the spool's commit and the row: the job is there, and gets its row later."""
+    limit = "PRAGMA max_page_count={}".format
+    desk.pair()
+    desk.scan()
+    with desk.ledger._engine.connect() as connection:
+        connection.exec_driver_sql(limit(1))  # SQLite takes the present size for it
+    with pytest.raises(OperationalError, match="full"):
+        for number in range(1000):
+            desk.ledger.insert(spec_of(f"filler {number}"), max_attempts=3)
+    for _ in range(3):
+        with pytest.raises(OperationalError, match="full"):
+            desk.scan(after_s=2)
+    assert len(desk.spool.ids()) == 1
+    assert desk.left == ["anna.png", "anna.wav"]
+
+    with desk.ledger._engine.connect() as connection:
+        connection.exec_driver_sql(limit(1_000_000))
+    assert [accepted.job.name for accepted in desk.scan()] == ["anna"]
+    assert desk.scan(after_s=2) == []
+    assert desk.left == []
+    assert len(desk.spool.ids()) == 1

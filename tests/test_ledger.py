@@ -357,7 +357,7 @@ def test_the_same_drop_is_accepted_once_while_its_files_lie_there(ledger: Ledger
     with pytest.raises(DropKnown):
         ledger.insert(spec_of(sources=files), max_attempts=3)
     assert ledger.unreleased() == [first.id]
-    ledger.set_released(first.id)
+    ledger.set_released([first.id])
     assert ledger.unreleased() == []
     assert ledger.insert(spec_of(sources=files), max_attempts=3) is not None
 
