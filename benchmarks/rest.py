@@ -8,7 +8,9 @@ runs on loopback and on this machine, the client included, so only the ratios me
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -17,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -32,20 +35,23 @@ CONNECTIONS = 50
 ROUND_S = 1.5
 ROUNDS = 6
 ROWS = 100_000
+IDS = 100  # that are asked for by turns
 KEY = "one-long-word"
 
 
-async def measure(port: int, path: str, seconds: float) -> tuple[float, float]:
-    """Requests per second and the 99th percentile in milliseconds, from `CONNECTIONS` at a time."""
-    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
+async def measure(port: int, ids: Sequence[str], seconds: float) -> tuple[float, float]:
+    """Requests per second and the 99th percentile in milliseconds, from `CONNECTIONS` that ask for each of `ids`."""
+    head = "HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer"
+    requests = [f"GET /talk-status/{job_id} {head} {KEY}\r\n\r\n".encode() for job_id in ids]
     took: list[float] = []
     until = time.perf_counter() + seconds
 
-    async def client() -> None:
+    async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        turn = itertools.cycle(requests[number % len(requests) :] + requests[: number % len(requests)])
         while time.perf_counter() < until:
             began = time.perf_counter()
-            writer.write(request)
+            writer.write(next(turn))
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200"), head
             length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
@@ -54,7 +60,7 @@ async def measure(port: int, path: str, seconds: float) -> tuple[float, float]:
         writer.close()
 
     began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(client(number) for number in range(CONNECTIONS)))
     took.sort()
     return len(took) / (time.perf_counter() - began), took[int(len(took) * 0.99)] * 1000
 
@@ -90,7 +96,7 @@ def bare(ledger: str, pipe: Any) -> None:
 
 def fill(ledger: Path, like: str, rows: int) -> None:
     """Copies of one ended job, under ids of their own."""
-    with sqlite3.connect(ledger) as connection:
+    with contextlib.closing(sqlite3.connect(ledger)) as connection, connection:
         names = [row[1] for row in connection.execute("PRAGMA table_info(job)")]
         [row] = connection.execute(f"SELECT {', '.join(names)} FROM job WHERE id=?", (like,))
         [top] = connection.execute("SELECT max(seq) FROM job").fetchone()
@@ -103,6 +109,13 @@ def fill(ledger: Path, like: str, rows: int) -> None:
             return values
 
         connection.executemany(f"INSERT INTO job VALUES({marks})", (copy(n) for n in range(1, rows + 1)))
+
+
+def ids_in(ledger: Path) -> list[str]:
+    """A hundred jobs, spread over all that there are."""
+    with contextlib.closing(sqlite3.connect(ledger)) as connection:
+        ids = [row[0] for row in connection.execute("SELECT id FROM job WHERE state='done' ORDER BY seq")]
+    return ids[:: max(1, len(ids) // IDS)][:IDS]
 
 
 def order(api: Api, seconds: float, renderer: str) -> str:
@@ -122,9 +135,9 @@ class Round:
     cpu_ms: float
 
 
-def one_round(pid: int, port: int, path: str) -> Round:
+def one_round(pid: int, port: int, ids: Sequence[str]) -> Round:
     before = cpu_s(pid)
-    rate, p99_ms = asyncio.run(measure(port, path, ROUND_S))
+    rate, p99_ms = asyncio.run(measure(port, ids, ROUND_S))
     return Round(rate, p99_ms, (cpu_s(pid) - before) * 1000 / (rate * ROUND_S))
 
 
@@ -150,28 +163,34 @@ def main() -> None:
         parent, child = multiprocessing.Pipe()
         process = multiprocessing.Process(target=bare, args=(str(ledger), child), daemon=True)
         process.start()
-        bare_port, path = parent.recv(), f"/talk-status/{done}"
+        bare_port, few = parent.recv(), ids_in(ledger)
         assert api.home.daemon is not None
         assert process.pid is not None
         us, it = (api.home.daemon.pid, api.port), (process.pid, bare_port)
         # By turns, so that whatever else this machine does meets both.
-        pairs = [(one_round(*us, path), one_round(*it, path)) for _ in range(ROUNDS)]
+        before = [(one_round(*us, few), one_round(*it, few)) for _ in range(ROUNDS)]
         fill(ledger, done, ROWS)
-        full = [one_round(*us, path) for _ in range(ROUNDS)]
+        many = ids_in(ledger)
+        after = [(one_round(*us, many), one_round(*it, many)) for _ in range(ROUNDS)]
         process.terminate()
     shutil.rmtree(folder)
-    few, plain, many = middle([ours for ours, _ in pairs]), middle([other for _, other in pairs]), middle(full)
-    for name, found in (
-        ("GET /talk-status, 100 rows", few),
-        ("a bare aiohttp handler, the same read and key", plain),
-        (f"GET /talk-status, {ROWS} rows", many),
-    ):
-        print(f"{name:46} {found.rate:6.0f}/s   p99 {found.p99_ms:5.1f} ms   {found.cpu_ms:.3f} ms of CPU each")
-    ratio = statistics.median(ours.rate / other.rate for ours, other in pairs)
-    print(
-        f"rate {ratio:.2f} of the bare handler's, CPU {few.cpu_ms / plain.cpu_ms:.2f} of it; "
-        f"p99 with {ROWS} rows {many.p99_ms / few.p99_ms:.2f} of that with 100"
+    tell("100 rows", before)
+    tell(f"{ROWS} rows", after)
+    ours, others = (
+        middle([pair[who] for pair in after]).p99_ms / middle([pair[who] for pair in before]).p99_ms for who in (0, 1)
     )
+    print(f"p99 with {ROWS} rows: {ours:.2f} of that with 100; the bare handler's {others:.2f}")
+
+
+def tell(rows: str, pairs: list[tuple[Round, Round]]) -> None:
+    """Medians of ours and of the bare handler's rounds, and how they compare in each pair."""
+    ours, other = middle([pair[0] for pair in pairs]), middle([pair[1] for pair in pairs])
+    for name, found in (("GET /talk-status", ours), ("the bare handler", other)):
+        print(
+            f"{rows:12} {name:18} {found.rate:6.0f}/s   p99 {found.p99_ms:5.1f} ms   {found.cpu_ms:.3f} ms of CPU each"
+        )
+    ratio = statistics.median(one.rate / two.rate for one, two in pairs)
+    print(f"{rows:12} rate {ratio:.2f} of the bare handler's, CPU {ours.cpu_ms / other.cpu_ms:.2f} of it")
 
 
 if __name__ == "__main__":

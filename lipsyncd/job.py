@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 
@@ -57,6 +58,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+@lru_cache(1024)  # who polls asks for the same few instants again and again
 def utc_text(at_ms: int | None) -> str | None:
     """ISO 8601 in UTC to the millisecond, such as 2026-11-22T16:19:00.250Z."""
     if at_ms is None:

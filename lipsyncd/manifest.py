@@ -36,6 +36,7 @@ MAX_URL_CHARS = 4096
 MAX_NAME_BYTES = 200
 MAX_FILE_NAME_BYTES = 255  # what Linux file systems take
 MAX_RATE_TERM = 1_000_000  # a frame rate's numerator: MP4 and ffmpeg count in 32 bits
+_ID = re.compile(r"tlk_[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def canonical_id(text: str) -> str:
     """
     lower = text.lower()
     digits = lower[4:] if lower.startswith("tlk_") else lower.replace("-", "")
-    if not re.fullmatch(r"tlk_[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lower):
+    if not _ID.fullmatch(lower):
         raise ValueError("a UUID as 36 characters, or tlk_ and 32 hexadecimal digits")
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from lipsyncd.job import Job, JobState, utc_text
 
@@ -81,16 +81,35 @@ def talk(job: Job, *, result_url: str | None = None) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def error(job: Job) -> dict[str, str]:
-    """Why a job ended without a video, under D-ID's name for that kind of reason, with our own code beside it."""
+class Ended(Protocol):
+    """What `description` wants to know of a job."""
+
+    @property
+    def state(self) -> JobState: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def remedy(self) -> str | None: ...
+
+
+def description(job: Ended) -> str:
+    """Why a job ended without a video, and what to do about it, in one sentence."""
     if job.state is JobState.CANCELLED:
-        return {"kind": "UnknownError", "description": "cancelled on request", "code": "cancelled"}
-    code, why = job.reason_code or "internal-error", job.reason or "unknown internal error"
+        return "cancelled on request"
+    why = job.reason or "unknown internal error"
+    return f"{why}; {job.remedy}" if job.remedy else why
+
+
+def error(job: Job) -> dict[str, str]:
+    """The same under D-ID's name for that kind of reason, with our own code beside it."""
+    if job.state is JobState.CANCELLED:
+        return {"kind": "UnknownError", "description": description(job), "code": "cancelled"}
+    code = job.reason_code or "internal-error"
     kind = next((kind for prefix, kind in _KINDS.items() if code.startswith(prefix)), "UnknownError")
     if code.startswith("fetch-"):
         voice = str(said(job).get("audio_url", "")).partition("?")[0]
-        kind = "AudioError" if voice and voice in why else "SourceError"
-    return {"kind": kind, "description": f"{why}; {job.remedy}" if job.remedy else why, "code": code}
+        kind = "AudioError" if voice and voice in (job.reason or "") else "SourceError"
+    return {"kind": kind, "description": description(job), "code": code}
 
 
 def _user_data(job: Job) -> str | None:

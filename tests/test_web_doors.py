@@ -246,6 +246,9 @@ def test_our_own_pages_and_listed_origins_are_let_in(open_api: Api) -> None:
     assert open_api.get("/credits", Origin=own).status == 200
     listed = open_api.get("/credits", Origin="https://studio.example.org")
     assert (listed.status, listed.headers["Access-Control-Allow-Origin"]) == (200, "https://studio.example.org")
+    refused = open_api.get("/nothing", Origin="https://studio.example.org")
+    assert refused.refused(404, "NotFoundError")
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://studio.example.org"  # its page may read why
     preflight = open_api.call(
         "OPTIONS",
         "/talks",

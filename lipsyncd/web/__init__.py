@@ -8,6 +8,7 @@
     forms     multipart bodies to disk, counted
     counter   what the routes do alike
     reading   the ledger's view, for several threads
+    turns     one thread that answers many at a time
     stock     uploads, checked fully before they are accepted
     files     videos and uploads, with ranges
     voices    what text is spoken with

@@ -28,8 +28,9 @@ from lipsyncd.submit import leave
 from lipsyncd.talk import said
 from lipsyncd.uploads import PREFIX
 from lipsyncd.web.orders import Order, job_id_of
-from lipsyncd.web.reading import Reader
+from lipsyncd.web.reading import Reader, Standing
 from lipsyncd.web.replies import ApiError, bad_request
+from lipsyncd.web.turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Desk:
         self.closing = False
         self._spool = Spool(folders.spool)
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="web-read")
-        self._row_thread = ThreadPoolExecutor(1, thread_name_prefix="web-row")
+        self._rows = Turns("web-row")
         self._one_at_a_time = asyncio.Lock()
         self._waiting = 0
 
@@ -65,8 +66,8 @@ class Desk:
 
     def close(self) -> None:
         self.closing = True
-        for pool in (self._threads, self._row_thread):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._rows.close()
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -78,10 +79,20 @@ class Desk:
     async def look(self, job_id: str) -> Job | None:
         """As `find`, for a job that most likely has a row.
 
-        One thread that reads rows alone: more of them would only wait for each other, and it waits for no inbox.
+        One thread reads rows alone: more of them would only wait for each other, and it waits for no inbox.
         """
-        row = await asyncio.get_running_loop().run_in_executor(self._row_thread, self.view.exact, job_id)
-        return row or await self.run(self.find, job_id)
+        return await self._rows.ask(self.view.exact, job_id) or await self.run(self.find, job_id)
+
+    async def standing(self, job_id: str) -> Standing | None:
+        """How the job stands: as `look`, with fewer columns."""
+        return await self._rows.ask(self.view.standing, job_id) or await self.run(self._pending_standing, job_id)
+
+    def _pending_standing(self, job_id: str) -> Standing | None:
+        job = self.find(job_id)
+        if job is None:
+            return None
+        created_ms = said(job).get("created_ms", job.accepted_ms)
+        return Standing(job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy)
 
     def _pending(self, job_id: str) -> Job | None:
         """A job whose manifest lies in the inbox still."""
@@ -128,23 +139,20 @@ class Desk:
         jobs = [job for job_id in without_row if (job := self._pending(job_id)) is not None]
         return sorted(jobs, key=lambda job: (-job.accepted_ms, job.id))
 
-    async def watch(self, job_id: str, wait_s: float) -> Job | None:
-        """The job, as soon as it has ended, at the latest after `wait_s` seconds; at once while many wait already."""
+    async def until_ended(self, job_id: str, wait_s: float) -> None:
+        """Return when the job has ended, at the latest after `wait_s` seconds; at once while many wait already."""
         if wait_s <= 0 or self._waiting >= _MOST_WAITING:
-            return await self.look(job_id)
+            return
         self._waiting += 1
+        deadline = time.monotonic() + min(wait_s, MOST_WAIT_S)
         try:
-            return await self._watch(job_id, time.monotonic() + min(wait_s, MOST_WAIT_S))
+            while not self.closing and (left_s := deadline - time.monotonic()) > 0:
+                job = await self.standing(job_id)
+                if job is None or job.state.ended:
+                    return
+                await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
         finally:
             self._waiting -= 1
-
-    async def _watch(self, job_id: str, deadline: float) -> Job | None:
-        while True:
-            job = await self.look(job_id)
-            left_s = deadline - time.monotonic()
-            if job is None or job.state.ended or left_s <= 0 or self.closing:
-                return job
-            await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
 
     def counts(self) -> tuple[int, int]:
         """How many jobs wait, and how many are worked on."""

@@ -19,7 +19,7 @@ from aiohttp import web
 from lipsyncd.keys import Key, check_bind, digest_of, is_address
 from lipsyncd.settings import Web
 from lipsyncd.talk import OWNER
-from lipsyncd.web.replies import ApiError, Handler
+from lipsyncd.web.replies import ApiError, Handler, reply_to
 
 _MOST_HEADER_CHARS = 4096
 _ALLOWED_HEADERS = "authorization, content-type, accept, x-origin, x-api-key, idempotency-key"
@@ -58,6 +58,7 @@ class Doors:
         self.settings = settings
         self.keys = keys
         self._known: dict[tuple[str | None, str | None], str] = {}
+        self._own_names: set[str] = set()
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
         check_bind(settings, keys)
@@ -90,16 +91,21 @@ class Doors:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The only one: every request comes in here, and every answer goes out, whatever was raised meanwhile."""
         origin = request.headers.get("Origin", "").lower().rstrip("/")
         welcome = origin in self._origins
         if welcome and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return web.Response(status=204, headers=self._cors(origin))
-        if not self.keys:
-            self._check_names(request, origin, welcome=welcome)
-        request[_CALLER] = self._caller(request)
-        response = await handler(request)
+        response: web.StreamResponse
+        try:
+            if not self.keys:
+                self._check_names(request, origin, welcome=welcome)
+            request[_CALLER] = self._caller(request)
+            response = await handler(request)
+        except Exception as error:
+            response = reply_to(request, error)
         if welcome and not response.prepared:
-            response.headers.update(self._cors(origin))
+            response.headers.update(self._cors(origin))  # a refusal too: pages could not read it otherwise
         return response
 
     def _caller(self, request: web.Request) -> str:
@@ -114,7 +120,7 @@ class Doors:
 
     def _check_names(self, request: web.Request, origin: str, *, welcome: bool) -> None:
         host = request.headers.get("Host", "")
-        if not self._is_ours(host):
+        if host not in self._own_names and not self._is_ours(host):
             raise ApiError(
                 403, "PermissionError",
                 f"this server has no key and is not asked for under the name {_name(host)!r}; "
@@ -124,9 +130,17 @@ class Doors:
             raise ApiError(403, "PermissionError", f"pages of {origin} may not use this server; see web.cors_origins")
 
     def _is_ours(self, host: str) -> bool:
-        """A name that no stranger can point at this machine: an address, a name without dots, a listed one."""
+        """A name that no stranger can point at this machine: an address, a name without dots, a listed one.
+
+        Remembers what is, as `owner` does.
+        """
         name = _name(host)
-        return is_address(name) or name in self._hosts or bool(name and "." not in name)
+        ours = is_address(name) or name in self._hosts or bool(name and "." not in name)
+        if ours:
+            if len(self._own_names) >= _MOST_KNOWN:
+                self._own_names.clear()
+            self._own_names.add(host)
+        return ours
 
     @staticmethod
     def _cors(origin: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from lipsyncd import __version__, gpu, talk
-from lipsyncd.job import Job, JobState, utc_text
+from lipsyncd.job import JobState, utc_text
 from lipsyncd.links import Links
 from lipsyncd.uploads import Upload
 from lipsyncd.web.counter import Counter, wait_s
@@ -16,6 +16,7 @@ from lipsyncd.web.desk import Desk
 from lipsyncd.web.doors import public
 from lipsyncd.web.files import id_in
 from lipsyncd.web.orders import read_generate
+from lipsyncd.web.reading import Standing
 from lipsyncd.web.replies import bad_request, json_reply, not_found
 from lipsyncd.web.stock import AUDIO, IMAGE
 
@@ -57,23 +58,25 @@ class Original:
 
     async def status(self, request: web.Request) -> web.Response:
         """How a job stands; with `?wait=SECONDS` as soon as it has ended."""
-        job = await self.desk.watch(id_in(request), wait_s(request))
+        job_id = id_in(request)
+        await self.desk.until_ended(job_id, wait_s(request))
+        job = await self.desk.standing(job_id)
         if job is None:
             raise not_found("no job has that id")
-        return json_reply(self._told(job), headers=None if job.state.ended else _LOOK_AGAIN)
+        return json_reply(self._told(job_id, job), headers=None if job.state.ended else _LOOK_AGAIN)
 
-    def _told(self, job: Job) -> dict[str, Any]:
+    def _told(self, job_id: str, job: Standing) -> dict[str, Any]:
         done = job.state is JobState.DONE
         failed = job.state.ended and not done
         return {
-            "id": job.id,
+            "id": job_id,
             "status": _STATUS[job.state],
-            "result_url": self.links.video(job.id) if done else None,
+            "result_url": self.links.video(job_id) if done else None,
             "progress": round(job.fraction, 3),
-            "created_at": utc_text(talk.said(job).get("created_ms", job.accepted_ms)),
+            "created_at": utc_text(job.created_ms),
             "started_at": utc_text(job.started_ms),
             "completed_at": utc_text(job.finished_ms),
-            "error": talk.error(job)["description"] if failed else None,
+            "error": talk.description(job) if failed else None,
         }
 
     async def upload_image(self, request: web.Request) -> web.Response:

@@ -98,33 +98,24 @@ def too_large(path: str, limit_bytes: int) -> ApiError:
     return ApiError(status, "InvalidFileSizeError", f"file size exceeded {limit_bytes / 1e6:g} MB")
 
 
-def json_reply(
-    body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None, dumps: Callable[[Any], str] = json.dumps
-) -> web.Response:
+def json_reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """JSON that no cache keeps and no browser takes for anything else."""
-    return web.Response(
-        body=dumps(body).encode(),
-        status=status,
-        headers={**_HEADERS, **(headers or {})},
-    )
+    told = {**_HEADERS, **headers} if headers else _HEADERS
+    return web.Response(body=json.dumps(body).encode(), status=status, headers=told)
 
 
-@web.middleware
-async def in_one_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The outermost middleware: turns whatever is raised below it into an answer."""
-    try:
-        return await handler(request)
-    except ApiError as error:
+def reply_to(request: web.Request, error: Exception) -> web.Response:
+    """The answer for whatever a handler has raised. Raises it again when nobody listens any more."""
+    if isinstance(error, ConnectionError):
+        raise error
+    if isinstance(error, ApiError):
         return error.reply()
-    except web.HTTPException as error:
+    if isinstance(error, web.HTTPException):
         return _of_aiohttp(request, error).reply()
-    except LipsyncdError as error:
+    if isinstance(error, LipsyncdError):
         return _of_ours(error).reply()
-    except ConnectionError:
-        raise  # nobody listens any more
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        return ApiError(500, "InternalServerError", "internal server error").reply()
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return ApiError(500, "InternalServerError", "internal server error").reply()
 
 
 def _of_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:

@@ -29,7 +29,7 @@ from lipsyncd.web.doors import Doors, public
 from lipsyncd.web.files import Files
 from lipsyncd.web.manners import Manners
 from lipsyncd.web.original import Original
-from lipsyncd.web.replies import in_one_shape, json_reply
+from lipsyncd.web.replies import json_reply
 from lipsyncd.web.stock import Stock
 from lipsyncd.web.talks import Talks
 from lipsyncd.web.vital_signs import VitalSigns
@@ -129,7 +129,7 @@ class WebServer:
 
     def _app(self, desk: Desk, counter: Counter) -> web.Application:
         app = web.Application(
-            middlewares=[in_one_shape, self.doors.middleware],
+            middlewares=[self.doors.middleware],
             client_max_size=_BODY_BYTES,
         )
         voices = Voices(self.settings.speech, desk)
@@ -166,7 +166,7 @@ class WebServer:
 def _of_the_protocol() -> logging.Logger:
     """Where aiohttp tells of what is no HTTP: a stranger's bytes are worth a line at debug level, and no traceback.
 
-    What goes wrong in a handler never comes here: `replies.in_one_shape` has told it.
+    What goes wrong in a handler never comes here: `replies.reply_to` has told it.
     """
 
     def quietly(record: logging.LogRecord) -> bool:

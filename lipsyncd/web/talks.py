@@ -72,7 +72,9 @@ class Talks:
 
     async def get(self, request: web.Request) -> web.Response:
         """The whole talk; with `?wait=SECONDS` as soon as it has ended."""
-        job = await self.desk.watch(id_in(request), wait_s(request))
+        job_id = id_in(request)
+        await self.desk.until_ended(job_id, wait_s(request))
+        job = await self.desk.look(job_id)
         if job is None:
             raise not_found()
         return json_reply(self._told(job, request), headers=None if job.state.ended else _LOOK_AGAIN)
