@@ -108,6 +108,7 @@ class LocalChild:
         self.starts = 0
         self._process: _Process | None = None
         self._last_used_s = time.monotonic()
+        self._watched_s: float | None = None
 
     @property
     def pid(self) -> int | None:
@@ -116,6 +117,11 @@ class LocalChild:
     def idle_s(self) -> float:
         """How long a living child has had nothing to do; 0 while there is none."""
         return 0.0 if self._process is None else time.monotonic() - self._last_used_s
+
+    def unwatched_s(self) -> float:
+        """How long ago the render under way was last looked after, several times a second; 0 without a render."""
+        watched_s = self._watched_s
+        return 0.0 if watched_s is None else time.monotonic() - watched_s
 
     # -- its life ------------------------------------------------------------------------------------------------------
 
@@ -198,7 +204,7 @@ class LocalChild:
             self.close()
             raise
         finally:
-            self._last_used_s = time.monotonic()
+            self._last_used_s, self._watched_s = time.monotonic(), None
         if isinstance(answer, Result):
             return answer
         if answer.code == CANCELLED:
@@ -212,7 +218,7 @@ class LocalChild:
         asked_to_stop: float | None = None
         while True:
             message = self._receive(process)
-            now = time.monotonic()
+            now = self._watched_s = time.monotonic()
             if message is not None:
                 heard = now
             if isinstance(message, Result | Failure) and message.job_id == request.job_id:

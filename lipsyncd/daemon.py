@@ -5,6 +5,7 @@
     prepare   fetches, speaks, decodes what waits
     worker    one for each device: renders and publishes
     web       answers REST, in an event loop of its own
+    pulse     tells systemd how we do, when it listens
 
 Threads tell each other with events only; what is to be done stands in the ledger.
 """
@@ -35,12 +36,15 @@ from lipsyncd.intake import Intake
 from lipsyncd.jail import landlock_abi
 from lipsyncd.job import now_ms
 from lipsyncd.ledger import Ledger
+from lipsyncd.ledger_view import LedgerView
 from lipsyncd.lock import InstanceLock
 from lipsyncd.outbox import Outbox
 from lipsyncd.overview import STATUS_FILE
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.prepare import Preparer
+from lipsyncd.pulse import Pulse
 from lipsyncd.recovery import open_ledger, recover
+from lipsyncd.sd_notify import Notifier
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Spool
 from lipsyncd.vitals import Vitals
@@ -94,12 +98,16 @@ class Daemon:
         self._rendering: list[tuple[LocalChild, threading.Thread]] = []
         self._failures = 0
         self._scanned_s = time.monotonic()
+        self._inbox_there = True
+        view = LedgerView(self.folders.state / "ledger.db")
+        self._pulse = Pulse(Notifier(), facts=lambda: self._vitals.facts(), view=view)
 
     # -- start and stop ------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Raises `ConfigError` or `AnotherDaemonRuns` when it cannot begin."""
         started_s = time.monotonic()
+        self._pulse.starting()
         for note in self.settings.notes:
             log.info("%s", note)
         ffmpeg = find_ffmpeg(self.settings.render.ffmpeg)
@@ -115,10 +123,12 @@ class Daemon:
             log.info(
                 "lipsyncd %s ready in %.2f s, inbox %s", __version__, time.monotonic() - started_s, self._inbox.root
             )
+            self._pulse.ready()
             self._loop()
             return self._end()
         finally:
             lock.release()
+            self._pulse.end()
 
     def stop(self) -> None:
         self._stop.set()
@@ -190,7 +200,7 @@ class Daemon:
             touch=lambda: self._ledger.touch(),
             scan_age_s=lambda: time.monotonic() - self._scanned_s,
             scan_due_s=lambda: watch.rescan_s if self._watch.events else watch.poll_s,
-            workers=lambda: [facts.Worker(c.device, thread.is_alive(), c.starts) for c, thread in self._rendering],
+            workers=lambda: [_worker_facts(*one) for one in self._rendering],
             webhooks=lambda: {state.value: n for state, n in self._webhooks.tries.items()},
             blocked=outgoing.blocked,
             vram=self._vram,
@@ -252,6 +262,7 @@ class Daemon:
         log.info("stopping: a running job has %g s to finish", grace_s)
         deadline = time.monotonic() + grace_s
         self._vitals.drain()
+        self._pulse.stopping(grace_s)
         self._ring.set()
         self._prepare.set()
         self._weights.stop(0)
@@ -322,8 +333,8 @@ class Daemon:
             "at_ms": now_ms(),
             "version": __version__,
             "inbox": str(self._inbox.root),
-            "inbox_available": self.folders.available("inbox"),
-            "outbox_available": self.folders.available("outbox"),
+            "inbox_available": self._inbox_there,
+            "outbox_available": not self._vitals.fault("outbox"),
             "watch": "events" if self._watch.events else "polling",
             "scan_age_s": round(time.monotonic() - self._scanned_s, 1),
             "waiting": waiting,
@@ -340,7 +351,8 @@ class Daemon:
         complained = False
         while not self._stop.is_set():
             self._ring.clear()
-            if not self.folders.available("inbox"):
+            self._inbox_there = self.folders.available("inbox")
+            if not self._inbox_there:
                 if not complained:
                     log.warning("the inbox %s is not mounted, or is another folder than before", self._inbox.root)
                 complained = True
@@ -383,6 +395,10 @@ class Daemon:
             log.exception("unexpected failure")
         self._stop.wait(_TICK_S)
         return False
+
+
+def _worker_facts(child: LocalChild, thread: threading.Thread) -> facts.Worker:
+    return facts.Worker(child.device, thread.is_alive(), child.starts, child.unwatched_s())
 
 
 def rules_of(settings: Settings) -> Rules:

@@ -13,11 +13,16 @@ from lipsyncd.job import JobState
 
 @dataclass(frozen=True)
 class Worker:
-    """The worker of one device. `loads` counts the render children that it has started."""
+    """The worker of one device.
+
+    loads        how many render children it has started
+    unwatched_s  since it last looked after the render under way; 0 without one
+    """
 
     device: str
     up: bool
     loads: int = 0
+    unwatched_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Two questions that a supervisor asks: does the daemon live, and can it do its work? Pure, over `Facts`.
+"""Three questions that a supervisor asks: does the daemon live, can it do its work, would a restart help? Pure.
 
-Live is about the process alone: a restart would help, so neither ledger nor shares nor GPU are asked. Ready is about
-what it needs: a restart would not help, and whoever sends work may wait or go elsewhere. Idle and unloaded is ready.
+Live is about the process alone, so neither ledger nor shares nor GPU are asked. Ready is about what it needs: a restart
+would not help, and whoever sends work may wait or go elsewhere. Idle and unloaded is ready. Stuck is what systemd's
+watchdog acts on, so it is slow to say so: whoever waits for a dead file server would wait for it again after a restart.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from lipsyncd.facts import Facts
 
 TICK_LIMIT_S = 20.0  # the main loop comes round ten times a second; a write to a busy disk may hold it up
 MISSED = 3  # probes or scans that may be late before that is a fault
+
+# How long a part may make no step at all before it counts as stuck. A step of the main loop may copy a video to a slow
+# archive, one of the scan a drop out of a slow inbox; writing the ledger gives up by itself after seconds.
+MAIN_STUCK_S = 300.0
+SCAN_STUCK_S = 900.0
+LEDGER_STUCK_S = 60.0
+RENDER_STUCK_S = 60.0
+_ON_SHARES = ("inbox", "outbox", "disk")  # probes that may hang with a file server
 
 
 def live(facts: Facts) -> tuple[bool, Mapping[str, Any]]:
@@ -39,3 +48,23 @@ def _failing(facts: Facts) -> Iterator[tuple[str, str]]:
     for worker in facts.workers:
         if not worker.up:
             yield f"worker-{worker.device}", "its thread has ended"
+
+
+def stuck(facts: Facts) -> str:
+    """What a restart would mend, for people; "" while everything moves, or waits for what a restart would wait for."""
+    late = facts.probe_age_s > MISSED * facts.probe_due_s
+    if facts.probing == "ledger" and facts.probe_age_s > LEDGER_STUCK_S:
+        return f"the ledger has taken no write for {facts.probe_age_s:.0f} s"
+    for worker in facts.workers:
+        if not worker.up and not facts.draining:
+            return f"the thread of the worker for {worker.device} has ended"
+        if worker.unwatched_s > RENDER_STUCK_S:
+            return f"nobody has looked after the render on {worker.device} for {worker.unwatched_s:.0f} s"
+    if late and facts.probing in _ON_SHARES:
+        return ""
+    if facts.tick_age_s > MAIN_STUCK_S:
+        return f"the main loop has not come round for {facts.tick_age_s:.0f} s"
+    waiting = facts.faults.get("inbox") or facts.faults.get("disk")
+    if facts.scan_age_s > max(SCAN_STUCK_S, MISSED * facts.scan_due_s) and not waiting and not facts.draining:
+        return f"the inbox was last scanned {facts.scan_age_s:.0f} s ago, and it is there"
+    return ""

@@ -113,6 +113,17 @@ class LedgerView:
             [oldest] = connection.execute("SELECT min(accepted_ms) FROM job WHERE state='queued'").fetchone()
             return None if oldest is None else int(oldest)
 
+    def queue(self) -> tuple[int, str]:
+        """How many jobs wait, and the code of what blocks one of them; "" when none is blocked."""
+        wanted = (
+            "SELECT count(*), coalesce(max(CASE WHEN attempt=0 THEN reason_code END), '') FROM job WHERE state='queued'"
+        )
+        with self._open() as connection:
+            if connection is None:
+                return 0, ""
+            length, code = connection.execute(wanted).fetchone()
+            return int(length), str(code)
+
     def blocked(self, renderer: str, codes: Sequence[str]) -> tuple[str, str] | None:
         """Code and message of a job of that renderer that waits for one of these reasons; None when none does."""
         marks = ",".join("?" * len(codes))

@@ -111,6 +111,14 @@ class Vitals:
         """For `/health/ready`: 200 or 503, and the body."""
         return health.ready(self._facts())
 
+    def fault(self, check: str) -> str:
+        """Why a check fails, as far as the last probe has found; "" when it passes."""
+        return self._faults.get(check, "")
+
+    def facts(self) -> Facts:
+        """How the daemon stands, without what only metrics tell."""
+        return self._facts()
+
     def metrics(self) -> bytes:
         """For `/metrics`: text of the type `METRICS_TYPE`. Reads the ledger. Raises `LedgerError`."""
         oldest_ms = self._view.oldest_queued_ms()

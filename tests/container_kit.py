@@ -74,6 +74,15 @@ class PipSource:
         for name, value in re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", told, re.MULTILINE):
             parser["global"][name] = value.replace("\\n", "\n")
         words = " ".join(parser["global"].values()).split()
-        paths = {Path(word.removeprefix("file://")) for word in words if word.startswith(("/", "file:///"))}
+        paths = {
+            _with_neighbours(Path(word.removeprefix("file://")))
+            for word in words
+            if word[0] == "/" or "file:///" in word
+        }
         lines = "".join(f"{name} = {value}\n" for name, value in parser["global"].items())
         return cls(f"[global]\n{lines}", tuple(sorted(path for path in paths if path.exists())))
+
+
+def _with_neighbours(path: Path) -> Path:
+    """The folder around an index on disk, which may name files beside itself; one close to the root stays alone."""
+    return path.parent if path.is_dir() and len(path.parts) > 3 else path

@@ -23,7 +23,7 @@ FOLDERS = ("media", "renderers", "settings", "web", "weights")  # a folder of mo
 # An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
 LEVELS: tuple[tuple[str, str], ...] = (
     ("nothing of ours", "lipsyncd errors"),
-    ("pure", "delivery failpoints footage job landlock log manifest protocol seccomp watch"),
+    ("pure", "delivery failpoints footage job landlock log manifest protocol sd_notify seccomp watch"),
     (
         "one tool each",
         (
@@ -39,7 +39,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
         ),
     ),
     ("the ledger's file", "ledger_engine"),
-    ("folders and the ledger", "folders inbox ledger overview screening sidecar"),
+    ("folders and the ledger", "folders inbox ledger overview pulse screening sidecar"),
     ("joins of edges", "intake keep outbox submit vitals waiting webhooks"),
     ("ends of jobs", "finish demo"),
     ("work on jobs", "actions prepare recovery web"),
