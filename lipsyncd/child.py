@@ -21,11 +21,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
-from lipsyncd.errors import OutOfMemory, RenderCrashed, RenderError, RenderStalled, RenderTimeout, from_reason
+from lipsyncd.errors import (
+    EncodeFailed,
+    OutOfMemory,
+    RenderCrashed,
+    RenderError,
+    RenderStalled,
+    RenderTimeout,
+    from_reason,
+)
 from lipsyncd.log import printable
+from lipsyncd.oom_kills import Witness, witness_of
 from lipsyncd.protocol import (
     CANCELLED,
     MAX_LINE_BYTES,
+    Batch,
     Cancel,
     Failure,
     Message,
@@ -44,6 +54,8 @@ _TICK_S = 0.1
 _CANCEL_GRACE_S = 0.7  # a cancelled render ends within a second, with or without the child's help
 _TAIL_LINES = 12
 _MAX_LINE_CHARS = 400
+# How libraries end a process that gets no more memory: the C library's loader, C++, and torch.
+_LAST_WORDS = ("cannot allocate memory", "bad_alloc", "out of memory")
 
 
 class RenderCancelled(Exception):
@@ -64,7 +76,14 @@ class Executor(Protocol):
 
     def start(self) -> None: ...
 
-    def render(self, request: Render, *, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> Result: ...
+    def render(
+        self,
+        request: Render,
+        *,
+        progress: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        batch: Callable[[Batch], None] = ...,
+    ) -> Result: ...
 
     def idle_s(self) -> float: ...
 
@@ -73,10 +92,11 @@ class Executor(Protocol):
 
 @dataclass
 class _Process:
-    """A living child with our end of the line to it."""
+    """A living child with our end of the line to it, and whoever would tell that the kernel ended it."""
 
     popen: subprocess.Popen[bytes]
     line: socket.socket
+    witness: Witness | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
     buffer: bytearray = field(default_factory=bytearray)
 
@@ -146,7 +166,7 @@ class LocalChild:
                 start_new_session=True,
             )
         ours.settimeout(_TICK_S)
-        self._process = _Process(popen, ours)
+        self._process = _Process(popen, ours, witness_of(popen.pid))
         self.starts += 1
         assert popen.stdout is not None
         threading.Thread(target=_follow, args=(popen.stdout, self._process.tail), daemon=True).start()
@@ -184,7 +204,14 @@ class LocalChild:
 
     # -- one job -------------------------------------------------------------------------------------------------------
 
-    def render(self, request: Render, *, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> Result:
+    def render(
+        self,
+        request: Render,
+        *,
+        progress: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        batch: Callable[[Batch], None] = lambda _: None,
+    ) -> Result:
         """Render one job. `stop` is asked several times a second whether to give up.
 
         Raises `RenderCancelled` after a stop; `RenderTimeout`, `RenderStalled`, `RenderCrashed`, `OutOfMemory`; or
@@ -193,11 +220,12 @@ class LocalChild:
         self.start()
         process = self._process
         assert process is not None
+        process.witness = witness_of(process.popen.pid)
         try:
             process.line.settimeout(None)
             process.line.sendall(to_line(request))
             process.line.settimeout(_TICK_S)
-            answer = self._listen(process, request, progress, stop)
+            answer = self._listen(process, request, progress, batch, stop)
         except OSError as error:
             raise self._crash(process) from error
         except BaseException:
@@ -209,10 +237,17 @@ class LocalChild:
             return answer
         if answer.code == CANCELLED:
             raise RenderCancelled(request.job_id)
+        if answer.code == EncodeFailed.code and _kernel_kills(process):
+            raise OutOfMemory(f"the kernel ended the encoder for want of memory: {answer.message}")
         raise from_reason({"code": answer.code, "message": answer.message, "remedy": answer.remedy})
 
     def _listen(
-        self, process: _Process, request: Render, progress: Callable[[Progress], None], stop: Callable[[], bool]
+        self,
+        process: _Process,
+        request: Render,
+        progress: Callable[[Progress], None],
+        batch: Callable[[Batch], None],
+        stop: Callable[[], bool],
     ) -> Result | Failure:
         started = heard = time.monotonic()
         asked_to_stop: float | None = None
@@ -225,6 +260,8 @@ class LocalChild:
                 return message
             if isinstance(message, Progress) and message.job_id == request.job_id:
                 progress(message)
+            if isinstance(message, Batch) and message.job_id == request.job_id:
+                batch(message)
             if asked_to_stop is None and stop():
                 asked_to_stop = now
                 process.line.sendall(to_line(Cancel(request.job_id)))
@@ -261,10 +298,23 @@ class LocalChild:
             process.popen.wait(timeout=1.0)
         status = process.popen.poll()
         self.close()
-        if status == -signal.SIGKILL:
-            return OutOfMemory("the render child was killed from outside, most likely for want of memory")
         how = "closed its line" if status is None else _ending(status)
-        return RenderCrashed(f"the render child {how}{_quoted(process)}")
+        if status == -signal.SIGKILL:
+            kills = _kernel_kills(process)
+            if kills:
+                return OutOfMemory("the kernel ended the render child for want of memory")
+            if kills is None:
+                return OutOfMemory("the render child was killed from outside, most likely for want of memory")
+            return RenderCrashed(f"the render child {how} from outside, and not by the kernel for want of memory")
+        words = _quoted(process)
+        if any(sign in words.lower() for sign in _LAST_WORDS):
+            return OutOfMemory(f"the render child {how} for want of memory{words}")
+        return RenderCrashed(f"the render child {how}{words}")
+
+
+def _kernel_kills(process: _Process) -> int | None:
+    """How many processes the kernel has ended for want of memory since this render began; None when nobody counts."""
+    return None if process.witness is None else process.witness.kills()
 
 
 def _ending(status: int) -> str:

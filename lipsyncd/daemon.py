@@ -25,6 +25,8 @@ from types import FrameType
 
 from lipsyncd import __version__, control, facts, gpu, keep, outgoing
 from lipsyncd.actions import carry_out
+from lipsyncd.ceilings import FILE as CEILINGS_FILE
+from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild
 from lipsyncd.errors import ConfigError, LipsyncdError
 from lipsyncd.ffmpeg import find as find_ffmpeg
@@ -170,6 +172,7 @@ class Daemon:
         self._weights = AutoPull(
             store_of(settings), allowed=settings.weights.auto_pull, min_free_mb=settings.paths.min_free_mb
         )
+        self._ceilings = Ceilings(self.folders.state / CEILINGS_FILE)
         self._watch = Watch(self._inbox.root, mode=settings.watch.mode, network=network, bell=self._ring.set)
         self._watch.start()
         self._thread("intake", self._scan_loop)
@@ -244,6 +247,7 @@ class Daemon:
             child,
             ffmpeg,
             self._weights,
+            self._ceilings,
             stopping=self._stop.is_set,
             cut_off=self._cut_off.is_set,
         )

@@ -4,6 +4,7 @@
                                Ready      once, when it can take work
     Render ───────────────────►
                                Progress   while it works; never further apart than a second or so
+                               Batch      before so many frames at a time are tried, where a renderer works like that
     Cancel ───────────────────►           the child ends the render and answers Failure("cancelled")
                                Result     or Failure
     (closes its end) ─────────►           the child ends
@@ -70,7 +71,8 @@ class Sound:
 class Render:
     """Render one job. `folder` holds the inputs; the MP4 is written as `out_file` inside it.
 
-    Where there is a `video`, `picture` is its first frame.
+    Where there is a `video`, `picture` is its first frame. `most` frames at a time may be tried, since more did not fit
+    into the device before; 0 when nothing is known.
     """
 
     job_id: str
@@ -86,6 +88,7 @@ class Render:
     options: Mapping[str, Any] = field(default_factory=dict)
     encode: Mapping[str, Any] = field(default_factory=dict)
     video: Video | None = None
+    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,15 @@ class Progress:
     stage: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """So many frames at a time from now on. `too_many` at a time did not fit into memory; 0 when nothing failed."""
+
+    job_id: str
+    size: int
+    too_many: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,10 @@ class Failure:
     remedy: str
 
 
-Message = Render | Cancel | Ready | Progress | Result | Failure
-_KINDS: Mapping[str, type[Any]] = {c.__name__.lower(): c for c in (Render, Cancel, Ready, Progress, Result, Failure)}
+Message = Render | Cancel | Ready | Progress | Batch | Result | Failure
+_KINDS: Mapping[str, type[Any]] = {
+    c.__name__.lower(): c for c in (Render, Cancel, Ready, Progress, Batch, Result, Failure)
+}
 
 
 def to_line(message: Message) -> bytes:

@@ -12,19 +12,21 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lipsyncd import footage, mp4
+from lipsyncd import __version__, footage, gpu, mp4
+from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Executor, RenderCancelled
-from lipsyncd.errors import Blocked, IllegalTransition, InputsLost, LipsyncdError, RenderCrashed
+from lipsyncd.errors import Blocked, IllegalTransition, InputsLost, LipsyncdError, OutOfMemory, RenderCrashed
 from lipsyncd.failpoints import reach
 from lipsyncd.files import free_mb, sha256_of
 from lipsyncd.finish import Finisher
 from lipsyncd.job import Job, JobSpec
 from lipsyncd.prepare import BACK_OFF_S, frame_count
-from lipsyncd.protocol import Progress, Render, Result
+from lipsyncd.protocol import Batch, Progress, Render, Result
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Output, Prepared
 from lipsyncd.weights import RENDERER, AutoPull
@@ -44,6 +46,7 @@ class Worker:
     """Renders for one device.
 
     weights    asked before each render that opens weights: it has them proved, or brings them
+    ceilings   how many frames at a time have fitted into each device
     stopping   True when the daemon wants to end: the running job may finish until `cut_off` says that its time is up
     """
 
@@ -55,6 +58,7 @@ class Worker:
         executor: Executor,
         ffmpeg: Path,
         weights: AutoPull,
+        ceilings: Ceilings,
         *,
         stopping: Callable[[], bool],
         cut_off: Callable[[], bool],
@@ -65,6 +69,7 @@ class Worker:
         self.executor = executor
         self.ffmpeg = ffmpeg
         self.weights = weights
+        self.ceilings = ceilings
         self.wake = threading.Event()
         self.current: str | None = None
         self._stopping = stopping
@@ -233,9 +238,22 @@ class Worker:
             video=prepared.video,
         )
 
+    def _terms(self, renderer: str) -> str:
+        """What decides how many frames at a time fit: the cap, the device, the program, the networks."""
+        found = gpu.memory(self.device)
+        return " ".join(
+            [
+                f"cap={self.settings.render.max_vram_gb:g}GB",
+                f"device={'?' if found is None else f'{found.total_gb:.1f}GB'}",
+                f"version={__version__}",
+                f"weights={self.weights.store.mark if renderer == RENDERER else '-'}",
+            ]
+        )
+
     def _execute(self, job: Job, token: str, request: Render) -> Result:
-        ledger = self.finisher.ledger
-        told_s, stage = 0.0, ""
+        ledger, terms = self.finisher.ledger, self._terms(request.renderer)
+        request = replace(request, most=self.ceilings.most(self.device, request.renderer, terms))
+        told_s, stage, at_a_time = 0.0, "", 1
 
         def progress(message: Progress) -> None:
             nonlocal told_s, stage
@@ -243,12 +261,29 @@ class Worker:
                 told_s, stage = time.monotonic(), message.stage
                 ledger.set_progress(job.id, token, message.stage, message.done / max(message.total, 1))
 
+        def lower(too_many: int, most: int) -> None:
+            self.ceilings.lower(self.device, request.renderer, terms, most)
+            note = f"{too_many} frames at a time did not fit into memory, {most} are tried"
+            ledger.note(job.id, note)
+            log.warning("job %s: %s", job.id, note)
+
+        def batch(message: Batch) -> None:
+            nonlocal at_a_time
+            at_a_time = message.size
+            if message.too_many:
+                lower(message.too_many, message.size)
+
         def stop() -> bool:
             now = ledger.find(job.id)
             return self._cut_off() or now is None or now.cancel_requested
 
         try:
-            return self.executor.render(request, progress=progress, stop=stop)
+            return self.executor.render(request, progress=progress, stop=stop, batch=batch)
+        except OutOfMemory:
+            if at_a_time > 1:  # the child had no chance to try fewer by itself
+                lower(at_a_time, at_a_time // 2)
+            self.executor.close()  # only an end gives all memory back
+            raise
         except RenderCancelled:
             if self._cut_off() and not ledger.get(job.id).cancel_requested:
                 raise DaemonStops from None

@@ -84,6 +84,14 @@ class WithHelper(Flat):
         raise AssertionError
 
 
+class Gasps(Flat):
+    """Ends as the C library's loader ends a process that gets no more memory."""
+
+    def open(self, scene: Scene) -> NoReturn:
+        print("cannot allocate memory for thread-local data: ABORT", flush=True)
+        os.abort()
+
+
 class Leaves(Flat):
     def open(self, scene: Scene) -> FlatShot:
         for number in range(100):

@@ -29,7 +29,14 @@ from tests.faulty_renderers import NAMES
 from tests.home import ROOT
 from tests.shop import raw_inputs
 
-MORE = ("garbage=Garbage", "endless=Endless", "wrong-types=WrongTypes", "impostor=Impostor", "leaves=Leaves")
+MORE = (
+    "garbage=Garbage",
+    "endless=Endless",
+    "wrong-types=WrongTypes",
+    "impostor=Impostor",
+    "leaves=Leaves",
+    "gasps=Gasps",
+)
 AT_START = ("garbage-at-start=GarbageAtStart", "abort-at-start=AbortAtStart", "slow-at-start=SlowAtStart")
 OTHERS = ("with-helper=WithHelper", "no-face=NoFace")
 RENDERERS = (*NAMES, *(entry.replace("=", "=tests.faulty_children:") for entry in (*MORE, *AT_START, *OTHERS)))
@@ -157,7 +164,8 @@ def test_somebody_elses_result_is_not_taken_for_ours(tmp_path: Path) -> None:
     ("renderer", "error", "message"),
     [
         ("abort", RenderCrashed, "was ended by signal SIGABRT: about to abort"),
-        ("killed", OutOfMemory, "was killed from outside"),
+        ("killed", RenderCrashed, "was ended by signal SIGKILL from outside, and not by the kernel"),
+        ("gasps", OutOfMemory, "was ended by signal SIGABRT for want of memory: cannot allocate memory for"),
         ("leaves", RenderCrashed, "ended with status 3: "),
         ("garbage", RenderCrashed, "does not speak our protocol: not a message: b'once upon a time'"),
         ("wrong-types", RenderCrashed, "does not speak our protocol"),

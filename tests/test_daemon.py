@@ -108,7 +108,7 @@ def test_a_name_conflict_may_fail_the_job_instead(home: Home) -> None:
     ("renderer", "code", "attempts"),
     [
         ("abort", "render-crashed", 2),
-        ("killed", "out-of-memory", 2),
+        ("killed", "render-crashed", 2),
         ("raises", "render-crashed", 2),
         ("short", "bad-result", 2),
         ("nosuch", "unknown-renderer", 1),

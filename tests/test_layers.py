@@ -23,7 +23,7 @@ FOLDERS = ("media", "renderers", "settings", "web", "weights")  # a folder of mo
 # An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
 LEVELS: tuple[tuple[str, str], ...] = (
     ("nothing of ours", "lipsyncd errors"),
-    ("pure", "delivery failpoints footage job landlock log manifest protocol sd_notify seccomp watch"),
+    ("pure", "delivery failpoints footage job landlock log manifest oom_kills protocol sd_notify seccomp watch"),
     (
         "one tool each",
         (
@@ -34,8 +34,8 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "one edge each",
         (
-            "backups control decode fetch health installed keys ledger_webhooks links lock metrics mp4 pairing picture"
-            " renderers speech spool uploads weights"
+            "backups ceilings control decode fetch health installed keys ledger_webhooks links lock metrics mp4 pairing"
+            " picture renderers speech spool uploads weights"
         ),
     ),
     ("the ledger's file", "ledger_engine"),

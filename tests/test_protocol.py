@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lipsyncd.job import new_id
 from lipsyncd.protocol import (
+    Batch,
     Cancel,
     Failure,
     Message,
@@ -34,6 +35,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Render, TEXT, TEXT, TEXT, TEXT, PICTURES, SOUNDS, TEXT, COUNT, st.booleans(), COUNT, OPTIONS, OPTIONS),
     st.builds(Cancel, TEXT),
     st.builds(Ready, COUNT),
+    st.builds(Batch, TEXT, COUNT, COUNT),
     st.builds(Progress, TEXT, TEXT, COUNT, COUNT),
     st.builds(Result, TEXT, COUNT, COUNT, COUNT, st.floats(0, 1e6), OPTIONS),
     st.builds(Failure, TEXT, TEXT, TEXT, TEXT),

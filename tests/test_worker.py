@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild, RenderCancelled
 from lipsyncd.errors import RenderCrashed, RendererNotInstalled
 from lipsyncd.ffmpeg import find
 from lipsyncd.job import JobState
 from lipsyncd.mp4 import inspect
-from lipsyncd.protocol import Progress, Render, Result
+from lipsyncd.protocol import Batch, Progress, Render, Result
 from lipsyncd.settings import Output
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker import Worker
@@ -34,9 +35,16 @@ class Interfered:
     def start(self) -> None:
         self.child.start()
 
-    def render(self, request: Render, *, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> Result:
+    def render(
+        self,
+        request: Render,
+        *,
+        progress: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        batch: Callable[[Batch], None] = lambda _: None,
+    ) -> Result:
         self.before()
-        result = self.child.render(request, progress=progress, stop=stop)
+        result = self.child.render(request, progress=progress, stop=stop, batch=batch)
         self.after()
         return result
 
@@ -64,6 +72,7 @@ def work(shop: Shop, executor: Interfered, *, cut_off: bool = False) -> bool:
         executor,
         find(),
         AutoPull(store_of(shop.settings), allowed=False),
+        Ceilings(shop.folders.state / "ceilings.json"),
         stopping=lambda: False,
         cut_off=lambda: cut_off,
     )

@@ -6,7 +6,7 @@ iterator over them. Encoding, progress, cancelling and time limits are the child
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
@@ -29,6 +29,8 @@ class Scene:
     resolution  side of that square in pixels, even; ignored with stitch
     options     what the manifest's `lipsyncd` object says for this renderer
     video       what moves in place of the picture, which is then its first frame; None for a still
+    most        frames at a time that may be tried: more did not fit into this device before; 0 when nothing is known
+    tell_batch  to be called before frames are tried so many at a time, and with how many did not fit (0: none failed)
     """
 
     picture: NDArray[np.uint8]
@@ -39,6 +41,8 @@ class Scene:
     resolution: int
     options: Mapping[str, object] = field(default_factory=dict)
     video: Source | None = None
+    most: int = 0
+    tell_batch: Callable[[int, int], None] = field(default=lambda size, too_many: None, compare=False)
 
 
 class Source(Protocol):

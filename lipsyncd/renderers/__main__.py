@@ -28,13 +28,26 @@ import numpy as np
 
 from lipsyncd.errors import BadResult, LipsyncdError, RenderCrashed, RendererNotInstalled, UnknownRenderer
 from lipsyncd.ffmpeg import Encoding
-from lipsyncd.protocol import CANCELLED, Cancel, Failure, Message, Progress, Ready, Render, Result, from_line, to_line
+from lipsyncd.protocol import (
+    CANCELLED,
+    Batch,
+    Cancel,
+    Failure,
+    Message,
+    Progress,
+    Ready,
+    Render,
+    Result,
+    from_line,
+    to_line,
+)
 from lipsyncd.renderers import NAMES, Renderer, Scene
 from lipsyncd.renderers.source import VideoSource
 from lipsyncd.renderers.video import Encoder
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_EVERY_S = 0.2
+_FIRST_TO_GO = 500  # half of all memory is added to what the child really takes; 1000 would spare everybody else
 
 
 class Cancelled(Exception):
@@ -140,7 +153,10 @@ class Child:
                 looked = time.monotonic()
                 self._tell(request, "analysing", 0)
 
-        shot = renderer.open(load_scene(request, alive))
+        def tell_batch(size: int, too_many: int) -> None:
+            self._line.say(Batch(request.job_id, size, too_many))
+
+        shot = renderer.open(load_scene(request, alive, tell_batch))
         looking = False
         folder = Path(request.folder)
         encoding = Encoding(
@@ -175,7 +191,11 @@ class Child:
         self._line.say(Progress(request.job_id, stage, done, request.frames))
 
 
-def load_scene(request: Render, alive: Callable[[], None] = lambda: None) -> Scene:
+def load_scene(
+    request: Render,
+    alive: Callable[[], None] = lambda: None,
+    tell_batch: Callable[[int, int], None] = lambda size, too_many: None,
+) -> Scene:
     """The scene of a request: the picture in memory, the speech as a map of its file, a video read as it is shown."""
     folder, picture = Path(request.folder), request.picture
     pixels = np.fromfile(folder / picture.file, np.uint8)
@@ -191,6 +211,8 @@ def load_scene(request: Render, alive: Callable[[], None] = lambda: None) -> Sce
         video=None
         if request.video is None
         else VideoSource(request.video, folder, Path(request.encode["ffmpeg"]), alive=alive),
+        most=request.most,
+        tell_batch=tell_batch,
     )
 
 
@@ -201,6 +223,13 @@ def die_with_parent(parent: int) -> None:
         sys.exit(1)
 
 
+def be_the_first_to_go() -> None:
+    """Where memory runs out the kernel shall take the child and leave the daemon, which knows how to go on."""
+    score = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        score.write_text(str(max(int(score.read_text()), _FIRST_TO_GO)))
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m lipsyncd.renderers")
     parser.add_argument("--device", required=True)
@@ -209,6 +238,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--preload", default="")
     given = parser.parse_args(arguments)
     die_with_parent(os.getppid())
+    be_the_first_to_go()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the daemon's to handle
     places = {**NAMES, **dict(entry.split("=", 1) for entry in given.renderer)}
     line = Line(given.line)

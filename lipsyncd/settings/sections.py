@@ -184,9 +184,14 @@ class Render:
         low=0,
         variable="UNLOAD_IDLE_SECONDS",
     )
-    max_vram_gb: float = setting(14.0, "GPU memory that a render may take.", low=1, variable="MAX_VRAM_GB")
+    max_vram_gb: float = setting(
+        14.0,
+        "Memory that a render may take: of its GPU, or where it runs on a CPU of its own.",
+        low=1,
+        variable="MAX_VRAM_GB",
+    )
     clear_cache: bool = setting(
-        True, "Give cached GPU memory back after each job.", variable="CLEAR_CACHE_AFTER_GENERATION"
+        True, "Give cached memory back after each job.", variable="CLEAR_CACHE_AFTER_GENERATION"
     )
     max_concurrent_jobs: int = setting(
         2, "Upper bound on jobs at a time; one device still means one job.", low=1, variable="MAX_CONCURRENT_JOBS"

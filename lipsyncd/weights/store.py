@@ -91,6 +91,11 @@ class Store:
         self.weights = tuple(read_lock() if weights is None else weights)
         self._proofs = proofs
 
+    @property
+    def mark(self) -> str:
+        """Twelve hex digits that stand for the bytes of every weight in the lock list."""
+        return hashlib.sha256("".join(weight.sha256 for weight in self.weights).encode()).hexdigest()[:12]
+
     def weight(self, name: str) -> Weight:
         """The weight of that name. Raises KeyError."""
         return {weight.name: weight for weight in self.weights}[name]

@@ -63,9 +63,20 @@ class _Flight:
 class Pipeline:
     """One device, its networks and how much they may take at once. Used by one thread at a time."""
 
-    def __init__(self, painter: Painter, batch: Batch, size: int | None = None) -> None:
-        """`size` is the batch that a job asks for; None leaves it to the device."""
-        self._painter, self._batch, self._asked = painter, batch, size
+    def __init__(
+        self,
+        painter: Painter,
+        batch: Batch,
+        size: int | None = None,
+        *,
+        tell: Callable[[int, int], None] = lambda size, too_many: None,
+    ) -> None:
+        """
+        size  the batch that a job asks for; None leaves it to the device
+        tell  called before a size is tried for the first time, with the one that did not fit, or 0
+        """
+        self._painter, self._batch, self._asked, self._tell = painter, batch, size, tell
+        self._told = 0
 
     def patches(self, wanted: Iterable[Wanted]) -> Iterator[Picture]:
         """What belongs into the area of each paste, in order: (h, w, 3) uint8 RGB; a whole patch is 256 x 256.
@@ -87,13 +98,18 @@ class Pipeline:
 
     def _start(self, batch: Sequence[Wanted]) -> list[_Flight]:
         """Put a batch on its way, in as many pieces as it takes."""
-        flights, first = [], 0
+        flights, first, too_many = [], 0, 0
         while first < len(batch):
-            piece = batch[first : first + self._batch.size(self._asked)]
+            size = self._batch.size(self._asked)
+            if size != self._told:
+                self._told = size
+                self._tell(size, too_many)
+            piece = batch[first : first + size]
             flight = self._try(piece)
             if flight is None:
                 give_back(self._painter.device)
-                self._batch.halve(len(piece))
+                too_many = len(piece)
+                self._batch.halve(too_many)
             else:
                 flights.append(flight)
                 first += len(piece)
@@ -103,7 +119,7 @@ class Pipeline:
         """The batch on its way, or None when it does not fit: then nothing of the attempt is held any more."""
         try:
             return self._send(batch)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not exhausted(error):
                 raise
         return None

@@ -48,8 +48,8 @@ class Grant:
     """What the daemon gives a render child to work with, in the variables that also set these settings.
 
     weights      folder of the weights
-    max_vram_gb  of the GPU, for everything that this process does
-    clear_cache  give reserved GPU memory back after each job
+    max_vram_gb  of the device, for everything that this process does
+    clear_cache  give reserved memory back after each job
     """
 
     weights: Path
@@ -85,11 +85,11 @@ class MuseTalk:
         try:
             self._painter = self._load_painter()
             self._ear = self._load_ear()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if exhausted(error):
                 raise OutOfMemory(
                     f"the networks do not fit into {self._grant.max_vram_gb:g} GB",
-                    remedy="free GPU memory, or raise render.max_vram_gb",
+                    remedy="free memory of the device, or raise render.max_vram_gb",
                 ) from None
             raise
         self._detector = Detector(self._file(DETECTOR))
@@ -105,19 +105,28 @@ class MuseTalk:
         """
         chosen = options.read(scene.options)
         labels = self._labeller(chosen.mask)
-        pipeline = Pipeline(self._painter, self._batch, chosen.batch or None)
+        notes: dict[str, object] = {}
+
+        def tell(size: int, too_many: int) -> None:
+            notes["batch"] = size
+            scene.tell_batch(size, too_many)
+
+        self._batch.allow(scene.most)
+        pipeline = Pipeline(self._painter, self._batch, chosen.batch or None, tell=tell)
         common: dict[str, Any] = {"exact": chosen.parity, "done": self._done}
         if scene.video is not None:
             track = self._follow(scene.video, chosen)
             prepare = partial(look_at, painter=self._painter, labels=labels, mode=chosen.mode)
-            voice, notes = self._voice(scene, chosen), notes_on(track.found[0], chosen)
+            voice = self._voice(scene, chosen)
+            notes |= notes_on(track.found[0], chosen)
             common["together"] = max(TOGETHER, chosen.batch)
             return MovingShot(scene, scene.video, track, prepare, voice, pipeline, notes=notes, **common)
         face = find_face(
             scene.picture, self._detector, self._landmarks, choose=chosen.face, margin_px=chosen.extra_margin
         )
         look = look_at(scene.picture, face, self._painter, labels, chosen.mode)
-        voice, notes = self._voice(scene, chosen), notes_on(face, chosen)
+        voice = self._voice(scene, chosen)
+        notes |= notes_on(face, chosen)
         return StillShot(scene, face.box, look, voice, pipeline, notes=notes, **common)
 
     def _follow(self, video: Source, chosen: options.Options) -> FaceTrack:
