@@ -15,6 +15,7 @@ import click
 
 from lipsyncd import __version__
 from lipsyncd.cli_bench import bench
+from lipsyncd.cli_doctor import doctor
 from lipsyncd.cli_models import models
 from lipsyncd.cli_upkeep import backup
 from lipsyncd.errors import LipsyncdError
@@ -270,6 +271,7 @@ def _answer(caller: Caller, request: Any, job: Job) -> Answer:
 main.add_command(backup)
 main.add_command(models)
 main.add_command(bench)
+main.add_command(doctor)
 
 
 # -- trying it out -----------------------------------------------------------------------------------------------------

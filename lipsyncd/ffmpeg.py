@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 SOUND_RATE = 48_000  # samples per second of the raw sound and of the AAC track
 ENCODERS = ("libx264", "aac")  # what `encode_arguments` needs
+# Older ones let a playlist in a file escape the protocols and extensions that are allowed (CVE-2026-107697). Forced
+# demuxers and the jail stand before that, too.
+FLOOR = (8, 1, 3)
 
 _ASK_TIMEOUT_S = 30
 _LARGEST_RATE_TERM = 1_001_000  # ffmpeg rounds a rate whose reduced terms are larger
@@ -101,6 +105,31 @@ def version(path: Path) -> str:
     if words[:2] != ["ffmpeg", "version"] or len(words) < 3:
         raise ConfigError(f"{path} does not answer as ffmpeg does; it begins with {' '.join(words)[:60]!r}")
     return words[2]
+
+
+def below_floor(version: str) -> bool | None:
+    """Is a version, as `version` gives it, older than `FLOOR`? None for one that does not begin with numbers."""
+    found = re.match(r"n?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return None if found is None else tuple(int(part or 0) for part in found.groups()) < FLOOR
+
+
+def nvenc_fault(path: Path) -> str:
+    """Why the GPU does not encode H.264 for this ffmpeg; "" when it made a frame. No jail: the input is ours."""
+    source = ["-f", "lavfi", "-i", "color=size=256x256:rate=25"]
+    command = [os.fspath(path), "-v", "error", "-nostdin", *source, "-frames:v", "1", "-c:v", "h264_nvenc"]
+    try:
+        done = subprocess.run(
+            [*command, "-f", "null", "-"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_TIMEOUT_S,
+            errors="replace",
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    words = done.stderr.strip().splitlines()
+    return "" if done.returncode == 0 else words[0] if words else f"it ended with {done.returncode}"
 
 
 def _ask(path: Path, question: str) -> str:

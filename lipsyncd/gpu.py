@@ -1,6 +1,7 @@
-"""How much memory the GPU has and how much of it is taken, asked of NVIDIA's own library without any Python package.
+"""Which GPU there is, how much memory it has and how much of that is taken, asked of NVIDIA's own library.
 
-The library comes with the driver. Where there is none, or it does not answer, there is no GPU to speak of.
+The library (NVML) comes with the driver, and no Python package is needed. Where there is none, or it does not answer,
+there is no GPU to speak of. Asking it makes no CUDA context.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import ctypes
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 _OK = 0
+_TEXT_BYTES = 128  # more than NVML's longest name and version
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,15 @@ class Memory:
     total_gb: float
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: its model, the version of its driver, its memory now."""
+
+    name: str
+    driver: str
+    memory: Memory
+
+
 class _NvmlMemory(ctypes.Structure):
     """nvmlMemory_t of NVIDIA's nvml.h; all in bytes."""
 
@@ -30,20 +42,43 @@ class _NvmlMemory(ctypes.Structure):
 
 def memory(device: str) -> Memory | None:
     """The memory of the GPU that a device name means: "auto" and "cuda" are the first. None without a GPU."""
+    library = _library()
+    handle = _handle(library, device)
+    return None if handle is None else _memory(library, handle)
+
+
+def look(device: str) -> Gpu | None:
+    """The GPU that a device name means, as `memory`."""
+    library = _library()
+    handle = _handle(library, device)
+    found = None if handle is None else _memory(library, handle)
+    if handle is None or found is None:
+        return None
+    name, driver = ctypes.create_string_buffer(_TEXT_BYTES), ctypes.create_string_buffer(_TEXT_BYTES)
+    size = ctypes.c_uint(_TEXT_BYTES)
+    library.nvmlDeviceGetName(handle, name, size)
+    library.nvmlSystemGetDriverVersion(driver, size)
+    return Gpu(name.value.decode(errors="replace"), driver.value.decode(errors="replace"), found)
+
+
+def _handle(library: Any, device: str) -> ctypes.c_void_p | None:
     match = re.fullmatch(r"(?:auto|cuda)(?::(\d+))?", device)
-    library = _library() if match else None
+    handle = ctypes.c_void_p()
     if match is None or library is None:
         return None
-    handle, found = ctypes.c_void_p(), _NvmlMemory()
-    if library.nvmlDeviceGetHandleByIndex_v2(int(match[1] or 0), ctypes.byref(handle)) != _OK:
-        return None
+    found = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(match[1] or 0)), ctypes.byref(handle))
+    return handle if found == _OK else None
+
+
+def _memory(library: Any, handle: ctypes.c_void_p) -> Memory | None:
+    found = _NvmlMemory()
     if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(found)) != _OK:
         return None
     return Memory(found.used / 1e9, found.total / 1e9)
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> Any:
     """NVML, ready to be asked; None where it is not installed or finds no driver."""
     with contextlib.suppress(OSError):
         library = ctypes.CDLL("libnvidia-ml.so.1")

@@ -107,11 +107,7 @@ class LedgerView:
 
     def oldest_queued_ms(self) -> int | None:
         """When the job that waits longest was accepted; None when none waits."""
-        with self._open() as connection:
-            if connection is None:
-                return None
-            [oldest] = connection.execute("SELECT min(accepted_ms) FROM job WHERE state='queued'").fetchone()
-            return None if oldest is None else int(oldest)
+        return self._number("SELECT min(accepted_ms) FROM job WHERE state='queued'")
 
     def queue(self) -> tuple[int, str]:
         """How many jobs wait, and the code of what blocks one of them; "" when none is blocked."""
@@ -141,3 +137,29 @@ class LedgerView:
                 {} if connection is None else dict(connection.execute("SELECT state, count(*) FROM job GROUP BY state"))
             )
         return {state: int(found.get(state.value, 0)) for state in JobState}
+
+    # -- the file itself -----------------------------------------------------------------------------------------------
+
+    def schema(self) -> int | None:
+        """The version of its tables; None while there are none."""
+        with self._open() as connection:
+            return None if connection is None else int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+    def damage(self) -> str:
+        """Read every page and index: what is wrong with the file; "" when nothing is."""
+        with self._open() as connection:
+            found = "ok" if connection is None else connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            return "" if found == "ok" else " ".join(str(found).split())
+
+    def newest_event_ms(self) -> int | None:
+        """When anything last happened to a job; None when nothing has."""
+        return self._number("SELECT at_ms FROM job_event ORDER BY id DESC LIMIT 1")
+
+    def last_done_ms(self) -> int | None:
+        """When a job was last done; None when none was."""
+        return self._number("SELECT max(finished_ms) FROM job WHERE state='done'")
+
+    def _number(self, question: str) -> int | None:
+        with self._open() as connection:
+            row = None if connection is None else connection.execute(question).fetchone()
+            return None if row is None or row[0] is None else int(row[0])

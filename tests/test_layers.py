@@ -18,7 +18,14 @@ from tests.core_kit import spec_of
 from tests.home import Home
 
 PACKAGE = Path(lipsyncd.__file__).parent
-FOLDERS = ("media", "renderers", "settings", "web", "weights")  # a folder of modules stands in the table as one name
+FOLDERS = (
+    "doctor",
+    "media",
+    "renderers",
+    "settings",
+    "web",
+    "weights",
+)  # a folder of modules stands in the table as one name
 
 # An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
 LEVELS: tuple[tuple[str, str], ...] = (
@@ -43,9 +50,10 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("joins of edges", "intake keep outbox submit vitals waiting webhooks"),
     ("ends of jobs", "finish demo"),
     ("work on jobs", "actions prepare recovery web"),
+    ("a look at everything", "doctor"),
     ("the render loop", "worker"),
     ("all together", "daemon"),
-    ("groups of commands", "cli_bench cli_models cli_upkeep"),
+    ("groups of commands", "cli_bench cli_doctor cli_models cli_upkeep"),
     ("the command line", "cli"),
     ("the way in", "__main__"),
 )
@@ -55,7 +63,7 @@ LEVEL = {name: number for number, (_, names) in enumerate(LEVELS) for name in na
 HOMES: dict[str, str] = {
     "PIL": "picture",
     "aiohttp": "fetch outgoing web webhooks",
-    "click": "cli cli_bench cli_models cli_upkeep demo display",
+    "click": "cli cli_bench cli_doctor cli_models cli_upkeep demo display",
     "cv2": "renderers",
     "diffusers": "renderers",
     "espeakng_loader": "speech",
@@ -75,7 +83,7 @@ HOMES: dict[str, str] = {
     "watchdog": "watch",
     "yarl": "fetch outgoing web webhooks",
 }
-COMMANDS = ("cli", "cli_bench", "cli_models", "cli_upkeep")  # modules that every command loads
+COMMANDS = ("cli", "cli_bench", "cli_doctor", "cli_models", "cli_upkeep")  # modules that every command loads
 JOB_ID = new_id()
 HEAVY = HOMES.keys() - {"click"} | {"pydantic", "skimage"}
 
@@ -233,6 +241,11 @@ def filled(home: Home) -> Home:
 )
 def test_a_command_that_only_looks_or_drops_starts_light(filled: Home, arguments: list[str]) -> None:
     assert loaded_by(filled, *arguments) & HEAVY == frozenset()
+
+
+def test_the_doctor_loads_no_renderer_no_web_server_and_no_writer_of_the_ledger(filled: Home) -> None:
+    """It runs ffmpeg, and asks watchdog's module for the kinds of folders: those it may load."""
+    assert loaded_by(filled, "doctor") & HEAVY <= {"ffmpeg", "imageio_ffmpeg", "watchdog"}
 
 
 def test_the_reader_of_loaded_modules_sees_the_heavy_ones(filled: Home) -> None:

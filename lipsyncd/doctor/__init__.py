@@ -1,0 +1,77 @@
+"""Look at an installation once, as an administrator would, and say what is well, what is not, and what to do about it.
+
+    findings   verdicts, and how checks are run: all at once, each for a limited time
+    machine    what this computer gives: ffmpeg, the walls around it, the clock
+    rendering  what a render needs: packages, weights, a device, a voice for texts
+    places     the folders, and how changes in the inbox are noticed
+    service    the ledger, the daemon, its port and its key
+
+Every check looks and changes nothing; none needs a daemon, and none loads a renderer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lipsyncd.doctor import machine, places, rendering, service
+from lipsyncd.doctor.findings import Check, Finding, Installation, Report, Verdict, run_checks
+from lipsyncd.errors import ConfigError
+from lipsyncd.settings import Settings
+
+__all__ = ["CHECKS", "Finding", "Report", "Verdict", "examine"]
+
+# In the order in which they are told.
+_OF_THE_MACHINE: Mapping[str, Check] = {
+    "ffmpeg": machine.ffmpeg_program,
+    "encoders": machine.encoders,
+    "jail": machine.jail,
+    "clock": machine.clock,
+}
+CHECKS: Mapping[str, Check] = {
+    **_OF_THE_MACHINE,
+    "renderer": rendering.renderer,
+    "weights": rendering.weights,
+    "device": rendering.device,
+    "speech": rendering.speech,
+    **{kind: places.shared(kind) for kind in ("inbox", "outbox", "failed", "archive")},
+    "state": places.state,
+    "spool": places.spool,
+    "watch": places.watch,
+    "ledger": service.ledger,
+    "backup": service.backup,
+    "jobs": service.jobs,
+    "daemon": service.daemon,
+    "web": service.web,
+    "key": service.key,
+}
+
+
+def examine(settings: Settings | ConfigError, *, full: bool = False) -> Report:
+    """Run every check.
+
+    settings  or what is wrong with them; then only the machine is looked at
+    full      read every byte of the weights and of the ledger: minutes instead of a second
+    """
+    if isinstance(settings, Settings):
+        installation = Installation(settings, full=full)
+        found = {"settings": _settings(installation)}
+        return Report({**found, **run_checks(CHECKS, installation)})
+    broken = Finding(Verdict.FAULT, settings.message, settings.remedy)
+    unseen = Finding(Verdict.NOTE, "folders, weights, daemon and port: looked at once the settings are right")
+    try:
+        plain = Installation(Settings(), full=full)
+    except ConfigError:  # not even a home folder to put the defaults in
+        return Report({"settings": broken, "the rest": unseen})
+    return Report({"settings": broken, **run_checks(_OF_THE_MACHINE, plain), "the rest": unseen})
+
+
+def _settings(installation: Installation) -> Finding:
+    settings, user = installation.settings, installation.user
+    where = str(settings.file or "no file, defaults")
+    changed = sum(origin.startswith("environment") for origin in settings.origins.values())
+    seen = f"{where}{f', {changed} from the environment' if changed else ''}, seen as user {user.name}"
+    owner = installation.owner
+    if owner.uid == user.uid:
+        return Finding(Verdict.OK, seen)
+    remedy = f"`sudo -u {owner.name} lipsyncd doctor` sees what the daemon sees"
+    return Finding(Verdict.NOTE, f"{seen}, and the state folder is {owner.name}'s", remedy)

@@ -1,0 +1,117 @@
+"""What this computer gives: an ffmpeg that encodes, a kernel that walls it in, a clock that is right."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+
+from lipsyncd import ffmpeg, gpu, mp4
+from lipsyncd.doctor.findings import Finding, Installation, Verdict
+from lipsyncd.errors import BadResult, EncodeFailed, LedgerError
+from lipsyncd.jail import end, landlock_abi, popen_jailed, run_jailed
+from lipsyncd.ledger_view import LedgerView
+
+_SIDE_PX = 256  # NVENC takes no frame that is much smaller
+_RATE = Fraction(25)
+_ENCODE_TIMEOUT_S = 8.0
+_FIRST_YEAR, _LAST_YEAR = 2026, 2099  # a clock before the program was written is wrong, and so is one that ran away
+_AHEAD_S = 120.0
+_FLOOR = ".".join(map(str, ffmpeg.FLOOR))
+_GET_WRITE_OR_EXECUTE = 66  # prctl; Linux 6.3
+
+
+def ffmpeg_program(installation: Installation) -> Finding:
+    """Which ffmpeg, and is it one whose known holes are closed?"""
+    path = ffmpeg.find(installation.settings.render.ffmpeg)
+    version = ffmpeg.version(path)
+    seen = f"{version}, {path}"
+    old = ffmpeg.below_floor(version)
+    if old is None:
+        return Finding(Verdict.NOTE, f"{seen}; that version cannot be compared with {_FLOOR}")
+    if not old:
+        return Finding(Verdict.OK, seen)
+    return Finding(
+        Verdict.WARNING,
+        f"{seen} is older than {_FLOOR}, which closed holes in its decoders",
+        "install a newer one, or `pip install -U imageio-ffmpeg` and name its binary with render.ffmpeg",
+    )
+
+
+def encoders(installation: Installation) -> Finding:
+    """One frame and its sound, made by the very command of a render, in the jail, and decoded again."""
+    path = ffmpeg.find(installation.settings.render.ffmpeg)
+    started_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lipsyncd-doctor-") as folder:
+        try:
+            _encode_one_frame(path, Path(folder))
+        except (EncodeFailed, BadResult) as error:
+            return Finding(Verdict.FAULT, error.message, EncodeFailed.default_remedy)
+    seen = f"libx264 and aac made a frame of MP4 in {time.monotonic() - started_s:.1f} s"
+    if gpu.look("auto") is None:
+        return Finding(Verdict.OK, seen)
+    fault = ffmpeg.nvenc_fault(path)
+    return Finding(Verdict.OK, f"{seen}; h264_nvenc, which is not used, {f'fails: {fault}' if fault else 'works too'}")
+
+
+def _encode_one_frame(path: Path, folder: Path) -> None:
+    """Raises `EncodeFailed`, `BadResult`, `JailFailed`."""
+    sound, target = folder / "sound.raw", folder / "frame.mp4"
+    sound.write_bytes(bytes(2 * int(ffmpeg.SOUND_RATE / _RATE)))
+    encoding = ffmpeg.Encoding(_SIDE_PX, _SIDE_PX, _RATE, sound, channels=1, preset="ultrafast")
+    process = popen_jailed(ffmpeg.encode_arguments(path, encoding, target), readable=[sound], writable=[folder])
+    try:
+        _, said = process.communicate(bytes(3 * _SIDE_PX * _SIDE_PX), timeout=_ENCODE_TIMEOUT_S)
+    finally:
+        end(process)
+    if process.returncode:
+        words = said.decode(errors="replace").strip().splitlines()
+        raise EncodeFailed(f"{path} made no MP4: {words[-1] if words else f'it ended with {process.returncode}'}")
+    mp4.validate(
+        target, frames=1, fps=_RATE, width=_SIDE_PX, height=_SIDE_PX, duration=1 / _RATE, ffmpeg=path
+    )  # fmt: skip
+
+
+def jail(_: Installation) -> Finding:
+    """The walls as a jailed process sees them, asked of the kernel about a real one."""
+    done = run_jailed(["/bin/cat", "/proc/self/status"], readable=[Path("/proc")], timeout_s=_ENCODE_TIMEOUT_S)
+    filtered = re.search(rb"^Seccomp:\s*2$", done.stdout, re.MULTILINE) is not None
+    if not done.landlock:
+        return Finding(
+            Verdict.WARNING,
+            "no Landlock: a decoder that is broken into reaches every file of this user",
+            "take a kernel from 5.13 on with `landlock` in lsm=; a container's seccomp profile has to pass landlock_*",
+        )
+    if not filtered:
+        return Finding(
+            Verdict.WARNING,
+            "no filter for system calls: a decoder that is broken into may open UDP and unix sockets",
+            "use a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64",
+        )
+    strict = ctypes.CDLL(None).prctl(_GET_WRITE_OR_EXECUTE, *(ctypes.c_ulong(0),) * 4) >= 0
+    seen = f"Landlock {landlock_abi()}, seccomp"
+    if not strict:
+        return Finding(Verdict.NOTE, f"{seen}; memory may be written and then run, which kernels from 6.3 on refuse")
+    return Finding(Verdict.OK, f"{seen}, no memory that is both written and run")
+
+
+def clock(installation: Installation) -> Finding:
+    """Is it set at all, and has it not gone back behind what the ledger remembers?"""
+    now = datetime.now(UTC)
+    seen = f"{now:%Y-%m-%d %H:%M} UTC, Python {sys.version.split()[0]}"
+    remedy = "set it (`timedatectl set-ntp true`): signed links, webhooks and retention go by it"
+    if not _FIRST_YEAR <= now.year <= _LAST_YEAR:
+        return Finding(Verdict.FAULT, f"{seen} cannot be right", remedy)
+    newest_ms = None
+    with contextlib.suppress(PermissionError, LedgerError):  # the ledger's own line tells of that
+        newest_ms = LedgerView(installation.folders.state / "ledger.db").newest_event_ms()
+    ahead_s = 0.0 if newest_ms is None else newest_ms / 1000 - now.timestamp()
+    if ahead_s > _AHEAD_S:
+        return Finding(Verdict.WARNING, f"{seen} is {ahead_s:.0f} s behind the ledger's newest event", remedy)
+    return Finding(Verdict.OK, seen)
