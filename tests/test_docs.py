@@ -11,6 +11,7 @@ import pytest
 
 from lipsyncd import errors, fetch  # noqa: F401 - every module that adds to the tree
 from lipsyncd.cli import main
+from lipsyncd.doctor import Verdict
 from lipsyncd.manifest import FIELDS
 from lipsyncd.renderers.preview import options
 from lipsyncd.settings import Settings, describe
@@ -98,8 +99,9 @@ def test_the_table_of_options_is_what_the_preview_renderer_reads() -> None:
 
 
 def test_the_table_of_exit_statuses_covers_the_error_tree() -> None:
-    told = {int(row[0]) for row in table("exit status")}
-    assert told == {0, *(cls.exit_status for cls in errors.tree())}
+    told = {int(row[0]): row[1] for row in table("exit status")}
+    assert set(told) == {0, *(cls.exit_status for cls in errors.tree())}
+    assert {status for status, text in told.items() if "`doctor`" in text} == {v.exit_status for v in Verdict}
 
 
 def test_every_setting_that_the_readme_names_exists() -> None:
