@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint config/constraints.txt
 
-.PHONY: help demo test test-long lint format bench clean
+.PHONY: help demo test test-long lint format bench install uninstall clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -36,6 +36,15 @@ format: $(VENV)/.test   ## put the code into its format
 bench: $(VENV)/.test   ## print the figures of benchmarks/README.md
 	$(PY) -m benchmarks.figures
 	$(PY) -m benchmarks.rest
+
+PREFIX ?= /opt/lipsyncd
+EXTRAS ?= musetalk,tts
+
+install:         ## as root: the service, or its next version (PREFIX=/opt/lipsyncd, EXTRAS=musetalk,tts; EXTRAS= without GPU)
+	@PREFIX='$(PREFIX)' EXTRAS='$(EXTRAS)' sh config/install.sh
+
+uninstall:       ## as root: take the service away; settings and data stay
+	@PREFIX='$(PREFIX)' sh config/uninstall.sh
 
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) demo-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

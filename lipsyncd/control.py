@@ -9,11 +9,12 @@ Nobody but the daemon writes the ledger. Owns that folder; what an action does i
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lipsyncd.files import read_json, write_json
+from lipsyncd.files import open_to_group, read_json, write_json, write_new
 from lipsyncd.job import new_id
 
 ACTIONS = ("cancel", "retry", "priority", "republish", "delete")
@@ -41,7 +42,10 @@ def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
     """Leave a request for the daemon and wait for its answer; None when none came in time."""
     name = new_id()
     answer_file = folder / f"{name}.answer"
-    write_json(folder / f"{name}.json", asdict(request), mode=_MODE)
+    hidden = folder / f".{name}.part"
+    write_new(hidden, json.dumps(asdict(request)).encode(), mode=_MODE)
+    open_to_group(hidden)
+    hidden.rename(folder / f"{name}.json")
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         found = read_json(answer_file)

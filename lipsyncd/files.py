@@ -143,6 +143,13 @@ def write_new(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         os.fsync(file.fileno())
 
 
+def open_to_group(path: Path) -> None:
+    """Let the group read and write a file of ours, whatever our umask took away: the daemon may be another user."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o060 != 0o060:
+        path.chmod(mode | 0o060)
+
+
 def replace_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Give a file new content in one step: readers see the old or the new one, and so does the next start."""
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

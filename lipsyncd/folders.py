@@ -7,6 +7,7 @@ never "empty". Folders are made only by `initialise`; nothing creates the outbox
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from lipsyncd.errors import ConfigError
@@ -92,7 +93,7 @@ def folders_of(paths: Paths) -> Folders:
 def _make(folder: Path, mode: int) -> bool:
     """Make a folder and its parents; True when it was not there. Raises ConfigError when that is impossible."""
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(mode & 0o777, parents=True)
     except FileExistsError:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is no folder", remedy="move that file away or set another path") from None
@@ -101,8 +102,20 @@ def _make(folder: Path, mode: int) -> bool:
         raise ConfigError(
             f"cannot make the folder {folder}: {error.strerror}", remedy="make it by hand or set another path"
         ) from error
-    folder.chmod(mode & ~(umask() & 0o007))  # the group shares the folders, the others are the umask's business
+    wanted = mode & ~(umask() & 0o007)  # the group shares the folders, the others are the umask's business
+    if stat.S_IMODE(folder.stat().st_mode) != wanted:
+        _set_mode(folder, wanted)
     return True
+
+
+def _set_mode(folder: Path, mode: int) -> None:
+    """Also where systemd's RestrictSUIDSGID refuses the setgid bit: such folders have it from the one they lie in."""
+    try:
+        folder.chmod(mode)
+    except PermissionError:
+        if not mode & stat.S_ISGID:
+            raise
+        folder.chmod(mode & 0o777)
 
 
 def _read(marker: Path) -> str:

@@ -47,13 +47,14 @@ def key_of(text: str) -> Key:
 def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Key]:
     """The keys of systemd's credentials, of `web.api_key_file` and of the environment, together; one on each line.
 
-    Raises `ConfigError` for a file that cannot be read or that holds no key, and for a key that is too short.
+    Raises `ConfigError` for a file that cannot be read, for a key that is too short, and when `web.api_key_file` holds
+    none: whoever names a file wants a key.
     """
     texts: list[tuple[str, str]] = []
     if folder := environ.get("CREDENTIALS_DIRECTORY"):
         path = Path(folder) / _CREDENTIAL
-        if path.exists():
-            texts += [(str(path), line) for line in _lines(path)]
+        if path.exists():  # the unit gives an empty one where the administrator has made none
+            texts += [(str(path), line) for line in _lines(path, none_is_well=True)]
     if settings.api_key_file != UNSET:
         texts += [(str(settings.api_key_file), line) for line in _lines(settings.api_key_file)]
     if text := environ.get(KEY_VARIABLE, "").strip():
@@ -66,7 +67,7 @@ def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Ke
     return [key_of(text) for _, text in texts]
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, *, none_is_well: bool = False) -> list[str]:
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ def _lines(path: Path) -> list[str]:
         raise ConfigError(f"everybody may read the keys in {path}", remedy=f"chmod o-r {path}")
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
+    if not found and not none_is_well:
         raise ConfigError(f"{path} holds no key", remedy="put one key on each line, as user:password or one word")
     return found
 

@@ -23,7 +23,7 @@ from lipsyncd.errors import (
     MissingFile,
     UsageError,
 )
-from lipsyncd.files import copy_hashed, fsync_folder, open_regular, rename_no_replace, write_new
+from lipsyncd.files import copy_hashed, fsync_folder, open_regular, open_to_group, rename_no_replace, write_new
 from lipsyncd.folders import HIDDEN, Folders
 from lipsyncd.job import new_id
 from lipsyncd.manifest import Manifest, build, classify, clean_out_name, to_json
@@ -140,11 +140,13 @@ def _copy_in(inbox: Path, path: Path, name: str) -> None:
         copy_hashed(descriptor, hidden, mode=_MODE)
     finally:
         os.close(descriptor)
+    open_to_group(hidden)
     rename_no_replace(hidden, inbox / name)
 
 
 def _write_in(inbox: Path, name: str, content: bytes) -> None:
     hidden = inbox / HIDDEN / f"{name}.part"
     write_new(hidden, content, mode=_MODE)
+    open_to_group(hidden)
     rename_no_replace(hidden, inbox / name)
     fsync_folder(inbox)

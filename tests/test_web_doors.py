@@ -157,6 +157,18 @@ def test_a_key_may_come_from_the_environment_or_from_systemd(tmp_path: Path) -> 
         assert "allow_anonymous" not in api.home.log
 
 
+@pytest.mark.parametrize("content", ["", "#\n", "\n# none yet\n"])
+def test_the_units_credential_without_a_key_is_no_key(home: Home, tmp_path: Path, content: str) -> None:
+    """systemd gives one in any case, so that a service without keys starts; on other addresses it still refuses."""
+    (tmp_path / "api-key").write_text(content)
+    (tmp_path / "api-key").chmod(0o400)
+    assert read_keys(home.settings.web, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == []
+    home.changes["web"] = {"enabled": True, "host": "0.0.0.0"}
+    daemon = home.start(wait=False, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert daemon.wait(60) == 78
+    home.daemon = None
+
+
 @pytest.mark.parametrize(
     ("content", "mode", "said"),
     [
