@@ -16,6 +16,7 @@ import click
 from lipsyncd import __version__
 from lipsyncd.cli_bench import bench
 from lipsyncd.cli_doctor import doctor
+from lipsyncd.cli_logs import logs
 from lipsyncd.cli_models import models
 from lipsyncd.cli_upkeep import backup
 from lipsyncd.errors import LipsyncdError
@@ -272,6 +273,7 @@ main.add_command(backup)
 main.add_command(models)
 main.add_command(bench)
 main.add_command(doctor)
+main.add_command(logs)
 
 
 # -- trying it out -----------------------------------------------------------------------------------------------------

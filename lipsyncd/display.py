@@ -16,7 +16,7 @@ from lipsyncd.job import Job, JobEvent, JobState, now_ms
 
 _HEADINGS = ("ID", "NAME", "STATE", "STAGE", "%", "AGE", "RENDERER", "FPS")
 _RIGHT = ("%", "AGE", "FPS")
-_COLOURS = {
+COLOURS = {
     JobState.QUEUED: "yellow",
     JobState.RUNNING: "cyan",
     JobState.PUBLISHING: "blue",
@@ -88,7 +88,7 @@ def drawn_table(jobs: Sequence[Job]) -> Any:
         table.add_column(heading, justify="right" if heading in _RIGHT else "left", no_wrap=heading != "NAME")
     for job in jobs:
         cells: list[Any] = [Text(cell) for cell in row(job)]
-        cells[2] = Text(job.state.value, style=_COLOURS[job.state])
+        cells[2] = Text(job.state.value, style=COLOURS[job.state])
         table.add_row(*cells)
     return table
 

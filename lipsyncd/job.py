@@ -225,8 +225,11 @@ def job_from_row(row: Mapping[str, Any]) -> Job:
 
 @dataclass(frozen=True)
 class JobEvent:
-    """One line of a job's history."""
+    """One line of a job's history. Numbers only grow: of two events the later one has the larger."""
 
     at_ms: int
     state: str
     note: str
+    number: int = 0
+    job_id: str = ""
+    name: str = ""

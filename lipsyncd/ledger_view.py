@@ -90,11 +90,29 @@ class LedgerView:
 
     def events(self, job_id: str) -> list[JobEvent]:
         """The job's history, oldest first."""
+        return self._events("job_id=?", job_id)
+
+    def latest_events(self, *, job_id: str = "", since_ms: int = 0, after: int = 0, limit: int = -1) -> list[JobEvent]:
+        """The newest events of one job or of all, oldest first.
+
+        since_ms  not those before that time
+        after     not that event nor those before it, by its number
+        limit     as many as that; all when it is negative
+        """
+        mine, values = ("job_id=? AND ", (job_id,)) if job_id else ("", ())
+        where = f"{mine}e.id>? AND e.at_ms>=? ORDER BY e.id DESC LIMIT ?"
+        return self._events(where, *values, after, since_ms, limit)
+
+    def events_before(self, number: int, job_ids: Sequence[str]) -> list[JobEvent]:
+        """What had happened to these jobs before the event of that number, oldest first."""
+        return self._events(f"e.id<? AND job_id IN ({','.join('?' * len(job_ids))})", number, *job_ids)
+
+    def _events(self, where: str, *values: object) -> list[JobEvent]:
+        wanted = "SELECT e.id, job_id, name, at_ms, e.state, note FROM job_event e JOIN job ON job.id=job_id WHERE"
         with self._open() as connection:
-            if connection is None:
-                return []
-            rows = connection.execute("SELECT at_ms, state, note FROM job_event WHERE job_id=? ORDER BY id", (job_id,))
-            return [JobEvent(row["at_ms"], row["state"], row["note"]) for row in rows]
+            rows = [] if connection is None else connection.execute(f"{wanted} {where}", values).fetchall()
+        found = [JobEvent(r["at_ms"], r["state"], r["note"], r["id"], r["job_id"], r["name"]) for r in rows]
+        return sorted(found, key=lambda event: event.number)
 
     def deliveries(self, job_id: str) -> list[Delivery]:
         """The webhooks of a job, oldest first."""

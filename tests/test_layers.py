@@ -34,7 +34,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "one tool each",
         (
-            "child display facts ffmpeg files gpu jail launcher ledger_tables ledger_view media outgoing schema"
+            "child display facts ffmpeg files gpu history jail launcher ledger_tables ledger_view media outgoing schema"
             " settings talk"
         ),
     ),
@@ -53,7 +53,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("a look at everything", "doctor"),
     ("the render loop", "worker"),
     ("all together", "daemon"),
-    ("groups of commands", "cli_bench cli_doctor cli_models cli_upkeep"),
+    ("groups of commands", "cli_bench cli_doctor cli_logs cli_models cli_upkeep"),
     ("the command line", "cli"),
     ("the way in", "__main__"),
 )
@@ -63,7 +63,7 @@ LEVEL = {name: number for number, (_, names) in enumerate(LEVELS) for name in na
 HOMES: dict[str, str] = {
     "PIL": "picture",
     "aiohttp": "fetch outgoing web webhooks",
-    "click": "cli cli_bench cli_doctor cli_models cli_upkeep demo display",
+    "click": "cli cli_bench cli_doctor cli_logs cli_models cli_upkeep demo display",
     "cv2": "renderers",
     "diffusers": "renderers",
     "espeakng_loader": "speech",
@@ -83,7 +83,14 @@ HOMES: dict[str, str] = {
     "watchdog": "watch",
     "yarl": "fetch outgoing web webhooks",
 }
-COMMANDS = ("cli", "cli_bench", "cli_doctor", "cli_models", "cli_upkeep")  # modules that every command loads
+COMMANDS = (
+    "cli",
+    "cli_bench",
+    "cli_doctor",
+    "cli_logs",
+    "cli_models",
+    "cli_upkeep",
+)  # modules that every command loads
 JOB_ID = new_id()
 HEAVY = HOMES.keys() - {"click"} | {"pydantic", "skimage"}
 
@@ -231,6 +238,8 @@ def filled(home: Home) -> Home:
         ["status"],
         ["status", "--json"],
         ["status", JOB_ID],
+        ["logs"],
+        ["logs", JOB_ID, "--json"],
         ["config"],
         ["init"],
         ["--help"],
