@@ -36,7 +36,7 @@ from lipsyncd.folders import Folders, folders_of
 from lipsyncd.inbox import VIDEO, Inbox, Rules
 from lipsyncd.intake import Intake
 from lipsyncd.jail import landlock_abi
-from lipsyncd.job import now_ms
+from lipsyncd.job import Job, now_ms
 from lipsyncd.ledger import Ledger
 from lipsyncd.ledger_view import LedgerView
 from lipsyncd.lock import InstanceLock
@@ -165,7 +165,7 @@ class Daemon:
         network = network or settings.watch.mode == "poll"
         self._inbox = Inbox(self.folders.shared["inbox"], rules_of(settings), network=network)
         self._intake = Intake(settings, self._inbox, self.finisher.spool, self._ledger)
-        self._ledger.listeners.append(self._vitals.tally.see)
+        self._ledger.listeners += [self._vitals.tally.see, self._wake_redrops]
         recover(self._intake, self.finisher)
         self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
         self._webhooks = self._make_webhooks()
@@ -322,6 +322,11 @@ class Daemon:
                 reply = carry_out(request, self.finisher)
             control.answer(path, reply)
             self._nudge()
+
+    def _wake_redrops(self, _step: str, job: Job) -> None:
+        """Whoever waits for the same work can be served now."""
+        if job.state.ended:
+            self._prepare.set()
 
     def _nudge(self) -> None:
         """Something has changed in the ledger: let everybody look."""

@@ -138,6 +138,7 @@ def print_job(job: Job, events: Sequence[JobEvent], deliveries: Sequence[Deliver
         ("name", job.name),
         ("state", job.state.value + (f" ({job.stage}, {job.fraction:.0%})" if job.state is JobState.RUNNING else "")),
         ("result", f"{job.out_name}.mp4" if job.state is JobState.DONE else ""),
+        ("same as", job.duplicate_of or ""),
         (
             "renderer",
             f"{job.renderer}, {'whole picture' if job.stitch else f'{job.resolution} px square'}, {job.fps} fps",

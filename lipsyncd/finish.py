@@ -62,16 +62,16 @@ class Finisher:
                 return self.fail(job_id, BadResult(f"the finished video of job {job_id} is gone from the spool"))
             try:
                 out_name = self.spool.staged_name(job_id) or self._stage(job_id, spec, output)
-                out_name = self._show_video(job_id, spec, output, out_name)
+                out_name = self._show_first(job_id, spec, output, out_name)
             except (NameTaken, BadResult) as error:
                 return self.fail(job_id, error)
             self._show_sidecar(job_id, out_name)
             reach("publish-shown")
-            job = self.ledger.to_done(job_id, note=f"published as {out_name}.mp4")
+            shown = f"{out_name}.{VIDEO if output.shown_as is None else SIDECAR}"
+            job = self.ledger.to_done(job_id, note=f"published as {shown}")
             reach("publish-done")
-            log.info(
-                "job %s done: %s.mp4, %d frames in %.1f s", job_id, out_name, output.frames, output.render_ms / 1e3
-            )
+            made = f"in {output.render_ms / 1e3:.1f} s" if output.duplicate_of is None else f"of {output.duplicate_of}"
+            log.info("job %s done: %s, %d frames %s", job_id, shown, output.frames, made)
             self.clear_away(job)
             return job
 
@@ -102,18 +102,22 @@ class Finisher:
     def _stage(self, job_id: str, spec: JobSpec, output: Output) -> str:
         job = self.ledger.get(job_id)
         content = sidecar.of_video(job, spec, output, job.out_name)
-        self.outbox.stage(job_id, self.spool.video(job_id), output.sha256, content)
+        if output.shown_as is None:
+            self.outbox.stage(job_id, self.spool.video(job_id), output.sha256, content)
+        else:
+            self.outbox.stage_sidecar(job_id, content)
         self.spool.set_staged(job_id, job.out_name)
         reach("publish-staged")
         self.ledger.set_staged(job_id)
         return job.out_name
 
-    def _show_video(self, job_id: str, spec: JobSpec, output: Output, out_name: str) -> str:
-        """Give the video its name, or the next free one; gives the name that it has."""
-        while self.outbox.is_staged(job_id, VIDEO):
+    def _show_first(self, job_id: str, spec: JobSpec, output: Output, out_name: str) -> str:
+        """Give the video, or the sidecar where there is no video, its name or the next free one; gives that name."""
+        first = VIDEO if output.shown_as is None else SIDECAR
+        while self.outbox.is_staged(job_id, first):
             if self.outbox.is_free(out_name):
                 with contextlib.suppress(FileExistsError):
-                    self.outbox.show(job_id, VIDEO, out_name)
+                    self.outbox.show(job_id, first, out_name)
                     return out_name
             if self.settings.output.on_name_conflict == "fail":
                 raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
@@ -122,7 +126,7 @@ class Finisher:
             self.outbox.stage_sidecar(job_id, sidecar.of_video(job, spec, output, out_name))
             self.spool.set_staged(job_id, out_name)
         self._require_outbox()  # an unmounted outbox has no tokens either
-        self.ledger.note(job_id, "the video was shown before")
+        self.ledger.note(job_id, "the result was shown before")
         return out_name
 
     def _show_sidecar(self, job_id: str, out_name: str) -> None:
@@ -229,10 +233,11 @@ class Finisher:
         output = self.spool.output(job.id)
         if output is None or not self.spool.video(job.id).exists():
             return
-        replace_durably(self._result(job.id, SIDECAR), sidecar.of_video(job, spec, output, job.out_name))
-        self.spool.video(job.id).rename(self._result(job.id, VIDEO))
+        replace_durably(self.result(job.id, SIDECAR), sidecar.of_video(job, spec, output, job.out_name))
+        self.spool.video(job.id).rename(self.result(job.id, VIDEO))
 
-    def _result(self, job_id: str, suffix: str) -> Path:
+    def result(self, job_id: str, suffix: str) -> Path:
+        """Where the video of a finished job, or its sidecar, is kept for a while."""
         return self.folders.results / f"{job_id}.{suffix}"
 
     def forget_results(self, older_than_s: float) -> None:
@@ -292,7 +297,7 @@ class Finisher:
             job = self.ledger.get(job_id)
             if job.state is not JobState.DONE:
                 raise IllegalTransition(f"job {job_id} is {job.state.value}; only finished ones are published again")
-            video, facts = self._result(job_id, VIDEO), self._result(job_id, SIDECAR)
+            video, facts = self.result(job_id, VIDEO), self.result(job_id, SIDECAR)
             if not video.exists() or job.out_sha256 is None:
                 raise ResultGone(f"the video of job {job_id} is kept no longer")
             self._require_outbox()
@@ -326,7 +331,7 @@ class Finisher:
                 if job.kept is not None:
                     remove_tree(Path(job.kept))
             for suffix in (VIDEO, SIDECAR):
-                self._result(job_id, suffix).unlink(missing_ok=True)
+                self.result(job_id, suffix).unlink(missing_ok=True)
             reach("delete-before-row")
             self.ledger.delete(job_id)
             log.info("job %s deleted", job_id)

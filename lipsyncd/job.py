@@ -157,7 +157,10 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """How a job stands: one row of the ledger. Times are milliseconds since 1970, or None while they lie ahead."""
+    """How a job stands: one row of the ledger. Times are milliseconds since 1970, or None while they lie ahead.
+
+    duplicate_of  the job that did the same work first: this one waits for it, or has got its video
+    """
 
     id: str
     seq: int
@@ -191,6 +194,7 @@ class Job:
     remedy: str | None = None
     user_data: str | None = None
     webhook: str | None = None
+    duplicate_of: str | None = None
     kept: str | None = None
     rest: str | None = None
     started_ms: int | None = None

@@ -24,6 +24,7 @@ from lipsyncd.errors import IllegalTransition, LipsyncdError, UnknownJob
 from lipsyncd.failpoints import reach
 from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
 from lipsyncd.ledger_engine import open_engine
+from lipsyncd.ledger_redrops import FIRST_HAS_ENDED, Redrops
 from lipsyncd.ledger_tables import (
     CLAIM,
     FIND,
@@ -57,6 +58,7 @@ class Ledger:
 
     listeners   told of each move after it was committed: the new state, or "prepared", and the job
     deliveries  the webhooks that its jobs have asked for
+    redrops     jobs that ask for the same work as an earlier one
 
     Raises `LedgerTooNew` when a later program has written it, DatabaseError when it is damaged.
     """
@@ -67,6 +69,7 @@ class Ledger:
         self.deliveries = Deliveries(self._write)
         self._lock = threading.RLock()
         self._engine = open_engine(path, steps)
+        self.redrops = Redrops(self._write, self._read)
 
     def close(self) -> None:
         with self._lock:
@@ -78,6 +81,11 @@ class Ledger:
             yield session
             reach("ledger-before-commit")
             session.commit()
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with self._lock, Session(self._engine) as session:
+            yield session
 
     def check(self) -> None:
         """Raises `DatabaseError` when the file is damaged."""
@@ -196,13 +204,26 @@ class Ledger:
         return job
 
     def to_publishing(
-        self, job_id: str, *, token: str | None, sha256: str, size: int, frames: int, render_ms: int
+        self,
+        job_id: str,
+        *,
+        token: str | None,
+        sha256: str,
+        size: int,
+        frames: int,
+        render_ms: int,
+        linked_to: str | None = None,
     ) -> Job:
         """The video is finished and safe in the spool.
 
         With a token, only for the run that rendered it, and only when nobody has asked to cancel it meanwhile.
+        Another job's video only while the row is still linked to that one.
         """
-        only = () if token is None else (col(JobRow.run_token) == token, col(JobRow.cancel_requested) == 0)
+        only: tuple[ColumnElement[bool], ...] = ()
+        if token is not None:
+            only = (col(JobRow.run_token) == token, col(JobRow.cancel_requested) == 0)
+        elif linked_to is not None:
+            only = (col(JobRow.duplicate_of) == linked_to,)
         values = {
             "out_sha256": sha256,
             "out_size": size,
@@ -213,7 +234,8 @@ class Ledger:
             "prepared": 1,
             **NO_REASON,
         }
-        return self._move(job_id, JobState.PUBLISHING, note="rendered", only=only, values=values)
+        note = "rendered" if linked_to is None else f"linked to job {linked_to}"
+        return self._move(job_id, JobState.PUBLISHING, note=note, only=only, values=values)
 
     def to_done(self, job_id: str, *, note: str) -> Job:
         values = {"stage": "done", "fraction": 1.0, "finished_ms": now_ms(), **NO_REASON}
@@ -242,8 +264,8 @@ class Ledger:
         Its output gets the wanted name, or the next free one when another live job has that meanwhile.
         """
         fresh = {"attempt": 0, "stage": "accepted", "fraction": 0.0, "prepared": 0, "not_before_ms": 0, "kept": None}
-        none = {"out_sha256": None, "out_size": None, "started_ms": None, "finished_ms": None, "cancel_requested": 0}
-        values = {**fresh, **none, **NO_REASON}
+        none = {"out_sha256": None, "out_size": None, "started_ms": None, "finished_ms": None, "duplicate_of": None}
+        values = {**fresh, **none, "cancel_requested": 0, **NO_REASON}
 
         def requeued(out_name: str) -> Job:
             new = {**values, **named(out_name)}
@@ -303,7 +325,7 @@ class Ledger:
 
         def renamed(out_name: str) -> bool:
             note = "options replaced by a manifest"
-            values = {**asked(spec), **named(out_name), "prepared": 0}
+            values = {**asked(spec), **named(out_name), "prepared": 0, "duplicate_of": None}
             return self._set(spec.id, [JobState.QUEUED], note=note, idem_key=idem_key, **values)
 
         return _under_free_name(spec.out_name, renamed)
@@ -357,7 +379,7 @@ class Ledger:
             return None if row is None else _job(row)
 
     def _first(self, wanted: Any) -> Job | None:
-        with self._lock, Session(self._engine) as session:
+        with self._read() as session:
             row = session.execute(wanted.limit(1)).mappings().one_or_none()
             return None if row is None else _job(row)
 
@@ -371,30 +393,30 @@ class Ledger:
     def in_state(self, *states: JobState) -> list[Job]:
         """Every job in one of these states, oldest first."""
         wanted = select(*_FIELDS).where(col(JobRow.state).in_(states)).order_by(col(JobRow.seq))
-        with self._lock, Session(self._engine) as session:
+        with self._read() as session:
             return [_job(row) for row in session.execute(wanted).mappings()]
 
     def next_to_prepare(self) -> Job | None:
         """The first waiting job, in the order of the queue, that is due and not prepared."""
         due = select(*_FIELDS).where(
-            JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms()
+            JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms(), FIRST_HAS_ENDED
         )
         return self._first(due.order_by(col(JobRow.priority).desc(), col(JobRow.seq)))
 
     def unreleased(self) -> list[str]:
         """Jobs whose files may still lie in the inbox."""
-        with self._lock, Session(self._engine) as session:
+        with self._read() as session:
             return list(session.exec(select(JobRow.id).where(JobRow.inputs_released == 0).order_by(col(JobRow.seq))))
 
     def source_hashes(self, job_id: str) -> dict[str, str]:
         """SHA-256 of each file that a job took, by role."""
         wanted = select(JobSourceRow.role, JobSourceRow.sha256).where(JobSourceRow.job_id == job_id)
-        with self._lock, Session(self._engine) as session:
+        with self._read() as session:
             return {role: sha256 for role, sha256 in session.execute(wanted)}  # noqa: C416 - dict() takes no rows
 
     def idem_key(self, job_id: str) -> str | None:
         """The key that `insert` or `set_options` got for that job."""
-        with self._lock, Session(self._engine) as session:
+        with self._read() as session:
             return session.exec(select(JobRow.idem_key).where(JobRow.id == job_id)).one_or_none()
 
     def latest_with_source(self, name: bytes) -> Job | None:

@@ -31,6 +31,7 @@ from lipsyncd.job import Job, JobSpec
 from lipsyncd.ledger import Ledger
 from lipsyncd.manifest import classify
 from lipsyncd.protocol import Picture, Sound, Video
+from lipsyncd.redrops import Linker
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Prepared, Spool
 
@@ -49,6 +50,7 @@ class Preparer:
         self.ledger = ledger
         self.finisher = finisher
         self.ffmpeg = ffmpeg
+        self._linker = Linker(settings, finisher)
         self._tries: Counter[str] = Counter()
 
     def run_once(self) -> bool:
@@ -93,6 +95,8 @@ class Preparer:
             raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
+        if self._linker.serve(job):
+            return
         prepared = self.spool.prepared(job.id)
         if prepared is None or _outdated(prepared, spec):
             self._require_space()

@@ -19,6 +19,7 @@ from lipsyncd.finish import Finisher
 from lipsyncd.intake import Intake
 from lipsyncd.job import SOURCES, Job, JobState
 from lipsyncd.ledger import Ledger
+from lipsyncd.spool import Output, Spool
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def recover(intake: Intake, finisher: Finisher) -> None:
 def _resume(job: Job, finisher: Finisher) -> None:
     """Move one job's row to where its spool folder says that it is."""
     spool, ledger = finisher.spool, finisher.ledger
-    ending, output = spool.ending(job.id), spool.output(job.id)
+    ending, output = spool.ending(job.id), _own_output(job, spool)
     if job.state.ended and ending is None and job.state is not JobState.DONE:
         spec = spool.spec(job.id)  # the inputs were back already when the retry was cut off
         ledger.retry(job.id, job.out_name if spec is None else spec.out_name)
@@ -106,6 +107,16 @@ def _resume(job: Job, finisher: Finisher) -> None:
         _interrupted(job, finisher)
     if job.prepared and spool.prepared(job.id) is None and spool.folder(job.id).is_dir():
         ledger.set_unprepared(job.id)
+
+
+def _own_output(job: Job, spool: Spool) -> Output | None:
+    """The job's finished video. One that was copied from another job counts only while the row says so: otherwise the
+    job was given other options meanwhile."""
+    output = spool.output(job.id)
+    if output is None or output.duplicate_of in (None, job.duplicate_of) or spool.staged_name(job.id) is not None:
+        return output
+    spool.drop_output(job.id)
+    return None
 
 
 def _interrupted(job: Job, finisher: Finisher) -> None:

@@ -18,7 +18,8 @@ def of_video(job: Job, spec: JobSpec, output: Output, out_name: str) -> bytes:
         {
             "id": job.id,
             "state": "done",
-            "video": f"{out_name}.mp4",
+            "video": output.shown_as or f"{out_name}.mp4",
+            "duplicate_of": output.duplicate_of,
             "sha256": output.sha256,
             "bytes": output.size,
             "width": output.width,
@@ -36,6 +37,7 @@ def of_video(job: Job, spec: JobSpec, output: Output, out_name: str) -> bytes:
             "inputs": [{"role": s.role, "name": s.name, "sha256": s.sha256} for s in spec.sources],
             "text": spec.text,
             "notes": output.notes,
+            "recipe": output.recipe,
             "user_data": spec.user_data,
             "lipsyncd": __version__,
         }

@@ -44,7 +44,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Output:
-    """The finished video of a job. `notes` are the renderer's own, for the sidecar."""
+    """The finished video of a job.
+
+    notes         the renderer's own, for the sidecar
+    recipe        the settings that shaped it (`recipe_of`)
+    duplicate_of  the job that it was rendered for, when that was another one
+    shown_as      where in the outbox that job's video lies; this job then has a sidecar and no video of its own
+    """
 
     sha256: str
     size: int
@@ -55,6 +61,9 @@ class Output:
     duration_ms: int
     attempt: int
     notes: Mapping[str, Any]
+    recipe: str = ""
+    duplicate_of: str | None = None
+    shown_as: str | None = None
 
 
 class Spool:
@@ -151,6 +160,10 @@ class Spool:
         write_json(folder / "out.json", asdict(output))
         reach("render-kept")
 
+    def keep_facts(self, job_id: str, output: Output) -> None:
+        """Make another job's video, as it lies in the outbox, the result of this one."""
+        write_json(self.folder(job_id) / "out.json", asdict(output))
+
     def video(self, job_id: str) -> Path:
         return self.folder(job_id) / "out.mp4"
 
@@ -162,7 +175,7 @@ class Spool:
         data = read_json(self.folder(job_id) / "out.json")
         try:
             output = None if data is None else Output(**data)
-            if output is None or self.staged_name(job_id) is not None:
+            if output is None or output.shown_as is not None or self.staged_name(job_id) is not None:
                 return output
             return output if self.video(job_id).stat().st_size == output.size else None
         except (TypeError, FileNotFoundError):

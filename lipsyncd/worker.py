@@ -27,6 +27,7 @@ from lipsyncd.finish import Finisher
 from lipsyncd.job import Job, JobSpec
 from lipsyncd.prepare import BACK_OFF_S, frame_count
 from lipsyncd.protocol import Batch, Progress, Render, Result
+from lipsyncd.recipe import recipe_of
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Output, Prepared
 from lipsyncd.weights import RENDERER, AutoPull
@@ -72,6 +73,7 @@ class Worker:
         self.ceilings = ceilings
         self.wake = threading.Event()
         self.current: str | None = None
+        self._recipe = recipe_of(settings)
         self._stopping = stopping
         self._cut_off = cut_off
 
@@ -203,6 +205,7 @@ class Worker:
             duration_ms=round(duration * 1000),
             attempt=job.attempt,
             notes={**result.notes, **({"inputs": list(prepared.notes)} if prepared.notes else {})},
+            recipe=self._recipe,
         )
         spool.keep_output(job.id, rendered, output)
         self.finisher.ledger.to_publishing(

@@ -126,7 +126,7 @@ def test_an_outbox_that_is_unmounted_half_way_is_not_taken_for_an_empty_one(shop
     assert output is not None
     shop.finisher._stage(job_id, spec, output)
     if stage == "video shown":
-        shop.finisher._show_video(job_id, spec, output, "anna")
+        shop.finisher._show_first(job_id, spec, output, "anna")
     shop.unmount("outbox")
     with pytest.raises(OutboxUnavailable):
         shop.finisher.publish(job_id)
@@ -142,7 +142,7 @@ def test_a_video_that_a_consumer_took_before_the_crash_is_not_shown_again(shop: 
     assert spec is not None
     assert output is not None
     shop.finisher._stage(job_id, spec, output)
-    shop.finisher._show_video(job_id, spec, output, "anna")
+    shop.finisher._show_first(job_id, spec, output, "anna")
     (shop.folders.shared["outbox"] / "anna.mp4").unlink()
     shop.restart()
     shop.finisher.publish(job_id)
@@ -219,7 +219,7 @@ def test_a_sidecar_whose_name_is_taken_in_the_last_moment_goes_beside(shop: Shop
     assert spec is not None
     assert output is not None
     shop.finisher._stage(job_id, spec, output)
-    shop.finisher._show_video(job_id, spec, output, "anna")
+    shop.finisher._show_first(job_id, spec, output, "anna")
     theirs = occupy(shop, "anna.json")
     shop.finisher.publish(job_id)
     assert theirs.read_bytes() == b"theirs"

@@ -41,14 +41,15 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "one edge each",
         (
-            "backups ceilings control decode fetch health installed keys ledger_webhooks links lock metrics mp4 pairing"
-            " picture renderers speech spool uploads weights"
+            "backups ceilings control decode fetch health installed keys ledger_redrops ledger_webhooks links lock"
+            " metrics mp4 pairing picture recipe renderers speech spool uploads weights"
         ),
     ),
     ("the ledger's file", "ledger_engine"),
     ("folders and the ledger", "folders inbox ledger overview pulse screening sidecar"),
     ("joins of edges", "intake keep outbox submit vitals waiting webhooks"),
     ("ends of jobs", "finish demo"),
+    ("work that was done before", "redrops"),
     ("work on jobs", "actions prepare recovery web"),
     ("a look at everything", "doctor"),
     ("the render loop", "worker"),
@@ -77,7 +78,7 @@ HOMES: dict[str, str] = {
     "rich": "display",
     "safetensors": "renderers",
     "sqlalchemy": "ledger ledger_engine recovery",
-    "sqlmodel": "ledger ledger_tables ledger_webhooks",
+    "sqlmodel": "ledger ledger_redrops ledger_tables ledger_webhooks",
     "torch": "renderers",
     "transformers": "renderers",
     "watchdog": "watch",

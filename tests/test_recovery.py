@@ -32,6 +32,10 @@ def names() -> list[str]:
 # What a job passes through on its way to a video, to failed/, to the archive, and back.
 OTHER_PATHS = {
     "delete-before-row",
+    "link-copied",
+    "link-kept",
+    "link-noted",
+    "link-publishing",
     "end-recorded",
     "end-moved",
     "retry-accepted",

@@ -147,6 +147,11 @@ class Intake:
     max_megapixels: int = setting(40, "Largest picture, decoded.", low=1, high=1000)
     min_audio_s: float = setting(0.2, "Shortest voice.", low=0.04)
     max_audio_s: float = setting(600.0, "Longest voice.", low=1)
+    on_redrop: str = setting(
+        "link",
+        "The same bytes and options again: publish the first video once more, render it anew, or leave a sidecar only.",
+        choices=("link", "render", "skip"),
+    )
     background: str = setting(
         "#ffffff",
         "Colour under transparent pictures.",
