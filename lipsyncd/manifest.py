@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from lipsyncd.errors import BadManifest, BadName, UnsafePath
+from lipsyncd.said import check as check_said
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
@@ -320,6 +321,7 @@ def _pad_s(value: object) -> float:
 def _rest(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict) or len(json.dumps(value, ensure_ascii=False).encode()) > MAX_REST_BYTES:
         raise ValueError(f"an object of at most {MAX_REST_BYTES} bytes")
+    check_said(value)
     return value
 
 

@@ -13,11 +13,13 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-from lipsyncd import decode, fetch, footage, media, screening, speech, uploads
+from lipsyncd import decode, fetch, footage, media, screening, speech, talk, uploads
 from lipsyncd.errors import (
     AudioNotRecognised,
     Blocked,
     DiskLow,
+    FetchFailed,
+    FetchRefused,
     IllegalTransition,
     ImageNotRecognised,
     InputsLost,
@@ -199,7 +201,10 @@ class Preparer:
             part.rename(path)
             return
         limit = min(rules.max_mb, max_mb) * 1_000_000
-        fetch.fetch(url, part, max_bytes=limit, timeout_s=rules.timeout_s, allow=rules.allow)
+        try:
+            fetch.fetch(url, part, max_bytes=limit, timeout_s=rules.timeout_s, allow=rules.allow)
+        except (FetchRefused, FetchFailed) as error:  # after a redirect its address no longer tells which one it was
+            raise type(error)(f"{talk.FETCHED[path.name]}: {error.message}", remedy=error.remedy) from error
         part.rename(path)
 
 
@@ -244,6 +249,7 @@ def _kind(path: Path) -> media.Kind | None:
 
 
 def _called(spec: JobSpec, role: str) -> str:
-    """The name that people know that input by."""
+    """The name that people know that input by. Of an address without its query, which may hold a secret."""
     name = next((s.name for s in spec.sources if s.role == role), None)
-    return repr(name or (spec.image_url if role == "image" else spec.audio_url) or role)
+    url = (spec.image_url if role == "image" else spec.audio_url) or ""
+    return repr(name or url.partition("?")[0] or role)

@@ -16,6 +16,9 @@ from lipsyncd.job import Job, JobState, utc_text
 OWNER = "local"  # who has made a job without a key
 _PREFIX = "tlk_"
 
+# How the message about an address that was not fetched begins, by the input.
+FETCHED = {"image": "the picture", "audio": "the voice"}
+
 # The first letters of a reason's code -> D-ID's word for whose fault it is. `fetch-` is told apart by its message.
 _KINDS: Mapping[str, str] = {
     "image-": "SourceError",
@@ -34,7 +37,7 @@ def talk_id(job_id: str) -> str:
 
 
 def said(job: Job) -> dict[str, Any]:
-    """What the client of the REST service said (the fields of `web.requests.Said`); empty for every other job."""
+    """What the client of the REST service said (`said.FIELDS`); empty for every other job."""
     found = json.loads(job.rest) if job.rest else {}
     return found if isinstance(found, dict) else {}
 
@@ -107,8 +110,7 @@ def error(job: Job) -> dict[str, str]:
     code = job.reason_code or "internal-error"
     kind = next((kind for prefix, kind in _KINDS.items() if code.startswith(prefix)), "UnknownError")
     if code.startswith("fetch-"):
-        voice = str(said(job).get("audio_url", "")).partition("?")[0]
-        kind = "AudioError" if voice and voice in (job.reason or "") else "SourceError"
+        kind = "AudioError" if (job.reason or "").startswith(FETCHED["audio"]) else "SourceError"
     return {"kind": kind, "description": description(job), "code": code}
 
 

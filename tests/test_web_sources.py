@@ -66,6 +66,12 @@ class Source(BaseHTTPRequestHandler):
     def _inwards(self) -> None:
         self._redirect("http://169.254.169.254/latest/meta-data")
 
+    def _lost(self) -> None:
+        self._redirect("/gone.png")
+
+    def _gone(self) -> None:
+        self.send_error(404)
+
     def _round(self) -> None:
         self._redirect("/round.png")
 
@@ -130,6 +136,8 @@ def test_a_source_that_misbehaves_becomes_a_reason(api: Api, source: str, image:
     assert time.monotonic() - began_s < 20
 
 
-def test_a_voice_that_misbehaves_is_no_fault_of_the_picture(api: Api, source: str) -> None:
-    told = api.talk(talk(api, source, "anna.png", "endless.wav"), "error")
+@pytest.mark.parametrize("audio", ["endless.wav", "lost.wav", "inwards.wav"])
+def test_a_voice_that_misbehaves_is_no_fault_of_the_picture(api: Api, source: str, audio: str) -> None:
+    """Not even where its address redirects to one that looks like the picture's."""
+    told = api.talk(talk(api, source, "anna.png", audio), "error")
     assert (told["error"]["kind"], told["error"]["code"]) == ("AudioError", "fetch-refused")

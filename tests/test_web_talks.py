@@ -76,6 +76,13 @@ def test_a_talk_of_the_inbox_is_listed_and_its_files_stay_when_it_is_deleted(api
     assert api.get(f"/talks/{talk['id']}").status == 404
 
 
+def test_a_manifest_that_lies_about_a_client_spoils_nobodys_list(api: Api) -> None:
+    """Whoever can write the inbox can write `rest` too."""
+    api.home.drop_manifest("liar", image="a.png", audio="a.wav", rest={"created_ms": "now", "config": 7})
+    assert api.home.until_failed("liar").reason_code == "bad-manifest"
+    assert "liar" in [talk["name"] for talk in api.get("/talks").json["talks"]]
+
+
 def test_the_list_is_newest_first_and_new_talks_shift_no_page(api: Api, body: dict[str, Any]) -> None:
     made = [api.post("/talks", {**body, "name": f"n{number}"}).json["id"] for number in range(5)]
     assert [t["id"] for t in api.get("/talks?limit=100").json["talks"]][:5] == made[::-1]
