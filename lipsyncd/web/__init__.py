@@ -1,6 +1,7 @@
 """The REST service: the endpoints of the original service and D-ID's Talks API, inside the daemon.
 
     server    the thread, its sockets, the routes
+    wire      connections: what is no HTTP, and who never gets to the point
     doors     who may come in: keys, Host, Origin
     replies   one shape for every error
     desk      the way to the inbox and the ledger's view; nothing else reaches them

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from lipsyncd.errors import (
     AudioNotRecognised,
@@ -114,6 +115,8 @@ def reply_to(request: web.Request, error: Exception) -> web.Response:
         return _of_aiohttp(request, error).reply()
     if isinstance(error, LipsyncdError):
         return _of_ours(error).reply()
+    if isinstance(error, (web.RequestPayloadError, HttpProcessingError)):
+        return bad_request("the body cannot be read: it is not encoded as its headers say").reply()
     log.error("%s %s failed", request.method, request.path, exc_info=error)
     return ApiError(500, "InternalServerError", "internal server error").reply()
 

@@ -13,6 +13,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -34,11 +35,13 @@ from lipsyncd.web.stock import Stock
 from lipsyncd.web.talks import Talks
 from lipsyncd.web.vital_signs import VitalSigns
 from lipsyncd.web.voices import Voices
+from lipsyncd.web.wire import Wire
 
 log = logging.getLogger(__name__)
 
 _BODY_BYTES = 1 << 20  # of JSON; forms are counted elsewhere
 _BACKLOG = 256
+_HEAD_WITHIN_S = 20.0
 _STOP_S = 2.0
 _SWEEP_EVERY_S = 600.0
 _DOCUMENT = Path(__file__).with_name("openapi.json")
@@ -62,6 +65,7 @@ class WebServer:
         self.ffmpeg = ffmpeg
         self.model_loaded = model_loaded
         self.vitals = vitals
+        self._head_within_s = min(_HEAD_WITHIN_S, settings.web.upload_timeout_s)
         keys = read_keys(settings.web)
         self.links = Links(folders.state, signed=bool(keys))
         self.doors = Doors(settings.web, keys)
@@ -108,21 +112,20 @@ class WebServer:
     async def _serve(self) -> None:
         desk = Desk(self.settings, self.folders)
         counter = Counter(self.settings, desk, Stock(self.settings, self.ffmpeg))
-        runner = web.AppRunner(
-            self._app(desk, counter),
-            access_log=None,
-            logger=_of_the_protocol(),
-            shutdown_timeout=_STOP_S,
-            handler_cancellation=True,
-        )
+        runner = web.AppRunner(self._app(desk, counter), shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()
-        for listener in self._sockets:
-            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        assert runner.server is not None  # since it is set up
+        connect = partial(Wire, runner.server, loop=self._loop, head_within_s=self._head_within_s)
+        listening = [
+            await self._loop.create_server(connect, sock=listener, backlog=_BACKLOG) for listener in self._sockets
+        ]
         self._serving.set()
         sweeping = asyncio.create_task(self._sweep(desk, counter))
         await self._closed.wait()
         desk.closing = True
         sweeping.cancel()
+        for server in listening:
+            server.close()
         await runner.cleanup()
         counter.close()
         desk.close()
@@ -161,22 +164,6 @@ class WebServer:
             except Exception as error:
                 log.warning("uploads are not tidied up: %s", error)
             await asyncio.sleep(_SWEEP_EVERY_S)
-
-
-def _of_the_protocol() -> logging.Logger:
-    """Where aiohttp tells of what is no HTTP: a stranger's bytes are worth a line at debug level, and no traceback.
-
-    What goes wrong in a handler never comes here: `replies.reply_to` has told it.
-    """
-
-    def quietly(record: logging.LogRecord) -> bool:
-        cause = record.exc_info[1] if record.exc_info else ""
-        log.debug("%s: %s", record.getMessage(), str(cause).strip().partition("\n")[0])
-        return False
-
-    logger = logging.Logger("lipsyncd.web.protocol")
-    logger.addFilter(quietly)
-    return logger
 
 
 class _Document:
