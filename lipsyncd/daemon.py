@@ -49,6 +49,7 @@ from lipsyncd.recovery import open_ledger, recover
 from lipsyncd.sd_notify import Notifier
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Spool
+from lipsyncd.talk import said
 from lipsyncd.vitals import Vitals
 from lipsyncd.watch import Watch, is_network
 from lipsyncd.web.server import WebServer
@@ -221,7 +222,10 @@ class Daemon:
     def _result_url(self, job_id: str) -> str:
         """Where a receiver finds the video; an empty text when nothing serves it."""
         job = None if self._web is None else self._ledger.find(job_id)
-        return "" if job is None or self._web is None else self._web.links.talk(job_id, job.out_name, self._web.address)
+        if job is None or self._web is None:
+            return ""
+        base = said(job).get("base") or self._web.address  # a client's receiver knows us as the client does
+        return self._web.links.talk(job_id, job.out_name, base)
 
     def _vram(self) -> dict[str, int]:
         found = gpu.memory(self.settings.render.devices[0])

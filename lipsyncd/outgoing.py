@@ -16,7 +16,7 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -133,9 +133,24 @@ class Guard:
 
     def door(self, url: URL) -> Door:
         """A way to connect for one request to `url`."""
+        return Door(self, self._lookup, listed=self._is_listed(url))
+
+    def _is_listed(self, url: URL) -> bool:
         name = _normal(url.raw_host or "")
-        listed = (name, None) in self._names or (name, url.port) in self._names
-        return Door(self, self._lookup, listed=listed)
+        return (name, None) in self._names or (name, url.port) in self._names
+
+    def foresee(self, text: str) -> None:
+        """Raise `FetchRefused` for what no answer of a resolver could make good. To pass it is no promise."""
+        url = self.check(text)
+        host, port, fault = url.raw_host or "", url.port or 0, ""
+        if self._is_listed(url):
+            return
+        if _is_address(host):
+            fault = self.fault(host, port)
+        elif not self._networks:  # else its name may lead into one of them
+            fault = self._fault_of_public(port)
+        if fault:
+            raise FetchRefused(f"{shown(url)} {fault}")
 
     def fault(self, address: str, port: int) -> str:
         """Why nothing may connect to this address and port; an empty text when it may."""
@@ -146,11 +161,20 @@ class Guard:
             everything_listed = False
             if reserved := _reserved(inner):
                 return f"is no public address ({reserved})"
-        if not everything_listed and not self._public:
+        return "" if everything_listed else self._fault_of_public(port)
+
+    def _fault_of_public(self, port: int) -> str:
+        if not self._public:
             return "is asked without TLS and not listed"
-        if port not in PUBLIC_PORTS and not everything_listed:
+        if port not in PUBLIC_PORTS:
             return f"is asked on port {port}, which is neither 80 nor 443"
         return ""
+
+
+def receivers(allow: Sequence[str]) -> Mapping[str, Guard]:
+    """The rule for webhooks, by scheme: public addresses over https, over http only what `web.webhook_allow` lists."""
+    setting = "web.webhook_allow"
+    return {"https": Guard(allow, setting=setting), "http": Guard(allow, setting=setting, public=False)}
 
 
 def _name_and_port(entry: str, setting: str) -> tuple[str, int | None]:

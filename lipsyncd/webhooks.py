@@ -32,7 +32,7 @@ from lipsyncd.failpoints import reach
 from lipsyncd.files import replace_durably
 from lipsyncd.job import now_ms
 from lipsyncd.ledger_webhooks import Deliveries, Outcome
-from lipsyncd.outgoing import Guard, cause, shown
+from lipsyncd.outgoing import cause, receivers, shown
 from lipsyncd.settings.sections import UNSET
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,7 @@ class Webhooks:
         self.tries: Counter[DeliveryState] = Counter()
         self._deliveries = deliveries
         self._keys = keys
-        self._guards = {
-            "https": Guard(allow, setting="web.webhook_allow"),
-            "http": Guard(allow, setting="web.webhook_allow", public=False),
-        }
+        self._guards = receivers(allow)
         self._result_url = result_url
         self._schedule_s = schedule_s
         self._answer_within_s = answer_within_s

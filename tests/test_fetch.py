@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lipsyncd.errors import ConfigError, FetchFailed, FetchRefused
 from lipsyncd.fetch import fetch
-from lipsyncd.outgoing import Guard, lookup
+from lipsyncd.outgoing import Guard, lookup, receivers
 
 BODY = bytes(range(256)) * 500
 SECRET = "token=s3cret"
@@ -541,3 +541,35 @@ def test_a_link_in_place_of_the_target_is_not_followed(server, get, tmp_path):
 
     assert (tmp_path / "elsewhere").read_bytes() == b"precious"
     assert not (tmp_path / "file").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "allow", "why"),
+    [
+        ("https", "hooks.example.org", [], ""),
+        ("https", "hooks.example.org:443", [], ""),
+        ("https", "93.184.216.34", [], ""),
+        ("https", "hooks.example.org:8443", [], "port 8443"),
+        ("https", "hooks.example.org:8443", ["hooks.example.org"], ""),
+        ("https", "hooks.example.org:8443", ["10.0.0.0/8"], ""),  # it may be in there
+        ("https", "10.0.0.7", [], "private"),
+        ("https", "[::1]", [], "loopback"),
+        ("https", "10.0.0.7:8443", ["10.0.0.0/8"], ""),
+        ("https", "me:secret@hooks.example.org", [], "a user or a password"),
+        ("http", "hooks.example.org", [], "without TLS"),
+        ("http", "93.184.216.34", [], "without TLS"),
+        ("http", "93.184.216.34", ["10.0.0.0/8"], "without TLS"),
+        ("http", "hooks.lan:8080", ["hooks.lan:8080"], ""),
+        ("http", "hooks.lan:8081", ["hooks.lan:8080"], "without TLS"),
+        ("http", "hooks.lan", ["192.168.0.0/16"], ""),
+    ],
+)
+def test_what_no_resolver_could_make_good_is_foreseen(scheme: str, host: str, allow: list[str], why: str) -> None:
+    """By the address alone: nobody is asked, and what passes is judged again when it is connected to."""
+    guard = receivers(allow)[scheme]
+    if not why:
+        guard.foresee(f"{scheme}://{host}/hook?secret=1")
+        return
+    with pytest.raises(FetchRefused, match=why) as refusal:
+        guard.foresee(f"{scheme}://{host}/hook?secret=1")
+    assert "secret" not in refusal.value.message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from threading import Thread
 import pytest
 
 from tests.home import picture, sound
+from tests.receiver import Answer, receiving, until
 from tests.web_kit import Api, serving
 
 PICTURE, VOICE = picture(3), sound(0.4)
@@ -97,7 +99,7 @@ def source() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     fetch = {"allow": ["127.0.0.1"], "max_mb": 1, "timeout_s": 2.0}
-    changes = {"fetch": fetch, "render": {"max_attempts": 1}}
+    changes = {"fetch": fetch, "render": {"max_attempts": 1}, "web": {"webhook_allow": ["127.0.0.1"]}}
     with serving(tmp_path_factory.mktemp("sources"), changes=changes) as api:
         yield api
 
@@ -141,3 +143,17 @@ def test_a_voice_that_misbehaves_is_no_fault_of_the_picture(api: Api, source: st
     """Not even where its address redirects to one that looks like the picture's."""
     told = api.talk(talk(api, source, "anna.png", audio), "error")
     assert (told["error"]["kind"], told["error"]["code"]) == ("AudioError", "fetch-refused")
+
+
+def test_a_webhook_has_the_talk_as_its_client_gets_it(api: Api, source: str) -> None:
+    """The same fields, and a link under the name by which that client reached the server."""
+    script = {"type": "audio", "audio_url": f"{source}/hello.wav"}
+    order = {"source_url": f"{source}/anna.png", "script": script, "name": "told", "user_data": "scene 7"}
+    with receiving(Answer(500), Answer(204)) as receiver:
+        made = api.post("/talks", {**order, "webhook": f"{receiver.url}?secret=1"}, Host=f"localhost:{api.port}").json
+        told = api.talk(made["id"])
+        until(lambda: len(receiver.hits) == 2, "the second try", seconds=40)
+    assert {hit.target.partition("?")[2] for hit in receiver.hits} == {"secret=1"}
+    said = json.loads(receiver.hits[1].body)
+    assert said.pop("result_url") == told.pop("result_url").replace("127.0.0.1", "localhost")
+    assert said == told

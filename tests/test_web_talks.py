@@ -160,6 +160,8 @@ def test_our_own_options_travel_in_an_object_of_their_own(api: Api, body: dict[s
         ({"user_data": " " * 10}, {"body.user_data"}),
         ({"user_data": "x" * 1001}, {"body.user_data"}),
         ({"webhook": "gopher://x"}, {"body.webhook"}),
+        ({"webhook": "http://hooks.example.org/x"}, {"body.webhook"}),
+        ({"webhook": "https://127.0.0.1/x"}, {"body.webhook"}),
         ({"result_url": "https://bucket.example/put"}, {"body.result_url"}),
     ],
 )

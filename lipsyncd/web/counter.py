@@ -11,14 +11,16 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from lipsyncd.errors import FetchRefused
 from lipsyncd.job import Job
+from lipsyncd.outgoing import receivers
 from lipsyncd.settings import Settings
 from lipsyncd.uploads import Upload
 from lipsyncd.web.desk import Desk
 from lipsyncd.web.doors import caller
 from lipsyncd.web.forms import Form, Part, read_form
 from lipsyncd.web.orders import Order
-from lipsyncd.web.replies import ApiError, bad_request
+from lipsyncd.web.replies import ApiError, bad_request, invalid
 from lipsyncd.web.stock import AUDIO, IMAGE, Stock
 
 T = TypeVar("T")
@@ -35,6 +37,7 @@ class Counter:
         self.settings = settings
         self.desk = desk
         self.stock = stock
+        self._receivers = receivers(settings.web.webhook_allow)
         self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="web-judge")
         self._taking = 0
 
@@ -89,11 +92,21 @@ class Counter:
         }
 
     async def place(self, request: web.Request, order: Order) -> Job:
-        """Make a job of an order, with addresses of our own uploads resolved."""
+        """Make a job of an order, with addresses of our own uploads resolved. Raises `ApiError`."""
+        if order.webhook is not None:
+            self._check_webhook(order.webhook)
         order = await self.desk.run(self._resolved, order, request.host)
         return await self.desk.place(
             order, owner=caller(request), key=request.headers.get("Idempotency-Key"), base=self.base(request)
         )
+
+    def _check_webhook(self, url: str) -> None:
+        """Refuse now what could never be delivered. Sources are judged when they are fetched, as D-ID does it."""
+        scheme = url.partition(":")[0].lower()
+        try:
+            self._receivers[scheme].foresee(url)
+        except FetchRefused as error:
+            raise invalid({"body.webhook": f"'webhook' may not be told: {error.message}"}) from None
 
     def _resolved(self, order: Order, host: str) -> Order:
         return replace(order, image=self._source(IMAGE, order.image, host), audio=self._voice(order.audio, host))
