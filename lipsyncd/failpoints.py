@@ -1,7 +1,7 @@
 """Named places where a test may end the process, as a power cut would.
 
 `LIPSYNCD_FAIL=name` kills this process with SIGKILL the first time that it reaches `name`; `name:3` the third time.
-Without the variable a failpoint costs one comparison. The names that exist are found by `tests/test_recovery.py`.
+Without the variable a failpoint costs one comparison. The names that exist are found by `tests/crash_kit.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import os
 import signal
 
-_ARMED, _, _count = os.environ.get("LIPSYNCD_FAIL", "").partition(":")
-_left = int(_count) if _count.isdigit() else 1
+_armed, _left = "", 1
+
+
+def arm(where: str) -> None:
+    """End this process at `where`, in the grammar of the variable; an empty text disarms."""
+    global _armed, _left
+    _armed, _, count = where.partition(":")
+    _left = int(count) if count.isdigit() else 1
 
 
 def reach(name: str) -> None:
     """Say that the work has come this far."""
-    if name == _ARMED:
+    if name == _armed:
         _die_when_due()
 
 
@@ -24,3 +30,6 @@ def _die_when_due() -> None:
     _left -= 1
     if _left <= 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+arm(os.environ.get("LIPSYNCD_FAIL", ""))

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lipsyncd.failpoints import reach
 from lipsyncd.job import Identity
 
 COPY_BLOCK_BYTES = 1 << 20
@@ -155,11 +156,20 @@ def replace_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         write_new(hidden, content, mode=mode)
+        reach("replace-written")
         hidden.replace(path)
     except BaseException:
         hidden.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def sweep_torn(folder: Path, names: str = "*") -> int:
+    """Remove what a crash left of `replace_durably` for files called like `names`; gives their number."""
+    torn = list(folder.glob(f".{names}.????????.part"))
+    for path in torn:
+        path.unlink(missing_ok=True)
+    return len(torn)
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, mode: int = 0o600) -> None:

@@ -234,6 +234,7 @@ class Finisher:
         if output is None or not self.spool.video(job.id).exists():
             return
         replace_durably(self.result(job.id, SIDECAR), sidecar.of_video(job, spec, output, job.out_name))
+        reach("result-told")
         self.spool.video(job.id).rename(self.result(job.id, VIDEO))
 
     def result(self, job_id: str, suffix: str) -> Path:
@@ -266,8 +267,18 @@ class Finisher:
             else:
                 self._start_over(job_id)
             reach("retry-accepted")
-            spec = self.spool.spec(job_id)
-            return self.ledger.retry(job_id, job.out_name if spec is None else spec.out_name)
+            return self.requeue_ended(job)
+
+    def requeue_ended(self, job: Job) -> Job:
+        """The second half of a retry, for an ended job whose inputs are back in the spool: only there, and queued."""
+        if job.kept is not None:
+            try:
+                remove_tree(Path(job.kept))
+            except OSError as error:
+                log.warning("job %s: %s stays, although the job is tried again: %s", job.id, job.kept, error)
+            reach("retry-cleared")
+        spec = self.spool.spec(job.id)
+        return self.ledger.retry(job.id, job.out_name if spec is None else spec.out_name)
 
     def _start_over(self, job_id: str) -> None:
         """For a job whose inputs never left the spool: only what was accepted stays of it."""
@@ -289,7 +300,6 @@ class Finisher:
             return replace(spec, refusal=None)
 
         self.spool.accept(job.id, fill)
-        remove_tree(kept)
 
     def republish(self, job_id: str) -> str:
         """Put the video of a finished job into the outbox once more, under the next free name; gives that name."""

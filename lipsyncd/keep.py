@@ -14,6 +14,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from lipsyncd.failpoints import reach
 from lipsyncd.files import (
     copy_hashed,
     fsync_folder,
@@ -59,6 +60,7 @@ def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | 
         write_new(hidden / "reason.json", reason, mode=_MODE)
     hidden.chmod(0o770 & ~umask())
     fsync_folder(hidden)
+    reach("keep-filled")
     for number in range(1, _NAME_TRIES):
         target = root / (name if number == 1 else f"{name}-{number}")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,7 @@ def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | 
         except FileExistsError:
             continue
         fsync_folder(target.parent)
+        reach("keep-shown")
         return target
     raise FileExistsError(f"no free folder like {root / name} in {_NAME_TRIES} tries")
 

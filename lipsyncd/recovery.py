@@ -15,6 +15,7 @@ from sqlalchemy.exc import DatabaseError
 
 from lipsyncd.errors import BackupFailed, InputsLost, RenderCrashed
 from lipsyncd.failpoints import reach
+from lipsyncd.files import sweep_torn
 from lipsyncd.finish import Finisher
 from lipsyncd.intake import Intake
 from lipsyncd.job import SOURCES, Job, JobState
@@ -56,7 +57,7 @@ def _put_aside(path: Path) -> None:
 def recover(intake: Intake, finisher: Finisher) -> None:
     """Bring spool, ledger and outbox to one story, and go on with what was under way."""
     spool, ledger = finisher.spool, finisher.ledger
-    torn = spool.sweep()
+    torn = spool.sweep() + _sweep_replaced(finisher)
     ids = spool.ids()
     for job_id in ids:
         spec = spool.spec(job_id)
@@ -80,13 +81,20 @@ def recover(intake: Intake, finisher: Finisher) -> None:
     log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
 
 
+def _sweep_replaced(finisher: Finisher) -> int:
+    """What was about to replace a file. Of the requests only our answers: a client may be writing at this moment."""
+    folders = finisher.folders
+    return sum(sweep_torn(folder) for folder in (folders.state, folders.results)) + sweep_torn(
+        folders.control, "*.answer"
+    )
+
+
 def _resume(job: Job, finisher: Finisher) -> None:
     """Move one job's row to where its spool folder says that it is."""
     spool, ledger = finisher.spool, finisher.ledger
     ending, output = spool.ending(job.id), _own_output(job, spool)
     if job.state.ended and ending is None and job.state is not JobState.DONE:
-        spec = spool.spec(job.id)  # the inputs were back already when the retry was cut off
-        ledger.retry(job.id, job.out_name if spec is None else spec.out_name)
+        finisher.requeue_ended(job)  # the inputs were back already when the retry was cut off
     elif job.state.ended:
         finisher.clear_away(job)
     elif ending is not None and job.state in SOURCES[JobState(ending["state"])]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,6 +180,20 @@ def test_a_job_whose_video_spoilt_is_rendered_again_by_a_retry(shop: Shop) -> No
     shop.restart()
     assert shop.spool.output(job_id) is None
     assert shop.job(job_id).state is JobState.QUEUED
+
+
+def test_a_job_that_is_tried_again_exists_once(shop: Shop) -> None:
+    """Its inputs were moved out, but the spool folder could not be removed: the copy under failed/ goes."""
+    job_id = shop.rendered()
+    folder = shop.spool.folder(job_id)
+    kept_back = folder.with_name("kept-back")
+    shop.spool.video(job_id).unlink()
+    shutil.copytree(folder, kept_back)
+    assert shop.finisher.publish(job_id).state is JobState.FAILED
+    assert len(shop.shown("failed")) == 1
+    kept_back.rename(folder)
+    shop.finisher.retry(job_id)
+    assert shop.shown("failed") == []
 
 
 class Vanishing(Outbox):

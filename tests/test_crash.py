@@ -1,0 +1,133 @@
+"""SIGKILL at every named place of a job's life, and at pairs of them: once at work, once in the recovery from that.
+
+`LIPSYNCD_TEST_PAIRS` says how many pairs are drawn ("all": every one, with and without the greedy consumer),
+`LIPSYNCD_TEST_SEED` how.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.crash_kit import World, copied, failpoints, make_template
+from tests.home import Home
+from tests.nursery import Nursery
+from tests.tally import count
+
+SEED = int(os.environ.get("LIPSYNCD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+PAIRS = os.environ.get("LIPSYNCD_TEST_PAIRS", "150")
+AT_ONCE = 4
+LEAST_REACHED = 0.5  # of drawn cases; so the sweep cannot pass by reaching nothing
+POINTS = failpoints()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where the daemons of one installation die, one after the other, and who looks at its outbox."""
+
+    places: tuple[str, ...]
+    greedy: bool
+
+    def __str__(self) -> str:
+        return f"{' then '.join(self.places)}{', greedy' if self.greedy else ''}"
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def template(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return make_template(tmp_path_factory.mktemp("template"), nursery)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    case: Case
+    died: tuple[bool, ...]
+    renders: int
+    faults: Sequence[str]
+
+
+def carried_out(case: Case, template: Home, nursery: Nursery, root: Path) -> Outcome:
+    root.mkdir()
+    with World(copied(template, root), nursery, greedy=case.greedy) as world:
+        world.drop()
+        died = tuple([world.crash_at(place) for place in case.places])
+        world.finish()
+    renders, faults = world.home.renders, world.check()
+    if not faults:
+        world.clear()
+    return Outcome(case, died, renders, faults)
+
+
+def all_of(cases: Sequence[Case], template: Home, nursery: Nursery, root: Path) -> list[Outcome]:
+    """Carry out all cases, some at once since they mostly wait; what went wrong in any is told in one message."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = list(
+            pool.map(lambda n: carried_out(cases[n], template, nursery, root / f"case{n}"), range(len(cases)))
+        )
+    wrong = [f"{outcome.case}: {'; '.join(outcome.faults)}" for outcome in outcomes if outcome.faults]
+    assert not wrong, "\n".join([f"seed {SEED}, folders under {root}", *wrong])
+    return outcomes
+
+
+def drawn(chance: random.Random, number: int) -> list[Case]:
+    """Pairs in which every failpoint comes first, and every one second, equally often give or take one."""
+    cases: list[Case] = []
+    used: set[tuple[str, str]] = set()
+    while len(cases) < number:
+        for pair in zip(chance.sample(POINTS, len(POINTS)), chance.sample(POINTS, len(POINTS)), strict=True):
+            if pair not in used and len(cases) < number:
+                used.add(pair)
+                cases.append(Case(pair, greedy=len(cases) % 2 == 0))
+    return cases
+
+
+def test_the_drawn_pairs_have_every_failpoint_first_and_every_one_second() -> None:
+    cases = drawn(random.Random(SEED), 150)
+    assert len({case.places for case in cases}) == 150
+    assert {case.places[0] for case in cases} == {case.places[1] for case in cases} == set(POINTS)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.timeout(1800)
+def test_a_crash_anywhere_costs_no_job_and_delivers_none_twice(
+    template: Home, nursery: Nursery, tmp_path: Path, greedy: bool
+) -> None:
+    outcomes = all_of([Case((name,), greedy) for name in POINTS], template, nursery, tmp_path)
+    never = {outcome.case.places[0] for outcome in outcomes if not outcome.died[0]}
+    assert never == {"recover-registered"}  # a row is made again only after an earlier crash
+    kills = len(outcomes) - len(never)
+    count("kill at each failpoint", cases=len(outcomes), kills=kills, renders=_more_renders(outcomes))
+
+
+@pytest.mark.timeout(6 * 3600)
+def test_a_crash_and_another_one_in_the_recovery_cost_no_job(template: Home, nursery: Nursery, tmp_path: Path) -> None:
+    if PAIRS == "all":
+        both = itertools.product(itertools.product(POINTS, POINTS), (False, True))
+        cases = [Case(pair, greedy) for pair, greedy in both]
+    else:
+        cases = drawn(random.Random(SEED), int(PAIRS))
+    print(f"{len(cases)} pairs, LIPSYNCD_TEST_SEED={SEED}")
+    outcomes = all_of(cases, template, nursery, tmp_path)
+    reached = [sum(outcome.died[n] for outcome in outcomes) for n in (0, 1)]
+    print(f"first reached {reached[0]} times, second {reached[1]} times")
+    assert reached[0] >= len(cases) * 0.9
+    assert reached[1] >= len(cases) * LEAST_REACHED
+    count("kill, then kill again in recovery", cases=len(cases), kills=sum(reached), renders=_more_renders(outcomes))
+
+
+def _more_renders(outcomes: Sequence[Outcome]) -> int:
+    """Renders beyond the two that each case needs."""
+    return sum(max(outcome.renders - 2, 0) for outcome in outcomes)
