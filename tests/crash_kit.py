@@ -27,18 +27,18 @@ from typing import Any
 import lipsyncd
 from lipsyncd.files import write_json
 from lipsyncd.job import Job, JobState, new_id
-from tests.faulty_renderers import NAMES
 from tests.home import Home
 from tests.nursery import Forked, Nursery
 from tests.receiver import Answer, Receiver
 
 PACKAGE = Path(lipsyncd.__file__).parent
 SETTLE_S = 90.0
-_LATER = "later=tests.faulty_renderers:Flat"  # a renderer that came after its first job
 _READY = " ready in "
+_DELIVERED = ("anna", "fay", "joe")
 _DAY_MS = 86_400_000
 
-_numbers = itertools.count(1)
+_IDA = 1  # the seed of the job whose bytes come again
+_numbers = itertools.count(2)
 
 
 def failpoints() -> list[str]:
@@ -105,13 +105,14 @@ class Outlook:
 
 
 class World:
-    """One installation whose daemons are killed, with jobs of five fates.
+    """One installation whose daemons are killed, with jobs of six fates.
 
     anna   a pair with a manifest and a webhook: delivered
     bert   a manifest that reaches out of the inbox: fails, with a reason
-    fay    failed for want of a renderer that is there by now, and is to be tried again: delivered
+    fay    failed for a reason that has passed by now, and is to be tried again: delivered
     gus    was delivered, and is to be deleted
     hal    waits, and is to be cancelled
+    joe    the same bytes as ida, which was delivered: gets that video without a render
     """
 
     def __init__(self, home: Home, nursery: Nursery, *, greedy: bool) -> None:
@@ -120,7 +121,6 @@ class World:
         self.kills = 0
         self.receiver = Receiver("127.0.0.1", [Answer()])
         home.changes.setdefault("web", {})["webhook_allow"] = [f"127.0.0.1:{self.receiver.port}"]
-        home.changes.setdefault("render", {})["renderers"] = [*NAMES, _LATER]
         self.outlook = Outlook(home.path("outbox"), greedy=greedy)
         self.config = home.config
 
@@ -146,6 +146,7 @@ class World:
         home = self.home
         home.drop_manifest("anna", image="anna.png", audio="anna.wav", webhook=self.receiver.url)
         home.drop_pair("anna", seed=next(_numbers))
+        home.drop_pair("joe", seed=_IDA)
         home.drop_manifest("bert", image="../anna.png", audio="anna.wav", user_data=str(next(_numbers)))
         for action, name in (("retry", "fay"), ("delete", "gus"), ("cancel", "hal")):
             job = home.job(name)
@@ -155,7 +156,9 @@ class World:
 
     def start(self, fail: str = "") -> Forked:
         home = self.home
-        self.home.daemon = daemon = self.nursery.start(self.config, home.root / "log", home.environment(), fail=fail)  # type: ignore[assignment]
+        environment = home.environment(TEST_FACE_IN_VIEW="yes")
+        daemon = self.nursery.start(self.config, home.root / "log", environment, fail=fail)
+        home.daemon = daemon  # type: ignore[assignment]
         return daemon
 
     def crash_at(self, name: str) -> bool:
@@ -190,7 +193,7 @@ class World:
             jobs = home.view.jobs(limit=100)
         except sqlite3.OperationalError:
             return False  # it is being made again
-        return len(jobs) >= 4 and all(job.state.ended for job in jobs) and self._told()
+        return len(jobs) >= 6 and all(job.state.ended for job in jobs) and self._told()
 
     def _told(self) -> bool:
         with closing(sqlite3.connect(f"file:{self.home.path('state')}/ledger.db?mode=ro", uri=True)) as ledger:
@@ -222,7 +225,7 @@ class World:
         """Every invariant that does not hold, in words; empty when all is well. No daemon may run."""
         faults = [*self.outlook.faults, *leftovers(self.storage), *damage(self.home.path("state") / "ledger.db")]
         faults += self._fates()
-        faults += deliveries(self.outlook, [job for name in ("anna", "fay") if (job := self.home.job(name))])
+        faults += deliveries(self.outlook, [job for name in _DELIVERED if (job := self.home.job(name))])
         faults += self._folders()
         faults += self._news()
         if self.home.renders > 2 + self.kills:
@@ -232,9 +235,13 @@ class World:
         return faults
 
     def _fates(self) -> list[str]:
-        wanted = {"anna": "done", "bert": "failed", "fay": "done", "hal": "cancelled"}
-        found = Counter((job.name, job.state.value) for job in self.home.view.jobs(limit=100))
-        return [] if found == Counter(wanted.items()) else [f"jobs ended as {dict(found)}"]
+        wanted = {"anna": "done", "bert": "failed", "fay": "done", "hal": "cancelled", "ida": "done", "joe": "done"}
+        jobs = self.home.view.jobs(limit=100)
+        found = Counter((job.name, job.state.value) for job in jobs)
+        linked = {job.name: job.duplicate_of for job in jobs if job.duplicate_of}
+        faults = [] if found == Counter(wanted.items()) else [f"jobs ended as {dict(found)}"]
+        ids = [job.id for job in jobs if job.name == "ida"]
+        return faults if linked == dict(zip(["joe"], ids, strict=True)) else [*faults, f"linked jobs: {linked}"]
 
     def _folders(self) -> list[str]:
         faults = []
@@ -244,7 +251,7 @@ class World:
         archived = Counter(
             json.loads(path.read_text())["name"] for path in self.home.path("archive").glob("*/*/job.json")
         )
-        if archived != Counter(["anna", "fay", "gus", "hal"]):
+        if archived != Counter(["anna", "fay", "gus", "hal", "ida", "joe"]):
             faults.append(f"the archive holds {dict(archived)}")
         results = {path.name for path in (self.home.path("state") / "results").iterdir()}
         done = [job for job in self.home.view.jobs(limit=100) if job.state is JobState.DONE]
@@ -295,17 +302,19 @@ def damage(ledger: Path) -> list[str]:
 
 
 def make_template(root: Path, nursery: Nursery) -> Home:
-    """An installation in which fay has failed, gus is delivered, and hal waits."""
+    """An installation in which fay has failed, gus and ida are delivered, and hal waits."""
     home = Home(root)
     daemon = nursery.start(home.config, root / "log", home.environment())
     home.daemon = daemon  # type: ignore[assignment]
     home.until(home.path("inbox").is_dir, "the first start")
     home.until(lambda: (home.path("state") / "ledger.db").exists(), "the ledger")
-    home.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="later")
+    home.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
     home.drop_pair("fay", seed=next(_numbers))
     home.until_failed("fay")
     home.drop_pair("gus", seed=next(_numbers))
     home.until_done("gus")
+    home.drop_pair("ida", seed=_IDA)
+    home.until_done("ida")
     home.drop_manifest("hal", image="hal.png", audio="hal.wav", renderer="missing")
     home.drop_pair("hal", seed=next(_numbers))
     home.until(lambda: (job := home.job("hal")) and job.reason_code == "renderer-not-installed", "the waiting job")

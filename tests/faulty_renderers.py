@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lipsyncd.errors import NoFaceFound
 from lipsyncd.renderers import Scene
 
 NAMES = (
@@ -21,6 +22,7 @@ NAMES = (
     "raises=tests.faulty_renderers:Raises",
     "hang=tests.faulty_renderers:Hang",
     "short=tests.faulty_renderers:Short",
+    "shy=tests.faulty_renderers:Shy",
     "missing=tests.no_such_module:Nothing",
 )
 
@@ -95,6 +97,15 @@ class Hang(Flat):
     def open(self, scene: Scene) -> FlatShot:
         while True:
             time.sleep(3600)
+
+
+class Shy(Flat):
+    """Sees a face only while $TEST_FACE_IN_VIEW is set."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        if not os.environ.get("TEST_FACE_IN_VIEW"):
+            raise NoFaceFound("no face in the picture")
+        return super().open(scene)
 
 
 class Short(Flat):
