@@ -1,6 +1,6 @@
 """The command line. Each command parses, calls one function and prints; imports wait until it runs.
 
-Exit status: 0, 1 a job failed, 2 wrong usage, 75 another daemon runs, 78 configuration.
+Exit status: 0, 1 a job failed, 2 wrong usage, 75 another daemon runs, 77 not allowed, 78 configuration.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lipsyncd.cli_doctor import doctor
 from lipsyncd.cli_logs import logs
 from lipsyncd.cli_models import models
 from lipsyncd.cli_upkeep import backup
-from lipsyncd.errors import LipsyncdError
+from lipsyncd.errors import LipsyncdError, NotAllowed
 
 if TYPE_CHECKING:
     from lipsyncd.control import Answer
@@ -63,9 +63,12 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except LipsyncdError as error:
-            click.echo(f"lipsyncd: {error}", err=True)
-            ctx.exit(error.exit_status)
+        except PermissionError as refused:
+            error: LipsyncdError = NotAllowed(f"{refused.filename}: {refused.strerror}")
+        except LipsyncdError as ours:
+            error = ours
+        click.echo(f"lipsyncd: {error}", err=True)
+        return ctx.exit(error.exit_status)
 
 
 def json_option(command: _F) -> _F:

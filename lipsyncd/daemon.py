@@ -28,7 +28,7 @@ from lipsyncd.actions import carry_out
 from lipsyncd.ceilings import FILE as CEILINGS_FILE
 from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild
-from lipsyncd.errors import ConfigError, LipsyncdError
+from lipsyncd.errors import ConfigError, LipsyncdError, NotAllowed
 from lipsyncd.ffmpeg import find as find_ffmpeg
 from lipsyncd.files import expect_lease_signals, free_mb, write_json
 from lipsyncd.finish import Finisher
@@ -72,12 +72,21 @@ def finisher_of(settings: Settings, folders: Folders, ledger: Ledger) -> Finishe
 
 
 def act_alone(settings: Settings, request: control.Request) -> control.Answer:
-    """Carry out a request while no daemon runs. Raises `AnotherDaemonRuns` when one has just begun."""
+    """Carry out a request while no daemon runs.
+
+    Raises `AnotherDaemonRuns` when one has just begun, `NotAllowed` for who may ask a daemon and not be one.
+    """
     folders = folders_of(settings.paths)
+    ledger_file = folders.state / "ledger.db"
+    if not os.access(ledger_file, os.W_OK):
+        raise NotAllowed(
+            f"no daemon runs, and {ledger_file} is not yours to write",
+            remedy=f"start the daemon, or do this as its user: sudo -u {ledger_file.owner()} lipsyncd …",
+        )
     lock = InstanceLock(folders.state)
     lock.acquire(who=f"lipsyncd {request.action}")
     try:
-        ledger = open_ledger(folders.state / "ledger.db")
+        ledger = open_ledger(ledger_file)
         try:
             return carry_out(request, finisher_of(settings, folders, ledger))
         finally:

@@ -4,6 +4,7 @@
     ├── ConfigError                 exit 78: a setting, its value, what is allowed, where it was read
     ├── AnotherDaemonRuns           exit 75
     ├── NoDaemon                    a command that waits for one
+    ├── NotAllowed                  exit 77: a file of the installation that this user may not read or write
     ├── UsageError                  exit 2: a command that cannot be carried out as it was given
     ├── LedgerError                 the ledger refused: IllegalTransition UnknownJob LedgerTooNew BackupFailed
     ├── InputError                  the user's files or manifest; another attempt cannot help
@@ -96,6 +97,15 @@ class NoDaemon(LipsyncdError):
 
     code = "no-daemon"
     default_remedy = "start it with `lipsyncd run`, and see how it goes with `lipsyncd status`"
+
+
+class NotAllowed(LipsyncdError):
+    """This user may not read or write what a command needs."""
+
+    code = "not-allowed"
+    permanent = True
+    exit_status = 77
+    default_remedy = "become a member of its group (`sudo adduser NAME lipsyncd`, then log in anew), or use sudo -u"
 
 
 class UsageError(LipsyncdError):

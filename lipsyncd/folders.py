@@ -55,7 +55,7 @@ class Folders:
         for kind in KINDS:
             done += self._mark(kind, known, adopt=adopt)
         if known != self.known():
-            write_json(self.state / "folders.json", known)
+            write_json(self.state / "folders.json", known, mode=0o640)  # whoever submits asks for the inbox's id
         return done
 
     def _mark(self, kind: str, known: dict[str, str], *, adopt: bool) -> list[str]:

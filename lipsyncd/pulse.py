@@ -133,5 +133,5 @@ def doing(facts: Facts, view: LedgerView) -> str:
     parts += [f"blocked: {blocked}"] if blocked else []
     parts += [f"{waiting} queued"] if waiting else []
     failing = health.ready(facts)[1]["failing"]
-    faults = "; ".join(f"{check}: {why}" for check, why in failing.items() if check != "draining")
+    faults = "; ".join(f"{check}: {why}" for check, why in failing.items() if check not in ("draining", "probe"))
     return ", ".join(parts) + (f"; not ready: {faults}" if faults else "")
