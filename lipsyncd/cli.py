@@ -91,12 +91,21 @@ def main(ctx: click.Context, config: Path | None) -> None:
 @click.pass_obj
 def run(caller: Caller) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
-    settings = caller.settings
-    from lipsyncd import log
-    from lipsyncd.daemon import Daemon
+    import logging
 
-    log.setup(settings.log.level, settings.log.format)
-    sys.exit(Daemon(settings).run())
+    from lipsyncd import log
+
+    log.setup()  # for the case that the settings cannot say how
+    try:
+        settings = caller.settings
+        log.setup(settings.log.level, settings.log.format)
+        from lipsyncd.daemon import Daemon
+
+        status = Daemon(settings).run()
+    except LipsyncdError as error:  # a line of the log like any other, since nobody may be at a terminal
+        logging.getLogger("lipsyncd").error("%s", error)
+        status = error.exit_status
+    sys.exit(status)
 
 
 @main.command()

@@ -12,10 +12,15 @@ import json
 import logging
 import math
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from types import TracebackType
 from typing import IO, Any
+
+log = logging.getLogger(__name__)
 
 _PRIORITY = {
     logging.DEBUG: 7,
@@ -24,6 +29,8 @@ _PRIORITY = {
     logging.ERROR: 3,
     logging.CRITICAL: 2,
 }  # sd-daemon(3)
+_ABOUT_A_JOB = re.compile(r"\bjob %s")
+_PLACEHOLDER = re.compile(r"%%|%[-\d.]*[a-z]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -55,7 +62,23 @@ def setup(
     wanted = getattr(logging, level.upper())
     root.setLevel(wanted if wanted == logging.DEBUG else max(wanted, logging.WARNING))
     logging.getLogger("lipsyncd").setLevel(wanted)
+    logging.getLogger("watchdog").setLevel(logging.WARNING)  # its debug lines tell of each of our own scans
     logging.captureWarnings(True)
+    sys.excepthook = _crashed
+    threading.excepthook = _thread_crashed
+
+
+def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nobody caught ends the process, and has to be a line too."""
+    if not issubclass(kind, KeyboardInterrupt):
+        log.critical("unexpected end: %s", kind.__name__, exc_info=(kind, error, trace))
+
+
+def _thread_crashed(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+        name = args.thread.name if args.thread else "?"
+        about = (args.exc_type, args.exc_value, args.exc_traceback)
+        log.critical("unexpected end of thread %s: %s", name, args.exc_type.__name__, exc_info=about)
 
 
 def printable(name: bytes | str) -> str:
@@ -98,7 +121,7 @@ class JournalLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: ts (UTC), level, event, logger, then whatever `extra` gave, such as job_id; and traceback."""
+    """One object a line: ts (UTC), level, event, logger; job_id, traceback and what `extra` gave where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -108,10 +131,21 @@ class JsonLines(logging.Formatter):
             "event": printable(record.getMessage()),
             "logger": record.name,
         }
+        if job_id := _job_of(record):
+            said["job_id"] = job_id
         if lines := _traceback(self, record):
             said["traceback"] = "\n".join(lines)
         given = {key: _plain(value) for key, value in vars(record).items() if key not in _STANDARD and key not in said}
         return json.dumps({**said, **given}, ensure_ascii=False)
+
+
+def _job_of(record: logging.LogRecord) -> str:
+    """What stands for %s in "job %s"; "" in an event about no job. The finished text may hold anybody's words."""
+    words = record.msg if isinstance(record.msg, str) else ""
+    at = _ABOUT_A_JOB.search(words)
+    place = sum(found != "%%" for found in _PLACEHOLDER.findall(words, 0, at.start())) if at else 0
+    found = record.args[place] if at and isinstance(record.args, tuple) and place < len(record.args) else ""
+    return printable(str(found))
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:

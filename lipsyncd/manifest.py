@@ -231,12 +231,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return spelled[get_close_matches(word[:64].lower(), spelled, n=1, cutoff=0.0)[0]]
 
 
+_USER = re.compile(r"(?i)\b(https?:[/\\]*)[^\s\"'/?#]*@")
+_QUERY = re.compile(r"(?i)\b(https?:[^\s\"'?#]*)[?#][^\s\"']*")
+
+
 def shown(value: object) -> str:
-    """A value as an error message shows it: short, on one line, nothing in it that a terminal would obey."""
+    """A value as an error message shows it: short, on one line, nothing in it that a terminal would obey.
+
+    Of an address neither user, password nor query: messages end up in logs.
+    """
     try:
         text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
     except (ValueError, RecursionError):  # a number of more than 4300 digits, nesting without end
         text = "a value too large to show"
+    text = _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text))
     return text if len(text) <= 60 else f"{text[:56]} ...{text[-1]}"
 
 

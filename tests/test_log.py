@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -25,6 +26,7 @@ def told(tmp_path):
     """Call with the arguments of `setup` and something that logs; gives the lines that were written to a real file."""
     root, ours = logging.getLogger(), logging.getLogger("lipsyncd")
     before = (root.level, ours.level, root.handlers[:])
+    hooks = (sys.excepthook, threading.excepthook)
 
     def tell(act, **options) -> list[str]:
         with open(tmp_path / "log", "w+", encoding="utf-8") as stream:
@@ -41,6 +43,7 @@ def told(tmp_path):
     root.setLevel(before[0])
     ours.setLevel(before[1])
     logging.captureWarnings(False)
+    sys.excepthook, threading.excepthook = hooks
 
 
 def crash() -> None:
@@ -115,6 +118,37 @@ def test_a_json_line_holds_the_event_its_extras_and_its_traceback(told):
     assert crashed["event"] == "job 7 failed"
     assert crashed["traceback"].startswith("Traceback")
     assert "ValueError: a.png" in crashed["traceback"]
+
+
+def test_a_json_line_about_a_job_names_it_whatever_names_say(told):
+    def act() -> None:
+        log.info("job %s accepted: %s", "0190-7", "anna")
+        log.info("intake: %s repeats job %s, which is accepted already", "job 666", "0190-8")
+        log.info("intake: %s waits", "job 666")
+        log.info("100 %% of job %s", "0190-9")
+
+    assert [json.loads(line).get("job_id") for line in told(act, format="json")] == ["0190-7", "0190-8", None, "0190-9"]
+
+
+def test_what_nobody_caught_is_one_line_too(tmp_path):
+    program = """
+import threading, lipsyncd.log
+lipsyncd.log.setup(format="json")
+def fall(): raise ValueError("one\\ntwo")
+thread = threading.Thread(target=fall, name="worker-cpu")
+thread.start()
+thread.join()
+fall()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    thread, main = map(json.loads, done.stderr.splitlines())
+    assert (thread["event"], main["event"]) == (
+        "unexpected end of thread worker-cpu: ValueError",
+        "unexpected end: ValueError",
+    )
+    assert thread["level"] == main["level"] == "critical"
+    assert "ValueError: one" in main["traceback"]
 
 
 def test_text_is_told_where_the_journal_was_inherited_but_the_output_goes_elsewhere(told):

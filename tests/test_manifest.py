@@ -487,3 +487,25 @@ HARD_TO_SHOW = (
 def test_a_value_is_shown_short_and_on_one_line(value):
     assert shown(value).isprintable()
     assert len(shown(value)) <= 61
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("http://me:secret@host/a.png", "'http://...@host/a.png'"),
+        ("https://host/a.png?sig=secret", "'https://host/a.png?...'"),
+        ("HTTP:/me:secret@host#secret", "'HTTP:/...@host?...'"),
+        (["https://a/?secret", "b?c"], '["https://a/?...", "b?c"]'),
+        ("what?.png", "'what?.png'"),
+        ("me@host.png", "'me@host.png'"),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret_in_it(value, told):
+    assert shown(value) == told
+
+
+def test_a_manifest_whose_address_has_a_password_is_refused_without_repeating_it():
+    with pytest.raises(BadManifest) as caught:
+        parse(b'{"image": "http://me:secret@host/a.png", "audio": "a.wav"}')
+    assert "secret" not in str(caught.value)
+    assert "host/a.png" in str(caught.value)
