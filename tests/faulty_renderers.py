@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,8 @@ NAMES = (
     "killed=tests.faulty_renderers:Killed",
     "raises=tests.faulty_renderers:Raises",
     "hang=tests.faulty_renderers:Hang",
+    "hungry=tests.faulty_renderers:Hungry",
+    "nurse=tests.faulty_renderers:Nurse",
     "short=tests.faulty_renderers:Short",
     "shy=tests.faulty_renderers:Shy",
     "missing=tests.no_such_module:Nothing",
@@ -106,6 +111,28 @@ class Shy(Flat):
         if not os.environ.get("TEST_FACE_IN_VIEW"):
             raise NoFaceFound("no face in the picture")
         return super().open(scene)
+
+
+class Hungry(Flat):
+    """Takes 10 MB for each frame of a batch, and 64 frames at a time unless it is told that they did not fit."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        super().open(scene)
+        batch = min(64, scene.most or 64)
+        scene.tell_batch(batch, 0)
+        taken = np.ones((batch, 10_000_000), np.uint8)
+        return FlatShot(scene, notes={"batch": len(taken)})
+
+
+class Nurse(Flat):
+    """Hangs beside a helper that ignores every polite signal, and notes the ids of both."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        ignore = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(3600)"
+        helper = subprocess.Popen([sys.executable, "-c", ignore])
+        Path(os.environ["TEST_RENDER_COUNT"]).write_text(f"{os.getpid()} {helper.pid}")
+        while True:
+            time.sleep(3600)
 
 
 class Short(Flat):
