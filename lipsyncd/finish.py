@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,11 @@ from lipsyncd.errors import (
     ResultGone,
 )
 from lipsyncd.failpoints import reach
-from lipsyncd.files import remove_tree, replace_durably
+from lipsyncd.files import free_mb, remove_tree, replace_durably
 from lipsyncd.folders import Folders
 from lipsyncd.job import SOURCES, Job, JobSpec, JobState, now_ms
 from lipsyncd.ledger import Ledger
+from lipsyncd.obstacles import Obstacles
 from lipsyncd.outbox import SIDECAR, VIDEO, Outbox
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Output, Spool
@@ -46,6 +48,7 @@ class Finisher:
         self.spool = spool
         self.ledger = ledger
         self.outbox = outbox
+        self.obstacles = Obstacles()
         self._lock = threading.RLock()
 
     # -- a video -------------------------------------------------------------------------------------------------------
@@ -88,12 +91,28 @@ class Finisher:
             self.publish(job.id)
         except (OutboxUnavailable, OSError) as error:
             blocked = error if isinstance(error, OutboxUnavailable) else OutboxUnavailable(f"cannot publish: {error}")
-            self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=_PUBLISH_AGAIN_MS)
-            log.warning("job %s waits to be published: %s", job.id, blocked)
+            wait_s = self.obstacles.met(blocked, "outbox", self._outbox_sight)
+            self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=round(wait_s * 1000))
+            log.warning("job %s waits to be published, next try in %.0f s: %s", job.id, wait_s, blocked)
         except IllegalTransition:
             log.debug("job %s was ended by another thread", job.id)
         except LipsyncdError as error:
             self.fail(job.id, error)
+        else:
+            self.obstacles.passed("outbox")
+
+    def heal(self) -> bool:
+        """Let jobs go on whose obstacle has moved; says whether there were any."""
+        codes = self.obstacles.moved()
+        count = self.ledger.release(*codes) if codes else 0
+        if count:
+            log.info("looking again at %d jobs that wait: %s", count, ", ".join(codes))
+        return count > 0
+
+    def _outbox_sight(self) -> Hashable:
+        """Cheap to look at, and different once results may fit into the outbox again."""
+        there, root = self.folders.available("outbox"), self.outbox.root
+        return there and (os.access(root, os.W_OK | os.X_OK), free_mb(root) >= self.settings.paths.min_free_mb)
 
     def _require_outbox(self) -> None:
         if not self.folders.available("outbox"):
@@ -345,9 +364,6 @@ class Finisher:
             reach("delete-before-row")
             self.ledger.delete(job_id)
             log.info("job %s deleted", job_id)
-
-
-_PUBLISH_AGAIN_MS = 5_000
 
 
 def _reason_of(job: Job) -> dict[str, str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 _OK = 0
@@ -77,11 +77,20 @@ def _memory(library: Any, handle: ctypes.c_void_p) -> Memory | None:
     return Memory(found.used / 1e9, found.total / 1e9)
 
 
-@cache
+def sight() -> tuple[str, ...]:
+    """What changes when a GPU or its driver comes or goes: the nodes in /dev, and whether NVML answers."""
+    nodes = sorted(name for name in os.listdir("/dev") if name.startswith("nvidia"))
+    return (*nodes, "nvml") if _library() is not None else tuple(nodes)
+
+
+_found: list[Any] = []
+
+
 def _library() -> Any:
-    """NVML, ready to be asked; None where it is not installed or finds no driver."""
-    with contextlib.suppress(OSError):
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-        if library.nvmlInit_v2() == _OK:
-            return library
-    return None
+    """NVML, ready to be asked; None while it is not installed or finds no driver, which may change."""
+    if not _found:
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL("libnvidia-ml.so.1")
+            if library.nvmlInit_v2() == _OK:
+                _found.append(library)
+    return _found[0] if _found else None

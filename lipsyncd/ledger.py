@@ -315,6 +315,13 @@ class Ledger:
         note = "" if known and known.reason_code == error["code"] else f"waits: {error['code']}: {error['message']}"
         return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **why(error))
 
+    def release(self, *codes: str) -> int:
+        """Let the jobs that wait for one of these reasons be looked at again now; says how many there are."""
+        states = [JobState.QUEUED, JobState.PUBLISHING]
+        waiting = update(JobRow).where(col(JobRow.state).in_(states), col(JobRow.reason_code).in_(codes))
+        with self._write() as session:
+            return int(session.execute(waiting.values(not_before_ms=0)).rowcount)  # type: ignore[attr-defined]
+
     def set_progress(self, job_id: str, token: str, stage: str, fraction: float) -> None:
         change = update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.run_token) == token)
         with self._write() as session:

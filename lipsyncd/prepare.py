@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Hashable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from lipsyncd.finish import Finisher
 from lipsyncd.job import Job, JobSpec
 from lipsyncd.ledger import Ledger
 from lipsyncd.manifest import classify
+from lipsyncd.obstacles import packages
 from lipsyncd.protocol import Picture, Sound, Video
 from lipsyncd.redrops import Linker
 from lipsyncd.settings import Settings
@@ -40,7 +42,6 @@ from lipsyncd.spool import Prepared, Spool
 log = logging.getLogger(__name__)
 
 BACK_OFF_S = (5, 30, 180)  # before the second, the third, and every later attempt
-_BLOCKED_AGAIN_MS = 10_000
 
 
 class Preparer:
@@ -63,8 +64,9 @@ class Preparer:
         try:
             self._prepare(job)
         except Blocked as blocked:
-            self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=_BLOCKED_AGAIN_MS)
-            log.warning("job %s waits: %s", job.id, blocked)
+            wait_s = self.finisher.obstacles.met(blocked, "prepare", self._sight)
+            self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=round(wait_s * 1000))
+            log.warning("job %s waits, next look in %.0f s: %s", job.id, wait_s, blocked)
         except LipsyncdError as error:
             self._failed(job, error)
         except OSError as error:
@@ -112,6 +114,10 @@ class Preparer:
         self.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
         self._tries.pop(job.id, None)
         log.info("job %s prepared: %.2f s, %d frames", job.id, float(duration), frames)
+
+    def _sight(self) -> Hashable:
+        """Cheap to look at, and different once there is room again or a package was installed."""
+        return free_mb(self.spool.root) >= self.settings.paths.min_free_mb, packages()
 
     def _require_space(self) -> None:
         free, floor = free_mb(self.spool.root), self.settings.paths.min_free_mb

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DatabaseError
 
-from lipsyncd.errors import BackupFailed, InputsLost, RenderCrashed
+from lipsyncd.errors import BackupFailed, Blocked, InputsLost, RenderCrashed, tree
 from lipsyncd.failpoints import reach
 from lipsyncd.files import sweep_torn
 from lipsyncd.finish import Finisher
@@ -78,6 +78,7 @@ def recover(intake: Intake, finisher: Finisher) -> None:
             _lost(job, finisher)
     if finisher.folders.available("outbox"):
         torn += finisher.outbox.sweep({job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None})
+    ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
     log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
 
 

@@ -11,7 +11,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,11 +20,22 @@ from typing import Any
 from lipsyncd import __version__, footage, gpu, mp4
 from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Executor, RenderCancelled
-from lipsyncd.errors import Blocked, IllegalTransition, InputsLost, LipsyncdError, OutOfMemory, RenderCrashed
+from lipsyncd.errors import (
+    Blocked,
+    DeviceMissing,
+    IllegalTransition,
+    InputsLost,
+    LipsyncdError,
+    OutOfMemory,
+    RenderCrashed,
+    RendererNotInstalled,
+    from_reason,
+)
 from lipsyncd.failpoints import reach
 from lipsyncd.files import free_mb, sha256_of
 from lipsyncd.finish import Finisher
 from lipsyncd.job import Job, JobSpec
+from lipsyncd.obstacles import packages
 from lipsyncd.prepare import BACK_OFF_S, frame_count
 from lipsyncd.protocol import Batch, Progress, Render, Result
 from lipsyncd.recipe import recipe_of
@@ -36,7 +47,8 @@ log = logging.getLogger(__name__)
 
 _TELL_EVERY_S = 0.5  # each note of progress is a durable write
 _LOOK_EVERY_S = 0.2
-_BLOCKED_AGAIN_MS = 15_000
+_HEAL_EVERY_S = 1.0
+_PULLING_AGAIN_S = 15.0  # so that a waiting job tells how far its weights are
 
 
 class DaemonStops(Exception):
@@ -74,6 +86,7 @@ class Worker:
         self.wake = threading.Event()
         self.current: str | None = None
         self._recipe = recipe_of(settings)
+        self._healed_s = float("-inf")
         self._stopping = stopping
         self._cut_off = cut_off
 
@@ -87,12 +100,23 @@ class Worker:
                 except Exception:
                     log.exception("worker for %s: unexpected failure", self.device)
                     worked = False
-                if not worked:
+                if not worked and not self._heal():
                     self._unload_if_idle()
                     self.wake.wait(_LOOK_EVERY_S)
                     self.wake.clear()
         finally:
             self.executor.close()
+
+    def _heal(self) -> bool:
+        """See now and then whether what jobs wait for has moved; that must never end the thread either."""
+        if time.monotonic() - self._healed_s < _HEAL_EVERY_S:
+            return False
+        self._healed_s = time.monotonic()
+        try:
+            return self.finisher.heal()
+        except Exception:
+            log.exception("worker for %s: cannot look after waiting jobs", self.device)
+            return False
 
     def _preload(self) -> None:
         if self.settings.render.lazy_load:
@@ -138,9 +162,7 @@ class Worker:
             self._put_back(job, note="the daemon stops", charge=False)
             log.info("job %s goes back to the queue: the daemon stops", job.id)
         except Blocked as blocked:
-            reason = blocked.reason()
-            self._put_back(job, note=str(blocked), delay_ms=_BLOCKED_AGAIN_MS, charge=False, error=reason)
-            log.warning("job %s waits: %s", job.id, blocked)
+            self._wait(job, blocked)
         except IllegalTransition as error:
             log.warning("job %s: its result is dropped: %s", job.id, error)
             if self.finisher.ledger.get(job.id).cancel_requested:
@@ -159,6 +181,26 @@ class Worker:
         """Requeue a run that ended without a video, unless somebody has asked to cancel it meanwhile."""
         if self.finisher.ledger.requeue(job.id, **how).cancel_requested:
             self.finisher.cancel(job.id)
+
+    def _wait(self, job: Job, blocked: Blocked) -> None:
+        """Put a job back until what stops it has moved, or until it is time to look again."""
+        wait_s = self.finisher.obstacles.met(blocked, *self._obstacle(blocked, job.renderer))
+        if self.weights.busy:
+            wait_s = min(wait_s, _PULLING_AGAIN_S)
+        reason = blocked.reason()
+        self._put_back(job, note=str(blocked), delay_ms=round(wait_s * 1000), charge=False, error=reason)
+        log.warning("job %s waits, next look in %.0f s: %s", job.id, wait_s, blocked)
+
+    def _obstacle(self, blocked: Blocked, renderer: str) -> tuple[str, Callable[[], Hashable]]:
+        """Where it stands, and a cheap look at it."""
+        if isinstance(blocked, DeviceMissing):
+            return self._place(renderer), gpu.sight
+        if isinstance(blocked, RendererNotInstalled):
+            return self._place(renderer), packages
+        return f"weights of {renderer}", lambda: tuple(found.state for found in self.weights.store.status())
+
+    def _place(self, renderer: str) -> str:
+        return f"{renderer} on {self.device}"
 
     def _failed(self, job: Job, error: LipsyncdError) -> None:
         self.finisher.spool.drop_partial_renders(job.id)
@@ -179,11 +221,14 @@ class Worker:
             raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
         if spec.renderer == RENDERER:
             self.weights.require(spec.options)
+        if (ahead := self.finisher.obstacles.ahead(self._place(spec.renderer))) is not None:
+            raise from_reason(ahead.reason())  # to look again takes a new child, which is not cheap
         duration = Fraction(prepared.sound.samples, prepared.sound.rate)
         spool.drop_partial_renders(job.id)
         request = self._request(spec, prepared, token, frame_count(duration, spec.fps))
         log.info("job %s starts: %s, %d frames, attempt %d", job.id, spec.renderer, request.frames, job.attempt)
         result = self._execute(job, token, request)
+        self.finisher.obstacles.passed(self._place(spec.renderer))
         reach("rendered")
         rendered = spool.partial_render(job.id, token)
         mp4.validate(
@@ -243,11 +288,11 @@ class Worker:
 
     def _terms(self, renderer: str) -> str:
         """What decides how many frames at a time fit: the cap, the device, the program, the networks."""
-        found = gpu.memory(self.device)
+        found = gpu.look(self.device)
         return " ".join(
             [
                 f"cap={self.settings.render.max_vram_gb:g}GB",
-                f"device={'?' if found is None else f'{found.total_gb:.1f}GB'}",
+                f"device={self.device if found is None else f'{found.name} {found.memory.total_gb:.1f}GB'}",
                 f"version={__version__}",
                 f"weights={self.weights.store.mark if renderer == RENDERER else '-'}",
             ]
@@ -286,6 +331,9 @@ class Worker:
             if at_a_time > 1:  # the child had no chance to try fewer by itself
                 lower(at_a_time, at_a_time // 2)
             self.executor.close()  # only an end gives all memory back
+            raise
+        except Blocked:
+            self.executor.close()  # a process that has looked for a device or a package once finds no new one
             raise
         except RenderCancelled:
             if self._cut_off() and not ledger.get(job.id).cancel_requested:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from lipsyncd.job import JobState, new_id
+from lipsyncd.job import Job, JobState, new_id, now_ms
 from lipsyncd.mp4 import inspect
 from tests.home import Home, picture, put, sound
 
@@ -232,6 +232,24 @@ def test_an_outbox_that_is_not_mounted_keeps_the_finished_video(home: Home) -> N
         away.rename(home.path("outbox"))
         home.until_done("anna")
     assert home.renders == 1
+
+
+def test_an_outbox_that_comes_back_ends_a_wait_that_has_grown(home: Home) -> None:
+    def waits_long() -> Job | None:
+        job = home.job("anna")
+        return job if job is not None and job.not_before_ms > now_ms() + 8_000 else None
+
+    home.start()
+    home.stop()
+    away = home.root / "away"
+    home.path("outbox").rename(away)
+    with home.running():
+        home.drop_pair("anna")
+        waiting = home.until(waits_long, "the second wait")
+        away.rename(home.path("outbox"))
+        done = home.until_done("anna")
+    assert (done.finished_ms or 0) < waiting.not_before_ms, "the job went on before its time"
+    assert (home.renders, done.attempt) == (1, 1)
 
 
 def test_an_inbox_that_is_not_mounted_is_not_an_empty_one(home: Home) -> None:

@@ -30,7 +30,10 @@ FOLDERS = (
 # An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
 LEVELS: tuple[tuple[str, str], ...] = (
     ("nothing of ours", "lipsyncd errors said"),
-    ("pure", "delivery failpoints footage job landlock log manifest oom_kills protocol sd_notify seccomp watch"),
+    (
+        "pure",
+        "delivery failpoints footage job landlock log manifest obstacles oom_kills protocol sd_notify seccomp watch",
+    ),
     (
         "one tool each",
         (

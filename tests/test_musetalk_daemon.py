@@ -130,3 +130,37 @@ def test_the_deadline_ends_a_render_and_the_child_with_it(tmp_path: Path, weight
     assert time.monotonic() - started < 40
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_a_device_that_is_absent_blocks_the_job_and_no_cpu_renders_it(
+    tmp_path: Path, weights: dict[str, object]
+) -> None:
+    """The look at it is repeated after a wait that grows, by a new process; who comes meanwhile starts none."""
+    home = home_of(tmp_path, weights, devices=["cuda:99"])
+    with home.running(OMP_NUM_THREADS="1"):
+        drop(home, "early", hum(0.4))
+        first = home.until(lambda: (j := home.job("early")) and j.reason_code and j, "the reason")
+        assert (first.state, first.reason_code, first.attempt) == (JobState.QUEUED, "device-missing", 0)
+        assert "'cuda:99'" in (first.reason or "")
+        assert 'devices = ["cpu"]' in (first.remedy or "")
+        drop(home, "meanwhile", hum(0.5))
+        home.until(lambda: (j := home.job("meanwhile")) and j.reason_code == "device-missing", "the other's reason")
+        home.until(lambda: home.log.count("next look in 10 s: ") >= 1, "the second look")
+        starts = home.log.count("render child for cuda:99 started")
+        assert starts == home.log.count("render child for cuda:99 ended") == 2
+        drop(home, "other", hum(0.6), renderer="flat")  # what needs no such device goes on
+        home.until_done("other")
+    assert [p.name for p in home.path("outbox").glob("*.mp4")] == ["other.mp4"]
+
+
+def test_loaded_ahead_and_unloaded_after_its_idle_time(tmp_path: Path, weights: dict[str, object]) -> None:
+    home = home_of(tmp_path, weights, lazy_load=False, unload_idle_s=2)
+    with home.running(OMP_NUM_THREADS="1"):
+        home.until(lambda: "render child for cpu started" in home.log, "the child, before any job")
+        child = child_of(home)
+        assert "libtorch" in Path(f"/proc/{child}/maps").read_text()
+        home.until(lambda: "no job for 2 s, unloading" in home.log, "the unloading")
+        home.until(lambda: not Path(f"/proc/{child}").exists(), "the end of its process")
+        drop(home, "late", hum(0.4))
+        home.until_done("late")
+        assert child_of(home) != child

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.files import read_json
-from lipsyncd.job import JobState
+from lipsyncd.job import Job, JobState, now_ms
 from tests.faulty_renderers import NAMES
 from tests.home import Home
 from tests.hub_kit import Hub, noise, put, running_hub, weight, write_lock
@@ -65,6 +65,22 @@ def test_a_job_without_weights_waits_costs_nothing_and_goes_on_when_they_have_co
         done = home.until_done("anna")
     assert done.renderer == "musetalk"
     assert home.renders == 2
+
+
+def test_weights_that_come_end_a_wait_that_has_grown(home: Home, tmp_path: Path) -> None:
+    def waits_long() -> Job | None:
+        job = home.job("anna")
+        return job if job is not None and job.not_before_ms > now_ms() + 8_000 else None
+
+    with home.running():
+        drop(home, "anna", "musetalk", seed=1)
+        waiting = home.until(waits_long, "the second wait")
+        put(tmp_path / "given", ENTRY, EYES)
+        assert home.cli("models", "pull", "--from", tmp_path / "given").returncode == 0
+        done = home.until_done("anna")
+    runs = [event.at_ms for event in home.view.events(done.id) if event.state == JobState.RUNNING]
+    assert runs[-1] < waiting.not_before_ms, "the job went on before its time"
+    assert "looking again at 1 jobs that wait: weights-missing" in home.log
 
 
 def test_readiness_tells_of_missing_weights_before_any_job_has_come(home: Home) -> None:

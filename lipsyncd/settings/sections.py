@@ -191,7 +191,7 @@ class Render:
     )
     max_vram_gb: float = setting(
         14.0,
-        "Memory that a render may take: of its GPU, or where it runs on a CPU of its own.",
+        "Memory that a render may take: the GPU's, or its own data where it renders on a CPU.",
         low=1,
         variable="MAX_VRAM_GB",
     )
