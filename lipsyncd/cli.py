@@ -18,7 +18,7 @@ from lipsyncd.cli_bench import bench
 from lipsyncd.cli_doctor import doctor
 from lipsyncd.cli_logs import logs
 from lipsyncd.cli_models import models
-from lipsyncd.cli_upkeep import backup
+from lipsyncd.cli_upkeep import backup, prune
 from lipsyncd.errors import LipsyncdError, NotAllowed
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _answer(caller: Caller, request: Any, job: Job) -> Answer:
 
     folders = caller.folders
     if not lock.is_held(folders.state):
-        from lipsyncd.daemon import act_alone
+        from lipsyncd.alone import act_alone
 
         return act_alone(caller.settings, request)
     answer = control.ask(folders.control, request, timeout_s=_ANSWER_TIMEOUT_S)
@@ -283,6 +283,7 @@ def _answer(caller: Caller, request: Any, job: Job) -> Answer:
 
 main.add_command(backup)
 main.add_command(models)
+main.add_command(prune)
 main.add_command(bench)
 main.add_command(doctor)
 main.add_command(logs)

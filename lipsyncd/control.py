@@ -1,7 +1,7 @@
 """Small files in `state/control/` by which the CLI and the web ask the running daemon for something.
 
     <id>.json     {"action": "cancel", "job_id": …, "value": …}, written whole and renamed into place
-    <id>.answer   {"ok": true, "message": …}, written by the daemon, removed by whoever asked
+    <id>.answer   {"ok": true, "message": …, "facts": …}, written by the daemon, removed by whoever asked
 
 Nobody but the daemon writes the ledger. Owns that folder; what an action does is not its business.
 """
@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lipsyncd.files import open_to_group, read_json, write_json, write_new
 from lipsyncd.job import new_id
 
-ACTIONS = ("cancel", "retry", "priority", "republish", "delete")
+PRUNE = "prune"  # of no job
+ACTIONS = ("cancel", "retry", "priority", "republish", "delete", PRUNE)
 _MODE = 0o660
 _STALE_S = 300.0
 _LOOK_AGAIN_S = 0.05
@@ -34,8 +37,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
+    """What became of it. `facts` are for programs."""
+
     ok: bool
     message: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
@@ -52,7 +58,10 @@ def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
         if found is not None:
             with contextlib.suppress(OSError):
                 answer_file.unlink()
-            return Answer(bool(found.get("ok")), str(found.get("message", "")))
+            facts = found.get("facts")
+            return Answer(
+                bool(found.get("ok")), str(found.get("message", "")), facts if isinstance(facts, dict) else {}
+            )
         time.sleep(_LOOK_AGAIN_S)
     with contextlib.suppress(OSError):
         (folder / f"{name}.json").unlink()

@@ -6,6 +6,7 @@
     worker    one for each device: renders and publishes
     web       answers REST, in an event loop of its own
     pulse     tells systemd how we do, when it listens
+    keeper    prunes what has had its time, copies the ledger
 
 Threads tell each other with events only; what is to be done stands in the ledger.
 """
@@ -23,24 +24,23 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from lipsyncd import __version__, control, facts, gpu, keep, outgoing
+from lipsyncd import __version__, control, facts, gpu, outgoing
 from lipsyncd.actions import carry_out
+from lipsyncd.alone import finisher_of
 from lipsyncd.ceilings import FILE as CEILINGS_FILE
 from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild
-from lipsyncd.errors import ConfigError, LipsyncdError, NotAllowed
+from lipsyncd.errors import ConfigError, LipsyncdError
 from lipsyncd.ffmpeg import find as find_ffmpeg
 from lipsyncd.files import expect_lease_signals, free_mb, write_json
-from lipsyncd.finish import Finisher
-from lipsyncd.folders import Folders, folders_of
+from lipsyncd.folders import folders_of
+from lipsyncd.housekeeping import Housekeeper
 from lipsyncd.inbox import VIDEO, Inbox, Rules
 from lipsyncd.intake import Intake
 from lipsyncd.jail import landlock_abi
 from lipsyncd.job import Job, now_ms
-from lipsyncd.ledger import Ledger
 from lipsyncd.ledger_view import LedgerView
 from lipsyncd.lock import InstanceLock
-from lipsyncd.outbox import Outbox
 from lipsyncd.overview import STATUS_FILE
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.prepare import Preparer
@@ -48,7 +48,6 @@ from lipsyncd.pulse import Pulse
 from lipsyncd.recovery import open_ledger, recover
 from lipsyncd.sd_notify import Notifier
 from lipsyncd.settings import Settings
-from lipsyncd.spool import Spool
 from lipsyncd.talk import said
 from lipsyncd.vitals import Vitals
 from lipsyncd.watch import Watch, is_network
@@ -61,38 +60,9 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
 _TIDY_EVERY_S = 30.0
+_KEEPER_S = 5.0  # for the housekeeper's last step; a dead share may hold it for ever
 _STATUS_EVERY_S = 1.0
 _IDLE_PREPARE_S = 0.5
-
-
-def finisher_of(settings: Settings, folders: Folders, ledger: Ledger) -> Finisher:
-    """What ends jobs; also for a CLI command that holds the lock itself."""
-    outbox = Outbox(folders.shared["outbox"], mode=settings.output.mode_bits, group=settings.output.group)
-    return Finisher(settings, folders, Spool(folders.spool), ledger, outbox)
-
-
-def act_alone(settings: Settings, request: control.Request) -> control.Answer:
-    """Carry out a request while no daemon runs.
-
-    Raises `AnotherDaemonRuns` when one has just begun, `NotAllowed` for who may ask a daemon and not be one.
-    """
-    folders = folders_of(settings.paths)
-    ledger_file = folders.state / "ledger.db"
-    if not os.access(ledger_file, os.W_OK):
-        raise NotAllowed(
-            f"no daemon runs, and {ledger_file} is not yours to write",
-            remedy=f"start the daemon, or do this as its user: sudo -u {ledger_file.owner()} lipsyncd …",
-        )
-    lock = InstanceLock(folders.state)
-    lock.acquire(who=f"lipsyncd {request.action}")
-    try:
-        ledger = open_ledger(ledger_file)
-        try:
-            return carry_out(request, finisher_of(settings, folders, ledger))
-        finally:
-            ledger.close()
-    finally:
-        lock.release()
 
 
 class Daemon:
@@ -177,6 +147,7 @@ class Daemon:
         self._intake = Intake(settings, self._inbox, self.finisher.spool, self._ledger)
         self._ledger.listeners += [self._vitals.tally.see, self._wake_redrops]
         recover(self._intake, self.finisher)
+        self._housekeeper = Housekeeper(self.finisher)
         self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
         self._webhooks = self._make_webhooks()
         self._weights = AutoPull(
@@ -191,6 +162,8 @@ class Daemon:
             self._begin_worker(device, ffmpeg)
         self._telling = threading.Thread(target=self._webhooks.run, name="webhooks")
         self._telling.start()
+        self._keeping = threading.Thread(target=self._housekeeper.run, name="keeper", daemon=True)  # may hang too
+        self._keeping.start()
         threading.Thread(target=self._vitals.run, name="vitals", daemon=True).start()  # may hang on a dead share
         if self._web is not None:
             self._web.start()
@@ -296,6 +269,8 @@ class Daemon:
         self._webhooks.stop()  # last of all: jobs have ended until now
         self._telling.join()
         self._vitals.stop()
+        self._housekeeper.stop()
+        self._keeping.join(_KEEPER_S)
         self._watch.stop()
         self._ledger.close()
         (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
@@ -322,13 +297,12 @@ class Daemon:
     def _tidy(self) -> None:
         self.finisher.tidy()
         control.sweep(self.folders.control)
-        rules = self.settings.archive
-        self.finisher.forget_results(rules.results_h * 3600)
-        if rules.keep_days and self.folders.available("archive"):
-            keep.prune(self.folders.shared["archive"], older_than_days=rules.keep_days)
 
     def _serve_control(self) -> None:
         for path, request in control.pending(self.folders.control):
+            if request is not None and request.action == control.PRUNE:
+                self._housekeeper.take(path)
+                continue
             if request is None:
                 reply = control.Answer(False, "this is no request that we know")
             else:
@@ -381,7 +355,7 @@ class Daemon:
                 self._stop.wait(watch.poll_s)
                 continue
             complained = False
-            if free_mb(self.folders.spool) >= self.settings.paths.min_free_mb:
+            if free_mb(self.folders.spool) >= self.settings.paths.min_free_mb or self._housekeeper.make_room():
                 self._guarded(self._scan)
             longest_s = watch.rescan_s if self._watch.events else watch.poll_s
             soon_s = self._inbox.next_look_s

@@ -431,7 +431,7 @@ class ResultGone(PublishError):
     """The finished video is kept no longer."""
 
     code = "result-gone"
-    default_remedy = "finished videos are kept for archive.results_h; drop the inputs again (they are in the archive)"
+    default_remedy = "finished videos are kept for retention.results_h; drop the inputs again (they are in the archive)"
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------

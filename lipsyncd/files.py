@@ -42,13 +42,15 @@ class SourceChanged(Exception):
     """A file changed while it was being copied: look again later."""
 
 
-def open_regular(path: bytes | Path) -> int:
+def open_regular(path: bytes | str | Path, *, folder: int | None = None) -> int:
     """Open a regular file for reading without following a link and without waiting for a FIFO's writer.
 
-    Only the last component is guarded: call it with a folder that is ours. Raises `NotRegular` or OSError.
+    Only the last component is guarded: call it with a folder that is ours, or with the descriptor of one.
+    Raises `NotRegular` or OSError.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        descriptor = os.open(path, flags, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise NotRegular(error.errno, "not a regular file", os.fsdecode(path)) from error

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,6 @@ from lipsyncd.obstacles import Obstacles
 from lipsyncd.outbox import SIDECAR, VIDEO, Outbox
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Output, Spool
-from lipsyncd.talk import said
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,11 @@ class Finisher:
         self.outbox = outbox
         self.obstacles = Obstacles()
         self._lock = threading.RLock()
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Held while the files of an ended job are moved."""
+        return self._lock
 
     # -- a video -------------------------------------------------------------------------------------------------------
 
@@ -259,17 +264,6 @@ class Finisher:
     def result(self, job_id: str, suffix: str) -> Path:
         """Where the video of a finished job, or its sidecar, is kept for a while."""
         return self.folders.results / f"{job_id}.{suffix}"
-
-    def forget_results(self, older_than_s: float) -> None:
-        """Delete kept videos that have had their time, except those that their client wanted to persist."""
-        for path in self.folders.results.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if now_ms() / 1000 - path.stat().st_mtime > older_than_s and not self._persists(path.stem):
-                    path.unlink()
-
-    def _persists(self, job_id: str) -> bool:
-        job = self.ledger.find(job_id)
-        return job is not None and bool(said(job).get("persist"))
 
     # -- once more -----------------------------------------------------------------------------------------------------
 

@@ -137,6 +137,11 @@ class JobSpec:
         ]
         return "\n".join(sorted(parts)).encode("utf-8", "surrogateescape").hex() or self.id
 
+    @property
+    def persists(self) -> bool:
+        """Its client wants it kept without limit."""
+        return bool((self.rest or {}).get("persist"))
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "fps": str(self.fps)}
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lipsyncd.failpoints import reach
@@ -83,15 +82,6 @@ def take_back(kept: Path, spec: JobSpec, spooled: Path) -> None:
         _copy(kept / _kept_name(spec, source), spooled / source.role)
 
 
-def prune(archive: Path, *, older_than_days: float) -> int:
-    """Delete the archive's days that are older; gives how many were."""
-    oldest = f"{datetime.now(UTC) - timedelta(days=older_than_days):%Y-%m-%d}"
-    days = [d for d in archive.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", d.name) and d.name < oldest]
-    for day in days:
-        remove_tree(day)
-    return len(days)
-
-
 def spec_of(kept: Path) -> JobSpec | None:
     """What the job in that folder had asked for; None when the folder is gone or damaged."""
     data = read_json(kept / "job.json")
@@ -99,6 +89,11 @@ def spec_of(kept: Path) -> JobSpec | None:
         return None if data is None else JobSpec.from_json(data)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def names_of(spec: JobSpec) -> set[str]:
+    """Every file name that `put` may have made in that job's folder."""
+    return {*(_kept_name(spec, source) for source in spec.sources), *_OWN_NAMES}
 
 
 def _kept_name(spec: JobSpec, source: SourceFile) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from lipsyncd.ledger_tables import (
     source_rows,
     why,
 )
+from lipsyncd.ledger_upkeep import Upkeep
 from lipsyncd.ledger_webhooks import Deliveries, follow
 from lipsyncd.schema import STEPS
 
@@ -59,6 +60,7 @@ class Ledger:
     listeners   told of each move after it was committed: the new state, or "prepared", and the job
     deliveries  the webhooks that its jobs have asked for
     redrops     jobs that ask for the same work as an earlier one
+    upkeep      what keeps it small
 
     Raises `LedgerTooNew` when a later program has written it, DatabaseError when it is damaged.
     """
@@ -67,6 +69,7 @@ class Ledger:
         self.path = path
         self.listeners: list[Callable[[str, Job], None]] = []
         self.deliveries = Deliveries(self._write)
+        self.upkeep = Upkeep(self._write, self._plain)
         self._lock = threading.RLock()
         self._engine = open_engine(path, steps)
         self.redrops = Redrops(self._write, self._read)
@@ -86,6 +89,14 @@ class Ledger:
     def _read(self) -> Iterator[Session]:
         with self._lock, Session(self._engine) as session:
             yield session
+
+    @contextmanager
+    def _plain(self) -> Iterator[sqlite3.Connection]:
+        """The driver's connection with no transaction begun."""
+        with self._lock, closing(self._engine.raw_connection()) as pooled:
+            driver = pooled.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            yield driver
 
     def check(self) -> None:
         """Raises `DatabaseError` when the file is damaged."""

@@ -148,6 +148,39 @@ class LedgerView:
             row = connection.execute(f"{wanted} LIMIT 1", (renderer, *codes)).fetchone()
             return None if row is None else (row["reason_code"], row["reason"])
 
+    def persisting(self) -> set[str]:
+        """Jobs whose clients want them kept without limit."""
+        with self._open() as connection:
+            wanted = "SELECT id FROM job WHERE json_extract(rest, '$.persist')=1"
+            return set() if connection is None else {row["id"] for row in connection.execute(wanted)}
+
+    def uploads_in_use(self) -> set[str]:
+        """Uploads that jobs which have not ended may still read."""
+        live = "rest IS NOT NULL AND (state='queued' OR state='running' OR state='publishing')"
+        wanted = f"SELECT value FROM job, json_each(rest, '$.uploads') WHERE {live}"
+        with self._open() as connection:
+            return set() if connection is None else {row["value"] for row in connection.execute(wanted)}
+
+    def old_rows(self, before_ms: int, most: int) -> list[tuple[str, bool, str | None]]:
+        """Ended jobs beyond the newest `most` (0: no bound), or that ended before `before_ms`, oldest first.
+
+        Not those whose clients want them kept, whose end is still to be told, or whose files lie in the inbox.
+        Gives for each its id, whether it failed, and where its inputs were kept.
+        """
+        ended = "state IN ('done','failed','cancelled')"
+        bound = f"seq <= (SELECT seq FROM job WHERE {ended} ORDER BY seq DESC LIMIT 1 OFFSET :most)"
+        wanted = (
+            f"SELECT id, state='failed' AS failed, kept FROM job WHERE {ended} AND inputs_released=1 "
+            "AND coalesce(json_extract(rest, '$.persist'), 0)=0 AND NOT EXISTS "
+            "(SELECT 1 FROM webhook_delivery w WHERE w.job_id=job.id AND w.state='waiting') "
+            f"AND (finished_ms < :before OR (:most > 0 AND {bound})) ORDER BY seq"
+        )
+        with self._open() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute(wanted, {"before": before_ms, "most": most})
+            return [(row["id"], bool(row["failed"]), row["kept"]) for row in rows]
+
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
         with self._open() as connection:

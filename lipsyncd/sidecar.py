@@ -39,6 +39,7 @@ def of_video(job: Job, spec: JobSpec, output: Output, out_name: str) -> bytes:
             "notes": output.notes,
             "recipe": output.recipe,
             "user_data": spec.user_data,
+            **({"persist": True} if spec.persists else {}),
             "lipsyncd": __version__,
         }
     )

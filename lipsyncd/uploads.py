@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,31 +83,39 @@ class Uploads:
         return self.root / upload_id / "content"
 
     def delete(self, upload_id: str) -> None:
-        """Make it unknown to clients at once. Its bytes stay for `sweep`: an open job may need them still."""
+        """Make it unknown to clients at once. Its bytes stay a while: an open job may need them still."""
         (self.root / upload_id / "deleted").touch()
 
     def touch(self, upload_id: str) -> None:
         """Begin its time anew: somebody has made a job of it."""
         os.utime(self.root / upload_id / "facts.json")
 
-    def sweep(self, needed: Container[str], *, older_than_s: float) -> int:
-        """Remove what is old or deleted and that no open job names; gives the number of uploads removed."""
-        doomed = [folder for folder in self.root.iterdir() if self._is_due(folder, needed, older_than_s)]
-        for folder in doomed:
-            remove_tree(folder)
-        return len(doomed)
-
-    @staticmethod
-    def _is_due(folder: Path, needed: Container[str], older_than_s: float) -> bool:
-        if folder.name.startswith(_STAGING):
-            return time.time() - folder.stat().st_mtime > _STAGING_S
-        if folder.name in needed:
-            return False
+    def at_s(self, upload_id: str) -> float:
+        """When its time began, seconds since 1970; 0 for one that is deleted or torn, whose time is over."""
+        folder = self.root / upload_id
         try:
-            age_s = time.time() - (folder / "facts.json").stat().st_mtime
+            began_s = (folder / "facts.json").stat().st_mtime
         except FileNotFoundError:
-            return True
-        return age_s > older_than_s or (folder / "deleted").exists()
+            return 0.0
+        return 0.0 if (folder / "deleted").exists() else began_s
+
+    def remove(self, upload_id: str, *, seen_at_s: float) -> bool:
+        """Remove an upload, unless its time has begun anew since somebody looked; says whether it went."""
+        folder = self.root / upload_id
+        if not folder.is_dir() or self.at_s(upload_id) != seen_at_s:
+            return False
+        doomed = self.root / f"{_STAGING}{upload_id}"  # a name that nobody finds, so that no half of it is ever served
+        remove_tree(doomed)
+        folder.rename(doomed)
+        remove_tree(doomed)
+        return True
+
+    def sweep(self) -> int:
+        """Remove what is left of uploads that were cut off; gives their number."""
+        torn = [path for path in self.root.glob(f"{_STAGING}*") if time.time() - path.stat().st_mtime > _STAGING_S]
+        for path in torn:
+            remove_tree(path)
+        return len(torn)
 
 
 def copy(state: Path, reference: str, target: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lipsyncd.daemon import finisher_of, rules_of
+from lipsyncd.alone import finisher_of
+from lipsyncd.daemon import rules_of
 from lipsyncd.files import identity
 from lipsyncd.folders import HIDDEN, folders_of
 from lipsyncd.inbox import Inbox
@@ -89,15 +90,19 @@ class Shop:
     def rendered(self, name: str = "anna", content: bytes = b"a video") -> str:
         """A job whose video lies in the spool and waits to be published."""
         job_id = self.running(name)
+        self.finish_render(job_id, content)
+        return job_id
+
+    def finish_render(self, job_id: str, content: bytes = b"a video") -> None:
+        """What the worker does with the finished video of a running job."""
         partial = self.spool.partial_render(job_id, "token")
         partial.write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         self.spool.keep_output(job_id, partial, Output(digest, len(content), 25, 64, 64, 500, 1000, 1, {}))
         self.ledger.to_publishing(job_id, token="token", sha256=digest, size=len(content), frames=25, render_ms=500)
-        return job_id
 
-    def published(self, name: str = "anna") -> str:
-        job_id = self.rendered(name)
+    def published(self, name: str = "anna", content: bytes = b"a video") -> str:
+        job_id = self.rendered(name, content)
         assert self.finisher.publish(job_id).state is JobState.DONE
         return job_id
 

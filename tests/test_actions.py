@@ -12,6 +12,7 @@ import pytest
 from lipsyncd.actions import carry_out
 from lipsyncd.control import Request
 from lipsyncd.errors import IllegalTransition, InputsLost, NoFaceFound, OutboxUnavailable, ResultGone
+from lipsyncd.housekeeping import Housekeeper
 from lipsyncd.job import JobState, new_id
 from tests.shop import Shop
 
@@ -104,11 +105,10 @@ def test_only_what_is_kept_and_finished_is_published_again(shop: Shop) -> None:
     with pytest.raises(OutboxUnavailable):
         shop.finisher.republish(job_id)
     shop.mount("outbox")
-    shop.finisher.forget_results(older_than_s=3600)
     assert shop.finisher.republish(job_id) == "anna (2)"
     for path in shop.folders.results.iterdir():
-        os.utime(path, (time.time() - 7200,) * 2)
-    shop.finisher.forget_results(older_than_s=3600)
+        os.utime(path, (time.time() - 25 * 3600,) * 2)
+    Housekeeper(shop.finisher).prune()
     assert list(shop.folders.results.iterdir()) == []
     with pytest.raises(ResultGone):
         shop.finisher.republish(job_id)

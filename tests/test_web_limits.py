@@ -16,6 +16,8 @@ import pytest
 
 from lipsyncd.control import Request, ask
 from lipsyncd.job import JobState
+from lipsyncd.pieces import Piece, remove, stored
+from lipsyncd.retention import Limits, over
 from lipsyncd.uploads import Upload, Uploads
 from lipsyncd.web.orders import job_id_of
 from tests.home import picture, sound
@@ -375,10 +377,19 @@ def test_old_uploads_go_except_those_that_an_open_job_names(tmp_path_factory: py
     (uploads.root / "torn").mkdir()
 
     assert uploads.find("deleted") is None
-    assert uploads.sweep({"needed"}, older_than_s=3600) == 4
-    assert sorted(p.name for p in uploads.root.iterdir()) == ["fresh", "needed"]
+    assert uploads.sweep() == 1
+    two_days = Limits(age_s=48 * 3600, size_bytes=0)
+
+    def due(*needed: str) -> list[Piece]:
+        return over(list(stored(uploads.root, needed)), two_days, time.time())
+
+    assert sorted(piece.id for piece in due("needed")) == ["deleted", "old", "torn"]
+    [needed] = [piece for piece in due() if piece.id == "needed"]
     uploads.touch("needed")
-    assert uploads.sweep(set(), older_than_s=3600) == 0
+    assert not remove(needed)  # somebody has just made a job of it
+    assert all(remove(piece) for piece in due("needed"))
+    assert sorted(p.name for p in uploads.root.iterdir()) == ["fresh", "needed"]
+    assert due() == []
 
 
 def test_an_upload_that_a_waiting_job_names_is_in_use(api: Api) -> None:

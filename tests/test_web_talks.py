@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lipsyncd.daemon import finisher_of
-from lipsyncd.ledger import Ledger
 from tests.home import picture, put, sound
 from tests.web_kit import Api, empty_outbox, port_of, serving
 
@@ -244,9 +244,10 @@ def test_a_talk_that_persists_outlives_the_retention(tmp_path: Path) -> None:
         gone = api.talk(api.post("/talks", talk).json["id"])
         empty_outbox(api.home)
         api.home.until(lambda: not list(api.home.path("spool").iterdir()), "the spool to be cleared")
-        ledger = Ledger(api.home.path("state") / "ledger.db")
-        finisher_of(api.home.settings, api.home.folders, ledger).forget_results(older_than_s=-1)
-        ledger.close()
+        for path in [*api.home.path("state").glob("results/*"), *api.home.path("archive").glob("*/*/job.json")]:
+            os.utime(path, (time.time() - 40 * 86400,) * 2)
+        assert api.home.cli("prune").returncode == 0
+        assert len(list(api.home.path("archive").glob("*/*/job.json"))) == 1
         assert api.get(gone["result_url"]).refused(404, "NotFoundError")
         assert api.get(kept["result_url"]).status == 200
 

@@ -284,14 +284,37 @@ class Archive:
     """What stays after a job."""
 
     mode: str = setting("move", "What happens to the inputs of a finished job.", choices=("move", "delete"))
-    keep_days: float = setting(30.0, "Archived inputs stay this long; 0 means for ever.", low=0)
-    results_h: float = setting(24.0, "A finished video stays this long for `republish`, besides the outbox.", low=0)
 
 
 @dataclass(frozen=True)
 class Retention:
-    """What is kept, for how long and how much of it. The oldest goes first; what a client asked to persist stays."""
+    """What is kept at most, in time and in size; 0 means without limit. The oldest goes first."""
 
+    outbox_days: float = setting(0.0, "Finished videos stay in the outbox this long.", low=0)
+    outbox_gb: float = setting(0.0, "The same by size: beyond it, the oldest go.", low=0)
+    archive_days: float = setting(30.0, "Inputs of finished and cancelled jobs stay in the archive this long.", low=0)
+    archive_gb: float = setting(0.0, "The same by size.", low=0)
+    failed_days: float = setting(0.0, "Inputs of failed jobs stay this long, and can be retried as long.", low=0)
+    failed_gb: float = setting(0.0, "The same by size.", low=0)
+    results_h: float = setting(
+        24.0, "A finished video stays this long for REST and `republish`, whatever becomes of it in the outbox.", low=0
+    )
+    results_gb: float = setting(0.0, "The same by size.", low=0)
+    uploads_h: float = setting(48.0, "Uploads stay this long, and as long as an open job needs them.", low=0)
+    uploads_gb: float = setting(0.0, "The same by size.", low=0)
+    ledger_days: float = setting(90.0, "Ended jobs stay in the ledger this long.", low=0)
+    ledger_rows: int = setting(100_000, "At most this many ended jobs stay in the ledger.", low=0)
+    below_floor: str = setting(
+        "early",
+        "What goes when a disk falls below paths.min_free_mb: what is due, or before its time what has a limit above.",
+        choices=("early", "due"),
+    )
+    night: str = setting(
+        "03:30",
+        "Local time of the nightly pruning and backup.",
+        check=_matches("([01][0-9]|2[0-3]):[0-5][0-9]"),
+        allowed="a time as HH:MM",
+    )
     backups: int = setting(7, "This many nightly copies of the ledger stay; 0 means that none are made.", low=0)
 
 
@@ -321,7 +344,6 @@ class Web:
     public_url: str = setting("", "Address that clients reach this server by; empty means the one of their request.")
     max_upload_mb: int = setting(100, "Largest uploaded file.", low=1)
     upload_timeout_s: float = setting(300.0, "Longest upload.", low=1)
-    uploads_h: float = setting(48.0, "Uploads stay this long, and as long as an open job needs them.", low=0)
     webhook_allow: tuple[str, ...] = setting(
         (), "Hosts and networks that webhooks may go to although they are not public, over http too."
     )

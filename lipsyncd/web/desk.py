@@ -12,9 +12,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from lipsyncd import control
 from lipsyncd.errors import DiskLow, InputError
@@ -228,12 +228,6 @@ class Desk:
         """Ask the daemon to forget an ended job, with its files."""
         request = control.Request("delete", job_id)
         return control.ask(self.folders.control, request, timeout_s=_CONTROL_TIMEOUT_S)
-
-    def uploads_in_use(self) -> set[str]:
-        """The ids of uploads that jobs may still read."""
-        stories: list[Mapping[str, Any]] = [json.loads(text) for text in self.view.live_rest()]
-        stories += [said(job) for job in self.pending()]
-        return {upload_id for story in stories for upload_id in story.get("uploads", ())}
 
 
 def _uploads_of(order: Order) -> dict[str, list[str]]:

@@ -106,14 +106,6 @@ class Reader(LedgerView):
         )
         return None if found is None else float(found)
 
-    def live_rest(self) -> list[str]:
-        """What the clients of all jobs that have not ended said, as JSON."""
-        with self._open() as connection:
-            if connection is None:
-                return []
-            states = "state='queued' OR state='running' OR state='publishing'"
-            return [row[0] for row in connection.execute(f"SELECT rest FROM job WHERE rest IS NOT NULL AND ({states})")]
-
     def _one(self, question: str) -> int | float | None:
         with self._open() as connection:
             found: int | float | None = None if connection is None else connection.execute(question).fetchone()[0]

@@ -43,7 +43,6 @@ _BODY_BYTES = 1 << 20  # of JSON; forms are counted elsewhere
 _BACKLOG = 256
 _HEAD_WITHIN_S = 20.0
 _STOP_S = 2.0
-_SWEEP_EVERY_S = 600.0
 _DOCUMENT = Path(__file__).with_name("openapi.json")
 
 
@@ -120,10 +119,8 @@ class WebServer:
             await self._loop.create_server(connect, sock=listener, backlog=_BACKLOG) for listener in self._sockets
         ]
         self._serving.set()
-        sweeping = asyncio.create_task(self._sweep(desk, counter))
         await self._closed.wait()
         desk.closing = True
-        sweeping.cancel()
         for server in listening:
             server.close()
         await runner.cleanup()
@@ -151,19 +148,6 @@ class WebServer:
                     if route.method == "GET":
                         app.router.add_route("HEAD", path, route.handler)
         return app
-
-    async def _sweep(self, desk: Desk, counter: Counter) -> None:
-        """Remove uploads that have had their time, except those that a job still needs."""
-        older_than_s = self.settings.web.uploads_h * 3600
-        while True:
-            try:
-                needed = await desk.run(desk.uploads_in_use)
-                gone = await desk.run(counter.stock.uploads.sweep, needed, older_than_s=older_than_s)
-                if gone:
-                    log.info("%d old uploads removed", gone)
-            except Exception as error:
-                log.warning("uploads are not tidied up: %s", error)
-            await asyncio.sleep(_SWEEP_EVERY_S)
 
 
 class _Document:

@@ -1,0 +1,59 @@
+"""Keeping the ledger small and quick: old rows go in batches, the planner learns, the log of changes is written home.
+
+Part of the ledger: it uses the ledger's own connection and lock. A checkpoint from any other connection would be a
+second writer, which releases of SQLite before 3.51.3 do not stand in every case.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from sqlmodel import Session, col, delete, update
+
+from lipsyncd.ledger_tables import JobRow
+
+BATCH_ROWS = 500
+_ENDED = ("done", "failed", "cancelled")
+
+
+class Upkeep:
+    """`write` is the ledger's own transaction, `plain` its connection outside of one."""
+
+    def __init__(
+        self,
+        write: Callable[[], AbstractContextManager[Session]],
+        plain: Callable[[], AbstractContextManager[sqlite3.Connection]],
+    ) -> None:
+        self._write = write
+        self._plain = plain
+
+    def forget(self, job_ids: Sequence[str]) -> int:
+        """Delete these rows with their history, at most `BATCH_ROWS` of them, if their jobs have ended still.
+
+        One transaction of some milliseconds: whoever has more calls again, and lets others write in between.
+        """
+        batch = job_ids[:BATCH_ROWS]
+        with self._write() as session:
+            session.execute(update(JobRow).where(col(JobRow.duplicate_of).in_(batch)).values(duplicate_of=None))
+            doomed = delete(JobRow).where(col(JobRow.id).in_(batch), col(JobRow.state).in_(_ENDED))
+            return int(session.execute(doomed).rowcount)  # type: ignore[attr-defined]
+
+    def inputs_gone(self, job_ids: Sequence[str]) -> None:
+        """The kept inputs of these ended jobs were pruned: nobody needs to look for them."""
+        for start in range(0, len(job_ids), BATCH_ROWS):
+            batch = job_ids[start : start + BATCH_ROWS]
+            with self._write() as session:
+                ended = col(JobRow.id).in_(batch), col(JobRow.state).in_(_ENDED)
+                session.execute(update(JobRow).where(*ended).values(kept=None))
+
+    def optimize(self) -> None:
+        """Let SQLite look at the tables that have changed much. Takes milliseconds."""
+        with self._plain() as connection:
+            connection.execute("PRAGMA optimize")
+
+    def checkpoint(self) -> None:
+        """Write committed changes from the -wal file into the ledger, as far as no reader is in the way."""
+        with self._plain() as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
