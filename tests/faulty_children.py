@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lipsyncd.errors import NoFaceFound
 from lipsyncd.protocol import Message, Result, to_line
@@ -97,6 +101,23 @@ class Leaves(Flat):
         for number in range(100):
             print(f"last word {number} " + "x" * 1000)
         sys.exit(3)
+
+
+class Starved(Flat):
+    """Its encoder is killed while the kernel takes what else is in its control group for want of memory."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        class Shot(FlatShot):
+            def frames(self) -> Iterator[NDArray[np.uint8]]:
+                eat = "open('/proc/self/oom_score_adj', 'w').write('1000'); taken = bytearray(b'x') * 10**9"
+                assert subprocess.run([sys.executable, "-c", eat], check=False).returncode == -signal.SIGKILL
+                for task in Path("/proc/self/task").iterdir():
+                    for child in (task / "children").read_text().split():
+                        os.kill(int(child), signal.SIGKILL)
+                time.sleep(0.5)  # until the encoder's end has been noticed
+                yield from super().frames()
+
+        return Shot(scene)
 
 
 class NoFace(Flat):

@@ -61,7 +61,7 @@ class Shop:
     def close(self) -> None:
         self.ledger.close()
 
-    def queued(self, name: str = "anna", **changes: Any) -> str:
+    def queued(self, name: str = "anna", *, max_attempts: int = 3, **changes: Any) -> str:
         """An accepted job with two inputs, prepared."""
         job_id = new_id()
 
@@ -77,7 +77,7 @@ class Shop:
 
         spec = self.spool.accept(job_id, fill)
         self.spool.set_prepared(job_id, raw_inputs(self.spool.folder(job_id)))
-        self.ledger.insert(spec, max_attempts=3)
+        self.ledger.insert(spec, max_attempts=max_attempts)
         self.ledger.set_released([job_id])
         self.ledger.set_prepared(job_id, frames=25, duration_ms=1000)
         return job_id

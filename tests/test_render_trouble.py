@@ -9,6 +9,7 @@ import pytest
 
 from lipsyncd.job import JobState
 from tests.cgroup_kit import memory_group
+from tests.faulty_renderers import NAMES
 from tests.home import Home
 
 
@@ -59,6 +60,17 @@ def test_a_child_that_the_kernel_ends_is_told_apart_and_tried_again_with_half_th
         drop(home, "other", "hungry", seed=2)
         home.until_done("other")
     assert home.sidecar("other")["notes"]["batch"] == 64, "what was found under another cap says nothing"
+
+
+def test_an_encoder_that_the_kernel_ends_is_told_as_want_of_memory_too(home: Home) -> None:
+    home.changes["render"] = {"renderers": [*NAMES, "starved=tests.faulty_children:Starved"], "max_attempts": 1}
+    with memory_group(500_000_000) as group, home.running():
+        assert home.daemon is not None
+        group.write_text(str(home.daemon.pid))
+        drop(home, "starved", "starved")
+        job = home.until_failed("starved")
+    assert job.reason_code == "out-of-memory"
+    assert "the kernel ended the encoder" in (job.reason or "")
 
 
 @pytest.mark.parametrize("clock", ["job_timeout_s", "stall_timeout_s"])

@@ -10,14 +10,16 @@ import pytest
 
 from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild, RenderCancelled
-from lipsyncd.errors import RenderCrashed, RendererNotInstalled
+from lipsyncd.errors import DeviceMissing, RenderCrashed, RendererNotInstalled
 from lipsyncd.ffmpeg import find
-from lipsyncd.job import JobState
+from lipsyncd.job import JobState, now_ms
 from lipsyncd.mp4 import inspect
+from lipsyncd.obstacles import Obstacles
 from lipsyncd.protocol import Batch, Progress, Render, Result
 from lipsyncd.settings import Output
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker import Worker
+from tests.core_kit import Clock
 from tests.faulty_renderers import NAMES
 from tests.home import ROOT
 from tests.shop import Shop
@@ -153,6 +155,44 @@ def test_a_failure_that_may_pass_is_tried_again_later(shop: Shop, error: Excepti
     assert (job.state, job.attempt, job.reason_code) == (JobState.QUEUED, attempt, code)
     assert before_ms + 4000 < job.not_before_ms < before_ms + 60_000
     assert not work(shop, Interfered())
+
+
+def test_each_attempt_waits_longer_than_the_one_before(shop: Shop) -> None:
+    job_id, waits_s = shop.queued(max_attempts=5), []
+    for _ in range(4):
+        before_ms = now_ms()
+        assert work(shop, Interfered(before=raising(RenderCrashed("as asked"))))
+        waits_s.append((shop.job(job_id).not_before_ms - before_ms) // 1000)
+        assert not work(shop, Interfered()), "it waits"
+        assert shop.ledger.release("render-crashed") == 1
+    assert [min((5, 30, 180), key=lambda due: abs(due - wait)) for wait in waits_s] == [5, 30, 180, 180]
+
+
+def test_a_device_that_is_absent_is_looked_for_once_by_all_who_want_it(shop: Shop) -> None:
+    clock = Clock()
+    shop.finisher.obstacles = Obstacles(clock)
+    jobs = [shop.queued(name) for name in ("anna", "bert", "carl")]
+    looked: list[str] = []
+
+    def look() -> None:
+        looked.append("once more")
+        raise DeviceMissing("no such device")
+
+    worker_waits = []
+    for _ in range(3):
+        for _ in jobs:
+            assert work(shop, Interfered(before=look))
+        assert {(shop.job(i).state, shop.job(i).attempt, shop.job(i).reason_code) for i in jobs} == {
+            (JobState.QUEUED, 0, "device-missing")
+        }
+        worker_waits.append(max(shop.job(i).not_before_ms for i in jobs) - now_ms())
+        clock.wait(300)
+        shop.ledger.release("device-missing")
+    assert len(looked) == 3
+    assert worker_waits[0] < worker_waits[1] < worker_waits[2]
+    for _ in jobs:
+        assert work(shop, Interfered())
+    assert {shop.job(i).state for i in jobs} == {JobState.DONE}
 
 
 def test_the_last_attempt_ends_the_job(shop: Shop) -> None:
