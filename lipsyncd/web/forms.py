@@ -60,7 +60,8 @@ async def read_form(
         if request.content_type == "application/x-www-form-urlencoded":
             return Form({name: str(value) for name, value in (await request.post()).items()})
     except (ValueError, AssertionError, aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as e:
-        raise bad_request(f"the form cannot be read: {e}") from None
+        reason = str(getattr(e, "message", e)).strip().partition("\n")[0].rstrip(":")
+        raise bad_request(f"the form cannot be read: {reason}") from None
     raise bad_request("send the fields as multipart/form-data")
 
 

@@ -91,10 +91,13 @@ class WebServer:
         return self.settings.web.public_url.rstrip("/") or f"http://{named}:{self.port}"
 
     def stop(self) -> None:
-        """End every request within two seconds. Does nothing when it never started."""
+        """End every request within two seconds. Without a start only the port is given back."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closed.set)
             self._thread.join()
+        for listener in self._sockets:
+            listener.close()
+        self._loop.close()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -106,12 +109,11 @@ class WebServer:
             log.exception("the web server ended")
         finally:
             self._serving.set()  # nobody waits for a server that could not begin
-            self._loop.close()
 
     async def _serve(self) -> None:
         desk = Desk(self.settings, self.folders)
         counter = Counter(self.settings, desk, Stock(self.settings, self.ffmpeg))
-        runner = web.AppRunner(self._app(desk, counter), shutdown_timeout=_STOP_S, handler_cancellation=True)
+        runner = web.AppRunner(self.application(desk, counter), shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()
         assert runner.server is not None  # since it is set up
         connect = partial(Wire, runner.server, loop=self._loop, head_within_s=self._head_within_s)
@@ -127,7 +129,8 @@ class WebServer:
         counter.close()
         desk.close()
 
-    def _app(self, desk: Desk, counter: Counter) -> web.Application:
+    def application(self, desk: Desk, counter: Counter) -> web.Application:
+        """Every route there is, each with and without a slash at its end."""
         app = web.Application(
             middlewares=[self.doors.middleware],
             client_max_size=_BODY_BYTES,
