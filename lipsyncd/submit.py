@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lipsyncd.errors import (
     AudioNotRecognised,
@@ -104,8 +105,10 @@ def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:
 
 
 def _natural_name(manifest: Manifest) -> str:
-    """`anna` for anna.png with anna.wav; `anna-hello` for anna.png with hello.wav."""
-    stems = [Path(s.rpartition("/")[2]).stem for s in (manifest.image, manifest.audio) if s is not None]
+    """`anna` for anna.png with anna.wav; `anna-hello` for anna.png with hello.wav. An address's query is no name."""
+    sources = [source for source in (manifest.image, manifest.audio) if source is not None]
+    places = [urlsplit(source).path if classify(source) == "url" else source for source in sources]
+    stems = [Path(place.rpartition("/")[2]).stem for place in places]
     return clean_out_name("-".join(dict.fromkeys(stems)))
 
 

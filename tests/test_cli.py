@@ -85,6 +85,11 @@ def test_options_of_the_renderer_are_passed_as_json(home: Home, files: tuple[Pat
     assert json.loads(manifest.read_text())["lipsyncd"] == {"strength": 1.2, "mode": "soft"}
 
 
+def test_the_query_of_an_address_becomes_no_name(home: Home) -> None:
+    done = home.cli("submit", "https://example.com/anna?token=secret", "https://example.com/hello.wav", "--json")
+    assert json.loads(done.stdout)["name"] == "anna-hello"
+
+
 def test_a_file_that_cannot_become_a_video_is_refused_before_it_is_dropped(
     home: Home, files: tuple[Path, Path]
 ) -> None:
