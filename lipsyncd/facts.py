@@ -38,6 +38,7 @@ class Facts:
     jobs                 how many are in each state
     oldest_queued_s      age of the job that waits longest
     outbox_free_bytes    None while the outbox is not there
+    spool_free_bytes     None until it was looked at
     vram                 bytes of GPU memory by kind: used, total; empty without a GPU
     jailed               False: this kernel has no Landlock
     """
@@ -55,5 +56,6 @@ class Facts:
     jobs: Mapping[JobState, int] = field(default_factory=dict)
     oldest_queued_s: float | None = None
     outbox_free_bytes: int | None = None
+    spool_free_bytes: int | None = None
     vram: Mapping[str, int] = field(default_factory=dict)
     jailed: bool = True

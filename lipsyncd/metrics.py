@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from lipsyncd.delivery import DeliveryState
 from lipsyncd.facts import Facts
 from lipsyncd.job import Job, JobState, now_ms
 
@@ -107,15 +108,21 @@ _BEGINS = {"prepared": "waiting", "running": "rendering", "publishing": "publish
 
 
 def exposition(
-    facts: Facts, tally: Tally, *, webhooks: Mapping[str, int] | None = None, blocked: Mapping[str, int] | None = None
+    facts: Facts,
+    tally: Tally,
+    *,
+    ready: bool = True,
+    webhooks: Mapping[str, int] | None = None,
+    blocked: Mapping[str, int] | None = None,
 ) -> bytes:
     """Everything as text of the type `MEDIA_TYPE`.
 
+    ready     what `/health/ready` answers at this moment
     webhooks  tries by what came of them
     blocked   connections that were not made, by the rule that forbade them
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Given([*_of_facts(facts), *_of_tally(tally, webhooks or {}, blocked or {})]))
+    registry.register(_Given([*_of_facts(facts, ready), *_of_tally(tally, webhooks or {}, blocked or {})]))
     return generate_latest(registry)
 
 
@@ -127,8 +134,11 @@ class _Given(Collector):
         return self._families
 
 
-def _of_facts(facts: Facts) -> Iterator[Metric]:
+def _of_facts(facts: Facts, ready: bool) -> Iterator[Metric]:
     yield _gauge("build_info", "The version that runs.", {(facts.version,): 1}, "version")
+    yield _gauge(
+        "ready", "1 while /health/ready answers 200: jobs can be taken, rendered, delivered.", {(): int(ready)}
+    )
     jobs = {(state.value,): facts.jobs.get(state, 0) for state in JobState}
     yield _gauge("jobs", "Jobs that the ledger knows, by state.", jobs, "state")
     oldest = "Age of the job that waits longest; 0 when none waits."
@@ -139,8 +149,12 @@ def _of_facts(facts: Facts) -> Iterator[Metric]:
     yield _counter("worker_loads", "Render children started.", loads)
     yield _gauge("vram_bytes", "GPU memory.", {(kind,): size for kind, size in facts.vram.items()}, "kind")
     yield _gauge("inbox_scan_age_seconds", "Time since the inbox was scanned.", {(): facts.scan_age_s})
+    due = "Time after which a scan is due even if nothing was noticed."
+    yield _gauge("inbox_scan_interval_seconds", due, {(): facts.scan_due_s})
     free = {} if facts.outbox_free_bytes is None else {(): facts.outbox_free_bytes}
     yield _gauge("outbox_free_bytes", "Room on the outbox's disk; missing while it is not mounted.", free)
+    room = {} if facts.spool_free_bytes is None else {(): facts.spool_free_bytes}
+    yield _gauge("spool_free_bytes", "Room on the disk of spool and ledger.", room)
     missing = "1 when this kernel has no Landlock and decoders run without walls."
     yield _gauge("sandbox_missing", missing, {(): int(not facts.jailed)})
 
@@ -153,7 +167,7 @@ def _of_tally(tally: Tally, webhooks: Mapping[str, int], blocked: Mapping[str, i
     causes = dict.fromkeys(((cause,) for cause in _RESTARTS.values()), 0)
     restarts = {**causes, **{(cause,): n for cause, n in tally.restarts.items()}}
     yield _counter("worker_restarts", "Render children that were lost, by cause.", restarts, "cause")
-    told = {(result,): n for result, n in webhooks.items()}
+    told = {(state.value,): webhooks.get(state.value, 0) for state in DeliveryState}
     yield _counter("webhook_deliveries", "Tries to deliver a webhook, by what came of them.", told, "result")
     refused = {(reason,): n for reason, n in blocked.items()}
     yield _counter("fetch_blocked", "Connections that the rule for addresses forbade.", refused, "reason")

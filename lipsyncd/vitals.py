@@ -6,6 +6,7 @@ server for minutes; so an answer only reads what the last probe found, and says 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lipsyncd import __version__, health, installed, metrics
-from lipsyncd.errors import LipsyncdError
+from lipsyncd.errors import LedgerError, LipsyncdError
 from lipsyncd.facts import Facts, Worker
 from lipsyncd.files import free_mb
 from lipsyncd.folders import Folders
@@ -71,6 +72,8 @@ class Vitals:
         self._settings = settings
         self._folders = folders
         self._view = LedgerView(folders.state / "ledger.db")
+        with contextlib.suppress(LedgerError):  # a damaged one is put right later
+            self.tally.last_success_ms = self._view.last_done_ms()  # a restart is no news of it
         self._touch = touch
         self._scan_age_s = scan_age_s
         self._scan_due_s = scan_due_s
@@ -87,6 +90,7 @@ class Vitals:
         self._faults: Mapping[str, str] = {"probe": "the first one has not ended yet"}
         self._probing = ""
         self._outbox_free: int | None = None
+        self._spool_free: int | None = None
 
     # -- what the daemon says ------------------------------------------------------------------------------------------
 
@@ -126,9 +130,11 @@ class Vitals:
             jobs=self._view.counts(),
             oldest_queued_s=None if oldest_ms is None else max(0.0, (now_ms() - oldest_ms) / 1000),
             outbox_free_bytes=self._outbox_free,
+            spool_free_bytes=self._spool_free,
             vram=self._vram(),
         )
-        return metrics.exposition(facts, self.tally, webhooks=self._webhooks(), blocked=self._blocked)
+        ready, _ = health.ready(facts)
+        return metrics.exposition(facts, self.tally, ready=ready, webhooks=self._webhooks(), blocked=self._blocked)
 
     def _facts(self, **more: Any) -> Facts:
         now_s = time.monotonic()
@@ -191,13 +197,12 @@ class Vitals:
 
     def _disk_fault(self) -> str:
         """Work stops below the floor on the spool's disk; a result has to fit into the outbox."""
-        floor = self._settings.paths.min_free_mb
-        self._outbox_free = None
-        rooms = {self._folders.spool: free_mb(self._folders.spool)}
+        floor, spool, outbox = self._settings.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
+        rooms = {spool: free_mb(spool)}
         if self._folders.available("outbox"):
-            outbox = self._folders.shared["outbox"]
             rooms[outbox] = free_mb(outbox)
-            self._outbox_free = round(rooms[outbox] * 1_000_000)
+        self._spool_free = round(rooms[spool] * 1_000_000)
+        self._outbox_free = round(rooms[outbox] * 1_000_000) if outbox in rooms else None
         low = [f"{folder} has {free:.0f} MB free of {floor} MB" for folder, free in rooms.items() if free < floor]
         return "; ".join(low)
 

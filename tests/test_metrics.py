@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lipsyncd import metrics, outgoing
+from lipsyncd.delivery import DeliveryState
 from lipsyncd.errors import FetchRefused, NoFaceFound, RenderCrashed, tree
 from lipsyncd.facts import Facts, Worker
 from lipsyncd.fetch import fetch
@@ -21,7 +22,7 @@ from lipsyncd.metrics import BUCKETS_S, STAGES, Tally, exposition
 from tests.core_kit import claimed, queued
 from tests.home import Home
 from tests.receiver import receiving
-from tests.test_health import ask, served  # noqa: F401 - a fixture
+from tests.test_health import ask, served, vitals_of  # noqa: F401 - a fixture
 
 FACTS = Facts(
     version="1.2.3",
@@ -30,12 +31,14 @@ FACTS = Facts(
     jobs={JobState.QUEUED: 3},
     oldest_queued_s=12.5,
     outbox_free_bytes=5_000_000_000,
+    spool_free_bytes=7_000_000_000,
     vram={"used": 1, "total": 2},
 )
 
 # The names that dashboards and alert rules are written against, with their labels. None of them is ever renamed.
 NAMES = {
     "lipsyncd_build_info": {"version"},
+    "lipsyncd_ready": set(),
     "lipsyncd_jobs_total": {"source", "result"},
     "lipsyncd_job_failures_total": {"reason"},
     "lipsyncd_jobs": {"state"},
@@ -48,7 +51,9 @@ NAMES = {
     "lipsyncd_worker_loads_total": set(),
     "lipsyncd_vram_bytes": {"kind"},
     "lipsyncd_inbox_scan_age_seconds": set(),
+    "lipsyncd_inbox_scan_interval_seconds": set(),
     "lipsyncd_outbox_free_bytes": set(),
+    "lipsyncd_spool_free_bytes": set(),
     "lipsyncd_webhook_deliveries_total": {"result"},
     "lipsyncd_fetch_blocked_total": {"reason"},
     "lipsyncd_sandbox_missing": set(),
@@ -117,6 +122,10 @@ def test_a_look_at_the_daemon_is_told(tally: Tally) -> None:
     assert value(found, "worker_loads_total") == 3
     assert value(found, "vram_bytes", kind="total") == 2
     assert value(found, "outbox_free_bytes") == 5e9
+    assert value(found, "spool_free_bytes") == 7e9
+    assert value(found, "inbox_scan_interval_seconds") == FACTS.scan_due_s
+    assert value(found, "ready") == 1
+    assert value(samples(exposition(FACTS, tally, ready=False)), "ready") == 0
     assert value(found, "sandbox_missing") == 0
     assert value(samples(exposition(replace(FACTS, jailed=False), tally)), "sandbox_missing") == 1
 
@@ -126,6 +135,23 @@ def test_what_is_unknown_is_left_out_and_not_told_as_zero(tally: Tally) -> None:
     assert "lipsyncd_outbox_free_bytes" not in names
     assert "lipsyncd_last_success_timestamp_seconds" not in names
     assert "lipsyncd_render_realtime_ratio" not in names
+
+
+def test_every_end_of_a_webhook_has_its_series_from_the_start(tally: Tally) -> None:
+    """A counter that appears with its first event has no increase: that event would go unseen."""
+    found = samples(exposition(FACTS, tally, webhooks={"delivered": 2}))
+    told = {state.value: value(found, "webhook_deliveries_total", result=state.value) for state in DeliveryState}
+    assert told == {**dict.fromkeys(told, 0), "delivered": 2}
+
+
+def test_the_last_success_is_remembered_over_a_restart(home: Home) -> None:
+    home.folders.initialise()
+    ledger = Ledger(home.path("state") / "ledger.db")
+    done = ledger.get(finished(ledger))
+    vitals = vitals_of(home, ledger)
+    ledger.close()
+    assert done.finished_ms is not None
+    assert value(samples(vitals.metrics()), "last_success_timestamp_seconds") == done.finished_ms / 1000
 
 
 def test_ends_are_counted_by_where_a_job_came_from_and_how_it_ended(ledger: Ledger, tally: Tally) -> None:
