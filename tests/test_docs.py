@@ -16,6 +16,8 @@ from lipsyncd.manifest import FIELDS
 from lipsyncd.renderers.preview import options
 from lipsyncd.settings import Settings, describe
 from lipsyncd.settings.loading import SETTINGS
+from lipsyncd.weights import read_lock
+from tests.test_metrics import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -102,6 +104,15 @@ def test_the_table_of_exit_statuses_covers_the_error_tree() -> None:
     told = {int(row[0]): row[1] for row in table("exit status")}
     assert set(told) == {0, *(cls.exit_status for cls in errors.tree())}
     assert {status for status, text in told.items() if "`doctor`" in text} == {v.exit_status for v in Verdict}
+
+
+def test_the_table_of_licences_is_the_lock_list() -> None:
+    told = {row[0].strip("`"): row[1] for row in table("weights")}
+    assert told == {weight.name: weight.licence for weight in read_lock() if not weight.name.endswith("-config")}
+
+
+def test_the_readme_counts_the_metrics() -> None:
+    assert f"Prometheus text, {len(NAMES)} names" in README
 
 
 def test_every_setting_that_the_readme_names_exists() -> None:
