@@ -40,6 +40,10 @@ class Caller:
 
     @cached_property
     def settings(self) -> Settings:
+        return self.read()
+
+    def read(self) -> Settings:
+        """The settings as they are now."""
         from lipsyncd.settings import load
 
         return load(self._config)
@@ -90,7 +94,7 @@ def main(ctx: click.Context, config: Path | None) -> None:
 @main.command()
 @click.pass_obj
 def run(caller: Caller) -> None:
-    """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C; SIGHUP has it read its settings again."""
     import logging
 
     from lipsyncd import log
@@ -101,7 +105,7 @@ def run(caller: Caller) -> None:
         log.setup(settings.log.level, settings.log.format)
         from lipsyncd.daemon import Daemon
 
-        status = Daemon(settings).run()
+        status = Daemon(settings, caller.read).run()
     except LipsyncdError as error:  # a line of the log like any other, since nobody may be at a terminal
         logging.getLogger("lipsyncd").error("%s", error)
         status = error.exit_status

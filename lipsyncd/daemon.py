@@ -46,6 +46,7 @@ from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.prepare import Preparer
 from lipsyncd.pulse import Pulse
 from lipsyncd.recovery import open_ledger, recover
+from lipsyncd.reload import reload
 from lipsyncd.sd_notify import Notifier
 from lipsyncd.settings import Settings
 from lipsyncd.talk import said
@@ -66,13 +67,18 @@ _IDLE_PREPARE_S = 0.5
 
 
 class Daemon:
-    """Everything that `lipsyncd run` runs. `run` returns the exit status after a signal or `stop`."""
+    """Everything that `lipsyncd run` runs. `run` returns the exit status after a signal or `stop`.
 
-    def __init__(self, settings: Settings) -> None:
+    read_again  reads the settings as they are on disk now, for SIGHUP
+    """
+
+    def __init__(self, settings: Settings, read_again: Callable[[], Settings] | None = None) -> None:
         self.settings = settings
+        self._read_again = read_again or (lambda: settings)
         self.folders = folders_of(settings.paths)
         self._stop = threading.Event()
         self._cut_off = threading.Event()
+        self._hung_up = threading.Event()
         self._ring = threading.Event()
         self._prepare = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -98,8 +104,7 @@ class Daemon:
         lock.acquire(who="lipsyncd run")
         try:
             expect_lease_signals()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
+            self._expect_signals()
             self._begin(ffmpeg)
             gc.freeze()  # imports stay: without this the collector looks through all of them every few requests
             log.info(
@@ -114,6 +119,20 @@ class Daemon:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def _expect_signals(self) -> None:
+        """SIGHUP stops us when it comes because our terminal has gone; else it asks us to read the settings again."""
+        had_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup ignores it
+
+        def on_hangup(number: int, frame: FrameType | None) -> None:
+            if had_terminal and not _has_terminal():
+                self._on_signal(number, frame)
+            else:
+                self._hung_up.set()
+
+        signal.signal(signal.SIGHUP, on_hangup)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal lets the running job finish within its grace; the second one does not wait."""
@@ -284,6 +303,8 @@ class Daemon:
         self._write_status()
         while not self._stop.is_set():
             self._vitals.tick()
+            if self._hung_up.is_set():
+                self._guarded(self._reload)
             self._guarded(self._serve_control)
             now_s = time.monotonic()
             if now_s - told_s >= _STATUS_EVERY_S:
@@ -293,6 +314,29 @@ class Daemon:
                 tidied_s = now_s
                 self._guarded(self._tidy)
             self._stop.wait(_TICK_S)
+
+    def _reload(self) -> None:
+        self._hung_up.clear()
+        self._pulse.reloading()
+        try:
+            self.settings = reload(self.settings, self._read_again, self._hand_out)
+        finally:
+            self._pulse.ready()
+
+    def _hand_out(self, settings: Settings) -> None:
+        """Let everybody look into these settings from now on. Raises `ConfigError` before anybody does."""
+        web, render = settings.web, settings.render
+        keys = load_keys(self.folders.state, web.webhook_secret_file, os.environ)
+        if self._web is not None:
+            self._web.use(settings)
+        self._webhooks.keys = keys
+        users: tuple[Intake | Preparer | Finisher | Vitals | Worker, ...]
+        users = (self._intake, self._preparer, self.finisher, self._vitals, *self._workers)
+        for user in users:
+            user.settings = settings
+        self._inbox.rules = rules_of(settings)
+        for child, _ in self._rendering:
+            child.limits = Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
 
     def _tidy(self) -> None:
         self.finisher.tidy()
@@ -395,6 +439,14 @@ class Daemon:
 
 def _worker_facts(child: LocalChild, thread: threading.Thread) -> facts.Worker:
     return facts.Worker(child.device, thread.is_alive(), child.starts, child.unwatched_s())
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def rules_of(settings: Settings) -> Rules:

@@ -69,7 +69,7 @@ class Vitals:
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
         self.tally = metrics.Tally()
-        self._settings = settings
+        self.settings = settings
         self._folders = folders
         self._view = LedgerView(folders.state / "ledger.db")
         with contextlib.suppress(LedgerError):  # a damaged one is put right later
@@ -197,7 +197,7 @@ class Vitals:
 
     def _disk_fault(self) -> str:
         """Work stops below the floor on the spool's disk; a result has to fit into the outbox."""
-        floor, spool, outbox = self._settings.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
+        floor, spool, outbox = self.settings.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
         rooms = {spool: free_mb(spool)}
         if self._folders.available("outbox"):
             rooms[outbox] = free_mb(outbox)
@@ -208,7 +208,7 @@ class Vitals:
 
     def _renderer_fault(self) -> str:
         """Can the default renderer be loaded? Packages and weights are looked for; blocked jobs tell the rest."""
-        render = self._settings.render
+        render = self.settings.render
         if fault := installed.fault(render):
             return fault
         blocked = self._view.blocked(render.renderer, RENDERER_CODES)

@@ -71,7 +71,7 @@ class Webhooks:
     ) -> None:
         self.tries: Counter[DeliveryState] = Counter()
         self._deliveries = deliveries
-        self._keys = keys
+        self.keys = keys
         self._guards = receivers(allow)
         self._result_url = result_url
         self._schedule_s = schedule_s
@@ -201,7 +201,7 @@ class Webhooks:
             async with (
                 aiohttp.ClientSession(
                     connector=door.connector(),
-                    headers=headers(self._keys, delivery.webhook_id, now_ms() // 1000, body),
+                    headers=headers(self.keys, delivery.webhook_id, now_ms() // 1000, body),
                     timeout=aiohttp.ClientTimeout(total=None),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     trust_env=False,  # a proxy would connect for us, wherever it likes

@@ -50,7 +50,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ),
     ("the ledger's file", "ledger_engine"),
     ("folders and the ledger", "folders inbox ledger overview pulse screening sidecar"),
-    ("joins of edges", "intake keep outbox submit vitals waiting webhooks"),
+    ("joins of edges", "intake keep outbox reload submit vitals waiting webhooks"),
     ("what jobs leave behind", "pieces"),
     ("ends of jobs", "finish demo retention"),
     ("work that was done before", "redrops"),

@@ -55,13 +55,17 @@ class Doors:
     """
 
     def __init__(self, settings: Web, keys: list[Key]) -> None:
+        self._own_names: set[str] = set()
+        self.use(settings, keys)
+
+    def use(self, settings: Web, keys: list[Key]) -> None:
+        """Judge by these from now on. Raises as the class does, and then nothing changes."""
+        check_bind(settings, keys)
         self.settings = settings
         self.keys = keys
         self._known: dict[tuple[str | None, str | None], str] = {}
-        self._own_names: set[str] = set()
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
-        check_bind(settings, keys)
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
         """The name of whoever sent a valid key; None without one.

@@ -12,7 +12,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +71,7 @@ class WebServer:
         self._sockets = _bind(settings.web.host, settings.web.port)
         self.port: int = self._sockets[0].getsockname()[1]
         self._loop = asyncio.new_event_loop()
+        self._users: Sequence[Desk | Stock | Counter] = ()
         self._serving = threading.Event()
         self._closed = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="web")
@@ -82,6 +83,18 @@ class WebServer:
         log.info("REST on http://%s:%d, %s", _shown(self.settings.web.host), self.port, told)
         if not self.doors.keys and self.settings.web.allow_anonymous:
             log.warning("REST: no key is configured and web.allow_anonymous is true: anybody may use this server")
+
+    def use(self, settings: Settings) -> None:
+        """Take over new settings and read the keys again. Raises `ConfigError`, and then nothing changes."""
+        keys = read_keys(settings.web)
+        before = self.doors.keys
+        self.doors.use(settings.web, keys)
+        self.links.signed = bool(keys)
+        self.settings = settings
+        for piece in self._users:
+            piece.settings = settings
+        if keys != before:
+            log.info("REST: keys: %d now, were %d", len(keys), len(before))
 
     @property
     def address(self) -> str:
@@ -112,7 +125,9 @@ class WebServer:
 
     async def _serve(self) -> None:
         desk = Desk(self.settings, self.folders)
-        counter = Counter(self.settings, desk, Stock(self.settings, self.ffmpeg))
+        stock = Stock(self.settings, self.ffmpeg)
+        counter = Counter(self.settings, desk, stock)
+        self._users = (desk, stock, counter)
         runner = web.AppRunner(self.application(desk, counter), shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()
         assert runner.server is not None  # since it is set up

@@ -1,0 +1,59 @@
+"""What a running daemon takes over when its settings are read again, and what has to wait for a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from lipsyncd.settings.loading import SECTIONS, SETTINGS
+from lipsyncd.settings.sections import Settings
+
+# Looked up each time that they count. All others are built into something at the start: a socket, a folder's watch, a
+# render child, the recipe that tells equal videos.
+_LIVE_SECTIONS = ("log", "fetch", "archive")
+LIVE = frozenset(
+    [
+        *(name for name, setting in SETTINGS.items() if setting.section in _LIVE_SECTIONS),
+        *(f"watch.{key}" for key in ("settle_s", "settle_proven_s", "settle_network_s", "manifest_grace_s")),
+        *(f"watch.{key}" for key in ("pair_timeout_s", "incomplete_timeout_s")),
+        *(f"intake.max_{key}" for key in ("image_mb", "video_mb", "audio_mb", "manifest_kb", "megapixels", "audio_s")),
+        *(f"intake.min_{key}" for key in ("side_px", "audio_s")),
+        *(f"render.{key}" for key in ("renderer", "unload_idle_s", "max_attempts", "stop_grace_s")),
+        *(f"render.{key}" for key in ("job_timeout_s", "stall_timeout_s", "start_timeout_s")),
+        *(f"output.{key}" for key in ("resolution", "fps", "stitch", "on_name_conflict")),
+        *(f"web.{key}" for key in ("api_key_file", "allowed_hosts", "cors_origins", "allow_anonymous", "public_url")),
+        *(f"web.{key}" for key in ("max_queue", "max_upload_mb", "upload_timeout_s", "webhook_secret_file")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What came of reading the settings again.
+
+    settings  the old ones with the new values of those in `LIVE`: what the daemon goes on with
+    taken     names of the settings that have another value now
+    waiting   names of those that would have one after a restart
+    """
+
+    settings: Settings
+    taken: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+
+def value_of(settings: Settings, name: str) -> object:
+    """The value of "section.key"."""
+    section, _, key = name.partition(".")
+    value: object = getattr(getattr(settings, section), key)
+    return value
+
+
+def merge(old: Settings, new: Settings) -> Changes:
+    """The settings to go on with, when `old` are in use and `new` were read."""
+    changed = [name for name in SETTINGS if value_of(old, name) != value_of(new, name)]
+    taken = tuple(name for name in changed if name in LIVE)
+    sections = {}
+    for section in SECTIONS:
+        names = [item.name for item in fields(getattr(old, section)) if f"{section}.{item.name}" in taken]
+        sections[section] = replace(getattr(old, section), **{n: getattr(getattr(new, section), n) for n in names})
+    merged = replace(old, **sections, file=new.file, origins=new.origins)
+    return Changes(merged, taken, tuple(name for name in changed if name not in LIVE))
