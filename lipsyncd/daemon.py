@@ -33,6 +33,7 @@ from lipsyncd.child import Limits, LocalChild
 from lipsyncd.errors import ConfigError, LipsyncdError
 from lipsyncd.ffmpeg import find as find_ffmpeg
 from lipsyncd.files import expect_lease_signals, free_mb, write_json
+from lipsyncd.finish import Finisher
 from lipsyncd.folders import folders_of
 from lipsyncd.housekeeping import Housekeeper
 from lipsyncd.inbox import VIDEO, Inbox, Rules
@@ -330,11 +331,17 @@ class Daemon:
         if self._web is not None:
             self._web.use(settings)
         self._webhooks.keys = keys
-        users: tuple[Intake | Preparer | Finisher | Vitals | Worker, ...]
-        users = (self._intake, self._preparer, self.finisher, self._vitals, *self._workers)
+        users: tuple[Intake | Preparer | Finisher | Vitals | Worker, ...] = (
+            self._intake,
+            self._preparer,
+            self.finisher,
+            self._vitals,
+            *self._workers,
+        )
         for user in users:
             user.settings = settings
         self._inbox.rules = rules_of(settings)
+        self._housekeeper.use(settings)
         for child, _ in self._rendering:
             child.limits = Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
 

@@ -27,6 +27,7 @@ from lipsyncd.ledger_upkeep import BATCH_ROWS
 from lipsyncd.ledger_view import LedgerView
 from lipsyncd.pieces import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, UPLOADS, Piece
 from lipsyncd.retention import LEDGER, Count, Retention, count_of
+from lipsyncd.settings import Settings
 from lipsyncd.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,7 @@ class Housekeeper:
     ) -> None:
         self.finisher = finisher
         self.folders = finisher.folders
-        self.rules = finisher.settings.retention
-        self.retention = Retention(finisher.settings, self.folders, LedgerView(finisher.ledger.path))
+        self.use(finisher.settings)
         self._wall, self._steady = wall, steady
         self._anchor = (wall(), steady())
         self._trusted_from_s = steady() + _SETTLED_S
@@ -68,6 +68,11 @@ class Housekeeper:
         self._requests: dict[Path, None] = {}  # in the order in which they came
         self._busy = threading.Lock()
         self._record = self.folders.state / "nights.json"
+
+    def use(self, settings: Settings) -> None:
+        """Go by these from the next look on."""
+        self.rules = settings.retention
+        self.retention = Retention(settings, self.folders, LedgerView(self.finisher.ledger.path))
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

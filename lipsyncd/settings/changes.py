@@ -9,7 +9,7 @@ from lipsyncd.settings.sections import Settings
 
 # Looked up each time that they count. All others are built into something at the start: a socket, a folder's watch, a
 # render child, the recipe that tells equal videos.
-_LIVE_SECTIONS = ("log", "fetch", "archive")
+_LIVE_SECTIONS = ("log", "fetch", "archive", "retention")
 LIVE = frozenset(
     [
         *(name for name, setting in SETTINGS.items() if setting.section in _LIVE_SECTIONS),
