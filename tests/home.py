@@ -97,7 +97,7 @@ class Home:
         return folders_of(self.settings.paths)
 
     def path(self, kind: str) -> Path:
-        return self.root / "storage" / kind
+        return Path(self.changes.get("paths", {}).get(kind, self.root / "storage" / kind))
 
     @property
     def view(self) -> LedgerView:
