@@ -30,7 +30,7 @@ from lipsyncd.alone import finisher_of
 from lipsyncd.ceilings import FILE as CEILINGS_FILE
 from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild
-from lipsyncd.errors import ConfigError, LipsyncdError
+from lipsyncd.errors import ConfigError, LedgerUnavailable, LipsyncdError
 from lipsyncd.ffmpeg import find as find_ffmpeg
 from lipsyncd.files import expect_lease_signals, free_mb, write_json
 from lipsyncd.finish import Finisher
@@ -61,6 +61,7 @@ from lipsyncd.worker import Worker
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
+_LEDGER_AGAIN_S = 1.0
 _TIDY_EVERY_S = 30.0
 _KEEPER_S = 5.0  # for the housekeeper's last step; a dead share may hold it for ever
 _STATUS_EVERY_S = 1.0
@@ -433,9 +434,10 @@ class Daemon:
         """Do a piece of work that must never end its thread; gives its answer, False when it failed."""
         try:
             return bool(work())
-        except LipsyncdError as error:
+        except LedgerUnavailable as error:
             log.warning("%s", error)
-        except OSError as error:
+            self._stop.wait(_LEDGER_AGAIN_S)
+        except (LipsyncdError, OSError) as error:
             log.warning("%s", error)
         except Exception:
             self._failures += 1

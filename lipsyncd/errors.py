@@ -7,6 +7,7 @@
     ├── NotAllowed                  exit 77: a file of the installation that this user may not read or write
     ├── UsageError                  exit 2: a command that cannot be carried out as it was given
     ├── LedgerError                 the ledger refused: IllegalTransition UnknownJob LedgerTooNew BackupFailed
+    │                               LedgerUnavailable
     ├── InputError                  the user's files or manifest; another attempt cannot help
     │   ├── manifest and names      BadManifest BadName UnsafePath MissingFile
     │   ├── pairs                   MissingHalf AmbiguousPair InputsAlreadyTaken InputsLost
@@ -124,6 +125,13 @@ class LedgerError(LipsyncdError):
     """The ledger cannot be read or written."""
 
     code = "ledger-error"
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger cannot be written just now; what was under way goes on when it can."""
+
+    code = "ledger-unavailable"
+    default_remedy = "free space on the disk of paths.state, and end other programs that hold the ledger"
 
 
 class UnknownJob(LedgerError):

@@ -250,6 +250,11 @@ def umask() -> int:
     return 0o022  # kernels before 4.7 do not say
 
 
+def says_full(error: Exception) -> bool:
+    """Was it a disk without room? Also in the words of a program that we ran."""
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
 def free_mb(folder: Path) -> float:
     """Space that we may still use there, in megabytes (10^6 bytes)."""
     stat = os.statvfs(folder)

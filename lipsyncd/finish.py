@@ -21,6 +21,7 @@ from lipsyncd.errors import (
     BadResult,
     IllegalTransition,
     InputsLost,
+    LedgerUnavailable,
     LipsyncdError,
     NameTaken,
     OutboxUnavailable,
@@ -101,6 +102,8 @@ class Finisher:
             log.warning("job %s waits to be published, next try in %.0f s: %s", job.id, wait_s, blocked)
         except IllegalTransition:
             log.debug("job %s was ended by another thread", job.id)
+        except LedgerUnavailable:
+            raise  # no fault of the job: it is published when the ledger can be written
         except LipsyncdError as error:
             self.fail(job.id, error)
         else:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, RowMapping, delete, func, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import Session, col, insert, select
 
-from lipsyncd.errors import IllegalTransition, LipsyncdError, UnknownJob
+from lipsyncd.errors import IllegalTransition, LedgerUnavailable, LipsyncdError, UnknownJob
 from lipsyncd.failpoints import reach
 from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
 from lipsyncd.ledger_engine import open_engine
@@ -80,14 +80,14 @@ class Ledger:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with self._lock, Session(self._engine, expire_on_commit=False) as session:
+        with self._session() as session:
             yield session
             reach("ledger-before-commit")
             session.commit()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with self._lock, Session(self._engine) as session:
+        with self._session() as session:
             yield session
 
     @contextmanager
@@ -97,6 +97,15 @@ class Ledger:
             driver = pooled.driver_connection
             assert isinstance(driver, sqlite3.Connection)
             yield driver
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A transaction of one thread. Raises `LedgerUnavailable` when the disk is full or somebody holds the file."""
+        with self._lock, Session(self._engine, expire_on_commit=False) as session:
+            try:
+                yield session
+            except OperationalError as error:
+                raise LedgerUnavailable(f"{self.path}: {error.orig}") from error
 
     def check(self) -> None:
         """Raises `DatabaseError` when the file is damaged."""
@@ -392,7 +401,7 @@ class Ledger:
     # -- reading for those who write -----------------------------------------------------------------------------------
 
     def find(self, job_id: str) -> Job | None:
-        with self._lock, Session(self._engine) as session:
+        with self._session() as session:
             row = session.execute(FIND, {"job_id": job_id}).mappings().one_or_none()
             return None if row is None else _job(row)
 

@@ -24,11 +24,12 @@ from lipsyncd.errors import (
     IllegalTransition,
     ImageNotRecognised,
     InputsLost,
+    LedgerUnavailable,
     LipsyncdError,
     MissingHalf,
     from_reason,
 )
-from lipsyncd.files import free_mb
+from lipsyncd.files import free_mb, says_full
 from lipsyncd.finish import Finisher
 from lipsyncd.job import Job, JobSpec
 from lipsyncd.ledger import Ledger
@@ -42,6 +43,7 @@ from lipsyncd.spool import Prepared, Spool
 log = logging.getLogger(__name__)
 
 BACK_OFF_S = (5, 30, 180)  # before the second, the third, and every later attempt
+_DISK_AGAIN_S = 3.0
 
 
 class Preparer:
@@ -57,28 +59,38 @@ class Preparer:
         self._tries: Counter[str] = Counter()
 
     def run_once(self) -> bool:
-        """Prepare the next job that is due; False when there is none."""
+        """Prepare the next job that is due; False when there is none. Raises `LedgerUnavailable`."""
         job = self.ledger.next_to_prepare()
         if job is None:
             return False
         try:
             self._prepare(job)
+        except LedgerUnavailable:
+            raise
         except Blocked as blocked:
-            wait_s = self.finisher.obstacles.met(blocked, "prepare", self._sight)
-            self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=round(wait_s * 1000))
-            log.warning("job %s waits, next look in %.0f s: %s", job.id, wait_s, blocked)
+            self._waits(job, blocked)
         except LipsyncdError as error:
-            self._failed(job, error)
+            if says_full(error):
+                self._waits(job, DiskLow(f"cannot prepare job {job.id}: {error.message}"))
+            else:
+                self._failed(job, error)
         except OSError as error:
             if self._still_wanted(job):
-                self._failed(job, DiskLow(f"cannot prepare job {job.id}: {error}"))
+                self._waits(job, DiskLow(f"cannot prepare job {job.id}: {error}"))
         return True
+
+    def _waits(self, job: Job, blocked: Blocked) -> None:
+        """Look again when what stops it has moved; a full disk is looked at every few seconds."""
+        low = isinstance(blocked, DiskLow)
+        wait_s = _DISK_AGAIN_S if low else self.finisher.obstacles.met(blocked, "prepare", self._sight)
+        self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=round(wait_s * 1000))
+        log.warning("job %s waits, next look in %.0f s: %s", job.id, wait_s, blocked)
 
     def _failed(self, job: Job, error: LipsyncdError) -> None:
         """Try again what may pass; end the job otherwise."""
         self._tries[job.id] += 1
         tries, limit = self._tries[job.id], self.settings.render.max_attempts
-        if isinstance(error, DiskLow) or not (error.permanent or tries >= limit):
+        if not (error.permanent or tries >= limit):
             wait_s = BACK_OFF_S[min(tries, len(BACK_OFF_S)) - 1]
             self.ledger.set_blocked(job.id, error.reason(), delay_ms=wait_s * 1000)
             log.warning("job %s waits %d s: %s", job.id, wait_s, error)

@@ -6,6 +6,7 @@ attempt is counted before the run, so a job that takes the daemon down with it d
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import secrets
@@ -23,8 +24,10 @@ from lipsyncd.child import Executor, RenderCancelled
 from lipsyncd.errors import (
     Blocked,
     DeviceMissing,
+    DiskLow,
     IllegalTransition,
     InputsLost,
+    LedgerUnavailable,
     LipsyncdError,
     OutOfMemory,
     RenderCrashed,
@@ -32,9 +35,9 @@ from lipsyncd.errors import (
     from_reason,
 )
 from lipsyncd.failpoints import reach
-from lipsyncd.files import free_mb, sha256_of
+from lipsyncd.files import free_mb, says_full, sha256_of
 from lipsyncd.finish import Finisher
-from lipsyncd.job import Job, JobSpec
+from lipsyncd.job import Job, JobSpec, JobState
 from lipsyncd.obstacles import packages
 from lipsyncd.prepare import BACK_OFF_S, frame_count
 from lipsyncd.protocol import Batch, Progress, Render, Result
@@ -49,6 +52,8 @@ _TELL_EVERY_S = 0.5  # each note of progress is a durable write
 _LOOK_EVERY_S = 0.2
 _HEAL_EVERY_S = 1.0
 _PULLING_AGAIN_S = 15.0  # so that a waiting job tells how far its weights are
+_DISK_AGAIN_MS = 3_000  # nothing is claimed while a disk is below its floor
+_LEDGER_AGAIN_S = 1.0
 
 
 class DaemonStops(Exception):
@@ -87,6 +92,7 @@ class Worker:
         self.current: str | None = None
         self._recipe = recipe_of(settings)
         self._healed_s = float("-inf")
+        self._unsettled = False  # a run may have ended without the ledger knowing
         self._stopping = stopping
         self._cut_off = cut_off
 
@@ -97,6 +103,10 @@ class Worker:
             while not self._stopping():
                 try:
                     worked = self.finisher.publish_due() or self.run_once()
+                except LedgerUnavailable as error:
+                    log.warning("worker for %s: %s", self.device, error)
+                    worked = False
+                    self.wake.wait(_LEDGER_AGAIN_S)
                 except Exception:
                     log.exception("worker for %s: unexpected failure", self.device)
                     worked = False
@@ -114,6 +124,8 @@ class Worker:
         self._healed_s = time.monotonic()
         try:
             return self.finisher.heal()
+        except LedgerUnavailable:
+            return False  # who writes into it says so
         except Exception:
             log.exception("worker for %s: cannot look after waiting jobs", self.device)
             return False
@@ -138,20 +150,39 @@ class Worker:
 
     def run_once(self) -> bool:
         """Claim and render one job; False when there is none, or no room for its result."""
-        floor = self.settings.paths.min_free_mb
-        if free_mb(self.finisher.spool.root) < floor:
+        if self._unsettled:
+            self._settle()
+        if free_mb(self.finisher.spool.root) < self.settings.paths.min_free_mb:
             return False
         token = secrets.token_hex(8)
         job = self.finisher.ledger.claim(self.device, token)
         if job is None:
             return False
         reach("claimed")
-        self.current = job.id
+        self.current, self._unsettled = job.id, True
         try:
             self._carry_out(job, token)
+            self._unsettled = False
         finally:
             self.current = None
         return True
+
+    def _settle(self) -> None:
+        """Take up a run whose end could not be written into the ledger: the spool says how far it came."""
+        spool = self.finisher.spool
+        for job in self.finisher.ledger.in_state(JobState.RUNNING):
+            output, ending = spool.output(job.id), spool.ending(job.id) or {}
+            if job.device != self.device:
+                continue
+            if output is not None:
+                self._to_publishing(job.id, job.run_token, output)
+            elif job.cancel_requested or ending.get("state") == JobState.CANCELLED:
+                self.finisher.cancel(job.id)
+            elif ending:
+                self.finisher.fail(job.id, from_reason(ending))
+            else:
+                self._put_back(job, note="its run could not be recorded", charge=False)
+        self._unsettled = False
 
     def _carry_out(self, job: Job, token: str) -> None:
         try:
@@ -163,6 +194,8 @@ class Worker:
             log.info("job %s goes back to the queue: the daemon stops", job.id)
         except Blocked as blocked:
             self._wait(job, blocked)
+        except LedgerUnavailable:
+            raise
         except IllegalTransition as error:
             log.warning("job %s: its result is dropped: %s", job.id, error)
             if self.finisher.ledger.get(job.id).cancel_requested:
@@ -202,8 +235,18 @@ class Worker:
     def _place(self, renderer: str) -> str:
         return f"{renderer} on {self.device}"
 
+    def _no_room(self, job: Job, error: LipsyncdError) -> None:
+        """Put a job back that a full disk has stopped."""
+        low = DiskLow(f"no room to render job {job.id}: {error.message}")
+        self._put_back(job, note=str(low), delay_ms=_DISK_AGAIN_MS, charge=False, error=low.reason())
+        log.warning("job %s waits: %s", job.id, low)
+
     def _failed(self, job: Job, error: LipsyncdError) -> None:
+        low = free_mb(self.finisher.spool.root) < self.settings.paths.min_free_mb
         self.finisher.spool.drop_partial_renders(job.id)
+        if says_full(error) or (low and not error.permanent):
+            self._no_room(job, error)
+            return
         if error.permanent or job.attempt >= job.max_attempts:
             self.finisher.fail(job.id, error)
             return
@@ -253,15 +296,18 @@ class Worker:
             recipe=self._recipe,
         )
         spool.keep_output(job.id, rendered, output)
+        self._to_publishing(job.id, token, output)
+        reach("publishing")
+
+    def _to_publishing(self, job_id: str, token: str | None, output: Output) -> None:
         self.finisher.ledger.to_publishing(
-            job.id,
+            job_id,
             token=token,
             sha256=output.sha256,
             size=output.size,
             frames=output.frames,
             render_ms=output.render_ms,
         )
-        reach("publishing")
 
     def _request(self, spec: JobSpec, prepared: Prepared, token: str, frames: int) -> Render:
         output = self.settings.output
@@ -307,7 +353,8 @@ class Worker:
             nonlocal told_s, stage
             if message.stage != stage or time.monotonic() - told_s >= _TELL_EVERY_S:
                 told_s, stage = time.monotonic(), message.stage
-                ledger.set_progress(job.id, token, message.stage, message.done / max(message.total, 1))
+                with contextlib.suppress(LedgerUnavailable):
+                    ledger.set_progress(job.id, token, message.stage, message.done / max(message.total, 1))
 
         def lower(too_many: int, most: int) -> None:
             self.ceilings.lower(self.device, request.renderer, terms, most)
@@ -322,7 +369,10 @@ class Worker:
                 lower(message.too_many, message.size)
 
         def stop() -> bool:
-            now = ledger.find(job.id)
+            try:
+                now = ledger.find(job.id)
+            except LedgerUnavailable:
+                return self._cut_off()
             return self._cut_off() or now is None or now.cancel_requested
 
         try:

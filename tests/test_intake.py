@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
 
 from lipsyncd import intake
+from lipsyncd.errors import LedgerUnavailable
 from lipsyncd.job import Job, JobState, new_id
 from tests.core_kit import as_nobody, spec_of
 from tests.desk import Desk, reason
@@ -368,11 +368,11 @@ def test_a_ledger_without_room_keeps_what_was_accepted_and_takes_nothing_twice(d
     desk.scan()
     with desk.ledger._engine.connect() as connection:
         connection.exec_driver_sql(limit(1))  # SQLite takes the present size for it
-    with pytest.raises(OperationalError, match="full"):
+    with pytest.raises(LedgerUnavailable, match="full"):
         for number in range(1000):
             desk.ledger.insert(spec_of(f"filler {number}"), max_attempts=3)
     for _ in range(3):
-        with pytest.raises(OperationalError, match="full"):
+        with pytest.raises(LedgerUnavailable, match="full"):
             desk.scan(after_s=2)
     assert len(desk.spool.ids()) == 1
     assert desk.left == ["anna.png", "anna.wav"]

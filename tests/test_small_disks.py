@@ -17,7 +17,7 @@ from tests.world_kit import drop_pairs, fill, needs_root, small_picture, small_s
 pytestmark = needs_root
 
 FLOOR_MB = 2
-LOUD_S = 60.0  # as WAV 1.9 MB, prepared the same twice: too much for what is left
+LONG_S = 20.0  # a WAV of 0.6 MB, which prepared is 2.6 MB
 
 
 @pytest.fixture
@@ -87,6 +87,20 @@ def test_a_disk_that_fills_up_during_an_acceptance_leaves_the_drop_where_it_was(
         home.cli("cancel", home.job("p1").id)
 
 
+def test_a_disk_that_fills_up_while_inputs_are_decoded_is_no_fault_of_the_inputs(home: Home, disk: Path) -> None:
+    """ffmpeg itself runs out of room. Its copy is accepted, the floor is kept, the samples do not fit."""
+    home.changes["paths"]["min_free_mb"] = 1
+    with home.running():
+        filler = fill(disk, leave_bytes=2_100_000)
+        drop_pairs(home.path("inbox"), [1], seconds=LONG_S)
+        job = home.until(lambda: (j := home.job("p1")) and j.reason_code and j, "the reason")
+        assert (job.state, job.reason_code, job.attempt) == (JobState.QUEUED, "disk-low", 0)
+        assert sorted(os.listdir(home.path("spool") / job.id)) == ["audio", "image", "job.json"]
+        filler.unlink()
+        home.until(lambda: home.job("p1").prepared, "the preparation")
+        home.cli("cancel", job.id)
+
+
 @pytest.mark.parametrize("renderer", ["flat", "slow"])
 def test_a_disk_that_fills_up_to_the_last_byte_while_jobs_run_ends_none_of_them(
     home: Home, disk: Path, renderer: str
@@ -94,7 +108,7 @@ def test_a_disk_that_fills_up_to_the_last_byte_while_jobs_run_ends_none_of_them(
     """The ledger itself cannot be written any more: whatever was under way is done again, and nothing is given up."""
     home.changes["render"] = {"renderer": renderer}
     with home.running():
-        drop_pairs(home.path("inbox"), range(3), seconds=1.0)
+        drop_pairs(home.path("inbox"), range(3), seconds=0.4)
         home.until(lambda: any(j.state is JobState.RUNNING for j in home.view.jobs()) or None, "a render")
         filler = fill(disk)
         let_pass(home)
