@@ -7,16 +7,18 @@ never "empty". Folders are made only by `initialise`; nothing creates the outbox
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.files import fsync_folder, read_json, umask, write_json, write_new
+from lipsyncd.files import fsync_folder, open_regular, read_json, umask, write_json, write_new
 from lipsyncd.job import new_id
 from lipsyncd.settings import Paths
 
 KINDS = ("inbox", "outbox", "failed", "archive")  # shared with people; state and spool are ours alone
 HIDDEN = ".lipsyncd"
+_LONGEST_MARKER = 100  # characters
 _PRIVATE_MODE = 0o750
 _CONTROL_MODE = 0o2770  # members of our group leave requests there
 _SHARED_MODE = 0o2775
@@ -119,7 +121,9 @@ def _set_mode(folder: Path, mode: int) -> None:
 
 
 def _read(marker: Path) -> str:
+    """What a marker says; "" when there is none. Others may write the share: a FIFO there must not hold us for ever."""
     try:
-        return marker.read_text().strip()
-    except OSError:
+        with os.fdopen(open_regular(marker)) as file:
+            return file.read(_LONGEST_MARKER).strip()
+    except (OSError, UnicodeDecodeError):
         return ""

@@ -126,3 +126,22 @@ Folders(state=root / "state", spool=root / "spool", shared={{k: root / k for k i
     assert modes["state"] == modes["spool"] == "0o750"
     assert oct(stat.S_IMODE(folders.control.stat().st_mode)) == "0o2770"
     assert os.access(marker(folders, "inbox"), os.R_OK)
+
+
+@pytest.mark.parametrize("trap", ["fifo", "link", "bytes", "folder"])
+def test_what_others_put_in_a_markers_place_is_no_marker_and_holds_nobody(folders: Folders, trap: str) -> None:
+    folders.initialise()
+    path = marker(folders, "inbox")
+    content = path.read_bytes()
+    path.unlink()
+    if trap == "fifo":
+        os.mkfifo(path)
+    elif trap == "link":
+        path.with_name("elsewhere").write_bytes(content)
+        path.symlink_to("elsewhere")
+    elif trap == "bytes":
+        path.write_bytes(b"\xff" * 50)
+    else:
+        path.mkdir()
+    assert not folders.available("inbox")
+    assert folders.available("outbox")

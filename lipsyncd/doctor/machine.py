@@ -31,7 +31,7 @@ def ffmpeg_program(installation: Installation) -> Finding:
     """Which ffmpeg, and is it one whose known holes are closed?"""
     path = ffmpeg.find(installation.settings.render.ffmpeg)
     version = ffmpeg.version(path)
-    seen = f"{version}, {path}"
+    seen = f"{version}, {'of imageio-ffmpeg' if 'imageio_ffmpeg' in path.parts else path}"
     old = ffmpeg.below_floor(version)
     if old is None:
         return Finding(Verdict.NOTE, f"{seen}; that version cannot be compared with {_FLOOR}")

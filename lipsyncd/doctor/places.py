@@ -113,10 +113,7 @@ def watch(installation: Installation) -> Finding:
         remedy = "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (`sysctl -w`)"
         limits = f"limits of this user: {instances} instances, {watches} watches"
         return Finding(Verdict.WARNING, f"{seen} ({limits})", f"{remedy}, then restart the daemon")
-    seen = (
-        f"events ({kind}), and a scan every {settings.rescan_s:g} s; {instances} instances, {watches} watches allowed"
-    )
-    return Finding(Verdict.OK, seen)
+    return Finding(Verdict.OK, f"events ({kind}), a scan every {settings.rescan_s:g} s, {watches} watches allowed")
 
 
 def _inotify_fault(folder: Path) -> str:

@@ -26,7 +26,8 @@ from lipsyncd.lock import holder, is_held
 from lipsyncd.overview import STATUS_FILE
 from lipsyncd.schema import STEPS
 
-_SQLITE_FLOOR = (3, 51, 3)  # before that, two connections that reset the log at once could damage the file
+# Before that, two connections that write or checkpoint at once could damage the file. Ours is written by one.
+_SQLITE_FLOOR = (3, 51, 3)
 _SILENT_S = 30.0  # a daemon tells every second that it lives
 _OLD_BACKUP_S = 2 * 86_400.0
 _ASK_TIMEOUT_S = 2.0
@@ -62,7 +63,7 @@ def ledger(installation: Installation) -> Finding:
     seen = f"schema {found}{f' (the next start makes it {len(STEPS)})' if found < len(STEPS) else ''}, {sqlite}"
     if sqlite3.sqlite_version_info < _SQLITE_FLOOR:
         floor = ".".join(map(str, _SQLITE_FLOOR))
-        return Finding(Verdict.NOTE, f"{seen}: its rare fault with two writers (mended in {floor}) finds only one here")
+        return Finding(Verdict.NOTE, f"{seen} < {floor}: harmless with one writer")
     return Finding(Verdict.OK, seen)
 
 
@@ -70,7 +71,7 @@ def backup(installation: Installation) -> Finding:
     """How old is the newest copy of the ledger?"""
     copies = backups.made(installation.folders.state / backups.FOLDER)
     if not copies:
-        return Finding(Verdict.NOTE, "none yet")
+        return Finding(Verdict.NOTE, "none yet; a running daemon makes one each night")
     age_s = time.time() - copies[-1].stat().st_mtime
     seen = f"{copies[-1].name}, {age_s / 3600:.0f} h old, {len(copies)} kept"
     if age_s > _OLD_BACKUP_S:
