@@ -246,8 +246,10 @@ class Finisher:
             self.ledger.set_kept(job.id, keep.put(self.folders.shared["failed"], name, spec, folder, reason=reason))
         elif job.state is JobState.CANCELLED or self.settings.archive.mode == "move":
             self._require("archive")
-            kept = keep.put(self.folders.shared["archive"], keep.archived_name(spec), spec, folder)
-            self.ledger.set_kept(job.id, kept)
+            why = self.spool.ending(job.id) if job.state is JobState.CANCELLED else None
+            told = None if why is None else sidecar.of_failure(job, spec, why)
+            name = keep.archived_name(spec)
+            self.ledger.set_kept(job.id, keep.put(self.folders.shared["archive"], name, spec, folder, reason=told))
         reach("cleared")
         self.spool.remove(job.id)
 

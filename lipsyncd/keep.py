@@ -1,7 +1,7 @@
 """Where the inputs of ended jobs go: a folder each under failed/ or archive/, and back again for a retry.
 
     failed/<UTC>-<stem>/     the inputs under their own names, job.json, reason.json
-    archive/<day>/<id>/      the inputs under their own names, job.json
+    archive/<day>/<id>/      the inputs under their own names, job.json; reason.json of a cancelled job
 
 A folder appears whole or not at all: it is filled under a hidden name on the same file system, fsynced, and renamed.
 """

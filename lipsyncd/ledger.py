@@ -23,6 +23,7 @@ from sqlmodel import Session, col, insert, select
 from lipsyncd.errors import IllegalTransition, LedgerUnavailable, LipsyncdError, UnknownJob
 from lipsyncd.failpoints import reach
 from lipsyncd.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
+from lipsyncd.ledger_endings import Endings
 from lipsyncd.ledger_engine import open_engine
 from lipsyncd.ledger_redrops import FIRST_HAS_ENDED, Redrops
 from lipsyncd.ledger_tables import (
@@ -61,6 +62,7 @@ class Ledger:
     deliveries  the webhooks that its jobs have asked for
     redrops     jobs that ask for the same work as an earlier one
     upkeep      what keeps it small
+    endings     of jobs that it does not know
 
     Raises `LedgerTooNew` when a later program has written it, DatabaseError when it is damaged.
     """
@@ -70,6 +72,7 @@ class Ledger:
         self.listeners: list[Callable[[str, Job], None]] = []
         self.deliveries = Deliveries(self._write)
         self.upkeep = Upkeep(self._write, self._plain)
+        self.endings = Endings(self._write)
         self._lock = threading.RLock()
         self._engine = open_engine(path, steps)
         self.redrops = Redrops(self._write, self._read)

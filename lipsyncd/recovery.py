@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy.exc import DatabaseError
 
+from lipsyncd import endings
 from lipsyncd.errors import BackupFailed, Blocked, InputsLost, RenderCrashed, tree
 from lipsyncd.failpoints import reach
 from lipsyncd.files import sweep_torn
@@ -24,31 +26,57 @@ from lipsyncd.spool import Output, Spool
 
 log = logging.getLogger(__name__)
 
+_COMPANIONS = ("-wal", "-shm")
+_JOURNAL_MODE_AT = 18  # of the file's header: 1 says rollback journal, 2 says WAL
+_NO_WAL = b"\x01"
 _LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING)
 
 
 def open_ledger(path: Path) -> Ledger:
-    """The ledger; a damaged one is put aside and an empty one begun, which `recover` fills from the spool."""
+    """The ledger; a damaged one is put aside and an empty one begun, which `recover` fills.
+
+    When it is new, or an older copy that was put back, `recover` is told to read how jobs ended, too.
+    """
     try:
+        _look_at(path)
         ledger = Ledger(path)
         ledger.check()
     except (DatabaseError, sqlite3.DatabaseError, BackupFailed) as error:
         if not _is_damage(error):
             raise
         _put_aside(path)
-        log.error("ledger: %s was damaged (%s); open jobs come back from the spool", path, error.args[0])
+        log.error("ledger: %s was damaged (%s); jobs come back from what they left behind", path, error.args[0])
+        endings.set_due(path.parent)
         return Ledger(path)
     return ledger
+
+
+def _look_at(path: Path) -> None:
+    """Note that endings are missing when the file is new, or a copy: only a ledger at work is in WAL mode.
+
+    Read with no connection open: closing the file would take SQLite's locks away. A -wal beside a copy is another
+    ledger's, and SQLite would apply it.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = file.read(_JOURNAL_MODE_AT + 1)[_JOURNAL_MODE_AT:]
+    except FileNotFoundError:
+        mode = b""
+    if mode in (b"", _NO_WAL):
+        endings.set_due(path.parent)
+    if mode == _NO_WAL:
+        log.info("ledger: %s is a copy that was put back; what came after it is read from what it left behind", path)
+        _put_aside(path, suffixes=_COMPANIONS)
 
 
 def _is_damage(error: Exception) -> bool:
     return any(word in str(error) for word in ("malformed", "not a database", "quick_check"))
 
 
-def _put_aside(path: Path) -> None:
+def _put_aside(path: Path, *, suffixes: Sequence[str] = ("", *_COMPANIONS)) -> None:
     """Rename the ledger with its companions: a -wal of another database would damage the new one."""
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in suffixes:
         old = path.with_name(path.name + suffix)
         if old.exists():
             old.rename(path.with_name(f"{path.name}.corrupt-{stamp}{suffix}"))
@@ -59,6 +87,8 @@ def recover(intake: Intake, finisher: Finisher) -> None:
     spool, ledger = finisher.spool, finisher.ledger
     torn = spool.sweep() + _sweep_replaced(finisher)
     ids = spool.ids()
+    if endings.is_due(finisher.folders.state):
+        _remember(finisher, set(ids))
     for job_id in ids:
         spec = spool.spec(job_id)
         if spec is None:
@@ -80,6 +110,23 @@ def recover(intake: Intake, finisher: Finisher) -> None:
         torn += finisher.outbox.sweep({job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None})
     ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
     log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
+
+
+def _remember(finisher: Finisher, spooled: Set[str]) -> None:
+    """Read how jobs ended from what they left behind, where the ledger does not know it or knows it otherwise."""
+    folders, ledger = finisher.folders, finisher.ledger
+    known = {job.id: job.state for job in ledger.in_state(*JobState)}
+    found = endings.read(folders)
+    news = [ended for job_id, ended in found.items() if job_id not in spooled and known.get(job_id) != ended.state]
+    max_attempts = finisher.settings.render.max_attempts
+    ledger.endings.remember(news, max_attempts=max_attempts, note="its end was read from what it left behind")
+    if news:
+        log.info("endings: the ends of %d jobs were read from what they left behind", len(news))
+    unread = endings.missing(folders)
+    if unread:
+        log.warning("endings: %s could not be read; it is at the next start", ", ".join(unread))
+    else:
+        endings.set_read(folders.state)
 
 
 def _sweep_replaced(finisher: Finisher) -> int:

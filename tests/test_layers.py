@@ -44,15 +44,15 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "one edge each",
         (
-            "backups ceilings control decode fetch health installed keys ledger_redrops ledger_upkeep ledger_webhooks"
-            " links lock metrics mp4 pairing picture recipe renderers speech spool uploads weights"
+            "backups ceilings control decode fetch health installed keys ledger_endings ledger_redrops ledger_upkeep"
+            " ledger_webhooks links lock metrics mp4 pairing picture recipe renderers speech spool uploads weights"
         ),
     ),
     ("the ledger's file", "ledger_engine"),
     ("folders and the ledger", "folders inbox ledger overview pulse screening sidecar"),
     ("joins of edges", "intake keep outbox reload submit vitals waiting webhooks"),
     ("what jobs leave behind", "pieces"),
-    ("ends of jobs", "finish demo retention"),
+    ("ends of jobs", "finish demo endings retention"),
     ("work that was done before", "redrops"),
     ("work on jobs", "actions prepare recovery web"),
     ("a look at everything", "doctor"),
@@ -83,7 +83,7 @@ HOMES: dict[str, str] = {
     "rich": "display",
     "safetensors": "renderers",
     "sqlalchemy": "ledger ledger_engine recovery",
-    "sqlmodel": "ledger ledger_redrops ledger_tables ledger_upkeep ledger_webhooks",
+    "sqlmodel": "ledger ledger_endings ledger_redrops ledger_tables ledger_upkeep ledger_webhooks",
     "torch": "renderers",
     "transformers": "renderers",
     "watchdog": "watch",
