@@ -22,6 +22,7 @@ FETCHED = {"image": "the picture", "audio": "the voice"}
 # The first letters of a reason's code -> D-ID's word for whose fault it is. `fetch-` is told apart by its message.
 _KINDS: Mapping[str, str] = {
     "image-": "SourceError",
+    "video-": "SourceError",
     "no-face": "FaceError",
     "face-": "FaceError",
     "audio-": "AudioError",

@@ -49,6 +49,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         (f"Basic {b64(KEY + ':')}", USER),
         (f"Bearer {b64(KEY)}", USER),
         (f"Bearer {KEY}", USER),
+        (f"Bearer\t{KEY}", USER),
         (f"BEARER {PLAIN}", "local"),
         (PLAIN, "local"),
         (KEY, USER),

@@ -12,6 +12,8 @@ from threading import Thread
 
 import pytest
 
+from tests.faulty_renderers import NAMES
+from tests.footage_kit import H264, HEIGHT, REPLAY, VP8, WIDTH, film
 from tests.home import picture, sound
 from tests.receiver import Answer, receiving, until
 from tests.web_kit import Api, serving
@@ -99,7 +101,11 @@ def source() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     fetch = {"allow": ["127.0.0.1"], "max_mb": 1, "timeout_s": 2.0}
-    changes = {"fetch": fetch, "render": {"max_attempts": 1}, "web": {"webhook_allow": ["127.0.0.1"]}}
+    changes = {
+        "fetch": fetch,
+        "render": {"max_attempts": 1, "renderers": [*NAMES, REPLAY]},
+        "web": {"webhook_allow": ["127.0.0.1"]},
+    }
     with serving(tmp_path_factory.mktemp("sources"), changes=changes) as api:
         yield api
 
@@ -157,3 +163,66 @@ def test_a_webhook_has_the_talk_as_its_client_gets_it(api: Api, source: str) -> 
     said = json.loads(receiver.hits[1].body)
     assert said.pop("result_url") == told.pop("result_url").replace("127.0.0.1", "localhost")
     assert said == told
+
+
+# -- uploads by their address ------------------------------------------------------------------------------------------
+
+
+def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
+    image = api.form("/images", source_url=f"{source}/moved.png")
+    voice = api.form("/audios", source_url=f"{source}/hello.wav")
+    assert (image.status, voice.status) == (201, 201)
+    assert (image.json["width"], image.json["url"].rpartition("/")[2]) == (80, "moved.png")
+    assert (voice.json["duration"], voice.json["url"].rpartition("/")[2]) == (0.4, "hello.wav")
+    assert api.get(image.json["url"]).body == PICTURE
+    again = api.form("/images", source_url=image.json["url"].replace("127.0.0.1", "elsewhere.example"))
+    assert again.json["id"] == image.json["id"]  # our own address needs no fetching
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "word"),
+    [
+        ("endless.png", 400, "larger than"),
+        ("slow.png", 400, "did not arrive"),
+        ("inwards.png", 400, "no public address"),
+        ("gone.png", 400, "404"),
+        ("page.png", 415, "none that we know"),
+        ("hello.wav", 415, "is wav"),
+    ],
+)
+def test_an_address_that_holds_no_upload_leaves_nothing(
+    api: Api, source: str, name: str, status: int, word: str
+) -> None:
+    before = sorted(path.name for path in (api.home.path("state") / "uploads").iterdir())
+    answer = api.form("/images", source_url=f"{source}/{name}")
+    assert word in answer.refused(status, "BadRequestError" if status == 400 else "UnsupportedMimeTypeError")
+    assert sorted(path.name for path in (api.home.path("state") / "uploads").iterdir()) == before
+
+
+# -- videos in place of a picture --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_video_may_stand_where_a_picture_does(api: Api, suffix: str) -> None:
+    film_ = film(suffix, 30, *(H264 if suffix == ".mp4" else VP8))
+    image = api.form("/upload-source-image", file=("anna.bin", film_)).json
+    assert (image["width"], image["height"], image["kind"]) == (WIDTH, HEIGHT, suffix[1:])
+    kept = api.get(image["url"])
+    assert (kept.body, kept.headers["Content-Type"]) == (film_, f"video/{suffix[1:]}")
+
+    made = api.form("/generate-video", source_url=image["url"], audio_data=("a.wav", sound(0.8)), renderer="replay")
+    assert api.get(api.done(made.json["id"])["result_url"]).body[4:8] == b"ftyp"
+    made = api.form("/generate-video", source_image=("a.mp4", film_), audio_data=("a.wav", sound()), renderer="preview")
+    told = api.get(f"/talk-status/{made.json['id']}?wait=50").json
+    assert told["status"] == "error"
+    assert "musetalk" in told["error"]  # who takes videos
+    assert api.get(f"/talks/{made.json['id']}").json["error"]["kind"] == "SourceError"
+
+
+def test_a_video_that_cannot_be_decoded_is_refused_at_once(api: Api) -> None:
+    answer = api.form("/upload-source-image", file=("a.mp4", film(".mp4", 30, *H264).replace(b"avc1", b"xxxx")))
+    assert answer.refused(400, "BadRequestError")
+    assert answer.json["details"]["code"] == "image-undecodable"
+    answer = api.form("/upload-audio", file=("a.webm", film(".webm", 30, *VP8)))
+    assert answer.refused(415, "UnsupportedMimeTypeError")
+    assert "audio/wav" in answer.json["details"]["supported"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.home import picture, put, sound
+from tests.home import ROOT, picture, put, sound
 from tests.web_kit import Api, empty_outbox, port_of, serving
 
 TALK_ID = re.compile(r"tlk_[0-9a-f]{32}")
@@ -127,6 +127,8 @@ def test_types_are_read_leniently_and_unknown_fields_left_alone(api: Api, body: 
     }  # fmt: skip
     made = api.call("POST", "/talks/", json.dumps(talk).encode(), {"Content-Type": "text/plain"})
     assert made.status == 201
+    [line] = [line for line in api.home.log.splitlines() if "mean nothing here" in line]
+    assert line.endswith("'presenter_id', 'config.nonsense'")
     told = api.talk(made.json["id"])
     assert told["config"]["stitch"] is True
     assert (told["config"]["pad_audio"], told["config"]["align_driver"]) == (0.6, True)
@@ -188,6 +190,16 @@ def test_a_text_is_spoken_with_the_voice_that_comes_nearest(api: Api, body: dict
     assert api.talk(api.post("/talks", {"source_url": body["source_url"], "script": ssml}).json["id"])["duration"] > 0.5
 
 
+def test_without_the_extra_a_text_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['espeakng_loader'] = None\n")
+    with serving(tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") as api:
+        talk = {"source_url": "https://a.example/a.png", "script": {"type": "text", "input": "Good morning."}}
+        answer = api.post("/talks", talk)
+        assert "none is configured" in answer.refused(400, "ValidationError")
+        assert answer.json["details"] == {"body.script.type": {"message": "only 'audio' is available on this server"}}
+        assert api.get("/tts/voices").json == []
+
+
 def test_the_voices_are_those_that_can_be_asked_for(api: Api) -> None:
     voices = api.get("/tts/voices").json
     assert {"en-us", "de"} <= {voice["id"] for voice in voices}
@@ -216,6 +228,12 @@ def test_an_upload_that_is_gone_is_told_at_once(api: Api, body: dict[str, Any]) 
     audio = api.form("/audios", file=("b.wav", sound())).json  # "file" is a frequent mistake
     assert api.call("DELETE", f"/images/{audio['id']}").status == 404
     assert api.call("DELETE", f"/audios/{audio['id']}").status == 204
+
+
+@pytest.mark.parametrize(("path", "form"), [("/images", {"image": ""}), ("/audios", {"name": "x"})])
+def test_an_upload_without_a_file_is_told_what_to_send(api: Api, path: str, form: dict[str, str]) -> None:
+    answer = api.form(path, **form)
+    assert "source_url" in answer.refused(400, "BadRequestError")
 
 
 def test_an_upload_that_is_deleted_while_a_talk_waits_for_it_is_still_there_for_that_talk(api: Api) -> None:

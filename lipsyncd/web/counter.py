@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -26,7 +28,9 @@ from lipsyncd.web.stock import AUDIO, IMAGE, Stock
 T = TypeVar("T")
 
 _JUDGES = 2  # uploads that are decoded at a time
+_FETCHERS = 4  # uploads that are fetched at a time
 _MOST_UPLOADS = 16  # requests with files that are taken in at a time
+_MOST_OF_ONE = 12  # of them with the same key
 _FORM_BYTES = 1 << 20  # of a form besides its files
 
 
@@ -39,10 +43,12 @@ class Counter:
         self.stock = stock
         self._receivers = receivers(settings.web.webhook_allow)
         self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="web-judge")
-        self._taking = 0
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="web-fetch")
+        self._taking: collections.Counter[str] = collections.Counter()
 
     def close(self) -> None:
-        self._judges.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._judges, self._fetchers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def base(self, request: web.Request) -> str:
         """Where this server is reached: as it is configured, else as the client reached it."""
@@ -66,17 +72,43 @@ class Counter:
 
         Raises `ApiError`, `DiskLow`, or what is wrong with a file.
         """
-        if self._taking >= _MOST_UPLOADS:
+        limit = self.settings.web.max_upload_mb * 1_000_000
+        with self._a_place(caller(request)), self.stock.desk_space() as folder:
+            reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
+            form = await self._in_time(reading)
+            return form, await self._store(form, files)
+
+    @contextmanager
+    def _a_place(self, owner: str) -> Iterator[None]:
+        """One of the places for uploads; nobody gets all of them."""
+        if self._taking.total() >= _MOST_UPLOADS or self._taking[owner] >= _MOST_OF_ONE:
             raise ApiError(429, "TooManyRequestsError", "too many uploads at a time", headers={"Retry-After": "5"})
-        self._taking += 1
+        self._taking[owner] += 1
         try:
-            limit = self.settings.web.max_upload_mb * 1_000_000
-            with self.stock.desk_space() as folder:
-                reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
-                form = await self._in_time(reading)
-                return form, await self._store(form, files)
+            yield
         finally:
-            self._taking -= 1
+            self._taking[owner] -= 1
+
+    async def receive_one(self, request: web.Request, role: str) -> Upload:
+        """The one upload in a form of D-ID's: the part `image` or `audio`, or the address in its part `source_url`.
+
+        Raises as `receive` does, and `FetchRefused`, `FetchFailed`.
+        """
+        form, uploads = await self.receive(request, {role: role, "file": role})
+        if role in uploads:
+            return uploads[role]
+        url = form.fields.get("source_url", "")
+        if not url:
+            raise bad_request(
+                f"invalid {role}: send the file as the form's part '{role}', or its address as 'source_url'"
+            )
+        loop = asyncio.get_running_loop()
+        with self._a_place(caller(request)), self.stock.desk_space() as folder:
+            own = await self.desk.run(self.stock.resolve, role, url)
+            if own is not None:
+                return own
+            part = await loop.run_in_executor(self._fetchers, self.stock.fetch, url, folder)
+            return await loop.run_in_executor(self._judges, self.stock.take, role, part)
 
     async def _store(self, form: Form, files: dict[str, str]) -> dict[str, Upload]:
         by_role: dict[str, Part] = {}

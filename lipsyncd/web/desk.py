@@ -195,8 +195,10 @@ class Desk:
         waiting = self.view.waiting_from_rest() + len(self.pending())
         most = self.settings.web.max_queue
         if waiting >= most:
+            render = self.settings.render
             job_s = self.view.recent_job_s() or _GUESSED_JOB_S
-            retry_s = min(max(1, math.ceil(waiting * job_s / len(self.settings.render.devices))), _MOST_RETRY_S)
+            at_a_time = min(len(render.devices), render.max_concurrent_jobs)
+            retry_s = min(max(1, math.ceil(waiting * job_s / at_a_time)), _MOST_RETRY_S)
             raise ApiError(
                 429, "TooManyRequestsError", f"{waiting} jobs wait already, at most {most} may; try again later",
                 headers={"Retry-After": str(retry_s)},

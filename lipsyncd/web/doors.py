@@ -32,8 +32,8 @@ def credentials_of(headers: Mapping[str, str]) -> Iterator[str]:
     """Everything that the caller may have meant as the key, out of `Authorization` or `x-api-key`."""
     said = headers.get("Authorization") or headers.get("X-Api-Key") or ""
     said = said[:_MOST_HEADER_CHARS].strip()
-    scheme, _, rest = said.partition(" ")
-    credential = rest.strip() if scheme.lower() in ("basic", "bearer") else said
+    scheme, *rest = said.split(None, 1) or ("",)
+    credential = rest[0] if rest and scheme.lower() in ("basic", "bearer") else said
     for candidate in (credential, _decoded(credential)):
         if candidate:
             yield candidate

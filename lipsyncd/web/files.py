@@ -21,7 +21,7 @@ from lipsyncd.web.replies import ApiError, not_found
 _GONE = "the video was taken from the outbox or expired"
 _TYPES = {
     "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "wav": "audio/wav", "mp3": "audio/mpeg",
-    "m4a": "audio/mp4", "ogg": "audio/ogg", "flac": "audio/flac",
+    "m4a": "audio/mp4", "ogg": "audio/ogg", "flac": "audio/flac", "mp4": "video/mp4", "webm": "video/webm",
 }  # fmt: skip
 _MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")
 
@@ -100,10 +100,22 @@ def _reply(request: web.Request, descriptor: int, content_type: str, name: str) 
             "Server": "lipsyncd",
         },
     )
-    if _MANY_RANGES.match(request.headers.get("Range", "")):
-        whole = {"Content-Range": f"bytes */{response.size_bytes}"}
-        raise ApiError(416, "RangeError", "one range at a time", headers=whole)
+    fault = "" if "If-Range" in request.headers else _fault_of_range(request, response.size_bytes)
+    if fault:
+        response.close()
+        raise ApiError(416, "RangeError", fault, headers={"Content-Range": f"bytes */{response.size_bytes}"})
     return response
+
+
+def _fault_of_range(request: web.Request, size_bytes: int) -> str:
+    """Why aiohttp could not serve the range that is asked for; it would answer without a word."""
+    if _MANY_RANGES.match(request.headers.get("Range", "")):
+        return "one range at a time"
+    try:
+        first = request.http_range.start
+    except ValueError:
+        return "a range is written bytes=FIRST-LAST"
+    return f"the file has {size_bytes} bytes" if first is not None and first >= size_bytes else ""
 
 
 class _OpenFile(web.FileResponse):
@@ -113,6 +125,10 @@ class _OpenFile(web.FileResponse):
         self._opened = os.fdopen(descriptor, "rb")
         self.size_bytes = os.fstat(descriptor).st_size
         super().__init__(f"/proc/self/fd/{descriptor}", headers=headers)
+
+    def close(self) -> None:
+        """Give the file back unsent."""
+        self._opened.close()
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         try:

@@ -53,7 +53,7 @@ async def read_form(
     Raises `ApiError`: 400 for what is no form, and `too_large`.
     """
     if request.content_length is not None and request.content_length > max_bytes:
-        raise too_large(request.path, max_file_bytes)
+        raise too_large(request.path, max_file_bytes, announced_bytes=request.content_length)
     try:
         if request.content_type == "multipart/form-data":
             return await _Reader(request, folder, files, max_bytes, max_file_bytes).read()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,25 @@ _ECHOED = (
     "result_format", "fluent", "pad_audio", "logo", "driver_expressions", "align_driver", "auto_match", "sharpen",
     "motion_factor", "normalization_factor", "align_expand_factor",
 )  # fmt: skip
+# What D-ID's clients may send. Whatever else they send is left alone, and told to the log.
+_KNOWN: Mapping[str, frozenset[str]] = {
+    "": frozenset(
+        (
+            "source_url",
+            "script",
+            "config",
+            "user_data",
+            "name",
+            "webhook",
+            "result_url",
+            "driver_url",
+            "face",
+            "persist",
+        )
+    ),
+    "script": frozenset(("type", "audio_url", "input", "provider", "ssml", "subtitles", "reduce_noise")),
+    "config": frozenset((*_ECHOED, "stitch", "lipsyncd")),
+}
 _MOST_USER_DATA = 1000
 _ECHO_BYTES = 4096
 
@@ -35,6 +54,7 @@ class Order:
 
     image, audio    addresses as the client sent them, or `upload:<id>`
     said            what is kept of the request for later answers; `talk` reads it
+    unknown         names of fields that mean nothing here, for the log
     """
 
     image: str
@@ -47,6 +67,7 @@ class Order:
     webhook: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     said: Mapping[str, Any] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -195,7 +216,15 @@ def read_talk(said: Mapping[str, Any]) -> Order:
         webhook=webhook,
         options=_manifest_options(stitch, pad_s, own),
         said={key: value for key, value in kept.items() if value is not None},
+        unknown=tuple(_unknown(said)),
     )
+
+
+def _unknown(said: Mapping[str, Any]) -> Iterator[str]:
+    for place, known in _KNOWN.items():
+        inner = said.get(place) if place else said
+        names = inner if isinstance(inner, Mapping) else ()
+        yield from (f"{place}.{name}".lstrip(".") for name in names if name not in known)
 
 
 def _manifest_options(stitch: bool | None, pad_s: float | None, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lipsyncd.errors import (
     AudioTooShort,
     Blocked,
     DiskLow,
+    FetchFailed,
     ImageNotRecognised,
     ImageTooLarge,
     ImageTooSmall,
@@ -47,9 +48,14 @@ _KINDS: Mapping[type[LipsyncdError], tuple[int, str]] = {
     AudioTooShort: (400, "InvalidAudioDurationError"),
     AudioTooLong: (400, "InvalidAudioDurationError"),
     InputError: (400, "BadRequestError"),
+    FetchFailed: (400, "BadRequestError"),
     DiskLow: (507, "InsufficientStorageError"),
     InboxUnavailable: (503, "ServiceUnavailableError"),
     Blocked: (503, "ServiceUnavailableError"),
+}
+_SUPPORTED: Mapping[type[LipsyncdError], list[str]] = {
+    ImageNotRecognised: ["image/jpeg", "image/png", "image/webp", "video/mp4", "video/webm"],
+    AudioNotRecognised: ["audio/wav", "audio/mpeg", "audio/mp4", "audio/ogg", "audio/flac"],
 }
 
 
@@ -93,10 +99,11 @@ def invalid(details: Mapping[str, str]) -> ApiError:
     return ApiError(400, "ValidationError", "validation failed", details=told)
 
 
-def too_large(path: str, limit_bytes: int) -> ApiError:
+def too_large(path: str, limit_bytes: int, *, announced_bytes: int | None = None) -> ApiError:
     """D-ID answers 400 to what is too large, everybody else 413."""
     status = 400 if path.startswith(_DID_ROUTES) else 413
-    return ApiError(status, "InvalidFileSizeError", f"file size exceeded {limit_bytes / 1e6:g} MB")
+    seen = "" if announced_bytes is None else f": the request has {announced_bytes / 1e6:.1f} MB"
+    return ApiError(status, "InvalidFileSizeError", f"file size exceeded {limit_bytes / 1e6:g} MB{seen}")
 
 
 def json_reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -142,4 +149,7 @@ def _of_ours(error: LipsyncdError) -> ApiError:
     if status == 500:
         log.warning("request failed: %s", error)
     headers = {"Retry-After": "30"} if status in (503, 507) else {}
-    return ApiError(status, kind, str(error), details={"code": error.code}, headers=headers)
+    details: dict[str, Any] = {"code": error.code}
+    if type(error) in _SUPPORTED:
+        details["supported"] = _SUPPORTED[type(error)]
+    return ApiError(status, kind, str(error), details=details, headers=headers)

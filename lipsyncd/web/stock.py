@@ -1,7 +1,7 @@
 """Uploads: taken in, judged by a full decode in the jail, kept, and found again by the addresses that we gave out.
 
 D-ID accepts an upload and refuses it later, when a talk is made of it. Here whatever is answered with 201 decodes, has
-an allowed size and an allowed length.
+an allowed size and an allowed length. A video may stand where a picture does, for the renderers that take one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lipsyncd import decode
 from lipsyncd.errors import AudioNotRecognised, DiskLow, ImageNotRecognised
+from lipsyncd.fetch import fetch
 from lipsyncd.files import free_mb, fsync_file
 from lipsyncd.manifest import clean_out_name
 from lipsyncd.media import Kind, examine
+from lipsyncd.screening import screen
 from lipsyncd.settings import Settings
 from lipsyncd.uploads import Upload, Uploads
 from lipsyncd.web.forms import Part
@@ -28,6 +32,10 @@ from lipsyncd.web.forms import Part
 IMAGE, AUDIO = "image", "audio"
 _SUFFIX = {Kind.JPEG: "jpg"}
 _NAME_CHARS = 50
+_LOOK_FPS, _LOOK_FRAMES = (
+    Fraction(25),
+    250,
+)  # of a video the first ten seconds; the preparer looks at all that is needed
 # What a client gave back to us: the path that `Links.upload` made, whatever host name it reached us by.
 _OWN = re.compile(r"/files/(image|audio)s/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/[^/]*)?/?")
 
@@ -52,6 +60,13 @@ class Stock:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def fetch(self, url: str, folder: Path) -> Part:
+        """The file at an address, by the rules of every other fetch. Raises `FetchRefused`, `FetchFailed`."""
+        rules, target = self.settings.fetch, folder / "fetched"
+        most = min(self.settings.web.max_upload_mb, rules.max_mb) * 1_000_000
+        found = fetch(url, target, max_bytes=most, timeout_s=rules.timeout_s, allow=rules.allow)
+        return Part(target, unquote(urlsplit(url).path).rpartition("/")[2], found.size_bytes, found.sha256)
+
     def take(self, role: str, part: Part, wanted_name: str = "") -> Upload:
         """Judge a file that came in, and keep it. Raises what is wrong with it, an `InputError`."""
         kind = self._kind(role, part)
@@ -71,7 +86,7 @@ class Stock:
         """What the bytes are; neither the name nor the type that came with them counts."""
         with part.path.open("rb") as file:
             kind = examine(file.fileno(), part.size_bytes).kind
-        if kind is None or kind.is_image != (role == IMAGE):
+        if kind is None or not (kind.is_image or kind.is_video if role == IMAGE else kind.is_audio):
             seen = f"is {kind.value}" if kind else f"is none that we know ({part.size_bytes} bytes)"
             raise (ImageNotRecognised if role == IMAGE else AudioNotRecognised)(f"the uploaded {role} {seen}")
         return kind
@@ -79,6 +94,12 @@ class Stock:
     def _measured(self, upload: Upload, content: Path, kind: Kind) -> Upload:
         limits = self.settings.intake
         with tempfile.TemporaryDirectory(prefix=".tmp-try-", dir=self.uploads.root) as scratch:
+            if kind.is_video and upload.role == IMAGE:
+                picture = screen(
+                    content, kind, Path(scratch),
+                    ffmpeg=self.ffmpeg, fps=_LOOK_FPS, frames=_LOOK_FRAMES, min_side=limits.min_side_px,
+                ).picture  # fmt: skip
+                return replace(upload, width=picture.width, height=picture.height)
             if upload.role == IMAGE:
                 picture = decode.decode_picture(
                     content,
@@ -87,11 +108,11 @@ class Stock:
                     max_megapixels=limits.max_megapixels,
                     min_side=limits.min_side_px,
                 )
-                return Upload(**{**vars(upload), "width": picture.width, "height": picture.height})
+                return replace(upload, width=picture.width, height=picture.height)
             sound = decode.decode_sound(
                 content, kind, Path(scratch), ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
             )
-            return Upload(**{**vars(upload), "duration_s": round(float(sound.duration), 3)})
+            return replace(upload, duration_s=round(float(sound.duration), 3))
 
     def resolve(self, role: str, url: str) -> Upload | None:
         """The upload that an address of ours means, whatever host it names; None for every other address."""

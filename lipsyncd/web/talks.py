@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from dataclasses import replace
 
 from aiohttp import web
@@ -23,6 +24,8 @@ from lipsyncd.web.orders import read_json, read_talk
 from lipsyncd.web.replies import ApiError, bad_request, json_reply, not_found
 from lipsyncd.web.stock import AUDIO, IMAGE
 from lipsyncd.web.voices import Voices
+
+log = logging.getLogger(__name__)
 
 _MOST_LISTED = 100
 _LOOK_AGAIN = {"Retry-After": "2"}
@@ -60,6 +63,8 @@ class Talks:
                 raise ApiError(400, "ValidationError", _NO_SPEECH, details=only)
             order = replace(order, voice=await self.voices.meant_by(order.voice))
         job = await self.counter.place(request, order)
+        if order.unknown:
+            log.info("job %s: fields that mean nothing here: %.300s", job.id, ", ".join(map(repr, order.unknown)))
         said = talk.said(job)
         body = {
             "id": talk.talk_id(job.id),
@@ -128,10 +133,7 @@ class Talks:
         return json_reply({"id": upload.id, "url": url, "duration": upload.duration_s}, status=201)
 
     async def _upload(self, request: web.Request, role: str) -> tuple[Upload, str]:
-        _, uploads = await self.counter.receive(request, {role: role, "file": role})
-        if role not in uploads:
-            raise bad_request(f"invalid {role}: send the file as the form's part '{role}'")
-        upload = uploads[role]
+        upload = await self.counter.receive_one(request, role)
         return upload, self.links.upload(role, upload.id, upload.name, self.counter.base(request))
 
     async def delete_image(self, request: web.Request) -> web.Response:
