@@ -37,9 +37,9 @@ def recorded() -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def simcc() -> dict[str, list[NDArray[np.float32]]]:
+def simcc(recorded: Arrays) -> dict[str, list[NDArray[np.float32]]]:
     """The drawn answers of the network that the recorded points were read from: x then y."""
-    draw = np.random.RandomState(5)
+    draw = np.random.RandomState(int(recorded["simcc_seed"]))
 
     def pair() -> list[NDArray[np.float32]]:
         return [draw.standard_normal((1, 133, bins)).astype(np.float32) for bins in (2 * WIDTH, 2 * HEIGHT)]

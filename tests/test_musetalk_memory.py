@@ -19,7 +19,6 @@ from tests.media_kit import encoded, wav
 from tests.musetalk_kit import hum, portrait, write_lock, write_weights
 
 LARGE = 64  # frames at a time: a few hundred MB, even with small networks
-FRAMES = 64
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +34,12 @@ def home(home: Home, weights: dict[str, Any]) -> Home:
     return home
 
 
-def drop(home: Home, name: str, **options: object) -> None:
+def drop(home: Home, name: str, *, frames: int = 5, **options: object) -> None:
     """A job of its own that speaks throughout."""
     pixels = portrait().copy()
     pixels[-1, -1] = np.frombuffer(name.encode()[:3].ljust(3), np.uint8)
     put(home.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
-    put(home.path("inbox"), f"{name}-voice.wav", wav((hum(FRAMES / 25) * 24_000).astype("<i2").tobytes()))
+    put(home.path("inbox"), f"{name}-voice.wav", wav((hum(frames / 25) * 24_000).astype("<i2").tobytes()))
     home.drop_manifest(name, image=f"{name}-face.png", audio=f"{name}-voice.wav", lipsyncd=options)
 
 
@@ -68,11 +67,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_remembered_after_a_rest
         soft, hard = resource.prlimit(child, resource.RLIMIT_DATA)
         assert soft == 14 * 10**9, "render.max_vram_gb holds a CPU's renders too"
         resource.prlimit(child, resource.RLIMIT_DATA, (data_bytes(child) + 100_000_000, hard))
-        drop(home, "tight", batch=LARGE)
+        drop(home, "tight", frames=LARGE, batch=LARGE)
         job = home.until_done("tight")
         assert child_of(home) == child, "the child did not end for it"
     assert job.attempt == 1
-    assert inspect(home.path("outbox") / "tight.mp4").video.frames == FRAMES
+    assert inspect(home.path("outbox") / "tight.mp4").video.frames == LARGE
     fitted = home.sidecar("tight")["notes"]["batch"]
     assert fitted < LARGE
     told = f"{2 * fitted} frames at a time did not fit into memory, {fitted} are tried"

@@ -105,6 +105,38 @@ def test_only_the_lower_half_of_the_face_changes(renderer: MuseTalk) -> None:
     )
 
 
+def test_a_still_picture_is_encoded_once_however_long_the_voice_is(renderer: MuseTalk) -> None:
+    encoder, seen = renderer._painter.vae.encoder, list[int]()
+    hook = encoder.register_forward_hook(lambda _module, given, _answer: seen.append(len(given[0])))
+    try:
+        for seconds in (0.2, 1.0):
+            seen.clear()
+            frames = render(renderer, scene(voice=speech(seconds)))
+            assert len(frames) == seconds * 25
+            assert sum(seen) == 2, "the masked face and the whole one"
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("clear", [True, False], ids=["cleared", "kept"])
+def test_memory_in_reserve_is_given_back_after_a_job_where_the_setting_says_so(weights: Path, clear: bool) -> None:
+    renderer = MuseTalk("cpu", Grant(weights, clear_cache=clear))
+    render(renderer, scene())
+    # So small that the C library keeps them in its heap, and one that stays on top of the others, which pins them.
+    taken = [torch.ones(16_384) for _ in range(3_000)]
+    top = taken.pop()
+    taken.clear()
+    before = resident_mb()
+    render(renderer, scene())
+    given_back = before - resident_mb()
+    assert top.numel()
+    assert (given_back > 100) is clear, f"{given_back:.0f} of 197 MB"
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1000
+
+
 def test_two_renders_give_identical_frames(renderer: MuseTalk, weights: Path) -> None:
     first = render(renderer, scene())
 
