@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from lipsyncd.job import JobSpec, SourceFile
 from lipsyncd.manifest import clean_out_name
 
 _OWN_NAMES = ("job.json", "reason.json")
+_ROLE = re.compile(r"image|audio|manifest|extra-\d{1,6}")
 _MODE = 0o640
 _NAME_TRIES = 1000
 
@@ -83,12 +85,21 @@ def take_back(kept: Path, spec: JobSpec, spooled: Path) -> None:
 
 
 def spec_of(kept: Path) -> JobSpec | None:
-    """What the job in that folder had asked for; None when the folder is gone or damaged."""
+    """What the job in that folder had asked for; None when the folder is gone or damaged.
+
+    The folder is shared with people: a file that names files outside of it counts as damaged.
+    """
     data = read_json(kept / "job.json")
     try:
-        return None if data is None else JobSpec.from_json(data)
+        spec = None if data is None else JobSpec.from_json(data)
     except (KeyError, TypeError, ValueError):
         return None
+    plain = spec is not None and all(_ROLE.fullmatch(s.role) and _is_plain(s.name) for s in spec.sources)
+    return spec if plain else None
+
+
+def _is_plain(name: str) -> bool:
+    return "/" not in name and "\0" not in name and name not in ("", ".", "..")
 
 
 def names_of(spec: JobSpec) -> set[str]:

@@ -55,7 +55,7 @@ def _look_at(path: Path) -> None:
     """Note that endings are missing when the file is new, or a copy: only a ledger at work is in WAL mode.
 
     Read with no connection open: closing the file would take SQLite's locks away. A -wal beside a copy is another
-    ledger's, and SQLite would apply it.
+    ledger's, and is put aside before SQLite sees the two together.
     """
     try:
         with path.open("rb") as file:

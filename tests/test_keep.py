@@ -122,3 +122,17 @@ def test_a_folder_without_a_readable_job_is_none(root: Path, content: bytes | No
     if content is not None:
         (root / "job.json").write_bytes(content)
     assert keep.spec_of(root) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", "../../state/ledger.db"), ("name", ".."), ("name", ""), ("role", "../job.json"), ("role", "job.json")],
+)
+def test_a_forged_job_file_leads_nowhere(root: Path, spooled: Path, field: str, value: str) -> None:
+    """Members of the group can write in there: a retry must read and write nothing but the job's own files."""
+    kept = keep.put(root, "there", job_with(spooled, {"image": "a.png"}), spooled)
+    order = json.loads((kept / "job.json").read_text())
+    assert keep.spec_of(kept) is not None
+    order["sources"][0][field] = value
+    (kept / "job.json").write_text(json.dumps(order))
+    assert keep.spec_of(kept) is None

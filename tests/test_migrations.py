@@ -1,4 +1,4 @@
-"""Ledgers that older versions wrote: what they hold is kept, and work goes on with it."""
+"""Ledgers that older versions wrote: what they hold is kept, work goes on with it, and newer ones are refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from lipsyncd.errors import NoFaceFound
 from lipsyncd.job import JobState, new_id
 from lipsyncd.ledger import Ledger
 from lipsyncd.ledger_view import LedgerView
 from lipsyncd.schema import APPLICATION_ID, STEPS, statements
 from tests.core_kit import queued
+from tests.home import Home
+from tests.shop import Shop
 
 # What the first version wrote for a job in each state, besides what all rows have.
 FIRST: Mapping[JobState, Mapping[str, Any]] = {
@@ -95,6 +98,83 @@ def test_jobs_of_an_older_ledger_go_on_and_are_told_of(tmp_path: Path, version: 
     assert view.get(ids[JobState.DONE]).rest is None
     assert len(view.jobs()) == len(FIRST) + 1
     ledger.close()
+
+
+def made_older(path: Path, version: int) -> None:
+    """Write the rows of a ledger into one of that version: what its columns can hold."""
+    with closing(sqlite3.connect(path)) as new:
+        new.row_factory = sqlite3.Row
+        tables = {
+            t: [dict(row) for row in new.execute(f"SELECT * FROM {t}")] for t in ("job", "job_source", "job_event")
+        }
+    for file in path.parent.glob("ledger.db*"):
+        file.unlink()
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.execute("PRAGMA journal_mode=WAL")
+        for script in STEPS[:version]:
+            for statement in statements(script):
+                old.execute(statement)
+        old.execute(f"PRAGMA user_version={version}")
+        for table, rows in tables.items():
+            columns = [row[1] for row in old.execute(f"PRAGMA table_info({table})")]
+            for row in rows:
+                values = [row[column] for column in columns]
+                old.execute(f"INSERT INTO {table}({', '.join(columns)}) VALUES({', '.join('?' * len(values))})", values)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_daemon_brings_every_job_of_an_older_version_to_its_end(home: Home, version: int) -> None:
+    """Rows in every state with their folders, as an upgrade finds them; each ends as it should, and only once."""
+    shop = Shop(home.root / "storage")
+    done, publishing = shop.published("done"), shop.rendered("publishing")
+    failed = shop.queued("failed")
+    shop.finisher.fail(failed, NoFaceFound("no face"))
+    cancelled = shop.queued("cancelled")
+    shop.finisher.cancel(cancelled)
+    running, queued_id = shop.running("running"), shop.queued("queued", priority=-7)
+    before = {job.id: job for job in shop.ledger.in_state(*JobState)}
+    assert {job.state for job in before.values()} == set(JobState)
+    shop.close()
+    made_older(shop.ledger.path, version)
+
+    with home.running():
+        for name in ("publishing", "running", "queued"):
+            home.until_done(name)
+        home.until(lambda: not list(home.path("spool").iterdir()), "an empty spool")
+        after = {job.id: job for job in home.view.jobs()}
+        assert {i: after[i].state for i in (done, publishing, running, queued_id)} == dict.fromkeys(
+            (done, publishing, running, queued_id), JobState.DONE
+        )
+        same = ("state", "name", "out_name", "reason_code", "reason", "kept", "attempt", "finished_ms", "out_sha256")
+        for job_id in (done, failed, cancelled):
+            assert [getattr(after[job_id], n) for n in same] == [getattr(before[job_id], n) for n in same]
+        assert (after[running].attempt, after[queued_id].attempt, after[publishing].attempt) == (2, 1, 1)
+        assert after[publishing].out_sha256 == before[publishing].out_sha256
+        assert after[queued_id].priority == -7
+        assert home.renders == 2
+        assert home.cli("retry", failed).returncode == 0
+        home.until(
+            lambda: home.view.get(failed).reason_code == "image-not-recognised", "its inputs to be looked at again"
+        )
+    [copy] = (home.path("state") / "backups").iterdir()
+    assert copy.name.startswith(f"ledger-v{version}-")
+    with closing(sqlite3.connect(copy)) as kept:
+        assert kept.execute("PRAGMA user_version").fetchone()[0] == version
+        assert kept.execute("SELECT count(*) FROM job").fetchone()[0] == len(before)
+
+
+def test_a_daemon_refuses_the_ledger_of_a_newer_one_and_names_both_schemas(home: Home) -> None:
+    home.start()
+    home.stop()
+    path = home.path("state") / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=99")
+    content = path.read_bytes()
+    refused = home.cli("run")
+    assert refused.returncode == 78
+    assert f"has schema 99; this program knows up to {len(STEPS)}" in refused.stderr
+    assert "put back the backup that it made before its migration" in refused.stderr
+    assert path.read_bytes() == content
 
 
 def test_a_ledger_of_this_version_and_a_migrated_one_are_made_of_the_same_sql(tmp_path: Path) -> None:
