@@ -198,10 +198,12 @@ def _stopped(pid: int) -> bool:
     return all(text.rpartition(") ")[2].startswith("T") for text in told)
 
 
-def test_a_daemon_that_is_not_ready_says_why_at_its_port(home: Home) -> None:
+def test_a_running_daemon_is_asked_whether_it_wants_a_key_and_whether_it_is_ready(home: Home) -> None:
+    """A key that only the unit gets shows nowhere else."""
     home.changes["web"] = {"enabled": True}
-    with home.running():
+    with home.running(LIPSYNCD_API_KEY="somebody:secret-word"):
         port_of(home)
+        assert seen(home, "key").seen == "the daemon asks for one"
         (home.path("outbox") / ".lipsyncd" / "outbox-id").unlink()
         home.until(lambda: seen(home, "web").verdict is Verdict.WARNING, "the daemon's own word")
         fault(home, "web", "is not ready: outbox: ", verdict=Verdict.WARNING)
@@ -229,10 +231,3 @@ def test_a_server_without_a_key_is_fine_at_home_and_nowhere_else(home: Home, mon
     assert (found.verdict, found.seen) == (Verdict.OK, "1 configured")
     monkeypatch.setenv("LIPSYNCD_API_KEY", "short")
     assert "short" not in fault(home, "key", "has 5 characters").seen.replace("5 characters", "")
-
-
-def test_a_key_that_only_the_daemon_knows_is_found_by_asking_it(home: Home) -> None:
-    home.changes["web"] = {"enabled": True}
-    with home.running(LIPSYNCD_API_KEY="somebody:secret-word"):
-        port_of(home)
-        assert seen(home, "key").seen == "the daemon asks for one"
