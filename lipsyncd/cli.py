@@ -5,6 +5,7 @@ Exit status: 0, 1 a job failed, 2 wrong usage, 75 another daemon runs, 77 not al
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -65,6 +66,9 @@ class Commands(click.Group):
     """Turns our errors into one line and their exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a terminal that knows no "→" or no "日本" gets an escape for it
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except PermissionError as refused:

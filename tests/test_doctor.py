@@ -128,6 +128,14 @@ def test_wrong_settings_are_a_fault_and_the_machine_is_looked_at_all_the_same(ho
     assert "inbox" not in told
 
 
+def test_a_terminal_that_knows_no_arrow_gets_an_escape_for_it(home: Home) -> None:
+    home.changes["output"] = {"fps": 0}
+    done = home.cli("doctor", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 2
+    assert "\\u2192 allowed: a rate from 1 to 120" in done.stdout
+    assert done.stderr == ""
+
+
 def test_settings_without_any_home_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pathlib.Path.home", _no_home)

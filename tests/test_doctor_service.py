@@ -81,6 +81,18 @@ def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(made: Home) 
     assert found["clock"].verdict is found["ffmpeg"].verdict is Verdict.OK
 
 
+def test_whoever_is_neither_the_daemons_user_nor_root_does_not_guess_for_him(made: Home) -> None:
+    """A member of the group may read here and not write: that says nothing about the daemon."""
+    made.path("outbox").chmod(0o755)
+    made.path("state").chmod(0o755)
+    (made.path("state") / "folders.json").chmod(0o644)
+    settings = made.settings
+    found = as_nobody(lambda: examine(settings).findings, made.root / "storage", made.root)
+    if os.geteuid() == 0:
+        assert found["outbox"].verdict is Verdict.OK
+        assert "`sudo lipsyncd doctor`" in found["settings"].remedy
+
+
 @contextmanager
 def small_disk(folder: Path, size_kb: int) -> Iterator[None]:
     """A real file system of that size on `folder`."""

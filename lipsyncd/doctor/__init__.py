@@ -73,5 +73,5 @@ def _settings(installation: Installation) -> Finding:
     owner = installation.owner
     if owner.uid == user.uid:
         return Finding(Verdict.OK, seen)
-    remedy = f"`sudo -u {owner.name} lipsyncd doctor` sees what the daemon sees"
+    remedy = f"`{installation.as_owner} lipsyncd doctor` sees what the daemon sees"
     return Finding(Verdict.NOTE, f"{seen}, and the state folder is {owner.name}'s", remedy)

@@ -108,14 +108,21 @@ class Installation:
             return self.user
         return _user(info.st_uid, info.st_gid)
 
+    @property
+    def as_owner(self) -> str:
+        """What comes before a command to see what the daemon sees."""
+        return "sudo" if self.owner.uid in (0, self.user.uid) else f"sudo -u {self.owner.name}"
+
     def closed(self, folders: Sequence[Path]) -> list[Path]:
-        """Those that the daemon's user may not read, write and enter. Only root can ask for somebody else.
+        """Those that the daemon's user may not read, write and enter. Who is neither that user nor root cannot tell.
 
         Asked of the kernel, not read from modes: of access lists, read-only mounts and file servers those know nothing.
         """
-        if os.geteuid() != 0 or self.owner.uid == 0:
+        if self.owner.uid == self.user.uid:
             wanted = os.R_OK | os.W_OK | os.X_OK
             return [folder for folder in folders if not os.access(folder, wanted, effective_ids=True)]
+        if self.user.uid != 0:
+            return []
         owner = self.owner
         answer = subprocess.run(
             ["/bin/sh", "-c", _MAY_NOT, "sh", *folders],
@@ -158,11 +165,8 @@ def _guarded(check: Check, installation: Installation) -> Finding:
         return Finding(Verdict.FAULT, error.message, error.remedy)
     except PermissionError as error:
         # Says nothing about the daemon, whose user may look there.
-        owner = installation.owner.name
-        who = f"sudo -u {owner}" if owner != installation.user.name else "sudo"
-        return Finding(
-            Verdict.WARNING, f"{error.filename}: you may not look there", f"`{who} lipsyncd doctor` sees more"
-        )
+        remedy = f"`{installation.as_owner} lipsyncd doctor` sees more"
+        return Finding(Verdict.WARNING, f"{error.filename}: you may not look there", remedy)
     except OSError as error:
         return Finding(Verdict.FAULT, str(error), "see the kernel's log (`dmesg`) and the file system's")
     except Exception as error:
