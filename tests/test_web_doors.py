@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -57,23 +58,31 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         (f"Basic {b64(PLAIN + ':')}", "local"),
     ],
 )
-def test_every_form_of_the_header_that_clients_send_is_taken(header: str, owner: str) -> None:
+def test_every_form_of_the_header_that_clients_send_is_taken(api: Api, header: str, owner: str) -> None:
     doors = Doors(Web(), [key_of(KEY), key_of(PLAIN)])
     assert doors.owner({"Authorization": header}) == owner
     assert doors.owner({"X-Api-Key": header}) == owner
+    assert api.get("/credits", Authorization=header).status == 200
+    assert api.get("/credits", x_api_key=header).status == 200
 
 
 @pytest.mark.parametrize(
     "header",
     [
         "", "Basic", "Bearer ", "Basic =====", f"Basic {PASSWORD}", f"Bearer {USER}", f"Basic {KEY}x", KEY.upper(),
-        f"Basic {b64(PASSWORD)}", f"Basic {USER}:", "Basic " + "A" * 10_000, "Bearer ÿ\udcff", f"Digest {KEY}",
+        f"Basic {b64(PASSWORD)}", f"Basic {USER}:", "Basic " + "A" * 6_000, "Bearer \xff\xfe", f"Digest {KEY}",
         f"Basic {b64(b64(KEY))}", ":", "Basic Og==",
     ],
 )  # fmt: skip
-def test_nothing_else_is(header: str) -> None:
+def test_nothing_else_is(api: Api, header: str) -> None:
     doors = Doors(Web(), [key_of(KEY), key_of(PLAIN)])
     assert doors.owner({"Authorization": header}) is None
+    api.get("/credits", Authorization=header).refused(401, "AuthorizationError")
+
+
+def test_bytes_that_are_no_text_are_no_key() -> None:
+    doors = Doors(Web(), [key_of(KEY), key_of(PLAIN)])
+    assert doors.owner({"Authorization": "Bearer ÿ\udcff"}) is None
 
 
 def test_without_the_key_every_route_is_closed_but_the_public_ones(api: Api) -> None:
@@ -114,6 +123,25 @@ def test_links_are_signed_and_open_without_the_key(api: Api) -> None:
     assert api.get(image["url"].partition("?")[0] + "?" + audio["url"].partition("?")[2]).status == 401
     secret = api.home.path("state") / "link-secret"
     assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_gets_all_the_places_for_uploads(api: Api) -> None:
+    head = (
+        f"POST /images HTTP/1.1\r\nHost: localhost\r\nAuthorization: {PLAIN}\r\nContent-Length: 900000\r\n"
+        "Content-Type: multipart/form-data; boundary=X\r\n\r\n"
+    )
+    uploads = api.home.path("state") / "uploads"
+    with contextlib.ExitStack() as lines:
+        for _ in range(12):
+            line = lines.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=60))
+            line.sendall(head.encode())
+        api.home.until(lambda: len(list(uploads.glob(".tmp-in-*"))) == 12, "twelve uploads on their way")
+        refused = api.form("/images", headers={"Authorization": PLAIN}, image=("a.png", picture()))
+        assert refused.refused(429, "TooManyRequestsError")
+        assert refused.headers["Retry-After"]
+        assert api.form("/images", headers={"Authorization": KEY}, image=("a.png", picture())).status == 201
+    api.home.until(lambda: not list(uploads.glob(".tmp-in-*")), "their places to be free again")
+    assert api.form("/images", headers={"Authorization": PLAIN}, image=("a.png", picture())).status == 201
 
 
 def test_no_key_and_no_secret_stands_in_the_log(api: Api) -> None:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lipsyncd.control import Request, ask
 from lipsyncd.job import JobState
+from lipsyncd.ledger import Ledger
 from lipsyncd.pieces import Piece, remove, stored
 from lipsyncd.retention import Limits, over
 from lipsyncd.uploads import Upload, Uploads
-from lipsyncd.web.orders import job_id_of
-from tests.home import picture, sound
+from lipsyncd.web.desk import Desk
+from lipsyncd.web.orders import Order, job_id_of
+from lipsyncd.web.replies import ApiError
+from tests.core_kit import claimed, queued
+from tests.home import Home, picture, sound
 from tests.web_kit import Api, Reply, multipart, serving
 
 SCRIPT = {"type": "audio", "audio_url": "http://127.0.0.1/a.wav"}
@@ -171,73 +179,6 @@ def test_a_broken_form_is_400(api: Api, content_type: str, body: bytes) -> None:
     assert uploads_of(api) == before
 
 
-def talked(api: Api, *pieces: bytes) -> bytes:
-    """What comes back for raw bytes until the server hangs up."""
-    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
-        for piece in pieces:
-            line.sendall(piece)
-        got = b""
-        while piece := line.recv(65536):
-            got += piece
-        return got
-
-
-CLOSE = b"Host: localhost\r\nConnection: close\r\n"
-
-
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", 400),
-        (b"GET / HTTP/1.1\r\nA\0b: c\r\n\r\n", 400),
-        (b"\r\n" * 9 + b"x y z\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 9000 + b"\r\n\r\n", 400),
-        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 200 + b"\r\n", 400),
-        (b"POST /talks HTTP/1.1\r\n" + CLOSE + b"Content-Length: ten\r\n\r\n", 400),
-        (b"POST /talks HTTP/1.1\r\n" + CLOSE + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (b"POST /talks HTTP/1.1\r\n" + CLOSE + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", 400),
-        (b"POST /talks HTTP/1.1\r\n" + CLOSE + b"Expect: miracles\r\nContent-Length: 0\r\n\r\n", 417),
-        (b"GET /health HTTP/1.1\r\n" + CLOSE + b"Upgrade: websocket\r\n\r\n", 200),
-    ],
-    ids=["TLS", "NUL", "three words", "long header", "long line", "many headers", "length", "chunk", "gzip", "expect",
-         "upgrade"],
-)  # fmt: skip
-def test_what_aiohttp_itself_refuses_has_the_same_shape(api: Api, data: bytes, status: int) -> None:
-    """Nobody's handler sees these; no key and no Host is looked at."""
-    before = api.home.log
-    head, _, body = talked(api, data).partition(b"\r\n\r\n")
-    lines = head.split(b"\r\n")
-    assert lines[0].split()[1] == b"%d" % status, head
-    assert b"Content-Type: application/json; charset=utf-8" in lines
-    told = json.loads(body)
-    if status != 200:
-        assert set(told) == {"kind", "description"}
-        assert told["kind"] == "BadRequestError"
-        assert "\n" not in told["description"]
-    assert "Traceback" not in api.home.log.removeprefix(before)
-
-
-@pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nHost: loc"], ids=["nothing", "half a head"])
-def test_who_never_gets_to_the_point_is_hung_up_on(api: Api, said: bytes) -> None:
-    began_s = time.monotonic()
-    assert talked(api, said) == b""
-    assert time.monotonic() - began_s > 1.5  # the limit of this server is 2 s
-
-
-def test_who_has_said_what_he_wants_may_go_on_for_longer(api: Api) -> None:
-    """The same connection, idle for longer than a head may take, and a head that comes in two pieces."""
-    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
-        line.sendall(request[:-2])
-        time.sleep(0.2)
-        line.sendall(request[-2:])
-        assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
-        time.sleep(2.2)
-        line.sendall(request)
-        assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
-
-
 def test_a_wrong_method_is_told_which_ones_there_are(api: Api) -> None:
     answer = api.call("PUT", "/talks/", b"{}")
     assert "GET" in answer.refused(405, "MethodNotAllowedError")
@@ -264,6 +205,29 @@ def test_a_full_queue_says_when_to_come_again_and_the_inbox_is_never_full(api: A
     drained(api)
     assert api.form("/generate-video", **files).status == 200
     drained(api)
+
+
+def test_the_wait_is_what_recent_jobs_took(tmp_path: Path) -> None:
+    """Four wait and the last ones took ten seconds each: forty seconds on one device, twenty on two."""
+    home = Home(tmp_path, changes={"web": {"max_queue": 4}})
+    home.folders.initialise()
+    order = Order(image="https://a.example/a.png", audio="https://a.example/a.wav")
+    with closing(Ledger(home.path("state") / "ledger.db")) as ledger:
+        for number in range(3):
+            done = claimed(ledger, f"done {number}")
+            ledger.to_publishing(done, token="t", sha256="0" * 64, size=1, frames=25, render_ms=40)
+            ledger.to_done(done, note="published")
+        with closing(sqlite3.connect(ledger.path)) as connection, connection:
+            connection.execute("UPDATE job SET finished_ms = started_ms + 10000")
+        for number in range(4):
+            queued(ledger, f"waiting {number}", rest={"created_ms": 1})
+        for devices, wait_s in ((["cpu"], "40"), (["cpu", "cuda:0"], "20"), (["cpu", "cuda:0", "cuda:1"], "20")):
+            home.changes["render"] = {"devices": devices, "max_concurrent_jobs": 2}
+            desk = Desk(home.settings, home.folders)
+            with pytest.raises(ApiError) as refusal:
+                asyncio.run(desk.place(order, owner="local", key=None, base=""))
+            desk.close()
+            assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (429, wait_s)
 
 
 # -- twice -------------------------------------------------------------------------------------------------------------
@@ -319,6 +283,16 @@ def test_a_disk_below_its_floor_is_507(tmp_path_factory: pytest.TempPathFactory)
     with serving(tmp_path_factory.mktemp("full"), changes={"paths": {"min_free_mb": floor}}) as api:
         api.form("/images", image=("a.png", picture())).refused(507, "InsufficientStorageError")
         api.post("/talks", TALK).refused(507, "InsufficientStorageError")
+
+
+def test_a_fault_of_ours_has_the_same_shape_and_its_traceback_stays_here(api: Api) -> None:
+    before = api.home.log
+    image = api.form("/images", image=("a.png", picture())).json
+    (api.home.path("state") / "uploads" / image["id"] / "facts.json").write_text('{"nobody": "foresaw this"}')
+    answer = api.get(image["url"])
+    assert answer.refused(500, "InternalServerError") == "internal server error"
+    assert "Traceback" in api.home.log.removeprefix(before)
+    (api.home.path("state") / "uploads" / image["id"] / "facts.json").unlink()
 
 
 # -- what may be fetched -----------------------------------------------------------------------------------------------
