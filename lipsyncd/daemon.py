@@ -20,13 +20,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 from lipsyncd import __version__, control, facts, gpu, outgoing
 from lipsyncd.actions import carry_out
 from lipsyncd.alone import finisher_of
+from lipsyncd.arrivals import Arrivals
 from lipsyncd.ceilings import FILE as CEILINGS_FILE
 from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild
@@ -36,14 +36,12 @@ from lipsyncd.files import expect_lease_signals, free_mb, write_json
 from lipsyncd.finish import Finisher
 from lipsyncd.folders import folders_of
 from lipsyncd.housekeeping import Housekeeper
-from lipsyncd.inbox import VIDEO, Inbox, Rules
-from lipsyncd.intake import Intake
 from lipsyncd.jail import landlock_abi
 from lipsyncd.job import Job, now_ms
 from lipsyncd.ledger_view import LedgerView
 from lipsyncd.lock import InstanceLock
+from lipsyncd.mounts import known_network
 from lipsyncd.overview import STATUS_FILE
-from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.prepare import Preparer
 from lipsyncd.pulse import Pulse
 from lipsyncd.recovery import open_ledger, recover
@@ -52,7 +50,6 @@ from lipsyncd.sd_notify import Notifier
 from lipsyncd.settings import Settings
 from lipsyncd.talk import said
 from lipsyncd.vitals import Vitals
-from lipsyncd.watch import Watch, is_network
 from lipsyncd.web.server import WebServer
 from lipsyncd.webhooks import Webhooks, load_keys
 from lipsyncd.weights import RENDERER, AutoPull, store_of
@@ -81,14 +78,12 @@ class Daemon:
         self._stop = threading.Event()
         self._cut_off = threading.Event()
         self._hung_up = threading.Event()
-        self._ring = threading.Event()
         self._prepare = threading.Event()
         self._threads: list[threading.Thread] = []
         self._workers: list[Worker] = []
         self._rendering: list[tuple[LocalChild, threading.Thread]] = []
         self._failures = 0
-        self._scanned_s = time.monotonic()
-        self._inbox_there = True
+        self._arrivals = Arrivals(settings, self.folders, make_room=lambda: self._housekeeper.make_room())
         view = LedgerView(self.folders.state / "ledger.db")
         self._pulse = Pulse(Notifier(), facts=lambda: self._vitals.facts(), view=view)
 
@@ -105,12 +100,16 @@ class Daemon:
         lock = InstanceLock(self.folders.state)
         lock.acquire(who="lipsyncd run")
         try:
+            self._arrivals.lock()
             expect_lease_signals()
             self._expect_signals()
             self._begin(ffmpeg)
             gc.freeze()  # imports stay: without this the collector looks through all of them every few requests
             log.info(
-                "lipsyncd %s ready in %.2f s, inbox %s", __version__, time.monotonic() - started_s, self._inbox.root
+                "lipsyncd %s ready in %.2f s, inbox %s",
+                __version__,
+                time.monotonic() - started_s,
+                self.settings.paths.inbox,
             )
             self._pulse.ready()
             self._loop()
@@ -148,6 +147,12 @@ class Daemon:
         if self.folders.known():
             paths.state.mkdir(parents=True, exist_ok=True)
             paths.spool.mkdir(parents=True, exist_ok=True)
+        for kind, folder in (("state", paths.state), ("spool", paths.spool)):
+            if found := known_network(folder):
+                raise ConfigError(
+                    f"paths.{kind} ({folder}) lies on {found}, where SQLite's locks do not hold",
+                    remedy="put state and spool on a local disk; inbox, outbox, failed and archive may be shares",
+                )
         for line in self.folders.initialise():
             log.info("%s", line)
         if paths.state.stat().st_dev != paths.spool.stat().st_dev:
@@ -162,12 +167,9 @@ class Daemon:
         self._web = self._make_web(ffmpeg)
         self._ledger = open_ledger(self.folders.state / "ledger.db")
         self.finisher = finisher_of(settings, self.folders, self._ledger)
-        network = is_network(self.folders.shared["inbox"]) if settings.watch.mode == "auto" else False
-        network = network or settings.watch.mode == "poll"
-        self._inbox = Inbox(self.folders.shared["inbox"], rules_of(settings), network=network)
-        self._intake = Intake(settings, self._inbox, self.finisher.spool, self._ledger)
+        self._arrivals.open(self.finisher.spool, self._ledger)
         self._ledger.listeners += [self._vitals.tally.see, self._wake_redrops]
-        recover(self._intake, self.finisher)
+        recover(self._arrivals, self.finisher)
         self._housekeeper = Housekeeper(self.finisher)
         self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
         self._webhooks = self._make_webhooks()
@@ -175,9 +177,7 @@ class Daemon:
             store_of(settings), allowed=settings.weights.auto_pull, min_free_mb=settings.paths.min_free_mb
         )
         self._ceilings = Ceilings(self.folders.state / CEILINGS_FILE)
-        self._watch = Watch(self._inbox.root, mode=settings.watch.mode, network=network, bell=self._ring.set)
-        self._watch.start()
-        self._thread("intake", self._scan_loop)
+        self._thread("intake", lambda: self._arrivals.run(self._stop.is_set, self._guarded, self._prepare))
         self._thread("prepare", self._prepare_loop)
         for device in settings.render.devices[: settings.render.max_concurrent_jobs]:
             self._begin_worker(device, ffmpeg)
@@ -200,19 +200,19 @@ class Daemon:
         return any(child.pid is not None for child, _ in self._rendering)
 
     def _make_vitals(self) -> Vitals:
-        watch = self.settings.watch
         return Vitals(
             self.settings,
             self.folders,
             touch=lambda: self._ledger.touch(),
-            scan_age_s=lambda: time.monotonic() - self._scanned_s,
-            scan_due_s=lambda: watch.rescan_s if self._watch.events else watch.poll_s,
+            scan_age_s=lambda: self._arrivals.scan_age_s,
+            scan_due_s=lambda: self._arrivals.scan_due_s,
             workers=lambda: [_worker_facts(*one) for one in self._rendering],
             webhooks=lambda: {state.value: n for state, n in self._webhooks.tries.items()},
             blocked=outgoing.blocked,
             vram=self._vram,
             weights=lambda: self._weights.fault() if self.settings.render.renderer == RENDERER else "",
             jailed=landlock_abi() > 0,
+            inflow=lambda: self._arrivals.facts,
         )
 
     def _make_webhooks(self) -> Webhooks:
@@ -274,7 +274,7 @@ class Daemon:
         deadline = time.monotonic() + grace_s
         self._vitals.drain()
         self._pulse.stopping(grace_s)
-        self._ring.set()
+        self._arrivals.ring.set()
         self._prepare.set()
         self._weights.stop(0)
         for worker in self._workers:
@@ -292,7 +292,6 @@ class Daemon:
         self._vitals.stop()
         self._housekeeper.stop()
         self._keeping.join(_KEEPER_S)
-        self._watch.stop()
         self._ledger.close()
         (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
         log.info("stopped")
@@ -332,8 +331,7 @@ class Daemon:
         if self._web is not None:
             self._web.use(settings)
         self._webhooks.keys = keys
-        users: tuple[Intake | Preparer | Finisher | Vitals | Worker, ...] = (
-            self._intake,
+        users: tuple[Preparer | Finisher | Vitals | Worker, ...] = (
             self._preparer,
             self.finisher,
             self._vitals,
@@ -341,7 +339,7 @@ class Daemon:
         )
         for user in users:
             user.settings = settings
-        self._inbox.rules = rules_of(settings)
+        self._arrivals.use(settings)
         self._housekeeper.use(settings)
         for child, _ in self._rendering:
             child.limits = Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
@@ -375,51 +373,18 @@ class Daemon:
 
     def _write_status(self) -> None:
         """What `lipsyncd status` shows besides the ledger: the inbox, and that we live."""
-        waiting = [asdict(w) for w in self._inbox.waiting]
         content = {
             "pid": os.getpid(),
             "at_ms": now_ms(),
             "version": __version__,
-            "inbox": str(self._inbox.root),
-            "inbox_available": self._inbox_there,
+            **self._arrivals.status(),
             "outbox_available": not self._vitals.fault("outbox"),
-            "watch": "events" if self._watch.events else "polling",
-            "scan_age_s": round(time.monotonic() - self._scanned_s, 1),
-            "waiting": waiting,
-            "ignored": self._inbox.ignored,
             "free_mb": round(free_mb(self.folders.spool)),
             "web_port": None if self._web is None else self._web.port,
         }
         self._guarded(lambda: write_json(self.folders.state / STATUS_FILE, content, mode=0o640))
 
     # -- the other threads ---------------------------------------------------------------------------------------------
-
-    def _scan_loop(self) -> None:
-        watch = self.settings.watch
-        complained = False
-        while not self._stop.is_set():
-            self._ring.clear()
-            self._inbox_there = self.folders.available("inbox")
-            if not self._inbox_there:
-                if not complained:
-                    log.warning("the inbox %s is not mounted, or is another folder than before", self._inbox.root)
-                complained = True
-                self._stop.wait(watch.poll_s)
-                continue
-            complained = False
-            if free_mb(self.folders.spool) >= self.settings.paths.min_free_mb or self._housekeeper.make_room():
-                self._guarded(self._scan)
-            longest_s = watch.rescan_s if self._watch.events else watch.poll_s
-            soon_s = self._inbox.next_look_s
-            self._ring.wait(longest_s if soon_s is None else min(longest_s, soon_s + 0.005))
-
-    def _scan(self) -> None:
-        accepted = self._intake.scan(self._stop.is_set)
-        self._scanned_s = time.monotonic()
-        if self._intake.cut_short:
-            self._ring.set()
-        if accepted:
-            self._prepare.set()
 
     def _prepare_loop(self) -> None:
         while not self._stop.is_set():
@@ -456,21 +421,3 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-def rules_of(settings: Settings) -> Rules:
-    """The inbox's rules, out of the settings."""
-    watch, intake = settings.watch, settings.intake
-    return Rules(
-        settle_s=watch.settle_s,
-        settle_proven_s=watch.settle_proven_s,
-        settle_network_s=watch.settle_network_s,
-        incomplete_timeout_s=watch.incomplete_timeout_s,
-        pair_timeout_s=watch.pair_timeout_s,
-        max_bytes={
-            IMAGE: intake.max_image_mb * 1_000_000,
-            VIDEO: intake.max_video_mb * 1_000_000,
-            AUDIO: intake.max_audio_mb * 1_000_000,
-            MANIFEST: intake.max_manifest_kb * 1024,
-        },
-    )

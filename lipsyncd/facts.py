@@ -26,6 +26,24 @@ class Worker:
 
 
 @dataclass(frozen=True)
+class Inflow:
+    """How well drops come in.
+
+    paused     why nothing is taken although it lies there
+    degraded   why changes are not heard although they should be, and folders are polled
+    blocked    files that cannot be taken, or not be removed after they were
+    overflows  how often events were lost
+    restarts   how often a reader of events was replaced
+    """
+
+    paused: str = ""
+    degraded: str = ""
+    blocked: int = 0
+    overflows: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
 class Facts:
     """One look at the daemon.
 
@@ -41,6 +59,7 @@ class Facts:
     spool_free_bytes     None until it was looked at
     vram                 bytes of GPU memory by kind: used, total; empty without a GPU
     jailed               False: this kernel has no Landlock
+    inflow               how well drops come in
     """
 
     version: str
@@ -59,3 +78,4 @@ class Facts:
     spool_free_bytes: int | None = None
     vram: Mapping[str, int] = field(default_factory=dict)
     jailed: bool = True
+    inflow: Inflow = Inflow()

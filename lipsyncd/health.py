@@ -33,7 +33,10 @@ def live(facts: Facts) -> tuple[bool, Mapping[str, Any]]:
 def ready(facts: Facts) -> tuple[bool, Mapping[str, Any]]:
     """Can jobs be taken, rendered and delivered? With the object to answer, which names each failing check and why."""
     failing = dict(_failing(facts))
-    return not failing, {"status": "not ready" if failing else "ready", "failing": failing}
+    body: dict[str, Any] = {"status": "not ready" if failing else "ready", "failing": failing}
+    if facts.inflow.degraded:
+        body["degraded"] = facts.inflow.degraded  # slower, and nothing that a supervisor could mend
+    return not failing, body
 
 
 def _failing(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -43,7 +46,8 @@ def _failing(facts: Facts) -> Iterator[tuple[str, str]]:
     if facts.probe_age_s > MISSED * facts.probe_due_s:
         # Whatever hangs, a share or the disk, holds up the probe and not this answer.
         yield facts.probing or "probe", f"no answer for {facts.probe_age_s:.0f} s"
-    if not facts.faults.get("inbox") and facts.scan_age_s > MISSED * facts.scan_due_s:
+    waits = facts.faults.get("inbox") or facts.inflow.paused
+    if not waits and facts.scan_age_s > MISSED * facts.scan_due_s:
         yield "scan", f"the inbox was last scanned {facts.scan_age_s:.0f} s ago; every {facts.scan_due_s:g} s is due"
     for worker in facts.workers:
         if not worker.up:
@@ -64,7 +68,7 @@ def stuck(facts: Facts) -> str:
         return ""
     if facts.tick_age_s > MAIN_STUCK_S:
         return f"the main loop has not come round for {facts.tick_age_s:.0f} s"
-    waiting = facts.faults.get("inbox") or facts.faults.get("disk")
+    waiting = facts.faults.get("inbox") or facts.faults.get("disk") or facts.inflow.paused
     if facts.scan_age_s > max(SCAN_STUCK_S, MISSED * facts.scan_due_s) and not waiting and not facts.draining:
         return f"the inbox was last scanned {facts.scan_age_s:.0f} s ago, and it is there"
     return ""

@@ -104,6 +104,7 @@ class Inbox:
         self.network = network
         self.waiting: list[Waiting] = []
         self.ignored: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
         self.next_look_s: float | None = None
         self._clock = clock
         self._root = os.fsencode(root)
@@ -121,11 +122,13 @@ class Inbox:
 
         taken  files of accepted jobs that still lie here: no pair is made of them, a manifest may name them again
 
-        `waiting`, `ignored` and `next_look_s` (seconds until something may be ready) are as of this scan.
+        `waiting`, `ignored` and `unreadable` (names and why), and `next_look_s` (seconds until something may be ready)
+        are as of this scan.
         Raises OSError when the folder cannot be listed.
         """
         now_s = self._clock()
         self.next_look_s = None
+        self.unreadable = {}
         found = [self._observe(name, role, identity, now_s, taken) for name, role, identity in self._candidates()]
         usable = [f for f in found if f.role == MANIFEST and f.settled and not f.taken]
         manifests = {f.name: self._manifest(f.name, f.identity) for f in usable}
@@ -253,6 +256,7 @@ class Inbox:
             return
         except OSError as error:
             seen.why = f"cannot be read: {error.strerror}"
+            self.unreadable[printable(name)] = seen.why
             return
         try:
             # An open also makes an NFS client ask the server again: only then fstat is the truth.

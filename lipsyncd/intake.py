@@ -60,6 +60,7 @@ class Intake:
     """Takes the drops of one inbox. Runs in one thread.
 
     cut_short  the last scan left drops behind that could have been taken: look again at once
+    blocked    files that could not be taken in the last scan, or not be removed after they were, and why
     """
 
     def __init__(self, settings: Settings, inbox: Inbox, spool: Spool, ledger: Ledger) -> None:
@@ -68,7 +69,8 @@ class Intake:
         self.spool = spool
         self.ledger = ledger
         self.cut_short = False
-        self._complained: set[str] = set()
+        self._refused: dict[str, str] = {}
+        self._stuck: dict[str, str] = {}
         self._rowless: list[JobSpec] = []
         self._unreleased: dict[str, tuple[SourceFile, ...]] = {}
         for job_id in ledger.unreleased():
@@ -87,13 +89,14 @@ class Intake:
         looked_s = time.monotonic()
         until_s = looked_s + max(_SHORTEST_PASS_S, _PASS_PER_LOOK * (looked_s - began_s))
         self.cut_short = False
+        refused, self._refused = self._refused, {}
         for drop in drops:
             if stop() or time.monotonic() > until_s:
                 self.cut_short = True
                 break
             if len(self._rowless) >= _BATCH or self._asks_for_id_of_rowless(drop):
                 accepted += self._register_rowless()
-            spec = self._try_accept(drop)
+            spec = self._try_accept(drop, refused)
             if spec is not None:
                 self._rowless.append(spec)
         accepted += self._register_rowless()
@@ -102,20 +105,27 @@ class Intake:
         self.release()
         return accepted
 
+    @property
+    def blocked(self) -> dict[str, str]:
+        return {**self._refused, **self._stuck}
+
     def _taken(self) -> dict[bytes, Identity]:
         """Files of accepted jobs that may still lie in the inbox."""
         return {os.fsencode(s.name): s.identity for sources in self._unreleased.values() for s in sources}
 
     # -- one drop ------------------------------------------------------------------------------------------------------
 
-    def _try_accept(self, drop: Drop) -> JobSpec | None:
-        """`_accept`, or a line in the log why the drop has to wait."""
+    def _try_accept(self, drop: Drop, known: Mapping[str, str]) -> JobSpec | None:
+        """`_accept`, or a note why the drop has to wait; in the log when it is not `known` from the scan before."""
         try:
             return self._accept(drop)
         except SourceChanged as changed:
             log.info("intake: %s changed while it was copied; looking again", changed)
         except OSError as error:
-            log.warning("intake: %s waits: %s", drop.name, error)
+            name, why = printable(drop.name), f"cannot be taken: {error.strerror or error}"
+            self._refused[name] = why
+            if known.get(name) != why:
+                log.warning("intake: %s waits: %s", name, error)
         return None
 
     def _accept(self, drop: Drop) -> JobSpec | None:
@@ -299,8 +309,11 @@ class Intake:
         if not self._unreleased:
             return
         needed = self.inbox.named_by_manifests(self._taken())
+        known, self._stuck = self._stuck, {}
         left = {
-            job_id: tuple(s for source in sources if (s := self._release_file(job_id, source, needed)) is not None)
+            job_id: tuple(
+                s for source in sources if (s := self._release_file(job_id, source, needed, known)) is not None
+            )
             for job_id, sources in self._unreleased.items()
         }
         released = [job_id for job_id, sources in left.items() if not sources]
@@ -310,7 +323,9 @@ class Intake:
             self.ledger.set_released(released)
         self._unreleased = {job_id: sources for job_id, sources in left.items() if sources}
 
-    def _release_file(self, job_id: str, source: SourceFile, needed: Container[bytes]) -> SourceFile | None:
+    def _release_file(
+        self, job_id: str, source: SourceFile, needed: Container[bytes], known: Mapping[str, str]
+    ) -> SourceFile | None:
         """None when the name no longer stands for the bytes that were copied, else what still lies there."""
         name = os.fsencode(source.name)
         path = self.inbox.path(name)
@@ -326,9 +341,10 @@ class Intake:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if job_id not in self._complained:
-                self._complained.add(job_id)
-                log.warning("intake: cannot remove %s from the inbox: %s", printable(source.name), error.strerror)
+            shown, why = printable(source.name), f"job {job_id} has it, and it cannot be removed: {error.strerror}"
+            if known.get(shown) != why:
+                log.warning("intake: cannot remove %s from the inbox: %s", shown, error.strerror)
+            self._stuck[shown] = why
             return source
         return None
 

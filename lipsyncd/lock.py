@@ -1,16 +1,25 @@
-"""One daemon for each state folder: a lock that the kernel lets go of when its holder ends, however it ends."""
+"""One daemon for each state folder and each inbox: locks that the kernel lets go of when their holder ends.
+
+`state/lock` is a local file, so flock(2) serves. An inbox may be a share that several machines see: there it is a range
+lock of fcntl(2), which NFS and CIFS servers know. A share without locks is served with a warning.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
+import socket
 import time
 from pathlib import Path
 
 from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.files import read_json
+
+log = logging.getLogger(__name__)
 
 _PATIENCE_S = 0.3
 
@@ -37,6 +46,73 @@ class InstanceLock:
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class FolderLock:
+    """The file `path` in a shared folder, locked from the first `hold` that succeeds until the end of the process.
+
+    Such a lock is lost as soon as this process closes any descriptor of its file; so nobody else opens it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._complained = False
+
+    def hold(self) -> str:
+        """Take the lock or keep it; "" when it is ours, or when there are no locks there, else who has it."""
+        if self._is_ours():
+            return ""
+        self.release()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o664)
+        except OSError as error:
+            self._complain(error)
+            return ""
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            who = _inscription(descriptor)
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return who or "another daemon"
+            self._complain(error)
+            return ""
+        inscription = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, inscription, 0)
+        self._descriptor = descriptor
+        return ""
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_ours(self) -> bool:
+        """Held, and the file that we hold is still the one that others would try."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.lstat())
+        except OSError:
+            return False
+
+    def _complain(self, error: OSError) -> None:
+        if not self._complained:
+            log.warning(
+                "lock: cannot lock %s (%s): see to it that no other daemon serves it", self._path, error.strerror
+            )
+        self._complained = True
+
+
+def _inscription(descriptor: int) -> str:
+    """Who wrote himself into a lock file, for people."""
+    try:
+        found = json.loads(os.pread(descriptor, 1000, 0))
+        return f"the daemon with pid {found['pid']} on {found['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _take(descriptor: int) -> bool:

@@ -151,6 +151,13 @@ def _of_facts(facts: Facts, ready: bool) -> Iterator[Metric]:
     yield _gauge("inbox_scan_age_seconds", "Time since the inbox was scanned.", {(): facts.scan_age_s})
     due = "Time after which a scan is due even if nothing was noticed."
     yield _gauge("inbox_scan_interval_seconds", due, {(): facts.scan_due_s})
+    inflow = facts.inflow
+    yield _gauge("intake_paused", "1 while low disk keeps drops from being taken.", {(): int(bool(inflow.paused))})
+    yield _gauge("inputs_blocked", "Files in the inboxes that cannot be read, taken or removed.", {(): inflow.blocked})
+    polled = "1 while a folder is polled because the kernel gives no events for it."
+    yield _gauge("watch_degraded", polled, {(): int(bool(inflow.degraded))})
+    yield _counter("watch_overflows", "Times that the kernel's queue of events was full.", {(): inflow.overflows})
+    yield _counter("watch_restarts", "Readers of events that were replaced.", {(): inflow.restarts})
     free = {} if facts.outbox_free_bytes is None else {(): facts.outbox_free_bytes}
     yield _gauge("outbox_free_bytes", "Room on the outbox's disk; missing while it is not mounted.", free)
     room = {} if facts.spool_free_bytes is None else {(): facts.spool_free_bytes}

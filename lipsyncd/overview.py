@@ -36,13 +36,22 @@ def notes(view: LedgerView, state: Path) -> list[str]:
         return [f"no daemon runs ({told}); start it with `lipsyncd run`"]
     said = _said(state)
     lines = [told]
-    if said.get("inbox_available") is False:
-        lines.append(f"the inbox {said.get('inbox')} is not mounted")
+    if said.get("inbox_fault"):
+        lines.append(f"the inbox waits: {said['inbox_fault']}")
+    if said.get("paused"):
+        lines.append(f"nothing is taken in or rendered: {said['paused']}")
+    if said.get("degraded"):
+        lines.append(f"polling, since the kernel gives no events: {said['degraded']}")
     if said.get("outbox_available") is False:
         lines.append("the outbox is not mounted: finished videos wait")
-    waiting = [f"{w['name']}: {w['why']} ({w['age_s']:.0f} s)" for w in said.get("waiting", [])]
+    waiting = [
+        f"{w['name']}: {w['why']} ({w['age_s']:.0f} s)"
+        for w in said.get("waiting", [])
+        if w["name"] not in said.get("blocked", {})
+    ]
     ignored = [f"{name}: left alone, it {why}" for name, why in said.get("ignored", {}).items()]
-    more = [*waiting, *ignored]
+    stuck = [f"{name}: blocked, {why}" for name, why in said.get("blocked", {}).items()]
+    more = [*stuck, *waiting, *ignored]
     lines += more[:_MOST_NOTES]
     if len(more) > _MOST_NOTES:
         lines.append(f"... and {len(more) - _MOST_NOTES} more in the inbox")

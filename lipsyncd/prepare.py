@@ -55,7 +55,7 @@ class Preparer:
         self.ledger = ledger
         self.finisher = finisher
         self.ffmpeg = ffmpeg
-        self._linker = Linker(settings, finisher)
+        self._linker = Linker(finisher)
         self._tries: Counter[str] = Counter()
 
     def run_once(self) -> bool:
@@ -111,7 +111,7 @@ class Preparer:
             raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
-        if self._linker.serve(job):
+        if self._linker.serve(job, self.settings):
             return
         prepared = self.spool.prepared(job.id)
         if prepared is None or _outdated(prepared, spec):

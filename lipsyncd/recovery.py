@@ -11,6 +11,7 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from sqlalchemy.exc import DatabaseError
 
@@ -19,8 +20,7 @@ from lipsyncd.errors import BackupFailed, Blocked, InputsLost, RenderCrashed, tr
 from lipsyncd.failpoints import reach
 from lipsyncd.files import sweep_torn
 from lipsyncd.finish import Finisher
-from lipsyncd.intake import Intake
-from lipsyncd.job import SOURCES, Job, JobState
+from lipsyncd.job import SOURCES, Job, JobSpec, JobState
 from lipsyncd.ledger import Ledger
 from lipsyncd.spool import Output, Spool
 
@@ -82,7 +82,13 @@ def _put_aside(path: Path, *, suffixes: Sequence[str] = ("", *_COMPANIONS)) -> N
             old.rename(path.with_name(f"{path.name}.corrupt-{stamp}{suffix}"))
 
 
-def recover(intake: Intake, finisher: Finisher) -> None:
+class Registrar(Protocol):
+    """Who gives an accepted job its row."""
+
+    def register(self, spec: JobSpec) -> object: ...
+
+
+def recover(intake: Registrar, finisher: Finisher) -> None:
     """Bring spool, ledger and outbox to one story, and go on with what was under way."""
     spool, ledger = finisher.spool, finisher.ledger
     torn = spool.sweep() + _sweep_replaced(finisher)

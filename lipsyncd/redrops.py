@@ -34,22 +34,21 @@ _TOKEN = "link"  # in place of a run's token in the name of the unfinished file
 class Linker:
     """Serves the redrops of one daemon; called by the thread that prepares jobs."""
 
-    def __init__(self, settings: Settings, finisher: Finisher) -> None:
-        self.policy = settings.intake.on_redrop
+    def __init__(self, finisher: Finisher) -> None:
         self.finisher = finisher
-        self._recipe = recipe_of(settings)
 
-    def serve(self, job: Job) -> bool:
+    def serve(self, job: Job, settings: Settings) -> bool:
         """Try to spare a waiting job its work; True when nothing is left to prepare, for now or for ever.
 
         Raises OSError for what the disk says.
         """
-        if self.policy == "render":
+        policy = settings.intake.on_redrop
+        if policy == "render":
             return False
         redrops = self.finisher.ledger.redrops
         for first in redrops.done_like(job):
-            for video, facts in self._results(first):
-                if self._take(job, first, video, facts):
+            for video, facts in self._results(first, recipe_of(settings)):
+                if self._take(job, first, video, facts, skip=policy == "skip"):
                     return True
         under_way = redrops.open_like(job)
         if under_way is not None:
@@ -59,7 +58,7 @@ class Linker:
             redrops.unlink(job.id)
         return False
 
-    def _results(self, first: Job) -> Iterator[tuple[Path, Output]]:
+    def _results(self, first: Job, recipe: str) -> Iterator[tuple[Path, Output]]:
         """Where the video of a finished job may lie, with its facts, when today's settings would make the same.
 
         In the order in which it wanders, so that one that moves on meanwhile is found at the next place.
@@ -72,13 +71,13 @@ class Linker:
             shown = finisher.outbox.path(first.out_name, VIDEO)
             places.append((shown, _facts(first, finisher.outbox.path(first.out_name, SIDECAR))))
         for video, facts in places:
-            if facts is not None and facts.recipe == self._recipe:
+            if facts is not None and facts.recipe == recipe:
                 yield video, replace(facts, duplicate_of=first.id)
 
-    def _take(self, job: Job, first: Job, video: Path, facts: Output) -> bool:
+    def _take(self, job: Job, first: Job, video: Path, facts: Output, *, skip: bool) -> bool:
         """Make the video of `first` the result of `job` and publish it; False when it is not there any more."""
         finisher, spool = self.finisher, self.finisher.spool
-        if self.policy == "skip":
+        if skip:
             facts = replace(facts, shown_as=f"{first.out_name}.{VIDEO}")
         partial = spool.partial_render(job.id, _TOKEN)
         if not (_copy(video, partial, facts) if facts.shown_as is None else _is_whole(video, facts)):

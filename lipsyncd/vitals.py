@@ -16,7 +16,7 @@ from typing import Any
 
 from lipsyncd import __version__, health, installed, metrics
 from lipsyncd.errors import LedgerError, LipsyncdError
-from lipsyncd.facts import Facts, Worker
+from lipsyncd.facts import Facts, Inflow, Worker
 from lipsyncd.files import free_mb
 from lipsyncd.folders import Folders
 from lipsyncd.job import now_ms
@@ -50,6 +50,7 @@ class Vitals:
     vram        bytes of GPU memory by kind; empty without a GPU
     weights     why renders with the default renderer would have no weights; "" when they have
     jailed      False: this kernel has no Landlock
+    inflow      how well drops come in
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Vitals:
         vram: Callable[[], Mapping[str, int]] = dict,
         weights: Callable[[], str] = str,
         jailed: bool = True,
+        inflow: Callable[[], Inflow] = Inflow,
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
         self.tally = metrics.Tally()
@@ -83,6 +85,7 @@ class Vitals:
         self._vram = vram
         self._weights = weights
         self._jailed = jailed
+        self._inflow = inflow
         self._probe_every_s = probe_every_s
         self._stop = threading.Event()
         self._draining = False
@@ -150,6 +153,7 @@ class Vitals:
             probing=self._probing,
             workers=tuple(self._workers()),
             jailed=self._jailed,
+            inflow=self._inflow(),
             **more,
         )
 

@@ -90,7 +90,6 @@ class Worker:
         self.ceilings = ceilings
         self.wake = threading.Event()
         self.current: str | None = None
-        self._recipe = recipe_of(settings)
         self._healed_s = float("-inf")
         self._unsettled = False  # a run may have ended without the ledger knowing
         self._stopping = stopping
@@ -293,7 +292,7 @@ class Worker:
             duration_ms=round(duration * 1000),
             attempt=job.attempt,
             notes={**result.notes, **({"inputs": list(prepared.notes)} if prepared.notes else {})},
-            recipe=self._recipe,
+            recipe=recipe_of(self.settings),
         )
         spool.keep_output(job.id, rendered, output)
         self._to_publishing(job.id, token, output)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lipsyncd.alone import finisher_of
-from lipsyncd.daemon import rules_of
+from lipsyncd.arrivals import rules_of
 from lipsyncd.files import identity
 from lipsyncd.folders import HIDDEN, folders_of
 from lipsyncd.inbox import Inbox

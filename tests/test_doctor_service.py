@@ -118,7 +118,7 @@ def test_a_disk_that_fills_is_a_warning_and_a_full_one_a_fault(home: Home) -> No
 
 
 def test_a_network_folder_is_polled_and_may_not_hold_the_ledger(made: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipsyncd.watch.file_system_type", lambda folder: "nfs4")
+    monkeypatch.setattr("lipsyncd.mounts.file_system_type", lambda folder: "nfs4")
     assert "polling every 2 s: nfs4 tells nothing" in seen(made, "watch").seen
     fault(made, "state", "lies on nfs4", "local disk")
     fault(made, "spool", "lies on nfs4", "local disk")

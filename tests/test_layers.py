@@ -32,13 +32,16 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("nothing of ours", "lipsyncd errors said"),
     (
         "pure",
-        "delivery failpoints footage job landlock log manifest obstacles oom_kills protocol sd_notify seccomp watch",
+        (
+            "delivery failpoints footage inotify job landlock log manifest mounts obstacles oom_kills protocol"
+            " sd_notify seccomp"
+        ),
     ),
     (
         "one tool each",
         (
             "child display facts ffmpeg files gpu history jail launcher ledger_tables ledger_view media outgoing schema"
-            " settings talk"
+            " settings talk watch"
         ),
     ),
     (
@@ -52,7 +55,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("folders and the ledger", "folders inbox ledger overview pulse screening sidecar"),
     ("joins of edges", "intake keep outbox reload submit vitals waiting webhooks"),
     ("what jobs leave behind", "pieces"),
-    ("ends of jobs", "finish demo endings retention"),
+    ("ends of jobs", "arrivals demo endings finish retention"),
     ("work that was done before", "redrops"),
     ("work on jobs", "actions prepare recovery web"),
     ("a look at everything", "doctor"),
@@ -86,7 +89,6 @@ HOMES: dict[str, str] = {
     "sqlmodel": "ledger ledger_endings ledger_redrops ledger_tables ledger_upkeep ledger_webhooks",
     "torch": "renderers",
     "transformers": "renderers",
-    "watchdog": "watch",
     "yarl": "fetch outgoing web webhooks",
 }
 COMMANDS = (

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from lipsyncd import watch as watching
+from lipsyncd import mounts
 from lipsyncd.doctor.findings import Check, Finding, Installation, Verdict
 from lipsyncd.errors import DiskLow, InboxUnavailable
 from lipsyncd.files import free_mb, read_json
@@ -69,8 +69,8 @@ def _private(installation: Installation, path: Path) -> Finding:
             return Finding(Verdict.FAULT, f"{path} is no folder", "move that file away, or set another path")
         remedy = "`lipsyncd init` does it, and so does the first `lipsyncd run`"
         return Finding(Verdict.NOTE, f"{path} is not made yet", remedy)
-    if watching.is_network(path):
-        seen = f"{path} lies on {watching.file_system_type(path) or 'an unknown file system'}"
+    if mounts.is_network(path):
+        seen = f"{path} lies on {mounts.file_system_type(path) or 'an unknown file system'}"
         return Finding(Verdict.FAULT, seen, "put it on a local disk: SQLite's ledger is not safe on a network folder")
     return _room(installation, path)
 
@@ -78,7 +78,7 @@ def _private(installation: Installation, path: Path) -> Finding:
 def _room(installation: Installation, path: Path) -> Finding:
     """Open to the daemon's user, and with space left."""
     free, floor = free_mb(path), installation.settings.paths.min_free_mb
-    seen = f"{path}, {watching.file_system_type(path) or 'unknown'}, {size_text(round(free * 1e6))} free"
+    seen = f"{path}, {mounts.file_system_type(path) or 'unknown'}, {size_text(round(free * 1e6))} free"
     if installation.closed([path]):
         owner = installation.owner.name
         remedy = f"let user {owner} read, write and enter it: `ls -ld {path}`, and is it mounted read-only?"
@@ -102,8 +102,8 @@ def watch(installation: Installation) -> Finding:
         return Finding(Verdict.OK, f"{polling}, as watch.mode says")
     if not inbox.is_dir():
         return Finding(Verdict.NOTE, "nothing to watch: the inbox is not there")
-    kind = watching.file_system_type(inbox) or "an unknown file system"
-    if settings.mode == "auto" and watching.is_network(inbox):
+    kind = mounts.file_system_type(inbox) or "an unknown file system"
+    if settings.mode == "auto" and mounts.is_network(inbox):
         return Finding(Verdict.OK, f"{polling}: {kind} tells nothing of what other machines write")
     instances, watches = _limit("max_user_instances"), _limit("max_user_watches")
     told = read_json(folders.state / STATUS_FILE) if is_held(folders.state) else None

@@ -17,6 +17,7 @@ LIVE = frozenset(
         *(f"watch.{key}" for key in ("pair_timeout_s", "incomplete_timeout_s")),
         *(f"intake.max_{key}" for key in ("image_mb", "video_mb", "audio_mb", "manifest_kb", "megapixels", "audio_s")),
         *(f"intake.min_{key}" for key in ("side_px", "audio_s")),
+        "intake.on_redrop",
         *(f"render.{key}" for key in ("renderer", "unload_idle_s", "max_attempts", "stop_grace_s")),
         *(f"render.{key}" for key in ("job_timeout_s", "stall_timeout_s", "start_timeout_s")),
         *(f"output.{key}" for key in ("resolution", "fps", "stitch", "on_name_conflict")),

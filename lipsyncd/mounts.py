@@ -1,0 +1,93 @@
+"""Which file system a folder lies on, and what that means: may others write there unseen, can a database live there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "overlay", "bcachefs", "ramfs"))
+_NETWORK = frozenset(
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "lustre", "gpfs", "beegfs", "afs"),
+        *("ncpfs", "vboxsf", "vmhgfs", "prl_fs"),
+    )
+)
+# The same by the kernel's magic numbers (statfs(2)), for when the table of mounts cannot be read.
+_NETWORK_MAGIC = {
+    0x6969: "nfs",
+    0xFE534D42: "smb3",
+    0xFF534D42: "cifs",
+    0x65735546: "fuse",
+    0x01021997: "9p",
+    0x00C36400: "ceph",
+}
+_STATFS_BYTES = 512  # more than the structure has on any machine; its first word is the magic number
+
+
+@dataclass(frozen=True)
+class _Mount:
+    number: str
+    parent: str
+    point: str
+    kind: str
+
+    def holds(self, path: str) -> bool:
+        return path == self.point or path.startswith(self.point.rstrip("/") + "/")
+
+
+def file_system_type(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the file system that a folder lies on, such as "ext4" or "nfs4"; "" when it cannot be told.
+
+    Walks from mount to mount as the kernel walks the path: the longest matching mount point may be one that a later
+    mount above it has covered. Source: proc_pid_mountinfo(5).
+    """
+    try:
+        lines = mountinfo.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    path = os.path.realpath(folder)
+    mounts = [mount for mount in map(_mount, lines) if mount.holds(path)]
+    numbers = {mount.number for mount in mounts}
+    here = next((mount for mount in mounts if mount.parent not in numbers - {mount.number}), None)
+    kind = ""
+    while here is not None:
+        kind, number = here.kind, here.number
+        inner = [mount for mount in mounts if mount.parent == number != mount.number]
+        here = min(inner, key=lambda mount: len(mount.point), default=None)
+    return kind
+
+
+def _mount(line: str) -> _Mount:
+    fields = line.split(" ")
+    return _Mount(fields[0], fields[1], _unescape(fields[4]), fields[fields.index("-") + 1])
+
+
+def _unescape(field: str) -> str:
+    """A path of mountinfo, in which space, tab, newline and backslash are octal escapes."""
+    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, char)
+    return field
+
+
+def is_network(folder: Path) -> bool:
+    """May other machines write there without our kernel knowing? Unknown file systems count as network."""
+    return file_system_type(folder) not in _LOCAL
+
+
+def known_network(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of a file system that is surely a network's or a program's, else "".
+
+    SQLite cannot work there: its locks and its shared memory are promises between processes of one kernel.
+    """
+    kind = file_system_type(folder, mountinfo) or _NETWORK_MAGIC.get(_magic(folder), "")
+    return kind if kind in _NETWORK or kind.startswith("fuse") else ""
+
+
+def _magic(folder: Path) -> int:
+    """The number by which the kernel knows a file system; 0 when it does not say."""
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(folder), answer) != 0:
+        return 0
+    return ctypes.c_ulong.from_buffer(answer).value & 0xFFFFFFFF
