@@ -14,10 +14,9 @@ from lipsyncd.doctor.findings import Finding, Installation, Verdict
 from lipsyncd.errors import DeviceMissing, RendererNotInstalled, WeightsDamaged, WeightsMissing
 from lipsyncd.settings import Render
 from lipsyncd.weights.automatic import size_text
-from lipsyncd.weights.store import Present, Store, digest_of, total_bytes
+from lipsyncd.weights.store import NOT_READY, Present, Store, digest_of, total_bytes
 
 _WANTED_GB = 6.0  # of GPU memory for batches of 16
-_FAULTY = ("missing", "unconverted")
 
 
 def renderer(installation: Installation) -> Finding:
@@ -51,7 +50,7 @@ def weights(installation: Installation) -> Finding:
     there = [present for present in store.status() if not present.weight.optional or present.path is not None]
     if damaged := list(_damaged(store, there, full=installation.full)):
         return Finding(Verdict.FAULT, f"{store.folder}: {'; '.join(damaged)}", WeightsDamaged.default_remedy)
-    missing = [present.weight for present in there if present.state in _FAULTY]
+    missing = [present.weight for present in there if present.state == "missing"]
     if missing:
         names = ", ".join(weight.name for weight in missing)
         seen = f"{store.folder}: missing {names} ({size_text(total_bytes(missing))})"
@@ -60,6 +59,9 @@ def weights(installation: Installation) -> Finding:
         why = "HF_HUB_OFFLINE is set" if weighing.offline() else "weights.auto_pull is off"
         return Finding(Verdict.FAULT, f"{seen}, and {why}", WeightsMissing.default_remedy)
     size = size_text(sum(present.size_bytes for present in there))
+    if lying := [f"{present.weight.name} {present.state}" for present in there if present.state in NOT_READY]:
+        seen = f"{len(there)} files, {size}, for {store.folder}: {', '.join(lying)}"
+        return Finding(Verdict.NOTE, seen, "the first job takes them over; `lipsyncd models pull` does so now")
     unproved = [present.weight.name for present in there if present.state == "unverified"]
     if unproved and not installation.full:
         seen = f"{len(there)} files, {size}, in {store.folder}; not hashed yet: {', '.join(unproved)}"
@@ -72,7 +74,7 @@ def _damaged(store: Store, there: list[Present], *, full: bool) -> Iterator[str]
     """What is wrong with the files that are there: their size, or with `full` their hash. Sets nothing aside."""
     for present in there:
         weight, path = present.weight, present.path
-        if path is None or present.state in _FAULTY:
+        if path is None or present.state in NOT_READY:
             continue
         if not weight.becomes and present.size_bytes != weight.size_bytes:
             yield f"{weight.name} has {present.size_bytes} bytes of {weight.size_bytes}"

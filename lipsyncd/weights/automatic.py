@@ -69,9 +69,9 @@ class AutoPull:
         return "" if not missing or self._doable(missing) else str(self._absent(missing))
 
     def _doable(self, missing: list[Weight]) -> list[Weight]:
-        """Those that we may bring: all from the hub, or only what lies there and has to be converted."""
+        """Those that we may bring: all from the hub, or only what lies there and has to be converted or linked."""
         may_fetch = self._allowed and not offline()
-        return missing if may_fetch else [weight for weight in missing if self.store.original(weight).exists()]
+        return missing if may_fetch else [weight for weight in missing if self.store.lying(weight)]
 
     def _absent(self, missing: list[Weight]) -> WeightsMissing:
         why = "HF_HUB_OFFLINE forbids to fetch them" if self._allowed else "weights.auto_pull is off"

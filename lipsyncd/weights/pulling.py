@@ -168,8 +168,8 @@ class _Pull:
     def _to_write_bytes(self, weight: Weight) -> int:
         halved = weight.size_bytes // 2 if weight.dtype == "float16" else weight.size_bytes
         converted = halved if weight.becomes else 0
-        if self._lying(weight) is not None:
-            return converted or weight.size_bytes
+        if (lying := self._lying(weight)) is not None:
+            return converted or (0 if self.store.shelves(lying) else weight.size_bytes)
         part = self._part(weight)
         return converted + weight.size_bytes - (part.stat().st_size if part.exists() else 0)
 
@@ -185,6 +185,9 @@ class _Pull:
         elif lying is not None and weight.becomes:
             self._require_hash(weight, lying)
             self._convert(weight, lying)
+        elif lying is not None and self.store.shelves(lying):
+            self._require_hash(weight, lying)
+            self._link(weight, lying)
         elif lying is not None:
             self._copy(weight, lying, weight.sha256)
         else:
@@ -198,11 +201,11 @@ class _Pull:
         self.tell(Step(weight, "ready"))
 
     def _lying(self, weight: Weight) -> Path | None:
-        """The file as the hub has it, where somebody has put it: here (a pickle) or in the source."""
-        places = [self.store.original(weight)] if weight.becomes else []
-        if self.source is not None:
-            places.append(self.source / weight.file)
-        return next((place for place in places if place.is_file()), None)
+        """The file as the hub has it, where somebody has put it: here (a pickle), on the shelf, or in the source."""
+        if (there := self.store.lying(weight)) is not None:
+            return there
+        given = None if self.source is None else self.source / weight.file
+        return given if given is not None and given.is_file() else None
 
     def _converted_in_source(self, weight: Weight) -> tuple[Path, str] | None:
         """What another lipsyncd has made of a pickle, with the hash that it noted."""
@@ -223,7 +226,8 @@ class _Pull:
         if found == weight.sha256:
             return
         if not ours:
-            raise WeightsDamaged(f"{path} has sha256 {found}, not {weight.sha256}")
+            remedy = f"bring the right one, or take it out of {self.store.shelf}" if self.store.shelves(path) else None
+            raise WeightsDamaged(f"{path} has sha256 {found}, not {weight.sha256}", remedy=remedy)
         path.unlink()
         raise WeightsDamaged(
             f"{weight.path} of {weight.repository} came with sha256 {found}, not {weight.sha256}, and was removed"
@@ -238,6 +242,13 @@ class _Pull:
             self._place(weight, hidden, digest_of(hidden)[0])
         finally:
             hidden.unlink(missing_ok=True)
+
+    def _link(self, weight: Weight, lying: Path) -> None:
+        """Use a file of the shelf in place: gigabytes that lie there already are not written again."""
+        hidden = self._hidden(weight)
+        hidden.unlink(missing_ok=True)
+        hidden.symlink_to(lying)
+        self._place(weight, hidden, weight.sha256)
 
     def _copy(self, weight: Weight, lying: Path, wanted: str) -> None:
         self.tell(Step(weight, "copying", 0, weight.size_bytes))

@@ -24,8 +24,11 @@ from lipsyncd.job import Identity
 from lipsyncd.settings import Settings
 from lipsyncd.weights.lock import Weight, read_lock
 
+OWN_FOLDER = "weights"  # in the storage folder, beside a folder of weights that cannot be written
 _BLOCK_BYTES = 1 << 20
 _CLOCK_TICK_NS = 20_000_000  # a file that changes twice within one tick of the kernel's clock keeps its times
+
+NOT_READY = ("missing", "unconverted", "on the shelf")
 
 Told = Callable[[int], None]  # how many bytes have been read
 
@@ -34,9 +37,10 @@ Told = Callable[[int], None]  # how many bytes have been read
 class Present:
     """What there is of one weight.
 
-    path        the file that renders open; for "unconverted" the pickle; None when there is neither
+    path        the file that renders open; for "unconverted" the pickle; on the shelf either; None when there is none
     size_bytes  of that file
-    state       "verified", "unverified" (another hash is due), "unconverted" (only the pickle is there), "missing"
+    state       "verified", "unverified" (another hash is due), "unconverted" (only the pickle is there), "on the shelf"
+                (neither hashed nor linked yet), "missing"
     """
 
     weight: Weight
@@ -46,9 +50,25 @@ class Present:
 
 
 def store_of(settings: Settings) -> Store:
-    """The folder, the lock list and the second place for proofs that the settings name. Raises `ConfigError`."""
-    weights = read_lock(settings.weights.lock)
-    return Store(settings.weights.dir, weights, proofs=settings.paths.state / "weights")
+    """The folder, the lock list and the second place for proofs that the settings name. Raises `ConfigError`.
+
+    A folder that this user cannot fill, such as a mount that is read-only or a clone of somebody else's, becomes a
+    shelf: what lies there is used in place, and `weights` in the storage folder takes the rest. Once that exists it
+    stays in use, so that everybody who asks sees the same.
+    """
+    weights, folder = read_lock(settings.weights.lock), settings.weights.dir
+    proofs, own = settings.paths.state / "weights", settings.paths.storage / OWN_FOLDER
+    if own != folder and (own.is_dir() or not _can_be_filled(folder, weights)):
+        return Store(own, weights, proofs=proofs, shelf=folder)
+    return Store(folder, weights, proofs=proofs)
+
+
+def _can_be_filled(folder: Path, weights: Sequence[Weight]) -> bool:
+    """May this user write wherever a weight may have to go? A folder that is not there yet is no obstacle."""
+    wanted = {(folder / file).parent for weight in weights for file in (weight.file, weight.used_file)}
+    return not folder.is_dir() or all(
+        os.access(place, os.W_OK | os.X_OK) for place in wanted | {folder} if place.exists()
+    )
 
 
 def digest_of(path: Path, told: Told = lambda _: None) -> tuple[str, Identity]:
@@ -84,11 +104,20 @@ class Store:
              yunet/
     weights  the lock list
     proofs   folder that takes the proofs where they cannot lie beside the weights
+    shelf    a folder of the same layout that is only read: what lies there with the right hash is linked into `folder`
     """
 
-    def __init__(self, folder: Path, weights: Sequence[Weight] | None = None, *, proofs: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        weights: Sequence[Weight] | None = None,
+        *,
+        proofs: Path | None = None,
+        shelf: Path | None = None,
+    ) -> None:
         self.folder = folder.absolute()
         self.weights = tuple(read_lock() if weights is None else weights)
+        self.shelf = None if shelf is None else shelf.absolute()
         self._proofs = proofs
 
     @property
@@ -108,6 +137,13 @@ class Store:
         """Where the file as the hub has it would lie."""
         return self.folder / weight.file
 
+    def lying(self, weight: Weight) -> Path | None:
+        """The file as the hub has it, where somebody has put it: a pickle beside what it becomes, or on the shelf."""
+        places = [self.original(weight)] if weight.becomes else []
+        if self.shelf is not None:
+            places.append(self.shelf / weight.file)
+        return next((place for place in places if place.is_file()), None)
+
     def needed(self, options: Mapping[str, object] | None = None) -> list[Weight]:
         """The weights that a render with these options opens; without options, those that every render opens."""
         return [weight for weight in self.weights if weight.needed(options or {})]
@@ -119,9 +155,9 @@ class Store:
         return [self._look(weight) for weight in self.weights]
 
     def missing(self, options: Mapping[str, object] | None = None) -> list[Weight]:
-        """What is needed, and cannot be opened yet by a render because it is missing or still a pickle."""
+        """What is needed, and cannot be opened yet by a render: missing, still a pickle, or not yet taken over."""
         found = [self._look(weight) for weight in self.needed(options)]
-        return [there.weight for there in found if there.state in ("missing", "unconverted")]
+        return [there.weight for there in found if there.state in NOT_READY]
 
     def require(self, options: Mapping[str, object] | None = None) -> None:
         """Return when a render with these options may open its weights. What has no proof yet is hashed now.
@@ -135,15 +171,20 @@ class Store:
             self.check(weight)
 
     def _look(self, weight: Weight) -> Present:
-        used, original = self.folder / weight.used_file, self.original(weight)
+        used = self.folder / weight.used_file
         identity = _identity(used)
         if identity is not None:
             state = "verified" if self._proved(weight, identity) else "unverified"
             return Present(weight, used, identity.size, state)
-        pickled = _identity(original) if weight.becomes else None
-        if pickled is not None:
-            return Present(weight, original, pickled.size, "unconverted")
-        return Present(weight, None, 0, "missing")
+        lying = self.lying(weight)
+        there = None if lying is None else _identity(lying)
+        if there is None:
+            return Present(weight, None, 0, "missing")
+        return Present(weight, lying, there.size, "on the shelf" if self.shelves(lying) else "unconverted")
+
+    def shelves(self, path: Path | None) -> bool:
+        """Does that file lie on the shelf, and so stays where it is?"""
+        return self.shelf is not None and path is not None and path.is_relative_to(self.shelf)
 
     # -- proving -------------------------------------------------------------------------------------------------------
 
