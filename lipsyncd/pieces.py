@@ -159,7 +159,8 @@ def stored(root: Path, needed: Collection[str]) -> Iterator[Piece]:
     device = root.stat().st_dev
     for name in _folders_in(root):
         size = sum(entry.stat(follow_symlinks=False).st_size for entry in _files_in(root / name))
-        yield Piece(UPLOADS, name, root, (name,), (), uploads.at_s(name), size, device, name in needed)
+        exempt = name in needed or uploads.persists(name)
+        yield Piece(UPLOADS, name, root, (name,), (), uploads.at_s(name), size, device, exempt)
 
 
 def _files_in(folder: Path) -> list[os.DirEntry[str]]:

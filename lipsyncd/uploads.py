@@ -3,6 +3,7 @@
     <id>/content      the bytes as they came
     <id>/facts.json   what was found in them, the name that they came under, when
     <id>/deleted      the client wants it gone; it goes as soon as no open job needs it
+    <id>/persists     the client wants it kept without limit
 
 A folder appears whole, by a rename, after its content was checked. Manifests name it as `upload:<id>`; the preparer
 copies it into the job's own folder. Owns that folder; what an upload may be is the web server's question.
@@ -89,6 +90,14 @@ class Uploads:
     def touch(self, upload_id: str) -> None:
         """Begin its time anew: somebody has made a job of it."""
         os.utime(self.root / upload_id / "facts.json")
+
+    def persist(self, upload_id: str) -> None:
+        """Keep it without limit, until it is deleted."""
+        (self.root / upload_id / "persists").touch()
+
+    def persists(self, upload_id: str) -> bool:
+        folder = self.root / upload_id
+        return (folder / "persists").exists() and not (folder / "deleted").exists()
 
     def at_s(self, upload_id: str) -> float:
         """When its time began, seconds since 1970; 0 for one that is deleted or torn, whose time is over."""

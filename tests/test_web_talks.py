@@ -258,14 +258,23 @@ def test_a_talk_that_persists_outlives_the_retention(tmp_path: Path) -> None:
         image = api.form("/images", image=("p.png", picture())).json
         audio = api.form("/audios", audio=("p.wav", sound())).json
         talk = {"source_url": image["url"], "script": {"type": "audio", "audio_url": audio["url"]}}
+        again = api.form("/audios", audio=("p.wav", sound()), persist="true").json
         kept = api.talk(api.post("/talks", {**talk, "persist": "true"}).json["id"])
         gone = api.talk(api.post("/talks", talk).json["id"])
         empty_outbox(api.home)
         api.home.until(lambda: not list(api.home.path("spool").iterdir()), "the spool to be cleared")
-        for path in [*api.home.path("state").glob("results/*"), *api.home.path("archive").glob("*/*/job.json")]:
+        for path in [
+            *api.home.path("state").glob("results/*"),
+            *api.home.path("archive").glob("*/*/job.json"),
+            *api.home.path("state").glob("uploads/*/facts.json"),
+        ]:
             os.utime(path, (time.time() - 40 * 86400,) * 2)
         assert api.home.cli("prune").returncode == 0
         assert len(list(api.home.path("archive").glob("*/*/job.json"))) == 1
+        assert [path.name for path in api.home.path("state").glob("uploads/*")] == [again["id"]]
+        assert api.call("DELETE", f"/audios/{again['id']}").status == 204
+        assert api.home.cli("prune").returncode == 0
+        assert list(api.home.path("state").glob("uploads/*")) == []
         assert api.get(gone["result_url"]).refused(404, "NotFoundError")
         assert api.get(kept["result_url"]).status == 200
 

@@ -95,8 +95,12 @@ class Counter:
         Raises as `receive` does, and `FetchRefused`, `FetchFailed`.
         """
         form, uploads = await self.receive(request, {role: role, "file": role})
-        if role in uploads:
-            return uploads[role]
+        upload = uploads[role] if role in uploads else await self._fetched(request, form, role)
+        if form.fields.get("persist", "").strip().lower() in ("true", "1"):
+            await self.desk.run(self.stock.uploads.persist, upload.id)
+        return upload
+
+    async def _fetched(self, request: web.Request, form: Form, role: str) -> Upload:
         url = form.fields.get("source_url", "")
         if not url:
             raise bad_request(
