@@ -113,6 +113,7 @@ class Finisher:
         """Let jobs go on whose obstacle has moved; says whether there were any."""
         codes = self.obstacles.moved()
         count = self.ledger.release(*codes) if codes else 0
+        self.obstacles.forget(codes)
         if count:
             log.info("looking again at %d jobs that wait: %s", count, ", ".join(codes))
         return count > 0

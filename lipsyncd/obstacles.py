@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +80,14 @@ class Obstacles:
             self._standing = {key: o for key, o in self._standing.items() if key[1] != place}
 
     def moved(self) -> list[str]:
-        """The codes of obstacles that look different than when they were met: it is worth another try now."""
+        """The codes of obstacles that look different than when they were met, until `forget`: worth another try."""
         with self._lock:
             forgotten_s = self._clock() - LONGEST_WAIT_S  # nobody has met it again: its jobs were cancelled
             self._standing = {key: o for key, o in self._standing.items() if o.until_s > forgotten_s}
             standing = list(self._standing.items())
-        changed = [key for key, obstacle in standing if _seen(obstacle.look) != obstacle.seen]
+        return sorted({code for (code, _), obstacle in standing if _seen(obstacle.look) != obstacle.seen})
+
+    def forget(self, codes: Collection[str]) -> None:
+        """Those who waited for these were told to try again."""
         with self._lock:
-            for key in changed:
-                self._standing.pop(key, None)
-        return sorted({code for code, _ in changed})
+            self._standing = {key: o for key, o in self._standing.items() if key[0] not in codes}

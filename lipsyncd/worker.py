@@ -109,7 +109,7 @@ class Worker:
                 except Exception:
                     log.exception("worker for %s: unexpected failure", self.device)
                     worked = False
-                if not worked and not self._heal():
+                if not self._heal() and not worked:
                     self._unload_if_idle()
                     self.wake.wait(_LOOK_EVERY_S)
                     self.wake.clear()

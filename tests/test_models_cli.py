@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,23 @@ def test_pull_brings_what_is_needed_and_by_name_what_is_optional(home: Home, hub
     assert states(home) == {"eyes": "verified", "mask": "missing"}
     assert models(home, "pull", "mask", HF_ENDPOINT=hub.url).returncode == 0
     assert states(home) == {"eyes": "verified", "mask": "verified"}
+
+
+def test_in_a_terminal_a_bar_tells_how_far_a_pull_is(home: Home, hub: Hub) -> None:
+    terminal, theirs = os.openpty()
+    command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "models", "pull"]
+    environment = home.environment(HF_ENDPOINT=hub.url, HF_HOME=str(home.root / "hf"), TERM="xterm", COLUMNS="120")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as pulling:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the terminal is closed when the command ends
+            while told := os.read(terminal, 65536):
+                shown += told
+    os.close(terminal)
+    assert pulling.returncode == 0, shown
+    assert "━━━━━━━━" in shown.decode()
+    assert "100%" in shown.decode()
+    assert states(home)["eyes"] == "verified"
 
 
 def test_pull_from_a_folder_needs_no_hub(home: Home, tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def test_nobody_runs_into_what_is_known_to_stand_there(obstacles: Obstacles, clo
     assert obstacles.ahead(HERE) is None, "time to look again"
 
 
-def test_what_has_moved_is_told_once_and_the_waits_begin_anew(obstacles: Obstacles, clock: Clock) -> None:
+def test_what_has_moved_is_told_until_it_is_forgotten_and_the_waits_begin_anew(
+    obstacles: Obstacles, clock: Clock
+) -> None:
     thing, other = Thing(), Thing()
     for _ in range(3):
         clock.wait(obstacles.met(WeightsMissing("none"), "weights", thing))
@@ -76,6 +78,7 @@ def test_what_has_moved_is_told_once_and_the_waits_begin_anew(obstacles: Obstacl
     assert obstacles.moved() == []
     thing.state = "here"
     assert obstacles.moved() == ["weights-missing"]
+    obstacles.forget(["weights-missing"])
     assert obstacles.moved() == []
     assert obstacles.met(WeightsMissing("half of them"), "weights", thing) == 5
 
