@@ -80,10 +80,11 @@ class Arrivals:
 
     def open(self, spool: Spool, ledger: Ledger) -> None:
         """Put a desk behind each door; still nobody looks."""
+        names = [queue.name for queue in self.settings.queues]
         for kind in inboxes(self.folders):
             folder = self.folders.shared[kind]
-            inbox = Inbox(folder, rules_of(self.settings), network=False)
-            intake = Intake(self.settings, inbox, spool, ledger)
+            inbox = Inbox(folder, rules_of(self.settings), network=False, queues=() if queue_of(kind) else names)
+            intake = Intake(self.settings, inbox, spool, ledger, queue_of(kind))
             watch = Watch(folder, mode=self.settings.watch.mode, hidden=HIDDEN, bell=self.ring.set)
             self.doors.append(Door(kind, inbox, intake, watch, self._locks[kind]))
 
@@ -96,7 +97,8 @@ class Arrivals:
 
     def register(self, spec: JobSpec) -> Accepted | None:
         """Give a job that was accepted before a crash its row."""
-        return self.doors[0].intake.register(spec)
+        by_queue = {queue_of(door.kind): door for door in self.doors}
+        return by_queue.get(spec.queue, self.doors[0]).intake.register(spec)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -210,8 +212,14 @@ class Arrivals:
             "scan_age_s": round(self.scan_age_s, 1),
             "waiting": waiting,
             "blocked": self.blocked,
+            "queues": [self._queue(door) for door in self.doors[1:]],
             "ignored": dict(_named(self.doors, lambda door: door.inbox.ignored)),
         }
+
+    def _queue(self, door: Door) -> dict[str, Any]:
+        name = queue_of(door.kind)
+        watch = "events" if door.watch.events else "polling"
+        return {"name": name, "priority": self.settings.queue(name).priority, "fault": door.fault, "watch": watch}
 
 
 def inboxes(folders: Folders) -> list[str]:
@@ -219,10 +227,15 @@ def inboxes(folders: Folders) -> list[str]:
     return [kind for kind in folders.shared if kind.partition("/")[0] == "inbox"]
 
 
+def queue_of(kind: str) -> str:
+    """The queue whose folder that kind is; "" for the inbox itself."""
+    return kind.partition("/")[2]
+
+
 def _named(doors: Iterable[Door], ask: Callable[[Door], Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
     """What each door says of its files, under the names that people know them by."""
     for door in doors:
-        prefix = door.kind.removeprefix("inbox").removeprefix("/")
+        prefix = queue_of(door.kind)
         for name, value in ask(door).items():
             yield (f"{prefix}/{name}" if prefix else name), value
 

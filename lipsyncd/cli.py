@@ -53,7 +53,7 @@ class Caller:
     def folders(self) -> Folders:
         from lipsyncd.folders import folders_of
 
-        return folders_of(self.settings.paths)
+        return folders_of(self.settings.paths, [queue.name for queue in self.settings.queues])
 
     @property
     def view(self) -> LedgerView:

@@ -74,7 +74,7 @@ class Daemon:
     def __init__(self, settings: Settings, read_again: Callable[[], Settings] | None = None) -> None:
         self.settings = settings
         self._read_again = read_again or (lambda: settings)
-        self.folders = folders_of(settings.paths)
+        self.folders = folders_of(settings.paths, [queue.name for queue in settings.queues])
         self._stop = threading.Event()
         self._cut_off = threading.Event()
         self._hung_up = threading.Event()

@@ -50,10 +50,10 @@ def age(ms: int) -> str:
 def row(job: Job) -> tuple[str, ...]:
     """One line of the table; the stage of a job that waits or failed is the reason."""
     stage = job.reason_code if job.reason_code and job.state in (JobState.QUEUED, JobState.FAILED) else job.stage
-    speed = job.render_fps
+    speed, name = job.render_fps, f"{job.queue}/{job.name}" if job.queue else job.name
     return (
         job.id,
-        job.name if len(job.name) <= _LONGEST_NAME else job.name[: _LONGEST_NAME - 1] + "…",
+        name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…",
         job.state.value,
         stage or "",
         f"{job.fraction * 100:.0f}",
@@ -137,7 +137,8 @@ def print_job(job: Job, events: Sequence[JobEvent], deliveries: Sequence[Deliver
         ("id", job.id),
         ("name", job.name),
         ("state", job.state.value + (f" ({job.stage}, {job.fraction:.0%})" if job.state is JobState.RUNNING else "")),
-        ("result", f"{job.out_name}.mp4" if job.state is JobState.DONE else ""),
+        ("queue", job.queue),
+        ("result", f"{job.place}.mp4" if job.state is JobState.DONE else ""),
         ("same as", job.duplicate_of or ""),
         (
             "renderer",

@@ -74,7 +74,7 @@ class Finisher:
                 out_name = self._show_first(job_id, spec, output, out_name)
             except (NameTaken, BadResult) as error:
                 return self.fail(job_id, error)
-            self._show_sidecar(job_id, out_name)
+            self._show_sidecar(job_id, out_name, self.outbox.shelf(spec.queue))
             reach("publish-shown")
             shown = f"{out_name}.{VIDEO if output.shown_as is None else SIDECAR}"
             job = self.ledger.to_done(job_id, note=f"published as {shown}")
@@ -141,11 +141,11 @@ class Finisher:
 
     def _show_first(self, job_id: str, spec: JobSpec, output: Output, out_name: str) -> str:
         """Give the video, or the sidecar where there is no video, its name or the next free one; gives that name."""
-        first = VIDEO if output.shown_as is None else SIDECAR
-        while self.outbox.is_staged(job_id, first):
-            if self.outbox.is_free(out_name):
+        first, shelf = VIDEO if output.shown_as is None else SIDECAR, self.outbox.shelf(spec.queue)
+        while shelf.is_staged(job_id, first):
+            if shelf.is_free(out_name):
                 with contextlib.suppress(FileExistsError):
-                    self.outbox.show(job_id, first, out_name)
+                    shelf.show(job_id, first, out_name)
                     return out_name
             if self.settings.output.on_name_conflict == "fail":
                 raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
@@ -157,15 +157,15 @@ class Finisher:
         self.ledger.note(job_id, "the result was shown before")
         return out_name
 
-    def _show_sidecar(self, job_id: str, out_name: str) -> None:
-        if not self.outbox.is_staged(job_id, SIDECAR):
+    def _show_sidecar(self, job_id: str, out_name: str, shelf: Outbox) -> None:
+        if not shelf.is_staged(job_id, SIDECAR):
             self._require_outbox()
             return
         try:
-            self.outbox.show(job_id, SIDECAR, out_name)
+            shelf.show(job_id, SIDECAR, out_name)
         except FileExistsError:
             # Somebody wrote a file of that name in the last moment. The video keeps its name; the sidecar says which.
-            self.outbox.show(job_id, SIDECAR, f"{out_name} {job_id}")
+            shelf.show(job_id, SIDECAR, f"{out_name} {job_id}")
 
     # -- no video ------------------------------------------------------------------------------------------------------
 
@@ -330,14 +330,14 @@ class Finisher:
             if not video.exists() or job.out_sha256 is None:
                 raise ResultGone(f"the video of job {job_id} is kept no longer")
             self._require_outbox()
-            number, out_name = 1, job.out_name
-            while not self.outbox.is_free(out_name):
+            number, out_name, shelf = 1, job.out_name, self.outbox.shelf(job.queue)
+            while not shelf.is_free(out_name):
                 number += 1
                 out_name = f"{job.out_name} ({number})"
             content = sidecar.renamed(facts.read_bytes(), out_name)
-            self.outbox.stage(job_id, video, job.out_sha256, content)
-            self.outbox.show(job_id, VIDEO, out_name)
-            self.outbox.show(job_id, SIDECAR, out_name)
+            shelf.stage(job_id, video, job.out_sha256, content)
+            shelf.show(job_id, VIDEO, out_name)
+            shelf.show(job_id, SIDECAR, out_name)
             self.ledger.note(job_id, f"published again as {out_name}.mp4")
             return out_name
 
@@ -356,7 +356,7 @@ class Finisher:
                 raise IllegalTransition(f"job {job_id} has files in the spool that cannot be cleared away just now")
             job = self.ledger.get(job_id)
             if job.rest is not None:
-                self.outbox.withdraw(job_id, job.out_name)
+                self.outbox.shelf(job.queue).withdraw(job_id, job.out_name)
                 if job.kept is not None:
                     remove_tree(Path(job.kept))
             for suffix in (VIDEO, SIDECAR):

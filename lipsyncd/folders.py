@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from lipsyncd.errors import ConfigError
@@ -17,6 +18,7 @@ from lipsyncd.job import new_id
 from lipsyncd.settings import Paths
 
 KINDS = ("inbox", "outbox", "failed", "archive")  # shared with people; state and spool are ours alone
+INBOX_OF = "inbox/{}"  # kind of the folder in the inbox for a queue
 HIDDEN = ".lipsyncd"
 _LONGEST_MARKER = 100  # characters
 _PRIVATE_MODE = 0o750
@@ -25,7 +27,7 @@ _SHARED_MODE = 0o2775
 
 
 class Folders:
-    """The folders of one daemon. `shared` maps each of `KINDS` to its path."""
+    """The folders of one daemon. `shared` maps each of `KINDS`, and `INBOX_OF` each queue, to its path."""
 
     def __init__(self, *, state: Path, spool: Path, shared: dict[str, Path]) -> None:
         self.state = state
@@ -43,7 +45,7 @@ class Folders:
     def known(self) -> dict[str, str]:
         """The ids that this state folder has recorded; empty before the first start."""
         record = read_json(self.state / "folders.json") or {}
-        return {kind: found for kind in KINDS if (found := record.get(kind)) and isinstance(found, str)}
+        return {kind: found for kind in self.shared if (found := record.get(kind)) and isinstance(found, str)}
 
     def initialise(self, *, adopt: bool = False) -> list[str]:
         """Make what is missing and write the markers; says, line by line, what was done.
@@ -54,8 +56,12 @@ class Folders:
         private = ((self.state, _PRIVATE_MODE), (self.spool, _PRIVATE_MODE), (self.results, _PRIVATE_MODE))
         done = [f"made {path}" for path, mode in (*private, (self.control, _CONTROL_MODE)) if _make(path, mode)]
         known = self.known()
-        for kind in KINDS:
-            done += self._mark(kind, known, adopt=adopt)
+        for kind in self.shared:
+            parent = kind.partition("/")[0]
+            if (
+                parent == kind or _read(self._marker(parent)) == known[parent]
+            ):  # nothing is made under a bare mount point
+                done += self._mark(kind, known, adopt=adopt)
         if known != self.known():
             write_json(self.state / "folders.json", known, mode=0o640)  # whoever submits asks for the inbox's id
         return done
@@ -83,12 +89,13 @@ class Folders:
         return expected is not None and _read(self._marker(kind)) == expected
 
     def _marker(self, kind: str) -> Path:
-        return self.shared[kind] / HIDDEN / f"{kind}-id"
+        return self.shared[kind] / HIDDEN / f"{kind.partition('/')[0]}-id"
 
 
-def folders_of(paths: Paths) -> Folders:
+def folders_of(paths: Paths, queues: Iterable[str] = ()) -> Folders:
     """The folders that the settings name."""
     shared = {"inbox": paths.inbox, "outbox": paths.outbox, "failed": paths.failed, "archive": paths.archive}
+    shared |= {INBOX_OF.format(queue): paths.inbox / queue for queue in queues}
     return Folders(state=paths.state, spool=paths.spool, shared=shared)
 
 

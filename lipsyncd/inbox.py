@@ -17,7 +17,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,9 +96,21 @@ class _Seen:
 
 
 class Inbox:
-    """The folder `root`. `network` says that other machines may write there, whom no lease shows."""
+    """The folder `root`.
 
-    def __init__(self, root: Path, rules: Rules, *, network: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    network  other machines may write there, whom no lease shows
+    queues   names of folders in it that are inboxes of their own
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        rules: Rules,
+        *,
+        network: bool,
+        queues: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.root = root
         self.rules = rules
         self.network = network
@@ -107,6 +119,7 @@ class Inbox:
         self.unreadable: dict[str, str] = {}
         self.next_look_s: float | None = None
         self._clock = clock
+        self._queues = frozenset(map(os.fsencode, queues))
         self._root = os.fsencode(root)
         self._seen: dict[bytes, _Seen] = {}
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
@@ -189,7 +202,7 @@ class Inbox:
         with os.scandir(self._root) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
-            if _is_temporary(entry.name):
+            if _is_temporary(entry.name) or entry.name in self._queues:
                 continue
             role = _role(entry.name) or (OTHER if entry.name in named else None)
             try:

@@ -59,13 +59,15 @@ class Accepted:
 class Intake:
     """Takes the drops of one inbox. Runs in one thread.
 
+    queue      whose folder that is, "" for the inbox itself: its preset is what jobs get when they do not say it
     cut_short  the last scan left drops behind that could have been taken: look again at once
     blocked    files that could not be taken in the last scan, or not be removed after they were, and why
     """
 
-    def __init__(self, settings: Settings, inbox: Inbox, spool: Spool, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str = "") -> None:
         self.settings = settings
         self.inbox = inbox
+        self.queue = queue
         self.spool = spool
         self.ledger = ledger
         self.cut_short = False
@@ -75,7 +77,10 @@ class Intake:
         self._unreleased: dict[str, tuple[SourceFile, ...]] = {}
         for job_id in ledger.unreleased():
             spec = spool.spec(job_id)
-            self._unreleased[job_id] = () if spec is None else spec.sources
+            if spec is None and not queue:
+                self._unreleased[job_id] = ()
+            elif spec is not None and spec.queue == queue:
+                self._unreleased[job_id] = spec.sources
 
     def scan(self, stop: Callable[[], bool] = lambda: False) -> list[Accepted]:
         """Look once and take what is ready, until `stop`; gives the jobs that are new.
@@ -189,14 +194,17 @@ class Intake:
         return self._spec(job_id, drop, tuple(sources), refusal)
 
     def _spec(self, job_id: str, drop: Drop, sources: tuple[SourceFile, ...], refusal: InputError | None) -> JobSpec:
+        preset = self.settings.queue(self.queue)
         spec = JobSpec(
             id=job_id,
             name=printable(drop.name),
             out_name=clean_out_name(drop.name),
-            renderer=self.settings.render.renderer,
-            stitch=self.settings.output.stitch,
-            resolution=self.settings.output.resolution,
-            fps=self.settings.output.rate,
+            renderer=preset.renderer,
+            stitch=preset.stitch,
+            resolution=preset.resolution,
+            fps=preset.rate,
+            priority=preset.priority,
+            queue=self.queue,
             accepted_ms=now_ms(),
             sources=sources,
             refusal=None if refusal is None else refusal.reason(),
@@ -279,7 +287,8 @@ class Intake:
     def _pair_of(self, manifest: Manifest) -> Job | None:
         """The job that took exactly the files that a manifest names, as a pair and not long ago."""
         names = [s for s in (manifest.image, manifest.audio) if s is not None and classify(s) == "file"]
-        jobs = {j.id: j for name in names if (j := self.ledger.latest_with_source(os.fsencode(name))) is not None}
+        latest = [self.ledger.latest_with_source(os.fsencode(name), queue=self.queue) for name in names]
+        jobs = {job.id: job for job in latest if job is not None}
         if len(jobs) != 1 or len(names) != 2:
             return None
         [job] = jobs.values()

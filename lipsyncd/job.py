@@ -103,6 +103,7 @@ class JobSpec:
     text                    spoken at the prepare step in place of a sound
     pad_s                   seconds of silence behind the sound
     rest                    what a client of the REST service said, None for every other job
+    queue                   the folder in the inbox that it came by, "" for the inbox itself
     refusal                 why the job cannot be done, when intake found that out; it then fails without being rendered
     """
 
@@ -127,6 +128,7 @@ class JobSpec:
     refusal: Mapping[str, str] | None = None
     pad_s: float = 0.0
     rest: Mapping[str, Any] | None = None
+    queue: str = ""
 
     @property
     def signature(self) -> str:
@@ -135,7 +137,8 @@ class JobSpec:
             f"{s.name}\0{s.identity.dev}:{s.identity.ino}:{s.identity.size}:{s.identity.mtime_ns}:{s.identity.ctime_ns}"
             for s in self.sources
         ]
-        return "\n".join(sorted(parts)).encode("utf-8", "surrogateescape").hex() or self.id
+        place = [self.queue] if parts and self.queue else []
+        return "\n".join(place + sorted(parts)).encode("utf-8", "surrogateescape").hex() or self.id
 
     @property
     def persists(self) -> bool:
@@ -200,10 +203,16 @@ class Job:
     user_data: str | None = None
     webhook: str | None = None
     duplicate_of: str | None = None
+    queue: str = ""
     kept: str | None = None
     rest: str | None = None
     started_ms: int | None = None
     finished_ms: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where in the outbox its result lies, without a suffix."""
+        return f"{self.queue}/{self.out_name}" if self.queue else self.out_name
 
     @property
     def blocked(self) -> bool:

@@ -449,10 +449,11 @@ class Ledger:
         with self._read() as session:
             return session.exec(select(JobRow.idem_key).where(JobRow.id == job_id)).one_or_none()
 
-    def latest_with_source(self, name: bytes) -> Job | None:
-        """The newest job that took a file of that name from the inbox."""
+    def latest_with_source(self, name: bytes, *, queue: str = "") -> Job | None:
+        """The newest job that took a file of that name from the inbox, or from that folder in it."""
         ids = select(JobSourceRow.job_id).where(JobSourceRow.name == name)
-        return self._first(select(*_FIELDS).where(col(JobRow.id).in_(ids)).order_by(col(JobRow.seq).desc()))
+        theirs = select(*_FIELDS).where(col(JobRow.id).in_(ids), col(JobRow.queue) == queue)
+        return self._first(theirs.order_by(col(JobRow.seq).desc()))
 
 
 _ENDED_EARLY = (JobState.FAILED, JobState.CANCELLED)

@@ -61,6 +61,7 @@ class JobRow(SQLModel, table=True):
     started_ms: int | None = None
     finished_ms: int | None = None
     rest: str | None = None
+    queue: str = ""
 
 
 class JobSourceRow(SQLModel, table=True):
@@ -150,6 +151,7 @@ def new_row(spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | Non
         "idem_key": idem_key,
         "inputs_released": int(not spec.sources),
         "accepted_ms": spec.accepted_ms,
+        "queue": spec.queue,
         **asked(spec),
         **named(out_name),
     }

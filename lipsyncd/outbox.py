@@ -25,13 +25,22 @@ VIDEO, SIDECAR = "mp4", "json"
 
 
 class Outbox:
-    """The folder `root`. Results get `mode` and, when it is not empty, `group`."""
+    """The folder `root`. Results get `mode` and, when it is not empty, `group`.
 
-    def __init__(self, root: Path, *, mode: int, group: str) -> None:
+    hidden  where results are staged: our own folder in the outbox
+    """
+
+    def __init__(self, root: Path, *, mode: int, group: str, hidden: Path | None = None) -> None:
         self.root = root
         self.mode = mode
         self.group = group
-        self._hidden = root / HIDDEN
+        self._hidden = root / HIDDEN if hidden is None else hidden
+
+    def shelf(self, queue: str) -> Outbox:
+        """The outbox's folder for the results of a queue, which is made when it is needed; the outbox itself for ""."""
+        if not queue:
+            return self
+        return Outbox(self.root / queue, mode=self.mode, group=self.group, hidden=self._hidden)
 
     def token(self, job_id: str, suffix: str) -> Path:
         return self._hidden / f"{job_id}.{suffix}.part"
@@ -73,6 +82,8 @@ class Outbox:
         Raises FileExistsError when a foreign file has it, FileNotFoundError when the token is gone (shown before).
         """
         reach(f"publish-before-{suffix}")
+        if self.root != self._hidden.parent:
+            self.root.mkdir(0o775, exist_ok=True)  # a consumer may have tidied it away
         rename_no_replace(self.token(job_id, suffix), self.path(out_name, suffix))
         reach(f"publish-renamed-{suffix}")
         fsync_folder(self.root)

@@ -38,6 +38,7 @@ def notes(view: LedgerView, state: Path) -> list[str]:
     lines = [told]
     if said.get("inbox_fault"):
         lines.append(f"the inbox waits: {said['inbox_fault']}")
+    lines += [f"the queue {q['name']} waits: {q['fault']}" for q in said.get("queues", []) if q["fault"]]
     if said.get("paused"):
         lines.append(f"nothing is taken in or rendered: {said['paused']}")
     if said.get("degraded"):

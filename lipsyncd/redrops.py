@@ -68,8 +68,9 @@ class Linker:
         kept = finisher.result(first.id, VIDEO)
         places.append((kept, _facts(first, finisher.result(first.id, SIDECAR))))
         if finisher.folders.available("outbox"):
-            shown = finisher.outbox.path(first.out_name, VIDEO)
-            places.append((shown, _facts(first, finisher.outbox.path(first.out_name, SIDECAR))))
+            shelf = finisher.outbox.shelf(first.queue)
+            facts = _facts(first, shelf.path(first.out_name, SIDECAR))
+            places.append((shelf.path(first.out_name, VIDEO), facts))
         for video, facts in places:
             if facts is not None and facts.recipe == recipe:
                 yield video, replace(facts, duplicate_of=first.id)
@@ -78,7 +79,8 @@ class Linker:
         """Make the video of `first` the result of `job` and publish it; False when it is not there any more."""
         finisher, spool = self.finisher, self.finisher.spool
         if skip:
-            facts = replace(facts, shown_as=f"{first.out_name}.{VIDEO}")
+            seen_from = job.queue or "."  # where the sidecar will lie
+            facts = replace(facts, shown_as=os.path.relpath(f"{first.place}.{VIDEO}", seen_from))
         partial = spool.partial_render(job.id, _TOKEN)
         if not (_copy(video, partial, facts) if facts.shown_as is None else _is_whole(video, facts)):
             return False

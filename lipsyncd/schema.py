@@ -118,7 +118,14 @@ CREATE INDEX webhook_due ON webhook_delivery(next_at_ms) WHERE state='waiting';
 CREATE INDEX webhook_job ON webhook_delivery(job_id);
 """
 
-STEPS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
+# The folder in the inbox that a job came by, and in the outbox that its video goes to: names are free in each of them.
+_VERSION_4 = f"""
+ALTER TABLE job ADD COLUMN queue TEXT NOT NULL DEFAULT '';
+DROP INDEX job_out_live;
+CREATE UNIQUE INDEX job_out_live ON job(queue, out_key) WHERE state IN({_LIVE});
+"""
+
+STEPS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 
 
 def statements(script: str) -> list[str]:

@@ -20,6 +20,7 @@ def of_video(job: Job, spec: JobSpec, output: Output, out_name: str) -> bytes:
             "state": "done",
             "video": output.shown_as or f"{out_name}.mp4",
             "duplicate_of": output.duplicate_of,
+            "queue": spec.queue or None,
             "sha256": output.sha256,
             "bytes": output.size,
             "width": output.width,

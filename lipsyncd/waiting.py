@@ -42,7 +42,7 @@ def until_ended(view: LedgerView, folders: Folders, job_id: str, tell: Callable[
 
 def fetch(folders: Folders, job: Job, out: Path | None) -> Path:
     """The video of a finished job: a copy at `out`, or where it lies. Raises `ResultGone`."""
-    kept, shown = folders.results / f"{job.id}.mp4", folders.shared["outbox"] / f"{job.out_name}.mp4"
+    kept, shown = folders.results / f"{job.id}.mp4", folders.shared["outbox"] / f"{job.place}.mp4"
     first = folders.results / f"{job.duplicate_of}.mp4"  # a redrop may have no video of its own
     if out is None:
         return shown

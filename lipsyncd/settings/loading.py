@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.manifest import nearest, shown
-from lipsyncd.settings.sections import FOLDERS, UNSET, Rule, Settings, default_storage, home_folder
+from lipsyncd.settings.sections import FOLDERS, UNSET, Queue, Rule, Settings, default_storage, home_folder
 
 SYSTEM_FILE = Path("/etc/lipsyncd/lipsyncd.toml")
 
@@ -67,6 +67,15 @@ SECTIONS: Mapping[str, Any] = {
 }
 SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _all_settings()}
 
+# [queue.NAME] stands in files alone. Its keys mean what the settings of the same rules mean, and default to them.
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_PRIORITY = Setting("queue", "priority", int, 0, Rule("Priority of its jobs.", low=-100, high=100))
+_QUEUE_KEYS: Mapping[str, Setting] = {
+    "priority": _PRIORITY,
+    "renderer": SETTINGS["render.renderer"],
+    **{key: SETTINGS[f"output.{key}"] for key in ("stitch", "resolution", "fps")},
+}
+
 
 @dataclass(frozen=True)
 class _Said:
@@ -114,7 +123,8 @@ def load(
         name: kind(**{item.name: values[full] for item in fields(kind) if (full := f"{name}.{item.name}") in values})
         for name, kind in SECTIONS.items()
     }
-    settings = Settings(**sections, file=file[0] if file else None, origins=origins)
+    queues = _queues(*file, Settings(**sections), environ) if file else ()
+    settings = Settings(**sections, queues=queues, file=file[0] if file else None, origins=origins)
     _check_apart(settings)
     return replace(settings, notes=(*notes, *_notes(settings, environ)))
 
@@ -163,15 +173,20 @@ def _local_file(path: Path, notes: list[str]) -> tuple[Path, bytes] | None:
     return None
 
 
-def _said_in_file(path: Path, data: bytes) -> Iterator[_Said]:
+def _tables(path: Path, data: bytes) -> dict[str, Any]:
     import tomllib  # only where there is a file
 
     try:
-        tables = tomllib.loads(data.decode("utf-8-sig"))
+        return tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} is not TOML: {reason}", remedy="correct it there") from None
-    for section, table in tables.items():
+
+
+def _said_in_file(path: Path, data: bytes) -> Iterator[_Said]:
+    for section, table in _tables(path, data).items():
+        if section == "queue":
+            continue
         if section not in SECTIONS:
             raise _unknown(section, str(path), SECTIONS)
         if not isinstance(table, dict):
@@ -181,6 +196,29 @@ def _said_in_file(path: Path, data: bytes) -> Iterator[_Said]:
             if name not in SETTINGS:
                 raise _unknown(name, str(path), SETTINGS)
             yield _Said(SETTINGS[name], raw, raw, str(path), path.parent)
+
+
+def _queues(path: Path, data: bytes, settings: Settings, environ: Mapping[str, str]) -> tuple[Queue, ...]:
+    """The tables [queue.NAME] of the file. What one does not say, the sections decide."""
+    tables = _tables(path, data).get("queue", {})
+    if not isinstance(tables, dict):
+        raise ConfigError(f"queue is {shown(tables)}, read from {path}", remedy="allowed: tables [queue.NAME]")
+    queues: list[Queue] = []
+    for name, table in tables.items():
+        if _QUEUE_NAME.fullmatch(name) is None or name.lower() in {queue.name.lower() for queue in queues}:
+            remedy = "allowed: 1 to 64 letters, digits, _ and -, each name once without regard to case"
+            raise ConfigError(f"a queue is called {shown(name)}, read from {path}", remedy=remedy)
+        if not isinstance(table, dict):
+            raise ConfigError(f"queue.{name} is {shown(table)}, read from {path}", remedy=f"allowed: [queue.{name}]")
+        values = {}
+        for key, raw in table.items():
+            if key not in _QUEUE_KEYS:
+                remedy = f"did you mean {nearest(key, _QUEUE_KEYS)}?"
+                raise ConfigError(f"unknown setting queue.{name}.{key}, read from {path}", remedy=remedy)
+            named = replace(_QUEUE_KEYS[key], section=f"queue.{name}", key=key)
+            values[key] = _checked(_Said(named, raw, raw, str(path), path.parent), environ)
+        queues.append(replace(settings.queue(), name=name, **values))
+    return tuple(queues)
 
 
 def _said_in_variables(environ: Mapping[str, str], cwd: Path) -> Iterator[_Said]:
@@ -303,6 +341,9 @@ def describe(settings: Settings) -> list[Row]:
         value = getattr(getattr(settings, setting.section), setting.key)
         plain = str(value) if setting.kind is Path else list(value) if setting.kind is tuple else value
         rows.append(Row(name, plain, settings.origins.get(name, "default"), setting.rule.help))
+    for queue in settings.queues:
+        for key, setting in _QUEUE_KEYS.items():
+            rows.append(Row(f"queue.{queue.name}.{key}", getattr(queue, key), str(settings.file), setting.rule.help))
     return rows
 
 
@@ -320,6 +361,14 @@ def reference_toml() -> str:
             if setting.section == section:
                 lines += ["", f"# {setting.rule.help}", *_fine_print(setting)]
                 lines.append(f"{setting.key} = {_toml(setting.default)}")
+    lines += [
+        "",
+        "# A folder in the inbox whose jobs have a priority and options of their own; their videos go to the folder of",
+        "# the same name in the outbox. Any number of them; what one leaves out, the sections above decide.",
+        "# [queue.urgent]",
+        "# priority = 50  (from -100 to 100)",
+        *(f"# {key} = {_toml(setting.default)}" for key, setting in _QUEUE_KEYS.items() if key != "priority"),
+    ]
     return "\n".join(lines) + "\n"
 
 

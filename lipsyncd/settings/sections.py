@@ -365,9 +365,30 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """A folder in the inbox with a preset of its own: what jobs that are dropped there get when they do not say it.
+
+    The name is that of the folder, in the inbox and in the outbox; the inbox itself is the queue without a name.
+    """
+
+    name: str
+    priority: int
+    renderer: str
+    stitch: bool
+    resolution: int
+    fps: str
+
+    @property
+    def rate(self) -> Fraction:
+        """`fps`, exactly."""
+        return parse_fps(self.fps)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Every section, all values checked and all folders absolute.
 
+    queues   the folders in the inbox that take drops
     file     the settings file that was used
     origins  "render.renderer" -> "default", the file's path, or "environment RENDERER"
     notes    what the daemon should tell about them when it starts, one line each
@@ -385,6 +406,7 @@ class Settings:
     weights: Weights = field(default_factory=Weights)
     web: Web = field(default_factory=Web)
     log: Log = field(default_factory=Log)
+    queues: tuple[Queue, ...] = ()
     file: Path | None = field(default=None, compare=False)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -393,3 +415,10 @@ class Settings:
         folder = self.paths.storage / "models" if self.weights.dir == UNSET else self.weights.dir
         lock = LOCK_LIST if self.weights.lock == UNSET else self.weights.lock
         object.__setattr__(self, "weights", replace(self.weights, dir=folder, lock=lock))
+
+    def queue(self, name: str = "") -> Queue:
+        """The preset of a queue; the sections' own values for the inbox itself. Raises KeyError."""
+        if name:
+            return {queue.name: queue for queue in self.queues}[name]
+        output = self.output
+        return Queue("", 0, self.render.renderer, output.stitch, output.resolution, output.fps)
