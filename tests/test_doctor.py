@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from lipsyncd.doctor.findings import Installation, run_checks
 from lipsyncd.errors import ConfigError, WeightsMissing
 from lipsyncd.ledger import Ledger
 from lipsyncd.settings import load
+from lipsyncd.weights import store_of
+from lipsyncd.weights.store import digest_of
 from tests.core_kit import queued
 from tests.doctor_kit import fault, free_port, seen
 from tests.home import Home
@@ -327,6 +330,20 @@ def test_a_truncated_weight_is_seen_by_its_size(weighed: Home) -> None:
     with the_weight(weighed).open("r+b") as file:
         file.truncate(60_000)
     fault(weighed, "weights", "eyes has 60000 bytes of 100000", "models pull")
+
+
+def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_was_noted(made: Home) -> None:
+    converted = replace(ENTRY, becomes="eyes/eyes.safetensors", dtype="float16")
+    made.changes["render"] = {"renderer": "musetalk"}
+    made.changes["weights"] = {"lock": str(write_lock(made.root / "lock.json", [converted]))}
+    store = store_of(made.settings)
+    path = store.path("eyes")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(EYES)
+    store.prove(converted, *digest_of(path))
+    assert seen(made, "weights").verdict is Verdict.OK
+    path.write_bytes(EYES[:70_000])
+    fault(made, "weights", "eyes has 70000 bytes of 100000")
 
 
 def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(weighed: Home) -> None:

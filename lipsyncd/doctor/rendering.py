@@ -76,8 +76,9 @@ def _damaged(store: Store, there: list[Present], *, full: bool) -> Iterator[str]
         weight, path = present.weight, present.path
         if path is None or present.state in NOT_READY:
             continue
-        if not weight.becomes and present.size_bytes != weight.size_bytes:
-            yield f"{weight.name} has {present.size_bytes} bytes of {weight.size_bytes}"
+        wanted_bytes = store.wanted_bytes(weight)
+        if wanted_bytes is not None and present.size_bytes != wanted_bytes:
+            yield f"{weight.name} has {present.size_bytes} bytes of {wanted_bytes}"
         elif full and digest_of(path)[0] != store.wanted(weight):
             yield f"{weight.name} has another hash than the lock list says"
 

@@ -219,6 +219,13 @@ class Store:
         known = [proof["sha256"] for proof in self._proofs_of(weight) if isinstance(proof.get("sha256"), str)]
         return known[0] if known else ""
 
+    def wanted_bytes(self, weight: Weight) -> int | None:
+        """The size that the used file has to have: of a converted one the noted one, None if there is no note."""
+        if not weight.becomes:
+            return weight.size_bytes
+        sizes = [file.get("size") for proof in self._proofs_of(weight) if isinstance(file := proof.get("file"), dict)]
+        return next((size for size in sizes if isinstance(size, int)), None)
+
     def prove(self, weight: Weight, sha256: str, identity: Identity) -> None:
         """Note that the used file with that identity has that hash. Where nothing can be written nothing is kept."""
         proof = {"sha256": sha256, "from": weight.sha256, "file": _marks(identity)}
