@@ -62,7 +62,6 @@ def setup(
     wanted = getattr(logging, level.upper())
     root.setLevel(wanted if wanted == logging.DEBUG else max(wanted, logging.WARNING))
     logging.getLogger("lipsyncd").setLevel(wanted)
-    logging.getLogger("watchdog").setLevel(logging.WARNING)  # its debug lines tell of each of our own scans
     logging.captureWarnings(True)
     sys.excepthook = _crashed
     threading.excepthook = _thread_crashed

@@ -21,6 +21,7 @@ from lipsyncd.doctor import Verdict, examine, places
 from lipsyncd.errors import WeightsMissing
 from lipsyncd.files import read_json, write_json
 from lipsyncd.ledger import Ledger
+from lipsyncd.lock import InstanceLock
 from tests.core_kit import NOBODY, as_nobody, queued
 from tests.doctor_kit import fault, seen
 from tests.home import Home
@@ -45,6 +46,17 @@ def test_a_folder_without_its_marker_is_not_mounted(made: Home, kind: str) -> No
     fault(made, kind, f"has not the marker of our {kind}", f"mount the {kind}", "lipsyncd init --adopt")
     shutil.rmtree(made.path(kind))
     fault(made, kind, "is not there", f"mount the {kind}")
+
+
+def test_files_that_the_daemon_cannot_take_are_told_beside_their_inbox(made: Home) -> None:
+    lock = InstanceLock(made.path("state"))
+    lock.acquire(who="lipsyncd run")
+    try:
+        write_json(made.path("state") / "status.json", {"blocked": {"anna\n.png": "permission denied"}})
+        fault(made, "inbox", "1 blocked there, such as anna\\n.png: permission denied", verdict=Verdict.WARNING)
+    finally:
+        lock.release()
+    assert seen(made, "inbox").verdict is Verdict.OK
 
 
 def test_a_state_folder_that_is_a_file_is_told(home: Home) -> None:

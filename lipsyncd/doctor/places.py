@@ -12,6 +12,7 @@ from lipsyncd.doctor.findings import Check, Finding, Installation, Verdict
 from lipsyncd.errors import DiskLow, InboxUnavailable
 from lipsyncd.files import free_mb, read_json
 from lipsyncd.lock import is_held
+from lipsyncd.log import printable
 from lipsyncd.overview import STATUS_FILE
 from lipsyncd.weights.automatic import size_text
 
@@ -37,6 +38,24 @@ def shared(kind: str) -> Check:
         return _room(installation, path)
 
     return check
+
+
+def inboxes(installation: Installation) -> Finding:
+    """All folders that jobs come in by as one line: the worst of them, else the first; and what lies there blocked."""
+    folders = installation.folders
+    found = [shared(kind)(installation) for kind in folders.shared if kind.partition("/")[0] == "inbox"]
+    worst = max(found, key=lambda finding: finding.verdict.severity)
+    told = (read_json(folders.state / STATUS_FILE) or {}) if is_held(folders.state) else {}
+    blocked = told.get("blocked") or {}
+    if worst.verdict is Verdict.OK and blocked:
+        name, why = next(iter(blocked.items()))
+        seen = f"{worst.seen}; {len(blocked)} blocked there, such as {printable(name)}: {why}"
+        return Finding(
+            Verdict.WARNING, seen, "`lipsyncd status` names each; let the daemon's user read and remove them"
+        )
+    if worst.verdict is Verdict.OK and len(found) > 1:
+        return Finding(Verdict.OK, f"{worst.seen}, and {len(found) - 1} more")
+    return worst
 
 
 def _mount(kind: str) -> str:
@@ -109,10 +128,10 @@ def watch(installation: Installation) -> Finding:
     told = read_json(folders.state / STATUS_FILE) if is_held(folders.state) else None
     fault = _inotify_fault(inbox)
     if fault or (told or {}).get("watch") == "polling":
-        seen = f"{polling}, because the kernel gave no events" + (f": {fault}" if fault else " when the daemon began")
+        why = fault or (told or {}).get("degraded") or "the daemon hears none"
         remedy = "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (`sysctl -w`)"
         limits = f"limits of this user: {instances} instances, {watches} watches"
-        return Finding(Verdict.WARNING, f"{seen} ({limits})", f"{remedy}, then restart the daemon")
+        return Finding(Verdict.WARNING, f"{polling}, since the kernel gives no events: {why} ({limits})", remedy)
     return Finding(Verdict.OK, f"events ({kind}), a scan every {settings.rescan_s:g} s, {watches} watches allowed")
 
 
