@@ -8,7 +8,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -291,47 +291,53 @@ def test_intake_does_not_pause_for_what_can_be_pruned(home: Home, small: Path) -
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
-
-def filled(home: Home) -> None:
-    """Two finished jobs whose archives are older than their time, by a daemon of their own."""
-    for number, name in enumerate(("anna", "bert")):
-        home.drop_pair(name, seed=number)
-    for name in ("anna", "bert"):
-        home.until_done(name)
-    home.until(lambda: not list(home.path("spool").iterdir()), "the inputs in the archive")
-    for path in home.path("archive").glob("*/*/job.json"):
-        os.utime(path, (1, 1))
+NOTHING = {"outbox": 0, "archive": 0, "failed": 0, "results": 0, "uploads": 0, "ledger": 0}
 
 
 def goes(text: str) -> dict[str, int]:
+    """The numbers in the second column of what `prune` prints."""
     return {kind: int(n) for kind, n in re.findall(r"^(\w+) +(\d+)  ", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("with_daemon", [True, False])
-def test_prune_says_what_goes_and_then_removes_it(home: Home, with_daemon: bool) -> None:
+def make_old(paths: Iterable[Path]) -> None:
+    for path in paths:
+        os.utime(path, (1, 1))
+
+
+def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(home: Home) -> None:
+    archive, results = home.path("archive"), home.path("state") / "results"
     with home.running():
-        filled(home)
-        if with_daemon:
-            check_prune(home)
-    if not with_daemon:
-        check_prune(home)
+        for number, name in enumerate(("anna", "bert")):
+            home.drop_pair(name, seed=number)
+        for name in ("anna", "bert"):
+            home.until_done(name)
+        home.until(lambda: not list(home.path("spool").iterdir()), "the inputs in the archive")
+        make_old(archive.glob("*/*/job.json"))
 
+        told = home.cli("prune", "--dry-run")
+        assert told.returncode == 0, told.stderr
+        assert goes(told.stdout) == {**NOTHING, "archive": 2}
+        assert re.search(r"^would free \d+ kB$", told.stdout, re.MULTILINE)
+        assert len(list(archive.glob("*/*/job.json"))) == 2
 
-def check_prune(home: Home) -> None:
-    nothing = {"outbox": 0, "archive": 0, "failed": 0, "results": 0, "uploads": 0, "ledger": 0}
-    told = home.cli("prune", "--dry-run")
-    assert told.returncode == 0, told.stderr
-    assert goes(told.stdout) == {**nothing, "archive": 2}
-    assert re.search(r"^would free \d+ kB$", told.stdout, re.MULTILINE)
-    assert len(list(home.path("archive").glob("*/*/job.json"))) == 2
-    asked = home.cli("prune", "--json")
-    assert asked.returncode == 0, asked.stderr
-    said = json.loads(asked.stdout)
-    assert {c["kind"]: c["goes"] for c in said["counts"]} == {**nothing, "archive": 2}
+        answers: list[str] = []  # of several who ask at once, one gets them all
+        asking = [threading.Thread(target=lambda: answers.append(home.cli("prune").stdout)) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join(60)
+        assert sorted(goes(answer)["archive"] for answer in answers) == [0, 2]
+        assert [path.name for path in archive.iterdir()] == [".lipsyncd"]
+        assert [job.kept for job in home.view.jobs()] == [None, None]
+        assert list((home.path("state") / "control").iterdir()) == []
+
+    make_old(results.iterdir())
+    done = home.cli("prune", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert {count["kind"]: count["goes"] for count in said["counts"]} == {**NOTHING, "results": 2}
     assert said["dry_run"] is False
-    assert [p.name for p in home.path("archive").iterdir()] == [".lipsyncd"]
-    assert goes(home.cli("prune").stdout) == nothing
-    assert [job.kept for job in home.view.jobs()] == [None, None]
+    assert list(results.iterdir()) == []
 
 
 def test_before_the_first_start_there_is_nothing_to_prune(home: Home) -> None:
@@ -350,16 +356,3 @@ def test_a_daemon_that_was_down_at_night_copies_the_ledger_when_it_comes_up(home
         [copy] = home.until(lambda: backups.made(home.path("state") / "backups"), "the copy")
         backups.check(copy)
         home.until(lambda: f"ledger copied to {copy.name}" in home.log, "its line in the log")
-
-
-def test_many_who_ask_are_all_answered(home: Home) -> None:
-    with home.running():
-        filled(home)
-        answers: list[str] = []
-        asking = [threading.Thread(target=lambda: answers.append(home.cli("prune").stdout)) for _ in range(3)]
-        for thread in asking:
-            thread.start()
-        for thread in asking:
-            thread.join(60)
-        assert sorted(goes(answer)["archive"] for answer in answers) == [0, 0, 2]
-        assert list((home.path("state") / "control").iterdir()) == []

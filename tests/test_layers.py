@@ -245,6 +245,8 @@ def filled(home: Home) -> Home:
     [
         ["status"],
         ["status", "--json"],
+        ["prune", "--dry-run"],
+        ["backup"],
         ["status", JOB_ID],
         ["logs"],
         ["logs", JOB_ID, "--json"],
