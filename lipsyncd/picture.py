@@ -51,7 +51,8 @@ def main(request: Mapping[str, Any]) -> dict[str, object]:
     except MemoryError:
         return {"error": ImageUndecodable("decoding the picture takes too much memory").reason()}
     except Exception as error:  # a damaged file leads Pillow's readers to whatever Python can raise
-        return {"error": ImageUndecodable(f"the picture cannot be decoded: {error}").reason()}
+        said = str(error).replace(str(request["source"]), "image")  # where it lies here is nobody's business
+        return {"error": ImageUndecodable(f"the picture cannot be decoded: {said}").reason()}
     return {"width": width, "height": height, "notes": notes}
 
 

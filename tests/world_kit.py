@@ -21,7 +21,6 @@ from tests.home import put
 from tests.media_kit import png_of, tone, wav
 
 LONG = bool(os.environ.get("LONG"))
-_LATER_MB = 1 << 20
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this machine has no /dev/fuse")
@@ -132,7 +131,11 @@ def status_kib(pid: int, field: str) -> int:
 
 
 class PeakMemory(threading.Thread):
-    """Watches the largest resident size that any process of a family reaches, in KiB, by its command line."""
+    """Watches the largest resident size that any process of a family reaches, in KiB, by its command line.
+
+    The kernel keeps each process's peak, so looking often enough to meet it at all is enough. What `wait4` tells would
+    count the test's own size, which a child has for a moment between fork and exec.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
