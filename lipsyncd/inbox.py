@@ -27,7 +27,7 @@ from lipsyncd.job import Identity
 from lipsyncd.log import printable
 from lipsyncd.manifest import Manifest, classify, parse
 from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Completeness, Structure, examine
-from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, OTHER, Drop, Found, Waiting, group, lookup
+from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST, OTHER, Drop, Found, Listing, Waiting, group, lookup
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Inbox:
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
         self._unusable: dict[bytes, InputError] = {}
         self._left_alone: set[bytes] = set()
-        self._found: dict[bytes, Found] = {}
+        self._found = Listing()
 
     def path(self, name: bytes) -> bytes:
         return os.path.join(self._root, name)  # noqa: PTH118 - names are bytes
@@ -145,7 +145,7 @@ class Inbox:
         found = [self._observe(name, role, identity, now_s, taken) for name, role, identity in self._candidates()]
         usable = [f for f in found if f.role == MANIFEST and f.settled and not f.taken]
         manifests = {f.name: self._manifest(f.name, f.identity) for f in usable}
-        self._found = {f.name: f for f in found}
+        self._found = Listing({f.name: f for f in found})
         self._forget()
         grouping = group(
             found,

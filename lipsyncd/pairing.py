@@ -11,6 +11,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf
 from lipsyncd.job import Identity
@@ -94,7 +95,7 @@ def group(
     unusable        names that lie there and cannot be used, with the reason: a manifest that names one is refused
     pair_timeout_s  how long a half, or a manifest without its files, may wait
     """
-    files = {f.name: f for f in found}
+    files = Listing({f.name: f for f in found})
     result = Grouping()
     spoken_for = _take_manifests(files, manifests, unusable, pair_timeout_s, result)
     _take_pairs(files, spoken_for, pair_timeout_s, result)
@@ -106,7 +107,7 @@ def group(
 
 
 def _take_manifests(
-    files: Mapping[bytes, Found],
+    files: Listing,
     manifests: Mapping[bytes, Manifest | InputError],
     unusable: Mapping[bytes, InputError],
     pair_timeout_s: float,
@@ -132,7 +133,7 @@ def _take_manifests(
 
 
 def _take_manifest(
-    files: Mapping[bytes, Found],
+    files: Listing,
     file: Found,
     manifest: Manifest,
     unusable: Mapping[bytes, InputError],
@@ -160,12 +161,23 @@ def _take_manifest(
     return {f.name for f in present.values()}
 
 
-def lookup(files: Mapping[bytes, Found], name: bytes) -> Found | None:
+class Listing(dict[bytes, Found]):
+    """What a scan found, by name. Made once and not changed: the second way of looking is made at its first use."""
+
+    @cached_property
+    def composed(self) -> Mapping[str, list[Found]]:
+        """The files by their names in Unicode's composed form."""
+        names: dict[str, list[Found]] = defaultdict(list)
+        for file in self.values():
+            names[unicodedata.normalize("NFC", file.text)].append(file)
+        return names
+
+
+def lookup(files: Listing, name: bytes) -> Found | None:
     """The file of that very name, else the only one whose name is the same text in another Unicode form."""
     if name in files:
         return files[name]
-    text = unicodedata.normalize("NFC", os.fsdecode(name))
-    same = [f for f in files.values() if unicodedata.normalize("NFC", f.text) == text]
+    same = files.composed.get(unicodedata.normalize("NFC", os.fsdecode(name)), [])
     return same[0] if len(same) == 1 else None
 
 
