@@ -25,10 +25,13 @@ from lipsyncd.finish import Finisher
 from lipsyncd.job import JobState
 from lipsyncd.ledger_upkeep import BATCH_ROWS
 from lipsyncd.ledger_view import LedgerView
+from lipsyncd.obstacles import LONGEST_WAIT_S
 from lipsyncd.pieces import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, UPLOADS, Piece
+from lipsyncd.prepare import BACK_OFF_S
 from lipsyncd.retention import LEDGER, Count, Retention, count_of
 from lipsyncd.settings import Settings
 from lipsyncd.uploads import Uploads
+from lipsyncd.webhooks import SCHEDULE_S
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ _IDLE_S = 60.0
 _BREATH_S = 0.002  # between two removals: the disk belongs to the renders
 _SETTLED_S = 300.0  # by then a clock that is set over the network is right
 _JUMP_S = 3600.0
+_NOTICED_S = 2.0  # more than the clock is ever slewed between two looks
 _DISTRUST_S = 86400.0
 _ROOM_AGAIN_S = 60.0
 _SPARE = 1.1  # room is made for a little more than the floor, so that the next job does not ask again
@@ -62,6 +66,7 @@ class Housekeeper:
         self.use(finisher.settings)
         self._wall, self._steady = wall, steady
         self._anchor = (wall(), steady())
+        self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last looked at
         self._trusted_from_s = steady() + _SETTLED_S
         self._often_s = self._idle_s = self._room_s = float("-inf")
         self._stop, self._bell = threading.Event(), threading.Event()
@@ -95,6 +100,7 @@ class Housekeeper:
     def look(self) -> None:
         """Do what is due now."""
         self._watch_the_clock()
+        self._clamp_waits()
         self._serve()
         now_s = self._steady()
         if now_s - self._room_s >= _ROOM_AGAIN_S and any(self._low()):
@@ -125,6 +131,18 @@ class Housekeeper:
             self._trusted_from_s = steady_s + _DISTRUST_S
 
     # -- nights --------------------------------------------------------------------------------------------------------
+
+    def _clamp_waits(self) -> None:
+        """At the start, and after the clock was set: what is due by the wall clock may seem to lie far ahead."""
+        offset_s = self._wall() - self._steady()
+        if self._offset_s is not None and abs(offset_s - self._offset_s) <= _NOTICED_S:
+            return
+        self._offset_s = offset_s
+        jobs_s, deliveries_s = max(LONGEST_WAIT_S, *BACK_OFF_S), max(SCHEDULE_S)
+        upkeep = self.finisher.ledger.upkeep
+        moved = upkeep.clamp_waits(jobs_ms=round(jobs_s * 1000), deliveries_ms=round(deliveries_s * 1000))
+        if moved:
+            log.info("the clock was set back: %d jobs and webhooks that would have waited too long do not", moved)
 
     def nightly(self) -> None:
         """Do each of a night's two pieces of work once, also when the daemon was down when it began."""

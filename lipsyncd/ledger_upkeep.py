@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 
 from sqlmodel import Session, col, delete, update
 
-from lipsyncd.ledger_tables import JobRow
+from lipsyncd.job import now_ms
+from lipsyncd.ledger_tables import JobRow, WebhookRow
 
 BATCH_ROWS = 500
 _ENDED = ("done", "failed", "cancelled")
@@ -47,6 +48,20 @@ class Upkeep:
             with self._write() as session:
                 ended = col(JobRow.id).in_(batch), col(JobRow.state).in_(_ENDED)
                 session.execute(update(JobRow).where(*ended).values(kept=None))
+
+    def clamp_waits(self, *, jobs_ms: int, deliveries_ms: int) -> int:
+        """Let nothing wait longer than these from now on; says how much would have.
+
+        What waits notes the wall clock's time at which it is due. After the clock was set back, that lies far ahead.
+        """
+        job = update(JobRow).where(col(JobRow.state).in_(("queued", "publishing")))
+        late = job.where(col(JobRow.not_before_ms) > now_ms() + jobs_ms).values(not_before_ms=now_ms() + jobs_ms)
+        news = update(WebhookRow).where(col(WebhookRow.state) == "waiting")
+        far = news.where(col(WebhookRow.next_at_ms) > now_ms() + deliveries_ms)
+        with self._write() as session:
+            moved = session.execute(late).rowcount  # type: ignore[attr-defined]
+            moved += session.execute(far.values(next_at_ms=now_ms() + deliveries_ms)).rowcount  # type: ignore[attr-defined]
+            return int(moved)
 
     def optimize(self) -> None:
         """Let SQLite look at the tables that have changed much. Takes milliseconds."""
