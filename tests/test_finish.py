@@ -302,7 +302,7 @@ def test_a_cancelled_job_goes_to_the_archive_and_leaves_no_video(shop: Shop, mak
     job_id = getattr(shop, make)()
     assert shop.finisher.cancel(job_id).state is JobState.CANCELLED
     assert shop.job(job_id).kept is not None
-    assert sorted(os.listdir(shop.job(job_id).kept or "")) == ["anna.png", "anna.wav", "job.json"]
+    assert sorted(os.listdir(shop.job(job_id).kept or "")) == ["anna.png", "anna.wav", "job.json", "reason.json"]
     assert (shop.shown(), shop.shown("failed"), shop.spool.ids()) == ([], [], [])
 
 
