@@ -301,7 +301,7 @@ class Daemon:
 
     def _loop(self) -> None:
         tidied_s = told_s = time.monotonic()
-        self._write_status()
+        self._guarded(self._write_status)
         while not self._stop.is_set():
             self._vitals.tick()
             if self._hung_up.is_set():
@@ -310,7 +310,7 @@ class Daemon:
             now_s = time.monotonic()
             if now_s - told_s >= _STATUS_EVERY_S:
                 told_s = now_s
-                self._write_status()
+                self._guarded(self._write_status)
             if now_s - tidied_s >= _TIDY_EVERY_S:
                 tidied_s = now_s
                 self._guarded(self._tidy)
@@ -382,7 +382,7 @@ class Daemon:
             "free_mb": round(free_mb(self.folders.spool)),
             "web_port": None if self._web is None else self._web.port,
         }
-        self._guarded(lambda: write_json(self.folders.state / STATUS_FILE, content, mode=0o640))
+        write_json(self.folders.state / STATUS_FILE, content, mode=0o640)
 
     # -- the other threads ---------------------------------------------------------------------------------------------
 

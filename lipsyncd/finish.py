@@ -28,7 +28,7 @@ from lipsyncd.errors import (
     ResultGone,
 )
 from lipsyncd.failpoints import reach
-from lipsyncd.files import free_mb, remove_tree, replace_durably
+from lipsyncd.files import free_mb, fsync_folder, remove_tree, replace_durably
 from lipsyncd.folders import Folders
 from lipsyncd.job import SOURCES, Job, JobSpec, JobState, now_ms
 from lipsyncd.ledger import Ledger
@@ -266,6 +266,7 @@ class Finisher:
         replace_durably(self.result(job.id, SIDECAR), sidecar.of_video(job, spec, output, job.out_name))
         reach("result-told")
         self.spool.video(job.id).rename(self.result(job.id, VIDEO))
+        fsync_folder(self.folders.results)
 
     def result(self, job_id: str, suffix: str) -> Path:
         """Where the video of a finished job, or its sidecar, is kept for a while."""

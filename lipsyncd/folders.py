@@ -84,8 +84,11 @@ class Folders:
         return done
 
     def available(self, kind: str) -> bool:
-        """Is the folder that we know under that name really there?"""
-        expected = self.known().get(kind)
+        """Is the folder that we know under that name really there? While our own record cannot be read, it is not."""
+        try:
+            expected = self.known().get(kind)
+        except OSError:
+            return False
         return expected is not None and _read(self._marker(kind)) == expected
 
     def _marker(self, kind: str) -> Path:

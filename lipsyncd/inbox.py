@@ -68,6 +68,7 @@ _ROLES = {
 _VIDEOS = tuple(os.fsencode(suffix) for suffix in VIDEO_SUFFIXES)
 VIDEO = "video"  # an image by its role, with a limit of its own
 _NEW_MANIFEST_S = 60.0
+_NOT_SEEN = Identity(0, 0, 0, 0, 0)  # no file's: the next look finds another one, and waits for it to settle
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,8 @@ class Inbox:
                 continue
             except OSError as error:
                 self._ignore(entry.name, f"cannot be looked at: {error.strerror}")
+                if role == MANIFEST:  # it is there, and its files are not a pair without it
+                    yield entry.name, role, _NOT_SEEN
                 continue
             shown = repr(printable(entry.name))
             if not stat.S_ISREG(status.st_mode):

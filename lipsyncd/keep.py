@@ -64,7 +64,7 @@ def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | 
     reach("keep-filled")
     for number in range(1, _NAME_TRIES):
         target = root / (name if number == 1 else f"{name}-{number}")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_day(target.parent, root)
         if (read_json(target / "job.json") or {}).get("id") == spec.id:
             remove_tree(hidden)
             return target
@@ -76,6 +76,13 @@ def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | 
         reach("keep-shown")
         return target
     raise FileExistsError(f"no free folder like {root / name} in {_NAME_TRIES} tries")
+
+
+def _make_day(folder: Path, root: Path) -> None:
+    """The folder that job folders lie in: `root` itself, or a new day of the archive, whose name has to last."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        fsync_folder(root)
 
 
 def take_back(kept: Path, spec: JobSpec, spooled: Path) -> None:

@@ -29,7 +29,7 @@ from lipsyncd.errors import (
     MissingHalf,
     from_reason,
 )
-from lipsyncd.files import free_mb, says_full
+from lipsyncd.files import free_mb, fsync_file, says_full
 from lipsyncd.finish import Finisher
 from lipsyncd.job import Job, JobSpec
 from lipsyncd.ledger import Ledger
@@ -209,21 +209,27 @@ class Preparer:
             ssml=spec.ssml,
             timeout_s=rules.timeout_s,
         )
-        part.rename(path)
+        _keep(part, path)
 
     def _fetch(self, url: str, path: Path, max_mb: int) -> None:
         rules = self.settings.fetch
         part = path.with_suffix(".part")
         if classify(url) == "upload":
             uploads.copy(self.settings.paths.state, url, part)
-            part.rename(path)
+            _keep(part, path)
             return
         limit = min(rules.max_mb, max_mb) * 1_000_000
         try:
             fetch.fetch(url, part, max_bytes=limit, timeout_s=rules.timeout_s, allow=rules.allow)
         except (FetchRefused, FetchFailed) as error:  # after a redirect its address no longer tells which one it was
             raise type(error)(f"{talk.FETCHED[path.name]}: {error.message}", remedy=error.remedy) from error
-        part.rename(path)
+        _keep(part, path)
+
+
+def _keep(part: Path, path: Path) -> None:
+    """Give a whole file its name; a power cut leaves none, or all of it."""
+    fsync_file(part)
+    part.rename(path)
 
 
 def frame_count(duration: Fraction, fps: Fraction) -> int:

@@ -96,7 +96,12 @@ class Spool:
         except BaseException:
             remove_tree(staging)
             raise
-        fsync_folder(self.root)
+        try:
+            fsync_folder(self.root)
+        except OSError:  # nobody can say whether the name will last: the inbox still has everything, so begin anew
+            self.folder(job_id).rename(staging)
+            remove_tree(staging)
+            raise
         reach("accept-committed")
         return spec
 
@@ -128,7 +133,11 @@ class Spool:
     # -- preparation ---------------------------------------------------------------------------------------------------
 
     def set_prepared(self, job_id: str, prepared: Prepared) -> None:
-        write_json(self.folder(job_id) / "prepared.json", asdict(prepared))
+        """Note what the jail wrote, once that is durable: after a power cut the note would speak of empty files."""
+        folder = self.folder(job_id)
+        for name in (prepared.picture.file, prepared.sound.speech_file, prepared.sound.file):
+            fsync_file(folder / name)
+        write_json(folder / "prepared.json", asdict(prepared))
 
     def prepared(self, job_id: str) -> Prepared | None:
         data = read_json(self.folder(job_id) / "prepared.json")
@@ -155,6 +164,7 @@ class Spool:
         folder = self.folder(job_id)
         reach("render-before-fsync")
         fsync_file(rendered)
+        (folder / "out.json").unlink(missing_ok=True)  # of a try that could not be finished: another video's facts
         rendered.rename(folder / "out.mp4")
         reach("render-renamed")
         write_json(folder / "out.json", asdict(output))

@@ -100,21 +100,26 @@ class Worker:
         try:
             self._preload()
             while not self._stopping():
-                try:
-                    worked = self.finisher.publish_due() or self.run_once()
-                except LedgerUnavailable as error:
-                    log.warning("worker for %s: %s", self.device, error)
-                    worked = False
-                    self.wake.wait(_LEDGER_AGAIN_S)
-                except Exception:
-                    log.exception("worker for %s: unexpected failure", self.device)
-                    worked = False
+                worked = self.round()
                 if not self._heal() and not worked:
                     self._unload_if_idle()
                     self.wake.wait(_LOOK_EVERY_S)
                     self.wake.clear()
         finally:
             self.executor.close()
+
+    def round(self) -> bool:
+        """Publish what waits for that, else render one job; says whether there was anything to do. Raises nothing."""
+        try:
+            return self.finisher.publish_due() or self.run_once()
+        except LedgerUnavailable as error:
+            log.warning("worker for %s: %s", self.device, error)
+            self.wake.wait(_LEDGER_AGAIN_S)
+        except (LipsyncdError, OSError) as error:
+            log.warning("worker for %s: %s", self.device, error)
+        except Exception:
+            log.exception("worker for %s: unexpected failure", self.device)
+        return False
 
     def _heal(self) -> bool:
         """See now and then whether what jobs wait for has moved; that must never end the thread either."""

@@ -41,6 +41,11 @@ _IDA = 1  # the seed of the job whose bytes come again
 _numbers = itertools.count(2)
 
 
+def next_number() -> int:
+    """One that was not given before: the seed of bytes that nobody has seen."""
+    return next(_numbers)
+
+
 def failpoints() -> list[str]:
     """Every failpoint that the package reaches, read from its source."""
     found: set[str] = set()
@@ -145,9 +150,9 @@ class World:
         """New work, and what is asked of the jobs that are there already."""
         home = self.home
         home.drop_manifest("anna", image="anna.png", audio="anna.wav", webhook=self.receiver.url)
-        home.drop_pair("anna", seed=next(_numbers))
+        home.drop_pair("anna", seed=next_number())
         home.drop_pair("joe", seed=_IDA)
-        home.drop_manifest("bert", image="../anna.png", audio="anna.wav", user_data=str(next(_numbers)))
+        home.drop_manifest("bert", image="../anna.png", audio="anna.wav", user_data=str(next_number()))
         for action, name in (("retry", "fay"), ("delete", "gus"), ("cancel", "hal")):
             job = home.job(name)
             assert job is not None
@@ -187,7 +192,7 @@ class World:
     def is_settled(self) -> bool:
         """Is every job at its end, and everything cleared away and told?"""
         home = self.home
-        if _visible(home.path("inbox")) or any(home.path("spool").iterdir()) or _requests(home):
+        if visible(home.path("inbox")) or any(home.path("spool").iterdir()) or _requests(home):
             return False
         try:
             jobs = home.view.jobs(limit=100)
@@ -245,7 +250,7 @@ class World:
 
     def _folders(self) -> list[str]:
         faults = []
-        failed = [json.loads((p / "job.json").read_text())["name"] for p in _visible(self.home.path("failed"))]
+        failed = [json.loads((p / "job.json").read_text())["name"] for p in visible(self.home.path("failed"))]
         if failed != ["bert"]:
             faults.append(f"failed/ holds {failed}")
         archived = Counter(
@@ -309,21 +314,21 @@ def make_template(root: Path, nursery: Nursery) -> Home:
     home.until(home.path("inbox").is_dir, "the first start")
     home.until(lambda: (home.path("state") / "ledger.db").exists(), "the ledger")
     home.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
-    home.drop_pair("fay", seed=next(_numbers))
+    home.drop_pair("fay", seed=next_number())
     home.until_failed("fay")
-    home.drop_pair("gus", seed=next(_numbers))
+    home.drop_pair("gus", seed=next_number())
     home.until_done("gus")
     home.drop_pair("ida", seed=_IDA)
     home.until_done("ida")
     home.drop_manifest("hal", image="hal.png", audio="hal.wav", renderer="missing")
-    home.drop_pair("hal", seed=next(_numbers))
+    home.drop_pair("hal", seed=next_number())
     home.until(lambda: (job := home.job("hal")) and job.reason_code == "renderer-not-installed", "the waiting job")
-    home.until(lambda: not _visible(home.path("inbox")), "an empty inbox")
+    home.until(lambda: not visible(home.path("inbox")), "an empty inbox")
     assert home.stop() == 0
     with closing(sqlite3.connect(home.path("state") / "ledger.db")) as ledger:
         ledger.execute("UPDATE job SET not_before_ms = not_before_ms + ? WHERE state = 'queued'", (_DAY_MS,))
         ledger.commit()
-    for path in _visible(home.path("outbox")):
+    for path in visible(home.path("outbox")):
         path.unlink()
     (root / "renders").unlink()
     return home
@@ -339,7 +344,8 @@ def copied(template: Home, root: Path) -> Home:
     return home
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """What people see of a folder."""
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
