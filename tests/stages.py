@@ -14,9 +14,10 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from lipsyncd.alone import finisher_of
+from lipsyncd.arrivals import rules_of
 from lipsyncd.ceilings import Ceilings
 from lipsyncd.child import Limits, LocalChild
-from lipsyncd.daemon import finisher_of, rules_of
 from lipsyncd.errors import LipsyncdError
 from lipsyncd.ffmpeg import find
 from lipsyncd.inbox import Inbox
