@@ -4,8 +4,8 @@ The calls are counted by the kernel, SQLite's own among them; see `fault_kit`. A
 which begins with its own copy of an installation. After the error the same process goes on, as the daemon's threads
 would; then everything is started anew and has to find its end.
 
-`LIPSYNCD_TEST_FAULTS` is "all" for every error at every call; else each call gets one of them, in turn. A number n
-there takes every n-th call only.
+`LIPSYNCD_TEST_FAULTS` is "all" for every error at every call. A number n there is for every n-th call with one of them,
+in turn; `LIPSYNCD_TEST_SEED` says with which call it begins.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,7 +32,8 @@ from tests.home import Home
 from tests.stages import Stage, sidecar_taken, taken
 from tests.tally import count
 
-FAULTS = os.environ.get("LIPSYNCD_TEST_FAULTS", "1")
+FAULTS = os.environ.get("LIPSYNCD_TEST_FAULTS", "2")
+SEED = int(os.environ.get("LIPSYNCD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 ROUNDS = 8
 
 
@@ -188,6 +190,9 @@ FATES = {
     "accept": Fate("dropped", Stage.scan, _is_accepted, _accepted),
     "prepare": Fate("accepted", Stage.prepare, _is_prepared, _prepared),
     "render": Fate("prepared", _tidied, _is(JobState.DONE), _delivered),
+    "publish": Fate("rendered", _tidied, _is(JobState.DONE), _delivered),
+    "fail": Fate("to-fail", _fail, _is(JobState.FAILED), _failed),
+    "recover": Fate("staged", _tidied, _is(JobState.DONE), _delivered, start=True),
 }
 
 
@@ -274,7 +279,7 @@ def test_any_file_call_may_fail_once_with_any_error(stages: Path, tmp_path: Path
     wrong = [f"{errno.errorcode[case.error]} at {case.call}: {fault}" for case in ended for fault in case.faults]
     assert not wrong, "\n".join(wrong)
     reached = sum(case.call is not None for case in ended)
-    print(f"{name}: {len(clean.calls)} calls, {len(cases)} cases, {reached} reached")
+    print(f"LIPSYNCD_TEST_SEED={SEED}, {name}: {len(clean.calls)} calls, {len(cases)} cases, {reached} reached")
     assert reached >= len(cases) * 0.9
     count(f"an error at each file call: {name}", cases=reached)
 
@@ -283,4 +288,4 @@ def _cases(calls: int) -> Sequence[tuple[int, int]]:
     numbers = range(1, calls + 1)
     if FAULTS == "all":
         return list(itertools.product(numbers, ERRORS))
-    return [(n, ERRORS[n % len(ERRORS)]) for n in numbers if n % int(FAULTS) == 0]
+    return [(n, ERRORS[(n + SEED // 7) % len(ERRORS)]) for n in numbers if (n + SEED) % int(FAULTS) == 0]
