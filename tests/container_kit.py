@@ -31,7 +31,7 @@ def cannot_run(*programs: str) -> str:
 def make_root(folder: Path) -> Path:
     """A Debian in `folder`: 260 MB, half a minute."""
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
