@@ -126,6 +126,189 @@ def status_of(machine: Machine, path: str, key: str = "") -> int:
 from urllib import error, request
 asked = request.Request('http://127.0.0.1:{port}{path}', headers={{{header}}})
 try:
+    print(request.urlopen(asked).status)
+except error.HTTPError as refused:
+    print(refused.code)
+"""
+    return int(machine.python(program))
+
+
+# -- a service that runs -----------------------------------------------------------------------------------------------
+
+
+def test_the_service_is_ready_and_says_what_it_does(installed: Machine) -> None:
+    assert installed.show("ActiveState") == "active"
+    assert installed.show("UnitFileState") == "enabled"
+    assert installed.show("User") == "lipsyncd"
+    assert installed.show("WatchdogUSec") == "30s"
+    installed.until(lambda: installed.show("StatusText") == "idle", "the status text")
+    assert status_of(installed, "/health/ready") == 200
+    assert installed.show("NRestarts") == "0"
+
+
+def test_the_key_comes_as_a_credential(installed: Machine) -> None:
+    assert status_of(installed, "/credits") == 200
+    installed.run(told_block("A key"))
+    key = (installed.root / "etc/lipsyncd/api-key").read_text().strip()
+    assert re.fullmatch(r"anna:\S{24}", key)
+    assert '\nhost = "0.0.0.0"' in (installed.root / SETTINGS.lstrip("/")).read_text()
+    assert status_of(installed, "/credits") == 401
+    assert status_of(installed, "/credits", key=key) == 200
+    environment = installed.run(f"cat /proc/{installed.show('MainPID')}/environ").stdout
+    assert "HF_HUB_OFFLINE" in environment
+    assert key.partition(":")[2] not in environment
+
+
+def test_a_member_of_the_group_drops_a_job_and_takes_its_video(installed: Machine) -> None:
+    """The preview renderer under the unit's walls, with the inputs of another user and the drop-in for no GPU."""
+    installed.run(told_block("Drop-ins."))
+    assert installed.show("PrivateDevices") == "yes"
+    face = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).save(face, "PNG")
+    give(installed, "alice", "share", image=face.getvalue(), voice=sound(1.0), renderer="preview")
+    installed.until(lambda: job(installed, "share").get("state") in ("done", "failed"), "the job's end", seconds=400)
+    assert job(installed, "share")["state"] == "done", job(installed, "share")
+    video = "/srv/lipsyncd/outbox/share.mp4"
+    installed.run(f"cp {video} ~alice/ && rm {video} /srv/lipsyncd/outbox/share.json", user="alice")
+    assert inspect(installed.root / "home/alice/share.mp4").video.frames == 25
+    assert set(installed.run("stat --format=%G /srv/lipsyncd/archive/*").stdout.split()) == {"lipsyncd"}
+    installed.run("rm /etc/systemd/system/lipsyncd.service.d/cpu-only.conf")
+    installed.run("systemctl daemon-reload && systemctl restart lipsyncd")
+
+
+def test_the_group_submits_and_cancels_under_any_umask_and_strangers_do_not(installed: Machine) -> None:
+    home = installed.root / "home/alice"
+    (home / "face.png").write_bytes(picture(1))
+    (home / "voice.wav").write_bytes(sound(30.0, 1))
+    submit = "umask 077; cd; lipsyncd submit ~alice/face.png ~alice/voice.wav --renderer slow --name mine"
+    job_id = installed.run(submit, user="alice").stdout.strip()
+    until_state(installed, "mine", "running")
+    assert "cancelled" in installed.run(f"umask 077; cd; lipsyncd cancel {job_id}", user="alice").stdout
+    until_state(installed, "mine", "cancelled")
+    stranger = installed.run("cd; lipsyncd status", user="bob", check=False)
+    assert stranger.returncode == 77
+    assert "adduser" in stranger.stderr
+    assert "Traceback" not in stranger.stderr
+    assert installed.run("cp ~bob/.profile /srv/lipsyncd/inbox/", user="bob", check=False).returncode != 0
+
+
+def test_the_walls_hold_from_inside(installed: Machine) -> None:
+    installed.run("install -d -o lipsyncd /usr/local/elsewhere")
+    give(installed, "alice", "walls", image=picture(2), voice=sound(0.3, 2), renderer="walls", resolution=64)
+    until_state(installed, "walls", "done")
+    tried = json.loads((installed.root / "var/lib/lipsyncd/state/walls.json").read_text())
+    open_doors = {name for name, outcome in tried.items() if outcome == "done"}
+    assert open_doors == {"write the state", "write the outbox"}, tried
+    assert tried["write elsewhere"] == "Read-only file system"
+    assert tried["make a namespace"] == "Operation not permitted"
+
+
+def test_systemctl_reload_has_the_settings_read_again(installed: Machine) -> None:
+    text = (installed.root / SETTINGS.lstrip("/")).read_text()
+    installed.write(SETTINGS, text.replace("[render]", "[render]\nstop_grace_s = 20"))
+    installed.run("systemctl reload lipsyncd")
+    installed.until(lambda: "settings read again: 1 taken over" in installed.journal(), "the reload")
+    assert "render.stop_grace_s is 20.0 now, was 30.0" in installed.journal()
+    installed.until(lambda: installed.show("ActiveState") == "active", "the end of the reload")
+    installed.until(lambda: installed.show("StatusText") == "idle", "the status text")
+
+
+# -- stopping and falling ----------------------------------------------------------------------------------------------
+
+
+def test_a_stop_lets_the_job_finish_within_its_grace(installed: Machine) -> None:
+    give(installed, "alice", "short", image=picture(3), voice=sound(1.0, 3), renderer="slow", resolution=64)
+    found = until_state(installed, "short", "running")
+    installed.until(lambda: re.match(rf"rendering job {found['id']} \d+%$", installed.show("StatusText")), "the status")
+    installed.run("systemctl stop lipsyncd")
+    assert (installed.show("Result"), installed.show("ExecMainStatus")) == ("success", "0")
+    assert job(installed, "short")["state"] == "done"
+    assert inspect(installed.root / "srv/lipsyncd/outbox/short.mp4").video.frames == 25
+
+
+def test_a_stop_puts_a_longer_job_back_and_charges_nothing(installed: Machine) -> None:
+    text = (installed.root / SETTINGS.lstrip("/")).read_text()
+    installed.write(SETTINGS, text.replace("stop_grace_s = 20", "stop_grace_s = 1"))
+    installed.run("systemctl start lipsyncd")
+    give(installed, "alice", "long", image=picture(4), voice=sound(20.0, 4), renderer="slow", resolution=64)
+    until_state(installed, "long", "running")
+    installed.run("systemctl stop lipsyncd")
+    assert (installed.show("Result"), installed.show("ExecMainStatus")) == ("success", "0")
+    found = job(installed, "long")
+    assert (found["state"], found["attempt"]) == ("queued", 0)
+    assert not list((installed.root / "srv/lipsyncd/outbox").glob("long*"))
+    installed.run("systemctl start lipsyncd")
+    installed.run(f"cd; lipsyncd cancel {found['id']}", user="alice")
+    until_state(installed, "long", "cancelled")
+
+
+def test_a_member_is_no_daemon(installed: Machine) -> None:
+    """With the service down, its state can be read by the group; what changes the ledger is its user's alone."""
+    installed.run("systemctl stop lipsyncd")
+    found = job(installed, "long")
+    refused = installed.run(f"cd; lipsyncd retry {found['id']}", user="alice", check=False)
+    assert refused.returncode == 77
+    assert "sudo -u lipsyncd lipsyncd" in refused.stderr
+    assert "queued" in installed.run(f"lipsyncd retry {found['id']}", user="lipsyncd").stdout
+    assert "cancelled" in installed.run(f"lipsyncd cancel {found['id']}", user="lipsyncd").stdout
+    installed.run("systemctl start lipsyncd")
+
+
+def test_a_daemon_that_hangs_is_ended_by_the_watchdog_and_started_again(installed: Machine) -> None:
+    installed.write("/etc/systemd/system/lipsyncd.service.d/quick.conf", "[Service]\nWatchdogSec=4\nRestartSec=0\n")
+    installed.run("systemctl daemon-reload && systemctl restart lipsyncd")
+    hung = installed.show("MainPID")
+    time.sleep(6.0)  # longer than the watchdog: it is fed
+    assert (installed.show("MainPID"), installed.show("NRestarts")) == (hung, "0")
+    installed.run(f"kill -STOP {hung}")
+    installed.until(lambda: installed.show("NRestarts") == "1", "the restart")
+    installed.until(lambda: installed.show("ActiveState") == "active", "the new daemon")
+    assert installed.show("MainPID") != hung
+    installed.until(lambda: "Watchdog timeout" in installed.journal(), "systemd's word of it")
+    installed.until(lambda: installed.show("StatusText") == "idle", "the status text")
+
+
+def test_a_daemon_that_dies_is_started_again_and_a_wrong_setting_is_not_tried_twice(installed: Machine) -> None:
+    before = int(installed.show("NRestarts"))
+    installed.run(f"kill -KILL {installed.show('MainPID')}")
+    installed.until(lambda: int(installed.show("NRestarts")) > before, "the restart")
+    installed.until(lambda: installed.show("ActiveState") == "active", "the new daemon")
+    text = (installed.root / SETTINGS.lstrip("/")).read_text()
+    installed.write(SETTINGS, text.replace("[render]", "[render]\nstop_grace = 1"))
+    installed.run("systemctl restart lipsyncd", check=False)
+    installed.until(lambda: installed.show("ActiveState") == "failed", "the end")
+    assert installed.show("ExecMainStatus") == "78"
+    assert "did you mean render.stop_grace_s?" in installed.journal()
+    installed.write(SETTINGS, text)
+    installed.run("rm /etc/systemd/system/lipsyncd.service.d/quick.conf")
+    installed.run("systemctl daemon-reload && systemctl reset-failed lipsyncd && systemctl start lipsyncd")
+
+
+def test_without_a_key_the_service_starts_on_this_machine_alone(installed: Machine) -> None:
+    (installed.root / "etc/lipsyncd/api-key").unlink()
+    installed.run("systemctl restart lipsyncd", check=False)
+    installed.until(lambda: installed.show("ActiveState") == "failed", "the refusal")
+    assert "no key is configured" in installed.journal()
+    installed.run(f"sed -i 's/^host = /# host = /' {SETTINGS}")
+    installed.run("systemctl reset-failed lipsyncd && systemctl start lipsyncd")
+    assert status_of(installed, "/credits") == 200
+
+
+# -- other places ------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_taken_into_use_goes_away_and_comes_back(installed: Machine) -> None:
+    """The README's commands, with a bind mount in place of the file server's."""
+    share = told_block("A share.").replace(
+        "nas:/talking /mnt/share nfs hard,noatime,_netdev", "/nas /mnt/share none bind"
+    )
+    assert "/nas " in share
+    installed.run(f"mkdir /nas && {share}")
+    assert "/mnt/share" in installed.show("RequiresMountsFor").split()
+    order = {"image": picture(5), "voice": sound(0.3, 5), "renderer": "slow", "resolution": 64}
+    give(installed, "alice", "there", inbox="/mnt/share/inbox", **order)
+    until_state(installed, "there", "done")
+    assert (installed.root / "nas/outbox/there.mp4").exists()
     installed.run("umount --lazy /mnt/share")  # the daemon holds its lock of the inbox
     installed.until(
         lambda: "not ready: inbox: /mnt/share/inbox is not mounted" in installed.show("StatusText"), "the word"
