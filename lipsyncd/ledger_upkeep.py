@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from sqlmodel import Session, col, delete, update
+from sqlmodel import Session, col, delete, func, update
 
 from lipsyncd.job import now_ms
 from lipsyncd.ledger_tables import JobRow, WebhookRow
@@ -62,6 +62,13 @@ class Upkeep:
             moved = session.execute(late).rowcount  # type: ignore[attr-defined]
             moved += session.execute(far.values(next_at_ms=now_ms() + deliveries_ms)).rowcount  # type: ignore[attr-defined]
             return int(moved)
+
+    def inputs_moved(self, old: str, new: str) -> int:
+        """The folder `old`, below which inputs of ended jobs are kept, is `new` now; gives how many jobs have any."""
+        below = func.substr(col(JobRow.kept), 1, len(old) + 1) == f"{old}/"
+        here = new + func.substr(col(JobRow.kept), len(old) + 1)
+        with self._write() as session:
+            return int(session.execute(update(JobRow).where(below).values(kept=here)).rowcount)  # type: ignore[attr-defined]
 
     def optimize(self) -> None:
         """Let SQLite look at the tables that have changed much. Takes milliseconds."""

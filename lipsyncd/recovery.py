@@ -18,7 +18,7 @@ from sqlalchemy.exc import DatabaseError
 from lipsyncd import endings
 from lipsyncd.errors import BackupFailed, Blocked, InputsLost, RenderCrashed, tree
 from lipsyncd.failpoints import reach
-from lipsyncd.files import sweep_torn
+from lipsyncd.files import read_json, sweep_torn, write_json
 from lipsyncd.finish import Finisher
 from lipsyncd.job import SOURCES, Job, JobSpec, JobState
 from lipsyncd.ledger import Ledger
@@ -93,6 +93,7 @@ def recover(intake: Registrar, finisher: Finisher) -> None:
     spool, ledger = finisher.spool, finisher.ledger
     torn = spool.sweep() + _sweep_replaced(finisher)
     ids = spool.ids()
+    _follow(finisher)
     if endings.is_due(finisher.folders.state):
         _remember(finisher, set(ids))
     for job_id in ids:
@@ -116,6 +117,20 @@ def recover(intake: Registrar, finisher: Finisher) -> None:
         torn += finisher.outbox.sweep({job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None})
     ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
     log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
+
+
+def _follow(finisher: Finisher) -> None:
+    """Rows say where inputs were kept. When failed/ or the archive lies elsewhere since the last start, so do these."""
+    folders = finisher.folders
+    record = folders.state / "places.json"
+    before, now = read_json(record) or {}, {kind: str(folders.shared[kind]) for kind in ("failed", "archive")}
+    for kind, place in now.items():
+        old = before.get(kind)
+        if isinstance(old, str) and old != place:
+            moved = finisher.ledger.upkeep.inputs_moved(old, place)
+            log.info("%s was %s and is %s now: %d jobs have their inputs there", kind, old, place, moved)
+    if before != now:
+        write_json(record, now, mode=0o640)
 
 
 def _remember(finisher: Finisher, spooled: Set[str]) -> None:
