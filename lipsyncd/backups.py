@@ -41,7 +41,7 @@ def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
         raise BackupFailed(f"there is no ledger {ledger}", remedy="`lipsyncd config` says where paths.state is")
     label = "" if version is None else f"v{version}-"
     try:
-        folder.mkdir(mode=_MODE, parents=True, exist_ok=True)
+        _make(folder, ledger)
         target = folder / f"ledger-{label}{_stamp()}.db"
         hidden = folder / f".{target.name}.part"
         try:
@@ -57,9 +57,23 @@ def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
     return target
 
 
+def _make(folder: Path, ledger: Path) -> None:
+    """Make the folder, for the ledger's owner: root may be the first to ask for a copy."""
+    if not folder.exists():
+        folder.mkdir(mode=_MODE, parents=True, exist_ok=True)
+        _give(folder, ledger)
+
+
+def _give(path: Path, ledger: Path) -> None:
+    if os.geteuid() == 0:
+        owner = ledger.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
 def _write(ledger: Path, copy: Path) -> None:
     """The copy itself, with the ledger's own permissions from its first byte on."""
     os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    _give(copy, ledger)
     copy.chmod(ledger.stat().st_mode & 0o777)
     with closing(sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as source:
         source.execute("VACUUM INTO ?", (str(copy),))

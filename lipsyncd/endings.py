@@ -114,9 +114,9 @@ def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> Ended:
 
 
 def _stem(piece: Piece, facts: Mapping[str, Any]) -> str:
-    """The name that the job published under: its sidecar's, but in results, where that is the id."""
-    told = facts["video"] if piece.kind == pieces.RESULTS else piece.names[0]
-    return str(told).removesuffix(".json").removesuffix(".mp4")
+    """The name that the job published under: its video's, or its sidecar's when it was given no video of its own."""
+    alone = piece.kind == pieces.OUTBOX and facts.get("duplicate_of") and len(piece.names) == 1
+    return str(piece.names[0] if alone else facts["video"]).removesuffix(".json").removesuffix(".mp4")
 
 
 def _spec(facts: Mapping[str, Any]) -> JobSpec:
@@ -135,6 +135,7 @@ def _spec(facts: Mapping[str, Any]) -> JobSpec:
         text=facts.get("text"),
         user_data=facts.get("user_data"),
         rest={"persist": True} if facts.get("persist") else None,
+        queue=str(facts.get("queue") or ""),
     )
 
 

@@ -18,7 +18,7 @@ from lipsyncd.job import JobState
 from lipsyncd.ledger import Ledger
 from lipsyncd.ledger_view import LedgerView
 from lipsyncd.recovery import open_ledger
-from tests.core_kit import as_nobody, queued
+from tests.core_kit import NOBODY, as_nobody, queued
 from tests.home import Home
 from tests.test_migrations import written_by
 
@@ -77,6 +77,14 @@ def test_a_copy_is_readable_for_those_who_may_read_the_ledger_and_for_nobody_els
     ledger.path.chmod(0o640)
     copy = backups.make(ledger.path, tmp_path / "copies")
     assert copy.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_copy_that_root_asked_for_belongs_to_the_ledgers_owner(ledger: Ledger, tmp_path: Path) -> None:
+    """Else the daemon, which is not root, could neither turn copies over nor make any more."""
+    os.chown(ledger.path, NOBODY, NOBODY)
+    copy = backups.make(ledger.path, tmp_path / "copies")
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in (copy, copy.parent)] == [(NOBODY, NOBODY)] * 2
 
 
 def test_a_copy_that_cannot_be_made_leaves_nothing_and_says_why(ledger: Ledger, tmp_path: Path) -> None:

@@ -85,7 +85,13 @@ def jobs(shop: Shop) -> dict[str, Job]:
 
 def test_a_lost_ledger_is_made_again_with_its_history(shop: Shop) -> None:
     """Every column that matters comes back, for jobs that ended and for those that are under way."""
-    asked = {"priority": 7, "user_data": {"scene": 7}, "rest": {"api": "talks", "persist": True}, "resolution": 128}
+    asked = {
+        "queue": "urgent",
+        "priority": 7,
+        "user_data": {"scene": 7},
+        "rest": {"api": "talks", "persist": True},
+        "resolution": 128,
+    }
     shop.queued("asked", **asked)
     running = shop.ledger.claim("cpu", "token")
     assert running is not None
@@ -129,9 +135,14 @@ def test_one_place_is_enough_to_tell_of_a_video(tmp_path: Path) -> None:
     """A consumer took the videos, the results have had their time, the inputs were not archived."""
     shop = Shop(tmp_path, archive=Archive(mode="delete"))
     from_results, from_outbox = shop.published("anna"), shop.published("bert")
+    in_queue = shop.queued("carl", queue="urgent")
+    assert shop.ledger.claim("cpu", "token") is not None
+    shop.finish_render(in_queue)
+    shop.finisher.publish(in_queue)
     for path in shop.folders.shared["outbox"].glob("anna.*"):
         path.unlink()
     (shop.folders.shared["outbox"] / "bert.mp4").unlink()
+    assert shop.job(in_queue).queue == "urgent"
     for path in shop.folders.results.glob(f"{from_outbox}.*"):
         path.unlink()
     before = jobs(shop)
