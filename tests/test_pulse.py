@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,8 +20,9 @@ from lipsyncd.ledger_view import LedgerView
 from lipsyncd.pulse import Pulse, doing
 from lipsyncd.sd_notify import Notifier
 from tests.core_kit import claimed, queued
-from tests.home import Home
+from tests.home import Home, picture, put, sound
 from tests.service_manager import ServiceManager, listening
+from tests.world_kit import needs_fuse, needs_root, unmount
 
 WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
 
@@ -121,6 +124,41 @@ def test_a_stopped_process_feeds_no_watchdog(home: Home, manager: ServiceManager
         finally:
             home.daemon.send_signal(signal.SIGCONT)
         manager.wait_for(lambda _: manager.lines.count("WATCHDOG=1") > heard)
+
+
+@needs_root
+@needs_fuse
+def test_a_share_that_hangs_is_told_and_makes_no_restart(home: Home, manager: ServiceManager) -> None:
+    """A FUSE server that is stopped answers nothing, as a file server that has gone with a hard mount."""
+    behind, share = home.root / "behind", home.root / "share"
+    behind.mkdir()
+    share.mkdir()
+    server = subprocess.Popen(["bindfs", "-f", behind, share])
+    try:
+        home.until(share.is_mount, "the mount")
+        home.changes["paths"] = {"inbox": str(share / "inbox"), "outbox": str(share / "outbox")}
+        home.changes["watch"] = {"poll_s": 0.2, "settle_network_s": 0.3}
+        with home.running(**watched(manager)):
+            manager.wait_for("WATCHDOG=1".__eq__)
+            server.send_signal(signal.SIGSTOP)
+            manager.wait_for(re.compile(r"STATUS=.*not ready: .*no answer for").match, seconds=90)
+            fed, written_ms = manager.lines.count("WATCHDOG=1"), _status_ms(home)
+            manager.wait_for(lambda _: manager.lines.count("WATCHDOG=1") > fed + 1)
+            home.until(lambda: _status_ms(home) > written_ms, "a turn of the main loop")
+            server.send_signal(signal.SIGCONT)
+            for name, content in (("anna.png", picture()), ("anna.wav", sound())):
+                put(behind / "inbox", name, content)
+            home.until_done("anna")
+    finally:
+        server.send_signal(signal.SIGCONT)
+        unmount(share)
+        server.terminate()
+        server.wait()
+
+
+def _status_ms(home: Home) -> int:
+    """When the main loop last wrote the daemon's status."""
+    return int(json.loads((home.path("state") / "status.json").read_text())["at_ms"])
 
 
 def _is_stopped(pid: int) -> bool:
