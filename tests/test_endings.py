@@ -18,6 +18,7 @@ import pytest
 from lipsyncd import backups, keep
 from lipsyncd.alone import finisher_of
 from lipsyncd.errors import NoFaceFound
+from lipsyncd.files import write_json
 from lipsyncd.housekeeping import Housekeeper
 from lipsyncd.intake import idempotency_key
 from lipsyncd.job import Job, JobState, new_id
@@ -299,19 +300,19 @@ def test_what_happened_after_the_copy_is_not_done_again(shop: Shop) -> None:
 
 def test_the_log_of_another_ledger_beside_a_copy_does_no_harm(shop: Shop) -> None:
     """Somebody copies the file back and forgets ledger.db-wal; SQLite by itself would apply that to the copy."""
-    for number in range(40):
+    for number in range(12):
         shop.queued(f"before {number}")
     copy = backups.make(shop.ledger.path, shop.folders.state / "backups")
     shop.ledger.upkeep.checkpoint()  # from here on it holds single pages, which fit no other file
-    for number in range(40):
+    for number in range(12):
         shop.queued(f"after {number}")
     wal = shop.ledger.path.with_name("ledger.db-wal").read_bytes()
-    assert len(wal) > 100_000
+    assert len(wal) > 30_000
     put_back(shop, copy)
     shop.ledger.path.with_name("ledger.db-wal").write_bytes(wal)
     start_again(shop)
     shop.ledger.check()
-    assert len(jobs(shop)) == 80  # the second half from the spool
+    assert len(jobs(shop)) == 24  # the second half from the spool
     assert len(list(shop.folders.state.glob("ledger.db.corrupt-*-wal"))) == 1
 
 
@@ -341,6 +342,7 @@ def test_the_readmes_way_to_put_a_copy_back(home: Home) -> None:
     assert copy.name in script
     lines = [line for line in script.splitlines() if not line.startswith(("systemctl", "lipsyncd"))]
     subprocess.run(["sh", "-eux", "-c", "\n".join(lines)], cwd=home.path("state"), check=True, timeout=30)
+    write_json(home.path("state") / "nights.json", {"copied": 1.0, "pruned": 1.0})  # it was down at night, too
     with home.running():
         assert {job.name: job.id for job in home.view.jobs()} == {**before, "carl": after}
         assert {job.state for job in home.view.jobs()} == {JobState.DONE, JobState.FAILED}
@@ -348,5 +350,6 @@ def test_the_readmes_way_to_put_a_copy_back(home: Home) -> None:
         home.until_done("dora")
         assert home.cli("republish", after).returncode == 0
         assert (home.path("outbox") / "carl (2).mp4").exists()
+        home.until(lambda: len(backups.made(home.path("state") / "backups")) == 2, "the copy of last night")
     assert home.renders == renders + 1
     assert home.path("state").joinpath("ledger.db").read_bytes()[18] == 2

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd import backups
-from lipsyncd.files import free_mb, write_json
+from lipsyncd.files import free_mb
 from lipsyncd.housekeeping import Housekeeper, last_night
 from lipsyncd.job import JobState
 from lipsyncd.settings import Paths
@@ -345,14 +345,3 @@ def test_before_the_first_start_there_is_nothing_to_prune(home: Home) -> None:
     refused = home.cli("prune")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "there is no ledger" in refused.stderr
-
-
-def test_a_daemon_that_was_down_at_night_copies_the_ledger_when_it_comes_up(home: Home) -> None:
-    with home.running():
-        home.drop_pair("anna")
-        home.until_done("anna")
-    write_json(home.path("state") / "nights.json", {"copied": 1.0, "pruned": 1.0})
-    with home.running():
-        [copy] = home.until(lambda: backups.made(home.path("state") / "backups"), "the copy")
-        backups.check(copy)
-        home.until(lambda: f"ledger copied to {copy.name}" in home.log, "its line in the log")

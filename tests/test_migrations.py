@@ -164,9 +164,9 @@ def test_a_daemon_brings_every_job_of_an_older_version_to_its_end(home: Home, ve
 
 
 def test_a_daemon_refuses_the_ledger_of_a_newer_one_and_names_both_schemas(home: Home) -> None:
-    home.start()
-    home.stop()
+    home.folders.initialise()
     path = home.path("state") / "ledger.db"
+    Ledger(path).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version=99")
     content = path.read_bytes()
