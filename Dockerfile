@@ -1,0 +1,66 @@
+# lipsyncd as a container. The last stage is what a plain build gives:
+#
+#   docker build -t lipsyncd .                           with MuseTalk, for one NVIDIA GPU
+#   docker build -t lipsyncd:preview --target preview .  without torch, for any CPU
+#
+# A slim base and no CUDA image: torch's wheels bring CUDA, the driver comes from the host. Any Debian with python3 from
+# 3.11 on does; pin it by digest for builds that stay the same.
+ARG BASE=python:3.11-slim-bookworm
+
+# -- what is installed, made where it may leave things behind ----------------------------------------------------------
+
+FROM ${BASE} AS build-preview
+WORKDIR /build
+COPY config/venv.sh config/
+COPY config/locks config/locks
+RUN sh config/venv.sh /opt/lipsyncd && sh config/venv.sh /opt/build
+RUN /opt/build/bin/pip install --no-cache-dir --require-hashes -r config/locks/build.txt
+RUN /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r config/locks/preview.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY lipsyncd lipsyncd
+# The wheel is made with the build tools that are locked, and installed without asking for anything else.
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+
+FROM build-preview AS build-gpu
+# Leave torch out (`--build-arg TORCH=`) for a base that has its own, or to see the rest of the image built.
+ARG TORCH=config/locks/torch.txt
+RUN if [ -n "${TORCH}" ]; then /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r "${TORCH}"; fi
+RUN /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r config/locks/musetalk.txt
+
+# -- what runs ---------------------------------------------------------------------------------------------------------
+
+FROM ${BASE} AS runtime
+LABEL org.opencontainers.image.title="lipsyncd" \
+      org.opencontainers.image.description="Turns a portrait and a voice in a watched folder into a talking video" \
+      org.opencontainers.image.licenses="MIT"
+# tini hands signals on and buries orphans. A bare Debian gets its python3 here, an image of Python has one.
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends tini $(command -v python3 >/dev/null || echo python3) \
+ && rm -rf /var/lib/apt/lists/*
+RUN groupadd --gid 961 lipsyncd \
+ && useradd --uid 961 --gid 961 --home-dir /app/storage --no-create-home --shell /usr/sbin/nologin lipsyncd \
+ && install -d -o 961 -g 961 /app/storage /app/models
+COPY config/container.toml /etc/lipsyncd/lipsyncd.toml
+COPY --chmod=755 config/entrypoint.sh /usr/local/bin/lipsyncd-entrypoint
+ENV PATH=/opt/lipsyncd/bin:$PATH \
+    HOME=/app/storage \
+    PYTHONUNBUFFERED=1
+WORKDIR /app
+VOLUME ["/app/storage", "/app/models"]
+EXPOSE 8003
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+  CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ.get('PORT', '8003') + '/health/ready', timeout=8)"]
+ENTRYPOINT ["tini", "--", "lipsyncd-entrypoint"]
+CMD ["run"]
+
+FROM runtime AS preview
+COPY --from=build-preview /opt/lipsyncd /opt/lipsyncd
+ENV LIPSYNCD_RENDER_RENDERER=preview \
+    LIPSYNCD_RENDER_DEVICES=cpu
+
+FROM runtime AS gpu
+COPY --from=build-gpu /opt/lipsyncd /opt/lipsyncd
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,video,utility

@@ -1,0 +1,43 @@
+"""Write config/locks/: what the container images install, to the version and to the hash of every file.
+
+    pip install uv && python config/locks.py
+
+`build.txt` makes the wheel; `preview.txt` is what every image has, `musetalk.txt` what the GPU image has besides, and
+`torch.txt` torch with its CUDA libraries, which may be left out or be brought by the base image.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+CONFIG = Path(__file__).resolve().parent
+OF_TORCH = re.compile(r"(torch|triton|sympy|mpmath|networkx|nvidia-.*|cuda-.*)==")
+PYTHON = "3.11"
+
+
+def compiled(*arguments: str, given: str | None = None) -> list[str]:
+    """Pinned requirements with their hashes, each as one piece of text."""
+    command = ["uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--python-version", PYTHON, "--constraint", str(CONFIG / "constraints.txt"), *arguments]
+    text = subprocess.run(command, input=given, check=True, capture_output=True, text=True, cwd=CONFIG.parent).stdout
+    return re.findall(r"^\S.*(?:\n    .*)*", text, re.MULTILINE)
+
+
+def write(name: str, requirements: list[str]) -> None:
+    (CONFIG / "locks" / name).write_text("# Written by config/locks.py.\n" + "\n".join(requirements) + "\n")
+
+
+def main() -> None:
+    (CONFIG / "locks").mkdir(exist_ok=True)
+    write("build.txt", compiled("-", given="setuptools>=77\n"))
+    preview = compiled("pyproject.toml", "--extra", "tts")
+    rest = [item for item in compiled("pyproject.toml", "--extra", "tts", "--extra", "musetalk") if item not in preview]
+    write("preview.txt", preview)
+    write("musetalk.txt", [item for item in rest if not OF_TORCH.match(item)])
+    write("torch.txt", [item for item in rest if OF_TORCH.match(item)])
+
+
+if __name__ == "__main__":
+    main()
