@@ -22,7 +22,7 @@ demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of i
 
 test: $(VENV)/.test   ## install what the tests need and run all of them
 	sh config/test-packages.sh
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 test-long: $(VENV)/.test   ## the full counts, which take hours: crashes, file errors, REST, bursts, disks, mounts, a soak
 	sh config/test-packages.sh
