@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from lipsyncd import __version__, control, facts, gpu, outgoing
+from lipsyncd import __version__, control, facts, gpu, heap, outgoing
 from lipsyncd.actions import carry_out
 from lipsyncd.alone import finisher_of
 from lipsyncd.arrivals import Arrivals
@@ -92,6 +92,7 @@ class Daemon:
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Raises `ConfigError` or `AnotherDaemonRuns` when it cannot begin."""
         started_s = time.monotonic()
+        heap.share()
         self._pulse.starting()
         for note in self.settings.notes:
             log.info("%s", note)

@@ -33,7 +33,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "pure",
         (
-            "delivery failpoints footage inotify job landlock log manifest mounts obstacles oom_kills protocol"
+            "delivery failpoints footage heap inotify job landlock log manifest mounts obstacles oom_kills protocol"
             " sd_notify seccomp"
         ),
     ),
