@@ -2,8 +2,8 @@
 
 glibc gives each thread an arena of its own and never moves free memory between them, so that what one thread asks for
 and another gives back leaves holes in all of them: several KiB a job were measured. Threads of Python hardly ever ask
-for memory at the same moment, so nothing is won by so many arenas. Children do not inherit this: a
-renderer's threads work outside of Python's lock and need theirs.
+for memory at the same moment, so nothing is won by so many arenas. Children do not inherit this: a renderer's threads
+work outside of Python's lock and need theirs.
 """
 
 from __future__ import annotations
