@@ -34,6 +34,7 @@ from lipsyncd.log import printable
 from lipsyncd.oom_kills import Witness, witness_of
 from lipsyncd.protocol import (
     CANCELLED,
+    LOADING,
     MAX_LINE_BYTES,
     Batch,
     Cancel,
@@ -64,7 +65,11 @@ class RenderCancelled(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a child may take: to start, to render one job, and between two words."""
+    """How long a child may take: to start, to render one job, and between two words.
+
+    Loading a renderer is part of the start, also when the first job that wants it brings it about: gigabytes from a
+    slow disk, or a compiler that runs once, say nothing for long.
+    """
 
     start_s: float
     deadline_s: float
@@ -250,6 +255,7 @@ class LocalChild:
         stop: Callable[[], bool],
     ) -> Result | Failure:
         started = heard = time.monotonic()
+        silence_s = self.limits.start_s
         asked_to_stop: float | None = None
         while True:
             message = self._receive(process)
@@ -260,6 +266,7 @@ class LocalChild:
                 return message
             if isinstance(message, Progress) and message.job_id == request.job_id:
                 progress(message)
+                silence_s = self.limits.start_s if message.stage == LOADING else self.limits.silence_s
             if isinstance(message, Batch) and message.job_id == request.job_id:
                 batch(message)
             if asked_to_stop is None and stop():
@@ -269,8 +276,8 @@ class LocalChild:
                 raise RenderCancelled(request.job_id)
             if now - started > self.limits.deadline_s:
                 raise RenderTimeout(f"job {request.job_id} was not rendered within {self.limits.deadline_s:g} s")
-            if now - heard > self.limits.silence_s:
-                quiet = f"the render child said nothing for {self.limits.silence_s:g} s"
+            if now - heard > silence_s:
+                quiet = f"the render child said nothing for {silence_s:g} s"
                 raise RenderStalled(quiet + _quoted(process))
 
     def _receive(self, process: _Process) -> Message | None:

@@ -27,6 +27,9 @@ class ProtocolError(ValueError):
     """A line that is none of the messages below."""
 
 
+LOADING = "loading"  # the stage in which a child gets a renderer ready for its first job
+
+
 @dataclass(frozen=True)
 class Picture:
     """`file` in the job's folder: raw RGB, height x width x 3 bytes."""

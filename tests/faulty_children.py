@@ -76,6 +76,12 @@ class SlowAtStart(Flat):
         time.sleep(3600)
 
 
+class SlowToLoad(Flat):
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        time.sleep(1.5)
+
+
 class WithHelper(Flat):
     """Starts a helper of its own, which ignores every polite signal, and hangs."""
 

@@ -38,7 +38,7 @@ MORE = (
     "gasps=Gasps",
 )
 AT_START = ("garbage-at-start=GarbageAtStart", "abort-at-start=AbortAtStart", "slow-at-start=SlowAtStart")
-OTHERS = ("with-helper=WithHelper", "no-face=NoFace")
+OTHERS = ("with-helper=WithHelper", "no-face=NoFace", "slow-to-load=SlowToLoad")
 RENDERERS = (*NAMES, *(entry.replace("=", "=tests.faulty_children:") for entry in (*MORE, *AT_START, *OTHERS)))
 PATIENT = Limits(start_s=60.0, deadline_s=60.0, silence_s=60.0)
 
@@ -286,6 +286,19 @@ def test_silence_ends_a_render(tmp_path: Path) -> None:
             render(one, request(tmp_path, "hang"))
         assert 0.5 <= time.monotonic() - started < 10
         assert gone(pid)
+
+
+def test_loading_a_renderer_has_the_time_of_a_start_and_rendering_has_not(tmp_path: Path) -> None:
+    with child(Limits(start_s=60, deadline_s=60, silence_s=0.5)) as one:
+        one.start()
+        render(one, request(tmp_path, "slow-to-load"))
+        one.limits = Limits(start_s=0.5, deadline_s=60, silence_s=60)
+        one.close()
+        one.limits, patience = PATIENT, one.limits
+        one.start()
+        one.limits = patience
+        with pytest.raises(RenderStalled, match=r"said nothing for 0\.5 s"):
+            render(one, request(tmp_path, "slow-to-load"))
 
 
 def test_the_deadline_ends_a_render_that_goes_on_talking(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from lipsyncd.errors import BadResult, LipsyncdError, RenderCrashed, RendererNot
 from lipsyncd.ffmpeg import Encoding
 from lipsyncd.protocol import (
     CANCELLED,
+    LOADING,
     Batch,
     Cancel,
     Failure,
@@ -141,7 +142,7 @@ class Child:
 
     def _render(self, request: Render) -> Result:
         started = time.monotonic()
-        self._tell(request, "loading", 0)
+        self._tell(request, LOADING, 0)
         renderer = self._renderers.get(request.renderer)
         self._tell(request, "analysing", 0)
         looking, looked = True, time.monotonic()

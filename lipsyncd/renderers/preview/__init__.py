@@ -17,6 +17,7 @@ from lipsyncd.renderers import Scene, Shot
 from lipsyncd.renderers.preview import options
 from lipsyncd.renderers.preview.shot import PreviewShot
 from lipsyncd.renderers.preview.speaker import find_speaker
+from lipsyncd.renderers.preview.voice import warm_up
 
 
 class Preview:
@@ -27,6 +28,7 @@ class Preview:
         self.device = device
         # The pictures are small: more threads cost more than they bring, and the encoder wants the other core.
         cv2.setNumThreads(1)
+        warm_up()
 
     def open(self, scene: Scene) -> Shot:
         """Find the face; raises `NoFaceFound` when there is none to animate, `BadOption`, or `VideoNotTaken`."""

@@ -65,12 +65,17 @@ def motion(speech: Samples, fps: Fraction, frames: int, *, strength: float = 1.0
     )
 
 
+def warm_up() -> None:
+    """Have everything imported, and compiled where it never was: half a minute of a processor, once for a cache."""
+    band_levels(np.zeros(2 * WINDOW, np.float32))
+
+
 def band_levels(speech: Samples) -> Curve:
     """The energy of the voice in each band, at each step.
 
     returns  (steps, 7) float32, mean square amplitude, 1.0 is a full-scale square wave
     """
-    import librosa  # seconds to import: only when there is something to hear
+    import librosa  # seconds to import: not for those who only want a name of this module
 
     hz = librosa.fft_frequencies(sr=HOP * STEP_RATE, n_fft=WINDOW)
     edges = np.asarray(BANDS_HZ)
