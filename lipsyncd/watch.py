@@ -7,21 +7,31 @@ a folder is, its mount tells: trying it out proves nothing, since our own writes
 A watch heals itself. Where the kernel refuses one (a limit is reached) the folder is polled and the kernel asked again
 later; a reader that ended, or that no longer hears its own tick, is replaced; so is a watch on a folder that another
 one has taken the place of.
+
+watchdog brings the events. What it keeps to itself is asked for here: that events were lost, that the folder moved or
+was unmounted, that it may not be read.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from lipsyncd import inotify
-from lipsyncd.inotify import Event, Inotify
+from watchdog.events import DirDeletedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants as In
+from watchdog.utils import BaseThread
+
 from lipsyncd.mounts import file_system_type, is_network
+
+if TYPE_CHECKING:  # names that watchdog 6 has not
+    from watchdog.observers.inotify_c import Mask
+    from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +39,15 @@ TICK = "tick"  # in the hidden folder: touched now and then, to see whether the 
 TICK_EVERY_S = 60.0
 HEARD_WITHIN_S = 5.0
 ASK_AGAIN_S = 60.0
+END_WITHIN_S = 2.0
 
-_NEWS = (
-    inotify.CREATE | inotify.CLOSE_WRITE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE | inotify.ATTRIB
-) | (inotify.DELETE_SELF | inotify.MOVE_SELF)
-_END = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNORED
+# No MOVED_FROM: watchdog keeps it for 0.5 s, to see whether the other half of a move follows, and every later event
+# behind it. Whatever comes by a rename is MOVED_TO; that a file was moved away is seen at the next look.
+_NEWS = In.IN_CREATE | In.IN_CLOSE_WRITE | In.IN_MOVED_TO | In.IN_DELETE | In.IN_ATTRIB | In.IN_ONLYDIR
+_END = In.IN_MOVE_SELF | In.IN_UNMOUNT  # the kernel tells the second one unasked
+
+# The one line at this level says that the kernel's queue was full (since watchdog 7.1; 6 says nothing).
+_overflow_log = logging.getLogger("watchdog.observers.inotify_c")
 
 
 class Watch:
@@ -156,7 +170,7 @@ class Watch:
 
 
 class _Reader:
-    """A thread that waits for events. Raises OSError when the kernel gives no watch.
+    """watchdog's threads for one folder. Raises OSError when the kernel gives no watch.
 
     heard        cleared before a tick, set when it is heard
     ended        the folder itself is gone: no more events will come
@@ -169,52 +183,103 @@ class _Reader:
         self.heard = threading.Event()
         self.heard.set()
         self.ended = False
+        self.hears_ticks = hidden.is_dir() and os.access(hidden, os.R_OK)
         self._on_change = on_change
-        self._on_overflow = on_overflow
-        self._queue = Inotify()
+        self._folder = os.path.realpath(folder)  # watchdog would watch a link and not where it leads
+        self._tick = os.path.join(os.path.realpath(hidden), TICK)  # noqa: PTH118 - compared with watchdog's strings
+        os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))  # watchdog passes over a refusal to read it
+        others = set(threading.enumerate())
+        self._observer = _Observer()
         try:
-            self._folder = self._queue.add(folder, _NEWS)
-            self.hears_ticks = hidden.is_dir()
-            self._hidden = self._queue.add(hidden, inotify.ATTRIB) if self.hears_ticks else -1
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+            self._observer.schedule(_Handler(self._hear), self._folder)
+            if self.hears_ticks:
+                self._observer.schedule(_Handler(self._hear_tick), os.path.dirname(self._tick))  # noqa: PTH120
+            self._observer.start()
         except OSError:
-            self._queue.close()
+            self._observer.stop()  # a part of it runs already
             raise
-        self._thread = threading.Thread(target=self._run, name=f"watch-{folder.name}", daemon=True)
-        self._thread.start()
+        # One thread reads, one for each folder sorts, one calls us: any of them may end alone.
+        self._threads = [t for t in threading.enumerate() if isinstance(t, BaseThread) and t not in others]
+        for thread in self._threads:
+            thread.name = f"watch-{folder.name}"
+        self._overflows = _Overflows(self._threads, on_overflow)
+        _overflow_log.setLevel(logging.WARNING)  # whatever is logged: it is a signal here
+        _overflow_log.propagate = False
+        _overflow_log.addHandler(self._overflows)
 
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
-        """End the thread. One that hangs is left behind with its descriptors: it may still use them."""
-        os.eventfd_write(self._wake, 1)
-        self._thread.join(timeout=2)
-        if not self._thread.is_alive():
-            os.close(self._wake)
+        """End the threads. One that hangs is left behind with what it holds: watchdog waits for it without a limit."""
+        _overflow_log.removeHandler(self._overflows)
+        ending = threading.Thread(target=self._end, name="watch-end", daemon=True)
+        ending.start()
+        ending.join(END_WITHIN_S)
 
-    def _run(self) -> None:
-        try:
-            poll = select.poll()
-            poll.register(self._queue.descriptor, select.POLLIN)
-            poll.register(self._wake, select.POLLIN)
-            while self._wake not in dict(poll.poll()):
-                for event in self._queue.read():
-                    self._hear(event)
-        except OSError as error:
-            log.warning("watch: the reader of events ends: %s", error)
-        finally:
-            self._queue.close()
+    def _end(self) -> None:
+        self._observer.stop()
+        self._observer.join()
 
-    def _hear(self, event: Event) -> None:
-        if event.mask & inotify.OVERFLOW:
-            self._on_overflow()
-        elif event.watch == self._hidden:
-            if event.name == os.fsencode(TICK):
-                self.heard.set()
+    def _hear(self, event: FileSystemEvent) -> None:
+        self.ended = self.ended or (event.event_type == "deleted" and event.src_path == self._folder)
+        self._on_change()
+
+    def _hear_tick(self, event: FileSystemEvent) -> None:
+        if event.src_path == self._tick:
+            self.heard.set()
+
+
+class _Observer(InotifyObserver):
+    """watchdog's own, with emitters of ours: a plain `BaseObserver` would share one queue that is never replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _Emitter
+
+
+class _Emitter(InotifyEmitter):
+    """watchdog's watch on one folder, which asks for our news and tells that the folder has moved or is unmounted."""
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return cast("Mask", _NEWS | In.IN_DELETE_SELF | In.IN_MOVE_SELF)
+
+    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = False) -> None:
+        """Called by watchdog 7 for each event; with 6 these ends are found at the next look or tick."""
+        if (one := getattr(event, "ev", None)) is not None and one.mask & _END:
+            self.queue_event(DirDeletedEvent(self.watch.path))
         else:
-            self.ended = self.ended or bool(event.mask & _END)
-            self._on_change()
+            super().build_and_queue_event(event, full_events=full_events)
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, hear: Callable[[FileSystemEvent], None]) -> None:
+        self._hear = hear
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        self._hear(event)
+
+
+class _Overflows(logging.Handler):
+    """watchdog tells of lost events in its log alone, from the thread that has read of them."""
+
+    def __init__(self, threads: list[BaseThread], on_overflow: Callable[[], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._threads = threads
+        self._on_overflow = on_overflow
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if threading.current_thread() in self._threads and "overflow" in record.getMessage():
+            self._on_overflow()
+
+
+def refusal(folder: Path) -> OSError | None:
+    """Why the kernel would not tell us of changes in `folder`: a real watch is set, and taken away again."""
+    try:
+        _Reader(folder, folder / "no ticks", lambda: None, lambda: None).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _place(folder: Path) -> tuple[int, int] | None:

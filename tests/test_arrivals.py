@@ -240,7 +240,7 @@ def test_a_daemon_without_events_says_so_and_serves_all_the_same(home: Home) -> 
     home.until_done("anna")
     found = home.until(lambda: (s := status(home))["degraded"] and s, "the note")
     assert found["watch"] == "polling"
-    assert found["degraded"] == f"no events for {home.path('inbox')}: Too many open files"
+    assert found["degraded"] == f"no events for {home.path('inbox')}: inotify instance limit reached"
     assert "polling, since the kernel gives no events" in home.cli("status").stdout
     assert json.loads(asked(found["web_port"], "/health/ready"))["degraded"] == found["degraded"]
     assert b"lipsyncd_watch_degraded 1.0" in asked(found["web_port"], "/metrics")

@@ -33,7 +33,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "pure",
         (
-            "delivery failpoints footage heap inotify job landlock log manifest mounts obstacles oom_kills protocol"
+            "delivery failpoints footage heap job landlock log manifest mounts obstacles oom_kills protocol"
             " sd_notify seccomp"
         ),
     ),
@@ -89,6 +89,7 @@ HOMES: dict[str, str] = {
     "sqlmodel": "ledger ledger_endings ledger_redrops ledger_tables ledger_upkeep ledger_webhooks",
     "torch": "renderers",
     "transformers": "renderers",
+    "watchdog": "watch",
     "yarl": "fetch outgoing web webhooks",
 }
 COMMANDS = (
@@ -263,8 +264,8 @@ def test_a_command_that_only_looks_or_drops_starts_light(filled: Home, arguments
 
 
 def test_the_doctor_loads_no_renderer_no_web_server_and_no_writer_of_the_ledger(filled: Home) -> None:
-    """It runs ffmpeg; what makes its arguments may be loaded."""
-    assert loaded_by(filled, "doctor") & HEAVY <= {"ffmpeg", "imageio_ffmpeg"}
+    """It runs ffmpeg and sets a watch; what does so may be loaded."""
+    assert loaded_by(filled, "doctor") & HEAVY <= {"ffmpeg", "imageio_ffmpeg", "watchdog"}
 
 
 def test_the_reader_of_loaded_modules_sees_the_heavy_ones(filled: Home) -> None:

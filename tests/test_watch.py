@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from lipsyncd import inotify
-from lipsyncd.watch import ASK_AGAIN_S, HEARD_WITHIN_S, TICK, TICK_EVERY_S, Watch
+from lipsyncd.watch import ASK_AGAIN_S, END_WITHIN_S, HEARD_WITHIN_S, TICK, TICK_EVERY_S, Watch, refusal
 from tests.core_kit import Clock, as_nobody
 from tests.home import ROOT
 from tests.world_kit import bindfs, needs_fuse, needs_root
@@ -34,6 +36,13 @@ class Bell:
 
 
 Watched = tuple[Watch, Bell]
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -163,7 +172,7 @@ def test_a_change_is_heard_at_once(inbox: Path) -> None:
 # -- limits, overflows, ends -------------------------------------------------------------------------------------------
 
 
-def limited(limit: str, work: str, folder: Path) -> list[str]:
+def limited(limit: str, work: str, folder: Path, *namespaces: str) -> list[str]:
     """What `work` prints in a process of its own in a user namespace of its own, whose inotify `limit` is 0 at first.
 
     There `watch` watches `folder` by the clock `clock`, and `allow(n)` sets the limit.
@@ -184,7 +193,7 @@ watch = Watch(folder, mode="auto", hidden=".lipsyncd", bell=lambda: print("rung"
 {work}
 watch.stop()
 """
-    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", program]
+    command = ["unshare", "--user", "--map-root-user", *namespaces, sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
@@ -193,7 +202,10 @@ watch.stop()
 @needs_root
 @pytest.mark.parametrize(
     ("limit", "reason"),
-    [("max_inotify_watches", "No space left on device"), ("max_inotify_instances", "Too many open files")],
+    [
+        ("max_inotify_watches", "inotify watch limit reached"),
+        ("max_inotify_instances", "inotify instance limit reached"),
+    ],
 )
 def test_at_a_limit_of_the_kernel_the_folder_is_polled_and_heard_again_when_there_is_room(
     inbox: Path, limit: str, reason: str
@@ -215,56 +227,81 @@ print(watch.events, repr(watch.degraded))
     assert told == [f"False {reason}", "False", "True ''"]
 
 
-def test_an_overflow_is_counted_and_makes_us_look(inbox: Path) -> None:
-    """More events than the queue holds, while the reader is held up by its first one."""
+def test_an_overflow_is_counted_and_makes_us_look_at_every_level_of_the_log(inbox: Path) -> None:
+    """More events than the queue holds, while the process that reads it stands still."""
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    held, go, rings = threading.Event(), threading.Event(), 0
+    program = f"""
+import logging, os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from lipsyncd.watch import Watch
 
-    def bell() -> None:
-        nonlocal rings
-        rings += 1
-        held.set()
-        go.wait(60)
+logging.getLogger().setLevel(logging.ERROR)
+ring = lambda: os.write(1, b"rung %d %d." % (watch.overflows, other.overflows))
+watch = Watch(Path({str(inbox)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
+other = Watch(Path({str(inbox.parent)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
+watch.start()
+other.start()
+os.write(1, b"ready.")
+sys.stdin.read()
+watch.stop()
+other.stop()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        output = child.stdout.fileno()
 
-    watch = Watch(inbox, mode="auto", hidden=".lipsyncd", bell=bell)
-    watch.start()
-    try:
-        one, other = inbox / "a", inbox / "b"
-        one.touch()
-        assert held.wait(10)
-        for _ in range(limit // 2 + 1000):  # two events each
-            one.rename(other)
-            one, other = other, one
-        assert watch.overflows == 0
-        go.set()
-        deadline = time.monotonic() + 30
-        while not watch.overflows and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert watch.overflows == 1
-        before = rings
+        def told(within_s: float = 30.0) -> bytes:
+            return os.read(output, 1 << 20) if select.select([output], [], [], within_s)[0] else b""
+
+        assert told() == b"ready."
+        os.kill(child.pid, signal.SIGSTOP)
+        names = [inbox / "a", inbox / "b"]
+        names[0].touch()
+        for number in range(limit + 100):
+            names[number % 2].rename(names[1 - number % 2])
+        os.kill(child.pid, signal.SIGCONT)
+        until(lambda: b"rung 1 0." in told())
+        while told(within_s=0.3):
+            pass
         (inbox / "c").touch()
-        while rings == before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert rings > before, "it hears on after an overflow"
-    finally:
-        go.set()
-        watch.stop()
+        assert told().startswith(b"rung 1 0."), "it hears on after an overflow"
+        child.stdin.close()
+    assert child.returncode == 0
 
 
+def inotify_descriptors() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if "inotify" in os.readlink(f"/proc/self/fd/{name}"):
+                found.add(int(name))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_reader_that_has_ended_is_replaced_at_the_next_look(inbox: Path) -> None:
+    others = inotify_descriptors()
     with watching(inbox) as (watch, bell):
         reader = watch._reader
         assert reader is not None
-        os.dup2(os.open("/dev/null", os.O_WRONLY), reader._queue.descriptor)  # it can be read no more
-        (inbox / "a.wav").touch()
-        os.eventfd_write(reader._wake, 1)
-        reader._thread.join(10)
-        assert not reader.is_alive()
+        [queue] = inotify_descriptors() - others
+        unreadable = os.open(inbox, os.O_RDONLY)
+        os.dup2(unreadable, queue)
+        (inbox / "a.wav").touch()  # wakes the thread that reads, and it fails
+        until(lambda: not reader.is_alive())
+        while bell.rings(within_s=0.2):
+            pass
         watch.check()
         assert (watch.restarts, watch.events) == (1, True)
         assert bell.rings(within_s=5), "what came meanwhile is looked for"
+        while bell.rings(within_s=0.2):
+            pass
         (inbox / "b.wav").touch()
         assert bell.rings(within_s=5)
+    os.close(unreadable)
 
 
 def test_a_reader_that_hangs_is_found_out_by_its_tick_and_replaced(inbox: Path) -> None:
@@ -284,7 +321,9 @@ def test_a_reader_that_hangs_is_found_out_by_its_tick_and_replaced(inbox: Path) 
         clock.wait(TICK_EVERY_S)
         watch.check()
         clock.wait(HEARD_WITHIN_S + 0.1)
+        started = time.monotonic()
         watch.check()
+        assert time.monotonic() - started < END_WITHIN_S + 10, "it is not waited for"
         assert (watch.restarts, watch.events) == (1, True)
     finally:
         hang.set()
@@ -333,10 +372,96 @@ def test_the_time_to_ask_again_is_kept(inbox: Path) -> None:
         assert watch.events
 
 
-def test_nothing_is_read_that_is_not_there(inbox: Path) -> None:
-    queue = inotify.Inotify()
-    assert queue.read() == []
-    with pytest.raises(NotADirectoryError):
+def test_the_same_folder_made_anew_is_watched_again(inbox: Path) -> None:
+    """It may well get the number that the old one had."""
+    with watching(inbox) as (watch, bell):
+        for made in range(3):
+            inbox.rmdir()
+            assert bell.rings(within_s=5)
+            inbox.mkdir()
+            while bell.rings(within_s=0.2):
+                pass
+            watch.check()
+            assert watch.restarts == made + 1
+            while bell.rings(within_s=0.2):
+                pass
+            (inbox / "a.wav").touch()
+            assert bell.rings(within_s=5)
+            (inbox / "a.wav").unlink()
+            while bell.rings(within_s=0.2):
+                pass
+
+
+@needs_root
+def test_an_unmount_rings_and_the_same_file_system_again_is_watched_again(inbox: Path) -> None:
+    """Mounted twice, it has the same numbers again: only the kernel's word tells that the watch has ended."""
+    work = """
+import subprocess, threading
+rung = threading.Event()
+watch = Watch(folder, mode="inotify", hidden=".lipsyncd", bell=rung.set, clock=clock)
+def mounted(*words):
+    subprocess.run(words, check=True)
+mounted("mount", "-t", "tmpfs", "none", str(folder))
+watch.start()
+mounted("umount", str(folder))
+print(rung.wait(10))
+mounted("mount", "-t", "tmpfs", "none", str(folder))
+watch.check()
+rung.clear()
+(folder / "a").touch()
+print(rung.wait(10), watch.restarts)
+"""
+    assert limited("max_inotify_watches", f"allow(100)\n{work}", inbox, "--mount") == ["True", "True 1"]
+
+
+def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
+    link, elsewhere = inbox.with_name("link"), inbox.with_name("elsewhere")
+    link.symlink_to(inbox)
+    elsewhere.mkdir()
+    with watching(link) as (watch, bell):
         (inbox / "a.wav").touch()
-        queue.add(inbox / "a.wav", inotify.CREATE)
-    queue.close()
+        assert bell.rings(within_s=5)
+        link.unlink()
+        link.symlink_to(elsewhere)
+        watch.check()
+        assert watch.restarts == 1
+        while bell.rings(within_s=0.2):
+            pass
+        (elsewhere / "a.wav").touch()
+        assert bell.rings(within_s=5)
+
+
+def test_a_folder_that_may_not_be_read_is_not_said_to_be_heard(inbox: Path) -> None:
+    (inbox / "a.wav").touch()
+    inbox.chmod(0o311)
+
+    def refused() -> bool:
+        return refusal(inbox).errno == errno.EACCES and refusal(inbox / "a.wav").errno == errno.ENOTDIR
+
+    assert as_nobody(refused, inbox)
+    inbox.chmod(0o755)
+    assert as_nobody(lambda: refusal(inbox) is None)
+
+
+def test_a_file_that_leaves_holds_nothing_up(inbox: Path) -> None:
+    """watchdog would wait for the other half of its move, and what comes meanwhile would wait behind it."""
+    (inbox / "old.wav").touch()
+    with watching(inbox) as (_, bell):
+        for number in range(5):
+            (inbox / "old.wav").rename(inbox.with_name("old.wav"))
+            started = time.monotonic()
+            (inbox / f"{number}.wav").touch()
+            assert bell.rings(within_s=5)
+            assert time.monotonic() - started < 0.4
+            inbox.with_name("old.wav").rename(inbox / "old.wav")
+            while bell.rings(within_s=0.1):
+                pass
+
+
+def test_refused_watches_leave_nothing_open(inbox: Path) -> None:
+    count = (
+        "def count():\n    import os, threading; return len(os.listdir('/proc/self/fd')), threading.active_count()\n"
+    )
+    work = "watch.check(); first = count()\nfor _ in range(5):\n    clock.wait(ASK_AGAIN_S); watch.check()\n"
+    for limit in ("max_inotify_watches", "max_inotify_instances"):
+        assert limited(limit, f"{count}{work}print(count() == first, watch.events)", inbox) == ["True False"]

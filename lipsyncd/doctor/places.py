@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from pathlib import Path
@@ -14,10 +13,10 @@ from lipsyncd.files import free_mb, read_json
 from lipsyncd.lock import is_held
 from lipsyncd.log import printable
 from lipsyncd.overview import STATUS_FILE
+from lipsyncd.watch import refusal
 from lipsyncd.weights.automatic import size_text
 
 _ROOMY = 10  # times `paths.min_free_mb`: below that somebody should look
-_IN_CLOSE_WRITE, _IN_MOVED_TO = 0x8, 0x80  # of inotify(7)
 _LIMITS = Path("/proc/sys/fs/inotify")
 
 
@@ -137,16 +136,8 @@ def watch(installation: Installation) -> Finding:
 
 def _inotify_fault(folder: Path) -> str:
     """Why the kernel would not tell us of changes in `folder`; "" when it does."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-    if descriptor < 0:
-        return _words(ctypes.get_errno())
-    try:
-        if libc.inotify_add_watch(descriptor, os.fsencode(folder), _IN_CLOSE_WRITE | _IN_MOVED_TO) < 0:
-            return _words(ctypes.get_errno())
-    finally:
-        os.close(descriptor)
-    return ""
+    error = refusal(folder)
+    return "" if error is None else _words(error.errno or 0)
 
 
 def _words(code: int) -> str:
