@@ -111,7 +111,7 @@ def test_nothing_is_taken_from_a_slow_writer_whom_no_event_shows(home: Home) -> 
     behind = home.root / "server"
     behind.mkdir()
     with bindfs(behind, home.path("inbox")), home.running():
-        assert "is looked at by polling (fuse" in home.log
+        home.until(lambda: "is looked at by polling (fuse" in home.log, "the word that it is polled")
         trials = write_all(behind, reopened, 3 * watch["settle_network_s"])
         check(home, trials, "behind a bindfs mount")
 
