@@ -90,15 +90,14 @@ class Watch:
     def events(self) -> bool:
         return self._reader is not None
 
-    def start(self) -> None:
-        self.check()
-        if not self.events and not self.degraded:
-            log.info("watch: %s is looked at by polling (%s)", self.folder, file_system_type(self.folder) or "unknown")
-
     def check(self) -> None:
         """Look after the watch: begin, end or replace it as the folder and the setting want it now."""
+        was_network = self.network
         self.network = self._mode == "poll" or (self._mode == "auto" and is_network(self.folder))
         if self.network:
+            if not was_network:
+                kind = file_system_type(self.folder) or "unknown"
+                log.info("watch: %s is looked at by polling (%s)", self.folder, kind)
             self._end()
             self.degraded = ""
             return

@@ -138,7 +138,8 @@ def test_events_about_a_job_name_it(log: str) -> None:
 
 
 def test_a_name_with_a_line_break_stays_one_line(log: str) -> None:
-    accepted, done = [event["event"] for event in events(log) if "all is lost" in event["event"]]
+    about = [event["event"] for event in events(log) if "all is lost" in event["event"]]
+    accepted, done = [line for line in about if line.startswith("job ")]  # watchdog tells of the files as well
     assert accepted.endswith(" accepted: forged\\n<0>2026-01-01 error all is lost\\x1b[2J, flat")
     assert " done: forged_<0>2026-01-01 error all is lost_[2J.mp4, " in done
 

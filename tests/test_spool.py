@@ -92,6 +92,8 @@ def test_a_damaged_job_reads_as_none_and_stays(spool: Spool, content: bytes) -> 
 def test_what_the_jail_made_is_remembered(spool: Spool) -> None:
     spec = accept(spool)
     assert spool.prepared(spec.id) is None
+    for name in (PREPARED.picture.file, PREPARED.sound.speech_file, PREPARED.sound.file):
+        (spool.folder(spec.id) / name).write_bytes(b"raw")
     spool.set_prepared(spec.id, PREPARED)
     assert spool.prepared(spec.id) == PREPARED
     (spool.folder(spec.id) / "prepared.json").write_text('{"picture": 7}')
