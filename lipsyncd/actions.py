@@ -54,7 +54,7 @@ def _priority(request: Request, finisher: Finisher) -> str:
 
 
 def _republish(request: Request, finisher: Finisher) -> str:
-    return f"published again as {finisher.republish(request.job_id)}.mp4"
+    return f"published again as {finisher.republish(request.job_id, order=request.order)}.mp4"
 
 
 def _delete(request: Request, finisher: Finisher) -> str:

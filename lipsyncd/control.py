@@ -28,11 +28,12 @@ _LOOK_AGAIN_S = 0.05
 
 @dataclass(frozen=True)
 class Request:
-    """One thing asked for. `value` is the new priority."""
+    """One thing asked for. `value` is the new priority; `order` the name of its file, once it is one."""
 
     action: str
     job_id: str
     value: int = 0
+    order: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def pending(folder: Path) -> list[tuple[Path, Request | None]]:
             body = {}  # somebody made it unreadable
         value = body.get("value", 0)
         known = body.get("action") in ACTIONS and isinstance(body.get("job_id"), str) and type(value) is int
-        found.append((path, Request(body["action"], body["job_id"], value) if known else None))
+        found.append((path, Request(body["action"], body["job_id"], value, path.stem) if known else None))
     return found
 
 

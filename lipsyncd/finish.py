@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lipsyncd import keep, sidecar
+from lipsyncd.again import Republisher
 from lipsyncd.errors import (
     BadResult,
     IllegalTransition,
@@ -25,7 +26,6 @@ from lipsyncd.errors import (
     LipsyncdError,
     NameTaken,
     OutboxUnavailable,
-    ResultGone,
 )
 from lipsyncd.failpoints import reach
 from lipsyncd.files import free_mb, fsync_folder, remove_tree, replace_durably
@@ -49,6 +49,7 @@ class Finisher:
         self.spool = spool
         self.ledger = ledger
         self.outbox = outbox
+        self.again = Republisher(folders, ledger, outbox)
         self.obstacles = Obstacles()
         self._lock = threading.RLock()
 
@@ -226,11 +227,13 @@ class Finisher:
             log.warning("job %s: its inputs stay in the spool for now: %s", job.id, error)
 
     def tidy(self) -> None:
-        """Clear away what ended jobs have left in the spool."""
+        """Clear away what ended jobs have left in the spool, and publish again what waits for that."""
         for job_id in self.spool.ids():
             job = self.ledger.find(job_id)
             if job is not None and job.state.ended:
                 self.clear_away(job)
+        with self._lock:
+            self.again.resume()
 
     def _clear_away(self, job: Job) -> None:
         spec = self.spool.spec(job.id)
@@ -321,26 +324,13 @@ class Finisher:
 
         self.spool.accept(job.id, fill)
 
-    def republish(self, job_id: str) -> str:
-        """Put the video of a finished job into the outbox once more, under the next free name; gives that name."""
+    def republish(self, job_id: str, *, order: str = "") -> str:
+        """Put the video of a finished job into the outbox once more, under the next free name; gives that name.
+
+        order  whose wish it is: the same order asked again gets the first one's name, and no second video
+        """
         with self._lock:
-            job = self.ledger.get(job_id)
-            if job.state is not JobState.DONE:
-                raise IllegalTransition(f"job {job_id} is {job.state.value}; only finished ones are published again")
-            video, facts = self.result(job_id, VIDEO), self.result(job_id, SIDECAR)
-            if not video.exists() or job.out_sha256 is None:
-                raise ResultGone(f"the video of job {job_id} is kept no longer")
-            self._require_outbox()
-            number, out_name, shelf = 1, job.out_name, self.outbox.shelf(job.queue)
-            while not shelf.is_free(out_name):
-                number += 1
-                out_name = f"{job.out_name} ({number})"
-            content = sidecar.renamed(facts.read_bytes(), out_name)
-            shelf.stage(job_id, video, job.out_sha256, content)
-            shelf.show(job_id, VIDEO, out_name)
-            shelf.show(job_id, SIDECAR, out_name)
-            self.ledger.note(job_id, f"published again as {out_name}.mp4")
-            return out_name
+            return self.again.republish(self.ledger.get(job_id), order)
 
     def delete(self, job_id: str) -> None:
         """Forget an ended job: its row and the video that was kept, and for a job that came over REST all of its files.
@@ -360,6 +350,7 @@ class Finisher:
                 self.outbox.shelf(job.queue).withdraw(job_id, job.out_name)
                 if job.kept is not None:
                     remove_tree(Path(job.kept))
+            self.again.drop(job_id)
             for suffix in (VIDEO, SIDECAR):
                 self.result(job_id, suffix).unlink(missing_ok=True)
             reach("delete-before-row")

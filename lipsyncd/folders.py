@@ -42,6 +42,11 @@ class Folders:
     def results(self) -> Path:
         return self.state / "results"
 
+    @property
+    def again(self) -> Path:
+        """Plans of what is published once more; made when the first one is."""
+        return self.state / "again"
+
     def known(self) -> dict[str, str]:
         """The ids that this state folder has recorded; empty before the first start."""
         record = read_json(self.state / "folders.json") or {}

@@ -82,10 +82,21 @@ class Outbox:
         Raises FileExistsError when a foreign file has it, FileNotFoundError when the token is gone (shown before).
         """
         reach(f"publish-before-{suffix}")
+        self._rename(job_id, suffix, out_name)
+        reach(f"publish-renamed-{suffix}")
+        self._make_durable()
+
+    def show_again(self, job_id: str, suffix: str, out_name: str) -> None:
+        """`show`, for a job that was published before."""
+        self._rename(job_id, suffix, out_name)
+        self._make_durable()
+
+    def _rename(self, job_id: str, suffix: str, out_name: str) -> None:
         if self.root != self._hidden.parent:
             self.root.mkdir(0o775, exist_ok=True)  # a consumer may have tidied it away
         rename_no_replace(self.token(job_id, suffix), self.path(out_name, suffix))
-        reach(f"publish-renamed-{suffix}")
+
+    def _make_durable(self) -> None:
         fsync_folder(self.root)
         fsync_folder(self._hidden)
 

@@ -113,8 +113,11 @@ def recover(intake: Registrar, finisher: Finisher) -> None:
     for job in ledger.in_state(*_LIVE):
         if job.id not in known:
             _lost(job, finisher)
+    with finisher.lock:
+        finisher.again.resume()
     if finisher.folders.available("outbox"):
-        torn += finisher.outbox.sweep({job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None})
+        staged = {job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None}
+        torn += finisher.outbox.sweep(staged | {job_id for job_id, _ in finisher.again.under_way()})
     ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
     log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
 
@@ -153,7 +156,7 @@ def _remember(finisher: Finisher, spooled: Set[str]) -> None:
 def _sweep_replaced(finisher: Finisher) -> int:
     """What was about to replace a file. Of the requests only our answers: a client may be writing at this moment."""
     folders = finisher.folders
-    return sum(sweep_torn(folder) for folder in (folders.state, folders.results)) + sweep_torn(
+    return sum(sweep_torn(folder) for folder in (folders.state, folders.results, folders.again)) + sweep_torn(
         folders.control, "*.answer"
     )
 

@@ -34,7 +34,7 @@ from tests.receiver import Answer, Receiver
 PACKAGE = Path(lipsyncd.__file__).parent
 SETTLE_S = 90.0
 _READY = " ready in "
-_DELIVERED = ("anna", "fay", "joe")
+_DELIVERED = ("anna", "fay", "joe", "kim")
 _DAY_MS = 86_400_000
 
 _IDA = 1  # the seed of the job whose bytes come again
@@ -110,7 +110,7 @@ class Outlook:
 
 
 class World:
-    """One installation whose daemons are killed, with jobs of six fates.
+    """One installation whose daemons are killed, with jobs of seven fates.
 
     anna   a pair with a manifest and a webhook: delivered
     bert   a manifest that reaches out of the inbox: fails, with a reason
@@ -118,6 +118,7 @@ class World:
     gus    was delivered, and is to be deleted
     hal    waits, and is to be cancelled
     joe    the same bytes as ida, which was delivered: gets that video without a render
+    kim    was delivered and taken, and is to be published again: delivered once more
     """
 
     def __init__(self, home: Home, nursery: Nursery, *, greedy: bool) -> None:
@@ -153,7 +154,7 @@ class World:
         home.drop_pair("anna", seed=next_number())
         home.drop_pair("joe", seed=_IDA)
         home.drop_manifest("bert", image="../anna.png", audio="anna.wav", user_data=str(next_number()))
-        for action, name in (("retry", "fay"), ("delete", "gus"), ("cancel", "hal")):
+        for action, name in (("retry", "fay"), ("delete", "gus"), ("cancel", "hal"), ("republish", "kim")):
             job = home.job(name)
             assert job is not None
             request = {"action": action, "job_id": job.id, "value": 0}
@@ -198,7 +199,7 @@ class World:
             jobs = home.view.jobs(limit=100)
         except sqlite3.OperationalError:
             return False  # it is being made again
-        return len(jobs) >= 6 and all(job.state.ended for job in jobs) and self._told()
+        return len(jobs) >= 7 and all(job.state.ended for job in jobs) and self._told()
 
     def _told(self) -> bool:
         with closing(sqlite3.connect(f"file:{self.home.path('state')}/ledger.db?mode=ro", uri=True)) as ledger:
@@ -240,7 +241,8 @@ class World:
         return faults
 
     def _fates(self) -> list[str]:
-        wanted = {"anna": "done", "bert": "failed", "fay": "done", "hal": "cancelled", "ida": "done", "joe": "done"}
+        done = dict.fromkeys(("anna", "fay", "ida", "joe", "kim"), "done")
+        wanted = {**done, "bert": "failed", "hal": "cancelled"}
         jobs = self.home.view.jobs(limit=100)
         found = Counter((job.name, job.state.value) for job in jobs)
         linked = {job.name: job.duplicate_of for job in jobs if job.duplicate_of}
@@ -256,7 +258,7 @@ class World:
         archived = Counter(
             json.loads(path.read_text())["name"] for path in self.home.path("archive").glob("*/*/job.json")
         )
-        if archived != Counter(["anna", "fay", "gus", "hal", "ida", "joe"]):
+        if archived != Counter(["anna", "fay", "gus", "hal", "ida", "joe", "kim"]):
             faults.append(f"the archive holds {dict(archived)}")
         results = {path.name for path in (self.home.path("state") / "results").iterdir()}
         done = [job for job in self.home.view.jobs(limit=100) if job.state is JobState.DONE]
@@ -307,7 +309,7 @@ def damage(ledger: Path) -> list[str]:
 
 
 def make_template(root: Path, nursery: Nursery) -> Home:
-    """An installation in which fay has failed, gus and ida are delivered, and hal waits."""
+    """An installation in which fay has failed, gus, ida and kim are delivered, and hal waits."""
     home = Home(root)
     daemon = nursery.start(home.config, root / "log", home.environment())
     home.daemon = daemon  # type: ignore[assignment]
@@ -316,8 +318,9 @@ def make_template(root: Path, nursery: Nursery) -> Home:
     home.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
     home.drop_pair("fay", seed=next_number())
     home.until_failed("fay")
-    home.drop_pair("gus", seed=next_number())
-    home.until_done("gus")
+    for name in ("gus", "kim"):
+        home.drop_pair(name, seed=next_number())
+        home.until_done(name)
     home.drop_pair("ida", seed=_IDA)
     home.until_done("ida")
     home.drop_manifest("hal", image="hal.png", audio="hal.wav", renderer="missing")

@@ -116,6 +116,7 @@ class Home:
     def environment(self, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR")}
         own = {"PYTHONPATH": str(ROOT), "TEST_RENDER_COUNT": str(self.root / "renders"), "HOME": str(self.root)}
+        own["OPENBLAS_NUM_THREADS"] = "1"  # a thread for each core costs a small render half of its time
         return {**kept, **own, **more}
 
     # -- the daemon ----------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ LEVELS: tuple[tuple[str, str], ...] = (
     ("folders and the ledger", "folders inbox ledger overview pulse screening sidecar"),
     ("joins of edges", "intake keep outbox reload submit vitals waiting webhooks"),
     ("what jobs leave behind", "pieces"),
+    ("what is done once more", "again"),
     ("ends of jobs", "arrivals demo endings finish retention"),
     ("work that was done before", "redrops"),
     ("work on jobs", "actions prepare recovery web"),

@@ -213,6 +213,7 @@ def test_skip_leaves_a_sidecar_that_names_the_first_video(home: Home) -> None:
         out = home.root / "bert.mp4"
         status = home.cli("status", second.id).stdout
         until_cleared(home)
+        refused = home.cli("republish", second.id)
         for path in [*home.path("outbox").glob("*.mp4"), *(home.path("state") / "results").iterdir()]:
             path.unlink()
         home.drop_pair("cara")
@@ -222,6 +223,8 @@ def test_skip_leaves_a_sidecar_that_names_the_first_video(home: Home) -> None:
     assert home.sidecar("bert")["video"] == "anna.mp4"
     assert sorted(p.name for p in home.path("outbox").glob("*.mp4")) == ["cara.mp4"]
     assert first.id in status
+    assert refused.returncode == 1
+    assert f"brought the inputs of job {first.id} again" in refused.stderr
     assert not out.exists()
 
 
