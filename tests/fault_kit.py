@@ -62,7 +62,7 @@ _LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF instructions
 _ASK, _ALLOW = 0x7FC00000, 0x7FFF0000
 _RECEIVE, _ANSWER, _PASS = 0xC0502100, 0xC0182101, 1  # ioctls of a listener, and the flag that lets a call go on
 _AT_FDCWD = 0xFFFFFF9C
-_LONGEST_PATH = 4096
+_PAGE_BYTES = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -243,4 +243,7 @@ def _path(caller: int, place: tuple[str, int], arguments: tuple[int, ...]) -> st
 def _text(caller: int, address: int) -> str:
     with open(f"/proc/{caller}/mem", "rb", buffering=0) as memory:
         memory.seek(address)
-        return os.fsdecode(memory.read(_LONGEST_PATH - address % _LONGEST_PATH).partition(b"\0")[0])
+        text = memory.read(_PAGE_BYTES - address % _PAGE_BYTES)  # the page behind it may not be there
+        while b"\0" not in text:
+            text += memory.read(_PAGE_BYTES)
+        return os.fsdecode(text.partition(b"\0")[0])

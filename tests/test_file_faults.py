@@ -10,9 +10,11 @@ in turn; `LIPSYNCD_TEST_SEED` says with which call it begins.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import itertools
+import mmap
 import multiprocessing
 import os
 import random
@@ -194,6 +196,22 @@ FATES = {
     "fail": Fate("to-fail", _fail, _is(JobState.FAILED), _failed),
     "recover": Fate("staged", _tidied, _is(JobState.DONE), _delivered, start=True),
 }
+
+
+def test_a_path_that_lies_across_two_pages_of_memory_is_read_whole(tmp_path: Path) -> None:
+    name = b"calls " + b"x" * 100
+    path = os.fsencode(tmp_path / os.fsdecode(name))
+
+    def look() -> None:
+        begin(tmp_path)
+        with mmap.mmap(-1, 2 * mmap.PAGESIZE) as memory:
+            at = mmap.PAGESIZE - len(path) + 20
+            memory[at : at + len(path) + 1] = path + b"\0"
+            view = ctypes.c_char.from_buffer(memory, at)
+            ctypes.CDLL(None).mkdir(ctypes.byref(view), 0o700)
+            del view
+
+    assert [str(call) for call in supervised(look, tmp_path).calls] == [f"mkdir /{name.decode()}"]
 
 
 # -- the sweep ---------------------------------------------------------------------------------------------------------
