@@ -91,9 +91,12 @@ def check(copy: Path) -> None:
 def turn_over(folder: Path, *, keep: int) -> list[Path]:
     """Remove all but the newest `keep` copies, and what a crash has left of one; gives the copies removed.
 
+    Copies from the future were made before the clock was put right, so they go first: else a week of them would be
+    taken for the newest for years, and what was copied today would be removed at once.
     Copies from before a migration, and whatever else lies there, are left alone.
     """
-    doomed = made(folder)[: -keep or None]
+    in_turn = sorted(made(folder), key=_from_a_wrong_clock, reverse=True)
+    doomed = in_turn[: -keep or None]
     for copy in doomed:
         copy.unlink(missing_ok=True)
     for torn in folder.glob(_UNFINISHED):
@@ -109,6 +112,10 @@ def made(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if _COPY.fullmatch(path.name))
     except FileNotFoundError:
         return []
+
+
+def _from_a_wrong_clock(copy: Path) -> bool:
+    return copy.name > f"ledger-{_stamp()}.db"
 
 
 def _stamp() -> str:

@@ -6,7 +6,7 @@
     on request           what `lipsyncd prune` asks for
 
 A thread of its own, in small steps: no render, no publishing and no scan waits for it. Nothing goes by its age while
-the clock is in doubt: in the first minutes after a start, and for a day after somebody set it.
+the wall clock is not believed (`clock`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from lipsyncd import backups, control, pieces
+from lipsyncd.clock import WallClock, steady_s
 from lipsyncd.errors import LipsyncdError
 from lipsyncd.files import free_mb, read_json, write_json
 from lipsyncd.finish import Finisher
@@ -41,18 +42,10 @@ _LOOK_EVERY_S = 5.0
 _OFTEN_S = 600.0
 _IDLE_S = 60.0
 _BREATH_S = 0.002  # between two removals: the disk belongs to the renders
-_SETTLED_S = 300.0  # by then a clock that is set over the network is right
-_JUMP_S = 3600.0
 _NOTICED_S = 2.0  # more than the clock is ever slewed between two looks
-_DISTRUST_S = 86400.0
 _ROOM_AGAIN_S = 60.0
 _SPARE = 1.1  # room is made for a little more than the floor, so that the next job does not ask again
 _MB = 1_000_000
-
-
-def steady_s() -> float:
-    """Seconds since the machine was switched on, suspended or not: nobody can set this clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Housekeeper:
@@ -65,9 +58,8 @@ class Housekeeper:
         self.folders = finisher.folders
         self.use(finisher.settings)
         self._wall, self._steady = wall, steady
-        self._anchor = (wall(), steady())
+        self._clock = WallClock(self.folders.state, wall=wall, steady=steady)
         self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last looked at
-        self._trusted_from_s = steady() + _SETTLED_S
         self._often_s = self._idle_s = self._room_s = float("-inf")
         self._stop, self._bell = threading.Event(), threading.Event()
         self._requests: dict[Path, None] = {}  # in the order in which they came
@@ -99,7 +91,7 @@ class Housekeeper:
 
     def look(self) -> None:
         """Do what is due now."""
-        self._watch_the_clock()
+        self._clock.look()
         self._clamp_waits()
         self._serve()
         now_s = self._steady()
@@ -107,28 +99,20 @@ class Housekeeper:
             self.make_room()
         if now_s - self._often_s >= _OFTEN_S:
             self._often_s = now_s
-            self._prune_what_is_due(OFTEN)
-            Uploads(self.folders.state).sweep()
+            if self._prune_what_is_due(OFTEN):
+                Uploads(self.folders.state).sweep()
         self.nightly()
         if now_s - self._idle_s >= _IDLE_S and not self.finisher.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING):
             self._idle_s = now_s
             self.finisher.ledger.upkeep.checkpoint()
 
     def _prune_what_is_due(self, kinds: Collection[str]) -> bool:
-        """`prune`, if the clock is to be trusted; says whether it was."""
-        trusted = self._steady() >= self._trusted_from_s
-        if trusted:
-            with self._busy:
-                self.prune(kinds)
-        return trusted
-
-    def _watch_the_clock(self) -> None:
-        wall_s, steady_s = self._wall(), self._steady()
-        jumped_s = (wall_s - self._anchor[0]) - (steady_s - self._anchor[1])
-        if abs(jumped_s) > _JUMP_S:
-            log.warning("the clock was set by %+.1f h: nothing is pruned by its age for a day", jumped_s / 3600)
-            self._anchor = (wall_s, steady_s)
-            self._trusted_from_s = steady_s + _DISTRUST_S
+        """`prune`, if the clock is believed; says whether it was."""
+        if not self._clock.believed:
+            return False
+        with self._busy:
+            self.prune(kinds)
+        return True
 
     # -- nights --------------------------------------------------------------------------------------------------------
 
@@ -157,10 +141,10 @@ class Housekeeper:
     def _last(self, work: str) -> float:
         """When that was done last, seconds since 1970. The very first start counts as done."""
         noted = (read_json(self._record) or {}).get(work)
-        if not isinstance(noted, (int, float)):
+        if not isinstance(noted, (int, float)) or noted > self._wall():  # later than now: the clock was wrong then
             self._note(work)
             return self._wall()
-        return min(noted, self._wall())  # later than now: the clock was wrong then
+        return noted
 
     def _note(self, work: str) -> None:
         write_json(self._record, {**(read_json(self._record) or {}), work: self._wall()}, mode=0o640)
@@ -253,8 +237,8 @@ class Housekeeper:
 
     def _make_room_for(self, folder: Path, missing: float) -> None:
         device, now_s = folder.stat().st_dev, self._wall()
-        trusted = self._steady() >= self._trusted_from_s
-        due = [p for kind in KINDS if trusted for p in self.retention.due(kind, now_s)[0] if p.device == device]
+        believed = self._clock.believed
+        due = [p for kind in KINDS if believed for p in self.retention.due(kind, now_s)[0] if p.device == device]
         gone = self._remove(due)
         missing -= sum(piece.size_bytes for piece in gone)
         if missing > 0 and self.rules.below_floor == "early":

@@ -52,10 +52,11 @@ class Upkeep:
     def clamp_waits(self, *, jobs_ms: int, deliveries_ms: int) -> int:
         """Let nothing wait longer than these from now on; says how much would have.
 
-        What waits notes the wall clock's time at which it is due. After the clock was set back, that lies far ahead.
+        What waits notes the wall clock's time at which it is due. After the clock was set back, that lies far ahead:
+        such a job is due at once, as if the clock had been set forward, and a delivery after the longest wait.
         """
         job = update(JobRow).where(col(JobRow.state).in_(("queued", "publishing")))
-        late = job.where(col(JobRow.not_before_ms) > now_ms() + jobs_ms).values(not_before_ms=now_ms() + jobs_ms)
+        late = job.where(col(JobRow.not_before_ms) > now_ms() + jobs_ms).values(not_before_ms=now_ms())
         news = update(WebhookRow).where(col(WebhookRow.state) == "waiting")
         far = news.where(col(WebhookRow.next_at_ms) > now_ms() + deliveries_ms)
         with self._write() as session:

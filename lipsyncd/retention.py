@@ -28,6 +28,7 @@ from lipsyncd.uploads import PREFIX
 LEDGER = "ledger"
 _NAMED_UPLOAD = re.compile(re.escape(PREFIX).encode() + rb"([0-9a-f-]{36})")
 _YOUNG_S = 3600.0  # nothing younger goes early: somebody may be about to fetch it
+_AHEAD_S = 30 * 86400.0  # nobody sets a right clock back by so much
 _GB = 1_000_000_000
 
 
@@ -96,8 +97,9 @@ class Retention:
         limited = [kind for kind in KINDS if self.limits[kind].any]
         candidates = [piece for kind in limited for piece in self.pieces(kind) if piece.device == device]
         chosen, found = [], 0
-        for piece in sorted(candidates, key=lambda piece: (piece.at_s, piece.id)):
-            if not piece.exempt and now_s - piece.at_s > _YOUNG_S and found < wanted_bytes:
+        for piece in sorted(candidates, key=lambda piece: _turn(piece, now_s)):
+            young = -_AHEAD_S <= now_s - piece.at_s <= _YOUNG_S
+            if not piece.exempt and not young and found < wanted_bytes:
                 chosen.append(piece)
                 found += piece.size_bytes
         return chosen
@@ -149,15 +151,23 @@ _LISTED = {
 
 
 def over(there: Sequence[Piece], limits: Limits, now_s: float) -> list[Piece]:
-    """The pieces, given oldest first, that are too old, and the oldest ones beyond the size. Exempt ones stay."""
+    """The pieces that are too old, and the oldest ones beyond the size. Exempt ones stay."""
     total = sum(piece.size_bytes for piece in there)
     doomed = []
-    for piece in there:
+    for piece in sorted(there, key=lambda piece: _turn(piece, now_s)):
         old = piece.at_s == 0 or 0 < limits.age_s < now_s - piece.at_s
         if not piece.exempt and (old or 0 < limits.size_bytes < total):
             doomed.append(piece)
             total -= piece.size_bytes
     return doomed
+
+
+def _turn(piece: Piece, now_s: float) -> tuple[bool, float, str]:
+    """The order in which pieces go: the oldest first.
+
+    What comes from the far future was made while the clock was wrong by years, and so before all that is dated now.
+    """
+    return piece.at_s <= now_s + _AHEAD_S, piece.at_s, piece.id
 
 
 def count_of(kind: str, gone: Collection[Piece], there: Collection[Piece]) -> Count:

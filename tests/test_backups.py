@@ -133,6 +133,16 @@ def test_the_newest_copies_stay_and_nothing_but_copies_goes(tmp_path: Path) -> N
     assert backups.turn_over(tmp_path / "not there", keep=7) == []
 
 
+def test_copies_that_a_wrong_clock_dated_ahead_go_before_todays(tmp_path: Path) -> None:
+    """A week of them would be the newest seven for ten years, and each night's copy would be gone by the morning."""
+    ahead = [f"ledger-206611{day:02d}T033000.000Z.db" for day in range(1, 8)]
+    now = [f"ledger-202601{day:02d}T033000.000Z.db" for day in range(1, 4)]
+    for name in [*ahead, *now]:
+        (tmp_path / name).touch()
+    assert [copy.name for copy in backups.turn_over(tmp_path, keep=7)] == ahead[:3]
+    assert [copy.name for copy in backups.turn_over(tmp_path, keep=2)] == [*ahead[3:], now[0]]
+
+
 def test_a_damaged_ledger_of_an_older_version_is_put_aside_too(tmp_path: Path) -> None:
     """The copy before the migration is what notices it."""
     path = tmp_path / "ledger.db"

@@ -46,8 +46,9 @@ LEVELS: tuple[tuple[str, str], ...] = (
     (
         "one edge each",
         (
-            "backups ceilings control decode fetch health installed keys ledger_endings ledger_redrops ledger_upkeep"
-            " ledger_webhooks links lock metrics mp4 pairing picture recipe renderers speech spool uploads weights"
+            "backups ceilings clock control decode fetch health installed keys ledger_endings ledger_redrops"
+            " ledger_upkeep ledger_webhooks links lock metrics mp4 pairing picture recipe renderers speech spool"
+            " uploads weights"
         ),
     ),
     ("the ledger's file", "ledger_engine"),

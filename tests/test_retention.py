@@ -206,6 +206,21 @@ def test_the_oldest_go_until_the_rest_fits(limits: Limits, goes: list[float]) ->
     assert [p.at_s for p in over(there, limits, now_s=100)] == goes
 
 
+def test_what_a_clock_dated_years_ahead_goes_before_what_is_made_since_it_was_put_right() -> None:
+    """Else the size would be full of it for years, and each new piece would go in its first night."""
+    now_s, year_s = 1.8e9, 365 * DAY_S
+    there = [
+        piece(now_s - 60, 20),
+        piece(now_s + 60, 20),
+        piece(now_s + 9 * year_s, 40),
+        piece(now_s + 10 * year_s, 40),
+    ]
+    assert over(there, Limits(0, 80), now_s=now_s) == [there[2]]
+    assert over(there, Limits(0, 79), now_s=now_s) == [there[2], there[3]]
+    assert over(there, Limits(0, 39), now_s=now_s) == [there[2], there[3], there[0]]
+    assert over(there, Limits(DAY_S, 0), now_s=now_s) == []
+
+
 def test_what_is_over_the_size_goes_oldest_first(tmp_path: Path) -> None:
     shop = Shop(tmp_path, retention=Rules(outbox_gb=2.5e-6, results_h=0))
     for number in range(4):

@@ -6,7 +6,9 @@ appends to the file that $TEST_FIGURES names.
 
 from __future__ import annotations
 
+import mmap
 import os
+import shutil
 import struct
 import subprocess
 import threading
@@ -23,6 +25,8 @@ from tests.media_kit import png_of, tone, wav
 LONG = bool(os.environ.get("LONG"))
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+COMPILER = next(filter(None, map(shutil.which, ("tcc", "cc"))), "")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler; the package tcc is one")
 needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this machine has no /dev/fuse")
 
 
@@ -104,6 +108,36 @@ def fill(folder: Path, *, leave_bytes: int = 0) -> Path:
     if leave_bytes:
         os.truncate(filler, max(0, filler.stat().st_size - leave_bytes))
     return filler
+
+
+# -- the wall clock ----------------------------------------------------------------------------------------------------
+
+
+class WallClock:
+    """The wall clock of the processes that are started in `environment`, set while they run: so far ahead of ours.
+
+    `wall_clock.c` does it. faketime does not: its release in Debian 12 makes every `time.sleep` of Python 3.11 fail.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        library, file = folder / "wall_clock.so", folder / "wall_clock"
+        source = Path(__file__).with_name("wall_clock.c")
+        subprocess.run([COMPILER, "-shared", "-fPIC", "-nostdlib", "-o", library, source], check=True)
+        file.write_bytes(bytes(8))
+        with file.open("r+b") as opened:
+            self._seen = mmap.mmap(opened.fileno(), 8)
+        self.environment = {"LD_PRELOAD": str(library), "WALL_CLOCK": str(file)}
+
+    @property
+    def ahead_s(self) -> int:
+        [ahead_s] = struct.unpack("<q", self._seen)
+        return int(ahead_s)
+
+    def set(self, ahead_s: float) -> None:
+        self._seen[:] = struct.pack("<q", round(ahead_s))
+
+    def now_s(self) -> float:
+        return time.time() + self.ahead_s
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
