@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 _LOWEST, _HIGHEST = -100, 100
 
 
-def carry_out(request: Request, finisher: Finisher) -> Answer:
-    """Do what was asked and say how it went; never raises for what a request may bring."""
+def carry_out(request: Request | None, finisher: Finisher) -> Answer:
+    """Do what was asked and say how it went; never raises for what a request may bring. None is a file that is none."""
+    if request is None:
+        return Answer(False, "this is no request that we know")
     try:
         message = _DO[request.action](request, finisher)
     except (LipsyncdError, OSError) as error:

@@ -354,11 +354,7 @@ class Daemon:
             if request is not None and request.action == control.PRUNE:
                 self._housekeeper.take(path)
                 continue
-            if request is None:
-                reply = control.Answer(False, "this is no request that we know")
-            else:
-                reply = carry_out(request, self.finisher)
-            control.answer(path, reply)
+            control.answer(path, carry_out(request, self.finisher))
             self._nudge()
 
     def _wake_redrops(self, _step: str, job: Job) -> None:

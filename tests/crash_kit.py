@@ -82,7 +82,7 @@ class Outlook:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._end.wait(0.002):
+        while not self._end.wait(0.005):
             with os.scandir(self._outbox) as entries:
                 names = [entry.name for entry in entries if not entry.name.startswith(".")]
             for name in names:
@@ -215,7 +215,7 @@ class World:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{what} did not come within {seconds} s\n{self._story()}"
-            time.sleep(0.01)
+            time.sleep(0.03)
 
     def _story(self) -> str:
         left = sorted(str(p.relative_to(self.storage)) for p in self.storage.rglob("*") if p.is_file())

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from lipsyncd import control
+from lipsyncd.actions import carry_out
 from lipsyncd.alone import finisher_of
 from lipsyncd.arrivals import rules_of
 from lipsyncd.ceilings import Ceilings
@@ -117,6 +119,13 @@ class Stage:
 
     def render(self) -> None:
         self.worker.round()
+
+    def serve_control(self) -> None:
+        def serve() -> None:
+            for path, request in control.pending(self.finisher.folders.control):
+                control.answer(path, carry_out(request, self.finisher))
+
+        self._guarded(serve)
 
     def make_video(self) -> None:
         """Have the prepared job's video made by a real child, kept beside the installation; the job stays as it is."""

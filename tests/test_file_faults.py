@@ -14,6 +14,7 @@ import ctypes
 import errno
 import hashlib
 import itertools
+import json
 import mmap
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import pytest
 
+from lipsyncd import control
 from lipsyncd.job import JobState
 from tests.crash_kit import damage, leftovers, visible
 from tests.fault_kit import ERRORS, Report, begin, pause, supervised
@@ -70,6 +72,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _next(root, "accepted", "prepared", lambda stage: (stage.prepare(), stage.make_video()))
     _next(root, "prepared", "rendered", _render_without_outbox)
     _next(root, "rendered", "staged", _stage_only)
+    _next(root, "prepared", "ordered", _order_again)
     (root / "refused" / "home").mkdir(parents=True)
     home = Home(root / "refused" / "home")
     home.folders.initialise()
@@ -95,6 +98,17 @@ def _render_without_outbox(stage: Stage) -> None:
     job = stage.job()
     assert job is not None
     assert job.state is JobState.PUBLISHING
+
+
+def _order_again(stage: Stage) -> None:
+    """A delivered job, and an order to publish it once more."""
+    _tidied(stage)
+    stage.consume()
+    shutil.rmtree(stage.root / "taken")
+    job = stage.job()
+    assert job is not None
+    request = {"action": "republish", "job_id": job.id}
+    control.write_json(stage.home.folders.control / f"{'0f' * 16}.json", request)
 
 
 def _stage_only(stage: Stage) -> None:
@@ -150,6 +164,17 @@ def _delivered(root: Path, stage: Stage) -> list[str]:
     return faults
 
 
+def _shown_again(root: Path, stage: Stage) -> list[str]:
+    """One whole video for an order that was granted; for one that was refused, or not answered, one or none."""
+    answers = [json.loads(path.read_text())["ok"] for path in stage.home.folders.control.glob("*.answer")]
+    came, faults = taken(root), _everywhere(root, stage)
+    if came != Counter(["anna.mp4", "anna.json"]) and (came or answers == [True]):
+        return [*faults, f"published again: {dict(came)}, answered {answers}"]
+    if came and _sha256(*(root / "taken").glob("*.mp4")) != sidecar_taken(root)["sha256"]:
+        faults.append("the video is not the one that its sidecar tells of")
+    return faults
+
+
 def _failed(root: Path, stage: Stage) -> list[str]:
     job, folders, faults = stage.job(), visible(stage.home.path("failed")), _everywhere(root, stage)
     if job is None or (job.state, job.reason_code) != (JobState.FAILED, "unsafe-path") or len(folders) != 1:
@@ -183,6 +208,16 @@ def _fail(stage: Stage) -> None:
     stage._guarded(stage.finisher.tidy)
 
 
+def _serve(stage: Stage) -> None:
+    stage.serve_control()
+    stage._guarded(stage.finisher.tidy)
+
+
+def _is_answered(stage: Stage) -> bool:
+    under_way = [plan for _, plan in stage.finisher.again.under_way() if not plan.shown]
+    return not control.pending(stage.home.folders.control) and not under_way
+
+
 def _tidied(stage: Stage) -> None:
     stage.render()
     stage._guarded(stage.finisher.tidy)
@@ -194,6 +229,7 @@ FATES = {
     "render": Fate("prepared", _tidied, _is(JobState.DONE), _delivered),
     "publish": Fate("rendered", _tidied, _is(JobState.DONE), _delivered),
     "fail": Fate("to-fail", _fail, _is(JobState.FAILED), _failed),
+    "publish again": Fate("ordered", _serve, _is_answered, _shown_again),
     "recover": Fate("staged", _tidied, _is(JobState.DONE), _delivered, start=True),
 }
 
