@@ -158,6 +158,7 @@ def config(caller: Caller, as_json: bool) -> None:
 @click.option("--fps", help="Frame rate, such as 25, 29.97 or 30000/1001.")
 @click.option("--renderer", help="Renderer to use.")
 @click.option("--priority", type=int, help="-100 to 100; higher comes first.")
+@click.option("--queue", default="", help="Folder of the inbox to drop it into: one with a table [queue.NAME].")
 @click.option("--name", help="Name of the result, without .mp4.")
 @click.option("--id", "job_id", help="UUID that the job gets.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the renderer; VALUE is JSON.")
@@ -165,7 +166,7 @@ def config(caller: Caller, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Copy the result there (implies --wait).")
 @json_option
 @click.pass_obj
-def submit(caller: Caller, /, wait: bool, out: Path | None, as_json: bool, **said: Any) -> None:
+def submit(caller: Caller, /, queue: str, wait: bool, out: Path | None, as_json: bool, **said: Any) -> None:
     """Drop a job into the inbox: IMAGE and AUDIO are files or http(s) addresses.
 
     Works whether the daemon runs or not. Prints the job's id.
@@ -173,7 +174,7 @@ def submit(caller: Caller, /, wait: bool, out: Path | None, as_json: bool, **sai
     from lipsyncd import submit as submitting
     from lipsyncd.display import print_json
 
-    submission = submitting.drop(caller.folders, submitting.manifest_of(**said))
+    submission = submitting.drop(caller.folders, submitting.manifest_of(**said), queue=queue)
     if wait or out is not None:
         _wait(caller, submission.job_id, out, as_json)
     elif as_json:

@@ -30,7 +30,10 @@ def reload(old: Settings, read: Callable[[], Settings], hand_out: Callable[[Sett
     for name in changes.taken:
         log.info("%s is %s now, was %s", name, _told(changes.settings, name), _told(old, name))
     for name in changes.waiting:
-        log.warning("%s stays %s: the new value needs a restart", name, _told(old, name))
+        if name.startswith("queue."):
+            log.warning("%s: a queue comes and goes with a restart", name)
+        else:
+            log.warning("%s stays %s: the new value needs a restart", name, _told(old, name))
     log.info("settings read again: %d taken over, %d need a restart", len(changes.taken), len(changes.waiting))
     logs.setup(changes.settings.log.level, changes.settings.log.format)
     return changes.settings

@@ -25,7 +25,7 @@ from lipsyncd.errors import (
     UsageError,
 )
 from lipsyncd.files import copy_hashed, fsync_folder, open_regular, open_to_group, rename_no_replace, write_new
-from lipsyncd.folders import HIDDEN, Folders
+from lipsyncd.folders import HIDDEN, INBOX_OF, Folders
 from lipsyncd.job import new_id
 from lipsyncd.manifest import Manifest, build, classify, clean_out_name, to_json
 from lipsyncd.media import Completeness, Kind, examine
@@ -68,15 +68,14 @@ def _option(pair: str) -> tuple[str, Any]:
         return key, value
 
 
-def drop(folders: Folders, manifest: Manifest) -> Submission:
+def drop(folders: Folders, manifest: Manifest, *, queue: str = "") -> Submission:
     """Drop a manifest and the files that it names. `image` and `audio` are paths of this machine, or addresses.
 
-    Raises `InboxUnavailable`; `MissingFile` or what is wrong with a file.
+    queue  which folder of the inbox they go to; "" is the inbox itself
+
+    Raises `UsageError` for a queue that is none, `InboxUnavailable`; `MissingFile` or what is wrong with a file.
     """
-    if not folders.known():
-        folders.initialise()
-    if not folders.available("inbox"):
-        raise InboxUnavailable(f"{folders.shared['inbox']} is not mounted, or is another folder than before")
+    inbox = _inbox_of(folders, queue)
     job_id = manifest.id or new_id()
     out_name = manifest.out_name or _natural_name(manifest)
     files: dict[str, tuple[Path, str]] = {}
@@ -85,13 +84,27 @@ def drop(folders: Folders, manifest: Manifest) -> Submission:
             path = Path(source)
             suffix = _checked(path, role)
             files[role] = (path, f"{clean_out_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
-    inbox = folders.shared["inbox"]
     for path, name in files.values():
         _copy_in(inbox, path, name)
     named: dict[str, Any] = {role: name for role, (_, name) in files.items()}
     whole = replace(manifest, id=job_id, out_name=out_name, **named)
     _write_in(inbox, f"{out_name[:100]}.{job_id[-12:]}.json", to_json(whole))
     return Submission(job_id, out_name)
+
+
+def _inbox_of(folders: Folders, queue: str) -> Path:
+    kind = INBOX_OF.format(queue) if queue else "inbox"
+    if kind not in folders.shared:
+        known = [kind.partition("/")[2] for kind in folders.shared if "/" in kind]
+        raise UsageError(
+            f"there is no queue {queue!r}",
+            remedy=f"queues are {', '.join(known)}" if known else "give the settings file a table [queue.NAME] for it",
+        )
+    if kind not in folders.known():
+        folders.initialise()
+    if not folders.available(kind):
+        raise InboxUnavailable(f"{folders.shared[kind]} is not mounted, or is another folder than before")
+    return folders.shared[kind]
 
 
 def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,45 @@ def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: 
         str(p.relative_to(home.path("inbox"))) for p in home.path("inbox").rglob("[!.]*") if HIDDEN not in p.parts
     )
     assert left == ["night", "urgent"]
+
+
+def test_submit_drops_into_a_queue_and_names_those_that_there_are(queues: Home) -> None:
+    home = queues
+    (home.root / "my.png").write_bytes(picture())
+    (home.root / "my.wav").write_bytes(sound())
+    files = (home.root / "my.png", home.root / "my.wav")
+    refused = home.cli("submit", *files, "--queue", "urgnt")
+    assert refused.returncode == 2
+    assert "there is no queue 'urgnt'" in refused.stderr
+    assert "queues are urgent, night" in refused.stderr
+    before = home.cli("submit", *files, "--queue", "night")  # no daemon has made the folder yet
+    assert before.returncode == 0, before.stderr
+    with home.running():
+        out = home.root / "out.mp4"
+        assert home.cli("submit", *files, "--queue", "urgent", "--name", "fast", "--out", out).returncode == 0
+        late = home.until_done("my")
+    fast = home.job("fast")
+    assert fast is not None
+    assert (fast.queue, fast.priority, late.queue) == ("urgent", 50, "night")
+    assert inspect(out).video.width == 128
+    assert (home.path("outbox") / "urgent" / "fast.mp4").exists()
+
+
+def test_a_reload_takes_over_what_a_queue_gives_and_tells_of_those_that_wait(queues: Home) -> None:
+    home = queues
+    with home.running():
+        home.changes["queue.urgent"] = {"priority": 60, "resolution": 64}
+        home.changes["queue.new"] = home.changes.pop("queue.night")
+        assert home.config.exists()
+        assert home.daemon is not None
+        home.daemon.send_signal(signal.SIGHUP)
+        home.until(lambda: "settings read again" in home.log, "the reload")
+        drop(home, "urgent", "anna", 1)
+        assert home.until_done("anna").priority == 60
+    assert inspect(home.path("outbox") / "urgent" / "anna.mp4").video.width == 64
+    assert "queue.urgent.priority is 60 now, was 50" in home.log
+    for name in ("queue.new", "queue.night"):
+        assert f"{name}: a queue comes and goes with a restart" in home.log
 
 
 def test_a_queue_that_is_not_mounted_waits_alone_and_a_folder_without_a_table_is_left_alone(queues: Home) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from lipsyncd.settings.loading import SECTIONS, SETTINGS
-from lipsyncd.settings.sections import Settings
+from lipsyncd.settings.sections import Queue, Settings
 
 # Looked up each time that they count. All others are built into something at the start: a socket, a folder's watch, a
 # render child, the recipe that tells equal videos.
@@ -42,9 +42,13 @@ class Changes:
 
 
 def value_of(settings: Settings, name: str) -> object:
-    """The value of "section.key"."""
+    """The value of "section.key" or "queue.name.key"."""
     section, _, key = name.partition(".")
-    value: object = getattr(getattr(settings, section), key)
+    if section == "queue":
+        queue, _, key = key.partition(".")
+        value: object = getattr(settings.queue(queue), key)
+    else:
+        value = getattr(getattr(settings, section), key)
     return value
 
 
@@ -56,5 +60,24 @@ def merge(old: Settings, new: Settings) -> Changes:
     for section in SECTIONS:
         names = [item.name for item in fields(getattr(old, section)) if f"{section}.{item.name}" in taken]
         sections[section] = replace(getattr(old, section), **{n: getattr(getattr(new, section), n) for n in names})
-    merged = replace(old, **sections, file=new.file, origins=new.origins)
-    return Changes(merged, taken, tuple(name for name in changed if name not in LIVE))
+    queues, queues_taken, queues_waiting = _merge_queues(old, new)
+    merged = replace(old, **sections, queues=queues, file=new.file, origins=new.origins)
+    waiting = tuple(name for name in changed if name not in LIVE)
+    return Changes(merged, taken + queues_taken, waiting + queues_waiting)
+
+
+def _merge_queues(old: Settings, new: Settings) -> tuple[tuple[Queue, ...], tuple[str, ...], tuple[str, ...]]:
+    """The queues to go on with, what of them is taken over, and which ones come or go with a restart.
+
+    What a queue gives its jobs is looked up with each; its folder is watched from the start to the end.
+    """
+    before, after = ({queue.name: queue for queue in settings.queues} for settings in (old, new))
+    taken = [
+        f"queue.{name}.{item.name}"
+        for name in before.keys() & after.keys()
+        for item in fields(Queue)
+        if getattr(before[name], item.name) != getattr(after[name], item.name)
+    ]
+    waiting = [f"queue.{name}" for name in before.keys() ^ after.keys()]
+    queues = tuple(after.get(queue.name, queue) for queue in old.queues)
+    return queues, tuple(sorted(taken)), tuple(sorted(waiting))
