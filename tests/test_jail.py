@@ -23,6 +23,16 @@ PYTHON = [str(getattr(sys, "_base_executable", sys.executable)), "-P", "-S", "-c
 needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
 
 
+# To begin a program with: a filter on system calls makes this kernel one without Landlock.
+WITHOUT_LANDLOCK = """
+import ctypes
+from lipsyncd import seccomp
+seccomp._MACHINES = {machine: (number, (444,)) for machine, (number, _) in seccomp._MACHINES.items()}
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+seccomp.restrict()
+"""
+
+
 def inside(code: str, *, timeout_s: float = 20.0, **given) -> Completed:
     """Run Python code in the jail."""
     return run_jailed([*PYTHON, textwrap.dedent(code)], timeout_s=timeout_s, **given)
@@ -336,20 +346,16 @@ def test_a_promise_that_cannot_be_kept_is_a_failure_of_the_jail(tmp_path):
 
 
 def test_a_kernel_without_landlock_is_named_once_and_work_goes_on():
-    """A filter on system calls makes this kernel one without."""
     code = """
-        import ctypes, logging, os, struct, sys
-        from lipsyncd import seccomp
-        seccomp._MACHINES = {machine: (number, (444,)) for machine, (number, _) in seccomp._MACHINES.items()}
-        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
-        seccomp.restrict()
+        import logging
         logging.basicConfig(format="%(levelname)s %(message)s")
         from lipsyncd.jail import run_jailed
         for _ in range(2):
             ended = run_jailed(["/bin/true"], timeout_s=10)
             print(ended.returncode, ended.landlock)
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30)
+    command = [sys.executable, "-c", WITHOUT_LANDLOCK + textwrap.dedent(code)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert ended.stdout.splitlines() == ["0 False", "0 False"], ended.stderr
     assert ended.stderr.count("WARNING this kernel has no Landlock") == 1
 

@@ -7,11 +7,6 @@ fsyncs they complain.
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +15,9 @@ import pytest
 
 from lipsyncd.job import new_id
 from tests.home import Home
-from tests.trace_kit import OPTIONS, Event, is_commit, read
+from tests.trace_kit import CALLS, Event, is_commit, read, traced
 
 Match = Callable[[Event], bool]
-
-STRACE = shutil.which("strace")
 
 
 @dataclass(frozen=True)
@@ -53,35 +46,15 @@ class Record:
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     """One pair with a manifest, from the inbox to the outbox and the archive."""
-    assert STRACE, "strace is missing: apt-get install strace"
     home = Home(tmp_path_factory.mktemp("order"))
     home.folders.initialise()
     job_id = new_id()
     home.drop_manifest("anna", id=job_id, image="anna.png", audio="anna.wav")
     home.drop_pair("anna")
     trace = home.root / "trace"
-    command = [
-        STRACE,
-        *OPTIONS,
-        "-o",
-        str(trace),
-        sys.executable,
-        "-m",
-        "lipsyncd",
-        "--config",
-        str(home.config),
-        "run",
-    ]
-    with (home.root / "daemon.log").open("wb") as log:
-        strace = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=home.environment())
-    try:
-        home.until((home.path("state") / "ledger.db").exists, "the ledger")
+    with traced(home, trace, CALLS, "-s", "64"):
         home.until_done("anna")
         home.until(lambda: not any(home.path("spool").iterdir()), "an empty spool")
-    finally:
-        [daemon] = Path(f"/proc/{strace.pid}/task/{strace.pid}/children").read_text().split()
-        os.kill(int(daemon), signal.SIGTERM)
-        strace.wait(60)
     events = [e for e in read(trace) if any(p.startswith(str(home.root / "storage")) for p in e.paths)]
     staging, spool = str(home.path("spool") / f".tmp-{job_id}"), home.path("spool")
     begin = next(e.begin for e in events if e.name == "mkdir" and e.path == staging)

@@ -6,29 +6,45 @@ that A had ended when B began.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import signal
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-CALLS = "open,openat,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,rmdir"
-OPTIONS = ["-f", "-y", "-qq", "--seccomp-bpf", "-s", "64", "-xx", "-e", f"trace={CALLS}"]
+from tests.home import Home
 
-_WHOLE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (-?\d+|\?)")
+CALLS = "open,openat,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,rmdir"
+# The kernel picks out the calls, which costs the others nothing. Those that a filter of the traced process refuses are
+# then not seen; they never happen either.
+QUICKLY = "--seccomp-bpf"
+
+MAKES_A_CHILD = ("clone", "clone3", "fork", "vfork")
+
+_WHOLE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (.*)")
 _BEGUN = re.compile(r"^(\d+) +(\w+)\((.*) <unfinished \.\.\.>$")
-_ENDED = re.compile(r"^(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (-?\d+|\?)")
+_ENDED = re.compile(r"^(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (.*)")
+_RESULT = re.compile(r"^(-?\d+)(?:<((?:\\x[0-9a-f]{2})+)>)?(?: (E[A-Z]+))?")
 _PLACE = re.compile(r'"((?:\\x[0-9a-f]{2})*)"|<((?:\\x[0-9a-f]{2})+)>')
 _WAL_FRAME_BYTES = 24  # of its header, which SQLite writes by itself
 
 
 @dataclass(frozen=True)
 class Event:
-    """One call that worked.
+    """One call.
 
-    paths       of its descriptor, or its arguments: two for a rename
+    paths       of its descriptor, or its arguments: two for a rename; of a program all its words
     arguments   as strace writes them
     begin, end  lines of the record
+    gave        what it returned
+    led_to      where the descriptor that it returned leads, links followed
+    error       the kernel's word for why it did not work
     """
 
     thread: int
@@ -37,6 +53,9 @@ class Event:
     arguments: str
     begin: int
     end: int
+    gave: int = 0
+    led_to: str = ""
+    error: str = ""
 
     @property
     def path(self) -> str:
@@ -53,9 +72,68 @@ class Event:
         return f"{self.name} {' -> '.join(self.paths)}"
 
 
-def read(record: Path) -> list[Event]:
-    """The calls that worked, in the order in which they began."""
-    return sorted(_events(record.read_text().splitlines()), key=lambda event: event.begin)
+@dataclass(frozen=True)
+class Doer:
+    """Who made a call.
+
+    program  its words: those of the last execve of this thread, or of the one that made it
+    walls    the line of the record where it restricted itself by Landlock, or where the one did that made it; 0: never
+    """
+
+    program: tuple[str, ...] = ()
+    walls: int = 0
+
+    def __str__(self) -> str:
+        return f"{'a jailed' if self.walls else 'an unjailed'} {' '.join(self.program)[:200]}"
+
+
+def strace(record: Path, calls: str, *options: str) -> list[str]:
+    """The beginning of a command that writes the `calls` of a program and all its children to `record`."""
+    found = shutil.which("strace")
+    assert found, "strace is missing: apt-get install strace"
+    return [found, "-f", "-y", "-qq", "-xx", *options, "-e", f"trace={calls}", "-o", os.fspath(record)]
+
+
+@contextmanager
+def traced(home: Home, record: Path, calls: str, *options: str) -> Iterator[None]:
+    """A daemon of `home` and all that it starts, with their `calls` in `record`, which is whole afterwards."""
+    run = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "run"]
+    command = [*strace(record, calls, QUICKLY, *options), *run]
+    with (home.root / "daemon.log").open("wb") as log:
+        tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=home.environment())
+    try:
+        home.until((home.path("state") / "ledger.db").exists, "the ledger")
+        yield
+    finally:
+        for daemon in Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text().split():
+            os.kill(int(daemon), signal.SIGTERM)
+        status = tracer.wait(60)
+    assert status == 0, home.log[-3000:]
+
+
+def read(record: Path, *, refused: bool = False) -> list[Event]:
+    """The calls that worked, and with `refused` the others too, in the order in which they began."""
+    events = sorted(_events(record.read_text().splitlines()), key=lambda event: event.begin)
+    return [event for event in events if refused or not event.error]
+
+
+def with_doers(events: Iterable[Event]) -> Iterator[tuple[Doer, Event]]:
+    """Each call with the one who made it. Landlock is inherited over fork and exec; a program only over fork.
+
+    A child's calls begin after the call that made it has begun, so one look from the front to the back is enough.
+    """
+    doers: dict[int, Doer] = {}
+    for event in events:
+        doer = doers.get(event.thread, Doer())
+        yield doer, event
+        if event.error:
+            continue
+        if event.name in MAKES_A_CHILD:
+            doers[event.gave] = doer
+        elif event.name == "execve":
+            doers[event.thread] = replace(doer, program=event.paths[1:])
+        elif event.name == "landlock_restrict_self":
+            doers[event.thread] = replace(doer, walls=event.begin)
 
 
 def _events(lines: Sequence[str]) -> Iterator[Event]:
@@ -71,12 +149,14 @@ def _events(lines: Sequence[str]) -> Iterator[Event]:
 
 
 def _event(thread: int, name: str, arguments: str, gave: str, begin: int, end: int) -> Iterator[Event]:
-    if gave == "?" or int(gave) < 0:
+    result = _RESULT.match(gave)
+    if result is None:  # "?": the caller was killed meanwhile
         return
     found = [_text(quoted or angled) for quoted, angled in _PLACE.findall(arguments)]
-    if name in ("openat", "unlinkat", "renameat", "renameat2", "linkat"):
+    if name in ("openat", "openat2", "unlinkat", "renameat", "renameat2", "linkat"):
         found = _absolute(found)
-    yield Event(thread, name, tuple(found), arguments, begin, end)
+    value, led_to, error = result.groups("")
+    yield Event(thread, name, tuple(found), arguments, begin, end, int(value), _text(led_to), error)
 
 
 def _absolute(found: list[str]) -> list[str]:
