@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.facts import Inflow
 from lipsyncd.files import free_mb
 from lipsyncd.folders import HIDDEN, Folders
@@ -26,7 +25,7 @@ from lipsyncd.inbox import VIDEO, Inbox, Rules
 from lipsyncd.intake import Accepted, Intake
 from lipsyncd.job import JobSpec
 from lipsyncd.ledger import Ledger
-from lipsyncd.lock import FolderLock
+from lipsyncd.lock import FolderLock, served
 from lipsyncd.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.settings import Settings
 from lipsyncd.spool import Spool
@@ -69,19 +68,17 @@ class Arrivals:
 
     def lock(self) -> None:
         """Take the locks of the folders that are there. Raises `AnotherDaemonRuns` when another daemon serves one."""
-        for kind in inboxes(self.folders):
-            folder = self.folders.shared[kind]
-            lock = FolderLock(folder / HIDDEN / "lock")
+        for kind in self.folders.inboxes:
+            path = self.folders.lock_file(kind)
+            lock = FolderLock(path)
             if self.folders.available(kind) and (who := lock.hold()):
-                raise AnotherDaemonRuns(
-                    f"the inbox {folder} is served by {who}", remedy="stop that one, or give each its own inbox"
-                )
+                raise served(path, who)
             self._locks[kind] = lock
 
     def open(self, spool: Spool, ledger: Ledger) -> None:
         """Put a desk behind each door; still nobody looks."""
         names = [queue.name for queue in self.settings.queues]
-        for kind in inboxes(self.folders):
+        for kind in self.folders.inboxes:
             folder = self.folders.shared[kind]
             inbox = Inbox(folder, rules_of(self.settings), network=False, queues=() if queue_of(kind) else names)
             intake = Intake(self.settings, inbox, spool, ledger, queue_of(kind))
@@ -220,11 +217,6 @@ class Arrivals:
         name = queue_of(door.kind)
         watch = "events" if door.watch.events else "polling"
         return {"name": name, "priority": self.settings.queue(name).priority, "fault": door.fault, "watch": watch}
-
-
-def inboxes(folders: Folders) -> list[str]:
-    """The kinds of folders that jobs come in by, the inbox itself first."""
-    return [kind for kind in folders.shared if kind.partition("/")[0] == "inbox"]
 
 
 def queue_of(kind: str) -> str:

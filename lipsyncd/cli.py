@@ -5,6 +5,7 @@ Exit status: 0, 1 a job failed, 2 wrong usage, 75 another daemon runs, 77 not al
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def run(caller: Caller) -> None:
     try:
         settings = caller.settings
         log.setup(settings.log.level, settings.log.format)
+        _refuse_a_second(caller.folders)
         from lipsyncd.daemon import Daemon
 
         status = Daemon(settings, caller.read).run()
@@ -114,6 +116,23 @@ def run(caller: Caller) -> None:
         logging.getLogger("lipsyncd").error("%s", error)
         status = error.exit_status
     sys.exit(status)
+
+
+def _refuse_a_second(folders: Folders) -> None:
+    """Raises `AnotherDaemonRuns` before the daemon's imports, which take a second.
+
+    A share may hang for minutes, and systemd is not told yet that we start: its lock is left to the daemon.
+    """
+    from lipsyncd.lock import refuse_a_second
+    from lipsyncd.mounts import known_network
+
+    with contextlib.suppress(OSError):  # told by the daemon, with its remedy
+        known = folders.known()
+        ours = [
+            kind for kind in folders.inboxes
+            if not known_network(folders.shared[kind]) and (kind not in known or folders.available(kind))
+        ]  # fmt: skip
+        refuse_a_second(folders.state, [folders.lock_file(kind) for kind in ours])
 
 
 @main.command()

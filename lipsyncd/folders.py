@@ -88,6 +88,15 @@ class Folders:
         known[kind] = found
         return done
 
+    @property
+    def inboxes(self) -> list[str]:
+        """The kinds of folders that jobs come in by, the inbox itself first."""
+        return [kind for kind in self.shared if kind.partition("/")[0] == "inbox"]
+
+    def lock_file(self, kind: str) -> Path:
+        """What the daemon that serves an inbox has locked."""
+        return self.shared[kind] / HIDDEN / "lock"
+
     def available(self, kind: str) -> bool:
         """Is the folder that we know under that name really there? While our own record cannot be read, it is not."""
         try:

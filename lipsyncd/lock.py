@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from lipsyncd.errors import AnotherDaemonRuns
@@ -36,7 +37,7 @@ class InstanceLock:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
         if not _take(descriptor):
             os.close(descriptor)
-            raise AnotherDaemonRuns(f"{self._path} is held by {holder(self._path.parent) or 'another process'}")
+            raise held(self._path.parent)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "who": who}).encode(), 0)
         self._descriptor = descriptor
@@ -106,6 +107,52 @@ class FolderLock:
         self._complained = True
 
 
+def refuse_a_second(state: Path, inboxes: Iterable[Path]) -> None:
+    """Raise `AnotherDaemonRuns` when a daemon that starts now would not get its locks; inboxes by their lock files.
+
+    Only looks, and holds nothing afterwards, so the locks are to be taken all the same. But who is refused hears it
+    at once, and not after everything that a daemon imports.
+    """
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # then there is none, or starting will say it better
+        descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not _take(descriptor, fcntl.LOCK_SH):
+                raise held(state)
+        finally:
+            os.close(descriptor)
+    for path in inboxes:
+        if who := _holder_in_a_share(path):
+            raise served(path, who)
+
+
+def held(state: Path) -> AnotherDaemonRuns:
+    return AnotherDaemonRuns(f"{state / 'lock'} is held by {holder(state) or 'another process'}")
+
+
+def served(lock_file: Path, who: str) -> AnotherDaemonRuns:
+    """An inbox, by its lock file, is another daemon's."""
+    inbox = lock_file.parent.parent
+    return AnotherDaemonRuns(
+        f"the inbox {inbox} is served by {who}", remedy="stop that one, or give each its own inbox"
+    )
+
+
+def _holder_in_a_share(path: Path) -> str:
+    """Who holds that lock file; "" when nobody does, or nobody can tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        taken = error.errno in (errno.EACCES, errno.EAGAIN)
+        return (_inscription(descriptor) or "another daemon") if taken else ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
 def _inscription(descriptor: int) -> str:
     """Who wrote himself into a lock file, for people."""
     try:
@@ -115,12 +162,12 @@ def _inscription(descriptor: int) -> str:
         return ""
 
 
-def _take(descriptor: int) -> bool:
+def _take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
     """Try for a moment: whoever only looks (`is_held`) has the lock too while he does."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False

@@ -56,25 +56,6 @@ sys.stdin.read()
 # -- one daemon for each inbox -----------------------------------------------------------------------------------------
 
 
-def test_a_second_daemon_with_a_state_of_its_own_refuses_the_same_inbox(home: Home, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = Home(tmp_path / "other", {"paths": {"inbox": str(home.path("inbox"))}})
-    with home.running():
-        assert home.daemon is not None
-        began_s = time.monotonic()
-        second = other.cli("run")
-        took_s = time.monotonic() - began_s
-        assert second.returncode == 75
-        assert f"the inbox {home.path('inbox')} is served by the daemon with pid {home.daemon.pid}" in second.stderr
-        assert took_s < 20, "it takes less than a second on an idle machine, most of it for imports"
-        home.drop_pair("anna")
-        home.until_done("anna")
-    with other.running():
-        put(home.path("inbox"), "bert.png", picture(1))
-        put(home.path("inbox"), "bert.wav", sound(seed=1))
-        other.until_done("bert")
-
-
 def test_an_inbox_that_comes_back_with_another_daemon_on_it_is_left_alone_until_that_one_ends(home: Home) -> None:
     home.start()
     home.stop()

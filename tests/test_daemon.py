@@ -186,14 +186,6 @@ def test_a_stop_puts_a_long_job_back_without_charging_it(home: Home) -> None:
     assert not list(home.path("outbox").glob("*.mp4"))
 
 
-def test_a_second_daemon_refuses_and_names_the_first(home: Home) -> None:
-    with home.running():
-        assert home.daemon is not None
-        second = home.cli("run")
-        assert second.returncode == 75
-        assert f"pid {home.daemon.pid}" in second.stderr
-
-
 def test_a_killed_daemon_leaves_no_child_behind(home: Home) -> None:
     home.changes["render"] = {"renderer": "slow"}
     home.start()

@@ -42,7 +42,7 @@ def shared(kind: str) -> Check:
 def inboxes(installation: Installation) -> Finding:
     """All folders that jobs come in by as one line: the worst of them, else the first; and what lies there blocked."""
     folders = installation.folders
-    found = [shared(kind)(installation) for kind in folders.shared if kind.partition("/")[0] == "inbox"]
+    found = [shared(kind)(installation) for kind in folders.inboxes]
     worst = max(found, key=lambda finding: finding.verdict.severity)
     told = (read_json(folders.state / STATUS_FILE) or {}) if is_held(folders.state) else {}
     blocked = told.get("blocked") or {}
