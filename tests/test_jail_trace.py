@@ -130,10 +130,12 @@ def drop_all(home: Home, canary: Canary) -> tuple[dict[str, str], list[str]]:
 
     for case in cases(canary):
         drop(case.what, case.files)
-    for there in (str(canary.secret), f"http://127.0.0.1:{canary.port}/a.png"):
+    places = (str(canary.secret), f"http://127.0.0.1:{canary.port}/a.png")
+    for there in places:
         drop(f"MVG, {there}", {**GOOD, "png": MVG.format(there=there).encode()})
-        for what, (half, content) in decodable(there).items():
-            decoded.append(drop(f"{what}, {there}", {**GOOD, half: content}))
+    for number, what in enumerate(decodable("")):
+        half, content = decodable(places[number % 2])[what]
+        decoded.append(drop(what, {**GOOD, half: content}))
     for what, (kind, make) in SEEDS.items():
         decoded.append(drop(f"a damaged {what}", {**GOOD, "wav" if kind else "png": damaged(make(), what)}))
     whole = film(".mp4", 15, *H264)
@@ -262,6 +264,7 @@ def test_any_other_call_that_works_behind_the_walls_is_a_complaint(record: Recor
     assert complaints([*alone, replace(strange, error="EACCES")], record.storage) == []
 
 
+READS = "O_RDONLY|O_CLOEXEC"
 FREE = {
     "a decode": (Event(2, "execve", ("/bin/ffmpeg", "ffmpeg", "-i", "a.wav"), "", 9, 9), "decodes without walls"),
     "a socket": (Event(2, "socket", (), "AF_INET, SOCK_DGRAM, IPPROTO_IP", 9, 9), "makes a socket"),
@@ -273,7 +276,9 @@ FREE = {
         Event(1, "openat", (), "O_RDONLY", 9, 9, led_to="/v/PIL/_imaging.so"),
         "loads a decoder",
     ),
-    "an input in the daemon": (Event(1, "openat", (), "O_RDONLY", 9, 9, led_to="/s/spool/j/image"), ""),
+    "an input in the daemon": (Event(1, "openat", (), f"{READS}, 0", 9, 9, led_to="/s/spool/j/image"), ""),
+    "an input that it changes": (Event(1, "openat", (), "O_RDWR", 9, 9, led_to="/s/spool/j/image"), "in another way"),
+    "a link in its inbox": (Event(1, "openat", (), READS, 9, 9, led_to="/s/inbox/a.wav"), "in another way"),
     "what the jail has made": (Event(2, "openat", (), "O_RDONLY", 9, 9, led_to="/s/spool/j/picture.rgb"), ""),
     "a unix socket": (Event(2, "socket", (), "AF_UNIX, SOCK_STREAM, 0", 9, 9), ""),
     "its version": (Event(2, "execve", ("/bin/ffmpeg", "ffmpeg", "-version"), "", 9, 9), ""),
@@ -358,7 +363,7 @@ def willing(tmp_path: Path) -> Callable[[str], Willing]:
             address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
             code = textwrap.dedent(before) + WILLING
             command = [*strace(tmp_path / "trace", CALLS, *OPTIONS), sys.executable, "-c", code]
-            subprocess.run([*command, ffmpeg(), job, address], check=True, timeout=120)
+            subprocess.run([*command, ffmpeg(), job, address], check=True, capture_output=True, timeout=120)
         return Willing(read(tmp_path / "trace", refused=True), tmp_path / "storage", secret, job / "loot")
 
     return run

@@ -33,6 +33,16 @@ OPTIONS = ("-s", "8192", "-e", "signal=none")  # command lines as a whole
 _WRITES = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|O_APPEND")
 _INPUTS = ("image", "audio", "manifest")
 _MADE_IN_THE_JAIL = ("picture.rgb", "speech.s16", "sound.s16")
+_USERS_FILE = re.compile(
+    r"inbox/(?!\.lipsyncd/)[^/]+|spool/[^/]+/(?:image|audio|manifest)|(?:failed|archive)/.+\.(?:png|wav|mp4|mov|webm)"
+)
+# What the daemon itself does with users' files, each as its path and flags: look, hash and copy; nothing is followed.
+_DAEMON_OPENS = re.compile(
+    r"inbox/[^/]+ O_RDONLY\|O_NOCTTY\|O_NONBLOCK\|O_NOFOLLOW\|O_CLOEXEC"
+    r"|spool/\.tmp-[^/]+/\w+ O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
+    r"|spool/[^/.]+/\w+ O_RDONLY(?:\|O_NOCTTY\|O_NONBLOCK\|O_NOFOLLOW)?\|O_CLOEXEC"
+    r"|(?:failed|archive)/\.lipsyncd/[^/]+\.keep/[^/]+ O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
+)
 _INTERNET = re.compile(r"AF_INET|AF_NETLINK|AF_PACKET")
 _DECODER = re.compile(
     r"/(?:PIL|pillow\.libs|cv2|av|torchaudio|soundfile)\S*/.*\.so|/lib(?:av|snd|png|jpeg|webp)\S*\.so"
@@ -80,12 +90,15 @@ def complaints(events: Iterable[Event], storage: Path) -> list[str]:
 
 def _of_free(doer: Doer, event: Event, storage: Path, daemon: tuple[str, ...]) -> Iterator[str]:
     """The daemon may copy, hash and look at what was dropped, but has no decoder; others may not even open it."""
-    path = event.led_to
+    path, own = event.led_to, event.led_to.removeprefix(f"{storage}/")
     if event.name == "execve" and ("-i" in event.paths or "lipsyncd.picture" in event.paths):
         yield "decodes without walls"
     if event.name in OPENS and doer.program == daemon and _DECODER.search(path):
         yield "loads a decoder"
-    if event.name in OPENS and doer.program != daemon and path.startswith(f"{storage}/"):
+    is_users = event.name in OPENS and own != path and _USERS_FILE.fullmatch(own)
+    if is_users and doer.program == daemon and not _DAEMON_OPENS.fullmatch(f"{own} {_flags(event)}"):
+        yield "opens a file of a user in another way"
+    if event.name in OPENS and doer.program != daemon and own != path:
         # The launcher names files to the kernel for the walls. Nothing can be read from such a descriptor.
         named = "O_PATH" in event.arguments and "lipsyncd.launcher" in doer.program
         if not named and not (_is_in_spool(path, storage) and path.rpartition("/")[2] in _MADE_IN_THE_JAIL):
@@ -94,6 +107,11 @@ def _of_free(doer: Doer, event: Event, storage: Path, daemon: tuple[str, ...]) -
         yield "uses the network"
     if event.name == "socket" and _INTERNET.search(event.arguments):
         yield "makes a socket"
+
+
+def _flags(event: Event) -> str:
+    found = re.search(r"O_\w+(?:\|O_\w+)*", event.arguments)
+    return found[0] if found else ""
 
 
 def _is_in_spool(path: str, storage: Path) -> bool:
