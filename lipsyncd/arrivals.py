@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from lipsyncd.facts import Inflow
@@ -80,7 +81,13 @@ class Arrivals:
         names = [queue.name for queue in self.settings.queues]
         for kind in self.folders.inboxes:
             folder = self.folders.shared[kind]
-            inbox = Inbox(folder, rules_of(self.settings), network=False, queues=() if queue_of(kind) else names)
+            inbox = Inbox(
+                folder,
+                rules_of(self.settings),
+                network=False,
+                queues=() if queue_of(kind) else names,
+                opened=partial(self.folders.opened, kind),
+            )
             intake = Intake(self.settings, inbox, spool, ledger, queue_of(kind))
             watch = Watch(folder, mode=self.settings.watch.mode, hidden=HIDDEN, bell=self.ring.set)
             self.doors.append(Door(kind, inbox, intake, watch, self._locks[kind]))

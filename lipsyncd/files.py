@@ -102,31 +102,42 @@ def copy_unchanged(name: bytes, expected: Identity, target: Path) -> str:
     return digest
 
 
-def sha256_of(path: bytes | Path) -> str:
-    """SHA-256 of a regular file, as hex."""
-    descriptor = open_regular(path)
+def sha256_of(path: bytes | Path, *, folder: int | None = None) -> str:
+    """SHA-256 of a regular file, as hex; `folder` is as for `open_regular`."""
+    descriptor = open_regular(path, folder=folder)
     with os.fdopen(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(path: bytes | Path) -> Identity | None:
-    """Who lies under that name now; None when nobody does."""
+def identity(path: bytes | Path, *, folder: int | None = None) -> Identity | None:
+    """Who lies under that name now; None when nobody does. `folder` is as for `open_regular`."""
     try:
-        return Identity.of(os.lstat(path))
+        return Identity.of(os.lstat(path, dir_fd=folder))
     except FileNotFoundError:
         return None
 
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable. File systems that have no such call are left to their own promises."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = open_folder(folder)
     try:
-        os.fsync(descriptor)
+        fsync_opened(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_folder(folder: Path) -> int:
+    """A descriptor that stays that folder's, whatever is mounted in its place meanwhile."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def fsync_opened(folder: int) -> None:
+    """`fsync_folder`, for the descriptor of one."""
+    try:
+        os.fsync(folder)
     except OSError as error:
         if error.errno not in _NO_DIRECTORY_FSYNC:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def fsync_file(path: Path) -> None:

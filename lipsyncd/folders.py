@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.files import fsync_folder, open_regular, read_json, umask, write_json, write_new
+from lipsyncd.files import fsync_folder, open_folder, open_regular, read_json, umask, write_json, write_new
 from lipsyncd.job import new_id
 from lipsyncd.settings import Paths
 
@@ -105,6 +106,25 @@ class Folders:
             return False
         return expected is not None and _read(self._marker(kind)) == expected
 
+    @contextmanager
+    def opened(self, kind: str) -> Iterator[int | None]:
+        """A descriptor of the folder that we know under that name; None while it is not there.
+
+        What is done through it happens in that very folder, or not at all: a share may be unmounted at any moment, and
+        then a file that cannot be found under its path need not be gone.
+        """
+        try:
+            expected = self.known().get(kind)
+            folder = open_folder(self.shared[kind])
+        except OSError:
+            yield None
+            return
+        try:
+            marker = self._marker(kind).relative_to(self.shared[kind])
+            yield folder if expected is not None and _read(marker, folder=folder) == expected else None
+        finally:
+            os.close(folder)
+
     def _marker(self, kind: str) -> Path:
         return self.shared[kind] / HIDDEN / f"{kind.partition('/')[0]}-id"
 
@@ -144,10 +164,10 @@ def _set_mode(folder: Path, mode: int) -> None:
         folder.chmod(mode & 0o777)
 
 
-def _read(marker: Path) -> str:
+def _read(marker: Path, *, folder: int | None = None) -> str:
     """What a marker says; "" when there is none. Others may write the share: a FIFO there must not hold us for ever."""
     try:
-        with os.fdopen(open_regular(marker)) as file:
+        with os.fdopen(open_regular(marker, folder=folder)) as file:
             return file.read(_LONGEST_MARKER).strip()
     except (OSError, UnicodeDecodeError):
         return ""

@@ -18,11 +18,12 @@ import re
 import stat
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
-from lipsyncd.files import NotRegular, open_regular, written_by_others
+from lipsyncd.files import NotRegular, open_folder, open_regular, written_by_others
 from lipsyncd.job import Identity
 from lipsyncd.log import printable
 from lipsyncd.manifest import Manifest, classify, parse
@@ -101,6 +102,7 @@ class Inbox:
 
     network  other machines may write there, whom no lease shows
     queues   names of folders in it that are inboxes of their own
+    opened   gives a descriptor of the folder, or None while another one lies in its place
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Inbox:
         *,
         network: bool,
         queues: Iterable[str] = (),
+        opened: Callable[[], AbstractContextManager[int | None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.root = root
@@ -119,6 +122,7 @@ class Inbox:
         self.ignored: dict[str, str] = {}
         self.unreadable: dict[str, str] = {}
         self.next_look_s: float | None = None
+        self.opened = opened or self._opened
         self._clock = clock
         self._queues = frozenset(map(os.fsencode, queues))
         self._root = os.fsencode(root)
@@ -130,6 +134,14 @@ class Inbox:
 
     def path(self, name: bytes) -> bytes:
         return os.path.join(self._root, name)  # noqa: PTH118 - names are bytes
+
+    @contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        folder = open_folder(self.root)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
 
     def ready(self, taken: Mapping[bytes, Identity]) -> list[Drop]:
         """Scan the folder; gives the drops that can be taken now.

@@ -27,7 +27,7 @@ from lipsyncd.errors import (
     InputsAlreadyTaken,
 )
 from lipsyncd.failpoints import reach
-from lipsyncd.files import SourceChanged, copy_unchanged, fsync_folder, identity, sha256_of
+from lipsyncd.files import SourceChanged, copy_unchanged, fsync_opened, identity, sha256_of
 from lipsyncd.inbox import Inbox
 from lipsyncd.job import Identity, Job, JobSpec, JobState, SourceFile, new_id, now_ms
 from lipsyncd.ledger import DropKnown, Ledger
@@ -314,39 +314,47 @@ class Intake:
     # -- giving the names back -----------------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Unlink the inputs of accepted jobs from the inbox, except those that a waiting manifest names as well."""
+        """Unlink the inputs of accepted jobs from the inbox, except those that a waiting manifest names as well.
+
+        All through one descriptor: in the folder that has come in place of an unmounted one no input can be found, and
+        one that is believed to be gone would be another drop when its folder is back.
+        """
         if not self._unreleased:
             return
+        with self.inbox.opened() as folder:
+            if folder is not None:
+                self._release_in(folder)
+
+    def _release_in(self, folder: int) -> None:
         needed = self.inbox.named_by_manifests(self._taken())
         known, self._stuck = self._stuck, {}
         left = {
             job_id: tuple(
-                s for source in sources if (s := self._release_file(job_id, source, needed, known)) is not None
+                s for source in sources if (s := self._release_file(folder, job_id, source, needed, known)) is not None
             )
             for job_id, sources in self._unreleased.items()
         }
         released = [job_id for job_id, sources in left.items() if not sources]
         if released:
-            fsync_folder(self.inbox.root)
+            fsync_opened(folder)
             reach("intake-unlinked")
             self.ledger.set_released(released)
         self._unreleased = {job_id: sources for job_id, sources in left.items() if sources}
 
     def _release_file(
-        self, job_id: str, source: SourceFile, needed: Container[bytes], known: Mapping[str, str]
+        self, folder: int, job_id: str, source: SourceFile, needed: Container[bytes], known: Mapping[str, str]
     ) -> SourceFile | None:
         """None when the name no longer stands for the bytes that were copied, else what still lies there."""
         name = os.fsencode(source.name)
-        path = self.inbox.path(name)
         try:
-            now = identity(path)
-            if now is None or not self._is_same(path, source, now):
+            now = identity(name, folder=folder)
+            if now is None or not self._is_same(folder, name, source, now):
                 return None
             source = replace(source, identity=now)
             if name in needed:
                 return source
             reach("intake-before-unlink")
-            os.unlink(path)  # noqa: PTH108 - names are bytes
+            os.unlink(name, dir_fd=folder)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -358,11 +366,12 @@ class Intake:
         return None
 
     @staticmethod
-    def _is_same(path: bytes, source: SourceFile, now: Identity) -> bool:
+    def _is_same(folder: int, name: bytes, source: SourceFile, now: Identity) -> bool:
         """The bytes we copied, also when only the inode's own data changed (a chmod, a backup tool)."""
         if now == source.identity:
             return True
-        return replace(now, ctime_ns=0) == replace(source.identity, ctime_ns=0) and sha256_of(path) == source.sha256
+        unchanged = replace(now, ctime_ns=0) == replace(source.identity, ctime_ns=0)
+        return unchanged and sha256_of(name, folder=folder) == source.sha256
 
 
 def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:

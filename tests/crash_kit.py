@@ -83,14 +83,18 @@ class Outlook:
 
     def _look(self) -> None:
         while not self._end.wait(0.005):
-            with os.scandir(self._outbox) as entries:
-                names = [entry.name for entry in entries if not entry.name.startswith(".")]
-            for name in names:
-                self._see(name)
-            for name in self._known.keys() - set(names):
-                if not self._greedy:
-                    self.faults.append(f"{name} has vanished")
-                del self._known[name]
+            self._look_once()
+        self._look_once()  # on a busy machine much may have come since
+
+    def _look_once(self) -> None:
+        with os.scandir(self._outbox) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+        for name in names:
+            self._see(name)
+        for name in self._known.keys() - set(names):
+            if not self._greedy:
+                self.faults.append(f"{name} has vanished")
+            del self._known[name]
 
     def _see(self, name: str) -> None:
         path = self._outbox / name

@@ -6,19 +6,26 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lipsyncd.job import JobState
+from lipsyncd.arrivals import rules_of
+from lipsyncd.files import read_json
+from lipsyncd.inbox import Inbox
+from lipsyncd.intake import Intake
+from lipsyncd.job import Identity, JobSpec, JobState, now_ms
+from lipsyncd.spool import Spool
+from tests.core_kit import Clock
 from tests.home import Home, put
+from tests.shop import Shop
 from tests.world_kit import LONG, bind, drop_pairs, needs_root, small_picture, small_sound, tell, unmount
 
 ROUNDS = 30 if LONG else 3
-GONE = "is not mounted, or is another folder than before"
 HOW = [pytest.param("unmounted", marks=needs_root), "swapped"]
 
 
@@ -142,19 +149,24 @@ def test_an_outbox_that_goes_away_gets_each_video_once_when_it_is_back(home: Hom
     )
 
 
+def told_unavailable(home: Home, since_ms: int) -> bool:
+    told = read_json(home.path("state") / "status.json") or {}
+    return not told.get("inbox_available", True) and told["at_ms"] > since_ms
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_an_inbox_that_goes_away_is_waited_for(home: Home, how: str) -> None:
     chance = random.Random(5)
     pairs = 3
     with shared(home, "inbox", how) as share:
         numbers: list[int] = []
-        for round in range(ROUNDS):
+        for _ in range(ROUNDS):
             new = range(len(numbers), len(numbers) + pairs)
             numbers += new
             drop_pairs(home.path("inbox"), new)
             time.sleep(chance.uniform(0, 0.6))  # anywhere between the first look and the last file's unlinking
             with share.away(strays=("stray.png", "stray.wav")):
-                home.until(lambda round=round: home.log.count(GONE) > round, "the warning")
+                home.until(partial(told_unavailable, home, now_ms()), "the word that it is gone")
         for number in numbers:
             home.until_done(f"p{number}")
         delivered_once(home, share, numbers)
@@ -163,6 +175,43 @@ def test_an_inbox_that_goes_away_is_waited_for(home: Home, how: str) -> None:
     tell(
         f"inbox {how} {ROUNDS} times with drops under way, strays in the bare folder", f"{len(numbers)} jobs, each once"
     )
+
+
+@pytest.mark.parametrize("moment", ["accepted", "about to be given back"])
+def test_an_input_is_not_believed_to_be_gone_while_its_inbox_is_away(tmp_path: Path, moment: str) -> None:
+    shop, clock, leaving = Shop(tmp_path / "storage"), Clock(), ExitStack()
+    inbox_folder = shop.folders.shared["inbox"]
+    share = Share(inbox_folder, tmp_path / "server", "swapped")
+
+    class LeavingSpool(Spool):
+        def accept(self, job_id: str, fill: Callable[[Path], JobSpec]) -> JobSpec:
+            spec = super().accept(job_id, fill)
+            if moment == "accepted":
+                leaving.enter_context(share.away())
+            return spec
+
+    class LeavingInbox(Inbox):
+        def named_by_manifests(self, taken: Mapping[bytes, Identity]) -> Container[bytes]:
+            if moment != "accepted" and inbox_folder.exists() and taken:
+                leaving.enter_context(share.away())
+            return super().named_by_manifests(taken)
+
+    opened = partial(shop.folders.opened, "inbox")
+    inbox = LeavingInbox(inbox_folder, rules_of(shop.settings), network=False, clock=clock, opened=opened)
+    intake = Intake(shop.settings, inbox, LeavingSpool(shop.spool.root), shop.ledger)
+    drop_pairs(inbox_folder, [0])
+    intake.scan()
+    clock.wait(2.0)
+    [accepted] = intake.scan()
+    gone = moment != "accepted"  # then it was found in the folder that the daemon had in its hands
+    assert shop.ledger.unreleased() == ([] if gone else [accepted.job.id])
+    assert len(os.listdir(share.aside)) == (1 if gone else 3)
+    leaving.close()
+    for _ in range(3):
+        clock.wait(2.0)
+        assert intake.scan() == []
+    assert (shop.ledger.unreleased(), os.listdir(inbox_folder)) == ([], [".lipsyncd"])
+    shop.close()
 
 
 @pytest.mark.parametrize("year", [1970, 2100], ids=["1970", "2100"])
