@@ -251,13 +251,16 @@ def _holds(rule: Rule, events: Sequence[Event]) -> bool:
 
 
 def _commits_without_sync(events: Sequence[Event]) -> list[str]:
-    """Transactions whose last frame was not made durable before the next one's."""
+    """Transactions whose last frame their own thread did not make durable before the next one's."""
     commits = [e for e in events if is_commit(e)]
     nexts = [*(e.begin for e in commits[1:]), events[-1].end + 1]
     return [
         f"the commit in line {commit.begin} is not durable"
         for commit, until in zip(commits, nexts, strict=True)
-        if not any(e.is_sync and e.path == commit.path and commit.end < e.begin and e.end < until for e in events)
+        if not any(
+            e.is_sync and e.path == commit.path and e.thread == commit.thread and commit.end < e.begin and e.end < until
+            for e in events
+        )
     ]
 
 
@@ -278,13 +281,13 @@ def test_without_any_one_of_its_fsyncs_the_rules_complain(record: Record) -> Non
 def _is_of_a_job(sync: Event, record: Record) -> bool:
     """Not of the daemon's own notes, nor of SQLite's housekeeping, which go on at the same time.
 
-    Of the ledger's, those count that follow the end of a transaction.
+    Of the ledger's, those count with which a thread ends its transaction.
     """
     state = str(record.home.path("state"))
     if not sync.path.endswith("-wal"):
         return not sync.path.startswith(state) or sync.path.startswith(f"{state}/results")
     before = [e for e in record.events if e.path == sync.path and e.begin < sync.begin and (e.is_sync or is_commit(e))]
-    return bool(before) and is_commit(before[-1])
+    return bool(before) and is_commit(before[-1]) and before[-1].thread == sync.thread
 
 
 def test_an_fsync_that_comes_too_late_is_not_enough(record: Record) -> None:
