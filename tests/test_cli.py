@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -305,10 +306,9 @@ def read_terminal(home: Home, *arguments: str, seconds: float, width: int = 120)
             if not data:
                 break
             written += data
+    os.kill(pid, signal.SIGKILL)  # a terminal that goes ends nobody who was started under nohup
+    os.waitpid(pid, 0)
     os.close(descriptor)
-    with_end = time.monotonic() + 5
-    while time.monotonic() < with_end and os.waitpid(pid, os.WNOHANG) == (0, 0):
-        time.sleep(0.05)
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode(errors="replace"))
 
 
