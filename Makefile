@@ -20,9 +20,10 @@ $(VENV)/.test: pyproject.toml config/constraints.txt | $(VENV)/bin/python
 demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of its own
 	$(VENV)/bin/lipsyncd demo $(if $(TEXT),"$(TEXT)")
 
+# Files in the order of their names: else those with few tests come last, and the longest are among them.
 test: $(VENV)/.test   ## install what the tests need and run all of them
 	sh config/test-packages.sh
-	$(PY) -m pytest --numprocesses 2 --dist loadfile
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.test   ## the full counts, which take hours: crashes, file errors, REST, bursts, disks, mounts, a soak
 	sh config/test-packages.sh
