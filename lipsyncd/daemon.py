@@ -77,7 +77,7 @@ class Daemon:
         self.folders = folders_of(settings.paths, [queue.name for queue in settings.queues])
         self._stop = threading.Event()
         self._cut_off = threading.Event()
-        self._hung_up = threading.Event()
+        self._signals: list[int] = []
         self._prepare = threading.Event()
         self._threads: list[threading.Thread] = []
         self._workers: list[Worker] = []
@@ -123,24 +123,35 @@ class Daemon:
         self._stop.set()
 
     def _expect_signals(self) -> None:
-        """SIGHUP stops us when it comes because our terminal has gone; else it asks us to read the settings again."""
+        """Have signals noted, for `_obey`. SIGHUP asks for the settings, or, when our terminal has gone, to stop.
+
+        The handlers take no lock, so they set no event: they interrupt the main thread anywhere, also where it holds
+        that event's own lock, and then would wait for it for ever.
+        """
         had_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup ignores it
 
         def on_hangup(number: int, frame: FrameType | None) -> None:
-            if had_terminal and not _has_terminal():
-                self._on_signal(number, frame)
-            else:
-                self._hung_up.set()
+            gone = had_terminal and not _has_terminal()
+            self._on_signal(signal.SIGTERM if gone else number, frame)
 
         signal.signal(signal.SIGHUP, on_hangup)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """The first signal lets the running job finish within its grace; the second one does not wait."""
-        if self._stop.is_set():
-            self._cut_off.set()
-        self._stop.set()
+        self._signals.append(number)
+
+    def _obey(self) -> None:
+        """Do what signals ask for. The first one to stop lets the running job finish, the second one does not wait."""
+        came, self._signals = self._signals, []
+        for number in came:
+            if number == signal.SIGHUP:
+                continue
+            if self._stop.is_set():
+                self._cut_off.set()
+            self._stop.set()
+        if signal.SIGHUP in came and not self._stop.is_set():
+            self._guarded(self._reload)
 
     def _make_folders(self) -> None:
         """Make the folders at the very first start; later only those that are ours alone."""
@@ -281,6 +292,7 @@ class Daemon:
         for worker in self._workers:
             worker.wake.set()
         while any(thread.is_alive() for thread in self._threads):
+            self._obey()
             if time.monotonic() > deadline:
                 self._cut_off.set()
             self._vitals.tick()
@@ -305,8 +317,7 @@ class Daemon:
         self._guarded(self._write_status)
         while not self._stop.is_set():
             self._vitals.tick()
-            if self._hung_up.is_set():
-                self._guarded(self._reload)
+            self._obey()
             self._guarded(self._serve_control)
             now_s = time.monotonic()
             if now_s - told_s >= _STATUS_EVERY_S:
@@ -318,7 +329,6 @@ class Daemon:
             self._stop.wait(_TICK_S)
 
     def _reload(self) -> None:
-        self._hung_up.clear()
         self._pulse.reloading()
         try:
             self.settings = reload(self.settings, self._read_again, self._hand_out)

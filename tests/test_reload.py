@@ -6,15 +6,17 @@ import os
 import pty
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lipsyncd.daemon import Daemon
 from lipsyncd.job import JobState
 from lipsyncd.lock import is_held
 from lipsyncd.mp4 import inspect
@@ -204,6 +206,23 @@ def test_a_second_ctrl_c_does_not_wait_for_the_job(home: Home) -> None:
     job = home.job("long")
     assert job is not None
     assert (job.state, job.attempt) == (JobState.QUEUED, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_while_the_main_thread_holds_a_lock_does_not_wait_for_it(home: Home, number: int) -> None:
+    """It did for ever, since the lock is its own: one stop in some ten thousand hung."""
+    daemon = Daemon(home.settings)
+    events = [each for each in vars(daemon).values() if isinstance(each, threading.Event)]
+    assert len(events) >= 2
+    handler = threading.Thread(target=daemon._on_signal, args=(number, None), daemon=True)
+    with ExitStack() as held:
+        for event in events:
+            held.enter_context(event._cond)  # type: ignore[attr-defined]
+        handler.start()
+        handler.join(20)
+        assert not handler.is_alive()
+    daemon._obey()
+    assert daemon._stop.is_set() == (number == signal.SIGTERM)
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.3, 0.8])
