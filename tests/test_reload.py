@@ -210,7 +210,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_job(home: Home) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_comes_while_the_main_thread_holds_a_lock_does_not_wait_for_it(home: Home, number: int) -> None:
-    """It did for ever, since the lock is its own: one stop in some ten thousand hung."""
+    """It did for ever, since the lock is its own: one stop in some thousands hung."""
     daemon = Daemon(home.settings)
     events = [each for each in vars(daemon).values() if isinstance(each, threading.Event)]
     assert len(events) >= 2
