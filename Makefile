@@ -28,10 +28,6 @@ test: $(VENV)/.test   ## install what the tests need and run all of them
 test-long: $(VENV)/.test   ## the full counts, which take hours: crashes, file errors, REST, bursts, disks, mounts, a soak
 	sh config/test-packages.sh
 	$(PY) -m tests.long_run
-	SCHEMATHESIS_EXAMPLES=200 $(PY) -m pytest tests/test_web_document.py --timeout 3600
-	LONG=1 $(PY) -m pytest -s --timeout 0 tests/test_burst.py tests/test_slow_writers.py tests/test_small_disks.py \
-	  tests/test_mounts.py tests/test_clock_jumps.py tests/test_two_daemons.py \
-	  tests/test_hostile_jobs.py tests/test_jail_trace.py tests/test_soak.py
 
 lint: $(VENV)/.test   ## format, lint and types, as CI checks them
 	$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy --strict lipsyncd

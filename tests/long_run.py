@@ -1,10 +1,11 @@
-"""Run the durability tests at full scale and print a dated table of what was done and what came of it.
+"""Run the tests of durability and of the world at full scale, and print dated tables of what was done and came of it.
 
     python -m tests.long_run            run them
-    python -m tests.long_run TALLY …    make one table of what several runs have counted (LIPSYNCD_TEST_TALLY)
+    python -m tests.long_run TALLY …    make the tables from what several runs have noted (LIPSYNCD_TEST_TALLY)
 
 Every pair of failpoints with and without the greedy consumer, 200 kills at random and 60 for each way to lose the
-ledger, and every error at every file call: hours. Environment variables that are set already make it shorter.
+ledger, every error at every file call; then disks, mounts, clocks, hostile files, bursts and a soak: hours. Environment
+variables that are set already make it shorter; LIPSYNCD_TEST_TALLY keeps what was noted, should the run be cut.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +25,55 @@ FULL = {
     "LIPSYNCD_TEST_KILLS": "200",
     "LIPSYNCD_TEST_LEDGER_KILLS": "60",
     "LIPSYNCD_TEST_FAULTS": "all",
+    "SCHEMATHESIS_EXAMPLES": "200",
+    "LONG": "1",
 }
-TESTS = ("tests/test_crash.py", "tests/test_kills.py", "tests/test_file_faults.py", "tests/test_order.py")
+TESTS = [
+    *("order", "crash", "kills", "file_faults", "burst", "slow_writers", "small_disks", "mounts", "clock_jumps"),
+    *("two_daemons", "hostile_jobs", "jail_trace", "soak", "web_document"),
+]
 
 
-def table(lines: Sequence[Mapping[str, Any]], date: str) -> str:
-    """Markdown. A test counts only when it has passed, so there is no column for what was lost: it would be zeros."""
-    sums: dict[str, Counter[str]] = {}
+def tables(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown. A test notes something only when it has passed, so no column says what was lost: it would be zeros."""
+    kills: dict[str, Counter[str]] = {}
+    world: dict[str, str] = {}
     for line in lines:
-        sums.setdefault(str(line["what"]), Counter()).update({k: int(v) for k, v in line.items() if k != "what"})
+        if "outcome" in line:
+            world[line["what"]] = line["outcome"]
+        else:
+            figures = {key: value for key, value in line.items() if key not in ("what", "date")}
+            kills.setdefault(line["what"], Counter()).update(figures)
     rows = [
-        f"| {what} | {found['cases']} | {found.get('kills', '')} | {found.get('renders', '')} |"
-        for what, found in sums.items()
+        "| " + " | ".join([what, *(f"{found[key]:,}" if key in found else "" for key in ("cases", "kills", "renders"))])
+        for what, found in kills.items()
     ]
-    head = [f"Run on {date}: 0 lost, 0 delivered twice, 0 torn.", ""]
-    return "\n".join([*head, "| what | cases | kills | renders again |", "|---|---|---|---|", *rows])
+    days = sorted({str(line["date"]) for line in lines})
+    head = f"Run on {' to '.join(dict.fromkeys([days[0], days[-1]]))}: 0 lost, 0 delivered twice, 0 torn."
+    first = [head, "", "| what | cases | kills | renders again |", "|---|---|---|---|", *(f"{row} |" for row in rows)]
+    second = [
+        "| what happened | outcome |",
+        "|---|---|",
+        *(f"| {what} | {outcome} |" for what, outcome in world.items()),
+    ]
+    return "\n".join([*first, "", *second])
 
 
-def counted(path: Path) -> list[dict[str, Any]]:
+def noted(path: Path) -> list[dict[str, Any]]:
     """The lines that `tests.tally` has written; none when no test has passed."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main(tallies: Sequence[str]) -> int:
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
     if tallies:
-        print(table([line for name in tallies for line in counted(Path(name))], today))
+        print(tables([line for name in tallies for line in noted(Path(name))]))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        tally = Path(folder, "tally.jsonl")
-        environment = {**FULL, **os.environ, "LIPSYNCD_TEST_TALLY": str(tally)}
-        ended = subprocess.run([sys.executable, "-m", "pytest", "-s", *TESTS], env=environment, check=False)
-        print(table(counted(tally), today))
+        environment = {**FULL, "LIPSYNCD_TEST_TALLY": str(Path(folder, "tally.jsonl")), **os.environ}
+        command = [sys.executable, "-m", "pytest", "-s", "--timeout", "0", *(f"tests/test_{name}.py" for name in TESTS)]
+        ended = subprocess.run(command, env=environment, check=False)
+        if lines := noted(Path(environment["LIPSYNCD_TEST_TALLY"])):
+            print(tables(lines))
     return ended.returncode
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lipsyncd.job import JobState
 from tests.home import Home
+from tests.tally import tell
 from tests.web_kit import serving
-from tests.world_kit import LONG, drop_pairs, percentile, tell
+from tests.world_kit import LONG, drop_pairs, percentile
 
 PAIRS = 10_000 if LONG else 2_000
 EVENTS = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())

@@ -22,7 +22,8 @@ from lipsyncd.job import JobState
 from lipsyncd.ledger_view import LedgerView
 from tests.home import Home, put
 from tests.service_manager import listening
-from tests.world_kit import LONG, WallClock, needs_compiler, percentile, small_picture, small_sound, tell
+from tests.tally import tell
+from tests.world_kit import LONG, WallClock, needs_compiler, percentile, small_picture, small_sound
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 JUMPS: dict[str, Callable[[], float]] = {

@@ -1,7 +1,7 @@
 """SIGKILL at every named place of a job's life, and at pairs of them: once at work, once in the recovery from that.
 
 `LIPSYNCD_TEST_PAIRS` says how many pairs are drawn, `LIPSYNCD_TEST_SEED` how. "all" is every pair, with and without the
-greedy consumer; "2/4" is the second quarter of these, for whoever has several machines or little time at once.
+greedy consumer, as 16 tests of which each can be run alone: "3/16" is the third of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.tally import count
 
 SEED = int(os.environ.get("LIPSYNCD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 PAIRS = os.environ.get("LIPSYNCD_TEST_PAIRS", "150")
+PARTS = [f"{part}/16" for part in range(1, 17)] if PAIRS == "all" else [PAIRS]
 AT_ONCE = 4
 LEAST_REACHED = 0.5  # of drawn cases; so the sweep cannot pass by reaching nothing
 POINTS = failpoints()
@@ -94,16 +95,15 @@ def drawn(chance: random.Random, number: int) -> list[Case]:
     return cases
 
 
-def share(text: str) -> list[Case]:
-    """Every pair, or the n-th of m parts of them for "n/m"."""
-    number, _, parts = ("1/1" if text == "all" else text).partition("/")
+def part_of_all(number: int, parts: int) -> list[Case]:
+    """The n-th of so many parts of every pair."""
     both = itertools.product(itertools.product(POINTS, POINTS), (False, True))
-    return [Case(pair, greedy) for pair, greedy in both][int(number) - 1 :: int(parts)]
+    return [Case(pair, greedy) for pair, greedy in both][number - 1 :: parts]
 
 
-def test_shares_are_all_pairs_and_none_is_in_two() -> None:
-    parts = [set(share(f"{n}/4")) for n in (1, 2, 3, 4)]
-    assert len(set.union(*parts)) == sum(map(len, parts)) == len(share("all")) == 2 * len(POINTS) ** 2
+def test_the_parts_are_all_pairs_and_none_is_in_two() -> None:
+    parts = [set(part_of_all(number, 16)) for number in range(1, 17)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 2 * len(POINTS) ** 2
 
 
 def test_the_drawn_pairs_have_every_failpoint_first_and_every_one_second() -> None:
@@ -121,19 +121,24 @@ def test_a_crash_anywhere_costs_no_job_and_delivers_none_twice(
     never = {outcome.case.places[0] for outcome in outcomes if not outcome.died[0]}
     assert never == {"recover-registered"}  # a row is made again only after an earlier crash
     kills = len(outcomes) - len(never)
-    count("kill at each failpoint", cases=len(outcomes), kills=kills, renders=_more_renders(outcomes))
+    count(f"kill at each of {len(POINTS)} steps", cases=len(outcomes), kills=kills, renders=_more_renders(outcomes))
 
 
-@pytest.mark.timeout(6 * 3600)
-def test_a_crash_and_another_one_in_the_recovery_cost_no_job(template: Home, nursery: Nursery, tmp_path: Path) -> None:
-    cases = drawn(random.Random(SEED), int(PAIRS)) if PAIRS.isdecimal() else share(PAIRS)
-    print(f"{len(cases)} pairs, LIPSYNCD_TEST_SEED={SEED}")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_crash_and_another_one_in_the_recovery_cost_no_job(
+    template: Home, nursery: Nursery, tmp_path: Path, part: str
+) -> None:
+    number, of, parts = part.partition("/")
+    cases = part_of_all(int(number), int(parts)) if of else drawn(random.Random(SEED), int(number))
+    print(f"{len(cases)} pairs, LIPSYNCD_TEST_PAIRS={part} LIPSYNCD_TEST_SEED={SEED}")
     outcomes = all_of(cases, template, nursery, tmp_path)
     reached = [sum(outcome.died[n] for outcome in outcomes) for n in (0, 1)]
     print(f"first reached {reached[0]} times, second {reached[1]} times")
     assert reached[0] >= len(cases) * 0.9
     assert reached[1] >= len(cases) * LEAST_REACHED
-    count("kill, then kill again in recovery", cases=len(cases), kills=sum(reached), renders=_more_renders(outcomes))
+    what = "kill at pairs of steps: once at work, then again in the recovery"
+    count(what, cases=len(cases), kills=sum(reached), renders=_more_renders(outcomes))
 
 
 def _more_renders(outcomes: Sequence[Outcome]) -> int:

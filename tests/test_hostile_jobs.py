@@ -25,9 +25,10 @@ from lipsyncd import landlock
 from lipsyncd.job import Job, JobState
 from tests.home import Home, picture, put, sound
 from tests.media_kit import converted
+from tests.tally import tell
 from tests.test_hostile_media import BROKEN_SOUNDS, LYING_WAVS, OTHER_CODECS, PICTURES, PLAYLISTS, without_samples
 from tests.web_kit import Api, port_of
-from tests.world_kit import LONG, PeakMemory, tell
+from tests.world_kit import LONG, PeakMemory
 
 PEAK_MB = 200
 WAIT_S = 200.0

@@ -27,12 +27,12 @@ from tests.faulty_renderers import NAMES
 from tests.footage_kit import H264, REPLAY, VP8, film
 from tests.home import Home, picture, put, sound
 from tests.media_kit import converted, corners, encoded, ffmpeg, png_chunk, png_of, tone, wav
+from tests.tally import tell
 from tests.test_hostile_jobs import GOOD, Canary, cases
 from tests.test_hostile_media import SEEDS, without_samples
 from tests.test_jail import WITHOUT_LANDLOCK, needs_landlock
 from tests.trace_kit import Doer, Event, read, strace, traced, with_doers
 from tests.wall_kit import CALLS, OPENS, OPTIONS, complaints
-from tests.world_kit import tell
 
 pytestmark = [needs_landlock, pytest.mark.timeout(600)]
 

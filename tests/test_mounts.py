@@ -23,7 +23,8 @@ from lipsyncd.spool import Spool
 from tests.core_kit import Clock
 from tests.home import Home, put
 from tests.shop import Shop
-from tests.world_kit import LONG, bind, drop_pairs, needs_root, small_picture, small_sound, tell, unmount
+from tests.tally import tell
+from tests.world_kit import LONG, bind, drop_pairs, needs_root, small_picture, small_sound, unmount
 
 ROUNDS = 30 if LONG else 3
 HOW = [pytest.param("unmounted", marks=needs_root), "swapped"]

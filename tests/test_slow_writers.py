@@ -15,7 +15,8 @@ import pytest
 
 from lipsyncd.job import Job
 from tests.home import Home
-from tests.world_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound, tell
+from tests.tally import tell
+from tests.world_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound
 
 TRIALS = 1000 if LONG else 200
 AT_ONCE = 40

@@ -12,7 +12,8 @@ import pytest
 
 from lipsyncd.job import Job, JobState
 from tests.home import Home, put
-from tests.world_kit import drop_pairs, fill, needs_root, small_picture, small_sound, tell, tmpfs
+from tests.tally import tell
+from tests.world_kit import drop_pairs, fill, needs_root, small_picture, small_sound, tmpfs
 
 pytestmark = needs_root
 

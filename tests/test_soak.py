@@ -17,7 +17,8 @@ from lipsyncd.job import JobState
 from lipsyncd.ledger import Ledger
 from tests.core_kit import spec_of
 from tests.home import Home
-from tests.world_kit import LONG, drop_pairs, status_kib, tell
+from tests.tally import tell
+from tests.world_kit import LONG, drop_pairs, status_kib
 
 JOBS = int(os.environ.get("SOAK_JOBS", "1000" if LONG else "60"))
 RESTARTS = 20 if LONG else 3

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.home import Home
-from tests.world_kit import LONG, drop_pairs, percentile, tell
+from tests.tally import tell
+from tests.world_kit import LONG, drop_pairs, percentile
 
 TRIES = 20 if LONG else 3
 

@@ -1,7 +1,6 @@
 """The world around a daemon, for tests that change it: many files, small disks, mounts; and what its processes cost.
 
-`LONG=1` asks for the full counts of `make test-long`. What a test measures it prints as a dated row of a table, and
-appends to the file that $TEST_FIGURES names.
+`LONG=1` asks for the full counts of `make test-long`.
 """
 
 from __future__ import annotations
@@ -28,15 +27,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 COMPILER = next(filter(None, map(shutil.which, ("tcc", "cc"))), "")
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler; the package tcc is one")
 needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this machine has no /dev/fuse")
-
-
-def tell(what: str, value: str) -> None:
-    """Print one row of the table of figures."""
-    row = f"| {time.strftime('%Y-%m-%d')} | {what} | {value} |"
-    print(row, flush=True)
-    if path := os.environ.get("TEST_FIGURES"):
-        with open(path, "a") as file:
-            file.write(row + "\n")
 
 
 def percentile(values: Sequence[float], share: float) -> float:
