@@ -27,7 +27,7 @@ from yarl import URL
 
 from lipsyncd import __version__
 from lipsyncd.delivery import Delivery, DeliveryState
-from lipsyncd.errors import ConfigError, FetchRefused
+from lipsyncd.errors import ConfigError, FetchRefused, LedgerUnavailable
 from lipsyncd.failpoints import reach
 from lipsyncd.files import replace_durably
 from lipsyncd.job import now_ms
@@ -104,8 +104,11 @@ class Webhooks:
             self._look.clear()
             try:
                 wait_s = self._begin_due()
+            except LedgerUnavailable as error:
+                log.warning("webhooks: %s", error)
+                wait_s = _TROUBLE_WAIT_S
             except Exception:
-                log.exception("webhooks: the ledger does not answer")
+                log.exception("webhooks: unexpected failure")
                 wait_s = _TROUBLE_WAIT_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -145,6 +148,10 @@ class Webhooks:
             reach("webhook-answered")
             if not self._deliveries.tried(delivery, outcome):
                 return
+        except LedgerUnavailable as error:
+            log.warning("webhook of job %s, which is told again: %s", delivery.job_id, error)
+            await asyncio.sleep(_TROUBLE_WAIT_S)
+            return
         except Exception:
             log.exception("webhook of job %s: unexpected failure", delivery.job_id)
             await asyncio.sleep(_TROUBLE_WAIT_S)

@@ -258,6 +258,7 @@ other.stop()
 
         assert told() == b"ready."
         os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)  # before that, a thread may read some of what comes now
         names = [inbox / "a", inbox / "b"]
         names[0].touch()
         for number in range(limit + 100):

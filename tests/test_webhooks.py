@@ -213,6 +213,38 @@ def test_a_slow_receiver_holds_up_neither_others_nor_the_end(ledger: Ledger) -> 
     assert delivery_of(ledger, unfinished).attempt == 0  # it is tried again at the next start
 
 
+@contextmanager
+def locked(ledger: Ledger) -> Iterator[None]:
+    """Somebody else writes to the ledger, for longer than it waits for that."""
+    with ledger._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=50")
+    with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_a_locked_ledger_is_waited_for(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a message, and while its answer is on its way: then it is told again, as the same message."""
+    monkeypatch.setattr("lipsyncd.webhooks._TROUBLE_WAIT_S", 0.05)
+    with receiving(Answer(after_s=0.3), Answer()) as receiver, delivering(ledger) as webhooks:
+        with locked(ledger):
+            webhooks.wake()
+            until(lambda: "webhooks: " in caplog.text, "the look that was given up")
+        job_id = ended(ledger, receiver.url)
+        until(lambda: receiver.hits, "the request")
+        with locked(ledger):
+            until(lambda: f"webhook of job {job_id}, which is told again: " in caplog.text, "the answer")
+        assert until_ended(ledger, job_id).state is DeliveryState.DELIVERED
+    first, second = (hit.headers["webhook-id"] for hit in receiver.hits)
+    assert first == second
+    told = [record for record in caplog.records if "database is locked" in record.getMessage()]
+    assert len(told) >= 2
+    assert not any(record.exc_info or record.levelname != "WARNING" for record in told)
+
+
 def test_nobody_listening_is_tried_again(ledger: Ledger) -> None:
     with receiving() as gone:
         pass
