@@ -12,11 +12,12 @@ Owns `state/backups`. Reads the ledger and never writes it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import sqlite3
-import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +28,6 @@ FOLDER = "backups"
 _MODE = 0o750
 _COPY = re.compile(r"ledger-\d{8}T\d{6}\.\d{3}Z\.db")
 _UNFINISHED = ".ledger-*.part"
-_UNFINISHED_S = 3600.0  # nobody is still writing a copy after this long
 
 
 def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
@@ -44,17 +44,51 @@ def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
         _make(folder, ledger)
         target = folder / f"ledger-{label}{_stamp()}.db"
         hidden = folder / f".{target.name}.part"
-        try:
-            _write(ledger, hidden)
-            fsync_file(hidden)
-            rename_no_replace(hidden, target)
-        except BaseException:
-            hidden.unlink(missing_ok=True)
-            raise
+        with _writing(folder):
+            try:
+                _write(ledger, hidden)
+                fsync_file(hidden)
+                rename_no_replace(hidden, target)
+            except BaseException:
+                hidden.unlink(missing_ok=True)
+                raise
         fsync_folder(folder)
     except (OSError, sqlite3.Error) as error:
         raise BackupFailed(f"cannot copy {ledger} into {folder}: {error}") from error
     return target
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Hold the folder while a copy is written there, so that `sweep` leaves it alone.
+
+    A share may refuse such a lock. Copies are sent there by hand, and nobody sweeps it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what a crash has left of a copy, unless somebody is writing one just now; gives what was removed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        torn = sorted(folder.glob(_UNFINISHED))
+        for path in torn:
+            path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return []
+    finally:
+        os.close(descriptor)
+    return torn
 
 
 def _make(folder: Path, ledger: Path) -> None:
@@ -99,10 +133,7 @@ def turn_over(folder: Path, *, keep: int) -> list[Path]:
     doomed = in_turn[: -keep or None]
     for copy in doomed:
         copy.unlink(missing_ok=True)
-    for torn in folder.glob(_UNFINISHED):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - torn.stat().st_mtime > _UNFINISHED_S:
-                torn.unlink()
+    sweep(folder)
     return doomed
 
 

@@ -1,6 +1,7 @@
 """The daemon's housekeeper: copies the ledger and prunes every night, and makes room when a disk runs full.
 
-    every ten minutes    the videos kept in `state/results`, and uploads: their limits are hours
+    every ten minutes    the videos kept in `state/results`, and uploads: their limits are hours; what a crash has left
+                         of a copy of the ledger
     every night          a copy of the ledger, all other kinds, the ledger's old rows
     below the floor      what is due, then what has a limit at all, oldest first, before intake pauses
     on request           what `lipsyncd prune` asks for
@@ -99,6 +100,7 @@ class Housekeeper:
             self.make_room()
         if now_s - self._often_s >= _OFTEN_S:
             self._often_s = now_s
+            backups.sweep(self.folders.state / backups.FOLDER)
             if self._prune_what_is_due(OFTEN):
                 Uploads(self.folders.state).sweep()
         self.nightly()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ from lipsyncd.recovery import open_ledger
 from tests.core_kit import NOBODY, as_nobody, queued
 from tests.home import Home
 from tests.test_migrations import written_by
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -105,6 +109,29 @@ def test_without_a_ledger_there_is_nothing_to_copy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_crash_has_left_of_a_copy_goes_at_the_next_start_and_never_before_the_crash(home: Home) -> None:
+    with home.running():
+        pass
+    folder = home.path("state") / backups.FOLDER
+    program = f"""
+import pathlib, time
+from lipsyncd import backups
+backups.check = lambda copy: print("written", flush=True) or time.sleep(60)
+backups.make(pathlib.Path({str(home.path("state") / "ledger.db")!r}), pathlib.Path({str(folder)!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as slow:
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == b"written\n"
+        [piece] = folder.iterdir()
+        assert backups.sweep(folder) == []
+        assert piece.exists()
+        slow.kill()
+    assert piece.exists()
+    with home.running():
+        home.until(lambda: not piece.exists(), "the end of the piece")
+    assert backups.sweep(folder) == []
+
+
 def test_a_damaged_ledger_becomes_no_copy(ledger: Ledger, tmp_path: Path) -> None:
     for number in range(200):
         queued(ledger, f"job {number}")
@@ -124,11 +151,9 @@ def test_the_newest_copies_stay_and_nothing_but_copies_goes(tmp_path: Path) -> N
     for name in [*nights, *others]:
         (tmp_path / name).touch()
     (tmp_path / ".ledger-20261101T033000.000Z.db.part").touch()
-    (tmp_path / ".ledger-20251101T033000.000Z.db.part").touch()
-    os.utime(tmp_path / ".ledger-20251101T033000.000Z.db.part", (1, 1))
     assert [copy.name for copy in backups.turn_over(tmp_path, keep=7)] == nights[:4]
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == sorted([*nights[4:], *others, ".ledger-20261101T033000.000Z.db.part"])
+    assert left == sorted([*nights[4:], *others])
     assert backups.turn_over(tmp_path, keep=7) == []
     assert backups.turn_over(tmp_path / "not there", keep=7) == []
 
