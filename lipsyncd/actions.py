@@ -29,17 +29,21 @@ def carry_out(request: Request | None, finisher: Finisher) -> Answer:
 
 
 def _cancel(request: Request, finisher: Finisher) -> str:
-    job = finisher.ledger.get(request.job_id)
-    if job.state is JobState.QUEUED:
-        with contextlib.suppress(IllegalTransition):  # a worker may be quicker
-            finisher.cancel(job.id, sources=[JobState.QUEUED])
-            return "cancelled"
-        job = finisher.ledger.get(job.id)
-    if job.state is JobState.RUNNING and finisher.ledger.request_cancel(job.id):
-        return "is being cancelled"
-    if job.state is JobState.PUBLISHING:
-        return "is finished and about to be published; it is left as it is"
-    return f"has ended already ({job.state.value}); it is left as it is"
+    """A look at the job is out of date when a worker takes it or puts it back before we act on it: look again then."""
+    while True:
+        job = finisher.ledger.get(request.job_id)
+        match job.state:
+            case JobState.QUEUED:
+                with contextlib.suppress(IllegalTransition):
+                    finisher.cancel(job.id, sources=[JobState.QUEUED])
+                    return "cancelled"
+            case JobState.RUNNING:
+                if finisher.ledger.request_cancel(job.id):
+                    return "is being cancelled"
+            case JobState.PUBLISHING:
+                return "is finished and about to be published; it is left as it is"
+            case _:
+                return f"has ended already ({job.state.value}); it is left as it is"
 
 
 def _retry(request: Request, finisher: Finisher) -> str:

@@ -141,6 +141,21 @@ def test_a_cancel_that_meets_a_claim_reaches_the_run(shop: Shop) -> None:
     assert (shop.job(job_id).state, shop.job(job_id).cancel_requested) == (JobState.RUNNING, True)
 
 
+def test_a_cancel_that_meets_a_run_being_put_back_finds_the_job_in_the_queue(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = shop.running()
+    ask = shop.ledger.request_cancel
+
+    def too_late(job_id: str) -> bool:
+        shop.ledger.requeue(job_id, note="waits for a device", charge=False)
+        return ask(job_id)
+
+    monkeypatch.setattr(shop.ledger, "request_cancel", too_late)
+    assert carry_out(Request("cancel", job_id), shop.finisher).message == "cancelled"
+    assert shop.job(job_id).state is JobState.CANCELLED
+
+
 @pytest.mark.parametrize(("asked", "given"), [(5, 5), (-100, -100), (1000, 100), (-(10**30), -100)])
 def test_a_priority_is_kept_in_its_bounds(shop: Shop, asked: int, given: int) -> None:
     job_id = shop.queued()
