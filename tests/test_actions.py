@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lipsyncd.control import Request
 from lipsyncd.errors import IllegalTransition, InputsLost, NoFaceFound, OutboxUnavailable, ResultGone
 from lipsyncd.housekeeping import Housekeeper
 from lipsyncd.job import JobState, new_id
+from lipsyncd.ledger import Ledger
 from tests.shop import Shop
 
 NO_FACE = NoFaceFound("no face in the picture")
@@ -141,18 +143,19 @@ def test_a_cancel_that_meets_a_claim_reaches_the_run(shop: Shop) -> None:
     assert (shop.job(job_id).state, shop.job(job_id).cancel_requested) == (JobState.RUNNING, True)
 
 
-def test_a_cancel_that_meets_a_run_being_put_back_finds_the_job_in_the_queue(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class PuttingBack(Ledger):
+    """A worker puts the job back just before each request to end its run."""
+
+    def request_cancel(self, job_id: str) -> bool:
+        self.requeue(job_id, note="waits for a device", charge=False)
+        return super().request_cancel(job_id)
+
+
+def test_a_cancel_that_meets_a_run_being_put_back_finds_the_job_in_the_queue(shop: Shop) -> None:
     job_id = shop.running()
-    ask = shop.ledger.request_cancel
-
-    def too_late(job_id: str) -> bool:
-        shop.ledger.requeue(job_id, note="waits for a device", charge=False)
-        return ask(job_id)
-
-    monkeypatch.setattr(shop.ledger, "request_cancel", too_late)
-    assert carry_out(Request("cancel", job_id), shop.finisher).message == "cancelled"
+    with closing(PuttingBack(shop.ledger.path)) as ledger:
+        shop.finisher.ledger = ledger
+        assert carry_out(Request("cancel", job_id), shop.finisher).message == "cancelled"
     assert shop.job(job_id).state is JobState.CANCELLED
 
 

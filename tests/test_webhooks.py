@@ -224,11 +224,8 @@ def locked(ledger: Ledger) -> Iterator[None]:
         other.execute("ROLLBACK")
 
 
-def test_a_locked_ledger_is_waited_for(
-    ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_locked_ledger_is_waited_for(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     """Before a message, and while its answer is on its way: then it is told again, as the same message."""
-    monkeypatch.setattr("lipsyncd.webhooks._TROUBLE_WAIT_S", 0.05)
     with receiving(Answer(after_s=0.3), Answer()) as receiver, delivering(ledger) as webhooks:
         with locked(ledger):
             webhooks.wake()
