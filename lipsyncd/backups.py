@@ -74,20 +74,20 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what a crash has left of a copy, unless somebody is writing one just now; gives what was removed."""
-    try:
+    """Remove what a crash has left of a copy, unless somebody is writing one just now; gives what was removed.
+
+    Raises nothing: what is wrong with the folder is told by whoever makes the next copy.
+    """
+    torn: list[Path] = []
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return []
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        torn = sorted(folder.glob(_UNFINISHED))
-        for path in torn:
-            path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return []
-    finally:
-        os.close(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in sorted(folder.glob(_UNFINISHED)):
+                path.unlink()
+                torn.append(path)
+        finally:
+            os.close(descriptor)
     return torn
 
 

@@ -216,8 +216,8 @@ def test_a_slow_receiver_holds_up_neither_others_nor_the_end(ledger: Ledger) -> 
 @contextmanager
 def locked(ledger: Ledger) -> Iterator[None]:
     """Somebody else writes to the ledger, for longer than it waits for that."""
-    with ledger._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA busy_timeout=50")
+    with ledger._plain() as connection:
+        connection.execute("PRAGMA busy_timeout=50")
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
