@@ -49,7 +49,8 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
         for what, found in kills.items()
     ]
     days = sorted({str(line["date"]) for line in lines})
-    head = f"Run on {' to '.join(dict.fromkeys([days[0], days[-1]]))}: 0 lost, 0 delivered twice, 0 torn."
+    dates = " to ".join(dict.fromkeys([days[0], days[-1]]))
+    head = f"Run on {dates}. What passed, with 0 lost, 0 delivered twice and 0 torn:"
     first = [head, "", "| what | cases | kills | renders again |", "|---|---|---|---|", *(f"{row} |" for row in rows)]
     second = [
         "| what happened | outcome |",
@@ -74,6 +75,8 @@ def main(tallies: Sequence[str]) -> int:
         ended = subprocess.run(command, env=environment, check=False)
         if lines := noted(Path(environment["LIPSYNCD_TEST_TALLY"])):
             print(tables(lines))
+        if ended.returncode:
+            print("\nNot all tests passed. Those that failed are not in these tables; see above.")
     return ended.returncode
 
 
