@@ -27,7 +27,7 @@ test: $(VENV)/.test   ## install what the tests need and run all of them
 
 test-long: $(VENV)/.test   ## the full counts, which take hours: crashes, file errors, REST, bursts, disks, mounts, a soak
 	sh config/test-packages.sh
-	$(PY) -m tests.long_run
+	$(PY) -m tests.kits.long_run
 
 lint: $(VENV)/.test   ## format, lint and types, as CI checks them
 	$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy --strict lipsyncd

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lipsyncd.job import Job
-from lipsyncd.mp4 import inspect
-from lipsyncd.renderers.preview.speaker import find_speaker
-from tests.home import Home, picture, put, sound
-from tests.media_kit import encoded, wav
-from tests.preview_kit import (
+from lipsyncd.jobs.job import Job
+from lipsyncd.media.mp4 import inspect
+from lipsyncd.renderers.preview.find.choose_face import find_speaker
+from tests.kits.installation import Home, picture, put, sound
+from tests.kits.media.media_kit import encoded, wav
+from tests.kits.media.preview_kit import (
     astronaut,
     best_lag,
     correlation,
@@ -200,7 +200,7 @@ def latency() -> None:
 
 
 _ENDED = ("done", "failed", "cancelled")
-_FLAT = ("flat=tests.faulty_renderers:Flat", "missing=tests.no_such_module:Nothing")
+_FLAT = ("flat=tests.kits.faults.faulty_renderers:Flat", "missing=tests.no_such_module:Nothing")
 FIGURES: dict[str, Callable[[], None]] = {
     "start": start,
     "render": render_speed,

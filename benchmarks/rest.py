@@ -27,9 +27,9 @@ from typing import Any
 
 from aiohttp import web
 
-from lipsyncd.job import new_id
-from tests.home import picture, sound
-from tests.web_kit import Api, serving
+from lipsyncd.jobs.job import new_id
+from tests.kits.installation import picture, sound
+from tests.kits.web_kit import Api, serving
 
 CONNECTIONS = 50
 ROUND_S = 1.5

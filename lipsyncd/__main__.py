@@ -1,5 +1,5 @@
 """`python -m lipsyncd` is the same as `lipsyncd`."""
 
-from lipsyncd.cli import main
+from lipsyncd.cli.main import main
 
 main(prog_name="lipsyncd")

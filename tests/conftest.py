@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import container_kit
-from tests.home import Home
+from tests.kits.installation import Home
+from tests.kits.machine import container_kit
 
 # On a busy machine one example may take long, which says nothing about us. Under CI hypothesis has its own profile,
 # with the same examples each time.

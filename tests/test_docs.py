@@ -9,17 +9,18 @@ from pathlib import Path
 import click
 import pytest
 
-from lipsyncd import errors, fetch  # noqa: F401 - every module that adds to the tree
-from lipsyncd.cli import main
+from lipsyncd import errors
+from lipsyncd.cli.main import main
 from lipsyncd.doctor import Verdict
-from lipsyncd.manifest import FIELDS
+from lipsyncd.jobs.manifest import FIELDS
+from lipsyncd.network import fetch  # noqa: F401 - adds to the tree of errors
 from lipsyncd.renderers.preview import options
 from lipsyncd.settings import Settings, describe
 from lipsyncd.settings.loading import SETTINGS
 from lipsyncd.weights import read_lock
-from tests.test_metrics import NAMES
+from tests.monitor.test_metrics import NAMES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 

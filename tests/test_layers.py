@@ -7,100 +7,70 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import lipsyncd
-from lipsyncd.ledger import Ledger
-from tests.core_kit import spec_of
-from tests.home import Home
+from lipsyncd.ledger.ledger import Ledger
+from tests.kits.core_kit import spec_of
+from tests.kits.installation import Home
 
 PACKAGE = Path(lipsyncd.__file__).parent
-FOLDERS = (
-    "doctor",
-    "media",
-    "renderers",
-    "settings",
-    "web",
-    "weights",
-)  # a folder of modules stands in the table as one name
 
-# An import goes to a strictly lower level. Modules of level 0 may import `errors`, which stands below them all.
-LEVELS: tuple[tuple[str, str], ...] = (
-    ("nothing of ours", "lipsyncd errors said"),
-    (
-        "pure",
-        (
-            "delivery failpoints footage heap job landlock log manifest mounts obstacles oom_kills protocol"
-            " sd_notify seccomp"
-        ),
-    ),
-    (
-        "one tool each",
-        (
-            "child display facts ffmpeg files gpu history jail launcher ledger_tables ledger_view media outgoing schema"
-            " settings talk watch"
-        ),
-    ),
-    (
-        "one edge each",
-        (
-            "backups ceilings clock control decode fetch health installed keys ledger_endings ledger_redrops"
-            " ledger_upkeep ledger_webhooks links lock metrics mp4 pairing picture recipe renderers speech spool"
-            " uploads weights"
-        ),
-    ),
-    ("the ledger's file", "ledger_engine"),
-    ("folders and the ledger", "folders inbox ledger overview pulse screening sidecar"),
-    ("joins of edges", "intake keep outbox reload submit vitals waiting webhooks"),
-    ("what jobs leave behind", "pieces"),
-    ("what is done once more", "again"),
-    ("ends of jobs", "arrivals demo endings finish retention"),
-    ("work that was done before", "redrops"),
-    ("work on jobs", "actions prepare recovery web"),
-    ("a look at everything", "doctor"),
-    ("threads", "housekeeping worker"),
-    ("commands while no daemon runs", "alone"),
-    ("all together", "daemon"),
-    ("groups of commands", "cli_bench cli_doctor cli_logs cli_models cli_upkeep"),
-    ("the command line", "cli"),
-    ("the way in", "__main__"),
-)
-LEVEL = {name: number for number, (_, names) in enumerate(LEVELS) for name in names.split()}
+# The rooms. An import goes to a strictly lower floor, or stays in its room.
+FLOORS: dict[str, int] = {
+    "__main__": 11,
+    "cli": 10,
+    "daemon": 9,
+    "doctor": 9,
+    "web": 8,
+    "renderers": 8,
+    "inbox": 7,
+    "prepare": 7,
+    "worker": 7,
+    "results": 6,
+    "network": 6,
+    "monitor": 6,
+    "ledger": 5,
+    "weights": 5,
+    "storage": 4,
+    "settings": 3,
+    "jobs": 2,
+    "media": 2,
+    "sandbox": 2,
+    "errors": 1,
+    "log": 1,
+    "lipsyncd": 0,
+}
+ENTRY, LIGHT = "lipsyncd.cli.main", {"lipsyncd", "errors", "cli"}
+MOST_FILES = 16  # Python files in one folder
 
 # Each library that is not Python's own, and the only modules that may import it.
 HOMES: dict[str, str] = {
-    "PIL": "picture",
-    "aiohttp": "fetch outgoing web webhooks",
-    "click": "cli cli_bench cli_doctor cli_logs cli_models cli_upkeep demo display",
+    "PIL": "prepare.picture_child",
+    "aiohttp": "network web",
+    "click": "cli",
     "cv2": "renderers",
     "diffusers": "renderers",
-    "espeakng_loader": "speech",
-    "ffmpeg": "ffmpeg",
+    "espeakng_loader": "prepare.speech",
+    "ffmpeg": "media.ffmpeg",
     "huggingface_hub": "weights",
-    "imageio_ffmpeg": "ffmpeg",
+    "imageio_ffmpeg": "media.ffmpeg",
     "librosa": "renderers",
     "numpy": "renderers",
     "onnxruntime": "renderers",
-    "prometheus_client": "metrics",
-    "rich": "display",
+    "prometheus_client": "monitor.metrics",
+    "rich": "cli.display",
     "safetensors": "renderers",
-    "sqlalchemy": "ledger ledger_engine recovery",
-    "sqlmodel": "ledger ledger_endings ledger_redrops ledger_tables ledger_upkeep ledger_webhooks",
+    "sqlalchemy": "ledger daemon.recovery",
+    "sqlmodel": "ledger",
     "torch": "renderers",
     "transformers": "renderers",
-    "watchdog": "watch",
-    "yarl": "fetch outgoing web webhooks",
+    "watchdog": "inbox.watch",
+    "yarl": "network web",
 }
-COMMANDS = (
-    "cli",
-    "cli_bench",
-    "cli_doctor",
-    "cli_logs",
-    "cli_models",
-    "cli_upkeep",
-)  # modules that every command loads
 JOB_ID = "01a20531-200e-7570-9e24-3b013f83c95d"  # each test process has to find the same tests
 HEAVY = HOMES.keys() - {"click"} | {"pydantic", "skimage"}
 
@@ -147,10 +117,15 @@ def imports() -> Iterator[Import]:
                 yield Import(importer, target, node.lineno, lazy=node not in top)
 
 
-def entry(module: str) -> str:
-    """The name under which a module stands in the table."""
+def room(module: str) -> str:
+    """The room that a module lies in, or its own name at the top of the package."""
     parts = module.split(".")
     return parts[0] if len(parts) == 1 else parts[1]
+
+
+def is_in(module: str, places: str) -> bool:
+    """Is a module one of these places, or inside one?"""
+    return any(f"{module}.".startswith(f"{PACKAGE.name}.{place}.") for place in places.split())
 
 
 IMPORTS = list(imports())
@@ -160,38 +135,55 @@ FOREIGN = [
 ]
 
 
-def test_every_module_has_a_level_and_every_level_its_modules() -> None:
-    names = {entry(module) for module in modules()}
-    assert names - LEVEL.keys() == set(), "a new module: give it a level, as low as its imports allow"
-    assert LEVEL.keys() - names - set(FOLDERS) == set(), "these modules are gone: take them out of the table"
-    folders = {p.parent.name for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE and p.parent.parent == PACKAGE}
-    assert folders <= set(FOLDERS), "a new folder of modules: name it in FOLDERS"
+def test_every_room_has_a_floor_and_every_floor_its_room() -> None:
+    rooms = {room(module) for module in modules()}
+    assert rooms - FLOORS.keys() == set(), "a new room: give it a floor, as low as its imports allow"
+    assert FLOORS.keys() - rooms == set(), "these rooms are gone: take them out of the table"
 
 
-def test_imports_go_to_a_strictly_lower_level() -> None:
+def test_imports_go_to_a_strictly_lower_floor() -> None:
     upward = [
-        f"{i} (level {LEVEL[entry(i.importer)]} to {LEVEL[entry(i.target)]})"
+        f"{i} (floor {FLOORS[room(i.importer)]} to {FLOORS[room(i.target)]})"
         for i in OURS
-        if entry(i.importer) != entry(i.target) and LEVEL[entry(i.importer)] <= LEVEL[entry(i.target)]
+        if room(i.importer) != room(i.target) and FLOORS[room(i.importer)] <= FLOORS[room(i.target)]
     ]
     assert upward == []
     assert len(OURS) > 200  # the reader of imports has seen the package
 
 
-def test_nobody_imports_the_renderers() -> None:
-    outside = [str(i) for i in OURS if entry(i.target) == "renderers" and entry(i.importer) != "renderers"]
+def test_no_import_circle_inside_a_room() -> None:
+    graph: dict[str, set[str]] = {}
+    for one in OURS:
+        if not one.lazy:
+            graph.setdefault(one.importer, set()).add(one.target)
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_few_files_lie_at_the_top_and_in_each_folder() -> None:
+    for top in (PACKAGE, Path(__file__).parent):
+        full = {
+            str(folder): len(list(folder.glob("*.py")))
+            for folder in (top, *(path for path in top.rglob("*") if path.is_dir()))
+            if len(list(folder.glob("*.py"))) > MOST_FILES
+        }
+        assert full == {}
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
+
+
+def test_no_other_room_imports_the_renderers() -> None:
+    outside = [str(i) for i in OURS if room(i.target) == "renderers" and room(i.importer) != "renderers"]
     assert outside == [], "the child is started by the module's name"
 
 
 def test_the_web_server_reads_the_ledger_and_drops_manifests_only() -> None:
-    forbidden = {"ledger", "worker", "child", "daemon"}
-    assert [str(i) for i in OURS if entry(i.importer) == "web" and entry(i.target) in forbidden] == []
+    forbidden = "ledger.ledger worker daemon"
+    assert [str(i) for i in OURS if room(i.importer) == "web" and is_in(i.target, forbidden)] == []
 
 
 def test_each_library_has_its_home() -> None:
     strangers = {i.target.split(".")[0] for i in FOREIGN} - HOMES.keys()
     assert strangers == set(), "a new library: name the one module that may import it"
-    astray = [str(i) for i in FOREIGN if entry(i.importer) not in HOMES[i.target.split(".")[0]].split()]
+    astray = [str(i) for i in FOREIGN if not is_in(i.importer, HOMES[i.target.split(".")[0]])]
     assert astray == []
 
 
@@ -202,20 +194,30 @@ def test_rich_is_imported_where_it_draws_and_not_before() -> None:
 
 def test_commands_import_inside_their_functions() -> None:
     """`lipsyncd --help` pays for click and nothing else."""
-    light = {"lipsyncd", "errors", *COMMANDS}
-    early = [
-        str(i)
-        for i in OURS
-        if entry(i.importer) in COMMANDS and not i.lazy and entry(i.target) not in light
-        if not _is_for_types_only(entry(i.importer), i.line)
-    ]
+    early = [str(i) for i in OURS if i.importer in loaded_with(ENTRY) and is_early(i) and room(i.target) not in LIGHT]
     assert early == []
+    assert len(loaded_with(ENTRY)) >= 5  # the modules of commands were seen
 
 
-def _is_for_types_only(name: str, line: int) -> bool:
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
-    blocks = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    return any(block.lineno <= line <= (block.end_lineno or 0) for block in blocks)
+def loaded_with(module: str) -> set[str]:
+    """The modules of the same room that an import of `module` loads."""
+    found, new = set[str](), {module}
+    while new:
+        found |= new
+        new = {i.target for i in OURS if i.importer in new and is_early(i) and room(i.target) == room(module)} - found
+    return found
+
+
+def is_early(one: Import) -> bool:
+    return not one.lazy and not is_for_types_only(modules()[one.importer], one.line)
+
+
+def is_for_types_only(path: Path, line: int) -> bool:
+    blocks = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.If)]
+    return any(
+        ast.unparse(block.test) == "TYPE_CHECKING" and block.lineno <= line <= (block.end_lineno or 0)
+        for block in blocks
+    )
 
 
 # -- what a command really loads ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lipsyncd.doctor import machine, places, rendering, service
+from lipsyncd.doctor import folders, machine, rendering, service
 from lipsyncd.doctor.findings import Check, Finding, Installation, Report, Verdict, run_checks
 from lipsyncd.errors import ConfigError
 from lipsyncd.settings import Settings
@@ -33,11 +33,11 @@ CHECKS: Mapping[str, Check] = {
     "weights": rendering.weights,
     "device": rendering.device,
     "speech": rendering.speech,
-    "inbox": places.inboxes,
-    **{kind: places.shared(kind) for kind in ("outbox", "failed", "archive")},
-    "state": places.state,
-    "spool": places.spool,
-    "watch": places.watch,
+    "inbox": folders.inboxes,
+    **{kind: folders.shared(kind) for kind in ("outbox", "failed", "archive")},
+    "state": folders.state,
+    "spool": folders.spool,
+    "watch": folders.watch,
     "ledger": service.ledger,
     "backup": service.backup,
     "jobs": service.jobs,

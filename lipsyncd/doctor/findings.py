@@ -20,8 +20,8 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from lipsyncd.errors import LipsyncdError
-from lipsyncd.folders import Folders, folders_of
 from lipsyncd.settings import Settings
+from lipsyncd.storage.folders import Folders, folders_of
 
 LIMIT_S = 10.0  # for all checks together
 _FULL_LIMIT_S = 3600.0

@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 
-from lipsyncd import ffmpeg, gpu, mp4
 from lipsyncd.doctor.findings import Finding, Installation, Verdict
 from lipsyncd.errors import BadResult, EncodeFailed, LedgerError
-from lipsyncd.jail import end, landlock_abi, popen_jailed, run_jailed
-from lipsyncd.ledger_view import LedgerView
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.media import ffmpeg
+from lipsyncd.monitor import gpu
+from lipsyncd.sandbox.jail import end, landlock_abi, popen_jailed, run_jailed
+from lipsyncd.worker.check_result import validate
 
 _SIDE_PX = 256  # NVENC takes no frame that is much smaller
 _RATE = Fraction(25)
@@ -73,7 +75,7 @@ def _encode_one_frame(path: Path, folder: Path) -> None:
     if process.returncode:
         words = said.decode(errors="replace").strip().splitlines()
         raise EncodeFailed(f"{path} made no MP4: {words[-1] if words else f'it ended with {process.returncode}'}")
-    mp4.validate(
+    validate(
         target, frames=1, fps=_RATE, width=_SIDE_PX, height=_SIDE_PX, duration=1 / _RATE, ffmpeg=path
     )  # fmt: skip
 

@@ -8,12 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from lipsyncd import gpu, installed
 from lipsyncd import weights as weighing
 from lipsyncd.doctor.findings import Finding, Installation, Verdict
 from lipsyncd.errors import DeviceMissing, RendererNotInstalled, WeightsDamaged, WeightsMissing
+from lipsyncd.monitor import gpu, packages
 from lipsyncd.settings import Render
-from lipsyncd.weights.automatic import size_text
+from lipsyncd.weights.auto_pull import size_text
 from lipsyncd.weights.store import NOT_READY, Present, Store, digest_of, total_bytes
 
 _WANTED_GB = 6.0  # of GPU memory for batches of 16
@@ -22,7 +22,7 @@ _WANTED_GB = 6.0  # of GPU memory for batches of 16
 def renderer(installation: Installation) -> Finding:
     """Are the packages of the default renderer there?"""
     render = installation.settings.render
-    if fault := installed.fault(render):
+    if fault := packages.fault(render):
         extra = "pip install 'lipsyncd[musetalk]'" if render.renderer == weighing.RENDERER else "install it"
         return Finding(
             Verdict.FAULT, fault, f"{extra}, or choose another one with render.renderer ({RendererNotInstalled.code})"

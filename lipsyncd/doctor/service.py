@@ -15,16 +15,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lipsyncd import __version__, backups
+from lipsyncd import __version__
 from lipsyncd.doctor.findings import Finding, Installation, Verdict
 from lipsyncd.errors import LedgerTooNew
-from lipsyncd.files import read_json
-from lipsyncd.job import JobState
-from lipsyncd.keys import KEY_VARIABLE, check_bind, is_loopback, read_keys
-from lipsyncd.ledger_view import LedgerView
-from lipsyncd.lock import holder, is_held
-from lipsyncd.overview import STATUS_FILE
-from lipsyncd.schema import STEPS
+from lipsyncd.jobs.job import JobState
+from lipsyncd.ledger import backups
+from lipsyncd.ledger.schema import STEPS
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.monitor.status import STATUS_FILE
+from lipsyncd.storage.files import read_json
+from lipsyncd.storage.locks import holder, is_held
+from lipsyncd.web.keys import KEY_VARIABLE, check_bind, is_loopback, read_keys
 
 # Before that, two connections that write or checkpoint at once could damage the file. Ours is written by one.
 _SQLITE_FLOOR = (3, 51, 3)

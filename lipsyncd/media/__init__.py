@@ -5,7 +5,7 @@ SVG named `a.png` what it links. So the first bytes choose from a closed list of
 them stays unopened.
 
 Owns that list and its limits. Leaves the headers of each format to `pictures`, `sounds` and `videos`, decoding
-to `lipsyncd.decode`.
+to `lipsyncd.prepare.decoder_process`.
 """
 
 from __future__ import annotations

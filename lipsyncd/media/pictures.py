@@ -1,6 +1,6 @@
 """Size and end of PNG, JPEG and WebP, by their headers.
 
-Owns the reading of those headers. Nothing is decoded here; `lipsyncd.picture` does that, in the jail.
+Owns the reading of those headers. Nothing is decoded here; `lipsyncd.prepare.picture_child` does that, in the jail.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Scene:
 
 
 class Source(Protocol):
-    """The frames of a video that a job brings; see `lipsyncd.renderers.source`."""
+    """The frames of a video that a job brings; see `lipsyncd.renderers.video_source`."""
 
     @property
     def frames(self) -> int:

@@ -2,7 +2,8 @@
 
     python -m lipsyncd.renderers --device cpu --line 5 [--renderer name=module:Class …] [--preload name]
 
-Started by `lipsyncd.child`; ends when the daemon does, however that ends. Only here renderer and encoder meet.
+Started by `lipsyncd.worker.child_process`; ends when the daemon does, however that ends. Only here renderer
+and encoder meet.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from typing import NoReturn, cast
 import numpy as np
 
 from lipsyncd.errors import BadResult, LipsyncdError, RenderCrashed, RendererNotInstalled, UnknownRenderer
-from lipsyncd.ffmpeg import Encoding
-from lipsyncd.protocol import (
+from lipsyncd.media.ffmpeg import Encoding
+from lipsyncd.renderers import NAMES, Renderer, Scene
+from lipsyncd.renderers.video import Encoder
+from lipsyncd.renderers.video_source import VideoSource
+from lipsyncd.worker.protocol import (
     CANCELLED,
     LOADING,
     Batch,
@@ -42,9 +46,6 @@ from lipsyncd.protocol import (
     from_line,
     to_line,
 )
-from lipsyncd.renderers import NAMES, Renderer, Scene
-from lipsyncd.renderers.source import VideoSource
-from lipsyncd.renderers.video import Encoder
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_EVERY_S = 0.2

@@ -4,7 +4,7 @@ Every renderer cuts its square with `square_around` and `crop_square`, so that t
 whoever renders it.
 
 Owns the geometry of a frame and the running encoder. Leaves finding the face to the renderers, ffmpeg's arguments to
-`lipsyncd.ffmpeg`, and judging the result to `lipsyncd.mp4`.
+`lipsyncd.media.ffmpeg`, and judging the result to `lipsyncd.mp4`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.errors import EncodeFailed
-from lipsyncd.ffmpeg import Encoding, encode_arguments
-from lipsyncd.jail import Limits, end, popen_jailed
+from lipsyncd.media.ffmpeg import Encoding, encode_arguments
+from lipsyncd.sandbox.jail import Limits, end, popen_jailed
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 

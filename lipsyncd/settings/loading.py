@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.manifest import nearest, shown
+from lipsyncd.jobs.manifest import nearest, shown
 from lipsyncd.settings.sections import FOLDERS, UNSET, Queue, Rule, Settings, default_storage, home_folder
 
 SYSTEM_FILE = Path("/etc/lipsyncd/lipsyncd.toml")

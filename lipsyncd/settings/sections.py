@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.manifest import parse_fps
+from lipsyncd.jobs.manifest import parse_fps
 
 FOLDERS = ("inbox", "outbox", "failed", "archive", "state", "spool")
 UNSET = Path()  # a folder that is placed by another setting

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lipsyncd.errors import BadManifest, BadName, InputError
-from lipsyncd.manifest import MAX_PAD_S, MAX_TEXT_CHARS, MAX_URL_CHARS, Manifest, build, clean_out_name
-from lipsyncd.speech import check_text
-from lipsyncd.uploads import Upload
+from lipsyncd.jobs.manifest import MAX_PAD_S, MAX_TEXT_CHARS, MAX_URL_CHARS, Manifest, build, clean_out_name
+from lipsyncd.prepare.speech import check_text
+from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.replies import bad_request, invalid
 
 _SWITCH = {"true": True, "false": False, "1": True, "0": False, "": None}

@@ -19,23 +19,23 @@ from pathlib import Path
 from aiohttp import web
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.folders import Folders
-from lipsyncd.keys import read_keys
-from lipsyncd.links import Links
+from lipsyncd.monitor.probe import Vitals
 from lipsyncd.settings import Settings
-from lipsyncd.vitals import Vitals
-from lipsyncd.web.counter import Counter
-from lipsyncd.web.desk import Desk
-from lipsyncd.web.doors import Doors, public
-from lipsyncd.web.files import Files
-from lipsyncd.web.manners import Manners
-from lipsyncd.web.original import Original
+from lipsyncd.storage.folders import Folders
+from lipsyncd.web.access import Doors, public
+from lipsyncd.web.connection import Wire
+from lipsyncd.web.jobs import Desk
+from lipsyncd.web.keys import read_keys
+from lipsyncd.web.links import Links
 from lipsyncd.web.replies import json_reply
-from lipsyncd.web.stock import Stock
-from lipsyncd.web.talks import Talks
-from lipsyncd.web.vital_signs import VitalSigns
-from lipsyncd.web.voices import Voices
-from lipsyncd.web.wire import Wire
+from lipsyncd.web.requests import Counter
+from lipsyncd.web.routes.did_api import Talks
+from lipsyncd.web.routes.did_refusals import Manners
+from lipsyncd.web.routes.downloads import Files
+from lipsyncd.web.routes.health import VitalSigns
+from lipsyncd.web.routes.original_api import Original
+from lipsyncd.web.routes.voices import Voices
+from lipsyncd.web.uploads import Stock
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ opened again.
 pulls in the background of a daemon. Standard library only; huggingface_hub lives in `hub`'s process.
 """
 
-from lipsyncd.weights.automatic import AutoPull
-from lipsyncd.weights.lock import Weight, read_lock
-from lipsyncd.weights.pulling import PullStopped, Step, offline, pull
+from lipsyncd.weights.auto_pull import AutoPull
+from lipsyncd.weights.lock_list import Weight, read_lock
+from lipsyncd.weights.pull import PullStopped, Step, offline, pull
 from lipsyncd.weights.store import Present, Store, store_of
 
 RENDERER = "musetalk"  # whose jobs open these files

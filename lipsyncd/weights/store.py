@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.errors import WeightsDamaged, WeightsMissing
-from lipsyncd.files import open_regular, read_json, write_json
-from lipsyncd.job import Identity
+from lipsyncd.jobs.job import Identity
 from lipsyncd.settings import Settings
-from lipsyncd.weights.lock import Weight, read_lock
+from lipsyncd.storage.files import open_regular, read_json, write_json
+from lipsyncd.weights.lock_list import Weight, read_lock
 
 OWN_FOLDER = "weights"  # in the storage folder, beside a folder of weights that cannot be written
 _BLOCK_BYTES = 1 << 20

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lipsyncd import footage
 from lipsyncd.errors import BadOption
-from lipsyncd.renderers.musetalk.faces import MARGIN_PX, Choice, read_choice
-from lipsyncd.renderers.musetalk.memory import MOST
+from lipsyncd.media import video_frames
+from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, Choice, read_choice
+from lipsyncd.renderers.musetalk.gpu_memory import MOST
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "silence": ("source", "model"),  # what the mouth does in a pause
@@ -36,8 +36,8 @@ class Options:
 
 def read(given: Mapping[str, object]) -> Options:
     """Options from a manifest. Raises `BadOption` for an unknown name, a wrong type or a value out of range."""
-    footage.read_mode(given)  # what it says is the source's business; here it only has to be right
-    known = ("face", *CHOICES, *RANGES, "parity", footage.OPTION)
+    video_frames.read_mode(given)  # what it says is the source's business; here it only has to be right
+    known = ("face", *CHOICES, *RANGES, "parity", video_frames.OPTION)
     for name in given:
         if name not in known:
             raise BadOption(

@@ -18,20 +18,21 @@ import torch
 
 from lipsyncd.errors import DeviceMissing, OutOfMemory, WeightsMissing
 from lipsyncd.renderers import Scene, Shot, Source
-from lipsyncd.renderers.musetalk import networks, options
-from lipsyncd.renderers.musetalk.bisenet import BiSeNet
-from lipsyncd.renderers.musetalk.detector import Detector
-from lipsyncd.renderers.musetalk.faces import FaceFound, find_face
-from lipsyncd.renderers.musetalk.features import Ear, Track
-from lipsyncd.renderers.musetalk.landmarks import LandmarkNet
-from lipsyncd.renderers.musetalk.look import Labeller, by_parsing, by_points, look_at
-from lipsyncd.renderers.musetalk.memory import Batch, cap, exhausted, give_back, peak_gb
-from lipsyncd.renderers.musetalk.moving import TOGETHER, MovingShot
-from lipsyncd.renderers.musetalk.networks import PATCH, Painter, filled
-from lipsyncd.renderers.musetalk.pipeline import Pipeline
-from lipsyncd.renderers.musetalk.shot import StillShot, Voice
+from lipsyncd.renderers.musetalk import options
+from lipsyncd.renderers.musetalk.audio_features import Ear, Track
+from lipsyncd.renderers.musetalk.face.detector import Detector
+from lipsyncd.renderers.musetalk.face.find_face import FaceFound, find_face
+from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
+from lipsyncd.renderers.musetalk.face.track import FaceTrack, follow_face
+from lipsyncd.renderers.musetalk.gpu_memory import Batch, cap, exhausted, give_back, peak_gb
+from lipsyncd.renderers.musetalk.painting import networks
+from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
+from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, filled
+from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline
+from lipsyncd.renderers.musetalk.painting.prepared_face import Labeller, by_parsing, by_points, look_at
 from lipsyncd.renderers.musetalk.silence import NONE, pauses
-from lipsyncd.renderers.musetalk.track import FaceTrack, follow_face
+from lipsyncd.renderers.musetalk.still_shot import StillShot, Voice
+from lipsyncd.renderers.musetalk.video_shot import TOGETHER, MovingShot
 
 # Where the files lie in the folder of weights: the original's `models/`, and `yunet/`.
 UNET, UNET_CONFIG = "musetalkV15/unet.safetensors", "musetalkV15/musetalk.json"

@@ -15,8 +15,8 @@ import numpy as np
 from lipsyncd.errors import VideoNotTaken
 from lipsyncd.renderers import Scene, Shot
 from lipsyncd.renderers.preview import options
+from lipsyncd.renderers.preview.find.choose_face import find_speaker
 from lipsyncd.renderers.preview.shot import PreviewShot
-from lipsyncd.renderers.preview.speaker import find_speaker
 from lipsyncd.renderers.preview.voice import warm_up
 
 

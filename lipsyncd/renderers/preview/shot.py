@@ -14,16 +14,16 @@ import numpy as np
 
 from lipsyncd.renderers import Scene
 from lipsyncd.renderers.audio import frame_times
-from lipsyncd.renderers.preview.blink import lid_closure, lids
-from lipsyncd.renderers.preview.face import Face
-from lipsyncd.renderers.preview.inside import Inside
-from lipsyncd.renderers.preview.mouth import Mouth
+from lipsyncd.renderers.preview.draw.blink import lid_closure, lids
+from lipsyncd.renderers.preview.draw.mouth_inside import Inside
+from lipsyncd.renderers.preview.draw.sway import Sway
+from lipsyncd.renderers.preview.draw.warp import Edges, Pose, Warp, edges, reach
+from lipsyncd.renderers.preview.find.choose_face import Speaker
+from lipsyncd.renderers.preview.find.face import Face
+from lipsyncd.renderers.preview.find.face_coordinates import Field, Picture, PixelBox, Plane, Window, displaced
+from lipsyncd.renderers.preview.find.mouth import Mouth
 from lipsyncd.renderers.preview.options import Options
-from lipsyncd.renderers.preview.plane import Field, Picture, PixelBox, Plane, Window, displaced
-from lipsyncd.renderers.preview.speaker import Speaker
-from lipsyncd.renderers.preview.sway import Sway
 from lipsyncd.renderers.preview.voice import motion
-from lipsyncd.renderers.preview.warp import Edges, Pose, Warp, edges, reach
 from lipsyncd.renderers.video import crop_square, make_even, square_around
 
 FIELD_SCALE = 64.0  # cells for each unit of the displacement, at most: it is smooth

@@ -1,0 +1,142 @@
+"""`lipsyncd bench`: how fast MuseTalk is on this machine, as a table. Imports wait until the command runs.
+
+Owns the table. Leaves the measuring to a child process, since torch is not to be loaded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+if TYPE_CHECKING:
+    from lipsyncd.settings import Settings
+
+_MODULE = "lipsyncd.renderers.musetalk.bench.run"
+_HEADINGS = ("stage", "per", "per s", "ms", "GFLOP", "TFLOP/s", "% of ceiling")
+_WIDTHS = (18, 10, 9, 10, 8, 8, 12)
+
+
+class Caller(Protocol):
+    """What the command line hands to each command."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+
+@click.command()
+@click.option("--random-weights", is_flag=True, help="Make weights up, of the real sizes; none need to be there.")
+@click.option("--device", default="auto", show_default=True, help="auto (the first GPU), cuda:1, cpu.")
+@click.option("--batch", type=click.IntRange(1, 64), help="Frames at a time; 16 on a GPU and 1 on a CPU.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.04, 600), help="Length of the job's sound; 30 on a GPU and 0.2 on a CPU."
+)
+@click.option("--small", is_flag=True, hidden=True, help="Tiny networks, to test the command itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.pass_obj
+def bench(
+    caller: Caller,
+    random_weights: bool,
+    device: str,
+    batch: int | None,
+    seconds: float | None,
+    small: bool,
+    as_json: bool,
+) -> None:
+    """Measure MuseTalk on this machine: each stage, then a whole job, beside a matrix product (extra `musetalk`).
+
+    A frame takes 800 GFLOP: some seconds on a CPU, which is used only when --device says so.
+    """
+    from lipsyncd.media import ffmpeg
+
+    settings = caller.settings
+    request = {
+        "device": device,
+        "ffmpeg": str(ffmpeg.find(settings.render.ffmpeg)),
+        "weights": "" if random_weights or small else _proved_weights(settings),
+        "batch": batch or 0,
+        "seconds": seconds or 0.0,
+        "max_vram_gb": settings.render.max_vram_gb,
+        "small": small,
+    }
+    told: dict[str, Any] = {"stages": []}
+    for line in _measured(request):
+        if "stage" in line:
+            told["stages"].append(line["stage"])
+        else:
+            told |= line
+        if not as_json:
+            _print(line)
+    if as_json:
+        from lipsyncd.cli.display import print_json
+
+        print_json(told)
+
+
+def _proved_weights(settings: Settings) -> str:
+    """The folder of the weights. Raises `WeightsMissing`, `WeightsDamaged`."""
+    from lipsyncd.weights import store_of
+
+    store = store_of(settings)
+    for weight in store.needed():
+        store.check(weight)
+    return str(store.folder)
+
+
+def _measured(request: dict[str, object]) -> Iterator[dict[str, Any]]:
+    """What the child says, line by line. Raises the error that it tells, `RenderCrashed` when it ends without one."""
+    import json
+    import subprocess
+    import sys
+    from importlib.util import find_spec
+
+    from lipsyncd.errors import RenderCrashed, RendererNotInstalled, from_reason
+    from lipsyncd.monitor.packages import NEEDS
+
+    if missing := [name for name in NEEDS["musetalk"] if find_spec(name) is None]:
+        raise RendererNotInstalled(
+            f"musetalk needs {', '.join(missing)}, which is not installed", remedy="pip install 'lipsyncd[musetalk]'"
+        )
+    command = [sys.executable, "-m", _MODULE, json.dumps(request)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for text in child.stdout:
+            line = json.loads(text)
+            if "error" in line:
+                raise from_reason(line["error"])
+            yield line
+    if child.returncode != 0:
+        raise RenderCrashed(f"the bench ended with {child.returncode}", remedy="its last words are above")
+
+
+def _print(line: dict[str, Any]) -> None:
+    if "stage" in line:
+        stage = line["stage"]
+        numbers = (stage["per_s"], stage["ms"], stage["gflop"], stage["tflops"], stage["percent_of_ceiling"])
+        click.echo(_row((stage["stage"], stage["per"], *map(_number, numbers))))
+    elif "device" in line:
+        loaded = f"{line['load_s']:.2f} s: {line['loaded_gb']:.2f} GB {line['memory']}"
+        versions = ", ".join(f"{name} {number}" for name, number in line["versions"].items())
+        click.echo(
+            f"{line['device_name']} ({line['device']}), {line['precision']}, batch {line['batch']}\n{versions}\n"
+            f"weights {line['weights']}, loaded in {loaded}\n"
+            f"{line['frames']} frames, {line['seconds']:g} s, of a picture of {line['source']} as {line['video']}\n"
+            f"ceiling: {_number(line['ceiling_tflops'])} TFLOP/s in torch.mm\n"
+        )
+        click.echo(_row(_HEADINGS))
+    else:
+        ended = f"{line['precision']}, batch {line['batch']}"
+        click.echo(f"\nwhole job {line['job_s']:.2f} s without loading ({ended}), at most {line['peak_gb']:.2f} GB")
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    words = zip(cells, _WIDTHS, strict=True)
+    return "  ".join(c.ljust(w) if n < 2 else c.rjust(w) for n, (c, w) in enumerate(words)).rstrip()
+
+
+def _number(value: float | None) -> str:
+    """Three digits that mean something."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

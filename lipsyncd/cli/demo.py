@@ -1,0 +1,140 @@
+"""`lipsyncd demo`: a real daemon on a scratch folder, a spoken sentence, a face, and two videos to look at.
+
+Nothing here is a short cut: the sentence is spoken by the program's own speech, the pair is dropped into the inbox like
+anybody's, and the videos come out of the outbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from lipsyncd.cli.display import progress
+from lipsyncd.cli.wait import fetch, until_ended
+from lipsyncd.errors import LipsyncdError, UsageError
+from lipsyncd.inbox.submit import drop
+from lipsyncd.jobs.job import Job, JobState
+from lipsyncd.jobs.manifest import Manifest
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.media.ffmpeg import find as find_ffmpeg
+from lipsyncd.prepare import speech
+from lipsyncd.settings import Settings, load
+from lipsyncd.storage.folders import Folders, folders_of
+from lipsyncd.storage.locks import is_held
+
+DEFAULT_TEXT = (
+    "Hello! My name is Eileen. I was a photograph a moment ago, and now I am talking to you. "
+    "Maybe we may go to the moon, above the blue sea, before autumn."
+)
+_PASSED_ON = ("HOME", "LANG", "PATH", "TMPDIR", "VIRTUAL_ENV")
+_START_S = 30.0
+_STOP_S = 40.0
+_SHEET_COLUMNS, _SHEET_ROWS = 6, 3
+_SHEET_FIRST, _SHEET_EVERY = 3, 2
+_SHEET_TILE_PX = 240
+
+
+def show(text: str, target: Path) -> None:
+    """Make the demo's videos and contact sheet in `target`, and say what was made."""
+    portrait = _portrait()
+    started_s = time.monotonic()
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lipsyncd-demo-") as scratch:
+        settings = _settings(Path(scratch))
+        folders = folders_of(settings.paths)
+        voice = Path(scratch) / "voice.wav"
+        speech.speak(text, voice, voice=settings.speech.voice, words_per_minute=settings.speech.words_per_minute)
+        with _daemon(settings):
+            made = [
+                _make(folders, settings, portrait, voice, target, name="demo-square", stitch=False),
+                _make(folders, settings, portrait, voice, target, name="demo-whole", stitch=True),
+            ]
+    sheet = target / "contact-sheet.png"
+    _contact_sheet(find_ffmpeg(), made[0][1], sheet)
+    for (job, path), remark in zip(made, (", with loading", ""), strict=True):
+        click.echo(f"{path}  {job.frames} frames in {(job.render_ms or 0) / 1000:.1f} s{remark}")
+    click.echo(f"{sheet}")
+    click.echo(f"all in {time.monotonic() - started_s:.0f} s")
+
+
+def _portrait() -> Path:
+    """The astronaut Eileen Collins (NASA, public domain), a picture that scikit-image carries."""
+    found = importlib.util.find_spec("skimage")
+    picture = None if found is None or found.origin is None else Path(found.origin).parent / "data" / "astronaut.png"
+    if picture is None or not picture.exists():
+        raise UsageError("the demo needs scikit-image's astronaut", remedy="pip install 'lipsyncd[demo]'")
+    return picture
+
+
+def _settings(scratch: Path) -> Settings:
+    """Defaults but for the place and the renderer; whatever the caller's environment says about them."""
+    config = scratch / "demo.toml"
+    config.write_text(
+        f'[paths]\nstorage = "{scratch}/storage"\n[render]\nrenderer = "preview"\n[output]\nresolution = 512\n'
+        "[web]\nenabled = false\n"  # another daemon may well have the port
+    )
+    return load(config, environ=_clean_environment())
+
+
+@contextlib.contextmanager
+def _daemon(settings: Settings) -> Iterator[None]:
+    """A daemon in a process of its own, stopped as systemd would stop it."""
+    log = settings.paths.storage.parent / "daemon.log"
+    command = [sys.executable, "-m", "lipsyncd", "--config", str(settings.file), "run"]
+    with log.open("wb") as lines:
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=lines, env=_clean_environment())
+    try:
+        deadline_s = time.monotonic() + _START_S
+        while not is_held(settings.paths.state):
+            if daemon.poll() is not None or time.monotonic() > deadline_s:
+                raise LipsyncdError(f"the daemon did not start: {log.read_text(errors='replace')[-800:]}")
+            time.sleep(0.05)
+        yield
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+
+
+def _clean_environment() -> dict[str, str]:
+    """What a program needs to run, and nothing that would change the demo's settings."""
+    return {name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith("PYTHON")}
+
+
+def _make(
+    folders: Folders, settings: Settings, portrait: Path, voice: Path, target: Path, *, name: str, stitch: bool
+) -> tuple[Job, Path]:
+    """One video: dropped, waited for with a bar, and copied with its sidecar."""
+    submission = drop(folders, Manifest(image=str(portrait), audio=str(voice), out_name=name, stitch=stitch))
+    view = LedgerView(settings.paths.state / "ledger.db")
+    with progress(name) as told:
+        job = until_ended(view, folders, submission.job_id, told.tell)
+    if job.state is not JobState.DONE:
+        raise LipsyncdError(f"the demo's job {job.state.value}: {job.reason}", remedy=job.remedy)
+    path = fetch(folders, job, target / f"{name}.mp4")
+    shutil.copyfile(folders.shared["outbox"] / f"{job.out_name}.json", target / f"{name}.json")
+    return job, path
+
+
+def _contact_sheet(ffmpeg: Path, video: Path, sheet: Path) -> None:
+    """Every second frame of the first words, in reading order, as one PNG."""
+    chosen = rf"select=gte(n\,{_SHEET_FIRST})*not(mod(n-{_SHEET_FIRST}\,{_SHEET_EVERY}))"
+    picked = f"{chosen},scale={_SHEET_TILE_PX}:-2,tile={_SHEET_COLUMNS}x{_SHEET_ROWS}:padding=4"
+    command: Sequence[str | Path] = (
+        *(ffmpeg, "-nostdin", "-loglevel", "error", "-y", "-f", "mp4", "-i", video),
+        *("-vf", picked, "-fps_mode", "passthrough", "-frames:v", "1", sheet),
+    )
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)

@@ -1,0 +1,110 @@
+"""`lipsyncd doctor`: one screen that says how an installation is. Imports wait until the command runs.
+
+Owns the looks of that screen. Leaves the looking to `doctor`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from lipsyncd import __version__
+from lipsyncd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lipsyncd.doctor import Report
+    from lipsyncd.settings import Settings
+
+_COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "fault": "red"}
+_VERDICT_WIDTH = max(map(len, _COLOURS))
+_NARROWEST = 60
+
+
+class Caller(Protocol):
+    """What the command line hands to each command."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Hash all weights and read the whole ledger; that takes a while.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.pass_obj
+def doctor(caller: Caller, full: bool, as_json: bool) -> None:
+    """Look at everything that jobs need, one line each, with a remedy where something is wrong.
+
+    Ends with 0 when all is well, 1 with warnings, 2 with faults.
+    """
+    from lipsyncd.cli.display import print_json
+    from lipsyncd.doctor import examine
+
+    report = examine(_settings(caller), full=full)
+    if as_json:
+        print_json(_as_json(report))
+    else:
+        for line in _lines(report, _width()):
+            click.echo(line)
+    sys.exit(report.verdict.exit_status)
+
+
+def _settings(caller: Caller) -> Settings | ConfigError:
+    try:
+        return caller.settings
+    except ConfigError as error:
+        return error
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where there is none and lines may be as long as they are."""
+    return max(_NARROWEST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+
+
+def _lines(report: Report, width: int | None) -> list[str]:
+    names = max(map(len, report.findings))
+    margin = _VERDICT_WIDTH + names + 4
+    lines = []
+    findings = list(report.findings.items())
+    for (name, found), (_, after) in zip(findings, [*findings[1:], ("", None)], strict=True):
+        verdict = click.style(found.verdict.value.ljust(_VERDICT_WIDTH), fg=_COLOURS[found.verdict.value])
+        first, *more = _wrapped(found.seen, width, margin)
+        lines.append(f"{verdict}  {click.style(name.ljust(names), bold=True)}  {first}")
+        lines += [" " * margin + line for line in more]
+        if not found.remedy or (after and after.remedy == found.remedy):
+            continue  # one remedy for several lines stands below the last of them
+        for number, line in enumerate(_wrapped(found.remedy, width, margin + 2)):
+            lines.append(" " * margin + ("  " if number else "→ ") + line)
+    return [*lines, _summary(report)]
+
+
+def _wrapped(text: str, width: int | None, margin: int) -> list[str]:
+    if width is None or margin + 20 > width:
+        return [text]
+    return textwrap.wrap(text, width - margin, break_on_hyphens=False) or [""]
+
+
+def _summary(report: Report) -> str:
+    counts = ", ".join(f"{n} {name if n == 1 or name == 'ok' else name + 's'}" for name, n in _counts(report))
+    word = {"fault": "not well", "warning": "works, with warnings"}.get(report.verdict.value, "all is well")
+    return f"lipsyncd {__version__}: {click.style(word, fg=_COLOURS[report.verdict.value], bold=True)} ({counts})"
+
+
+def _counts(report: Report) -> list[tuple[str, int]]:
+    from lipsyncd.doctor import Verdict
+
+    return [(verdict.value, n) for verdict in Verdict if (n := report.count(verdict))]
+
+
+def _as_json(report: Report) -> dict[str, object]:
+    return {
+        "version": __version__,
+        "verdict": report.verdict.value,
+        "checks": [
+            {"name": name, "verdict": found.verdict.value, "seen": found.seen, "remedy": found.remedy or None}
+            for name, found in report.findings.items()
+        ],
+    }

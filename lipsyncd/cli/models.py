@@ -1,0 +1,168 @@
+"""`lipsyncd models`: bring the weights, prove them, show them. Imports wait until a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+if TYPE_CHECKING:
+    from lipsyncd.settings import Settings
+    from lipsyncd.weights import Present, Step, Store, Weight
+
+
+class Caller(Protocol):
+    """What the command line hands to each command."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+
+@click.group()
+def models() -> None:
+    """Weights of the musetalk renderer: fetch them, check them, list them."""
+
+
+@models.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Take what this folder has (the layout of the original's models/) before asking the hub.",
+)
+@click.option("--keep-pickles", is_flag=True, help="Leave fetched pickles beside the safetensors made of them.")
+@click.pass_obj
+def pull(caller: Caller, names: tuple[str, ...], source: Path | None, keep_pickles: bool) -> None:
+    """Fetch the weights that are missing, or those of NAMES; optional ones only by name.
+
+    May be stopped and started again: a download goes on where it was. HF_ENDPOINT names a mirror; with HF_HUB_OFFLINE=1
+    only --from is asked.
+    """
+    from lipsyncd import weights
+
+    store = weights.store_of(caller.settings)
+    chosen = _chosen(store, names)
+    with _told() as tell:
+        weights.pull(
+            store,
+            chosen,
+            source=source,
+            tell=tell,
+            keep_pickles=keep_pickles,
+            min_free_mb=caller.settings.paths.min_free_mb,
+        )
+    click.echo(f"ready in {store.folder}: {', '.join(weight.name for weight in chosen)}")
+
+
+def _chosen(store: Store, names: Sequence[str]) -> list[Weight]:
+    from lipsyncd.errors import UsageError
+
+    known = {weight.name: weight for weight in store.weights}
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"there are no weights {unknown[0]!r}", remedy=f"choose from {', '.join(known)}")
+    return [known[name] for name in names] or store.needed()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[_Teller]:
+    teller = _Teller()
+    try:
+        yield teller
+    finally:
+        teller.close()
+
+
+class _Teller:
+    """Shows each step of each weight: one bar after another in a terminal, else a line for each quarter."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._shown: Weight | None = None
+
+    def __call__(self, step: Step) -> None:
+        from lipsyncd.cli.display import progress
+        from lipsyncd.weights.auto_pull import size_text
+
+        if step.weight != self._shown:
+            self.close()
+            self._shown = step.weight
+            self._bar = self._stack.enter_context(progress(size_text(step.weight.size_bytes)))
+        fraction = 1.0 if step.doing == "ready" else step.done_bytes / max(step.total_bytes, 1)
+        self._bar.tell(f"{step.weight.name} {step.doing}", "", min(fraction, 1.0))
+
+    def close(self) -> None:
+        self._stack.close()
+        self._shown = None
+
+
+@models.command()
+@click.pass_obj
+def verify(caller: Caller) -> None:
+    """Hash every file that is there anew. Ends with 1 when one is damaged, or a needed one is missing."""
+    from lipsyncd.errors import WeightsDamaged, WeightsMissing
+    from lipsyncd.weights import store_of
+
+    store = store_of(caller.settings)
+    bad = False
+    for weight in store.weights:
+        try:
+            store.check(weight, again=True)
+        except WeightsMissing as error:
+            bad = bad or not weight.optional
+            click.echo(f"{weight.name}: {'optional, ' if weight.optional else ''}{error.message}")
+        except WeightsDamaged as error:
+            bad = True
+            click.echo(f"{weight.name}: {error}")
+        else:
+            click.echo(f"{weight.name}: verified")
+    sys.exit(1 if bad else 0)
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.pass_obj
+def show(caller: Caller, as_json: bool) -> None:
+    """Show every weight: what it is for, its size and licence, and whether it is there and verified."""
+    from lipsyncd.cli.display import print_json
+    from lipsyncd.weights import store_of
+    from lipsyncd.weights.auto_pull import size_text
+
+    store = store_of(caller.settings)
+    found = store.status()
+    if as_json:
+        print_json({"folder": str(store.folder), "weights": [_as_json(there) for there in found]})
+        return
+    rows = [
+        (w.name, there.state, size_text(w.size_bytes), w.purpose + (" (optional)" if w.optional else ""), w.licence)
+        for there in found
+        for w in [there.weight]
+    ]
+    click.echo(store.folder)
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for name, state, size, purpose, licence in rows:
+        cells = [name.ljust(widths[0]), state.ljust(widths[1]), size.rjust(widths[2]), purpose.ljust(widths[3])]
+        click.echo("  ".join([*cells, licence]))
+
+
+def _as_json(there: Present) -> dict[str, object]:
+    weight = there.weight
+    return {
+        "name": weight.name,
+        "state": there.state,
+        "path": None if there.path is None else str(there.path),
+        "size_bytes": there.size_bytes,
+        "optional": weight.optional,
+        "only_for": dict(weight.only_for),
+        "purpose": weight.purpose,
+        "licence": weight.licence,
+        "repository": weight.repository,
+        "revision": weight.revision,
+        "source_file": weight.path,
+        "source_size_bytes": weight.size_bytes,
+        "source_sha256": weight.sha256,
+    }

@@ -1,0 +1,278 @@
+"""The daemon's housekeeper: copies the ledger and prunes every night, and makes room when a disk runs full.
+
+    every ten minutes    the videos kept in `state/results`, and uploads: their limits are hours; what a crash has left
+                         of a copy of the ledger
+    every night          a copy of the ledger, all other kinds, the ledger's old rows
+    below the floor      what is due, then what has a limit at all, oldest first, before intake pauses
+    on request           what `lipsyncd prune` asks for
+
+A thread of its own, in small steps: no render, no publishing and no scan waits for it. Nothing goes by its age while
+the wall clock is not believed (`clock`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from lipsyncd.daemon.clock import WallClock, steady_s
+from lipsyncd.errors import LipsyncdError
+from lipsyncd.jobs.blocked import LONGEST_WAIT_S
+from lipsyncd.jobs.job import JobState
+from lipsyncd.jobs.retry import BACK_OFF_S
+from lipsyncd.ledger import backups
+from lipsyncd.ledger.upkeep import BATCH_ROWS
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.network.webhooks import SCHEDULE_S
+from lipsyncd.results import leftovers
+from lipsyncd.results.finish import Finisher
+from lipsyncd.results.leftovers import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, UPLOADS, Piece
+from lipsyncd.results.retention import LEDGER, Count, Retention, count_of
+from lipsyncd.settings import Settings
+from lipsyncd.storage import control_files
+from lipsyncd.storage.files import free_mb, read_json, write_json
+from lipsyncd.storage.uploads import Uploads
+
+log = logging.getLogger(__name__)
+
+OFTEN = (RESULTS, UPLOADS)
+NIGHTLY = (OUTBOX, ARCHIVE, FAILED, LEDGER)
+_LOOK_EVERY_S = 5.0
+_OFTEN_S = 600.0
+_IDLE_S = 60.0
+_BREATH_S = 0.002  # between two removals: the disk belongs to the renders
+_NOTICED_S = 2.0  # more than the clock is ever slewed between two looks
+_ROOM_AGAIN_S = 60.0
+_SPARE = 1.1  # room is made for a little more than the floor, so that the next job does not ask again
+_MB = 1_000_000
+
+
+class Housekeeper:
+    """Keeps the folders and the ledger of one daemon. `wall` tells the time, `steady` how much of it goes by."""
+
+    def __init__(
+        self, finisher: Finisher, *, wall: Callable[[], float] = time.time, steady: Callable[[], float] = steady_s
+    ) -> None:
+        self.finisher = finisher
+        self.folders = finisher.folders
+        self.use(finisher.settings)
+        self._wall, self._steady = wall, steady
+        self._clock = WallClock(self.folders.state, wall=wall, steady=steady)
+        self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last looked at
+        self._often_s = self._idle_s = self._room_s = float("-inf")
+        self._stop, self._bell = threading.Event(), threading.Event()
+        self._requests: dict[Path, None] = {}  # in the order in which they came
+        self._busy = threading.Lock()
+        self._record = self.folders.state / "nights.json"
+
+    def use(self, settings: Settings) -> None:
+        """Go by these from the next look on."""
+        self.rules = settings.retention
+        self.retention = Retention(settings, self.folders, LedgerView(self.finisher.ledger.path))
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until `stop`. Nothing that a folder brings up ends this thread."""
+        while not self._stop.is_set():
+            self._bell.clear()
+            try:
+                self.look()
+            except (LipsyncdError, OSError) as error:
+                log.warning("housekeeping: %s", error)
+            except Exception:
+                log.exception("housekeeping: unexpected failure")
+            self._bell.wait(_LOOK_EVERY_S)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._bell.set()
+
+    def look(self) -> None:
+        """Do what is due now."""
+        self._clock.look()
+        self._clamp_waits()
+        self._serve()
+        now_s = self._steady()
+        if now_s - self._room_s >= _ROOM_AGAIN_S and any(self._low()):
+            self.make_room()
+        if now_s - self._often_s >= _OFTEN_S:
+            self._often_s = now_s
+            backups.sweep(self.folders.state / backups.FOLDER)
+            if self._prune_what_is_due(OFTEN):
+                Uploads(self.folders.state).sweep()
+        self.nightly()
+        if now_s - self._idle_s >= _IDLE_S and not self.finisher.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING):
+            self._idle_s = now_s
+            self.finisher.ledger.upkeep.checkpoint()
+
+    def _prune_what_is_due(self, kinds: Collection[str]) -> bool:
+        """`prune`, if the clock is believed; says whether it was."""
+        if not self._clock.believed:
+            return False
+        with self._busy:
+            self.prune(kinds)
+        return True
+
+    # -- nights --------------------------------------------------------------------------------------------------------
+
+    def _clamp_waits(self) -> None:
+        """At the start, and after the clock was set: what is due by the wall clock may seem to lie far ahead."""
+        offset_s = self._wall() - self._steady()
+        if self._offset_s is not None and abs(offset_s - self._offset_s) <= _NOTICED_S:
+            return
+        self._offset_s = offset_s
+        jobs_s, deliveries_s = max(LONGEST_WAIT_S, *BACK_OFF_S), max(SCHEDULE_S)
+        upkeep = self.finisher.ledger.upkeep
+        moved = upkeep.clamp_waits(jobs_ms=round(jobs_s * 1000), deliveries_ms=round(deliveries_s * 1000))
+        if moved:
+            log.info("the clock was set back: %d jobs and webhooks that would have waited too long do not", moved)
+
+    def nightly(self) -> None:
+        """Do each of a night's two pieces of work once, also when the daemon was down when it began."""
+        began_s = last_night(self._wall(), self.rules.night)
+        if self._last("copied") < began_s:
+            self._note("copied")  # first: a copy that fails is not tried again and again
+            self._copy_the_ledger()
+        if self._last("pruned") < began_s and self._prune_what_is_due(NIGHTLY):
+            self._note("pruned")
+            self.finisher.ledger.upkeep.optimize()
+
+    def _last(self, work: str) -> float:
+        """When that was done last, seconds since 1970. The very first start counts as done."""
+        noted = (read_json(self._record) or {}).get(work)
+        if not isinstance(noted, (int, float)) or noted > self._wall():  # later than now: the clock was wrong then
+            self._note(work)
+            return self._wall()
+        return noted
+
+    def _note(self, work: str) -> None:
+        write_json(self._record, {**(read_json(self._record) or {}), work: self._wall()}, mode=0o640)
+
+    def _copy_the_ledger(self) -> None:
+        if not self.rules.backups:
+            return
+        try:
+            copy = backups.make(self.finisher.ledger.path, self.folders.state / backups.FOLDER)
+        except LipsyncdError as error:
+            log.warning("no copy of the ledger this night: %s", error)
+            return
+        backups.turn_over(copy.parent, keep=self.rules.backups)
+        log.info("ledger copied to %s, %.1f MB", copy.name, copy.stat().st_size / _MB)
+
+    # -- pruning -------------------------------------------------------------------------------------------------------
+
+    def prune(self, kinds: Collection[str] = (*KINDS, LEDGER)) -> list[Count]:
+        """Remove what is due; gives what went and what there was."""
+        counts = []
+        for kind in KINDS:
+            if kind in kinds:
+                due, there = self.retention.due(kind, self._wall())
+                counts.append(count_of(kind, self._remove(due), there))
+        if LEDGER in kinds:
+            rows = self.retention.rows()
+            counts.append(Count(LEDGER, self._forget(self.retention.old_rows(self._wall())), 0, rows, 0))
+        told = [f"{c.goes} of {c.kind}" + (f" ({c.frees_bytes / _MB:.1f} MB)" if c.frees_bytes else "") for c in counts]
+        if any(count.goes for count in counts):
+            log.info("pruned: %s", ", ".join(line for line, c in zip(told, counts, strict=True) if c.goes))
+        return counts
+
+    def _remove(self, doomed: Sequence[Piece]) -> list[Piece]:
+        """Remove pieces one after another; gives those that went. One that resists is told of and left for later."""
+        gone: list[Piece] = []
+        complained = False
+        for piece in doomed:
+            if self._stop.is_set():
+                break
+            try:
+                if self._remove_one(piece):
+                    gone.append(piece)
+            except OSError as error:
+                if not complained:
+                    log.warning("cannot prune %s: %s", piece.folder, error)
+                complained = True
+            self._stop.wait(_BREATH_S)
+        self.finisher.ledger.upkeep.inputs_gone([piece.id for piece in gone if piece.kind in (ARCHIVE, FAILED)])
+        return gone
+
+    def _remove_one(self, piece: Piece) -> bool:
+        if piece.kind == OUTBOX:  # its video is hashed first, which takes a while; nobody else removes it
+            return leftovers.remove(piece)
+        with self.finisher.lock:  # no retry and no `republish` is at work on these files
+            return leftovers.remove(piece)
+
+    def _forget(self, job_ids: Sequence[str]) -> int:
+        gone = 0
+        for start in range(0, len(job_ids), BATCH_ROWS):
+            if self._stop.is_set():
+                break
+            gone += self.finisher.ledger.upkeep.forget(job_ids[start : start + BATCH_ROWS])
+            self._stop.wait(_BREATH_S)
+        return gone
+
+    # -- a full disk ---------------------------------------------------------------------------------------------------
+
+    def _low(self) -> Iterator[tuple[Path, float]]:
+        """The folders whose disk is below the floor, with the bytes that are missing."""
+        floor_mb = self.finisher.settings.paths.min_free_mb
+        outbox = [self.folders.shared["outbox"]] if self.folders.available("outbox") else []
+        for folder in (self.folders.spool, *outbox):
+            free = free_mb(folder)
+            if free < floor_mb:
+                yield folder, (floor_mb * _SPARE - free) * _MB
+
+    def make_room(self) -> bool:
+        """Prune for a disk that is below its floor, at most once a minute; says whether the spool has room now.
+
+        Called by intake, in its own thread, before it pauses.
+        """
+        if self._steady() - self._room_s >= _ROOM_AGAIN_S and self._busy.acquire(blocking=False):
+            try:
+                self._room_s = self._steady()
+                for folder, missing in self._low():  # looks anew at each: they may share a disk
+                    self._make_room_for(folder, missing)
+            finally:
+                self._busy.release()
+        return free_mb(self.folders.spool) >= self.finisher.settings.paths.min_free_mb
+
+    def _make_room_for(self, folder: Path, missing: float) -> None:
+        device, now_s = folder.stat().st_dev, self._wall()
+        believed = self._clock.believed
+        due = [p for kind in KINDS if believed for p in self.retention.due(kind, now_s)[0] if p.device == device]
+        gone = self._remove(due)
+        missing -= sum(piece.size_bytes for piece in gone)
+        if missing > 0 and self.rules.below_floor == "early":
+            gone += self._remove(self.retention.early(device, missing, now_s))
+        if gone:
+            size_mb = sum(piece.size_bytes for piece in gone) / _MB
+            log.warning("the disk of %s is nearly full: pruned %d pieces, %.1f MB", folder, len(gone), size_mb)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def take(self, request: Path) -> None:
+        """Remember a request to prune, as often as it is seen, and answer it soon."""
+        self._requests.setdefault(request)
+        self._bell.set()
+
+    def _serve(self) -> None:
+        for path in list(self._requests):
+            try:
+                with self._busy:
+                    counts = self.prune()
+                told = control_files.Answer(True, "pruned", {"counts": [count.to_json() for count in counts]})
+            except (LipsyncdError, OSError) as error:
+                told = control_files.Answer(False, str(error))
+            control_files.answer(path, told)
+            del self._requests[path]
+
+
+def last_night(now_s: float, night: str) -> float:
+    """When the latest night began: the last time at which clocks here showed `night` ("HH:MM")."""
+    hour, minute = map(int, night.split(":"))
+    now = datetime.fromtimestamp(now_s)
+    begun = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return (begun if begun <= now else begun - timedelta(days=1)).timestamp()

@@ -1,0 +1,64 @@
+"""What a command does to jobs and folders itself while no daemon runs: under the same lock, by the same code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from lipsyncd.daemon.commands import carry_out
+from lipsyncd.daemon.housekeeping import Housekeeper
+from lipsyncd.daemon.recovery import open_ledger
+from lipsyncd.errors import NoDaemon, NotAllowed
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.results.finish import Finisher
+from lipsyncd.results.outbox import Outbox
+from lipsyncd.results.retention import Count
+from lipsyncd.settings import Settings
+from lipsyncd.storage import control_files
+from lipsyncd.storage.folders import Folders, folders_of
+from lipsyncd.storage.locks import InstanceLock
+from lipsyncd.storage.spool import Spool
+
+
+def finisher_of(settings: Settings, folders: Folders, ledger: Ledger) -> Finisher:
+    """What ends jobs; also for a CLI command that holds the lock itself."""
+    outbox = Outbox(folders.shared["outbox"], mode=settings.output.mode_bits, group=settings.output.group)
+    return Finisher(settings, folders, Spool(folders.spool), ledger, outbox)
+
+
+@contextmanager
+def alone(settings: Settings, command: str) -> Iterator[Finisher]:
+    """Hold the lock and the ledger for a command while no daemon runs.
+
+    Raises `AnotherDaemonRuns` when one has just begun, `NoDaemon` when none ever ran here, `NotAllowed` for who may ask
+    a daemon and not be one.
+    """
+    folders = folders_of(settings.paths)
+    ledger_file = folders.state / "ledger.db"
+    if not ledger_file.exists():
+        raise NoDaemon(f"there is no ledger {ledger_file} yet")
+    if not os.access(ledger_file, os.W_OK):
+        raise NotAllowed(
+            f"no daemon runs, and {ledger_file} is not yours to write",
+            remedy=f"start the daemon, or do this as its user: sudo -u {ledger_file.owner()} lipsyncd …",
+        )
+    lock = InstanceLock(folders.state)
+    lock.acquire(who=f"lipsyncd {command}")
+    try:
+        with closing(open_ledger(ledger_file)) as ledger:
+            yield finisher_of(settings, folders, ledger)
+    finally:
+        lock.release()
+
+
+def act_alone(settings: Settings, request: control_files.Request) -> control_files.Answer:
+    """Carry out a request while no daemon runs. Raises what `alone` does."""
+    with alone(settings, request.action) as finisher:
+        return carry_out(request, finisher)
+
+
+def prune_alone(settings: Settings) -> list[Count]:
+    """`lipsyncd prune` while no daemon runs. Raises what `alone` does."""
+    with alone(settings, control_files.PRUNE) as finisher:
+        return Housekeeper(finisher).prune()

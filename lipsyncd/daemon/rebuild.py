@@ -1,0 +1,144 @@
+"""How jobs ended, read from what they left behind: for a ledger that is new, or an older copy that was put back.
+
+    done        sidecars in `state/results` and in the outbox
+    failed      `job.json` and `reason.json` in failed/
+    cancelled   the same in the archive, which also has the orders of the jobs that were done
+
+Open jobs are told by the spool, which wins. A mark in the state folder says that all this is to be read; it stays until
+each of these folders could be read, so that a crash or a share that is not mounted loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lipsyncd.inbox.accept import idempotency_key
+from lipsyncd.jobs.job import Identity, JobSpec, JobState, SourceFile
+from lipsyncd.ledger.ended_jobs import Ended
+from lipsyncd.results import archive, leftovers
+from lipsyncd.results.leftovers import Piece, facts_in
+from lipsyncd.storage.files import fsync_folder, write_new
+from lipsyncd.storage.folders import Folders
+
+log = logging.getLogger(__name__)
+
+_MARK = "endings-due"
+_DAMAGED = (KeyError, TypeError, ValueError, ArithmeticError)
+_UNKNOWN = Identity(0, 0, 0, 0, 0)
+
+
+def set_due(state: Path) -> None:
+    """Note that the ledger there does not know how jobs ended, before anybody writes to it."""
+    write_new(state / _MARK, b"")
+    fsync_folder(state)
+
+
+def is_due(state: Path) -> bool:
+    return (state / _MARK).exists()
+
+
+def set_read(state: Path) -> None:
+    (state / _MARK).unlink()
+    fsync_folder(state)
+
+
+def missing(folders: Folders) -> list[str]:
+    """The folders that cannot be read now."""
+    return [kind for kind in ("outbox", "failed", "archive") if not folders.available(kind)]
+
+
+def read(folders: Folders) -> dict[str, Ended]:
+    """Every ended job that has left something, by its id. A folder that is not mounted tells nothing."""
+    shared = folders.shared
+    archived = list(leftovers.archived(shared["archive"], ())) if folders.available("archive") else []
+    orders = {piece.id: (piece.folder, spec) for piece in archived if (spec := archive.spec_of(piece.folder))}
+    found: dict[str, Ended] = {}
+    found |= _told(archived, _without_video)
+    if folders.available("failed"):
+        found |= _told(leftovers.failed(shared["failed"], ()), _without_video)
+    if folders.available("outbox"):
+        found |= _told(leftovers.shown(shared["outbox"], ()), lambda piece: _done(piece, orders))
+    return found | _told(leftovers.kept_results(folders.results, ()), lambda piece: _done(piece, orders))
+
+
+def _told(found: Iterable[Piece], tell: Callable[[Piece], Ended | None]) -> dict[str, Ended]:
+    """What each piece tells, by its job's id. A damaged one tells nothing."""
+    ended_jobs = {}
+    for piece in found:
+        try:
+            ended = tell(piece)
+        except _DAMAGED as error:
+            log.warning("endings: %s tells nothing: %s: %s", piece.folder, type(error).__name__, error)
+            continue
+        if ended is not None:
+            ended_jobs[piece.id] = ended
+    return ended_jobs
+
+
+def _without_video(piece: Piece) -> Ended | None:
+    """A failed or cancelled job; None for the inputs of one that was done."""
+    spec, why = archive.spec_of(piece.folder), facts_in(piece.folder / "reason.json")
+    if spec is None or why.get("id") != piece.id:
+        return None
+    state = JobState(why["state"])
+    reason = {"reason_code": str(why["code"]), "reason": str(why["message"]), "remedy": str(why["remedy"])}
+    columns = {"attempt": int(why["attempts"]), "kept": str(piece.folder)}
+    if state is JobState.FAILED:
+        columns |= reason
+    return Ended(spec, state, _ms(why["ended_at"]), idempotency_key(spec), columns)
+
+
+def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> Ended:
+    """A job whose sidecar lies there; what it asked for is told best by its order in the archive."""
+    facts = facts_in(piece.folder / piece.names[-1])
+    kept, spec = orders.get(piece.id, (None, None))
+    spec = replace(_spec(facts) if spec is None else spec, out_name=_stem(piece, facts))
+    columns = {
+        "out_sha256": str(facts["sha256"]),
+        "out_size": int(facts["bytes"]),
+        "frames": int(facts["frames"]),
+        "duration_ms": round(facts["duration_s"] * 1000),
+        "render_ms": round(facts["render_s"] * 1000),
+        "attempt": int(facts["attempt"]),
+        "started_ms": None if facts["started_at"] is None else _ms(facts["started_at"]),
+        "duplicate_of": facts.get("duplicate_of"),
+        "kept": None if kept is None else str(kept),
+    }
+    return Ended(spec, JobState.DONE, round(piece.at_s * 1000), idempotency_key(spec), columns)
+
+
+def _stem(piece: Piece, facts: Mapping[str, Any]) -> str:
+    """The name that the job published under: its video's, or its sidecar's when it was given no video of its own."""
+    alone = piece.kind == leftovers.OUTBOX and facts.get("duplicate_of") and len(piece.names) == 1
+    return str(piece.names[0] if alone else facts["video"]).removesuffix(".json").removesuffix(".mp4")
+
+
+def _spec(facts: Mapping[str, Any]) -> JobSpec:
+    """The order, as far as its sidecar tells it."""
+    name = str(facts["video"]).removesuffix(".mp4")
+    return JobSpec(
+        id=facts["id"],
+        name=name,
+        out_name=name,
+        renderer=str(facts["renderer"]),
+        stitch=bool(facts["stitch"]),
+        resolution=int(facts["width"]),
+        fps=Fraction(facts["fps"]),
+        accepted_ms=_ms(facts["accepted_at"]),
+        sources=tuple(SourceFile(str(s["role"]), str(s["name"]), _UNKNOWN, str(s["sha256"])) for s in facts["inputs"]),
+        text=facts.get("text"),
+        user_data=facts.get("user_data"),
+        rest={"persist": True} if facts.get("persist") else None,
+        queue=str(facts.get("queue") or ""),
+    )
+
+
+def _ms(text: str) -> int:
+    """Milliseconds since 1970 of what `utc_text` wrote."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)

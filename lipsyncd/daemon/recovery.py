@@ -1,0 +1,215 @@
+"""Put everything right that a crash left behind: once, at start, with the lock held and before the first scan.
+
+The spool says how far each job came; the ledger is brought in line with it. Nothing here looks at the inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy.exc import DatabaseError
+
+from lipsyncd.daemon import rebuild
+from lipsyncd.errors import BackupFailed, Blocked, InputsLost, RenderCrashed, tree
+from lipsyncd.jobs.job import SOURCES, Job, JobSpec, JobState
+from lipsyncd.jobs.prepared import Output
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.results.finish import Finisher
+from lipsyncd.storage.failpoints import reach
+from lipsyncd.storage.files import read_json, sweep_torn, write_json
+from lipsyncd.storage.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_COMPANIONS = ("-wal", "-shm")
+_JOURNAL_MODE_AT = 18  # of the file's header: 1 says rollback journal, 2 says WAL
+_NO_WAL = b"\x01"
+_LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING)
+
+
+def open_ledger(path: Path) -> Ledger:
+    """The ledger; a damaged one is put aside and an empty one begun, which `recover` fills.
+
+    When it is new, or an older copy that was put back, `recover` is told to read how jobs ended, too.
+    """
+    try:
+        _look_at(path)
+        ledger = Ledger(path)
+        ledger.check()
+    except (DatabaseError, sqlite3.DatabaseError, BackupFailed) as error:
+        if not _is_damage(error):
+            raise
+        _put_aside(path)
+        log.error("ledger: %s was damaged (%s); jobs come back from what they left behind", path, error.args[0])
+        rebuild.set_due(path.parent)
+        return Ledger(path)
+    return ledger
+
+
+def _look_at(path: Path) -> None:
+    """Note that endings are missing when the file is new, or a copy: only a ledger at work is in WAL mode.
+
+    Read with no connection open: closing the file would take SQLite's locks away. A -wal beside a copy is another
+    ledger's, and is put aside before SQLite sees the two together.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = file.read(_JOURNAL_MODE_AT + 1)[_JOURNAL_MODE_AT:]
+    except FileNotFoundError:
+        mode = b""
+    if mode in (b"", _NO_WAL):
+        rebuild.set_due(path.parent)
+    if mode == _NO_WAL:
+        log.info("ledger: %s is a copy that was put back; what came after it is read from what it left behind", path)
+        _put_aside(path, suffixes=_COMPANIONS)
+
+
+def _is_damage(error: Exception) -> bool:
+    return any(word in str(error) for word in ("malformed", "not a database", "quick_check"))
+
+
+def _put_aside(path: Path, *, suffixes: Sequence[str] = ("", *_COMPANIONS)) -> None:
+    """Rename the ledger with its companions: a -wal of another database would damage the new one."""
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    for suffix in suffixes:
+        old = path.with_name(path.name + suffix)
+        if old.exists():
+            old.rename(path.with_name(f"{path.name}.corrupt-{stamp}{suffix}"))
+
+
+class Registrar(Protocol):
+    """Who gives an accepted job its row."""
+
+    def register(self, spec: JobSpec) -> object: ...
+
+
+def recover(intake: Registrar, finisher: Finisher) -> None:
+    """Bring spool, ledger and outbox to one story, and go on with what was under way."""
+    spool, ledger = finisher.spool, finisher.ledger
+    torn = spool.sweep() + _sweep_replaced(finisher)
+    ids = spool.ids()
+    _follow(finisher)
+    if rebuild.is_due(finisher.folders.state):
+        _remember(finisher, set(ids))
+    for job_id in ids:
+        spec = spool.spec(job_id)
+        if spec is None:
+            log.error("spool: %s has no readable job.json; it is left as it is", spool.folder(job_id))
+        elif ledger.find(job_id) is None:
+            # Once it is staged its name is settled: another one was free when the row was made first.
+            intake.register(replace(spec, out_name=spool.staged_name(job_id) or spec.out_name))
+            reach("recover-registered")
+    for job_id in ids:
+        job = ledger.find(job_id)
+        if job is not None:
+            _resume(job, finisher)
+            reach("recover-resumed")
+    known = set(ids)
+    for job in ledger.in_state(*_LIVE):
+        if job.id not in known:
+            _lost(job, finisher)
+    with finisher.lock:
+        finisher.again.resume()
+    if finisher.folders.available("outbox"):
+        staged = {job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None}
+        torn += finisher.outbox.sweep(staged | {job_id for job_id, _ in finisher.again.under_way()})
+    ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
+    log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
+
+
+def _follow(finisher: Finisher) -> None:
+    """Rows say where inputs were kept. When failed/ or the archive lies elsewhere since the last start, so do these."""
+    folders = finisher.folders
+    record = folders.state / "places.json"
+    before, now = read_json(record) or {}, {kind: str(folders.shared[kind]) for kind in ("failed", "archive")}
+    for kind, place in now.items():
+        old = before.get(kind)
+        if isinstance(old, str) and old != place:
+            moved = finisher.ledger.upkeep.inputs_moved(old, place)
+            log.info("%s was %s and is %s now: %d jobs have their inputs there", kind, old, place, moved)
+    if before != now:
+        write_json(record, now, mode=0o640)
+
+
+def _remember(finisher: Finisher, spooled: Set[str]) -> None:
+    """Read how jobs ended from what they left behind, where the ledger does not know it or knows it otherwise."""
+    folders, ledger = finisher.folders, finisher.ledger
+    known = {job.id: job.state for job in ledger.in_state(*JobState)}
+    found = rebuild.read(folders)
+    news = [ended for job_id, ended in found.items() if job_id not in spooled and known.get(job_id) != ended.state]
+    max_attempts = finisher.settings.render.max_attempts
+    ledger.endings.remember(news, max_attempts=max_attempts, note="its end was read from what it left behind")
+    if news:
+        log.info("endings: the ends of %d jobs were read from what they left behind", len(news))
+    unread = rebuild.missing(folders)
+    if unread:
+        log.warning("endings: %s could not be read; it is at the next start", ", ".join(unread))
+    else:
+        rebuild.set_read(folders.state)
+
+
+def _sweep_replaced(finisher: Finisher) -> int:
+    """What was about to replace a file. Of the requests only our answers: a client may be writing at this moment."""
+    folders = finisher.folders
+    return sum(sweep_torn(folder) for folder in (folders.state, folders.results, folders.again)) + sweep_torn(
+        folders.control, "*.answer"
+    )
+
+
+def _resume(job: Job, finisher: Finisher) -> None:
+    """Move one job's row to where its spool folder says that it is."""
+    spool, ledger = finisher.spool, finisher.ledger
+    ending, output = spool.ending(job.id), _own_output(job, spool)
+    if job.state.ended and ending is None and job.state is not JobState.DONE:
+        finisher.requeue_ended(job)  # the inputs were back already when the retry was cut off
+    elif job.state.ended:
+        finisher.clear_away(job)
+    elif ending is not None and job.state in SOURCES[JobState(ending["state"])]:
+        cancelled = ending["state"] == JobState.CANCELLED
+        finisher.clear_away(ledger.to_cancelled(job.id) if cancelled else ledger.to_failed(job.id, ending))
+    elif job.cancel_requested and job.state in SOURCES[JobState.CANCELLED]:
+        finisher.cancel(job.id)
+    elif output is not None and job.state is not JobState.PUBLISHING:
+        ledger.to_publishing(
+            job.id,
+            token=None,
+            sha256=output.sha256,
+            size=output.size,
+            frames=output.frames,
+            render_ms=output.render_ms,
+        )
+    elif job.state is JobState.RUNNING:
+        _interrupted(job, finisher)
+    if job.prepared and spool.prepared(job.id) is None and spool.folder(job.id).is_dir():
+        ledger.set_unprepared(job.id)
+
+
+def _own_output(job: Job, spool: Spool) -> Output | None:
+    """The job's finished video. One that was copied from another job counts only while the row says so: otherwise the
+    job was given other options meanwhile."""
+    output = spool.output(job.id)
+    if output is None or output.duplicate_of in (None, job.duplicate_of) or spool.staged_name(job.id) is not None:
+        return output
+    spool.drop_output(job.id)
+    return None
+
+
+def _interrupted(job: Job, finisher: Finisher) -> None:
+    """A run that the daemon did not survive. The attempt counts: the job may be what killed it."""
+    if job.attempt >= job.max_attempts:
+        message = f"the daemon ended {job.attempt} times while it rendered job {job.id}"
+        finisher.fail(job.id, RenderCrashed(message))
+    else:
+        finisher.ledger.requeue(job.id, note="the daemon ended during this run", charge=True)
+
+
+def _lost(job: Job, finisher: Finisher) -> None:
+    error = InputsLost(f"the spool folder of job {job.id} is gone")
+    log.error("job %s failed: %s", job.id, error)
+    finisher.ledger.to_failed(job.id, error.reason())

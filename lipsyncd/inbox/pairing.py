@@ -1,0 +1,221 @@
+"""Which of the files that lie there belong together: pairs, manifests with what they name, halves that wait.
+
+A pure function of what the inbox found: no clock, no folder. A manifest comes first; what no manifest names pairs by
+stem, compared in Unicode's composed form (NFC) without case, because a Mac and a share may spell one name in two ways.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf
+from lipsyncd.jobs.job import Identity
+from lipsyncd.jobs.manifest import Manifest, classify
+
+IMAGE, AUDIO, MANIFEST = "image", "audio", "manifest"
+OTHER = "other"  # of no suffix that we know: only a manifest can make it a picture or a sound
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file in the inbox that could be part of a job.
+
+    role      by its suffix: IMAGE, AUDIO, MANIFEST or OTHER
+    settled   nobody has changed it for long enough; only then it is used
+    taken     an accepted job has copied it already; it still lies here for another manifest, or cannot be removed
+    age_s     time since it was first seen
+    """
+
+    name: bytes
+    role: str
+    identity: Identity
+    settled: bool = True
+    taken: bool = False
+    age_s: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return os.fsdecode(self.name)
+
+    @property
+    def stem(self) -> str:
+        return self.text.rpartition(".")[0]
+
+    @property
+    def key(self) -> str:
+        return pairing_key(self.stem)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Files that make one job, or that are refused together. The keys of `files` are roles; "extra-N" for the rest."""
+
+    name: str
+    files: Mapping[str, Found]
+    manifest: Manifest | None = None
+    refusal: InputError | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Something that lies in the inbox and is no job yet, and why."""
+
+    name: str
+    why: str
+    age_s: float
+
+
+@dataclass
+class Grouping:
+    """What `group` found out: drops to take now, and what waits."""
+
+    drops: list[Drop] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+
+
+def pairing_key(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+def group(
+    found: Iterable[Found],
+    manifests: Mapping[bytes, Manifest | InputError],
+    *,
+    unusable: Mapping[bytes, InputError],
+    pair_timeout_s: float,
+) -> Grouping:
+    """Sort what was found into drops and what has to wait. A drop holds settled files only, also when it is refused.
+
+    manifests       the content of each settled manifest, by name
+    unusable        names that lie there and cannot be used, with the reason: a manifest that names one is refused
+    pair_timeout_s  how long a half, or a manifest without its files, may wait
+    """
+    files = Listing({f.name: f for f in found})
+    result = Grouping()
+    spoken_for = _take_manifests(files, manifests, unusable, pair_timeout_s, result)
+    _take_pairs(files, spoken_for, pair_timeout_s, result)
+    result.waiting += [Waiting(f.text, "still being written", f.age_s) for f in files.values() if not f.settled]
+    return result
+
+
+# -- manifests ---------------------------------------------------------------------------------------------------------
+
+
+def _take_manifests(
+    files: Listing,
+    manifests: Mapping[bytes, Manifest | InputError],
+    unusable: Mapping[bytes, InputError],
+    pair_timeout_s: float,
+    result: Grouping,
+) -> set[bytes]:
+    """Make drops of manifests; gives the names that no pair may use any more."""
+    spoken_for: set[bytes] = set()
+    for file in sorted(files.values(), key=lambda f: (-f.age_s, f.name)):
+        if file.role != MANIFEST or file.taken:
+            continue
+        content = manifests.get(file.name)
+        if isinstance(content, Manifest):
+            spoken_for |= _take_manifest(files, file, content, unusable, pair_timeout_s, result)
+            continue
+        same_stem = (f for f in files.values() if f.key == file.key and f.role in (IMAGE, AUDIO))
+        companions = {f.name: f for f in same_stem if f.name not in spoken_for}
+        spoken_for |= companions.keys()
+        if content is not None:
+            _refuse(file, companions.values(), content, result)
+        elif file.settled:
+            result.waiting.append(Waiting(file.text, "cannot be read just now", file.age_s))
+    return spoken_for
+
+
+def _take_manifest(
+    files: Listing,
+    file: Found,
+    manifest: Manifest,
+    unusable: Mapping[bytes, InputError],
+    pair_timeout_s: float,
+    result: Grouping,
+) -> set[bytes]:
+    wanted = {
+        role: os.fsencode(source)
+        for role, source in ((IMAGE, manifest.image), (AUDIO, manifest.audio))
+        if source is not None and classify(source) == "file"
+    }
+    present = {role: found for role, name in wanted.items() if (found := lookup(files, name)) is not None}
+    missing = [repr(os.fsdecode(name)) for role, name in wanted.items() if role not in present]
+    reason = next((unusable[name] for name in wanted.values() if name in unusable), None)
+    if reason is None and missing and file.age_s >= pair_timeout_s:
+        reason = MissingFile(f"{' and '.join(missing)} did not come within {pair_timeout_s:g} s")
+    if reason is not None:
+        _refuse(file, present.values(), reason, result)
+    elif missing:
+        result.waiting.append(Waiting(file.text, f"waits for {' and '.join(missing)}", file.age_s))
+    elif not all(f.settled for f in present.values()):
+        result.waiting.append(Waiting(file.text, "its files are still being written", file.age_s))
+    else:
+        result.drops.append(Drop(file.stem, {MANIFEST: file, **present}, manifest))
+    return {f.name for f in present.values()}
+
+
+class Listing(dict[bytes, Found]):
+    """What a scan found, by name. Made once and not changed: the second way of looking is made at its first use."""
+
+    @cached_property
+    def composed(self) -> Mapping[str, list[Found]]:
+        """The files by their names in Unicode's composed form."""
+        names: dict[str, list[Found]] = defaultdict(list)
+        for file in self.values():
+            names[unicodedata.normalize("NFC", file.text)].append(file)
+        return names
+
+
+def lookup(files: Listing, name: bytes) -> Found | None:
+    """The file of that very name, else the only one whose name is the same text in another Unicode form."""
+    if name in files:
+        return files[name]
+    same = files.composed.get(unicodedata.normalize("NFC", os.fsdecode(name)), [])
+    return same[0] if len(same) == 1 else None
+
+
+def _refuse(file: Found, companions: Iterable[Found], error: InputError, result: Grouping) -> None:
+    """Take a file out of the inbox together with what belongs to it, once nobody writes any of that any more."""
+    here = sorted({f for f in companions if not f.taken}, key=lambda f: f.name)
+    if not all(f.settled for f in here):
+        result.waiting.append(Waiting(file.text, "its files are still being written", file.age_s))
+        return
+    extras = {f"extra-{number}": f for number, f in enumerate(here, start=1)}
+    result.drops.append(Drop(file.stem, {file.role: file, **extras}, refusal=error))
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+def _take_pairs(files: Mapping[bytes, Found], spoken_for: set[bytes], pair_timeout_s: float, result: Grouping) -> None:
+    stems: dict[str, list[Found]] = defaultdict(list)
+    for file in files.values():
+        if file.role in (IMAGE, AUDIO) and not file.taken and file.name not in spoken_for:
+            stems[file.key].append(file)
+    for members in stems.values():
+        if all(f.settled for f in members):
+            _take_stem(sorted(members, key=lambda f: f.name), pair_timeout_s, result)
+
+
+def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) -> None:
+    """One stem's pictures and sounds: a pair, a half, or too many."""
+    images = [f for f in members if f.role == IMAGE]
+    sounds = [f for f in members if f.role == AUDIO]
+    first, others, half = members[0], members[1:], "sound" if images else "picture"
+    if len(images) == 1 and len(sounds) == 1:
+        result.drops.append(Drop(images[0].stem, {IMAGE: images[0], AUDIO: sounds[0]}))
+    elif images and sounds:
+        names = ", ".join(f.text for f in members)
+        _refuse(first, others, AmbiguousPair(f"{names} share a stem"), result)
+    elif max(f.age_s for f in members) >= pair_timeout_s:
+        late = MissingHalf(f"no {half} of that stem came for {first.text!r} within {pair_timeout_s:g} s")
+        _refuse(first, others, late, result)
+    else:
+        result.waiting += [Waiting(f.text, f"waits for a {half} of the same stem", f.age_s) for f in members]

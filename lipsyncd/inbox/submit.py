@@ -1,0 +1,168 @@
+"""Put a job into the inbox the way everybody should: whole files under fresh names, the manifest last.
+
+Works whether the daemon runs or not. Looks at the files first, so that a wrong one is told to whoever still stands
+there, and not to a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lipsyncd.errors import (
+    AudioNotRecognised,
+    AudioUndecodable,
+    BadManifest,
+    BadName,
+    ImageNotRecognised,
+    ImageUndecodable,
+    InboxUnavailable,
+    MissingFile,
+    UsageError,
+)
+from lipsyncd.jobs.job import new_id
+from lipsyncd.jobs.manifest import Manifest, build, classify, clean_out_name, to_json
+from lipsyncd.media import Completeness, Kind, examine
+from lipsyncd.storage.files import copy_hashed, fsync_folder, open_regular, open_to_group, rename_no_replace, write_new
+from lipsyncd.storage.folders import HIDDEN, INBOX_OF, Folders
+
+_MODE = 0o664
+_SUFFIX = {Kind.JPEG: ".jpg"}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was dropped."""
+
+    job_id: str
+    out_name: str
+
+
+def manifest_of(**said: Any) -> Manifest:
+    """The manifest of a command line. Raises `UsageError` with what is wrong."""
+    options = dict(_option(pair) for pair in said.pop("options", ()))
+    fields = {"id": said.pop("job_id", None), "out_name": said.pop("name", None), "lipsyncd": options or None, **said}
+    image, audio = fields["image"], fields["audio"]
+    if (audio is None) == (fields["text"] is None):
+        raise UsageError("give either AUDIO or --text")
+    # Paths of this machine are no names in the inbox: they are checked when they are opened.
+    local = {role: path for role, path in (("image", image), ("audio", audio)) if path and classify(path) == "file"}
+    try:
+        manifest = build({k: v for k, v in fields.items() if v is not None} | dict.fromkeys(local, "file"))
+    except (BadManifest, BadName) as error:
+        raise UsageError(error.message, remedy=error.remedy) from error
+    return replace(manifest, image=local.get("image", manifest.image), audio=local.get("audio", manifest.audio))
+
+
+def _option(pair: str) -> tuple[str, Any]:
+    key, given, value = pair.partition("=")
+    if not given or not key:
+        raise UsageError(f"--option {pair!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def drop(folders: Folders, manifest: Manifest, *, queue: str = "") -> Submission:
+    """Drop a manifest and the files that it names. `image` and `audio` are paths of this machine, or addresses.
+
+    queue  which folder of the inbox they go to; "" is the inbox itself
+
+    Raises `UsageError` for a queue that is none, `InboxUnavailable`; `MissingFile` or what is wrong with a file.
+    """
+    inbox = _inbox_of(folders, queue)
+    job_id = manifest.id or new_id()
+    out_name = manifest.out_name or _natural_name(manifest)
+    files: dict[str, tuple[Path, str]] = {}
+    for role, source in (("image", manifest.image), ("audio", manifest.audio)):
+        if source is not None and classify(source) == "file":
+            path = Path(source)
+            suffix = _checked(path, role)
+            files[role] = (path, f"{clean_out_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
+    for path, name in files.values():
+        _copy_in(inbox, path, name)
+    named: dict[str, Any] = {role: name for role, (_, name) in files.items()}
+    whole = replace(manifest, id=job_id, out_name=out_name, **named)
+    _write_in(inbox, f"{out_name[:100]}.{job_id[-12:]}.json", to_json(whole))
+    return Submission(job_id, out_name)
+
+
+def _inbox_of(folders: Folders, queue: str) -> Path:
+    kind = INBOX_OF.format(queue) if queue else "inbox"
+    if kind not in folders.shared:
+        known = [kind.partition("/")[2] for kind in folders.shared if "/" in kind]
+        raise UsageError(
+            f"there is no queue {queue!r}",
+            remedy=f"queues are {', '.join(known)}" if known else "give the settings file a table [queue.NAME] for it",
+        )
+    if kind not in folders.known():
+        folders.initialise()
+    if not folders.available(kind):
+        raise InboxUnavailable(f"{folders.shared[kind]} is not mounted, or is another folder than before")
+    return folders.shared[kind]
+
+
+def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:
+    """Drop a manifest that names no file of this machine, under a name of the caller's. Raises `InboxUnavailable`."""
+    if not folders.available("inbox"):
+        raise InboxUnavailable(f"{folders.shared['inbox']} is not mounted, or is another folder than before")
+    try:
+        _write_in(folders.shared["inbox"], file_name, to_json(manifest))
+    except OSError as error:
+        raise InboxUnavailable(f"cannot write into {folders.shared['inbox']}: {error.strerror}") from error
+
+
+def _natural_name(manifest: Manifest) -> str:
+    """`anna` for anna.png with anna.wav; `anna-hello` for anna.png with hello.wav. An address's query is no name."""
+    sources = [source for source in (manifest.image, manifest.audio) if source is not None]
+    places = [urlsplit(source).path if classify(source) == "url" else source for source in sources]
+    stems = [Path(place.rpartition("/")[2]).stem for place in places]
+    return clean_out_name("-".join(dict.fromkeys(stems)))
+
+
+def _checked(path: Path, role: str) -> str:
+    """The suffix that the content of a file deserves. Raises the reason why it cannot be used."""
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        raise MissingFile(
+            f"cannot read {str(path)!r}: {error.strerror}", remedy="name a file that you can read"
+        ) from None
+    try:
+        structure = examine(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+    kind = structure.kind
+    shows = kind is not None and (kind.is_image or kind.is_video)
+    if kind is None or not (shows if role == "image" else kind.is_audio):
+        seen = f"is {kind}" if kind else "is none that we know"
+        raise (ImageNotRecognised if role == "image" else AudioNotRecognised)(f"{str(path)!r} {seen}")
+    if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
+        how = "is cut short" if structure.completeness is Completeness.TRUNCATED else "is damaged"
+        raise (ImageUndecodable if role == "image" else AudioUndecodable)(f"{str(path)!r} {how}: {structure.note}")
+    return _SUFFIX.get(kind, f".{kind.value}")
+
+
+def _copy_in(inbox: Path, path: Path, name: str) -> None:
+    hidden = inbox / HIDDEN / f"{name}.part"
+    hidden.unlink(missing_ok=True)
+    descriptor = open_regular(path)
+    try:
+        copy_hashed(descriptor, hidden, mode=_MODE)
+    finally:
+        os.close(descriptor)
+    open_to_group(hidden)
+    rename_no_replace(hidden, inbox / name)
+
+
+def _write_in(inbox: Path, name: str, content: bytes) -> None:
+    hidden = inbox / HIDDEN / f"{name}.part"
+    write_new(hidden, content, mode=_MODE)
+    open_to_group(hidden)
+    rename_no_replace(hidden, inbox / name)
+    fsync_folder(inbox)

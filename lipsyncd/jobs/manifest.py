@@ -1,0 +1,432 @@
+"""The grammar of a manifest: what it may say, what each word means, and which names are safe.
+
+A manifest is one small JSON object that makes one job:
+
+    {"image": "anna.png", "audio": "hello.wav", "stitch": true, "fps": 29.97}
+
+`parse` takes any bytes at all and gives a `Manifest`, or an `InputError` that names the field, the value seen and what
+is allowed there. CLI and web build theirs with `build` and drop `to_json` of it, so all doors share one grammar.
+
+Owns the rules for file names, output names, ids, addresses and frame rates. Opens no file: whether a named file exists
+is the inbox's question.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, Literal
+
+from lipsyncd.errors import BadManifest, BadName, UnsafePath
+from lipsyncd.jobs.rest_fields import check as check_said
+
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 16
+MAX_NUMBER_DIGITS = 32
+MAX_TEXT_CHARS = 40_000
+MAX_USER_DATA_BYTES = 4096
+MAX_REST_BYTES = 16 * 1024
+MAX_PAD_S = 60.0
+MAX_URL_CHARS = 4096
+MAX_NAME_BYTES = 200
+MAX_FILE_NAME_BYTES = 255  # what Linux file systems take
+MAX_RATE_TERM = 1_000_000  # a frame rate's numerator: MP4 and ffmpeg count in 32 bits
+_ID = re.compile(r"tlk_[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one manifest asks for. None means that it does not say: the settings decide.
+
+    image, audio  a file name in the inbox, an http(s) address, or `upload:<id>`; `classify` tells them apart
+    text          spoken in place of `audio`: exactly one of the two is given
+    id            canonical UUID text that the job gets; None: intake makes one
+    out_name      name of the result, without `.mp4`
+    pad_s         seconds of silence behind the sound
+    user_data     any JSON value, handed back untouched with the result
+    rest          what a client of the REST service said, for the answers that it gets later
+    options       the object under the key "lipsyncd": what the renderer alone understands
+    """
+
+    image: str
+    audio: str | None = None
+    text: str | None = None
+    voice: str | None = None
+    ssml: bool = False
+    id: str | None = None
+    out_name: str | None = None
+    renderer: str | None = None
+    stitch: bool | None = None
+    resolution: int | None = None
+    fps: Fraction | None = None
+    priority: int | None = None
+    user_data: Any = None
+    webhook: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pad_s: float | None = None
+    rest: Mapping[str, Any] | None = None
+
+
+# -- reading and writing -----------------------------------------------------------------------------------------------
+
+
+def parse(data: bytes, *, max_bytes: int = MAX_BYTES) -> Manifest:
+    """The manifest in `data`: UTF-8 JSON, with or without a byte order mark.
+
+    Raises `BadManifest`, `BadName` or `UnsafePath`, and nothing else, whatever the bytes are.
+    """
+    if len(data) > max_bytes:
+        raise BadManifest(f"the manifest has {len(data)} bytes, at most {max_bytes} are allowed")
+    try:
+        said = json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise BadManifest(f"the manifest is not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise BadManifest(f"the manifest is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise BadManifest(f"the manifest is not JSON: {error}") from None
+    if not isinstance(said, dict):
+        raise BadManifest("the manifest is JSON, but not one object in braces")
+    return build(said)
+
+
+def build(said: Mapping[str, Any]) -> Manifest:
+    """The manifest that these fields make, all checked. A field that is None counts as not said.
+
+    Raises `BadManifest`, `BadName` or `UnsafePath`.
+    """
+    _check_shape(said)
+    values: dict[str, Any] = {}
+    for name, value in said.items():
+        if name not in FIELDS:
+            raise BadManifest(f"unknown field {shown(name)}", remedy=f"did you mean {nearest(name, FIELDS)!r}?")
+        if value is not None:
+            values[_ATTRIBUTES.get(name, name)] = _read(name, value)
+    if "image" not in values:
+        raise BadManifest("the manifest names no image")
+    if ("audio" in values) == ("text" in values):
+        seen = "both audio and text" if "audio" in values else "neither audio nor text"
+        raise BadManifest(f"the manifest gives {seen}, allowed is exactly one of the two")
+    spoken_only = next((name for name in ("voice", "ssml") if values.get(name) and "text" not in values), None)
+    if spoken_only:
+        raise BadManifest(f"{spoken_only} goes with text, and the manifest gives audio")
+    return Manifest(**values)
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """One line of UTF-8 JSON that `parse` turns into the same manifest again. Raises `BadManifest` when too large."""
+    said = {name: getattr(manifest, _ATTRIBUTES.get(name, name)) for name in FIELDS}
+    said["ssml"] = manifest.ssml or None
+    said["fps"] = None if manifest.fps is None else str(manifest.fps)
+    said["lipsyncd"] = dict(manifest.options) or None
+    said["rest"] = None if manifest.rest is None else dict(manifest.rest)
+    if manifest.out_name is not None and manifest.out_name.lower().endswith(".mp4"):
+        said["out_name"] = manifest.out_name + ".mp4"  # parse takes one off
+    said = {name: value for name, value in said.items() if value is not None}
+    data = json.dumps(said, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if len(data) > MAX_BYTES:
+        raise BadManifest(f"the manifest would have {len(data)} bytes, at most {MAX_BYTES} are allowed")
+    return data
+
+
+# -- the words of the grammar ------------------------------------------------------------------------------------------
+
+
+def classify(source: str) -> Literal["file", "url", "upload"]:
+    """What an `image` or `audio` of a manifest is: a name in the inbox, an address, or something uploaded before."""
+    lower = source[:8].lower()
+    if lower.startswith(("http://", "https://")):
+        return "url"
+    return "upload" if lower.startswith("upload:") else "file"
+
+
+def check_file_name(name: str) -> str:
+    """`name` itself, when it can only mean a visible file in the inbox. Raises `UnsafePath`."""
+    if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_FILE_NAME_BYTES:
+        raise UnsafePath(f"{shown(name)} is no file name of 1 to {MAX_FILE_NAME_BYTES} bytes")
+    if name.startswith("."):
+        raise UnsafePath(f"{shown(name)} starts with '.': hidden files and '..' are never read")
+    if "/" in name or "\0" in name:
+        raise UnsafePath(f"{shown(name)} is a path, not a file name")
+    return name
+
+
+def check_out_name(name: str) -> str:
+    """The stem that a result gets: `name` without one `.mp4`. Raises `BadName` with the reason."""
+    stem = name[:-4] if name.lower().endswith(".mp4") else name
+    if not stem.strip():
+        raise BadName(f"the name {shown(name)} is empty")
+    if (size_bytes := len(stem.encode("utf-8", "surrogatepass"))) > MAX_NAME_BYTES:
+        raise BadName(f"the name {shown(name)} has {size_bytes} bytes")
+    if stem[0] in ".-":
+        raise BadName(f"the name {shown(name)} starts with {stem[0]!r}")
+    bad = next((char for char in stem if _unfit(char)), None)
+    if bad is not None:
+        raise BadName(f"the name {shown(name)} contains {bad!r}")
+    return stem
+
+
+def clean_out_name(name: str) -> str:
+    """A name near `name` that `check_out_name` gives back unchanged: for stems and titles that nobody chose as names.
+
+    What is not allowed becomes "_"; what is too long is cut between characters; nothing left means "job".
+    """
+    stem = "".join("_" if _unfit(char) else char for char in name).strip().lstrip(".- ")
+    stem = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore").rstrip()
+    while stem.lower().endswith(".mp4"):
+        stem = stem[:-4].rstrip()
+    return stem or "job"
+
+
+def canonical_id(text: str) -> str:
+    """Canonical lower-case text of a UUID of any version, also given in upper case or as D-ID's `tlk_` + 32 digits.
+
+    Raises ValueError with what is allowed.
+    """
+    lower = text.lower()
+    digits = lower[4:] if lower.startswith("tlk_") else lower.replace("-", "")
+    if not _ID.fullmatch(lower):
+        raise ValueError("a UUID as 36 characters, or tlk_ and 32 hexadecimal digits")
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def parse_fps(value: object) -> Fraction:
+    """An exact frame rate from 1 to 120, out of 25, "25", 29.97 or "30000/1001".
+
+    The decimals 23.976, 29.97 and 59.94 mean 24000/1001, 30000/1001 and 60000/1001, and so does any decimal within
+    0.0001 of those. A fraction is taken as it is.
+
+    Raises ValueError with what is allowed.
+    """
+    allowed = "a rate from 1 to 120 as a number or a fraction such as 30000/1001"
+    if not isinstance(value, (int, float, str, Fraction)):
+        raise ValueError(allowed)
+    text = str(value).strip() if isinstance(value, (float, str, Fraction)) or -1000 < value < 1000 else ""
+    # Matched before Fraction sees it: Fraction("1e999999999") would count for hours.
+    if not re.fullmatch(r"[0-9]{1,7}/[0-9]{1,7}|[0-9]{1,3}(\.[0-9]{1,20})?", text) or text.rpartition("/")[2] == "0":
+        raise ValueError(allowed)
+    rate = _ntsc(Fraction(text)) if "/" not in text else Fraction(text)
+    if not 1 <= rate <= 120 or rate.numerator > MAX_RATE_TERM:
+        raise ValueError(allowed)
+    return rate
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that looks most like `word`, whatever its case: for "did you mean"."""
+    from difflib import get_close_matches  # only a mistake needs it
+
+    spelled = {name.lower(): name for name in known}
+    return spelled[get_close_matches(word[:64].lower(), spelled, n=1, cutoff=0.0)[0]]
+
+
+_USER = re.compile(r"(?i)\b(https?:[/\\]*)[^\s\"'/?#]*@")
+_QUERY = re.compile(r"(?i)\b(https?:[^\s\"'?#]*)[?#][^\s\"']*")
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: short, on one line, nothing in it that a terminal would obey.
+
+    Of an address neither user, password nor query: messages end up in logs.
+    """
+    try:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    except (ValueError, RecursionError):  # a number of more than 4300 digits, nesting without end
+        text = "a value too large to show"
+    text = _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text))
+    return text if len(text) <= 60 else f"{text[:56]} ...{text[-1]}"
+
+
+# -- one reader for each field -----------------------------------------------------------------------------------------
+
+
+def _read(name: str, value: object) -> Any:
+    try:
+        return FIELDS[name](value)
+    except ValueError as error:
+        raise BadManifest(f"{name} is {shown(value)}, allowed is {error}") from None
+
+
+def _source(value: object) -> str:
+    text = _string(value, 1, MAX_URL_CHARS)
+    kind = classify(text)
+    if kind == "upload":
+        return "upload:" + canonical_id(text[len("upload:") :])
+    if kind == "url" or "://" in text:
+        return _url(text)
+    return check_file_name(text)
+
+
+def _url(value: object) -> str:
+    from urllib.parse import urlsplit  # most manifests have no address
+
+    allowed = f"an http or https address of at most {MAX_URL_CHARS} characters, without a user name"
+    text = _string(value, 1, MAX_URL_CHARS)
+    if any(char.isspace() or not char.isprintable() for char in text):  # urlsplit drops some of them unseen
+        raise ValueError(allowed)
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        raise ValueError(allowed) from None
+    if not usable:
+        raise ValueError(allowed)
+    return text
+
+
+def _text(value: object) -> str:
+    text = _string(value, 1, MAX_TEXT_CHARS)
+    if not text.strip() or "\0" in text:
+        raise ValueError("text with something to speak in it, and no NUL character")
+    return text
+
+
+def _word(value: object) -> str:
+    """A name out of somebody's list: of a voice, of a renderer."""
+    text = _string(value, 1, 64)
+    if not text.isprintable() or "/" in text or text[0] in ".-":
+        raise ValueError("a name without '/' or control characters that does not start with '.' or '-'")
+    return text
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _resolution(value: object) -> int:
+    number = _whole(value, 64, 2048)
+    if number % 2:
+        raise ValueError("an even number from 64 to 2048")
+    return number
+
+
+def _user_data(value: object) -> object:
+    plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(plain.encode()) > MAX_USER_DATA_BYTES:
+        raise ValueError(f"any JSON value of at most {MAX_USER_DATA_BYTES} bytes")
+    return value
+
+
+def _pad_s(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_PAD_S:
+        raise ValueError(f"seconds from 0 to {MAX_PAD_S:g}")
+    return float(value)
+
+
+def _rest(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or len(json.dumps(value, ensure_ascii=False).encode()) > MAX_REST_BYTES:
+        raise ValueError(f"an object of at most {MAX_REST_BYTES} bytes")
+    check_said(value)
+    return value
+
+
+def _options(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("an object with options of the renderer")
+    return value
+
+
+def _whole(value: object, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"a whole number from {low} to {high}")
+    return value
+
+
+def _string(value: object, low: int, high: int) -> str:
+    if not isinstance(value, str) or not low <= len(value) <= high:
+        raise ValueError(f"text of {low} to {high} characters")
+    return value
+
+
+# Every word that a manifest may say, with what reads it. The README lists the same words.
+FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
+    {
+        "image": _source,
+        "audio": _source,
+        "text": _text,
+        "voice": _word,
+        "ssml": _flag,
+        "id": lambda value: canonical_id(_string(value, 36, 36)),
+        "out_name": lambda value: check_out_name(_string(value, 0, MAX_URL_CHARS)),
+        "renderer": _word,
+        "stitch": _flag,
+        "resolution": _resolution,
+        "fps": parse_fps,
+        "priority": lambda value: _whole(value, -100, 100),
+        "user_data": _user_data,
+        "webhook": _url,
+        "lipsyncd": _options,
+        "pad_s": _pad_s,
+        "rest": _rest,
+    }
+)
+_ATTRIBUTES = {"lipsyncd": "options"}  # JSON name -> attribute, where they differ
+
+
+# -- JSON without its traps --------------------------------------------------------------------------------------------
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python keeps the last of two equal keys without a word; other readers keep the first."""
+    said = dict(pairs)
+    if len(said) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise BadManifest(f"{shown(twice)} stands in the manifest twice")
+    return said
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_NUMBER_DIGITS:
+        raise BadManifest(f"a number of {len(digits)} digits, at most {MAX_NUMBER_DIGITS} are allowed")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if abs(number) == float("inf"):
+        raise BadManifest(f"{shown(digits)} is too large a number")
+    return number
+
+
+def _constant(name: str) -> float:
+    raise BadManifest(f"{name} is no JSON number")
+
+
+def _check_shape(said: Mapping[str, Any]) -> None:
+    """Bounded depth, and text that can be written as UTF-8 again. Bounded first: writing recurses."""
+    level: list[Any] = [said]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, (dict, list, tuple))]
+    if level:
+        raise BadManifest(f"the manifest is nested deeper than {MAX_DEPTH} levels")
+    try:
+        json.dumps(dict(said), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise BadManifest("the manifest contains half of a surrogate pair, which is no character") from None
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value
+
+
+def _unfit(char: str) -> bool:
+    """True for what may stand in no output name: separators of paths and lines, control characters, half characters."""
+    return char == "/" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _ntsc(rate: Fraction) -> Fraction:
+    exact = (Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001))
+    return next((ntsc for ntsc in exact if abs(ntsc - rate) <= Fraction(1, 10_000)), rate)

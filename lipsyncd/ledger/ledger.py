@@ -1,0 +1,475 @@
+"""The job ledger: one SQLite file, and the only code that writes to it.
+
+Every move of a job is one guarded UPDATE and its event in one `BEGIN IMMEDIATE` transaction with `synchronous=FULL`:
+what was committed survives a power cut, and of two who try the same move one wins. All threads share one connection
+behind a lock. The spool is the truth; this file can be made again from it.
+
+Reading without these imports: `ledger_view`. Who may write: the holder of the instance lock, nobody else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, RowMapping, delete, func, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlmodel import Session, col, insert, select
+
+from lipsyncd.errors import IllegalTransition, LedgerUnavailable, LipsyncdError, UnknownJob
+from lipsyncd.jobs.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
+from lipsyncd.ledger.duplicates import FIRST_HAS_ENDED, Redrops
+from lipsyncd.ledger.ended_jobs import Endings
+from lipsyncd.ledger.engine import open_engine
+from lipsyncd.ledger.schema import STEPS
+from lipsyncd.ledger.tables import (
+    CLAIM,
+    FIND,
+    NO_REASON,
+    JobEventRow,
+    JobRow,
+    JobSourceRow,
+    asked,
+    event,
+    event_row,
+    named,
+    new_row,
+    source_rows,
+    why,
+)
+from lipsyncd.ledger.upkeep import Upkeep
+from lipsyncd.ledger.webhook_rows import Deliveries, follow
+from lipsyncd.storage.failpoints import reach
+
+_T = TypeVar("_T")
+_NAME_TRIES = 10_000
+_MANY = 500  # ids in one statement
+_FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
+
+
+class DropKnown(Exception):
+    """The very same drop has been accepted already and still lies in the inbox: no error for people."""
+
+
+class Ledger:
+    """Opens, migrates and writes the ledger at `path`. `steps` are the schema's versions.
+
+    listeners   told of each move after it was committed: the new state, or "prepared", and the job
+    deliveries  the webhooks that its jobs have asked for
+    redrops     jobs that ask for the same work as an earlier one
+    upkeep      what keeps it small
+    endings     of jobs that it does not know
+
+    Raises `LedgerTooNew` when a later program has written it, DatabaseError when it is damaged.
+    """
+
+    def __init__(self, path: Path, *, steps: Sequence[str] = STEPS) -> None:
+        self.path = path
+        self.listeners: list[Callable[[str, Job], None]] = []
+        self.deliveries = Deliveries(self._write)
+        self.upkeep = Upkeep(self._write, self._plain)
+        self.endings = Endings(self._write)
+        self._lock = threading.RLock()
+        self._engine = open_engine(path, steps)
+        self.redrops = Redrops(self._write, self._read)
+
+    def close(self) -> None:
+        with self._lock:
+            self._engine.dispose()
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with self._session() as session:
+            yield session
+            reach("ledger-before-commit")
+            session.commit()
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with self._session() as session:
+            yield session
+
+    @contextmanager
+    def _plain(self) -> Iterator[sqlite3.Connection]:
+        """The driver's connection with no transaction begun."""
+        with self._lock, closing(self._engine.raw_connection()) as pooled:
+            driver = pooled.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            yield driver
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A transaction of one thread. Raises `LedgerUnavailable` when the disk is full or somebody holds the file."""
+        with self._lock, Session(self._engine, expire_on_commit=False) as session:
+            try:
+                yield session
+            except OperationalError as error:
+                raise LedgerUnavailable(f"{self.path}: {error.orig}") from error
+
+    def check(self) -> None:
+        """Raises `DatabaseError` when the file is damaged."""
+        with self._lock, self._engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"quick_check: {found}")
+
+    def touch(self) -> None:
+        """Commit a write that changes nothing: the proof that the ledger can be written. Raises `DatabaseError`."""
+        with self._lock, self._engine.connect() as connection:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version={version}")
+            connection.commit()
+
+    # -- new rows ------------------------------------------------------------------------------------------------------
+
+    def insert(self, spec: JobSpec, *, max_attempts: int, idem_key: str | None = None) -> Job | None:
+        """Write the row of an accepted job; None when that id is known already (a crash came after the insert).
+
+        When a live job has the wanted output name, the next free one is taken ("name (2)"). Raises `DropKnown` when
+        the same files were accepted under another id.
+        """
+        if self.find(spec.id) is not None:
+            return None
+        try:
+            return _under_free_name(
+                spec.out_name, lambda out_name: self._insert(spec, out_name, max_attempts, idem_key)
+            )
+        except IntegrityError as error:
+            if "source_sig" in str(error.orig):
+                raise DropKnown(f"the files of {spec.name} are accepted already") from error
+            raise
+
+    def insert_all(self, new: Sequence[tuple[JobSpec, str | None]], *, max_attempts: int) -> list[Job]:
+        """Write the rows of accepted jobs, each with its `idem_key`, in one commit.
+
+        Gives the jobs; none, with nothing written, when one of them clashes with a live job: `insert` tells which.
+        """
+        if not new:
+            return []
+        rows = [new_row(spec, spec.out_name, max_attempts, idem_key) for spec, idem_key in new]
+        try:
+            return self._insert_rows([spec for spec, _ in new], rows)
+        except IntegrityError:
+            return []
+
+    def _insert(self, spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | None) -> Job:
+        [job] = self._insert_rows([spec], [new_row(spec, out_name, max_attempts, idem_key)])
+        return job
+
+    def _insert_rows(self, specs: Sequence[JobSpec], rows: Sequence[dict[str, Any]]) -> list[Job]:
+        sources = [row for spec in specs for row in source_rows(spec)]
+        accepted = [event_row(spec.id, JobState.QUEUED, "accepted") for spec in specs]
+        with self._write() as session:
+            seq = (session.exec(select(func.max(JobRow.seq))).one() or 0) + 1
+            numbered = [{"seq": number, **row} for number, row in enumerate(rows, start=seq)]
+            session.execute(insert(JobRow), numbered)
+            if sources:
+                session.execute(insert(JobSourceRow), sources)
+            session.execute(insert(JobEventRow), accepted)
+            made = select(*_FIELDS).where(col(JobRow.seq) >= seq).order_by(col(JobRow.seq))
+            return [_job(row) for row in session.execute(made).mappings()]
+
+    # -- moves ---------------------------------------------------------------------------------------------------------
+
+    def _move(
+        self,
+        job_id: str,
+        to: JobState,
+        *,
+        note: str,
+        values: Mapping[str, Any],
+        sources: Sequence[JobState] = (),
+        only: Sequence[ColumnElement[bool]] = (),
+    ) -> Job:
+        """The move itself, out of `sources` or any state that it is legal from, when the conditions `only` hold."""
+        leaves_device = {} if to is JobState.RUNNING else {"run_token": None, "device": None}
+        change = (
+            update(JobRow)
+            .where(col(JobRow.id) == job_id, col(JobRow.state).in_(sources or SOURCES[to]), *only)
+            .values(state=to.value, **leaves_device, **values)
+            .returning(*_FIELDS)
+        )
+        with self._write() as session:
+            row = session.execute(change).mappings().one_or_none()
+            if row is None:
+                raise self._illegal(session, job_id, to)
+            session.add(event(job_id, to, note))
+            job = _job(row)
+            follow(session, job)
+        self._tell(to.value, job)
+        return job
+
+    def _tell(self, step: str, job: Job) -> None:
+        for listener in self.listeners:
+            listener(step, job)
+
+    @staticmethod
+    def _illegal(session: Session, job_id: str, to: JobState) -> LipsyncdError:
+        state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one_or_none()
+        if state is None:
+            return UnknownJob(f"no job {job_id}")
+        return IllegalTransition(f"job {job_id} is {state} and cannot become {to.value}")
+
+    def claim(self, device: str, token: str) -> Job | None:
+        """Take the next prepared job for a device; the attempt is counted before anything runs."""
+        with self._write() as session:
+            row = session.execute(CLAIM, {"device": device, "token": token, "now": now_ms()}).mappings().one_or_none()
+            if row is None:
+                return None
+            job = _job(row)
+            note = f"attempt {job.attempt} of {job.max_attempts} on {device}"
+            session.add(event(job.id, JobState.RUNNING, note))
+        self._tell("running", job)
+        return job
+
+    def to_publishing(
+        self,
+        job_id: str,
+        *,
+        token: str | None,
+        sha256: str,
+        size: int,
+        frames: int,
+        render_ms: int,
+        linked_to: str | None = None,
+    ) -> Job:
+        """The video is finished and safe in the spool.
+
+        With a token, only for the run that rendered it, and only when nobody has asked to cancel it meanwhile.
+        Another job's video only while the row is still linked to that one.
+        """
+        only: tuple[ColumnElement[bool], ...] = ()
+        if token is not None:
+            only = (col(JobRow.run_token) == token, col(JobRow.cancel_requested) == 0)
+        elif linked_to is not None:
+            only = (col(JobRow.duplicate_of) == linked_to,)
+        values = {
+            "out_sha256": sha256,
+            "out_size": size,
+            "frames": frames,
+            "render_ms": render_ms,
+            "stage": "publishing",
+            "fraction": 1.0,
+            "prepared": 1,
+            **NO_REASON,
+        }
+        note = "rendered" if linked_to is None else f"linked to job {linked_to}"
+        return self._move(job_id, JobState.PUBLISHING, note=note, only=only, values=values)
+
+    def to_done(self, job_id: str, *, note: str) -> Job:
+        values = {"stage": "done", "fraction": 1.0, "finished_ms": now_ms(), **NO_REASON}
+        return self._move(job_id, JobState.DONE, note=note, values=values)
+
+    def to_failed(self, job_id: str, error: Mapping[str, str]) -> Job:
+        values = {"stage": "failed", "finished_ms": now_ms(), "staged": 0, **why(error)}
+        return self._move(job_id, JobState.FAILED, note=f"{error['code']}: {error['message']}", values=values)
+
+    def to_cancelled(self, job_id: str, *, sources: Sequence[JobState] = SOURCES[JobState.CANCELLED]) -> Job:
+        values = {"stage": "cancelled", "finished_ms": now_ms(), "cancel_requested": 0, **NO_REASON}
+        return self._move(job_id, JobState.CANCELLED, note="cancelled", sources=sources, values=values)
+
+    def requeue(
+        self, job_id: str, *, note: str, delay_ms: int = 0, charge: bool, error: Mapping[str, str] | None = None
+    ) -> Job:
+        """Put a running job back. `charge=False` gives the attempt back: it was no fault of the job."""
+        attempt = col(JobRow.attempt) if charge else text("max(attempt - 1, 0)")
+        values = {"attempt": attempt, "stage": "queued", "fraction": 0.0, "not_before_ms": now_ms() + delay_ms}
+        told = NO_REASON if error is None else why(error)
+        return self._move(job_id, JobState.QUEUED, note=note, values={**values, **told})
+
+    def retry(self, job_id: str, wanted_name: str) -> Job:
+        """Give a failed or cancelled job, whose inputs are back in the spool, a fresh set of attempts.
+
+        Its output gets the wanted name, or the next free one when another live job has that meanwhile.
+        """
+        fresh = {"attempt": 0, "stage": "accepted", "fraction": 0.0, "prepared": 0, "not_before_ms": 0, "kept": None}
+        none = {"out_sha256": None, "out_size": None, "started_ms": None, "finished_ms": None, "duplicate_of": None}
+        values = {**fresh, **none, "cancel_requested": 0, **NO_REASON}
+
+        def requeued(out_name: str) -> Job:
+            new = {**values, **named(out_name)}
+            return self._move(job_id, JobState.QUEUED, note="retry", sources=_ENDED_EARLY, values=new)
+
+        return _under_free_name(wanted_name, requeued)
+
+    def delete(self, job_id: str) -> bool:
+        """Forget an ended job with its history; says whether there was one."""
+        with self._write() as session:
+            session.execute(update(JobRow).where(col(JobRow.duplicate_of) == job_id).values(duplicate_of=None))
+            doomed = delete(JobRow).where(col(JobRow.id) == job_id, col(JobRow.state).in_(_ENDED))
+            return bool(session.execute(doomed).rowcount)  # type: ignore[attr-defined]
+
+    # -- columns that move no state ------------------------------------------------------------------------------------
+
+    def _set(self, job_id: str, states: Sequence[JobState] = (), *, note: str = "", **values: Any) -> bool:
+        """Change columns of one job, if it is in one of `states`; says whether it was."""
+        change = update(JobRow).where(col(JobRow.id) == job_id).values(**values)
+        if states:
+            change = change.where(col(JobRow.state).in_(states))
+        with self._write() as session:
+            changed = bool(session.execute(change).rowcount)  # type: ignore[attr-defined]
+            if changed and note:
+                state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one()
+                session.add(event(job_id, state, note))
+            return changed
+
+    def set_prepared(self, job_id: str, *, frames: int, duration_ms: int) -> bool:
+        values = {"prepared": 1, "stage": "queued", "frames": frames, "duration_ms": duration_ms, "not_before_ms": 0}
+        done = self._set(job_id, [JobState.QUEUED], note="prepared", **values, **NO_REASON)
+        if done:
+            self._tell("prepared", self.get(job_id))
+        return done
+
+    def set_unprepared(self, job_id: str) -> None:
+        """What the jail wrote is gone: it has to be made again."""
+        self._set(job_id, [JobState.QUEUED], prepared=0)
+
+    def set_stage(self, job_id: str, stage: str) -> None:
+        self._set(job_id, [JobState.QUEUED], stage=stage)
+
+    def set_blocked(self, job_id: str, error: Mapping[str, str], *, delay_ms: int) -> bool:
+        """Note why a waiting job waits, and when it is looked at again."""
+        states = [JobState.QUEUED, JobState.PUBLISHING]
+        known = self.find(job_id)
+        note = "" if known and known.reason_code == error["code"] else f"waits: {error['code']}: {error['message']}"
+        return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **why(error))
+
+    def release(self, *codes: str) -> int:
+        """Let the jobs that wait for one of these reasons be looked at again now; says how many there are."""
+        states = [JobState.QUEUED, JobState.PUBLISHING]
+        waiting = update(JobRow).where(col(JobRow.state).in_(states), col(JobRow.reason_code).in_(codes))
+        with self._write() as session:
+            return int(session.execute(waiting.values(not_before_ms=0)).rowcount)  # type: ignore[attr-defined]
+
+    def set_progress(self, job_id: str, token: str, stage: str, fraction: float) -> None:
+        change = update(JobRow).where(col(JobRow.id) == job_id, col(JobRow.run_token) == token)
+        with self._write() as session:
+            session.execute(change.values(stage=stage, fraction=min(max(fraction, 0.0), 1.0)))
+
+    def set_options(self, spec: JobSpec, *, idem_key: str | None = None) -> bool:
+        """Take over other options, while the job waits; says whether it still did. It is then prepared once more."""
+
+        def renamed(out_name: str) -> bool:
+            note = "options replaced by a manifest"
+            values = {**asked(spec), **named(out_name), "prepared": 0, "duplicate_of": None}
+            return self._set(spec.id, [JobState.QUEUED], note=note, idem_key=idem_key, **values)
+
+        return _under_free_name(spec.out_name, renamed)
+
+    def set_staged(self, job_id: str) -> bool:
+        return self._set(job_id, [JobState.PUBLISHING], staged=1)
+
+    def set_priority(self, job_id: str, priority: int) -> bool:
+        return self._set(job_id, [JobState.QUEUED], note=f"priority {priority}", priority=priority)
+
+    def request_cancel(self, job_id: str) -> bool:
+        """Ask the run in progress to end; False when the job does not run."""
+        return self._set(job_id, [JobState.RUNNING], note="cancel requested", cancel_requested=1)
+
+    def set_released(self, job_ids: Sequence[str]) -> None:
+        """Note that nothing of these jobs lies in the inbox any more."""
+        with self._write() as session:
+            for first in range(0, len(job_ids), _MANY):
+                chosen = col(JobRow.id).in_(job_ids[first : first + _MANY])
+                session.execute(update(JobRow).where(chosen).values(inputs_released=1))
+
+    def set_kept(self, job_id: str, where: Path) -> None:
+        """Note where the inputs of an ended job lie now."""
+        self._set(job_id, kept=str(where))
+
+    def note(self, job_id: str, note: str) -> None:
+        """Add a line to a job's history."""
+        with self._write() as session:
+            state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one_or_none()
+            if state is not None:
+                session.add(event(job_id, state, note))
+
+    def rename_output(self, job_id: str, wanted: str, taken: str) -> str:
+        """Reserve the next free output name after `taken`, for a job that is being published.
+
+        taken  the wanted name itself, or "wanted (N)" of an earlier try
+        """
+
+        def reserved(out_name: str) -> str:
+            self._set(job_id, note=f"published as {out_name}", **named(out_name))
+            return out_name
+
+        tail = taken.removeprefix(wanted).removeprefix(" (").removesuffix(")")
+        return _under_free_name(wanted, reserved, first=int(tail) + 1 if tail.isdecimal() else 2)
+
+    # -- reading for those who write -----------------------------------------------------------------------------------
+
+    def find(self, job_id: str) -> Job | None:
+        with self._session() as session:
+            row = session.execute(FIND, {"job_id": job_id}).mappings().one_or_none()
+            return None if row is None else _job(row)
+
+    def _first(self, wanted: Any) -> Job | None:
+        with self._read() as session:
+            row = session.execute(wanted.limit(1)).mappings().one_or_none()
+            return None if row is None else _job(row)
+
+    def get(self, job_id: str) -> Job:
+        """The job. Raises `UnknownJob`."""
+        job = self.find(job_id)
+        if job is None:
+            raise UnknownJob(f"no job {job_id}")
+        return job
+
+    def in_state(self, *states: JobState) -> list[Job]:
+        """Every job in one of these states, oldest first."""
+        wanted = select(*_FIELDS).where(col(JobRow.state).in_(states)).order_by(col(JobRow.seq))
+        with self._read() as session:
+            return [_job(row) for row in session.execute(wanted).mappings()]
+
+    def next_to_prepare(self) -> Job | None:
+        """The first waiting job, in the order of the queue, that is due and not prepared."""
+        due = select(*_FIELDS).where(
+            JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms(), FIRST_HAS_ENDED
+        )
+        return self._first(due.order_by(col(JobRow.priority).desc(), col(JobRow.seq)))
+
+    def unreleased(self) -> list[str]:
+        """Jobs whose files may still lie in the inbox."""
+        with self._read() as session:
+            return list(session.exec(select(JobRow.id).where(JobRow.inputs_released == 0).order_by(col(JobRow.seq))))
+
+    def source_hashes(self, job_id: str) -> dict[str, str]:
+        """SHA-256 of each file that a job took, by role."""
+        wanted = select(JobSourceRow.role, JobSourceRow.sha256).where(JobSourceRow.job_id == job_id)
+        with self._read() as session:
+            return {role: sha256 for role, sha256 in session.execute(wanted)}  # noqa: C416 - dict() takes no rows
+
+    def idem_key(self, job_id: str) -> str | None:
+        """The key that `insert` or `set_options` got for that job."""
+        with self._read() as session:
+            return session.exec(select(JobRow.idem_key).where(JobRow.id == job_id)).one_or_none()
+
+    def latest_with_source(self, name: bytes, *, queue: str = "") -> Job | None:
+        """The newest job that took a file of that name from the inbox, or from that folder in it."""
+        ids = select(JobSourceRow.job_id).where(JobSourceRow.name == name)
+        theirs = select(*_FIELDS).where(col(JobRow.id).in_(ids), col(JobRow.queue) == queue)
+        return self._first(theirs.order_by(col(JobRow.seq).desc()))
+
+
+_ENDED_EARLY = (JobState.FAILED, JobState.CANCELLED)
+_ENDED = (JobState.DONE, *_ENDED_EARLY)
+
+
+def _job(row: RowMapping) -> Job:
+    return job_from_row(dict(row))
+
+
+def _under_free_name(wanted: str, work: Callable[[str], _T], *, first: int = 1) -> _T:
+    """What `work` gives for the first of "wanted", "wanted (2)", "wanted (3)" ... that no other live job has."""
+    for number in range(first, first + _NAME_TRIES):
+        try:
+            return work(wanted if number == 1 else f"{wanted} ({number})")
+        except IntegrityError as error:
+            if "out_key" not in str(error.orig):
+                raise
+    raise LipsyncdError(f"no free output name like {wanted!r} in {_NAME_TRIES} tries")

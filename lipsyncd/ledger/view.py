@@ -1,0 +1,216 @@
+"""Reading the ledger with nothing but `sqlite3`: what the CLI and the web server look at.
+
+Opens read-only, asks, closes; never holds a transaction. Writing is `ledger`'s alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from lipsyncd.errors import LedgerError, UnknownJob
+from lipsyncd.jobs.job import JOB_COLUMNS, Job, JobEvent, JobState, job_from_row
+from lipsyncd.jobs.webhook_delivery import DELIVERY_COLUMNS, Delivery, delivery_from_row
+
+_COLUMNS = ", ".join(JOB_COLUMNS)
+_SHORTEST_PREFIX = 4
+
+
+class LedgerView:
+    """The ledger at `path`. A file that is not there yet reads as an empty ledger."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection | None]:
+        if not self.path.exists():
+            yield None
+            return
+        try:
+            with closing(self._connect()) as connection:
+                connection.row_factory = sqlite3.Row
+                [schema] = connection.execute("PRAGMA user_version").fetchone()
+                yield connection if schema else None  # 0: a daemon is about to make the tables
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"cannot read the ledger {self.path}: {error}",
+                remedy="check that you are in its group; `lipsyncd run` repairs a damaged ledger from the spool",
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open read-only; where even the shared memory file may not be made, read the file as it lies."""
+        quoted = str(self.path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=5.0)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+        except sqlite3.OperationalError:
+            connection.close()
+            if self.path.with_name(self.path.name + "-wal").exists():
+                raise
+            connection = sqlite3.connect(f"file:{quoted}?mode=ro&immutable=1", uri=True)
+        return connection
+
+    def jobs(self, *, states: Sequence[JobState] = (), limit: int = 50) -> list[Job]:
+        """What runs, what waits in the order in which it will run, what has ended from the newest on."""
+        marks = ",".join("?" * len(states))
+        where = f"WHERE state IN ({marks})" if states else ""
+        order = (
+            "ORDER BY state IN ('running','publishing') DESC, state='queued' DESC, "
+            "CASE state WHEN 'queued' THEN -priority END, CASE state WHEN 'queued' THEN seq ELSE -seq END LIMIT ?"
+        )
+        with self._open() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM job {where} {order}", (*states, limit))
+            return [job_from_row(row) for row in rows]
+
+    def find(self, job_id: str) -> Job | None:
+        """The job with that id, or with the only id that begins so (4 characters or more)."""
+        with self._open() as connection:
+            if connection is None:
+                return None
+            row = connection.execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
+            if row is None and len(job_id) >= _SHORTEST_PREFIX:
+                # An id's last characters are random, its first ones a time: people copy either end.
+                likely = f"SELECT {_COLUMNS} FROM job WHERE substr(id, 1, ?)=? OR substr(id, -?)=? LIMIT 2"
+                length = len(job_id)
+                rows = connection.execute(likely, (length, job_id, length, job_id)).fetchall()
+                row = rows[0] if len(rows) == 1 else None
+            return None if row is None else job_from_row(row)
+
+    def get(self, job_id: str) -> Job:
+        """As `find`. Raises `UnknownJob`."""
+        job = self.find(job_id)
+        if job is None:
+            raise UnknownJob(f"the ledger knows no job {job_id!r}, or more than one whose id begins or ends so")
+        return job
+
+    def events(self, job_id: str) -> list[JobEvent]:
+        """The job's history, oldest first."""
+        return self._events("job_id=?", job_id)
+
+    def latest_events(self, *, job_id: str = "", since_ms: int = 0, after: int = 0, limit: int = -1) -> list[JobEvent]:
+        """The newest events of one job or of all, oldest first.
+
+        since_ms  not those before that time
+        after     not that event nor those before it, by its number
+        limit     as many as that; all when it is negative
+        """
+        mine, values = ("job_id=? AND ", (job_id,)) if job_id else ("", ())
+        where = f"{mine}e.id>? AND e.at_ms>=? ORDER BY e.id DESC LIMIT ?"
+        return self._events(where, *values, after, since_ms, limit)
+
+    def events_before(self, number: int, job_ids: Sequence[str]) -> list[JobEvent]:
+        """What had happened to these jobs before the event of that number, oldest first."""
+        return self._events(f"e.id<? AND job_id IN ({','.join('?' * len(job_ids))})", number, *job_ids)
+
+    def _events(self, where: str, *values: object) -> list[JobEvent]:
+        wanted = "SELECT e.id, job_id, name, at_ms, e.state, note FROM job_event e JOIN job ON job.id=job_id WHERE"
+        with self._open() as connection:
+            rows = [] if connection is None else connection.execute(f"{wanted} {where}", values).fetchall()
+        found = [JobEvent(r["at_ms"], r["state"], r["note"], r["id"], r["job_id"], r["name"]) for r in rows]
+        return sorted(found, key=lambda event: event.number)
+
+    def deliveries(self, job_id: str) -> list[Delivery]:
+        """The webhooks of a job, oldest first."""
+        wanted = (
+            f"SELECT {', '.join(DELIVERY_COLUMNS)} FROM webhook_delivery WHERE job_id=? ORDER BY made_ms, webhook_id"
+        )
+        with self._open() as connection:
+            rows = [] if connection is None else connection.execute(wanted, (job_id,))
+            return [delivery_from_row(row) for row in rows]
+
+    def oldest_queued_ms(self) -> int | None:
+        """When the job that waits longest was accepted; None when none waits."""
+        return self._number("SELECT min(accepted_ms) FROM job WHERE state='queued'")
+
+    def queue(self) -> tuple[int, str]:
+        """How many jobs wait, and the code of what blocks one of them; "" when none is blocked."""
+        wanted = (
+            "SELECT count(*), coalesce(max(CASE WHEN attempt=0 THEN reason_code END), '') FROM job WHERE state='queued'"
+        )
+        with self._open() as connection:
+            if connection is None:
+                return 0, ""
+            length, code = connection.execute(wanted).fetchone()
+            return int(length), str(code)
+
+    def blocked(self, renderer: str, codes: Sequence[str]) -> tuple[str, str] | None:
+        """Code and message of a job of that renderer that waits for one of these reasons; None when none does."""
+        marks = ",".join("?" * len(codes))
+        wanted = f"SELECT reason_code, reason FROM job WHERE state='queued' AND renderer=? AND reason_code IN ({marks})"
+        with self._open() as connection:
+            if connection is None:
+                return None
+            row = connection.execute(f"{wanted} LIMIT 1", (renderer, *codes)).fetchone()
+            return None if row is None else (row["reason_code"], row["reason"])
+
+    def persisting(self) -> set[str]:
+        """Jobs whose clients want them kept without limit."""
+        with self._open() as connection:
+            wanted = "SELECT id FROM job WHERE json_extract(rest, '$.persist')=1"
+            return set() if connection is None else {row["id"] for row in connection.execute(wanted)}
+
+    def uploads_in_use(self) -> set[str]:
+        """Uploads that jobs which have not ended may still read."""
+        live = "rest IS NOT NULL AND (state='queued' OR state='running' OR state='publishing')"
+        wanted = f"SELECT value FROM job, json_each(rest, '$.uploads') WHERE {live}"
+        with self._open() as connection:
+            return set() if connection is None else {row["value"] for row in connection.execute(wanted)}
+
+    def old_rows(self, before_ms: int, most: int) -> list[tuple[str, bool, str | None]]:
+        """Ended jobs beyond the newest `most` (0: no bound), or that ended before `before_ms`, oldest first.
+
+        Not those whose clients want them kept, whose end is still to be told, or whose files lie in the inbox.
+        Gives for each its id, whether it failed, and where its inputs were kept.
+        """
+        ended = "state IN ('done','failed','cancelled')"
+        bound = f"seq <= (SELECT seq FROM job WHERE {ended} ORDER BY seq DESC LIMIT 1 OFFSET :most)"
+        wanted = (
+            f"SELECT id, state='failed' AS failed, kept FROM job WHERE {ended} AND inputs_released=1 "
+            "AND coalesce(json_extract(rest, '$.persist'), 0)=0 AND NOT EXISTS "
+            "(SELECT 1 FROM webhook_delivery w WHERE w.job_id=job.id AND w.state='waiting') "
+            f"AND (finished_ms < :before OR (:most > 0 AND {bound})) ORDER BY seq"
+        )
+        with self._open() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute(wanted, {"before": before_ms, "most": most})
+            return [(row["id"], bool(row["failed"]), row["kept"]) for row in rows]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._open() as connection:
+            found = (
+                {} if connection is None else dict(connection.execute("SELECT state, count(*) FROM job GROUP BY state"))
+            )
+        return {state: int(found.get(state.value, 0)) for state in JobState}
+
+    # -- the file itself -----------------------------------------------------------------------------------------------
+
+    def schema(self) -> int | None:
+        """The version of its tables; None while there are none."""
+        with self._open() as connection:
+            return None if connection is None else int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+    def damage(self) -> str:
+        """Read every page and index: what is wrong with the file; "" when nothing is."""
+        with self._open() as connection:
+            found = "ok" if connection is None else connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            return "" if found == "ok" else " ".join(str(found).split())
+
+    def newest_event_ms(self) -> int | None:
+        """When anything last happened to a job; None when nothing has."""
+        return self._number("SELECT at_ms FROM job_event ORDER BY id DESC LIMIT 1")
+
+    def last_done_ms(self) -> int | None:
+        """When a job was last done; None when none was."""
+        return self._number("SELECT max(finished_ms) FROM job WHERE state='done'")
+
+    def _number(self, question: str) -> int | None:
+        with self._open() as connection:
+            row = None if connection is None else connection.execute(question).fetchone()
+            return None if row is None or row[0] is None else int(row[0])

@@ -1,0 +1,314 @@
+"""What an MP4 really holds, read from its own boxes.
+
+Owns the reading of MP4 boxes (ISO/IEC 14496-12). Leaves making the file to `lipsyncd.media.ffmpeg`, and whether it is
+what a render should have made to `lipsyncd.worker.check_result`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+MAX_MOOV_BYTES = 32 << 20  # ten minutes at 120 fps need 2 MiB
+_MAX_TOP_LEVEL_BOXES = 1000
+
+_T = TypeVar("_T")
+
+
+class Mp4Damaged(ValueError):
+    """The bytes are no MP4 with one picture and one sound, or contradict themselves."""
+
+
+@dataclass(frozen=True)
+class Colour:
+    """The container's colour tags (`colr`, type `nclx`), in the code points of ISO/IEC 23091-2; 1 is bt709."""
+
+    primaries: int
+    transfer: int
+    matrix: int
+    full_range: bool
+
+
+BT709 = Colour(primaries=1, transfer=1, matrix=1, full_range=False)
+
+
+@dataclass(frozen=True)
+class VideoTrack:
+    """The picture.
+
+    rate      frames per second, exact; None when the frames do not all last equally long
+    start_s   when the first frame shows, after the edit list
+    duration  seconds that are shown, after the edit list
+    """
+
+    codec: str
+    width: int
+    height: int
+    frames: int
+    rate: Fraction | None
+    start_s: Fraction
+    duration: Fraction
+    colour: Colour | None
+
+
+@dataclass(frozen=True)
+class AudioTrack:
+    """The sound; `start_s` and `duration` as in `VideoTrack`, so without the encoder's priming samples."""
+
+    codec: str
+    rate: int
+    start_s: Fraction
+    duration: Fraction
+
+
+@dataclass(frozen=True)
+class Mp4Facts:
+    """One video track and one audio track, as the boxes tell them.
+
+    moov_first  the index comes before the media, so that a player can start from the first bytes
+    truncated   a box says that it goes on beyond the end of the file
+    """
+
+    moov_first: bool
+    truncated: bool
+    video: VideoTrack
+    audio: AudioTrack
+
+
+def inspect(path: Path) -> Mp4Facts:
+    """Read the boxes of the file at `path`. Nothing is decoded; `mdat` is skipped, never read.
+
+    Raises `Mp4Damaged` for anything that is not an MP4 with exactly one video and one audio track, whatever the bytes
+    are, and `OSError` when the file cannot be read.
+    """
+    with path.open("rb") as file:
+        top = _top_level(file)
+        places = [kind for kind, _, _ in top]
+        if "ftyp" not in places[:1]:
+            raise Mp4Damaged("it does not begin with ftyp")
+        if "moov" not in places:
+            raise Mp4Damaged("it has no moov: whoever wrote it did not finish")
+        _, start, size = top[places.index("moov")]
+        if size > MAX_MOOV_BYTES:
+            raise Mp4Damaged(f"its moov claims {size} bytes")
+        file.seek(start)
+        moov = file.read(size)
+        end = file.seek(0, os.SEEK_END)
+    truncated = any(at + length > end for _, at, length in top)
+    moov_first = "mdat" not in places[: places.index("moov")]
+    try:
+        video, audio = _tracks(memoryview(moov))
+    except (struct.error, IndexError) as error:
+        raise Mp4Damaged(f"its moov contradicts itself: {error}") from error
+    return Mp4Facts(moov_first=moov_first, truncated=truncated, video=video, audio=audio)
+
+
+# -- boxes -------------------------------------------------------------------------------------------------------------
+
+
+def _top_level(file: BinaryIO) -> list[tuple[str, int, int]]:
+    """(kind, where the payload starts, payload bytes as claimed) of each box, reading 16 bytes of each."""
+    end = file.seek(0, os.SEEK_END)
+    found: list[tuple[str, int, int]] = []
+    at = 0
+    while at + 8 <= end:
+        if len(found) >= _MAX_TOP_LEVEL_BOXES:
+            raise Mp4Damaged(f"it has more than {_MAX_TOP_LEVEL_BOXES} boxes")
+        file.seek(at)
+        head = file.read(16)
+        size, kind = struct.unpack_from(">I4s", head)
+        header = 8
+        if size == 1 and len(head) == 16:
+            size, header = struct.unpack_from(">Q", head, 8)[0], 16
+        elif size == 0:
+            size = end - at
+        if size < header:
+            raise Mp4Damaged(f"the box at byte {at} claims {size} bytes")
+        found.append((kind.decode("latin-1"), at + header, size - header))
+        at += size
+    return found
+
+
+def _boxes(data: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """The boxes inside a payload. Here, unlike at the top, a box that reaches beyond its parent is a contradiction."""
+    at = 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if size < 8 or at + size > len(data):
+            raise Mp4Damaged(f"its box {kind!r} claims {size} bytes of {len(data) - at}")
+        yield kind.decode("latin-1"), data[at + 8 : at + size]
+        at += size
+
+
+def _child(data: memoryview, *path: str) -> memoryview:
+    for kind in path:
+        data = _only(data, kind)
+    return data
+
+
+def _only(data: memoryview, kind: str) -> memoryview:
+    found = _optional(data, kind)
+    if found is None:
+        raise Mp4Damaged(f"a box {kind} is missing")
+    return found
+
+
+def _optional(data: memoryview, kind: str) -> memoryview | None:
+    return next((payload for name, payload in _boxes(data) if name == kind), None)
+
+
+# -- tracks ------------------------------------------------------------------------------------------------------------
+
+
+def _tracks(moov: memoryview) -> tuple[VideoTrack, AudioTrack]:
+    movie_scale = _ticks_per_second(_only(moov, "mvhd"))
+    videos: list[VideoTrack] = []
+    audios: list[AudioTrack] = []
+    for kind, trak in _boxes(moov):
+        if kind != "trak":
+            continue
+        handler = bytes(_child(trak, "mdia", "hdlr")[8:12])
+        if handler == b"vide":
+            videos.append(_video(trak, movie_scale))
+        elif handler == b"soun":
+            audios.append(_audio(trak, movie_scale))
+    return _single(videos, "video"), _single(audios, "audio")
+
+
+def _single(tracks: list[_T], what: str) -> _T:
+    if len(tracks) != 1:
+        raise Mp4Damaged(f"it has {len(tracks)} {what} tracks where one is wanted")
+    return tracks[0]
+
+
+def _video(trak: memoryview, movie_scale: int) -> VideoTrack:
+    codec, entry = _sample_entry(trak)
+    width, height = struct.unpack_from(">HH", entry, 24)
+    counts, scale = _sample_times(trak), _scale(trak)
+    frames = sum(count for count, _ in counts)
+    steps = {step for count, step in counts if count}
+    start, duration = _presented(trak, movie_scale)
+    return VideoTrack(
+        codec=codec,
+        width=width,
+        height=height,
+        frames=frames,
+        rate=Fraction(scale, steps.pop()) if len(steps) == 1 and 0 not in steps else None,
+        start_s=start,
+        duration=duration,
+        colour=_colour(entry[78:]),
+    )
+
+
+def _audio(trak: memoryview, movie_scale: int) -> AudioTrack:
+    codec, entry = _sample_entry(trak)
+    (rate,) = struct.unpack_from(">I", entry, 24)
+    start, duration = _presented(trak, movie_scale)
+    return AudioTrack(codec=codec, rate=rate >> 16, start_s=start, duration=duration)
+
+
+def _sample_entry(trak: memoryview) -> tuple[str, memoryview]:
+    described = _child(trak, "mdia", "minf", "stbl", "stsd")
+    first = next(_boxes(described[8:]), None)
+    if first is None:
+        raise Mp4Damaged("a track does not say its codec")
+    return first
+
+
+def _sample_times(trak: memoryview) -> list[tuple[int, int]]:
+    """(how many samples, ticks of each) in decoding order, checked against the number of sample sizes."""
+    table = _child(trak, "mdia", "minf", "stbl")
+    times, sizes = _only(table, "stts"), _only(table, "stsz")
+    counts = _runs(times, ">II")
+    (samples,) = struct.unpack_from(">I", sizes, 8)
+    if sum(count for count, _ in counts) != samples:
+        raise Mp4Damaged(f"its stts counts {sum(count for count, _ in counts)} samples, its stsz {samples}")
+    return counts
+
+
+def _runs(box: memoryview, layout: str) -> list[tuple[int, int]]:
+    (entries,) = struct.unpack_from(">I", box, 4)
+    if entries * 8 > len(box) - 8:
+        raise Mp4Damaged(f"a table claims {entries} entries in {len(box)} bytes")
+    return list(struct.iter_unpack(layout, box[8 : 8 + entries * 8]))
+
+
+def _shown_until(trak: memoryview) -> int:
+    """When the last sample ends on the track's own clock, in ticks.
+
+    Frames are stored in decoding order; `ctts` moves each to the time when it shows. Both tables are run-length coded
+    and walked so: a claim of four billion samples costs one step.
+    """
+    late = _optional(_child(trak, "mdia", "minf", "stbl"), "ctts")
+    delays = [] if late is None else _runs(late, ">Ii")[::-1]
+    at = until = 0
+    waiting, delay = 0, 0  # samples that the current delay still holds for
+    for count, step in _sample_times(trak):
+        while count:
+            while waiting == 0:
+                waiting, delay = delays.pop() if delays else (count, 0)
+            taken = min(count, waiting)
+            at += taken * step
+            until = max(until, at + delay)
+            count -= taken
+            waiting -= taken
+    return until
+
+
+def _presented(trak: memoryview, movie_scale: int) -> tuple[Fraction, Fraction]:
+    """(start, duration) in seconds of what the edit list lets through.
+
+    An edit is measured in ticks of the movie (usually 1 ms) and so rounded; where it agrees with the media to within
+    one such tick, the media's own ticks are the truth.
+    """
+    scale = _scale(trak)
+    until = Fraction(_shown_until(trak), scale)
+    start = Fraction(0)
+    shown: Fraction | None = None
+    for length, media_time in _edits(trak):
+        edit = Fraction(length, movie_scale)
+        if media_time < 0:  # an empty edit: nothing shows for that long
+            start += edit
+            continue
+        if shown is not None:
+            raise Mp4Damaged("a track is cut into several pieces")
+        left = until - Fraction(media_time, scale)
+        shown = left if abs(edit - left) <= Fraction(1, movie_scale) else min(edit, left)
+    return start, until if shown is None else max(shown, Fraction(0))
+
+
+def _edits(trak: memoryview) -> list[tuple[int, int]]:
+    box = _optional(trak, "edts")
+    listed = None if box is None else _optional(box, "elst")
+    if listed is None:
+        return []
+    version, entries = listed[0], struct.unpack_from(">I", listed, 4)[0]
+    layout, size = (">Qq4x", 20) if version == 1 else (">Ii4x", 12)
+    if entries * size > len(listed) - 8:
+        raise Mp4Damaged(f"its elst claims {entries} entries in {len(listed)} bytes")
+    return list(struct.iter_unpack(layout, listed[8 : 8 + entries * size]))
+
+
+def _scale(trak: memoryview) -> int:
+    return _ticks_per_second(_child(trak, "mdia", "mdhd"))
+
+
+def _ticks_per_second(header: memoryview) -> int:
+    """The clock of an mvhd or mdhd; version 1 has longer dates in front of it."""
+    (scale,) = struct.unpack_from(">I", header, 20 if header[0] == 1 else 12)
+    if scale == 0:
+        raise Mp4Damaged("a clock has no ticks per second")
+    return int(scale)
+
+
+def _colour(boxes: memoryview) -> Colour | None:
+    payload = _optional(boxes, "colr")
+    if payload is None or bytes(payload[:4]) != b"nclx":
+        return None
+    primaries, transfer, matrix, flags = struct.unpack_from(">HHHB", payload, 4)
+    return Colour(primaries, transfer, matrix, bool(flags & 0x80))

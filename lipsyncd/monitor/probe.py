@@ -1,0 +1,220 @@
+"""How the daemon does, for whoever asks: gathered by a thread of its own, answered at once.
+
+A probe writes to the ledger and looks at folders and disks every `PROBE_EVERY_S`. Any of these may hang, a dead file
+server for minutes; so an answer only reads what the last probe found, and says when the next one does not come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lipsyncd import __version__
+from lipsyncd.errors import LedgerError, LipsyncdError
+from lipsyncd.jobs.job import now_ms
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.monitor import health, metrics, packages
+from lipsyncd.monitor.facts import Facts, Inflow, Worker
+from lipsyncd.settings import Settings
+from lipsyncd.storage.files import free_mb
+from lipsyncd.storage.folders import Folders
+
+log = logging.getLogger(__name__)
+
+METRICS_TYPE = metrics.MEDIA_TYPE
+PROBE_EVERY_S = 5.0
+
+# Reasons for which a job waits that are about its renderer and not about the job.
+RENDERER_CODES = (
+    "renderer-not-installed",
+    "weights-missing",
+    "weights-damaged",
+    "weights-unreachable",
+    "device-missing",
+)
+
+
+class Vitals:
+    """The state of one daemon. `run` is the probing thread's work; everything else may be called from any thread.
+
+    touch       commits a write to the ledger
+    scan_age_s  seconds since the inbox was scanned
+    scan_due_s  seconds between two scans
+    workers     the workers as they are now
+    webhooks    tries to deliver by what came of them
+    blocked     connections that were not made, by rule
+    vram        bytes of GPU memory by kind; empty without a GPU
+    weights     why renders with the default renderer would have no weights; "" when they have
+    jailed      False: this kernel has no Landlock
+    inflow      how well drops come in
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folders: Folders,
+        *,
+        touch: Callable[[], None],
+        scan_age_s: Callable[[], float],
+        scan_due_s: Callable[[], float],
+        workers: Callable[[], Sequence[Worker]],
+        webhooks: Callable[[], Mapping[str, int]] = dict,
+        blocked: Mapping[str, int] | None = None,
+        vram: Callable[[], Mapping[str, int]] = dict,
+        weights: Callable[[], str] = str,
+        jailed: bool = True,
+        inflow: Callable[[], Inflow] = Inflow,
+        probe_every_s: float = PROBE_EVERY_S,
+    ) -> None:
+        self.tally = metrics.Tally()
+        self.settings = settings
+        self._folders = folders
+        self._view = LedgerView(folders.state / "ledger.db")
+        with contextlib.suppress(LedgerError):  # a damaged one is put right later
+            self.tally.last_success_ms = self._view.last_done_ms()  # a restart is no news of it
+        self._touch = touch
+        self._scan_age_s = scan_age_s
+        self._scan_due_s = scan_due_s
+        self._workers = workers
+        self._webhooks = webhooks
+        self._blocked = {} if blocked is None else blocked
+        self._vram = vram
+        self._weights = weights
+        self._jailed = jailed
+        self._inflow = inflow
+        self._probe_every_s = probe_every_s
+        self._stop = threading.Event()
+        self._draining = False
+        self._ticked_s = self._probed_s = time.monotonic()
+        self._faults: Mapping[str, str] = {"probe": "the first one has not ended yet"}
+        self._probing = ""
+        self._outbox_free: int | None = None
+        self._spool_free: int | None = None
+
+    # -- what the daemon says ------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """The main loop has come round."""
+        self._ticked_s = time.monotonic()
+
+    def drain(self) -> None:
+        """The daemon was told to stop."""
+        self._draining = True
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    # -- what others ask -----------------------------------------------------------------------------------------------
+
+    def live(self) -> tuple[bool, Mapping[str, Any]]:
+        """For `/health/live`: 200 or 503, and the body."""
+        return health.live(self._facts())
+
+    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        """For `/health/ready`: 200 or 503, and the body."""
+        return health.ready(self._facts())
+
+    def fault(self, check: str) -> str:
+        """Why a check fails, as far as the last probe has found; "" when it passes."""
+        return self._faults.get(check, "")
+
+    def facts(self) -> Facts:
+        """How the daemon stands, without what only metrics tell."""
+        return self._facts()
+
+    def metrics(self) -> bytes:
+        """For `/metrics`: text of the type `METRICS_TYPE`. Reads the ledger. Raises `LedgerError`."""
+        oldest_ms = self._view.oldest_queued_ms()
+        facts = self._facts(
+            jobs=self._view.counts(),
+            oldest_queued_s=None if oldest_ms is None else max(0.0, (now_ms() - oldest_ms) / 1000),
+            outbox_free_bytes=self._outbox_free,
+            spool_free_bytes=self._spool_free,
+            vram=self._vram(),
+        )
+        ready, _ = health.ready(facts)
+        return metrics.exposition(facts, self.tally, ready=ready, webhooks=self._webhooks(), blocked=self._blocked)
+
+    def _facts(self, **more: Any) -> Facts:
+        now_s = time.monotonic()
+        return Facts(
+            version=__version__,
+            tick_age_s=now_s - self._ticked_s,
+            scan_age_s=self._scan_age_s(),
+            scan_due_s=self._scan_due_s(),
+            draining=self._draining,
+            faults=self._faults,
+            probe_age_s=now_s - self._probed_s,
+            probe_due_s=self._probe_every_s,
+            probing=self._probing,
+            workers=tuple(self._workers()),
+            jailed=self._jailed,
+            inflow=self._inflow(),
+            **more,
+        )
+
+    # -- the probing thread --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Probe until `stop`."""
+        while not self._stop.is_set():
+            self.probe()
+            self._stop.wait(self._probe_every_s)
+
+    def probe(self) -> None:
+        """Look at everything once."""
+        found = {check: self._fault(check, look) for check, look in self._checks()}
+        for check, why in found.items():
+            if why and why != self._faults.get(check):
+                log.warning("not ready: %s: %s", check, why)
+        self._faults, self._probing, self._probed_s = found, "", time.monotonic()
+
+    def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        yield "ledger", self._ledger_fault
+        yield "inbox", lambda: self._folder_fault("inbox")
+        yield "outbox", lambda: self._folder_fault("outbox")
+        yield "disk", self._disk_fault
+        yield "renderer", self._renderer_fault
+
+    def _fault(self, check: str, look: Callable[[], str]) -> str:
+        self._probing = check
+        try:
+            return look()
+        except (OSError, LipsyncdError) as error:
+            return str(error)
+        except Exception as error:  # the ledger's driver has a tree of its own
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+
+    def _ledger_fault(self) -> str:
+        self._touch()
+        return ""
+
+    def _folder_fault(self, kind: str) -> str:
+        folder = self._folders.shared[kind]
+        if not self._folders.available(kind):
+            return f"{folder} is not mounted, or is another folder than before"
+        return "" if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else f"{folder} cannot be written"
+
+    def _disk_fault(self) -> str:
+        """Work stops below the floor on the spool's disk; a result has to fit into the outbox."""
+        floor, spool, outbox = self.settings.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
+        rooms = {spool: free_mb(spool)}
+        if self._folders.available("outbox"):
+            rooms[outbox] = free_mb(outbox)
+        self._spool_free = round(rooms[spool] * 1_000_000)
+        self._outbox_free = round(rooms[outbox] * 1_000_000) if outbox in rooms else None
+        low = [f"{folder} has {free:.0f} MB free of {floor} MB" for folder, free in rooms.items() if free < floor]
+        return "; ".join(low)
+
+    def _renderer_fault(self) -> str:
+        """Can the default renderer be loaded? Packages and weights are looked for; blocked jobs tell the rest."""
+        render = self.settings.render
+        if fault := packages.fault(render):
+            return fault
+        blocked = self._view.blocked(render.renderer, RENDERER_CODES)
+        return self._weights() if blocked is None else f"{blocked[0]}: {blocked[1]}"

@@ -1,0 +1,68 @@
+"""What `status` says besides the single jobs: does a daemon run, what lies in the inbox and waits, what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lipsyncd.jobs.job import JobEvent, JobState
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.storage.files import read_json
+from lipsyncd.storage.locks import is_held
+
+STATUS_FILE = "status.json"
+_MOST_NOTES = 20
+
+
+def as_json(view: LedgerView, state: Path, *, limit: int) -> dict[str, Any]:
+    """Everything for programs."""
+    running = is_held(state)
+    return {
+        "daemon": {"running": running, **(_said(state) if running else {})},
+        "counts": {s.value: n for s, n in view.counts().items()},
+        "jobs": [job.to_json() for job in view.jobs(limit=limit)],
+    }
+
+
+def event_json(event: JobEvent) -> dict[str, Any]:
+    return {"at_ms": event.at_ms, "state": event.state, "note": event.note}
+
+
+def notes(view: LedgerView, state: Path) -> list[str]:
+    """Lines for people, below the table."""
+    counts = view.counts()
+    told = ", ".join(f"{n} {s.value}" for s, n in counts.items() if n) or "nothing yet"
+    if not is_held(state):
+        return [f"no daemon runs ({told}); start it with `lipsyncd run`"]
+    said = _said(state)
+    lines = [told]
+    if said.get("inbox_fault"):
+        lines.append(f"the inbox waits: {said['inbox_fault']}")
+    lines += [f"the queue {q['name']} waits: {q['fault']}" for q in said.get("queues", []) if q["fault"]]
+    if said.get("paused"):
+        lines.append(f"nothing is taken in or rendered: {said['paused']}")
+    if said.get("degraded"):
+        lines.append(f"polling, since the kernel gives no events: {said['degraded']}")
+    if said.get("outbox_available") is False:
+        lines.append("the outbox is not mounted: finished videos wait")
+    waiting = [
+        f"{w['name']}: {w['why']} ({w['age_s']:.0f} s)"
+        for w in said.get("waiting", [])
+        if w["name"] not in said.get("blocked", {})
+    ]
+    ignored = [f"{name}: left alone, it {why}" for name, why in said.get("ignored", {}).items()]
+    stuck = [f"{name}: blocked, {why}" for name, why in said.get("blocked", {}).items()]
+    more = [*stuck, *waiting, *ignored]
+    lines += more[:_MOST_NOTES]
+    if len(more) > _MOST_NOTES:
+        lines.append(f"... and {len(more) - _MOST_NOTES} more in the inbox")
+    blocked = sum(job.blocked for job in view.jobs(states=[JobState.QUEUED], limit=1000))
+    if blocked:
+        lines.append(
+            f"{blocked} waiting {'job is' if blocked == 1 else 'jobs are'} blocked: `lipsyncd status ID` says why"
+        )
+    return lines
+
+
+def _said(state: Path) -> dict[str, Any]:
+    return read_json(state / STATUS_FILE) or {}

@@ -1,0 +1,173 @@
+"""Fetch one file from an address that somebody else chose, into the spool.
+
+Owns redirects, limits and what a failure means: `FetchRefused` when asking again cannot help, `FetchFailed` when it
+may. Leaves the rule of what may be connected to with `lipsyncd.network.address_guard`, and the meaning of the bytes
+to the decoder: no header of the answer is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import http
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from lipsyncd.errors import DiskLow, FetchFailed, FetchRefused, LipsyncdError
+from lipsyncd.network.address_guard import Guard, cause, shown
+
+MAX_REDIRECTS = 3
+
+_CHUNK_BYTES = 64 << 10
+_CONNECT_TIMEOUT_S = 15.0
+_SILENCE_TIMEOUT_S = 20.0  # between two pieces of an answer
+_CANCEL_POLL_S = 0.1
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_COME_AGAIN = frozenset((408, 425, 429))  # the only answers from 400 to 499 that time alone can change
+_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "lipsyncd"}
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What arrived. `final_url` is where the redirects led, as `shown` gives it: without its query."""
+
+    size_bytes: int
+    sha256: str
+    final_url: str
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    allow: Sequence[str] | Guard = (),
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Fetched:
+    """Write the body at `url` to `target`, mode 0600. Nothing is there afterwards unless all of it arrived.
+
+    timeout_s  for everything together: names, redirects, body
+    allow      entries of `fetch.allow`, or the `Guard` that was made of them
+    cancelled  asked ten times a second
+
+    Blocks; brings its own event loop, so call it from a thread without one. Raises `FetchRefused` (policy, too large,
+    not found), `FetchFailed` (network, server, time, cancelled), `DiskLow`.
+    """
+    guard = allow if isinstance(allow, Guard) else Guard(allow)
+    start = guard.check(url)
+    target.unlink(missing_ok=True)
+    try:
+        return asyncio.run(_within(timeout_s, cancelled, _follow(guard, start, target, max_bytes)))
+    except TimeoutError as error:
+        raise FetchFailed(f"{shown(start)} did not arrive within {timeout_s:g} s") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskLow(f"no room for {shown(start)} in {target.parent}") from error
+        raise
+
+
+async def _within(timeout_s: float, cancelled: Callable[[], bool], work: Coroutine[Any, Any, Fetched]) -> Fetched:
+    task = asyncio.ensure_future(work)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not task.done():
+                if cancelled():
+                    raise FetchFailed("the fetch was cancelled", remedy="")
+                await asyncio.wait((task,), timeout=_CANCEL_POLL_S)
+            return await task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _follow(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched:
+    for _ in range(MAX_REDIRECTS + 1):
+        answer = await _ask(guard, url, target, max_bytes)
+        if isinstance(answer, Fetched):
+            return answer
+        url = answer
+    raise FetchRefused(f"more than {MAX_REDIRECTS} redirects, the last to {shown(url)}", remedy="use its final address")
+
+
+async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched | URL:
+    """One request: the file, or where to ask next. Each hop has a session of its own: judged afresh, no cookies."""
+    door = guard.door(url)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_SILENCE_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=door.connector(),
+                headers=_HEADERS,
+                timeout=timeout,
+                auto_decompress=False,
+                trust_env=False,  # a proxy would connect for us, wherever it likes
+            ) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            if response.status in _REDIRECTS and "Location" in response.headers:
+                return _next_hop(guard, url, response.headers["Location"])
+            _check_answer(url, response, max_bytes)
+            return await _save(url, response, target, max_bytes)
+    except aiohttp.ServerTimeoutError as error:
+        raise FetchFailed(f"{shown(url)} fell silent") from error
+    except aiohttp.InvalidURL as error:  # 127.1 and other old ways to write an address
+        raise FetchRefused(f"{shown(url)} names no valid host", remedy="correct it") from error
+    except aiohttp.ClientError as error:
+        if door.refused:
+            raise FetchRefused(f"{shown(url)} {door.refused}") from error
+        raise FetchFailed(f"{shown(url)} cannot be fetched: {cause(error)}") from error
+
+
+def _next_hop(guard: Guard, url: URL, location: str) -> URL:
+    try:
+        return guard.check(str(url.join(URL(location))))
+    except (ValueError, FetchRefused) as error:
+        why = error.message if isinstance(error, FetchRefused) else "no valid URL"
+        raise FetchRefused(f"{shown(url)} redirects to what is not followed: {why}") from error
+
+
+def _check_answer(url: URL, response: aiohttp.ClientResponse, max_bytes: int) -> None:
+    if response.status != 200:
+        phrase = http.HTTPStatus(response.status).phrase if response.status in set(http.HTTPStatus) else "?"
+        message = f"{shown(url)} answered {response.status} {phrase}"
+        if 400 <= response.status < 500 and response.status not in _COME_AGAIN:
+            raise FetchRefused(message, remedy="check the address; a signed link may have expired")
+        raise FetchFailed(message)
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        raise FetchRefused(
+            f"{shown(url)} answered compressed although it was asked not to", remedy="use another server"
+        )
+    if response.content_length is not None and response.content_length > max_bytes:
+        raise _too_large(url, max_bytes)
+
+
+async def _save(url: URL, response: aiohttp.ClientResponse, target: Path, max_bytes: int) -> Fetched:
+    digest, size = hashlib.sha256(), 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
+            async for piece in response.content.iter_chunked(_CHUNK_BYTES):
+                size += len(piece)
+                if size > max_bytes:
+                    raise _too_large(url, max_bytes)
+                digest.update(piece)
+                file.write(piece)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return Fetched(size, digest.hexdigest(), shown(url))
+
+
+def _too_large(url: URL, max_bytes: int) -> LipsyncdError:
+    return FetchRefused(f"{shown(url)} is larger than {max_bytes} bytes", remedy="use a smaller file or the inbox")

@@ -1,0 +1,278 @@
+"""Between acceptance and the head of the queue: make every input a raw picture and raw sound, in the jail.
+
+What a job names but does not bring is fetched or spoken first. A render child later reads only what the jail wrote.
+Runs in one thread, while others render; the queue's order decides who is prepared next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Hashable
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+from lipsyncd import media
+from lipsyncd.errors import (
+    AudioNotRecognised,
+    Blocked,
+    DiskLow,
+    FetchFailed,
+    FetchRefused,
+    IllegalTransition,
+    ImageNotRecognised,
+    InputsLost,
+    LedgerUnavailable,
+    LipsyncdError,
+    MissingHalf,
+    from_reason,
+)
+from lipsyncd.jobs import did_talk
+from lipsyncd.jobs.blocked import packages
+from lipsyncd.jobs.job import Job, JobSpec
+from lipsyncd.jobs.manifest import classify
+from lipsyncd.jobs.prepared import Picture, Prepared, Sound, Video, frame_count
+from lipsyncd.jobs.retry import BACK_OFF_S
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.media import video_frames
+from lipsyncd.network import fetch
+from lipsyncd.prepare import decode_video, decoder_process, speech
+from lipsyncd.results.duplicates import Linker
+from lipsyncd.results.finish import Finisher
+from lipsyncd.settings import Settings
+from lipsyncd.storage import uploads
+from lipsyncd.storage.files import free_mb, fsync_file, says_full
+from lipsyncd.storage.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_DISK_AGAIN_S = 3.0
+
+
+class Preparer:
+    """Prepares the jobs of one daemon."""
+
+    def __init__(self, settings: Settings, spool: Spool, ledger: Ledger, finisher: Finisher, ffmpeg: Path) -> None:
+        self.settings = settings
+        self.spool = spool
+        self.ledger = ledger
+        self.finisher = finisher
+        self.ffmpeg = ffmpeg
+        self._linker = Linker(finisher)
+        self._tries: Counter[str] = Counter()
+
+    def run_once(self) -> bool:
+        """Prepare the next job that is due; False when there is none. Raises `LedgerUnavailable`."""
+        job = self.ledger.next_to_prepare()
+        if job is None:
+            return False
+        try:
+            self._prepare(job)
+        except LedgerUnavailable:
+            raise
+        except Blocked as blocked:
+            self._waits(job, blocked)
+        except LipsyncdError as error:
+            if says_full(error):
+                self._waits(job, DiskLow(f"cannot prepare job {job.id}: {error.message}"))
+            else:
+                self._failed(job, error)
+        except OSError as error:
+            if self._still_wanted(job):
+                self._waits(job, DiskLow(f"cannot prepare job {job.id}: {error}"))
+        return True
+
+    def _waits(self, job: Job, blocked: Blocked) -> None:
+        """Look again when what stops it has moved; a full disk is looked at every few seconds."""
+        low = isinstance(blocked, DiskLow)
+        wait_s = _DISK_AGAIN_S if low else self.finisher.obstacles.met(blocked, "prepare", self._sight)
+        self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=round(wait_s * 1000))
+        log.warning("job %s waits, next look in %.0f s: %s", job.id, wait_s, blocked)
+
+    def _failed(self, job: Job, error: LipsyncdError) -> None:
+        """Try again what may pass; end the job otherwise."""
+        self._tries[job.id] += 1
+        tries, limit = self._tries[job.id], self.settings.render.max_attempts
+        if not (error.permanent or tries >= limit):
+            wait_s = BACK_OFF_S[min(tries, len(BACK_OFF_S)) - 1]
+            self.ledger.set_blocked(job.id, error.reason(), delay_ms=wait_s * 1000)
+            log.warning("job %s waits %d s: %s", job.id, wait_s, error)
+            return
+        del self._tries[job.id]
+        try:
+            self.finisher.fail(job.id, error)
+        except IllegalTransition:
+            log.info("job %s ended while it was prepared", job.id)
+
+    def _still_wanted(self, job: Job) -> bool:
+        now = self.ledger.find(job.id)
+        return now is not None and not now.state.ended
+
+    def _prepare(self, job: Job) -> None:
+        spec = self.spool.spec(job.id)
+        if spec is None:
+            raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
+        if spec.refusal is not None:
+            raise from_reason(spec.refusal)
+        if self._linker.serve(job, self.settings):
+            return
+        prepared = self.spool.prepared(job.id)
+        if prepared is None or _outdated(prepared, spec):
+            self._require_space()
+            self.ledger.set_stage(job.id, "preparing")
+            prepared = self._decode(spec)
+            self.spool.set_prepared(job.id, prepared)
+            if self.spool.spec(job.id) != spec:
+                return  # a late manifest has changed what is wanted: look again
+        duration = Fraction(prepared.sound.samples, prepared.sound.rate)
+        frames = frame_count(duration, spec.fps)
+        self.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
+        self._tries.pop(job.id, None)
+        log.info("job %s prepared: %.2f s, %d frames", job.id, float(duration), frames)
+
+    def _sight(self) -> Hashable:
+        """Cheap to look at, and different once there is room again or a package was installed."""
+        return free_mb(self.spool.root) >= self.settings.paths.min_free_mb, packages()
+
+    def _require_space(self) -> None:
+        free, floor = free_mb(self.spool.root), self.settings.paths.min_free_mb
+        if free < floor:
+            raise DiskLow(f"{self.spool.root} has {free:.0f} MB free; work goes on at {floor} MB")
+
+    def _decode(self, spec: JobSpec) -> Prepared:
+        folder, limits = self.spool.folder(spec.id), self.settings.intake
+        image, audio = self._image(spec, folder), self._audio(spec, folder)
+        shown = _kind(image)
+        if shown is None or not (shown.is_image or shown.is_video):
+            raise ImageNotRecognised(f"{_called(spec, 'image')} is no picture or video that we know by its content")
+        kind = _kind(audio)
+        if kind is None or not kind.is_audio:
+            raise AudioNotRecognised(f"{_called(spec, 'audio')} is no sound that we know by its content")
+        sound = decoder_process.decode_sound(
+            audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
+        )
+        if spec.pad_s:
+            sound = decoder_process.padded(sound, spec.pad_s)
+        if shown.is_video:
+            return self._with_video(spec, image, shown, sound)
+        picture = decoder_process.decode_picture(
+            image,
+            folder,
+            background=limits.background_rgb,
+            max_megapixels=limits.max_megapixels,
+            min_side=limits.min_side_px,
+        )
+        return _prepared(spec, picture, sound)
+
+    def _with_video(self, spec: JobSpec, file: Path, kind: media.Kind, sound: decoder_process.Sound) -> Prepared:
+        """A video in place of a picture; where the job says so, the sound ends with it."""
+        mode = video_frames.read_mode(spec.options)
+        wanted = frame_count(sound.duration, spec.fps)
+        folder, least = self.spool.folder(spec.id), self.settings.intake.min_side_px
+        seen = decode_video.screen(file, kind, folder, ffmpeg=self.ffmpeg, fps=spec.fps, frames=wanted, min_side=least)
+        notes: tuple[str, ...] = ()
+        if seen.frames < wanted and mode == video_frames.CUT:
+            whole_s, sound = float(sound.duration), decoder_process.shortened(sound, seen.frames / spec.fps)
+            notes = (f"the sound was cut from {whole_s:.2f} to {float(sound.duration):.2f} s, where the video ends",)
+        elif seen.frames < wanted:
+            notes = (f"the video has {seen.frames} of {wanted} frames, it goes on by {video_frames.OPTION} = {mode}",)
+        size = (seen.picture.width, seen.picture.height)
+        video = Video(file.name, kind.value, *size, str(spec.fps), seen.frames, mode)
+        return _prepared(spec, seen.picture, sound, notes, video)
+
+    def _image(self, spec: JobSpec, folder: Path) -> Path:
+        path, limits = folder / "image", self.settings.intake
+        if not path.exists():
+            if spec.image_url is None:
+                raise MissingHalf(f"job {spec.id} has no picture")
+            self._fetch(spec.image_url, path, max(limits.max_image_mb, limits.max_video_mb))
+        return path
+
+    def _audio(self, spec: JobSpec, folder: Path) -> Path:
+        path = folder / "audio"
+        if path.exists():
+            return path
+        if spec.text is not None:
+            self._speak(spec.text, spec, path)
+        elif spec.audio_url is not None:
+            self._fetch(spec.audio_url, path, self.settings.intake.max_audio_mb)
+        else:
+            raise MissingHalf(f"job {spec.id} has no sound")
+        return path
+
+    def _speak(self, text: str, spec: JobSpec, path: Path) -> None:
+        rules = self.settings.speech
+        part = path.with_suffix(".part")
+        speak = partial(speech.speak_with, rules.command) if rules.command else speech.speak
+        speak(
+            text,
+            part,
+            voice=spec.voice or rules.voice,
+            words_per_minute=rules.words_per_minute,
+            ssml=spec.ssml,
+            timeout_s=rules.timeout_s,
+        )
+        _keep(part, path)
+
+    def _fetch(self, url: str, path: Path, max_mb: int) -> None:
+        rules = self.settings.fetch
+        part = path.with_suffix(".part")
+        if classify(url) == "upload":
+            uploads.copy(self.settings.paths.state, url, part)
+            _keep(part, path)
+            return
+        limit = min(rules.max_mb, max_mb) * 1_000_000
+        try:
+            fetch.fetch(url, part, max_bytes=limit, timeout_s=rules.timeout_s, allow=rules.allow)
+        except (FetchRefused, FetchFailed) as error:  # after a redirect its address no longer tells which one it was
+            raise type(error)(f"{did_talk.FETCHED[path.name]}: {error.message}", remedy=error.remedy) from error
+        _keep(part, path)
+
+
+def _keep(part: Path, path: Path) -> None:
+    """Give a whole file its name; a power cut leaves none, or all of it."""
+    fsync_file(part)
+    part.rename(path)
+
+
+def _prepared(
+    spec: JobSpec,
+    picture: decoder_process.Picture,
+    sound: decoder_process.Sound,
+    notes: tuple[str, ...] = (),
+    video: Video | None = None,
+) -> Prepared:
+    return Prepared(
+        Picture(picture.file.name, picture.width, picture.height),
+        Sound(
+            sound.speech_file.name,
+            sound.speech_samples,
+            sound.sound_file.name,
+            sound.sound_samples,
+            sound.rate,
+            sound.channels,
+        ),
+        (*picture.notes, *sound.notes, *notes),
+        spec.pad_s,
+        video,
+    )
+
+
+def _outdated(prepared: Prepared, spec: JobSpec) -> bool:
+    """Has a manifest that came late changed what was prepared?"""
+    video = prepared.video
+    other = video is not None and (video.fps, video.mode) != (str(spec.fps), video_frames.read_mode(spec.options))
+    return other or prepared.pad_s != spec.pad_s
+
+
+def _kind(path: Path) -> media.Kind | None:
+    with path.open("rb") as file:
+        return media.examine(file.fileno(), path.stat().st_size).kind
+
+
+def _called(spec: JobSpec, role: str) -> str:
+    """The name that people know that input by. Of an address without its query, which may hold a secret."""
+    name = next((s.name for s in spec.sources if s.role == role), None)
+    url = (spec.image_url if role == "image" else spec.audio_url) or ""
+    return repr(name or url.partition("?")[0] or role)

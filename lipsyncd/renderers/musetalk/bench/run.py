@@ -1,0 +1,338 @@
+"""How fast the networks are on a device: each stage by itself, then a whole job, beside a matrix product.
+
+    python -m lipsyncd.renderers.musetalk.bench.run REQUEST
+
+REQUEST is a JSON object, see `Request`. Started by `lipsyncd bench`, because torch lives on this side only. Each line
+that it prints is a JSON object, as soon as it is known: what is measured, each `stage`, the end, or an `error`.
+
+What is timed is what renders: the renderer's own loading, painter, pipeline, shot and encoder. Without a folder of
+weights the networks have their published sizes and random numbers in them, which take as long as trained ones.
+Finding the face is left out: its networks are ONNX files that nobody can make up, and a picture needs them once.
+
+Owns the order of the stages. Leaves every computation to the module that a render uses for it, and the table to
+`cli_bench`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lipsyncd import __version__
+from lipsyncd.errors import DeviceMissing, LipsyncdError, OutOfMemory, UsageError
+from lipsyncd.media.ffmpeg import SOUND_RATE, Encoding
+from lipsyncd.renderers import SPEECH_RATE, Scene
+from lipsyncd.renderers.audio import FULL_SCALE
+from lipsyncd.renderers.musetalk import renderer
+from lipsyncd.renderers.musetalk.audio_features import BLOCK, OVERLAP, STEPS_PER_S, Ear, Track
+from lipsyncd.renderers.musetalk.bench import random_inputs
+from lipsyncd.renderers.musetalk.bench.random_inputs import FPS, HEIGHT, PLACE, RESOLUTION, WIDTH
+from lipsyncd.renderers.musetalk.bench.timing import ROUNDS_S, TOKENS, Clock, Stage, ceiling_tflops, work_gflop
+from lipsyncd.renderers.musetalk.gpu_memory import GB, Batch, cap, exhausted, peak_gb
+from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of
+from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, to_bytes
+from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline, scaled
+from lipsyncd.renderers.musetalk.painting.prepared_face import look_at
+from lipsyncd.renderers.musetalk.still_shot import StillShot, Voice
+from lipsyncd.renderers.video import Encoder, SquareView, square_around
+
+_SMALL_ROUNDS_S = 0.1
+_ENCODED_FRAMES = 250  # at least: the start of ffmpeg would hide the speed of less
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    weights      folder of the weights; empty for random ones
+    batch        frames at a time; 0 is 16 on a GPU and 1 on a CPU
+    seconds      of sound; 0 is 30 on a GPU and 0.2 on a CPU
+    max_vram_gb  as the setting
+    small        tiny networks: the figures mean nothing, but come soon
+    """
+
+    device: str
+    ffmpeg: str
+    weights: str = ""
+    batch: int = 0
+    seconds: float = 0.0
+    max_vram_gb: float = 14.0
+    small: bool = False
+
+
+class Networks(renderer.MuseTalk):
+    """The renderer without the networks that find a face."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        renderer._settle(device)
+
+    def load(self, grant: renderer.Grant) -> None:
+        """What the first job waits for."""
+        self._grant = grant
+        cap(self.device, grant.max_vram_gb)
+        self._batch = Batch(self.device, grant.max_vram_gb)
+        self._painter, self._ear = self._load_painter(), self._load_ear()
+
+    @property
+    def painter(self) -> Painter:
+        return self._painter
+
+    @property
+    def ear(self) -> Ear:
+        return self._ear
+
+    @property
+    def precision(self) -> str:
+        return str(self._painter.dtype).removeprefix("torch.")
+
+    def batch(self, wanted: int) -> int:
+        """The batch that fits."""
+        return self._batch.size(wanted)
+
+    def shot(self, scene: Scene, batch: int) -> StillShot:
+        """What `open` gives, for a face whose place is known. Every frame is painted: no voice has pauses here."""
+        look = look_at(scene.picture, random_inputs.face(), self._painter, random_inputs.labels_of, "jaw")
+        voice = Voice(Track(self._ear, scene.speech, scene.fps), np.ones(scene.frames, np.float32))
+        pipeline = Pipeline(self._painter, self._batch, batch)
+        return StillShot(scene, PLACE, look, voice, pipeline, exact=False, notes={}, done=lambda _: None)
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One device, its networks and one scene, timed stage by stage."""
+
+    def __init__(self, loaded: Networks, clock: Clock, request: Request, gflop: Mapping[str, float]) -> None:
+        self._loaded, self._clock, self._gflop = loaded, clock, gflop
+        self._batch, self._ffmpeg = request.batch, Path(request.ffmpeg)
+        self.scene = random_inputs.scene_of(request.seconds)
+        self.ceiling = ceiling_tflops(clock, loaded.device, loaded.painter.dtype)
+
+    def stages(self) -> Iterator[Stage]:
+        """Each stage when it is measured, the whole job last."""
+        yield from self._hearing_and_seeing()
+        yield from self._painting()
+        yield self._encoding()
+        yield self._job()
+
+    def _hearing_and_seeing(self) -> Iterator[Stage]:
+        sound = self.scene.speech[: 30 * SPEECH_RATE].astype(np.float32) / FULL_SCALE
+        yield self._row("whisper", "30 s block", self._clock.mean(lambda: self._loaded.ear.hear(sound)), "whisper")
+        crop = crop_face(self.scene.picture, PLACE)
+        with torch.inference_mode():
+            took_s = self._clock.mean(lambda: latents_of(self._loaded.painter, crop), most=20)
+        yield self._row("VAE encode", "picture", took_s, "encoder")
+
+    def _painting(self) -> Iterator[Stage]:
+        painter, size, rounds = self._loaded.painter, self._batch, -(-self.scene.frames // self._batch)
+        paste = look_at(self.scene.picture, random_inputs.face(), painter, random_inputs.labels_of, "jaw").paste
+        draw = torch.Generator().manual_seed(0)
+        latents = torch.randn(size, 8, PATCH // 8, PATCH // 8, generator=draw).to(painter.device, painter.dtype)
+        tokens = torch.randn(size, TOKENS, 384, generator=draw).to(painter.device)
+        with torch.inference_mode():
+            painted = painter.predict(latents, tokens)
+            yield self._row("UNet", "frame", self._clock.mean(lambda: painter.predict(latents, tokens), rounds), "unet")
+            decoded = painter.decode(painted)
+            yield self._row("decoder", "frame", self._clock.mean(lambda: painter.decode(painted), rounds), "decoder")
+            parts = scaled(to_bytes(decoded), paste)
+            pinned = painter.device.type == "cuda"
+            there = [torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned) for part in parts]
+
+            def fetch() -> None:
+                for target, part in zip(there, scaled(to_bytes(decoded), paste), strict=True):
+                    target.copy_(part, non_blocking=True)
+
+            yield self._row("uint8, scale, copy", "frame", self._clock.mean(fetch, max(rounds, 10)))
+        self._frame = self.scene.picture.copy()
+        view = SquareView(WIDTH, HEIGHT, square_around(PLACE, WIDTH, HEIGHT), RESOLUTION)
+        patch = there[0][0].numpy()
+
+        def blend() -> None:
+            paste.lay(self.scene.picture, patch, self._frame)
+            self._shown = view.of(self._frame)
+
+        yield self._row("blend, cut", "frame", self._clock.mean(blend, 2000), frames=1)
+
+    def _encoding(self) -> Stage:
+        count = max(self.scene.frames, _ENCODED_FRAMES)
+        turned = [np.ascontiguousarray(np.roll(self._shown, shift, axis=1)) for shift in (0, 1)]
+
+        def encode() -> None:
+            with self._encoder(RESOLUTION, RESOLUTION, count / FPS) as encoder:
+                for number in range(count):
+                    encoder.write(turned[number // 2 % 2])
+                encoder.finish()
+
+        return self._row("encode to MP4", "frame", self._clock.once(encode), frames=count)
+
+    def _job(self) -> Stage:
+        scene = self.scene
+
+        def render() -> None:
+            shot = self._loaded.shot(scene, self._batch)
+            with self._encoder(shot.width, shot.height, scene.frames / FPS) as encoder:
+                for frame in shot.frames():
+                    encoder.write(frame)
+                encoder.finish()
+
+        took_s = self._clock.once(render)
+        steps = -(-len(scene.speech) * STEPS_PER_S // SPEECH_RATE)
+        blocks = 1 + max(-(-(steps - BLOCK) // (BLOCK - OVERLAP)), 0)
+        each = self._gflop["unet"] + self._gflop["decoder"]
+        total = each * scene.frames + self._gflop["encoder"] + self._gflop["whisper"] * blocks
+        return Stage("whole job", "frame", 1000 * took_s / scene.frames, total / scene.frames, self.ceiling)
+
+    @contextmanager
+    def _encoder(self, width: int, height: int, seconds: float) -> Iterator[Encoder]:
+        with tempfile.TemporaryDirectory(prefix="lipsyncd-bench-") as folder:
+            sound = Path(folder) / "sound.s16"
+            sound.write_bytes(bytes(2 * round(seconds * SOUND_RATE)))
+            encoding = Encoding(width=width, height=height, fps=Fraction(FPS), sound=sound, channels=1)
+            with Encoder(self._ffmpeg, encoding, Path(folder) / "out.mp4") as encoder:
+                yield encoder
+
+    def _row(self, name: str, per: str, took_s: float, work: str = "", *, frames: int = 0) -> Stage:
+        """A row; what is told for each frame was timed for a batch, or for `frames`."""
+        count = (frames or self._batch) if per == "frame" else 1
+        return Stage(name, per, 1000 * took_s / count, self._gflop[work] if work else None, self.ceiling)
+
+
+# -- the program -------------------------------------------------------------------------------------------------------
+
+
+def find_device(name: str) -> torch.device:
+    """See `renderer.find_device`; the remedy is that of a command. Raises `DeviceMissing`, `UsageError`."""
+    try:
+        return renderer.find_device(name)
+    except DeviceMissing as error:
+        raise DeviceMissing(error.message, remedy="check the driver with `nvidia-smi`, or add --device cpu") from None
+    except RuntimeError:
+        raise UsageError(f"torch knows no device {name!r}", remedy="use auto, cpu or cuda:0") from None
+
+
+def measure(request: Request) -> Iterator[dict[str, object]]:
+    """The lines of one run, each when it is known. Raises `LipsyncdError`."""
+    device = find_device(request.device)
+    gpu = device.type == "cuda"
+    request = replace(
+        request, batch=request.batch or (16 if gpu else 1), seconds=request.seconds or (30.0 if gpu else 0.2)
+    )
+    clock = Clock(device, _SMALL_ROUNDS_S if request.small else ROUNDS_S)
+    with tempfile.TemporaryDirectory(prefix="lipsyncd-weights-") as scratch:
+        folder = Path(request.weights or scratch)
+        if not request.weights:
+            random_inputs.write_weights(
+                folder, random_inputs.small_configs() if request.small else random_inputs.published_configs()
+            )
+        configs = {
+            name: json.loads((folder / file).read_text("utf-8"))
+            for name, file in (
+                ("unet", renderer.UNET_CONFIG),
+                ("vae", renderer.VAE_CONFIG),
+                ("whisper", renderer.WHISPER_CONFIG),
+            )
+        }
+        loaded = Networks(device)
+        load_s = clock.once(lambda: loaded.load(renderer.Grant(folder, request.max_vram_gb)))
+        here_gb = memory_gb(device)
+    bench = Bench(loaded, clock, request, work_gflop(configs))
+    frames = bench.scene.frames
+    yield {
+        **_about(device),
+        "precision": loaded.precision,
+        "weights": request.weights or ("random, small" if request.small else "random"),
+        "batch": request.batch,
+        "seconds": request.seconds,
+        "frames": frames,
+        "source": f"{WIDTH}x{HEIGHT}",
+        "video": f"{RESOLUTION}x{RESOLUTION}",
+        "ceiling_tflops": bench.ceiling,
+        "load_s": load_s,
+        "memory": "VRAM" if gpu else "RSS",
+        "loaded_gb": here_gb,
+    }
+    for stage in bench.stages():
+        yield {"stage": stage.as_json()}
+    yield {
+        "job_s": stage.ms * frames / 1000,
+        "peak_gb": most_memory_gb(device),
+        # What the job ended with: half precision may have been left, and a batch halved.
+        "precision": loaded.precision,
+        "batch": loaded.batch(request.batch),
+    }
+
+
+def memory_gb(device: torch.device) -> float:
+    """What the networks take now: of the GPU's memory in tensors, or of the machine's in this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / GB
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / GB
+
+
+def most_memory_gb(device: torch.device) -> float:
+    """The most that it was since the process began."""
+    peak = peak_gb(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB if peak is None else peak
+
+
+def _about(device: torch.device) -> dict[str, object]:
+    gpu = device.type == "cuda"
+    cpu = f"{_cpu_name()}, threads: {torch.get_num_threads()}"
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if gpu else cpu,
+        "versions": {
+            "lipsyncd": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **({"cuda": torch.version.cuda, "cudnn": _cudnn()} if gpu else {}),
+            "diffusers": version("diffusers"),
+            "transformers": version("transformers"),
+        },
+    }
+
+
+def _cudnn() -> int | None:
+    return torch.backends.cudnn.version()  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main(request: Request) -> int:
+    try:
+        for line in measure(request):
+            print(json.dumps(line), flush=True)
+    except LipsyncdError as error:
+        print(json.dumps({"error": error.reason()}), flush=True)
+        return 1
+    except RuntimeError as error:
+        if not exhausted(error):
+            raise
+        few = OutOfMemory("a stage does not fit into the device's memory", remedy="use a smaller --batch")
+        print(json.dumps({"error": few.reason()}), flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Request(**json.loads(sys.argv[1]))))

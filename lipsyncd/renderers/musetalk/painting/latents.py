@@ -1,0 +1,32 @@
+"""What the generator sees of a face: its crop, once with the lower half hidden, once whole.
+
+Owns the crop and its latents. Leaves the networks to `networks`.
+Source: MuseTalk 1.5, arXiv:2410.10122.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter
+from lipsyncd.renderers.video import Box, Picture
+
+
+def crop_face(picture: Picture, face: Box) -> Picture:
+    """The pixels of a face box that lies in the picture, as (256, 256, 3) uint8 RGB."""
+    cut = picture[face.y : face.bottom, face.x : face.right]
+    return cast(Picture, cv2.resize(cut, (PATCH, PATCH), interpolation=cv2.INTER_LANCZOS4))
+
+
+def latents_of(painter: Painter, crop: Picture) -> Tensor:
+    """(1, 8, 32, 32): the crop without its lower half, then the whole crop as reference, on the painter's device."""
+    whole = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float() / 255
+    masked = whole.clone()
+    masked[:, PATCH // 2 :] = 0  # before the shift: hidden is black, which is -1 behind it
+    both = (torch.stack((masked, whole)) - 0.5) / 0.5
+    return painter.encode(both).flatten(0, 1)[None]

@@ -1,0 +1,98 @@
+"""Which pixels of a face are painted anew: from labels to a mask in the picture.
+
+Two ways lead to a label map of the square around the face: the network of `parsing`, or the 68 points alone, which need
+no weights of unclear licence. From there on there is one way: `mask_of` chooses and widens, `place` brings the mask to
+the picture's size, keeps its lower half and softens its rim.
+
+Owns masks. Leaves painting through them to `blend`.
+Source: MuseTalk 1.5, arXiv:2410.10122: its arithmetic, integer for integer.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipsyncd.renderers.musetalk.painting.scaling import bicubic, resize
+from lipsyncd.renderers.video import Box, Picture
+
+Labels = NDArray[np.uint8]  # (512, 512), one class for each pixel of the blend square
+Mask = NDArray[np.uint8]  # 255: painted anew, 0: as in the source
+
+SIDE = 512  # of label maps
+FACE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP, NECK = 1, 10, 11, 12, 13, 14
+MODES = ("jaw", "raw", "neck")
+EXPAND = 1.5  # side of the blend square for each longer side of the face box
+UPPER_PART = 0.5  # this part of the blend square, from its top, stays as in the source
+SOFT_RIM = 0.05  # width of the blur for each side of the blend square
+WIDE_RIM = 0.1  # what the original's path for prepared material has instead
+
+
+def blend_square(face: Box) -> Box:
+    """The square around the face box in which its mask is made; it may reach out of the picture."""
+    half = int(max(face.width, face.height) // 2 * EXPAND)
+    x, y = (face.x + face.right) // 2, (face.y + face.bottom) // 2
+    return Box(x - half, y - half, 2 * half, 2 * half)
+
+
+def cut_square(picture: Picture, square: Box) -> Picture:
+    """The pixels in `square`, black where it leaves the picture: (side, side, 3) uint8."""
+    height, width = picture.shape[:2]
+    left, top = max(square.x, 0), max(square.y, 0)
+    right, bottom = min(square.right, width), min(square.bottom, height)
+    cut = np.zeros((square.height, square.width, 3), np.uint8)
+    inside = np.s_[top - square.y : bottom - square.y, left - square.x : right - square.x]
+    cut[inside] = picture[top:bottom, left:right]
+    return cut
+
+
+def mask_of(labels: Labels, mode: str = "jaw", *, cheeks: tuple[int, int] = (90, 90)) -> Mask:
+    """The part of a label map that is painted anew, 0 or 255.
+
+    mode    `raw`: face, mouth and lips; `neck`: the neck too; `jaw`: the face grown down over the chin, drawn in at the
+            cheeks, without the nose
+    cheeks  how far the middle, which is not drawn in, reaches left and right of the centre line, in pixels
+    """
+    mouth = np.isin(labels, (MOUTH, UPPER_LIP, LOWER_LIP))
+    if mode == "jaw":
+        chosen = (_jaw(labels, cheeks) & (labels != NOSE)) | mouth
+    else:
+        chosen = np.isin(labels, (FACE, NECK) if mode == "neck" else (FACE,)) | mouth
+    return np.where(chosen, np.uint8(255), np.uint8(0))
+
+
+def _jaw(labels: Labels, cheeks: tuple[int, int]) -> NDArray[np.bool_]:
+    face = (labels == FACE).astype(np.uint8)
+    grown = cv2.dilate(face, _cone())
+    drawn_in = cv2.erode(grown, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (35, 3)), iterations=2)
+    column = np.arange(SIDE)
+    at_the_side = (column <= SIDE // 2 - cheeks[0]) | (column >= SIDE // 2 + cheeks[1])
+    jaw: NDArray[np.bool_] = np.where(at_the_side, drawn_in, grown) > 0
+    return jaw
+
+
+def _cone() -> NDArray[np.uint8]:
+    """A kernel that grows a shape by up to 16 pixels, downwards more than up: the chin gains, the hair does not."""
+    kernel = np.zeros((33, 33), np.uint8)
+    for row in range(10, 21):
+        kernel[row, 16 - (row - 10) : 16 + (row - 10) + 1] = 1
+    kernel[21:, 6:27] = 1
+    return kernel
+
+
+def place(mask: Mask, face: Box, square: Box, *, rim: float = SOFT_RIM, upper: float = UPPER_PART) -> Mask:
+    """A mask of the label map's size as the alpha of the blend square: (side, side) uint8.
+
+    Only what lies in the face box and below the part `upper` of the square is kept; then the rim is softened.
+    """
+    side = square.width
+    scaled = resize(mask, side, bicubic)
+    kept = np.zeros((side, side), np.uint8)
+    left, top = max(face.x - square.x, 0), max(face.y - square.y, int(side * upper))
+    inside = np.s_[top : max(face.bottom - square.y, top), left : max(face.right - square.x, left)]
+    kept[inside] = scaled[inside]
+    kernel = int(rim * side // 2 * 2) + 1
+    return cast(Mask, cv2.GaussianBlur(kept, (kernel, kernel), 0))

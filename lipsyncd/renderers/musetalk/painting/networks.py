@@ -1,0 +1,193 @@
+"""The three networks of MuseTalk 1.5: built from their configurations, filled straight from safetensors.
+
+They are built without memory (on torch's meta device) and take their tensors one by one from the file, already in the
+type and on the device where they are needed: never a second copy, never a pickle.
+
+Owns building, filling and the forward passes of UNet and VAE. Leaves hearing to `features`, and memory to `pipeline`.
+Source: MuseTalk 1.5, arXiv:2410.10122; configurations as published (`configs/`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
+
+Network = TypeVar("Network", bound=nn.Module)
+
+PATCH = 256  # side of the square that the VAE sees, in pixels
+
+
+def published(name: str) -> dict[str, Any]:
+    """The published configuration of `unet`, `vae` or `whisper`."""
+    text = Path(__file__).parents[1].joinpath("configs", f"{name}.json").read_text("utf-8")
+    return cast(dict[str, Any], json.loads(text))
+
+
+# -- building ----------------------------------------------------------------------------------------------------------
+# Each returns a network without memory. `filled` gives it its tensors.
+
+
+def unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    """(B, 8, h, w) latents, masked and reference, with tokens (B, n, 384), to (B, 4, h, w) latents."""
+    return _without_memory(lambda: cast(UNet2DConditionModel, UNet2DConditionModel.from_config(dict(config))))
+
+
+def vae(config: Mapping[str, Any]) -> AutoencoderKL:
+    """Pictures (B, 3, 8h, 8w) in -1..1 to latents (B, 4, h, w) and back."""
+    return _without_memory(lambda: cast(AutoencoderKL, AutoencoderKL.from_config(dict(config))))
+
+
+def whisper(config: Mapping[str, Any]) -> WhisperEncoder:
+    """The encoder half of Whisper; MuseTalk never needs the other one."""
+    return _without_memory(lambda: WhisperEncoder(WhisperConfig(**config)))
+
+
+def bisenet() -> BiSeNet:
+    """The network of `parsing`."""
+    return _without_memory(BiSeNet)
+
+
+def _without_memory(make: Callable[[], Network]) -> Network:
+    with torch.device("meta"):
+        network = make()
+    return network.eval().requires_grad_(False)
+
+
+# -- filling -----------------------------------------------------------------------------------------------------------
+
+
+def as_it_is(name: str) -> str | None:
+    return name
+
+
+def vae_name(name: str) -> str | None:
+    """Today's name of a tensor of the VAE: the published file is older than diffusers' names for attention."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
+
+
+def whisper_name(name: str) -> str | None:
+    """A tensor's name in the encoder alone; None for those of the decoder."""
+    name = name.removeprefix("model.")
+    return name.removeprefix("encoder.") if name.startswith("encoder.") else None
+
+
+def filled(
+    network: Network,
+    file: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    rename: Callable[[str], str | None] = as_it_is,
+) -> Network:
+    """`network` with the tensors of a safetensors file, floats as `dtype`.
+
+    rename  the name in the network of a name in the file, or None for a tensor that is not needed
+
+    Raises `ValueError` when names or shapes differ, `OSError` and `SafetensorError` when the file cannot be read.
+    """
+    state = {}
+    with safe_open(file, framework="pt", device=str(device)) as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (no mapping: it has `keys` only)
+            wanted = rename(name)
+            if wanted is not None:
+                tensor = tensors.get_tensor(name)
+                state[wanted] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    wanted_shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    strangers = [name for name in wanted_shapes.keys() | state.keys() if _shape(state, name) != wanted_shapes.get(name)]
+    if strangers:
+        example = min(strangers)
+        raise ValueError(
+            f"{file} is of another network than its configuration: {len(strangers)} of {len(wanted_shapes)} tensors "
+            f"differ, such as {example}: {_shape(state, example)} in place of {wanted_shapes.get(example)}"
+        )
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.requires_grad_(False)
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def positions(tokens: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines that tell the tokens of a window apart: (tokens, width) float32, computed on the CPU."""
+    place = torch.arange(tokens, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10_000.0) / width))
+    table = torch.empty(tokens, width)
+    table[:, 0::2] = torch.sin(place * rate)
+    table[:, 1::2] = torch.cos(place * rate)
+    return table.to(device)
+
+
+@dataclass(frozen=True)
+class Painter:
+    """UNet and VAE together: from what was seen and heard to pixels."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in -1..1 as latents (B, 4, H/8, W/8): the middle of the posterior, never a sample.
+
+        So the same picture gives the same video, and latents may be kept.
+        """
+        posterior = self.vae.encode(pictures.to(self.device, self.dtype)).latent_dist
+        return cast(Tensor, posterior.mode() * self._scale)
+
+    def predict(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        """The painted face as latents.
+
+        latents  (B, 8, h, w): masked, then reference
+        tokens   (B, n, 384) float32: one window of the voice for each, without positions
+        returns  (B, 4, h, w)
+        """
+        heard = tokens.to(self.device) + positions(tokens.shape[1], tokens.shape[2], self.device)
+        # MuseTalk paints in one step: its time is always 0. Made on the device, so that nothing waits for a copy.
+        time = torch.zeros((), dtype=torch.long, device=self.device)
+        given = latents.to(self.device, self.dtype)
+        return cast(Tensor, self.unet(given, time, encoder_hidden_states=heard.to(self.dtype)).sample)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 4, h, w) as pictures (B, 3, 8h, 8w), about -1..1 and of the networks' own type."""
+        return cast(Tensor, self.vae.decode(latents.to(self.dtype) / self._scale).sample)
+
+    @property
+    def _scale(self) -> float:
+        return float(cast(Any, self.vae.config).scaling_factor)
+
+    def in_full(self) -> None:
+        """Go on in float32, for a GPU on which half precision does not stay finite."""
+        self.unet.float()
+        self.vae.float()
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in -1..1 as (B, 3, H, W) uint8, on their device."""
+    return ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

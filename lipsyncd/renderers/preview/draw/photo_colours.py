@@ -1,0 +1,81 @@
+"""What the photograph says about itself: its skin, its lips, how soft and how noisy it is.
+
+Owns these measurements. Leaves using them to `inside.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+
+from lipsyncd.renderers.preview.find.face_coordinates import Field, Picture, PixelBox, Plane, Window, eased
+from lipsyncd.renderers.preview.find.mouth import Mouth
+
+SCALE = 64  # cells for each unit: colours need no detail
+HALF_STEP = 2.5066  # sqrt(2 pi): height over steepest slope of an edge of unit blur
+FROM_HIGH_PASS = 1.3  # noise is this much stronger than what a high pass at 1 pixel leaves of it
+MOST_GRAIN = 10.0
+COLOURLESS, COLOURFUL = 0.04, 0.20  # spread of the skin's channels over their mean
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is painted should look like this.
+
+    skin     (3,) float32 RGB, 0..255: the usual colour around the mouth
+    lips     (3,) float32: the usual colour of the lips
+    blur_px  standard deviation of the blur of a sharp edge
+    grain    standard deviation of the noise, in levels of 255
+    """
+
+    skin: Field
+    lips: Field
+    blur_px: float
+    grain: float
+
+    @property
+    def brightness(self) -> float:
+        """Of the skin, 1..255."""
+        return max(float(self.skin.mean()), 1.0)
+
+    def tint(self, colour: Field) -> Field:
+        """A colour as this photograph shows it: a grey one shows greys only. (3,) in any scale."""
+        spread = float(np.ptp(self.skin)) / self.brightness
+        share = np.float32(eased((spread - COLOURLESS) / (COLOURFUL - COLOURLESS)))
+        grey = colour.mean()
+        return cast(Field, grey + (colour - grey) * share)
+
+
+def look_at(canvas: Picture, plane: Plane, mouth: Mouth) -> Look:
+    """Measure the photograph around the mouth."""
+    window = Window(mouth.middle - 0.6, 0.55, mouth.middle + 0.6, mouth.chin, SCALE)
+    patch = plane.cut(canvas, window).astype(np.float32)
+    u, v = window.grid()
+    x = u - mouth.middle
+    above = np.polyval(mouth.upper, x) - v
+    below = v - np.polyval(mouth.lower, x)
+    beside = (np.abs(x) > 0.3) & (above > 0.12)
+    on_lips = (np.abs(x) < 0.6 * mouth.half) & (((above > 0.02) & (above < 0.07)) | ((below > 0.03) & (below < 0.10)))
+    return Look(
+        skin=np.median(patch[beside], axis=0).astype(np.float32),
+        lips=np.median(patch[on_lips], axis=0).astype(np.float32),
+        **_texture(canvas, plane),
+    )
+
+
+def _texture(canvas: Picture, plane: Plane) -> dict[str, float]:
+    """Blur and grain, from the pixels between the brows and the chin."""
+    box = PixelBox.around(plane, (-0.8, -0.4, 0.8, 1.6), canvas)
+    grey = cast(Field, cv2.cvtColor(canvas[box.slices], cv2.COLOR_RGB2GRAY).astype(np.float32))
+    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)) / 8
+    size = max(3, round(0.06 * plane.unit_px)) | 1
+    around = np.ones((size, size), np.uint8)
+    height = cv2.dilate(grey, around) - cv2.erode(grey, around)
+    steep = slope >= np.percentile(slope, 98)
+    blur_px = float(np.median(height[steep] / np.maximum(slope[steep], 1e-3))) / HALF_STEP
+    fine = grey - cv2.GaussianBlur(grey, (0, 0), 1.0)
+    grain = 1.4826 * float(np.median(np.abs(fine - np.median(fine)))) * FROM_HIGH_PASS
+    return {"blur_px": float(np.clip(blur_px, 0.5, 0.06 * plane.unit_px)), "grain": min(grain, MOST_GRAIN)}

@@ -1,0 +1,52 @@
+"""A head that is never quite still: it drifts by less than a hundredth of the picture.
+
+The head moves as a whole; the movement ends softly around it, so the far background stays. Off by default. Owns that
+drift. Leaves the face itself alone.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from lipsyncd.renderers.preview.find.face_coordinates import (
+    Field,
+    Picture,
+    PixelBox,
+    Plane,
+    displaced,
+    eased,
+    smoothstep,
+)
+
+CENTRE_V = 0.35
+WHOLE, ENDED = 1.6, 2.7  # units from the centre: the head moves up to the first, nothing from the second on
+PERIODS_S = (4.1, 6.7)  # no whole ratio, so it does not repeat soon
+STARTS_S = 1.5  # the first frame is still
+
+
+class Sway:
+    """The drift of one head on one canvas."""
+
+    def __init__(self, canvas: Picture, plane: Plane, percent: float, seed: int) -> None:
+        """`percent` of the shorter side is the furthest that it goes to each side."""
+        reach = (-ENDED, CENTRE_V - ENDED, ENDED, CENTRE_V + ENDED)
+        self._box = PixelBox.around(plane, reach, canvas)
+        x, y = np.meshgrid(np.arange(self._box.left, self._box.right), np.arange(self._box.top, self._box.bottom))
+        u, v = plane.coordinates(x, y)
+        away = np.hypot(u, v - CENTRE_V)
+        self._share: Field = (1.0 - smoothstep((away - WHOLE) / (ENDED - WHOLE)))[..., None].astype(np.float32)
+        self._here = np.dstack((x, y)).astype(np.float32)
+        self._most_px = percent / 100 * min(canvas.shape[:2])
+        self._phases = np.random.default_rng(seed).uniform(0, 2 * np.pi, (2, len(PERIODS_S)))
+
+    def at(self, time_s: float) -> Field:
+        """How far the head is to the right and down, in pixels: (2,) float32."""
+        angles = 2 * np.pi * time_s / np.array(PERIODS_S) + self._phases
+        there = np.sin(angles) @ np.array([0.6, 0.4]) * np.array([1.0, 0.5])
+        return cast(Field, (there * self._most_px * eased(time_s / STARTS_S)).astype(np.float32))
+
+    def apply(self, still: Picture, moved: Picture, time_s: float) -> None:
+        """Draw `still` into `moved`, drifted; both are whole frames."""
+        moved[self._box.slices] = displaced(still, self._here - self._share * self.at(time_s))

@@ -1,0 +1,129 @@
+"""Find the one face of a portrait: its box, its eyes, and from them its plane.
+
+Haar cascades propose, the eyes decide. A box without a plausible pair of eyes is a second choice, and counts only when
+the mouth looks right (`mouth.py`). Nothing here draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipsyncd.renderers.preview.find.face_coordinates import Picture, Plane
+from lipsyncd.renderers.video import Box
+
+Grey = NDArray[np.uint8]  # (height, width)
+Point = tuple[float, float]
+Pair = tuple[float, Point, Point]  # how unusual it is, left eye, right eye
+
+PROPOSALS = 6  # of each pass, the largest
+PAIRS = 4  # of eyes for each box, the most usual
+BOX_PX = 300  # the face box is brought to this width before eyes are looked for
+EYE_ROWS = 0.62  # they lie in this upper part of it
+EYE_PX = (36, 110)
+# Of 300 pixels: the usual middle, distance and height of a pair of eyes, and how far each may reasonably be off.
+USUAL = np.array([150.0, 135.0, 115.0])
+SPREAD = np.array([30.0, 25.0, 25.0])
+DISTANCE_PX = (100.0, 190.0)
+MOST_UNEVEN = 0.42  # height difference for each distance: 23 degrees
+WORST_PAIR = 6.0  # sum of squared spreads
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture, in its pixels."""
+
+    box: Box
+    plane: Plane
+    eyes_seen: bool  # False: no eyes were found, the plane comes from the proportions of the box
+    unusual: float = 0.0  # how far these eyes lie from where they usually do: sum of squared spreads
+
+
+def faces(picture: Picture) -> Iterator[list[Face]]:
+    """Every face that may be one, likely ones first: large before small, seen eyes before guessed ones.
+
+    picture  (H, W, 3) uint8 RGB
+    returns  for each box the ways to see a face in it: glasses and brows can pass for eyes
+
+    The passes grow more patient and more expensive; whoever takes the first good face pays for the first one only.
+    """
+    grey = cast(Grey, cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
+    guessed = []
+    for boxes in _passes(grey):
+        for box in boxes:
+            pairs = _eyes(grey, box)
+            if pairs:
+                yield [Face(box, Plane.through(left, right), True, cost) for cost, left, right in pairs]
+            else:
+                guessed.append(Face(box, _usual_plane(box), False))
+    for face in guessed:
+        yield [face]
+
+
+def _passes(grey: Grey) -> Iterator[list[Box]]:
+    """Boxes of faces from one way of looking after the other."""
+    yield _propose(grey, "alt2", long_side=900, step=1.1, neighbours=4)
+    flat = cast(Grey, cv2.createCLAHE(2.0, (8, 8)).apply(grey))
+    yield _propose(flat, "alt2", long_side=900, step=1.04, neighbours=3)
+    yield _propose(grey, "default", long_side=900, step=1.05, neighbours=4)
+    yield _propose(grey, "alt2", long_side=2200, step=1.06, neighbours=3)
+
+
+def _propose(grey: Grey, cascade: str, *, long_side: int, step: float, neighbours: int) -> list[Box]:
+    """Boxes that one cascade takes for faces, largest first, at most PROPOSALS, in the pixels of `grey`."""
+    height, width = grey.shape
+    scale = min(long_side / max(height, width), 2.0)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    looked_at = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=method)
+    found = _cascade(f"frontalface_{cascade}").detectMultiScale(looked_at, step, neighbours, minSize=(40, 40))
+    boxes = [Box(*(round(float(side) / scale) for side in box)) for box in found]
+    return sorted(boxes, key=lambda box: (-box.width, box.x, box.y))[:PROPOSALS]
+
+
+def _eyes(grey: Grey, box: Box) -> list[Pair]:
+    """The pairs of eyes in `box` that are nearest to the usual place, in pixels of `grey`; none when none is near."""
+    scale = BOX_PX / box.width
+    left, top = max(box.x, 0), max(box.y, 0)
+    cut = grey[top : box.y + round(EYE_ROWS * box.height), left : box.right]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    patch = cv2.resize(cut, None, fx=scale, fy=scale, interpolation=method)
+    smallest, largest = ((side, side) for side in EYE_PX)
+    costs = []
+    for name in ("eye", "eye_tree_eyeglasses"):
+        found = _cascade(name).detectMultiScale(patch, 1.05, 3, minSize=smallest, maxSize=largest)
+        middles = sorted((float(x + w / 2), float(y + h / 2)) for x, y, w, h in found)
+        costs += [(_pair_cost(one, other), one, other) for one, other in combinations(middles, 2)]
+
+    def in_picture(point: Point) -> Point:
+        return (point[0] + 0.5) / scale - 0.5 + left, (point[1] + 0.5) / scale - 0.5 + top
+
+    likely = sorted(pair for pair in costs if pair[0] <= WORST_PAIR)[:PAIRS]
+    return [(cost, in_picture(one), in_picture(other)) for cost, one, other in likely]
+
+
+def _pair_cost(left: Point, right: Point) -> float:
+    """How unusual two eyes lie in a box of BOX_PX; infinite when they cannot be a pair."""
+    distance, drop = right[0] - left[0], right[1] - left[1]
+    if not DISTANCE_PX[0] <= distance <= DISTANCE_PX[1] or abs(drop) > MOST_UNEVEN * distance:
+        return float("inf")
+    seen = np.array([(left[0] + right[0]) / 2, distance, (left[1] + right[1]) / 2])
+    return float(np.sum(((seen - USUAL) / SPREAD) ** 2) + (drop / 25.0) ** 2)
+
+
+def _usual_plane(box: Box) -> Plane:
+    """Where the eyes are in most boxes of the cascades."""
+    y = box.y + 0.385 * box.height
+    return Plane.through((box.x + 0.30 * box.width, y), (box.x + 0.70 * box.width, y))
+
+
+@cache
+def _cascade(name: str) -> cv2.CascadeClassifier:
+    return cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / f"haarcascade_{name}.xml"))

@@ -1,0 +1,160 @@
+"""The same bytes with the same options again: give the new job the video of the first, in place of rendering it twice.
+
+`intake.on_redrop` decides: `link` publishes the first video once more under the new name, `skip` leaves only a sidecar
+that says where the first one lies, `render` does the work anew. A redrop waits while the first is under way. When the
+first failed, was cancelled, was made by other settings, or its video is gone, the work is done after all.
+
+A linked video is copied into the job's own spool folder and published like any other, so a crash costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lipsyncd.errors import IllegalTransition
+from lipsyncd.jobs.job import Job
+from lipsyncd.jobs.prepared import Output
+from lipsyncd.results.finish import Finisher
+from lipsyncd.results.outbox import SIDECAR, VIDEO
+from lipsyncd.results.recipe import recipe_of
+from lipsyncd.settings import Settings
+from lipsyncd.storage.failpoints import reach
+from lipsyncd.storage.files import copy_hashed, open_regular, read_json, sha256_of
+
+log = logging.getLogger(__name__)
+
+_TOKEN = "link"  # in place of a run's token in the name of the unfinished file
+
+
+class Linker:
+    """Serves the redrops of one daemon; called by the thread that prepares jobs."""
+
+    def __init__(self, finisher: Finisher) -> None:
+        self.finisher = finisher
+
+    def serve(self, job: Job, settings: Settings) -> bool:
+        """Try to spare a waiting job its work; True when nothing is left to prepare, for now or for ever.
+
+        Raises OSError for what the disk says.
+        """
+        policy = settings.intake.on_redrop
+        if policy == "render":
+            return False
+        redrops = self.finisher.ledger.redrops
+        for first in redrops.done_like(job):
+            for video, facts in self._results(first, recipe_of(settings)):
+                if self._take(job, first, video, facts, skip=policy == "skip"):
+                    return True
+        under_way = redrops.open_like(job)
+        if under_way is not None:
+            log.info("job %s asks for the work of job %s and waits for it", job.id, under_way.id)
+            return redrops.link(job, under_way, note=f"the same work as job {under_way.id}: waits for it")
+        if job.duplicate_of is not None:
+            redrops.unlink(job.id)
+        return False
+
+    def _results(self, first: Job, recipe: str) -> Iterator[tuple[Path, Output]]:
+        """Where the video of a finished job may lie, with its facts, when today's settings would make the same.
+
+        In the order in which it wanders, so that one that moves on meanwhile is found at the next place.
+        """
+        finisher = self.finisher
+        places = [(finisher.spool.video(first.id), finisher.spool.output(first.id))]
+        kept = finisher.result(first.id, VIDEO)
+        places.append((kept, _facts(first, finisher.result(first.id, SIDECAR))))
+        if finisher.folders.available("outbox"):
+            shelf = finisher.outbox.shelf(first.queue)
+            facts = _facts(first, shelf.path(first.out_name, SIDECAR))
+            places.append((shelf.path(first.out_name, VIDEO), facts))
+        for video, facts in places:
+            if facts is not None and facts.recipe == recipe:
+                yield video, replace(facts, duplicate_of=first.id)
+
+    def _take(self, job: Job, first: Job, video: Path, facts: Output, *, skip: bool) -> bool:
+        """Make the video of `first` the result of `job` and publish it; False when it is not there any more."""
+        finisher, spool = self.finisher, self.finisher.spool
+        if skip:
+            seen_from = job.queue or "."  # where the sidecar will lie
+            facts = replace(facts, shown_as=os.path.relpath(f"{first.place}.{VIDEO}", seen_from))
+        partial = spool.partial_render(job.id, _TOKEN)
+        if not (_copy(video, partial, facts) if facts.shown_as is None else _is_whole(video, facts)):
+            return False
+        reach("link-copied")
+        if not finisher.ledger.redrops.link(job, first, note=f"the same work as job {first.id}: its video is taken"):
+            return True  # cancelled meanwhile
+        reach("link-noted")
+        if facts.shown_as is None:
+            spool.keep_output(job.id, partial, facts)
+        else:
+            spool.keep_facts(job.id, facts)
+        reach("link-kept")
+        try:
+            self._publish(job, facts)
+        except IllegalTransition:
+            log.info("job %s: cancelled, or given other options, while it got the video of %s", job.id, first.id)
+            spool.drop_output(job.id)
+        return True
+
+    def _publish(self, job: Job, facts: Output) -> None:
+        moved = self.finisher.ledger.to_publishing(
+            job.id,
+            token=None,
+            sha256=facts.sha256,
+            size=facts.size,
+            frames=facts.frames,
+            render_ms=0,
+            linked_to=facts.duplicate_of,
+        )
+        reach("link-publishing")
+        self.finisher.try_publish(moved)
+
+
+def _facts(first: Job, sidecar: Path) -> Output | None:
+    """What a sidecar says of its video; None when it is gone, damaged, or another job's."""
+    said = read_json(sidecar)
+    if said is None or said.get("id") != first.id or first.out_sha256 is None:
+        return None
+    try:
+        return Output(
+            sha256=first.out_sha256,
+            size=int(said["bytes"]),
+            frames=int(said["frames"]),
+            width=int(said["width"]),
+            height=int(said["height"]),
+            render_ms=round(said["render_s"] * 1000),
+            duration_ms=round(said["duration_s"] * 1000),
+            attempt=int(said["attempt"]),
+            notes=dict(said["notes"]),
+            recipe=str(said["recipe"]),
+            duplicate_of=first.id,
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _copy(video: Path, target: Path, facts: Output) -> bool:
+    """Copy a video, when it is still the one that was published. Raises OSError for what the spool's disk says."""
+    try:
+        descriptor = open_regular(video)
+    except OSError:
+        return False
+    target.unlink(missing_ok=True)
+    try:
+        size, digest = copy_hashed(descriptor, target)
+    finally:
+        os.close(descriptor)
+    if (size, digest) == (facts.size, facts.sha256):
+        return True
+    target.unlink()
+    return False
+
+
+def _is_whole(video: Path, facts: Output) -> bool:
+    with contextlib.suppress(OSError):
+        return sha256_of(video) == facts.sha256
+    return False

@@ -1,0 +1,173 @@
+"""Put a finished video into the outbox once more: exactly once for each order, also when a crash comes in between.
+
+A plan in `state/again` says what is under way. It is written when the hidden copies are durable, so from then on they
+are tokens as in `outbox`: gone means shown. The plan stays, as shown, for as long as its order may come again, which is
+until the order's file is gone from `state/control`; without that, a restart would carry the same order out twice.
+
+Owns `state/again`. Who may have a video again, and under which lock, is the finisher's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from lipsyncd.errors import IllegalTransition, OutboxUnavailable, ResultGone
+from lipsyncd.jobs.job import Job, JobState
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.results import sidecar
+from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox
+from lipsyncd.storage.failpoints import reach
+from lipsyncd.storage.files import fsync_folder, read_json, write_json
+from lipsyncd.storage.folders import Folders
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One order: which name the job's video gets, and whether it has it. `order` is empty when no file asked for it."""
+
+    order: str
+    out_name: str
+    shown: bool = False
+
+
+class Republisher:
+    """Shows kept videos again. Used by one thread at a time."""
+
+    def __init__(self, folders: Folders, ledger: Ledger, outbox: Outbox) -> None:
+        self.ledger = ledger
+        self.outbox = outbox
+        self._folders = folders
+
+    def republish(self, job: Job, order: str) -> str:
+        """Show the job's kept video under the next free name and give that name; for a repeated order, the first one.
+
+        Raises `IllegalTransition` for a job without a video of its own, `ResultGone`, `OutboxUnavailable`.
+        """
+        plan = self._plan(job.id)
+        if plan is not None and not plan.shown:
+            plan = self._carry_out(job, plan)  # what an unmounted outbox has interrupted
+        if plan is not None and plan.order == order != "":
+            return plan.out_name
+        return self._carry_out(job, self._begin(job, order)).out_name
+
+    def resume(self) -> None:
+        """Show what was cut off on its way, and forget the orders that cannot come again."""
+        for job_id, plan in list(self.under_way()):
+            job = self.ledger.find(job_id)
+            if job is None:
+                self.drop(job_id)
+            elif not plan.shown:
+                plan = self._tried(job, plan)
+            if plan.shown and not (self._folders.control / f"{plan.order}.json").exists():
+                self._file(job_id).unlink(missing_ok=True)
+
+    def _tried(self, job: Job, plan: Plan) -> Plan:
+        try:
+            return self._carry_out(job, plan)
+        except (OutboxUnavailable, OSError) as error:
+            log.warning("job %s: its video waits to be published again as %s.mp4: %s", job.id, plan.out_name, error)
+            return plan
+
+    def under_way(self) -> Iterator[tuple[str, Plan]]:
+        """The plans, each with its job's id."""
+        for path in self._folders.again.glob("*.json"):
+            if (plan := self._plan(path.stem)) is not None:
+                yield path.stem, plan
+
+    def drop(self, job_id: str) -> None:
+        """Forget the plan of a job that is forgotten."""
+        self.outbox.unstage(job_id)
+        self._file(job_id).unlink(missing_ok=True)
+
+    # -- one order -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, job: Job, order: str) -> Plan:
+        """Stage the kept video, then write the plan; what is staged without a plan is swept at the next start."""
+        video, facts = (self._folders.results / f"{job.id}.{suffix}" for suffix in (VIDEO, SIDECAR))
+        if job.state is not JobState.DONE:
+            raise IllegalTransition(f"job {job.id} is {job.state.value}; only finished ones are published again")
+        if not video.exists() and job.duplicate_of is not None:
+            raise ResultGone(
+                f"job {job.id} has no video of its own: it brought the inputs of job {job.duplicate_of} again",
+                remedy=f"lipsyncd republish {job.duplicate_of}",
+            )
+        if not video.exists() or job.out_sha256 is None:
+            raise ResultGone(f"the video of job {job.id} is kept no longer")
+        self._require_outbox()
+        plan = Plan(order, self._free_name(job))
+        try:
+            self.outbox.stage(job.id, video, job.out_sha256, sidecar.renamed(facts.read_bytes(), plan.out_name))
+            self._write(job.id, plan)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.outbox.unstage(job.id)
+            raise
+        reach("again-staged")
+        return plan
+
+    def _carry_out(self, job: Job, plan: Plan) -> Plan:
+        """From the plan to the end of it. Each step may be repeated."""
+        plan = self._show_video(job, plan)
+        reach("again-half-shown")
+        shelf = self.outbox.shelf(job.queue)
+        if shelf.is_staged(job.id, SIDECAR):
+            try:
+                shelf.show_again(job.id, SIDECAR, plan.out_name)
+            except FileExistsError:
+                # Somebody wrote a file of that name in the last moment. The sidecar says which video is its own.
+                shelf.show_again(job.id, SIDECAR, f"{plan.out_name} {job.id}")
+        self._require_outbox()
+        self.ledger.note(job.id, f"published again as {plan.out_name}.mp4")
+        reach("again-shown")
+        plan = replace(plan, shown=True)
+        self._write(job.id, plan)
+        return plan
+
+    def _show_video(self, job: Job, plan: Plan) -> Plan:
+        """Give the video the planned name, or the next free one when somebody has taken it meanwhile."""
+        self._require_outbox()
+        shelf = self.outbox.shelf(job.queue)
+        while shelf.is_staged(job.id, VIDEO):
+            if shelf.is_free(plan.out_name):
+                with contextlib.suppress(FileExistsError):
+                    shelf.show_again(job.id, VIDEO, plan.out_name)
+                    return plan
+            plan = replace(plan, out_name=self._free_name(job))
+            staged = self.outbox.token(job.id, SIDECAR).read_bytes()
+            self.outbox.stage_sidecar(job.id, sidecar.renamed(staged, plan.out_name))
+            self._write(job.id, plan)
+        self._require_outbox()  # an unmounted outbox has no tokens either
+        return plan
+
+    def _free_name(self, job: Job) -> str:
+        number, out_name, shelf = 1, job.out_name, self.outbox.shelf(job.queue)
+        while not shelf.is_free(out_name):
+            number += 1
+            out_name = f"{job.out_name} ({number})"
+        return out_name
+
+    def _require_outbox(self) -> None:
+        if not self._folders.available("outbox"):
+            raise OutboxUnavailable(f"{self.outbox.root} is not mounted, or is another folder than before")
+
+    # -- plans ---------------------------------------------------------------------------------------------------------
+
+    def _file(self, job_id: str) -> Path:
+        return self._folders.again / f"{job_id}.json"
+
+    def _plan(self, job_id: str) -> Plan | None:
+        record = read_json(self._file(job_id))
+        return None if record is None else Plan(record["order"], record["out_name"], record["shown"])
+
+    def _write(self, job_id: str, plan: Plan) -> None:
+        folder = self._folders.again
+        if not folder.is_dir():
+            folder.mkdir(0o750)
+            fsync_folder(folder.parent)
+        write_json(self._file(job_id), asdict(plan))

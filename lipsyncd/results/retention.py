@@ -1,0 +1,189 @@
+"""What has had its time: by age, by size, and when a disk runs full.
+
+Each kind of piece has its own limits; ledger rows have theirs. The oldest goes first. What a client asked to `persist`
+stays, and so does an upload that an open job or a manifest in the inbox names.
+
+Says what may go. When it goes is `housekeeping`'s business, how it goes `pieces`'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lipsyncd.jobs.manifest import MAX_BYTES
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.results import leftovers
+from lipsyncd.results.leftovers import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, UPLOADS, Piece
+from lipsyncd.settings import Settings
+from lipsyncd.storage.files import NotRegular, open_regular
+from lipsyncd.storage.folders import Folders
+from lipsyncd.storage.uploads import PREFIX
+
+LEDGER = "ledger"
+_NAMED_UPLOAD = re.compile(re.escape(PREFIX).encode() + rb"([0-9a-f-]{36})")
+_YOUNG_S = 3600.0  # nothing younger goes early: somebody may be about to fetch it
+_AHEAD_S = 30 * 86400.0  # nobody sets a right clock back by so much
+_GB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """At most this old and this much of one kind; 0 means without limit."""
+
+    age_s: float
+    size_bytes: float
+
+    @property
+    def any(self) -> bool:
+        return self.age_s > 0 or self.size_bytes > 0
+
+
+@dataclass(frozen=True)
+class Count:
+    """What goes of one kind, and what there was of it: numbers of pieces, or of rows, and bytes."""
+
+    kind: str
+    goes: int
+    frees_bytes: int
+    holds: int
+    holds_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Retention:
+    """The rules of one installation. Only reads."""
+
+    def __init__(self, settings: Settings, folders: Folders, view: LedgerView) -> None:
+        rules = settings.retention
+        self.limits = {
+            OUTBOX: Limits(rules.outbox_days * 86400, rules.outbox_gb * _GB),
+            ARCHIVE: Limits(rules.archive_days * 86400, rules.archive_gb * _GB),
+            FAILED: Limits(rules.failed_days * 86400, rules.failed_gb * _GB),
+            RESULTS: Limits(rules.results_h * 3600, rules.results_gb * _GB),
+            UPLOADS: Limits(rules.uploads_h * 3600, rules.uploads_gb * _GB),
+        }
+        self._rules = rules
+        self._folders = folders
+        self._view = view
+
+    def pieces(self, kind: str) -> list[Piece]:
+        """Every piece of a kind, oldest first; none while its share is not mounted."""
+        folders = self._folders
+        if kind in folders.shared and not folders.available(kind):
+            return []
+        if kind == UPLOADS:
+            root = folders.state / "uploads"
+            found = leftovers.stored(root, self._uploads_in_use(root)) if root.is_dir() else iter(())
+        else:
+            root = folders.results if kind == RESULTS else folders.shared[kind]
+            found = _LISTED[kind](root, self._view.persisting())
+        return sorted(found, key=lambda piece: (piece.at_s, piece.id))
+
+    def due(self, kind: str, now_s: float) -> tuple[list[Piece], list[Piece]]:
+        """The pieces of a kind that have had their time or are too many, and all pieces of that kind."""
+        there = self.pieces(kind)
+        return over(there, self.limits[kind], now_s), there
+
+    def early(self, device: int, wanted_bytes: float, now_s: float) -> list[Piece]:
+        """What goes before its time when a disk runs full: the oldest on it, of all kinds that have a limit."""
+        limited = [kind for kind in KINDS if self.limits[kind].any]
+        candidates = [piece for kind in limited for piece in self.pieces(kind) if piece.device == device]
+        chosen, found = [], 0
+        for piece in sorted(candidates, key=lambda piece: _turn(piece, now_s)):
+            young = -_AHEAD_S <= now_s - piece.at_s <= _YOUNG_S
+            if not piece.exempt and not young and found < wanted_bytes:
+                chosen.append(piece)
+                found += piece.size_bytes
+        return chosen
+
+    def old_rows(self, now_s: float, *, without: Collection[str] = ()) -> list[str]:
+        """Ids of the ended jobs whose rows go, oldest first.
+
+        A failed job keeps its row while its folder in failed/ stays: `lipsyncd retry` needs both. The folders of the
+        jobs `without` count as gone.
+        """
+        days = self._rules.ledger_days
+        before_ms = round((now_s - days * 86400) * 1000) if days else 0
+        mounted = self._folders.available(FAILED)
+        old = self._view.old_rows(before_ms, self._rules.ledger_rows)
+        return [
+            job_id
+            for job_id, failed, kept in old
+            if not failed or job_id in without or (mounted and not _is_folder(kept))
+        ]
+
+    def count(self, now_s: float) -> list[Count]:
+        """What a pruning now would do, by kind."""
+        found = {kind: self.due(kind, now_s) for kind in KINDS}
+        rows = self.old_rows(now_s, without={piece.id for piece in found[FAILED][0]})
+        counts = [count_of(kind, due, there) for kind, (due, there) in found.items()]
+        return [*counts, Count(LEDGER, len(rows), 0, self.rows(), 0)]
+
+    def rows(self) -> int:
+        """How many jobs the ledger has."""
+        return sum(self._view.counts().values())
+
+    def _uploads_in_use(self, root: Path) -> set[str]:
+        """Uploads that jobs may still read; all of them while the inbox cannot be asked.
+
+        The inbox first: a manifest leaves it when the job has its row.
+        """
+        if not self._folders.available("inbox"):
+            return {path.name for path in root.iterdir()}
+        waiting = _named_in(self._folders.shared["inbox"])
+        return waiting | self._view.uploads_in_use()
+
+
+_LISTED = {
+    OUTBOX: leftovers.shown,
+    ARCHIVE: leftovers.archived,
+    FAILED: leftovers.failed,
+    RESULTS: leftovers.kept_results,
+}
+
+
+def over(there: Sequence[Piece], limits: Limits, now_s: float) -> list[Piece]:
+    """The pieces that are too old, and the oldest ones beyond the size. Exempt ones stay."""
+    total = sum(piece.size_bytes for piece in there)
+    doomed = []
+    for piece in sorted(there, key=lambda piece: _turn(piece, now_s)):
+        old = piece.at_s == 0 or 0 < limits.age_s < now_s - piece.at_s
+        if not piece.exempt and (old or 0 < limits.size_bytes < total):
+            doomed.append(piece)
+            total -= piece.size_bytes
+    return doomed
+
+
+def _turn(piece: Piece, now_s: float) -> tuple[bool, float, str]:
+    """The order in which pieces go: the oldest first.
+
+    What comes from the far future was made while the clock was wrong by years, and so before all that is dated now.
+    """
+    return piece.at_s <= now_s + _AHEAD_S, piece.at_s, piece.id
+
+
+def count_of(kind: str, gone: Collection[Piece], there: Collection[Piece]) -> Count:
+    """Numbers of what goes and of what there is."""
+    frees, holds = (sum(piece.size_bytes for piece in some) for some in (gone, there))
+    return Count(kind, len(gone), frees, len(there), holds)
+
+
+def _named_in(inbox: Path) -> set[str]:
+    """The uploads that manifests in the inbox name."""
+    found: set[str] = set()
+    for path in inbox.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError, NotRegular), os.fdopen(open_regular(path), "rb") as file:
+            found |= {name.decode() for name in _NAMED_UPLOAD.findall(file.read(MAX_BYTES + 1))}
+    return found
+
+
+def _is_folder(kept: str | None) -> bool:
+    return kept is not None and Path(kept).is_dir()

@@ -1,0 +1,263 @@
+"""Run a program with nothing but the files that it needs: every decode of a user's file, and each encode.
+
+Such a program gets a bare environment, the files that its caller lists and no others, no network, limits on processor
+time, memory, file size and open files, no way to new privileges, no memory that is both writable and executable, a
+process group of its own, and its end when we end. Where the kernel has no Landlock it runs all the same, after one
+warning.
+
+Owns starting, watching and ending jailed processes. Leaves the walls to `launcher`, `landlock` and `seccomp`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+from lipsyncd.errors import JailFailed
+from lipsyncd.sandbox import landlock
+
+log = logging.getLogger(__name__)
+
+# What programs are made of and all users may read. Those that a machine does not have are left out.
+_SYSTEM = (
+    "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store",
+    "/etc/ld.so.cache", "/dev/urandom",
+)  # fmt: skip
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_START_TIMEOUT_S = 30.0
+_STDOUT_BYTES = 1 << 16
+_STDERR_BYTES = 1 << 14
+_BLOCK_BYTES = 1 << 16
+_POLL_S = 0.005
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one jailed process may use.
+
+    cpu_s             of all its threads together; then it is killed
+    file_bytes        largest file that it may write
+    memory_bytes      of address space, which a program maps more of than it uses
+    open_files        descriptors
+    write_or_execute  memory is never both in turn; a program that compiles code for itself needs False
+    """
+
+    cpu_s: int = 600
+    file_bytes: int = 4 << 30
+    memory_bytes: int = 4 << 30
+    open_files: int = 64
+    write_or_execute: bool = True
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a jailed process ended.
+
+    returncode   as `subprocess` has it: minus the signal's number when one ended it
+    stdout       the first 64 KiB
+    stderr_tail  the last 16 KiB, undecodable bytes replaced
+    landlock     False: this kernel has none, and the file walls were missing
+    timed_out    it was killed at `timeout_s`
+    """
+
+    returncode: int
+    stdout: bytes
+    stderr_tail: str
+    landlock: bool
+    timed_out: bool
+
+
+class JailedProcess(subprocess.Popen[bytes]):
+    """A running program. `landlock_abi` is that of the walls around it, 0 where there are none."""
+
+    landlock_abi = 0
+
+
+def run_jailed(
+    argv: Sequence[str],
+    *,
+    readable: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+    limits: Limits = Limits(),
+    python_path: Sequence[Path] = (),
+    timeout_s: float,
+) -> Completed:
+    """Run `argv` to its end, or to `timeout_s`, and return what it said. Its stdin is empty, its folder is `/`.
+
+    argv         the program by its absolute path, then its arguments
+    readable     files and folders that exist, with all below them
+    writable     the same, also to be written; in a folder regular files may be made and removed, and nothing else
+    python_path  folders that a jailed Python imports from; it may list them, and read what `readable` has of them
+
+    No process of its group outlives the call. Raises `JailFailed` when the program cannot be started.
+    """
+    deadline = time.monotonic() + timeout_s
+    process = popen_jailed(
+        argv,
+        readable=readable,
+        writable=writable,
+        limits=limits,
+        python_path=python_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        stdout, stderr, timed_out = _collect(process, deadline)
+    finally:
+        end(process)
+    return Completed(process.returncode, stdout, stderr, process.landlock_abi > 0, timed_out)
+
+
+def popen_jailed(
+    argv: Sequence[str],
+    *,
+    readable: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+    limits: Limits = Limits(),
+    python_path: Sequence[Path] = (),
+    stdin: int | IO[bytes] = subprocess.PIPE,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+) -> JailedProcess:
+    """Start `argv` as `run_jailed` does and return once it runs; the caller ends it with `end`.
+
+    The kernel kills it when the *thread* that called this ends, so call from one that outlives it.
+    """
+    landlock_abi()  # for its warning
+    report, told = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(report, "rb", buffering=0) as reported:
+        try:
+            request = {
+                "argv": [os.fspath(part) for part in argv],
+                "programs": _program_files(argv[0]),
+                "listable": [os.fspath(path) for path in python_path],
+                "readable": [os.fspath(path) for path in readable],
+                "writable": [*(os.fspath(path) for path in writable), "/dev/null"],
+                "limits": asdict(limits),
+                "parent": os.getpid(),
+                "report": told,
+            }
+            process = JailedProcess(
+                # -P and -S: neither the current folder nor any site configuration chooses what is imported.
+                [sys.executable, "-P", "-S", "-m", "lipsyncd.sandbox.launcher", json.dumps(request)],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd="/",
+                env=_environment(python_path),
+                pass_fds=(told,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise JailFailed(f"{sys.executable} does not start: {error.strerror or error}") from error
+        finally:
+            os.close(told)
+        try:
+            process.landlock_abi = _landlock_around(process, str(argv[0]), reported)
+        except BaseException:
+            end(process)
+            raise
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the whole process group and reap it. Harmless when it has ended already."""
+    if process.returncode is None:  # once reaped, its number may be a stranger's
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # what stdin's buffer still holds goes nowhere
+                stream.close()
+
+
+@cache
+def landlock_abi() -> int:
+    """The kernel's version of Landlock; 0 when it has none, which is logged once."""
+    abi = landlock.abi()
+    if not abi:
+        log.warning("this kernel has no Landlock: jailed programs can reach every file that this user can")
+    return abi
+
+
+def _environment(python_path: Sequence[Path]) -> Mapping[str, str]:
+    path = os.pathsep.join(os.fspath(part) for part in (_PACKAGE_ROOT, *python_path))
+    return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _program_files(program: str) -> list[str]:
+    """What `program` may read and run: itself, the system's libraries, and those that were installed beside it."""
+    real = Path(program).resolve()
+    return [os.fspath(path) for path in (real, real.parent.parent / "lib", *map(Path, _SYSTEM)) if path.exists()]
+
+
+def _landlock_around(process: JailedProcess, program: str, reported: IO[bytes]) -> int:
+    """Read the launcher's report to its end, which is the moment when the program starts."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    said = b""
+    while block := _read_before(deadline, reported):
+        said += block
+    report: dict[str, object] = {}
+    for line in said.splitlines():
+        report.update(json.loads(line))
+    abi = report.get("landlock")
+    if "error" in report or not isinstance(abi, int):
+        raise JailFailed(f"{program} does not start in the jail: {report.get('error') or _last_words(process)}")
+    return abi
+
+
+def _read_before(deadline: float, stream: IO[bytes]) -> bytes:
+    if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        raise JailFailed(f"the jail's launcher said nothing for {_START_TIMEOUT_S:.0f} s")
+    return os.read(stream.fileno(), _BLOCK_BYTES)
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    """The last line of a launcher that died without a report: Python's own word on why."""
+    if process.stderr is None:
+        return "its launcher died"
+    os.killpg(process.pid, signal.SIGKILL)
+    lines = process.stderr.read().decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line), "its launcher died")
+
+
+def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str, bool]:
+    """Read both outputs, keeping the start of one and the end of the other, until the process ends or time is up."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdout, stderr = bytearray(), bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, stdout)
+        selector.register(process.stderr, selectors.EVENT_READ, stderr)
+        while selector.get_map() and (left_s := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left_s):
+                block = os.read(key.fd, _BLOCK_BYTES)
+                if not block:
+                    selector.unregister(key.fileobj)
+                key.data.extend(block)
+                del stdout[_STDOUT_BYTES:], stderr[:-_STDERR_BYTES]
+    timed_out = not _ended_before(deadline, process.pid)
+    return bytes(stdout), stderr.decode(errors="replace"), timed_out
+
+
+def _ended_before(deadline: float, pid: int) -> bool:
+    """Wait without reaping: the group may hold others, and keeps its number only until its first process is reaped."""
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

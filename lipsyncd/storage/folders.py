@@ -1,0 +1,173 @@
+"""The folders that jobs travel through, and the markers that tell an unmounted one from an empty one.
+
+Each shared folder carries `.lipsyncd/<kind>-id`, written once. The same ids stand in `state/folders.json`. A marker
+that is missing or differs means that something else is mounted there, or nothing: the folder is then unavailable,
+never "empty". Folders are made only by `initialise`; nothing creates the outbox while jobs run.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lipsyncd.errors import ConfigError
+from lipsyncd.jobs.job import new_id
+from lipsyncd.settings import Paths
+from lipsyncd.storage.files import fsync_folder, open_folder, open_regular, read_json, umask, write_json, write_new
+
+KINDS = ("inbox", "outbox", "failed", "archive")  # shared with people; state and spool are ours alone
+INBOX_OF = "inbox/{}"  # kind of the folder in the inbox for a queue
+HIDDEN = ".lipsyncd"
+_LONGEST_MARKER = 100  # characters
+_PRIVATE_MODE = 0o750
+_CONTROL_MODE = 0o2770  # members of our group leave requests there
+_SHARED_MODE = 0o2775
+
+
+class Folders:
+    """The folders of one daemon. `shared` maps each of `KINDS`, and `INBOX_OF` each queue, to its path."""
+
+    def __init__(self, *, state: Path, spool: Path, shared: dict[str, Path]) -> None:
+        self.state = state
+        self.spool = spool
+        self.shared = shared
+
+    @property
+    def control(self) -> Path:
+        return self.state / "control"
+
+    @property
+    def results(self) -> Path:
+        return self.state / "results"
+
+    @property
+    def again(self) -> Path:
+        """Plans of what is published once more; made when the first one is."""
+        return self.state / "again"
+
+    def known(self) -> dict[str, str]:
+        """The ids that this state folder has recorded; empty before the first start."""
+        record = read_json(self.state / "folders.json") or {}
+        return {kind: found for kind in self.shared if (found := record.get(kind)) and isinstance(found, str)}
+
+    def initialise(self, *, adopt: bool = False) -> list[str]:
+        """Make what is missing and write the markers; says, line by line, what was done.
+
+        Doing it again changes nothing. A folder whose id is recorded but whose marker is gone is left alone, unless
+        `adopt` says that the folder that lies there now is the right one.
+        """
+        private = ((self.state, _PRIVATE_MODE), (self.spool, _PRIVATE_MODE), (self.results, _PRIVATE_MODE))
+        done = [f"made {path}" for path, mode in (*private, (self.control, _CONTROL_MODE)) if _make(path, mode)]
+        known = self.known()
+        for kind in self.shared:
+            parent = kind.partition("/")[0]
+            if (
+                parent == kind or _read(self._marker(parent)) == known[parent]
+            ):  # nothing is made under a bare mount point
+                done += self._mark(kind, known, adopt=adopt)
+        if known != self.known():
+            write_json(self.state / "folders.json", known, mode=0o640)  # whoever submits asks for the inbox's id
+        return done
+
+    def _mark(self, kind: str, known: dict[str, str], *, adopt: bool) -> list[str]:
+        folder = self.shared[kind]
+        if kind in known and not adopt:
+            return []
+        done = [f"made {folder}"] if _make(folder, _SHARED_MODE) else []
+        marker = self._marker(kind)
+        _make(marker.parent, _SHARED_MODE)
+        found = _read(marker)
+        if not found:
+            found = new_id()
+            write_new(marker, found.encode(), mode=0o644)
+            fsync_folder(marker.parent)
+            fsync_folder(folder)
+            done.append(f"marked {folder} as {kind}")
+        known[kind] = found
+        return done
+
+    @property
+    def inboxes(self) -> list[str]:
+        """The kinds of folders that jobs come in by, the inbox itself first."""
+        return [kind for kind in self.shared if kind.partition("/")[0] == "inbox"]
+
+    def lock_file(self, kind: str) -> Path:
+        """What the daemon that serves an inbox has locked."""
+        return self.shared[kind] / HIDDEN / "lock"
+
+    def available(self, kind: str) -> bool:
+        """Is the folder that we know under that name really there? While our own record cannot be read, it is not."""
+        try:
+            expected = self.known().get(kind)
+        except OSError:
+            return False
+        return expected is not None and _read(self._marker(kind)) == expected
+
+    @contextmanager
+    def opened(self, kind: str) -> Iterator[int | None]:
+        """A descriptor of the folder that we know under that name; None while it is not there.
+
+        What is done through it happens in that very folder, or not at all: a share may be unmounted at any moment, and
+        then a file that cannot be found under its path need not be gone.
+        """
+        try:
+            expected = self.known().get(kind)
+            folder = open_folder(self.shared[kind])
+        except OSError:
+            yield None
+            return
+        try:
+            marker = self._marker(kind).relative_to(self.shared[kind])
+            yield folder if expected is not None and _read(marker, folder=folder) == expected else None
+        finally:
+            os.close(folder)
+
+    def _marker(self, kind: str) -> Path:
+        return self.shared[kind] / HIDDEN / f"{kind.partition('/')[0]}-id"
+
+
+def folders_of(paths: Paths, queues: Iterable[str] = ()) -> Folders:
+    """The folders that the settings name."""
+    shared = {"inbox": paths.inbox, "outbox": paths.outbox, "failed": paths.failed, "archive": paths.archive}
+    shared |= {INBOX_OF.format(queue): paths.inbox / queue for queue in queues}
+    return Folders(state=paths.state, spool=paths.spool, shared=shared)
+
+
+def _make(folder: Path, mode: int) -> bool:
+    """Make a folder and its parents; True when it was not there. Raises ConfigError when that is impossible."""
+    try:
+        folder.mkdir(mode & 0o777, parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder", remedy="move that file away or set another path") from None
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder}: {error.strerror}", remedy="make it by hand or set another path"
+        ) from error
+    wanted = mode & ~(umask() & 0o007)  # the group shares the folders, the others are the umask's business
+    if stat.S_IMODE(folder.stat().st_mode) != wanted:
+        _set_mode(folder, wanted)
+    return True
+
+
+def _set_mode(folder: Path, mode: int) -> None:
+    """Also where systemd's RestrictSUIDSGID refuses the setgid bit: such folders have it from the one they lie in."""
+    try:
+        folder.chmod(mode)
+    except PermissionError:
+        if not mode & stat.S_ISGID:
+            raise
+        folder.chmod(mode & 0o777)
+
+
+def _read(marker: Path, *, folder: int | None = None) -> str:
+    """What a marker says; "" when there is none. Others may write the share: a FIFO there must not hold us for ever."""
+    try:
+        with os.fdopen(open_regular(marker, folder=folder)) as file:
+            return file.read(_LONGEST_MARKER).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

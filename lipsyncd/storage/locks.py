@@ -1,0 +1,198 @@
+"""One daemon for each state folder and each inbox: locks that the kernel lets go of when their holder ends.
+
+`state/lock` is a local file, so flock(2) serves. An inbox may be a share that several machines see: there it is a range
+lock of fcntl(2), which NFS and CIFS servers know. A share without locks is served with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from lipsyncd.errors import AnotherDaemonRuns
+from lipsyncd.storage.files import read_json
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 0.3
+
+
+class InstanceLock:
+    """`state/lock`, held from `acquire` until `release` or the end of the process. Children do not inherit it."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "lock"
+        self._descriptor: int | None = None
+
+    def acquire(self, *, who: str) -> None:
+        """Take the lock. Raises `AnotherDaemonRuns`, which names the holder."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        if not _take(descriptor):
+            os.close(descriptor)
+            raise held(self._path.parent)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "who": who}).encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class FolderLock:
+    """The file `path` in a shared folder, locked from the first `hold` that succeeds until the end of the process.
+
+    Such a lock is lost as soon as this process closes any descriptor of its file; so nobody else opens it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._complained = False
+
+    def hold(self) -> str:
+        """Take the lock or keep it; "" when it is ours, or when there are no locks there, else who has it."""
+        if self._is_ours():
+            return ""
+        self.release()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o664)
+        except OSError as error:
+            self._complain(error)
+            return ""
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            who = _inscription(descriptor)
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return who or "another daemon"
+            self._complain(error)
+            return ""
+        inscription = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, inscription, 0)
+        self._descriptor = descriptor
+        return ""
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_ours(self) -> bool:
+        """Held, and the file that we hold is still the one that others would try."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.lstat())
+        except OSError:
+            return False
+
+    def _complain(self, error: OSError) -> None:
+        if not self._complained:
+            log.warning(
+                "lock: cannot lock %s (%s): see to it that no other daemon serves it", self._path, error.strerror
+            )
+        self._complained = True
+
+
+def refuse_a_second(state: Path, inboxes: Iterable[Path]) -> None:
+    """Raise `AnotherDaemonRuns` when a daemon that starts now would not get its locks; inboxes by their lock files.
+
+    Only looks, and holds nothing afterwards, so the locks are to be taken all the same. But who is refused hears it
+    at once, and not after everything that a daemon imports.
+    """
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # then there is none, or starting will say it better
+        descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not _take(descriptor, fcntl.LOCK_SH):
+                raise held(state)
+        finally:
+            os.close(descriptor)
+    for path in inboxes:
+        if who := _holder_in_a_share(path):
+            raise served(path, who)
+
+
+def held(state: Path) -> AnotherDaemonRuns:
+    return AnotherDaemonRuns(f"{state / 'lock'} is held by {holder(state) or 'another process'}")
+
+
+def served(lock_file: Path, who: str) -> AnotherDaemonRuns:
+    """An inbox, by its lock file, is another daemon's."""
+    inbox = lock_file.parent.parent
+    return AnotherDaemonRuns(
+        f"the inbox {inbox} is served by {who}", remedy="stop that one, or give each its own inbox"
+    )
+
+
+def _holder_in_a_share(path: Path) -> str:
+    """Who holds that lock file; "" when nobody does, or nobody can tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        taken = error.errno in (errno.EACCES, errno.EAGAIN)
+        return (_inscription(descriptor) or "another daemon") if taken else ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _inscription(descriptor: int) -> str:
+    """Who wrote himself into a lock file, for people."""
+    try:
+        found = json.loads(os.pread(descriptor, 1000, 0))
+        return f"the daemon with pid {found['pid']} on {found['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Try for a moment: whoever only looks (`is_held`) has the lock too while he does."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        else:
+            return True
+
+
+def is_held(state: Path) -> bool:
+    """Does somebody hold the lock of that state folder?"""
+    try:
+        descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    return False
+
+
+def holder(state: Path) -> str:
+    """Who holds it, such as "lipsyncd run, pid 4711"; "" when that is not written there."""
+    found = read_json(state / "lock") or {}
+    return f"{found['who']}, pid {found['pid']}" if {"pid", "who"} <= found.keys() else ""

@@ -1,0 +1,141 @@
+"""Files that somebody uploaded for later jobs: one folder each under `state/uploads/`, kept for some hours.
+
+    <id>/content      the bytes as they came
+    <id>/facts.json   what was found in them, the name that they came under, when
+    <id>/deleted      the client wants it gone; it goes as soon as no open job needs it
+    <id>/persists     the client wants it kept without limit
+
+A folder appears whole, by a rename, after its content was checked. Manifests name it as `upload:<id>`; the preparer
+copies it into the job's own folder. Owns that folder; what an upload may be is the web server's question.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lipsyncd.errors import InputsLost
+from lipsyncd.storage.files import copy_hashed, fsync_folder, open_regular, read_json, remove_tree, write_json
+
+PREFIX = "upload:"
+_STAGING = ".tmp-"
+_STAGING_S = 3600.0  # nobody is still sending an upload after this long
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One stored file.
+
+    kind        what its bytes are, such as "png" or "wav"
+    name        a clean file name with the suffix that the content deserves
+    width, height, duration_s    as decoded; zero for what the other kind has
+    """
+
+    id: str
+    role: str
+    kind: str
+    name: str
+    size_bytes: int
+    sha256: str
+    width: int = 0
+    height: int = 0
+    duration_s: float = 0.0
+
+    @property
+    def reference(self) -> str:
+        """What a manifest calls it."""
+        return PREFIX + self.id
+
+
+class Uploads:
+    """The uploads of one daemon, under `state/uploads`."""
+
+    def __init__(self, state: Path) -> None:
+        self.root = state / "uploads"
+        self.root.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+    def store(self, upload_id: str, fill: Callable[[Path], Upload]) -> Upload:
+        """Let `fill` write `content` into a staging folder and judge it, then commit. If it raises, nothing is left."""
+        staging = self.root / f"{_STAGING}{upload_id}"
+        staging.mkdir(mode=0o750)
+        try:
+            upload = fill(staging)
+            write_json(staging / "facts.json", asdict(upload))
+            staging.rename(self.root / upload_id)
+        except BaseException:
+            remove_tree(staging)
+            raise
+        fsync_folder(self.root)
+        return upload
+
+    def find(self, upload_id: str, role: str = "") -> Upload | None:
+        """The upload of that id; None when there is none of that role, or it was deleted."""
+        folder = self.root / upload_id
+        facts = read_json(folder / "facts.json")
+        if facts is None or (folder / "deleted").exists():
+            return None
+        upload = Upload(**facts)
+        return upload if role in ("", upload.role) else None
+
+    def content(self, upload_id: str) -> Path:
+        return self.root / upload_id / "content"
+
+    def delete(self, upload_id: str) -> None:
+        """Make it unknown to clients at once. Its bytes stay a while: an open job may need them still."""
+        (self.root / upload_id / "deleted").touch()
+
+    def touch(self, upload_id: str) -> None:
+        """Begin its time anew: somebody has made a job of it."""
+        os.utime(self.root / upload_id / "facts.json")
+
+    def persist(self, upload_id: str) -> None:
+        """Keep it without limit, until it is deleted."""
+        (self.root / upload_id / "persists").touch()
+
+    def persists(self, upload_id: str) -> bool:
+        folder = self.root / upload_id
+        return (folder / "persists").exists() and not (folder / "deleted").exists()
+
+    def at_s(self, upload_id: str) -> float:
+        """When its time began, seconds since 1970; 0 for one that is deleted or torn, whose time is over."""
+        folder = self.root / upload_id
+        try:
+            began_s = (folder / "facts.json").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+        return 0.0 if (folder / "deleted").exists() else began_s
+
+    def remove(self, upload_id: str, *, seen_at_s: float) -> bool:
+        """Remove an upload, unless its time has begun anew since somebody looked; says whether it went."""
+        folder = self.root / upload_id
+        if not folder.is_dir() or self.at_s(upload_id) != seen_at_s:
+            return False
+        doomed = self.root / f"{_STAGING}{upload_id}"  # a name that nobody finds, so that no half of it is ever served
+        remove_tree(doomed)
+        folder.rename(doomed)
+        remove_tree(doomed)
+        return True
+
+    def sweep(self) -> int:
+        """Remove what is left of uploads that were cut off; gives their number."""
+        torn = [path for path in self.root.glob(f"{_STAGING}*") if time.time() - path.stat().st_mtime > _STAGING_S]
+        for path in torn:
+            remove_tree(path)
+        return len(torn)
+
+
+def copy(state: Path, reference: str, target: Path) -> None:
+    """Copy the content of `upload:<id>` to a new file. Raises `InputsLost` when it is there no longer."""
+    target.unlink(missing_ok=True)
+    content = state / "uploads" / reference.removeprefix(PREFIX) / "content"
+    try:
+        source = open_regular(content)
+    except FileNotFoundError:
+        raise InputsLost(f"{reference} is no longer among the uploads", remedy="upload it again") from None
+    try:
+        copy_hashed(source, target)
+    finally:
+        os.close(source)

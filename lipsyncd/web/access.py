@@ -1,0 +1,179 @@
+"""Who may come in: keys, and without a key the checks that keep a browser's other pages out.
+
+With a key, every request needs it, in any of the forms that D-ID's clients send; a few public routes and signed links
+do not. Without one the server listens on loopback only, unless it is told to let anybody in; and since any web page can
+send requests to a server without a key, Host has to name this machine (DNS rebinding) and Origin, when there is one,
+has to be this server (cross-site posts).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from lipsyncd.jobs.did_talk import OWNER
+from lipsyncd.settings import Web
+from lipsyncd.web.keys import Key, check_bind, digest_of, is_address
+from lipsyncd.web.replies import ApiError, Handler, reply_to
+
+_MOST_HEADER_CHARS = 4096
+_ALLOWED_HEADERS = "authorization, content-type, accept, x-origin, x-api-key, idempotency-key"
+_ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
+_CALLER = "lipsyncd.caller"
+_MOST_KNOWN = 64
+
+
+def credentials_of(headers: Mapping[str, str]) -> Iterator[str]:
+    """Everything that the caller may have meant as the key, out of `Authorization` or `x-api-key`."""
+    said = headers.get("Authorization") or headers.get("X-Api-Key") or ""
+    said = said[:_MOST_HEADER_CHARS].strip()
+    scheme, *rest = said.split(None, 1) or ("",)
+    credential = rest[0] if rest and scheme.lower() in ("basic", "bearer") else said
+    for candidate in (credential, _decoded(credential)):
+        if candidate:
+            yield candidate
+            yield candidate.removesuffix(":")
+
+
+def _decoded(text: str) -> str:
+    try:
+        plain = base64.b64decode(text, validate=True).decode("ascii")
+    except (binascii.Error, ValueError):
+        return ""
+    return plain if plain.isprintable() else ""
+
+
+class Doors:
+    """The checks of one server. `keys` empty means that no key is configured.
+
+    Raises `ConfigError` when there is no key and others than this machine could reach the server.
+    """
+
+    def __init__(self, settings: Web, keys: list[Key]) -> None:
+        self._own_names: set[str] = set()
+        self.use(settings, keys)
+
+    def use(self, settings: Web, keys: list[Key]) -> None:
+        """Judge by these from now on. Raises as the class does, and then nothing changes."""
+        check_bind(settings, keys)
+        self.settings = settings
+        self.keys = keys
+        self._known: dict[tuple[str | None, str | None], str] = {}
+        self._hosts = {host.lower() for host in settings.allowed_hosts}
+        self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
+
+    def owner(self, headers: Mapping[str, str]) -> str | None:
+        """The name of whoever sent a valid key; None without one.
+
+        What was found valid is remembered: clients send the same header thousands of times. What is not valid is
+        compared with everything, whatever it looks like.
+        """
+        said = (headers.get("Authorization"), headers.get("X-Api-Key"))
+        if said not in self._known:
+            found = self._search(headers)
+            if found is None:
+                return None
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[said] = found
+        return self._known[said]
+
+    def _search(self, headers: Mapping[str, str]) -> str | None:
+        found = None
+        for candidate in credentials_of(headers):
+            digest = digest_of(candidate)
+            for key in self.keys:
+                for expected in key.digests:
+                    if hmac.compare_digest(digest, expected):
+                        found = key.owner
+        return found
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The only one: every request comes in here, and every answer goes out, whatever was raised meanwhile."""
+        origin = request.headers.get("Origin", "").lower().rstrip("/")
+        welcome = origin in self._origins
+        if welcome and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return web.Response(status=204, headers=self._cors(origin))
+        response: web.StreamResponse
+        try:
+            if not self.keys:
+                self._check_names(request, origin, welcome=welcome)
+            request[_CALLER] = self._caller(request)
+            response = await handler(request)
+        except Exception as error:
+            response = reply_to(request, error)
+        if welcome and not response.prepared:
+            response.headers.update(self._cors(origin))  # a refusal too: pages could not read it otherwise
+        return response
+
+    def _caller(self, request: web.Request) -> str:
+        if not self.keys:
+            return OWNER
+        owner = self.owner(request.headers)
+        if owner is not None:
+            return owner
+        if is_public(request):
+            return OWNER
+        raise ApiError(401, "AuthorizationError", "user unauthenticated")
+
+    def _check_names(self, request: web.Request, origin: str, *, welcome: bool) -> None:
+        host = request.headers.get("Host", "")
+        if host not in self._own_names and not self._is_ours(host):
+            raise ApiError(
+                403, "PermissionError",
+                f"this server has no key and is not asked for under the name {_name(host)!r}; "
+                "list it in web.allowed_hosts, or configure a key",
+            )  # fmt: skip
+        if origin and not welcome and origin.partition("://")[2] != host.lower():
+            raise ApiError(403, "PermissionError", f"pages of {origin} may not use this server; see web.cors_origins")
+
+    def _is_ours(self, host: str) -> bool:
+        """A name that no stranger can point at this machine: an address, a name without dots, a listed one.
+
+        Remembers what is, as `owner` does.
+        """
+        name = _name(host)
+        ours = is_address(name) or name in self._hosts or bool(name and "." not in name)
+        if ours:
+            if len(self._own_names) >= _MOST_KNOWN:
+                self._own_names.clear()
+            self._own_names.add(host)
+        return ours
+
+    @staticmethod
+    def _cors(origin: str) -> dict[str, str]:
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            "Access-Control-Allow-Methods": _ALLOWED_METHODS,
+            "Vary": "Origin",
+        }
+
+
+def caller(request: web.Request) -> str:
+    """The name of the key that a request came with."""
+    name: str = request[_CALLER]
+    return name
+
+
+def public(handler: Any) -> Any:
+    """Mark a handler that needs no key, or that looks for a signature itself."""
+    handler.is_public = True
+    return handler
+
+
+def is_public(request: web.Request) -> bool:
+    return getattr(request.match_info.handler, "is_public", False)
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower() if "]" in host else ""
+    return host.partition(":")[0].lower().rstrip(".")

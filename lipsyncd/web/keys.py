@@ -1,0 +1,109 @@
+"""The keys that clients of the REST service have to send: where they are configured, and when one is needed.
+
+A key is kept as digests only. Whether a request brought one is for `web.doors` to say.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipsyncd.errors import ConfigError
+from lipsyncd.jobs.did_talk import OWNER
+from lipsyncd.settings import Web
+from lipsyncd.settings.sections import UNSET
+
+KEY_VARIABLE = "LIPSYNCD_API_KEY"
+_CREDENTIAL = "api-key"
+_SHORTEST_KEY = 8
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: the name of whoever has it, and the SHA-256 of each form in which it may come."""
+
+    owner: str
+    digests: tuple[bytes, ...]
+
+
+def key_of(text: str) -> Key:
+    """A key as it is configured: `user:password`, or one word.
+
+    Clients may send D-ID's form too, in which the user is base64 and the password is not.
+    """
+    user, colon, password = text.partition(":")
+    forms = [text]
+    if colon:
+        forms.append(f"{base64.b64encode(user.encode()).decode()}:{password}")
+    return Key(user if colon else OWNER, tuple(digest_of(form) for form in forms))
+
+
+def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Key]:
+    """The keys of systemd's credentials, of `web.api_key_file` and of the environment, together; one on each line.
+
+    Raises `ConfigError` for a file that cannot be read, for a key that is too short, and when `web.api_key_file` holds
+    none: whoever names a file wants a key.
+    """
+    texts: list[tuple[str, str]] = []
+    if folder := environ.get("CREDENTIALS_DIRECTORY"):
+        path = Path(folder) / _CREDENTIAL
+        if path.exists():  # the unit gives an empty one where the administrator has made none
+            texts += [(str(path), line) for line in _lines(path, none_is_well=True)]
+    if settings.api_key_file != UNSET:
+        texts += [(str(settings.api_key_file), line) for line in _lines(settings.api_key_file)]
+    if text := environ.get(KEY_VARIABLE, "").strip():
+        texts.append((f"environment {KEY_VARIABLE}", text))
+    for origin, text in texts:
+        if len(text) < _SHORTEST_KEY:
+            raise ConfigError(
+                f"a key read from {origin} has {len(text)} characters", remedy=f"allowed: {_SHORTEST_KEY} or more"
+            )
+    return [key_of(text) for _, text in texts]
+
+
+def _lines(path: Path, *, none_is_well: bool = False) -> list[str]:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the keys in {path}: {error}", remedy="correct web.api_key_file") from None
+    if mode & stat.S_IROTH:
+        raise ConfigError(f"everybody may read the keys in {path}", remedy=f"chmod o-r {path}")
+    lines = [line.strip() for line in text.splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found and not none_is_well:
+        raise ConfigError(f"{path} holds no key", remedy="put one key on each line, as user:password or one word")
+    return found
+
+
+def check_bind(settings: Web, keys: Sequence[Key]) -> None:
+    """Raises `ConfigError` when there is no key and others than this machine could reach the server."""
+    if not keys and not settings.allow_anonymous and not is_loopback(settings.host):
+        raise ConfigError(
+            f"web.host is {settings.host!r} and no key is configured, so that anybody could use this server",
+            remedy=f"set web.api_key_file or {KEY_VARIABLE}, or write web.allow_anonymous = true",
+        )
+
+
+def digest_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def is_address(name: str) -> bool:
+    """Is it an IP address, and no name?"""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Is it this machine alone?"""
+    return host.lower() == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -1,0 +1,60 @@
+"""Addresses of results and uploads that open without a key: a signature in the query stands for it.
+
+The signature is an HMAC over what the address names, with a secret that is made once and kept in `state/link-secret`.
+It has no expiry of its own: a link lives as long as the file that it names, which retention decides.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from pathlib import Path
+from urllib.parse import quote
+
+from lipsyncd.jobs.did_talk import talk_id
+from lipsyncd.storage.files import replace_durably
+
+_SECRET_BYTES = 32
+_SIGNATURE_CHARS = 32
+
+
+class Links:
+    """Makes and checks addresses. `signed` is False while no key is configured: then nothing needs a signature."""
+
+    def __init__(self, state: Path, *, signed: bool) -> None:
+        self.signed = signed
+        self._secret = _secret(state / "link-secret")
+
+    def talk(self, job_id: str, name: str, base: str) -> str:
+        """Where D-ID's clients download the video of a job; `base` such as "http://box:8003"."""
+        return f"{base}/files/{talk_id(job_id)}/{quote(name, safe='')}.mp4{self._query('result', job_id)}"
+
+    def video(self, job_id: str) -> str:
+        """The same for clients of the original service: a path."""
+        return f"/storage/videos/{job_id}.mp4{self._query('result', job_id)}"
+
+    def upload(self, role: str, upload_id: str, name: str, base: str) -> str:
+        return f"{base}/files/{role}s/{upload_id}/{quote(name, safe='')}{self._query('upload', upload_id)}"
+
+    def is_signed(self, kind: str, name: str, signature: str) -> bool:
+        """Is this the signature of that "result" or "upload"? Takes the same time whatever the signature is."""
+        expected = self._signature(kind, name)
+        return hmac.compare_digest(expected.encode(), signature.encode("utf-8", "surrogatepass"))
+
+    def _query(self, kind: str, name: str) -> str:
+        return f"?sig={self._signature(kind, name)}" if self.signed else ""
+
+    def _signature(self, kind: str, name: str) -> str:
+        return hmac.digest(self._secret, f"{kind}\0{name}".encode(), "sha256").hex()[:_SIGNATURE_CHARS]
+
+
+def _secret(path: Path) -> bytes:
+    """The secret, made at the first use."""
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        found = b""
+    if len(found) != _SECRET_BYTES:
+        found = secrets.token_bytes(_SECRET_BYTES)
+        replace_durably(path, found, mode=0o600)
+    return found

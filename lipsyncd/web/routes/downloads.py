@@ -1,0 +1,137 @@
+"""Videos and uploads over HTTP: ranges, HEAD, ETag, and never through a symbolic link."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import quote
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from lipsyncd.jobs.job import JobState
+from lipsyncd.jobs.manifest import canonical_id
+from lipsyncd.storage.files import open_regular
+from lipsyncd.storage.uploads import Uploads
+from lipsyncd.web.access import Doors, public
+from lipsyncd.web.jobs import Desk
+from lipsyncd.web.links import Links
+from lipsyncd.web.replies import ApiError, not_found
+
+_GONE = "the video was taken from the outbox or expired"
+_TYPES = {
+    "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "wav": "audio/wav", "mp3": "audio/mpeg",
+    "m4a": "audio/mp4", "ogg": "audio/ogg", "flac": "audio/flac", "mp4": "video/mp4", "webm": "video/webm",
+}  # fmt: skip
+_MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")
+
+
+class Files:
+    """Serves what was made and what was uploaded."""
+
+    def __init__(self, desk: Desk, uploads: Uploads, doors: Doors, links: Links) -> None:
+        self.desk = desk
+        self.uploads = uploads
+        self.doors = doors
+        self.links = links
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/storage/videos/{id:[^/]+}.mp4", self.video),
+            web.get("/files/{id:tlk_[^/]+}/{name}", self.video),
+            web.get("/files/{role:image|audio}s/{id}", self.upload),
+            web.get("/files/{role:image|audio}s/{id}/{name}", self.upload),
+        ]
+
+    @public
+    async def video(self, request: web.Request) -> web.StreamResponse:
+        """The finished video of a job."""
+        job_id = id_in(request)
+        self._check("result", job_id, request)
+        job = await self.desk.look(job_id)
+        if job is None:
+            raise not_found()
+        if job.state is not JobState.DONE:
+            raise not_found(f"there is no video yet: the job is {job.state.value}")
+        descriptor = await self.desk.run(self.desk.open_video, job)
+        if descriptor is None:
+            raise not_found(_GONE)
+        return _reply(request, descriptor, "video/mp4", f"{job.out_name}.mp4")
+
+    @public
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        """The bytes of an upload, as they came."""
+        role, upload_id = request.match_info["role"], id_in(request)
+        self._check("upload", upload_id, request)
+        upload = await self.desk.run(self.uploads.find, upload_id, role)
+        if upload is None:
+            raise not_found(f"{role} not found")
+        try:
+            descriptor = await self.desk.run(open_regular, self.uploads.content(upload.id))
+        except OSError:
+            raise not_found(f"{role} not found") from None
+        return _reply(request, descriptor, _TYPES[upload.kind], upload.name)
+
+    def _check(self, kind: str, name: str, request: web.Request) -> None:
+        """A key, or the signature that we put into the address."""
+        if not self.doors.keys or self.links.is_signed(kind, name, request.query.get("sig", "")):
+            return
+        if self.doors.owner(request.headers) is None:
+            raise ApiError(401, "AuthorizationError", "this link needs its ?sig= or a key")
+
+
+def id_in(request: web.Request) -> str:
+    """The id in a path, of either kind. Raises 404 for what is none."""
+    try:
+        return canonical_id(request.match_info["id"])
+    except ValueError:
+        raise not_found() from None
+
+
+def _reply(request: web.Request, descriptor: int, content_type: str, name: str) -> web.StreamResponse:
+    """The answer with an open file, which it closes."""
+    response = _OpenFile(
+        descriptor,
+        {
+            "Content-Type": content_type,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "private, no-cache",
+            "Content-Disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
+            "Server": "lipsyncd",
+        },
+    )
+    fault = "" if "If-Range" in request.headers else _fault_of_range(request, response.size_bytes)
+    if fault:
+        response.close()
+        raise ApiError(416, "RangeError", fault, headers={"Content-Range": f"bytes */{response.size_bytes}"})
+    return response
+
+
+def _fault_of_range(request: web.Request, size_bytes: int) -> str:
+    """Why aiohttp could not serve the range that is asked for; it would answer without a word."""
+    if _MANY_RANGES.match(request.headers.get("Range", "")):
+        return "one range at a time"
+    try:
+        first = request.http_range.start
+    except ValueError:
+        return "a range is written bytes=FIRST-LAST"
+    return f"the file has {size_bytes} bytes" if first is not None and first >= size_bytes else ""
+
+
+class _OpenFile(web.FileResponse):
+    """aiohttp gets the file by its descriptor: what was opened without following a link is what is sent."""
+
+    def __init__(self, descriptor: int, headers: dict[str, str]) -> None:
+        self._opened = os.fdopen(descriptor, "rb")
+        self.size_bytes = os.fstat(descriptor).st_size
+        super().__init__(f"/proc/self/fd/{descriptor}", headers=headers)
+
+    def close(self) -> None:
+        """Give the file back unsent."""
+        self._opened.close()
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        try:
+            return await super().prepare(request)
+        finally:
+            self._opened.close()

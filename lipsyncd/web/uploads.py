@@ -1,0 +1,131 @@
+"""Uploads: taken in, judged by a full decode in the jail, kept, and found again by the addresses that we gave out.
+
+D-ID accepts an upload and refuses it later, when a talk is made of it. Here whatever is answered with 201 decodes, has
+an allowed size and an allowed length. A video may stand where a picture does, for the renderers that take one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from lipsyncd.errors import AudioNotRecognised, DiskLow, ImageNotRecognised
+from lipsyncd.jobs.manifest import clean_out_name
+from lipsyncd.media import Kind, examine
+from lipsyncd.network.fetch import fetch
+from lipsyncd.prepare import decoder_process
+from lipsyncd.prepare.decode_video import screen
+from lipsyncd.settings import Settings
+from lipsyncd.storage.files import free_mb, fsync_file
+from lipsyncd.storage.uploads import Upload, Uploads
+from lipsyncd.web.forms import Part
+
+IMAGE, AUDIO = "image", "audio"
+_SUFFIX = {Kind.JPEG: "jpg"}
+_NAME_CHARS = 50
+_LOOK_FPS, _LOOK_FRAMES = (
+    Fraction(25),
+    250,
+)  # of a video the first ten seconds; the preparer looks at all that is needed
+# What a client gave back to us: the path that `Links.upload` made, whatever host name it reached us by.
+_OWN = re.compile(r"/files/(image|audio)s/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/[^/]*)?/?")
+
+
+class Stock:
+    """The uploads of one server, and the rules that they have to keep."""
+
+    def __init__(self, settings: Settings, ffmpeg: Path) -> None:
+        self.settings = settings
+        self.ffmpeg = ffmpeg
+        self.uploads = Uploads(settings.paths.state)
+
+    @contextmanager
+    def desk_space(self) -> Iterator[Path]:
+        """A folder for what is on its way in; gone with everything in it afterwards. Raises `DiskLow`."""
+        free, floor = free_mb(self.uploads.root), self.settings.paths.min_free_mb
+        if free < floor:
+            raise DiskLow(f"{self.uploads.root} has {free:.0f} MB free; uploads are taken at {floor} MB")
+        folder = tempfile.mkdtemp(prefix=".tmp-in-", dir=self.uploads.root)
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def fetch(self, url: str, folder: Path) -> Part:
+        """The file at an address, by the rules of every other fetch. Raises `FetchRefused`, `FetchFailed`."""
+        rules, target = self.settings.fetch, folder / "fetched"
+        most = min(self.settings.web.max_upload_mb, rules.max_mb) * 1_000_000
+        found = fetch(url, target, max_bytes=most, timeout_s=rules.timeout_s, allow=rules.allow)
+        return Part(target, unquote(urlsplit(url).path).rpartition("/")[2], found.size_bytes, found.sha256)
+
+    def take(self, role: str, part: Part, wanted_name: str = "") -> Upload:
+        """Judge a file that came in, and keep it. Raises what is wrong with it, an `InputError`."""
+        kind = self._kind(role, part)
+        upload_id = str(uuid.uuid4())
+        name = _file_name(wanted_name or part.file_name or role, kind)
+
+        def fill(folder: Path) -> Upload:
+            content = folder / "content"
+            part.path.rename(content)
+            fsync_file(content)
+            known = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256)
+            return self._measured(known, content, kind)
+
+        return self.uploads.store(upload_id, fill)
+
+    def _kind(self, role: str, part: Part) -> Kind:
+        """What the bytes are; neither the name nor the type that came with them counts."""
+        with part.path.open("rb") as file:
+            kind = examine(file.fileno(), part.size_bytes).kind
+        if kind is None or not (kind.is_image or kind.is_video if role == IMAGE else kind.is_audio):
+            seen = f"is {kind.value}" if kind else f"is none that we know ({part.size_bytes} bytes)"
+            raise (ImageNotRecognised if role == IMAGE else AudioNotRecognised)(f"the uploaded {role} {seen}")
+        return kind
+
+    def _measured(self, upload: Upload, content: Path, kind: Kind) -> Upload:
+        limits = self.settings.intake
+        with tempfile.TemporaryDirectory(prefix=".tmp-try-", dir=self.uploads.root) as scratch:
+            if kind.is_video and upload.role == IMAGE:
+                picture = screen(
+                    content, kind, Path(scratch),
+                    ffmpeg=self.ffmpeg, fps=_LOOK_FPS, frames=_LOOK_FRAMES, min_side=limits.min_side_px,
+                ).picture  # fmt: skip
+                return replace(upload, width=picture.width, height=picture.height)
+            if upload.role == IMAGE:
+                picture = decoder_process.decode_picture(
+                    content,
+                    Path(scratch),
+                    background=limits.background_rgb,
+                    max_megapixels=limits.max_megapixels,
+                    min_side=limits.min_side_px,
+                )
+                return replace(upload, width=picture.width, height=picture.height)
+            sound = decoder_process.decode_sound(
+                content, kind, Path(scratch), ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
+            )
+            return replace(upload, duration_s=round(float(sound.duration), 3))
+
+    def resolve(self, role: str, url: str) -> Upload | None:
+        """The upload that an address of ours means, whatever host it names; None for every other address."""
+        match = _OWN.fullmatch(unquote(urlsplit(url).path)) if "/files/" in url else None
+        return self.uploads.find(match[2], role) if match and match[1] == role else None
+
+    def is_own_path(self, url: str) -> bool:
+        """Does it look like an upload of ours? Without one on disk it is a link that has expired."""
+        return "/files/" in url and _OWN.fullmatch(unquote(urlsplit(url).path)) is not None
+
+
+def _file_name(wanted: str, kind: Kind) -> str:
+    """A short plain file name with the suffix that the bytes deserve."""
+    stem = os.path.splitext(wanted.replace("\\", "/").rpartition("/")[2])[0]  # noqa: PTH122 - no path of ours
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", clean_out_name(stem)).strip("._-")[:_NAME_CHARS]
+    return f"{stem or 'file'}.{_SUFFIX.get(kind, kind.value)}"

@@ -1,0 +1,344 @@
+"""One render child of this machine: start it, give it a job, listen, and end it with everything it started.
+
+The child keeps what it has loaded between jobs; only its end gives all GPU memory back. Two clocks guard a render: the
+deadline, and the longest silence. Whatever goes wrong, the whole process group is killed and the next job gets a new
+child. Owns the process; which job is next is the worker's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Protocol
+
+from lipsyncd.errors import (
+    EncodeFailed,
+    OutOfMemory,
+    RenderCrashed,
+    RenderError,
+    RenderStalled,
+    RenderTimeout,
+    from_reason,
+)
+from lipsyncd.log import printable
+from lipsyncd.worker.oom_kills import Witness, witness_of
+from lipsyncd.worker.protocol import (
+    CANCELLED,
+    LOADING,
+    MAX_LINE_BYTES,
+    Batch,
+    Cancel,
+    Failure,
+    Message,
+    Progress,
+    ProtocolError,
+    Ready,
+    Render,
+    Result,
+    from_line,
+    to_line,
+)
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.1
+_CANCEL_GRACE_S = 0.7  # a cancelled render ends within a second, with or without the child's help
+_TAIL_LINES = 12
+_MAX_LINE_CHARS = 400
+# How libraries end a process that gets no more memory: the C library's loader, C++, and torch.
+_LAST_WORDS = ("cannot allocate memory", "bad_alloc", "out of memory")
+
+
+class RenderCancelled(Exception):
+    """The render was ended because somebody asked for it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a child may take: to start, to render one job, and between two words.
+
+    Loading a renderer is part of the start, also when the first job that wants it brings it about: gigabytes from a
+    slow disk, or a compiler that runs once, say nothing for long.
+    """
+
+    start_s: float
+    deadline_s: float
+    silence_s: float
+
+
+class Executor(Protocol):
+    """Where renders happen. `LocalChild` is a process of this machine; a cluster's would be another."""
+
+    def start(self) -> None: ...
+
+    def render(
+        self,
+        request: Render,
+        *,
+        progress: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        batch: Callable[[Batch], None] = ...,
+    ) -> Result: ...
+
+    def idle_s(self) -> float: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class _Process:
+    """A living child with our end of the line to it, and whoever would tell that the kernel ended it."""
+
+    popen: subprocess.Popen[bytes]
+    line: socket.socket
+    witness: Witness | None = None
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+    buffer: bytearray = field(default_factory=bytearray)
+
+
+class LocalChild:
+    """The render child for one device. Used by one thread.
+
+    renderers  more renderers than the built-in ones, each as "name=module:Class"
+    preload    a renderer to load at the start instead of with its first job
+    variables  of the environment, besides our own
+    starts     how many processes it has been until now
+    """
+
+    def __init__(
+        self,
+        device: str,
+        limits: Limits,
+        *,
+        renderers: Sequence[str] = (),
+        preload: str = "",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.device = device
+        self.limits = limits
+        self._variables = variables or {}
+        self._arguments = [f"--renderer={entry}" for entry in renderers]
+        if preload:
+            self._arguments.append(f"--preload={preload}")
+        self.starts = 0
+        self._process: _Process | None = None
+        self._last_used_s = time.monotonic()
+        self._watched_s: float | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.popen.pid
+
+    def idle_s(self) -> float:
+        """How long a living child has had nothing to do; 0 while there is none."""
+        return 0.0 if self._process is None else time.monotonic() - self._last_used_s
+
+    def unwatched_s(self) -> float:
+        """How long ago the render under way was last looked after, several times a second; 0 without a render."""
+        watched_s = self._watched_s
+        return 0.0 if watched_s is None else time.monotonic() - watched_s
+
+    # -- its life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the child, if there is none, and wait until it can take work.
+
+        Raises `RenderCrashed` when it ends instead, `RenderStalled` when it takes too long.
+        """
+        if self._process is not None and self._process.popen.poll() is None:
+            return
+        self.close()
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "lipsyncd.renderers", f"--device={self.device}", f"--line={theirs.fileno()}"]
+        with theirs:
+            popen = subprocess.Popen(
+                [*command, *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self._variables},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        ours.settimeout(_TICK_S)
+        self._process = _Process(popen, ours, witness_of(popen.pid))
+        self.starts += 1
+        assert popen.stdout is not None
+        threading.Thread(target=_follow, args=(popen.stdout, self._process.tail), daemon=True).start()
+        try:
+            self._wait_ready(self._process)
+        except BaseException:
+            self.close()
+            raise
+        self._last_used_s = time.monotonic()
+        log.info("render child for %s started, pid %d", self.device, popen.pid)
+
+    def _wait_ready(self, process: _Process) -> None:
+        deadline = time.monotonic() + self.limits.start_s
+        while True:
+            message = self._receive(process)
+            if isinstance(message, Ready):
+                return
+            if isinstance(message, Failure):
+                raise from_reason({"code": message.code, "message": message.message, "remedy": message.remedy})
+            if time.monotonic() > deadline:
+                raise RenderStalled(f"the render child was not ready after {self.limits.start_s:g} s{_quoted(process)}")
+
+    def close(self) -> None:
+        """End the child and everything that it started; nothing happens when there is none."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.line.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(timeout=0.0 if process.popen.poll() is not None else 0.5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
+        log.info("render child for %s ended, pid %d", self.device, process.popen.pid)
+
+    # -- one job -------------------------------------------------------------------------------------------------------
+
+    def render(
+        self,
+        request: Render,
+        *,
+        progress: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        batch: Callable[[Batch], None] = lambda _: None,
+    ) -> Result:
+        """Render one job. `stop` is asked several times a second whether to give up.
+
+        Raises `RenderCancelled` after a stop; `RenderTimeout`, `RenderStalled`, `RenderCrashed`, `OutOfMemory`; or
+        whatever the renderer itself said.
+        """
+        self.start()
+        process = self._process
+        assert process is not None
+        process.witness = witness_of(process.popen.pid)
+        try:
+            process.line.settimeout(None)
+            process.line.sendall(to_line(request))
+            process.line.settimeout(_TICK_S)
+            answer = self._listen(process, request, progress, batch, stop)
+        except OSError as error:
+            raise self._crash(process) from error
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._last_used_s, self._watched_s = time.monotonic(), None
+        if isinstance(answer, Result):
+            return answer
+        if answer.code == CANCELLED:
+            raise RenderCancelled(request.job_id)
+        if answer.code == EncodeFailed.code and _kernel_kills(process):
+            raise OutOfMemory(f"the kernel ended the encoder for want of memory: {answer.message}")
+        raise from_reason({"code": answer.code, "message": answer.message, "remedy": answer.remedy})
+
+    def _listen(
+        self,
+        process: _Process,
+        request: Render,
+        progress: Callable[[Progress], None],
+        batch: Callable[[Batch], None],
+        stop: Callable[[], bool],
+    ) -> Result | Failure:
+        started = heard = time.monotonic()
+        silence_s = self.limits.start_s
+        asked_to_stop: float | None = None
+        while True:
+            message = self._receive(process)
+            now = self._watched_s = time.monotonic()
+            if message is not None:
+                heard = now
+            if isinstance(message, Result | Failure) and message.job_id == request.job_id:
+                return message
+            if isinstance(message, Progress) and message.job_id == request.job_id:
+                progress(message)
+                silence_s = self.limits.start_s if message.stage == LOADING else self.limits.silence_s
+            if isinstance(message, Batch) and message.job_id == request.job_id:
+                batch(message)
+            if asked_to_stop is None and stop():
+                asked_to_stop = now
+                process.line.sendall(to_line(Cancel(request.job_id)))
+            if asked_to_stop is not None and now - asked_to_stop > _CANCEL_GRACE_S:
+                raise RenderCancelled(request.job_id)
+            if now - started > self.limits.deadline_s:
+                raise RenderTimeout(f"job {request.job_id} was not rendered within {self.limits.deadline_s:g} s")
+            if now - heard > silence_s:
+                quiet = f"the render child said nothing for {silence_s:g} s"
+                raise RenderStalled(quiet + _quoted(process))
+
+    def _receive(self, process: _Process) -> Message | None:
+        """The next message; None when none came within a tick. Raises `RenderCrashed` when the line is cut."""
+        while b"\n" not in process.buffer:
+            try:
+                data = process.line.recv(65536)
+            except TimeoutError:
+                return None
+            if not data:
+                raise self._crash(process)
+            if len(process.buffer) > MAX_LINE_BYTES:
+                raise RenderCrashed(f"the render child sent a line of more than {MAX_LINE_BYTES} bytes")
+            process.buffer += data
+        line, _, rest = bytes(process.buffer).partition(b"\n")
+        process.buffer = bytearray(rest)
+        try:
+            return from_line(line)
+        except ProtocolError as error:
+            raise RenderCrashed(f"the render child does not speak our protocol: {error}") from error
+
+    def _crash(self, process: _Process) -> RenderError:
+        """What the end of the child means."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(timeout=1.0)
+        status = process.popen.poll()
+        self.close()
+        how = "closed its line" if status is None else _ending(status)
+        if status == -signal.SIGKILL:
+            kills = _kernel_kills(process)
+            if kills:
+                return OutOfMemory("the kernel ended the render child for want of memory")
+            if kills is None:
+                return OutOfMemory("the render child was killed from outside, most likely for want of memory")
+            return RenderCrashed(f"the render child {how} from outside, and not by the kernel for want of memory")
+        words = _quoted(process)
+        if any(sign in words.lower() for sign in _LAST_WORDS):
+            return OutOfMemory(f"the render child {how} for want of memory{words}")
+        return RenderCrashed(f"the render child {how}{words}")
+
+
+def _kernel_kills(process: _Process) -> int | None:
+    """How many processes the kernel has ended for want of memory since this render began; None when nobody counts."""
+    return None if process.witness is None else process.witness.kills()
+
+
+def _ending(status: int) -> str:
+    return f"was ended by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _quoted(process: _Process) -> str:
+    """The child's last words, for the message."""
+    time.sleep(0.05)  # let the thread that reads them come to the end
+    return ": " + " | ".join(process.tail) if process.tail else ""
+
+
+def _follow(output: IO[bytes], tail: deque[str]) -> None:
+    """Keep the last lines of what the child prints."""
+    with contextlib.suppress(ValueError, OSError), output:
+        for line in iter(lambda: output.readline(_MAX_LINE_CHARS), b""):
+            text = printable(line.rstrip())
+            if text:
+                tail.append(text)
+                log.debug("render child: %s", text)

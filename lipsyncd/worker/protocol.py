@@ -1,0 +1,142 @@
+"""What the daemon and a render child say to each other: one JSON object a line, over a socketpair.
+
+    daemon                     child
+                               Ready      once, when it can take work
+    Render ───────────────────►
+                               Progress   while it works; never further apart than a second or so
+                               Batch      before so many frames at a time are tried, where a renderer works like that
+    Cancel ───────────────────►           the child ends the render and answers Failure("cancelled")
+                               Result     or Failure
+    (closes its end) ─────────►           the child ends
+
+Paths travel, never bytes: both sides see the same spool folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lipsyncd.jobs.prepared import Picture, Sound, Video
+
+CANCELLED = "cancelled"  # the code of the Failure that answers a Cancel
+MAX_LINE_BYTES = 256 * 1024
+
+
+class ProtocolError(ValueError):
+    """A line that is none of the messages below."""
+
+
+LOADING = "loading"  # the stage in which a child gets a renderer ready for its first job
+
+
+@dataclass(frozen=True)
+class Render:
+    """Render one job. `folder` holds the inputs; the MP4 is written as `out_file` inside it.
+
+    Where there is a `video`, `picture` is its first frame. `most` frames at a time may be tried, since more did not fit
+    into the device before; 0 when nothing is known.
+    """
+
+    job_id: str
+    renderer: str
+    folder: str
+    out_file: str
+    picture: Picture
+    sound: Sound
+    fps: str
+    frames: int
+    stitch: bool
+    resolution: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    encode: Mapping[str, Any] = field(default_factory=dict)
+    video: Video | None = None
+    most: int = 0
+
+
+@dataclass(frozen=True)
+class Cancel:
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    pid: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    job_id: str
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """So many frames at a time from now on. `too_many` at a time did not fit into memory; 0 when nothing failed."""
+
+    job_id: str
+    size: int
+    too_many: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """`notes` goes into the sidecar as it is."""
+
+    job_id: str
+    frames: int
+    width: int
+    height: int
+    took_s: float
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    job_id: str
+    code: str
+    message: str
+    remedy: str
+
+
+Message = Render | Cancel | Ready | Progress | Batch | Result | Failure
+_KINDS: Mapping[str, type[Any]] = {
+    c.__name__.lower(): c for c in (Render, Cancel, Ready, Progress, Batch, Result, Failure)
+}
+
+
+def to_line(message: Message) -> bytes:
+    body = {"type": type(message).__name__.lower(), **asdict(message)}
+    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Message:
+    """The message that `to_line` wrote. Raises `ProtocolError` for anything else."""
+    try:
+        body = json.loads(line)
+        kind = _KINDS[body.pop("type")]
+        if kind is Render:
+            body["picture"], body["sound"] = Picture(**body["picture"]), Sound(**body["sound"])
+            body["video"] = Video(**body["video"]) if body.get("video") else None
+        message: Message = kind(**body)
+        _check_types(message)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {line[:80]!r} ({error})") from error
+    return message
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def _check_types(message: Any) -> None:
+    """A child may be somebody's own program: a number that is text would fail later, far from here."""
+    for one in fields(message):
+        value, allowed = getattr(message, one.name), _TYPES.get(str(one.type), (Mapping, Picture, Sound, Video))
+        if value is None and one.default is None:
+            continue
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise TypeError(f"{one.name} is {type(value).__name__}")

@@ -1,0 +1,178 @@
+"""What can be asked of a job by hand, and what becomes of it: cancel, retry, priority, republish."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.daemon.commands import carry_out
+from lipsyncd.daemon.housekeeping import Housekeeper
+from lipsyncd.errors import IllegalTransition, InputsLost, NoFaceFound, OutboxUnavailable, ResultGone
+from lipsyncd.jobs.job import JobState, new_id
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.storage.control_files import Request
+from tests.kits.jobs_by_hand import Shop
+
+NO_FACE = NoFaceFound("no face in the picture")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(tmp_path)
+    yield shop
+    shop.close()
+
+
+# -- once more ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel"])
+def test_a_retry_brings_the_inputs_back_byte_for_byte(shop: Shop, end: str) -> None:
+    job_id = shop.running()
+    shop.finisher.fail(job_id, NO_FACE) if end == "fail" else shop.finisher.cancel(job_id)
+    kept = Path(shop.job(job_id).kept or "")
+    before = {p.name: p.read_bytes() for p in kept.iterdir()}
+    job = shop.finisher.retry(job_id)
+    assert (job.state, job.attempt, job.kept) == (JobState.QUEUED, 0, None)
+    folder = shop.spool.folder(job_id)
+    assert (folder / "image").read_bytes() == before["anna.png"]
+    assert (folder / "audio").read_bytes() == before["anna.wav"]
+    assert not kept.exists()
+
+
+def test_a_retried_job_forgets_why_it_was_refused(shop: Shop) -> None:
+    job_id = shop.queued(refusal=NO_FACE.reason())
+    shop.finisher.fail(job_id, NO_FACE)
+    shop.finisher.retry(job_id)
+    spec = shop.spool.spec(job_id)
+    assert spec is not None
+    assert spec.refusal is None
+
+
+def test_a_retry_without_inputs_says_so_and_changes_nothing(shop: Shop) -> None:
+    job_id = shop.running()
+    shop.finisher.fail(job_id, NO_FACE)
+    kept = Path(shop.job(job_id).kept or "")
+    kept.rename(kept.with_name("taken away"))
+    with pytest.raises(InputsLost, match=str(kept)):
+        shop.finisher.retry(job_id)
+    assert shop.job(job_id).state is JobState.FAILED
+    assert shop.spool.ids() == []
+
+
+@pytest.mark.parametrize("make", ["queued", "running", "rendered", "published"])
+def test_only_failed_and_cancelled_jobs_are_retried(shop: Shop, make: str) -> None:
+    job_id = getattr(shop, make)()
+    before = shop.job(job_id)
+    with pytest.raises(IllegalTransition, match="only failed and cancelled ones"):
+        shop.finisher.retry(job_id)
+    assert shop.job(job_id) == before
+
+
+def test_a_retry_whose_name_a_live_job_has_taken_gets_the_next_one(shop: Shop) -> None:
+    first = shop.queued("anna")
+    shop.finisher.cancel(first)
+    second = shop.queued("anna")
+    assert shop.job(second).out_name == "anna"
+    answer = carry_out(Request("retry", first), shop.finisher)
+    assert (answer.ok, answer.message) == (True, "queued again")
+    assert shop.job(first).out_name == "anna (2)"
+
+
+def test_a_result_is_published_again_under_the_next_free_name(shop: Shop) -> None:
+    job_id = shop.published()
+    assert shop.finisher.republish(job_id) == "anna (2)"
+    for name in ("anna.mp4", "anna.json"):
+        (shop.folders.shared["outbox"] / name).unlink()
+    assert shop.finisher.republish(job_id) == "anna"
+    assert shop.shown() == ["anna (2).json", "anna (2).mp4", "anna.json", "anna.mp4"]
+    assert (shop.folders.shared["outbox"] / "anna (2).mp4").read_bytes() == b"a video"
+    assert shop.sidecar("anna (2)")["video"] == "anna (2).mp4"
+    assert shop.sidecar("anna (2)")["sha256"] == shop.job(job_id).out_sha256
+    assert shop.hidden() == []
+
+
+def test_only_what_is_kept_and_finished_is_published_again(shop: Shop) -> None:
+    running = shop.running("bert")
+    with pytest.raises(IllegalTransition, match="only finished ones"):
+        shop.finisher.republish(running)
+    shop.finisher.cancel(running)
+    job_id = shop.published()
+    shop.unmount("outbox")
+    with pytest.raises(OutboxUnavailable):
+        shop.finisher.republish(job_id)
+    shop.mount("outbox")
+    assert shop.finisher.republish(job_id) == "anna (2)"
+    for path in shop.folders.results.iterdir():
+        os.utime(path, (time.time() - 25 * 3600,) * 2)
+    Housekeeper(shop.finisher).prune()
+    assert list(shop.folders.results.iterdir()) == []
+    with pytest.raises(ResultGone):
+        shop.finisher.republish(job_id)
+
+
+# -- what can be asked for by hand -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "answer", "state"),
+    [
+        ("queued", "cancelled", JobState.CANCELLED),
+        ("running", "is being cancelled", JobState.RUNNING),
+        ("rendered", "is finished and about to be published; it is left as it is", JobState.PUBLISHING),
+        ("published", "has ended already (done); it is left as it is", JobState.DONE),
+    ],
+)
+def test_a_cancel_answers_what_becomes_of_the_job(shop: Shop, make: str, answer: str, state: JobState) -> None:
+    job_id = getattr(shop, make)()
+    told = carry_out(Request("cancel", job_id), shop.finisher)
+    assert (told.ok, told.message) == (True, answer)
+    assert shop.job(job_id).state is state
+    assert shop.job(job_id).cancel_requested is (make == "running")
+
+
+def test_a_cancel_that_meets_a_claim_reaches_the_run(shop: Shop) -> None:
+    job_id = shop.queued()
+    shop.let_a_worker_claim_while_an_ending_is_written()
+    assert carry_out(Request("cancel", job_id), shop.finisher).message == "is being cancelled"
+    assert (shop.job(job_id).state, shop.job(job_id).cancel_requested) == (JobState.RUNNING, True)
+
+
+class PuttingBack(Ledger):
+    """A worker puts the job back just before each request to end its run."""
+
+    def request_cancel(self, job_id: str) -> bool:
+        self.requeue(job_id, note="waits for a device", charge=False)
+        return super().request_cancel(job_id)
+
+
+def test_a_cancel_that_meets_a_run_being_put_back_finds_the_job_in_the_queue(shop: Shop) -> None:
+    job_id = shop.running()
+    with closing(PuttingBack(shop.ledger.path)) as ledger:
+        shop.finisher.ledger = ledger
+        assert carry_out(Request("cancel", job_id), shop.finisher).message == "cancelled"
+    assert shop.job(job_id).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize(("asked", "given"), [(5, 5), (-100, -100), (1000, 100), (-(10**30), -100)])
+def test_a_priority_is_kept_in_its_bounds(shop: Shop, asked: int, given: int) -> None:
+    job_id = shop.queued()
+    assert carry_out(Request("priority", job_id, asked), shop.finisher).message == f"has priority {given}"
+    assert shop.job(job_id).priority == given
+
+
+@pytest.mark.parametrize("action", ["cancel", "retry", "priority", "republish"])
+def test_an_unknown_job_is_an_answer_and_no_accident(shop: Shop, action: str) -> None:
+    answer = carry_out(Request(action, new_id()), shop.finisher)
+    assert not answer.ok
+    assert "no job" in answer.message
+
+
+def test_a_job_that_runs_has_no_priority_any_more(shop: Shop) -> None:
+    answer = carry_out(Request("priority", shop.running(), 5), shop.finisher)
+    assert "only waiting jobs" in answer.message

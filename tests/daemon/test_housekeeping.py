@@ -1,0 +1,347 @@
+"""The housekeeper: nights, full disks, clocks that lie, and `lipsyncd prune` with and without a daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.daemon.housekeeping import Housekeeper, last_night
+from lipsyncd.jobs.job import JobState
+from lipsyncd.ledger import backups
+from lipsyncd.settings import Paths
+from lipsyncd.settings.sections import Retention as Rules
+from lipsyncd.storage.files import free_mb
+from tests.kits.installation import Home
+from tests.kits.jobs_by_hand import Shop
+
+HOUR_S, DAY_S = 3600.0, 86400.0
+BEGAN = datetime(2026, 11, 22, 12, 0).timestamp()
+
+
+class Time:
+    """A wall clock that can be set, and the steady one that cannot."""
+
+    def __init__(self) -> None:
+        self.wall_s = BEGAN
+        self.steady_s = 1000.0
+
+    def goes_by(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.steady_s += seconds
+
+
+@pytest.fixture
+def clocks() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(tmp_path, retention=Rules(backups=3))
+    yield shop
+    shop.close()
+
+
+def housekeeper(shop: Shop, clocks: Time) -> Housekeeper:
+    return Housekeeper(shop.finisher, wall=lambda: clocks.wall_s, steady=lambda: clocks.steady_s)
+
+
+def aged(shop: Shop, clocks: Time, *, days: float) -> None:
+    """Make everything that lies there now so old, by the clocks of the test."""
+    at_s = clocks.wall_s - days * DAY_S
+    for kind in ("outbox", "archive", "failed"):
+        for path in shop.folders.shared[kind].rglob("*.json"):
+            os.utime(path, (at_s, at_s))
+    for path in shop.folders.results.iterdir():
+        os.utime(path, (at_s, at_s))
+
+
+# -- nights ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "began"),
+    [
+        ("2026-11-22 03:29:59", "2026-11-21 03:30"),
+        ("2026-11-22 03:30:00", "2026-11-22 03:30"),
+        ("2026-11-22 23:00:00", "2026-11-22 03:30"),
+        ("2026-03-01 00:00:00", "2026-02-28 03:30"),
+    ],
+)
+def test_a_night_begins_at_its_local_time(now: str, began: str) -> None:
+    at_s = datetime.fromisoformat(now).timestamp()
+    assert datetime.fromtimestamp(last_night(at_s, "03:30")) == datetime.fromisoformat(began)
+
+
+def test_each_night_has_one_copy_and_one_pruning_and_the_first_start_has_none(shop: Shop, clocks: Time) -> None:
+    folder = shop.folders.state / "backups"
+    shop.published("anna")
+    keeper = housekeeper(shop, clocks)
+    keeper.look()
+    assert backups.made(folder) == []
+    for night in range(1, 6):
+        while last_night(clocks.wall_s, "03:30") < BEGAN + (night - 1) * DAY_S:
+            clocks.goes_by(HOUR_S / 2)
+            keeper.look()
+        copies = backups.made(folder)
+        clocks.goes_by(HOUR_S)
+        keeper.look()
+        assert backups.made(folder) == copies
+        assert len(copies) == min(night, 3)
+    aged(shop, clocks, days=31)
+    clocks.goes_by(HOUR_S)
+    keeper.look()
+    assert shop.shown("archive") != []  # not before the night
+    clocks.goes_by(DAY_S)
+    keeper.look()
+    assert shop.shown("archive") == []
+    assert shop.shown() == ["anna.json", "anna.mp4"]
+
+
+def test_a_night_that_was_slept_through_is_made_up_for(shop: Shop, clocks: Time) -> None:
+    housekeeper(shop, clocks).look()
+    shop.published("anna")
+    clocks.goes_by(3 * DAY_S)
+    aged(shop, clocks, days=31)
+    again = housekeeper(shop, clocks)  # the daemon starts again
+    again.look()
+    assert len(backups.made(shop.folders.state / "backups")) == 1
+    assert shop.shown("archive") != []  # the clock may be wrong still, just after a start
+    clocks.goes_by(301)
+    again.look()
+    assert shop.shown("archive") == []
+    assert len(backups.made(shop.folders.state / "backups")) == 1
+
+
+def test_a_copy_that_cannot_be_made_is_no_reason_to_try_all_night(
+    shop: Shop, clocks: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = housekeeper(shop, clocks)
+    keeper.look()
+    (shop.folders.state / "backups").write_bytes(b"in the way")
+    clocks.goes_by(DAY_S)
+    for _ in range(3):
+        keeper.look()
+        clocks.goes_by(5)
+    assert len([r for r in caplog.records if "no copy of the ledger this night" in r.getMessage()]) == 1
+    (shop.folders.state / "backups").unlink()
+    clocks.goes_by(DAY_S)
+    keeper.look()
+    assert len(backups.made(shop.folders.state / "backups")) == 1
+
+
+def test_without_backups_none_are_made(tmp_path: Path, clocks: Time) -> None:
+    shop = Shop(tmp_path, retention=Rules(backups=0))
+    keeper = housekeeper(shop, clocks)
+    keeper.look()
+    clocks.goes_by(DAY_S)
+    keeper.look()
+    assert not (shop.folders.state / "backups").exists()
+    shop.close()
+
+
+def test_results_and_uploads_do_not_wait_for_the_night(shop: Shop, clocks: Time) -> None:
+    shop.published("anna")
+    keeper = housekeeper(shop, clocks)
+    clocks.goes_by(301)
+    keeper.look()
+    aged(shop, clocks, days=1.01)
+    keeper.look()
+    assert list(shop.folders.results.iterdir()) != []
+    clocks.goes_by(601)
+    keeper.look()
+    assert list(shop.folders.results.iterdir()) == []
+    assert shop.shown("archive") != []
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump_s", [400 * DAY_S, -400 * DAY_S])
+def test_a_clock_that_is_set_costs_nothing_but_a_day(
+    shop: Shop, clocks: Time, jump_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.published("anna")
+    aged(shop, clocks, days=1)
+    keeper = housekeeper(shop, clocks)
+    clocks.goes_by(301)
+    keeper.look()
+    assert list(shop.folders.results.iterdir()) == []
+    clocks.wall_s += jump_s
+    for _ in range(20):
+        keeper.look()
+        clocks.goes_by(HOUR_S)
+    assert shop.shown("archive") != []
+    clocks.wall_s -= jump_s
+    for _ in range(40):
+        keeper.look()
+        clocks.goes_by(HOUR_S)
+    assert shop.shown("archive") != []
+    assert [r.getMessage() for r in caplog.records if "the clock was set" in r.getMessage()] == [
+        f"the clock was set by {hours:+.1f} h: nothing is pruned by its age for a day"
+        for hours in (jump_s / HOUR_S, -jump_s / HOUR_S)
+    ]
+
+
+# -- the ledger --------------------------------------------------------------------------------------------------------
+
+
+def test_changes_are_written_home_while_nothing_runs(shop: Shop, clocks: Time) -> None:
+    keeper = housekeeper(shop, clocks)
+    shop.running("anna")
+    for number in range(20):
+        shop.queued(f"job {number}")
+    size = shop.ledger.path.stat().st_size
+    keeper.look()
+    assert shop.ledger.path.stat().st_size == size
+    shop.ledger.requeue(shop.ledger.in_state(JobState.RUNNING)[0].id, note="", charge=False)
+    keeper.look()
+    assert shop.ledger.path.stat().st_size > size
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", folder], check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def crowded(small: Path, **rules: float | str) -> Shop:
+    """Three videos of 3 MB, each in the outbox and once more in results, on a disk whose floor is 10 MB."""
+    shop = Shop(small, retention=Rules(**rules))  # type: ignore[arg-type]
+    object.__setattr__(shop.settings, "paths", Paths(storage=small, min_free_mb=10))
+    for number in range(3):
+        shop.published(f"video {number}", content=bytes([number]) * 3_000_000)
+        for path in [*shop.folders.results.iterdir(), *shop.folders.shared["outbox"].glob("*.json")]:
+            at_s = time.time() - 5 * HOUR_S
+            os.utime(path, (at_s, at_s))
+    assert free_mb(small) < 10
+    return shop
+
+
+def test_what_has_a_limit_goes_early_when_the_disk_is_low_and_no_more_than_needed(small: Path) -> None:
+    shop = crowded(small)
+    keeper = Housekeeper(shop.finisher)
+    assert keeper.make_room()
+    assert free_mb(small) >= 10
+    left = [path for path in shop.folders.results.iterdir() if path.suffix == ".mp4"]
+    assert len(left) == 1
+    assert len(shop.shown()) == 6  # the outbox is for ever
+    shop.close()
+
+
+def test_what_is_due_goes_first_and_with_that_rule_nothing_else(small: Path) -> None:
+    shop = crowded(small, below_floor="due", results_h=24)
+    steady = [1000.0]
+    keeper = Housekeeper(shop.finisher, steady=lambda: steady[0])
+    steady[0] += 301
+    assert not keeper.make_room()
+    assert len(list(shop.folders.results.iterdir())) == 6
+    oldest = min(shop.folders.results.glob("*.json"))
+    os.utime(oldest, (1, 1))
+    assert not keeper.make_room()  # it looked a moment ago
+    steady[0] += 61
+    keeper.make_room()
+    assert len(list(shop.folders.results.iterdir())) == 4
+    shop.close()
+
+
+def test_what_is_young_is_not_taken_early(small: Path) -> None:
+    shop = crowded(small)
+    for path in shop.folders.results.iterdir():
+        os.utime(path)
+    assert not Housekeeper(shop.finisher).make_room()
+    assert len(list(shop.folders.results.iterdir())) == 6
+    shop.close()
+
+
+def test_intake_does_not_pause_for_what_can_be_pruned(home: Home, small: Path) -> None:
+    """The daemon starts on a disk below its floor and takes a job all the same; below it for good, the job waits."""
+    home.changes["paths"] = {"storage": str(small), "min_free_mb": 10}
+    home.path = lambda kind: small / kind  # type: ignore[method-assign]
+    crowded(small).close()
+    with home.running():
+        home.drop_pair("anna")
+        home.until_done("anna")
+        assert "is nearly full: pruned" in home.log
+        ballast = small / "ballast"
+        ballast.write_bytes(bytes(round((free_mb(small) - 8) * 1e6)))
+        home.drop_pair("bert", seed=1)
+        home.until(lambda: home.log.count("is nearly full") > 0 and free_mb(small) < 10, "a low disk")
+        assert home.job("bert") is None
+        ballast.unlink()
+        home.until_done("bert")
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------------
+
+NOTHING = {"outbox": 0, "archive": 0, "failed": 0, "results": 0, "uploads": 0, "ledger": 0}
+
+
+def goes(text: str) -> dict[str, int]:
+    """The numbers in the second column of what `prune` prints."""
+    return {kind: int(n) for kind, n in re.findall(r"^(\w+) +(\d+)  ", text, re.MULTILINE)}
+
+
+def make_old(paths: Iterable[Path]) -> None:
+    for path in paths:
+        os.utime(path, (1, 1))
+
+
+def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(home: Home) -> None:
+    archive, results = home.path("archive"), home.path("state") / "results"
+    with home.running():
+        for number, name in enumerate(("anna", "bert")):
+            home.drop_pair(name, seed=number)
+        for name in ("anna", "bert"):
+            home.until_done(name)
+        home.until(lambda: not list(home.path("spool").iterdir()), "the inputs in the archive")
+        make_old(archive.glob("*/*/job.json"))
+
+        told = home.cli("prune", "--dry-run")
+        assert told.returncode == 0, told.stderr
+        assert goes(told.stdout) == {**NOTHING, "archive": 2}
+        assert re.search(r"^would free \d+ kB$", told.stdout, re.MULTILINE)
+        assert len(list(archive.glob("*/*/job.json"))) == 2
+
+        answers: list[str] = []  # of several who ask at once, one gets them all
+        asking = [threading.Thread(target=lambda: answers.append(home.cli("prune").stdout)) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join(60)
+        assert sorted(goes(answer)["archive"] for answer in answers) == [0, 2]
+        assert [path.name for path in archive.iterdir()] == [".lipsyncd"]
+        assert [job.kept for job in home.view.jobs()] == [None, None]
+        assert list((home.path("state") / "control").iterdir()) == []
+
+    make_old(results.iterdir())
+    done = home.cli("prune", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert {count["kind"]: count["goes"] for count in said["counts"]} == {**NOTHING, "results": 2}
+    assert said["dry_run"] is False
+    assert list(results.iterdir()) == []
+
+
+def test_before_the_first_start_there_is_nothing_to_prune(home: Home) -> None:
+    assert set(goes(home.cli("prune", "--dry-run").stdout).values()) == {0}
+    refused = home.cli("prune")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "there is no ledger" in refused.stderr

@@ -1,0 +1,175 @@
+"""What a crash leaves in special circumstances: the ledger lost or damaged too, a retry or a deletion half done.
+
+The sweep over all failpoints and pairs of them is in `test_crash.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from lipsyncd.storage.control_files import Request, ask
+from tests.kits.installation import Home, put
+
+
+class Consumer:
+    """Takes every file from the outbox the moment that it is visible, as a greedy user would."""
+
+    def __init__(self, home: Home) -> None:
+        self.taken: Counter[str] = Counter()
+        self.content: dict[str, bytes] = {}
+        self._outbox = home.path("outbox")
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._take)
+
+    def __enter__(self) -> Consumer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _take(self) -> None:
+        while not self._end.is_set():
+            for path in [p for p in self._outbox.glob("*") if p.is_file()]:
+                self.content[path.name] = path.read_bytes()
+                self.taken[path.name] += 1
+                path.unlink()
+            time.sleep(0.002)
+
+
+def crash_at(home: Home, name: str) -> bool:
+    """Start a daemon that dies at a failpoint, and wait for either; says whether it died."""
+    home.start(LIPSYNCD_FAIL=name, wait=False)
+    assert home.daemon is not None
+    daemon = home.daemon
+
+    def settled() -> bool:
+        job = home.job("anna")
+        over = job is not None and job.state.ended and not (home.path("spool") / job.id).exists()
+        return daemon.poll() is not None or over
+
+    home.until(settled, f"the crash at {name}")
+    time.sleep(0.3)  # the last failpoints come a moment after the job looks ended
+    died = daemon.poll() is not None
+    if not died:
+        home.stop()
+    home.daemon = None
+    return died
+
+
+def check_delivered_once(home: Home, consumer: Consumer) -> None:
+    job = home.until_done("anna")
+    home.until(lambda: not list(home.path("spool").iterdir()), "an empty spool")
+    home.until(lambda: consumer.taken["anna.json"], "the sidecar")
+    assert consumer.taken == {"anna.mp4": 1, "anna.json": 1}, consumer.taken
+    sidecar = json.loads(consumer.content["anna.json"])
+    assert sidecar["sha256"] == hashlib.sha256(consumer.content["anna.mp4"]).hexdigest() == job.out_sha256
+    assert [p.name for p in home.path("inbox").iterdir()] == [".lipsyncd"]
+    assert len(home.view.jobs()) == 1
+    assert not list((home.path("outbox") / ".lipsyncd").glob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["accept-committed", "rendered", "publish-renamed-mp4", "publish-shown", "cleared"])
+def test_a_crash_with_the_ledger_lost_delivers_once_all_the_same(home: Home, name: str) -> None:
+    home.start()
+    home.stop()
+    home.drop_pair("anna")
+    with Consumer(home) as consumer:
+        assert crash_at(home, name)
+        for path in home.path("state").glob("ledger.db*"):
+            path.unlink()
+        with home.running():
+            check_delivered_once(home, consumer)
+
+
+@pytest.mark.parametrize("name", ["end-recorded", "end-moved", "cleared", "removed-name"])
+def test_a_crash_while_failing_leaves_one_folder_with_the_reason(home: Home, name: str) -> None:
+    home.start()
+    home.stop()
+    put(home.path("inbox"), "anna.json", b'{"image": "../anna.png", "audio": "anna.wav"}')
+    assert crash_at(home, name)
+    with home.running():
+        job = home.until_failed("anna")
+    assert job.reason_code == "unsafe-path"
+    [folder] = [p for p in home.path("failed").iterdir() if not p.name.startswith(".")]
+    assert json.loads((folder / "reason.json").read_text())["id"] == job.id
+    assert (folder / "anna.json").exists()
+
+
+def test_a_crash_in_a_retry_loses_nothing(home: Home) -> None:
+    with home.running():
+        home.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
+        home.drop_pair("anna")
+        job = home.until_failed("anna")
+    home.cli("retry", job.id, LIPSYNCD_FAIL="retry-accepted")
+    with home.running():
+        again = home.until(lambda: (j := home.until_failed("anna")).attempt == 1 and j, "the second failure")
+    assert again.id == job.id
+    assert len([p for p in home.path("failed").iterdir() if not p.name.startswith(".")]) == 1
+
+
+def test_a_crash_in_a_deletion_leaves_a_job_that_can_be_deleted_again(home: Home) -> None:
+    with home.running():
+        home.drop_pair("anna")
+        job = home.until_done("anna")
+    request = Request("delete", job.id)
+    daemon = home.start(LIPSYNCD_FAIL="delete-before-row")
+    assert ask(home.folders.control, request, timeout_s=2) is None
+    daemon.wait(10)
+    home.daemon = None
+    assert home.job("anna") is not None
+    with home.running():
+        answer = ask(home.folders.control, request, timeout_s=10)
+    assert answer is not None
+    assert answer.ok, answer.message
+    assert home.job("anna") is None
+
+
+def test_a_job_that_kills_the_daemon_is_given_up_after_its_attempts(home: Home) -> None:
+    home.changes["render"] = {"max_attempts": 2}
+    home.start()
+    home.stop()
+    home.drop_pair("anna")
+    assert crash_at(home, "claimed")
+    assert crash_at(home, "claimed")
+    with home.running():
+        job = home.until_failed("anna")
+    assert (job.reason_code, job.attempt) == ("render-crashed", 2)
+    assert home.renders == 0
+
+
+def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_spool(home: Home) -> None:
+    home.start()
+    home.stop()
+    home.drop_pair("anna")
+    assert crash_at(home, "accept-committed")
+    ledger = home.path("state") / "ledger.db"
+    for path in home.path("state").glob("ledger.db-*"):
+        path.unlink()
+    ledger.write_bytes(b"not a database at all" * 500)
+    with home.running():
+        home.until_done("anna")
+    assert list(home.path("state").glob("ledger.db.corrupt-*"))
+
+
+def test_what_was_about_to_replace_a_file_is_swept_at_the_next_start(home: Home) -> None:
+    """A client's request that is being written in this moment is no rubbish."""
+    home.start()
+    home.stop()
+    state = home.path("state")
+    torn = [state / ".status.json.0123abcd.part", state / "control" / ".x.answer.0123abcd.part"]
+    torn.append(state / "results" / ".x.json.0123abcd.part")
+    for path in torn:
+        path.write_bytes(b"half of")
+    request = state / "control" / ".x.json.0123abcd.part"
+    request.write_bytes(b"half of")
+    with home.running():
+        assert [path for path in torn if path.exists()] == []
+        assert request.exists()

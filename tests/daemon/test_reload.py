@@ -1,0 +1,245 @@
+"""SIGHUP: what a running daemon takes over from its settings, what it says about the rest; and how it stops."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipsyncd.daemon.daemon import Daemon
+from lipsyncd.jobs.job import JobState
+from lipsyncd.media.mp4 import inspect
+from lipsyncd.settings import Settings, load
+from lipsyncd.settings.changes import LIVE, merge, value_of
+from lipsyncd.settings.loading import SETTINGS
+from lipsyncd.storage.locks import is_held
+from tests.kits.installation import Home, picture, put, sound
+from tests.kits.machine.service_manager import listening
+from tests.kits.web_kit import serving
+
+
+def read_again(home: Home, **changes: dict[str, Any]) -> str:
+    """Change the settings file, send SIGHUP, and wait for the answer; gives what was logged."""
+    assert home.daemon is not None
+    for section, values in changes.items():
+        home.changes.setdefault(section, {}).update(values)
+    assert home.config.exists()  # written anew
+    before = len(home.log)
+    home.daemon.send_signal(signal.SIGHUP)
+    answers = ("settings read again:", "the settings stay as they were:")
+    home.until(lambda: any(answer in home.log[before:] for answer in answers), "the reload")
+    return home.log[before:]
+
+
+# -- what is taken over ------------------------------------------------------------------------------------------------
+
+
+def test_the_live_settings_exist_and_the_places_are_not_among_them() -> None:
+    assert SETTINGS.keys() >= LIVE
+    fixed = {"paths.inbox", "render.devices", "web.port", "web.host", "weights.dir", "watch.mode", "output.crf"}
+    assert not fixed & LIVE
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_is_taken_over_or_told_to_wait(name: str) -> None:
+    old = load(environ={"HOME": "/nonexistent"}, cwd=Path("/"), system_file=Path("/nonexistent"))
+    section, _, key = name.partition(".")
+    other: Any = {bool: lambda v: not v, tuple: lambda v: ("x",), Path: lambda v: Path("/x")}.get(
+        SETTINGS[name].kind, lambda v: type(v)(f"{v}1")
+    )(value_of(old, name))
+    new = replace(old, **{section: replace(getattr(old, section), **{key: other})})
+    changes = merge(old, new)
+    assert (changes.taken, changes.waiting) == (((name,), ()) if name in LIVE else ((), (name,)))
+    assert value_of(changes.settings, name) == (other if name in LIVE else value_of(old, name))
+    assert _others(changes.settings, name) == _others(old, name)
+
+
+def _others(settings: Settings, name: str) -> dict[str, object]:
+    return {other: value_of(settings, other) for other in SETTINGS if other != name}
+
+
+# -- in a running daemon -----------------------------------------------------------------------------------------------
+
+
+def test_what_counts_at_once_counts_for_the_next_job(home: Home) -> None:
+    with home.running():
+        home.drop_pair("before")
+        home.until_done("before")
+        told = read_again(home, output={"resolution": 96}, log={"level": "warning"}, render={"devices": ["cpu:0"]})
+        assert "output.resolution is 96 now, was 64" in told
+        assert "log.level is 'warning' now, was 'info'" in told
+        assert 'render.devices stays ["cpu"]: the new value needs a restart' in told
+        assert "settings read again: 2 taken over, 1 need a restart" in told
+        home.drop_pair("after", seed=1)
+        home.until_done("after")
+    assert "before, flat" in home.log
+    assert "after, flat" not in home.log
+    assert inspect(home.path("outbox") / "before.mp4").video.width == 64
+    assert inspect(home.path("outbox") / "after.mp4").video.width == 96
+
+
+def test_a_deadline_that_is_shortened_holds_for_the_next_render(home: Home) -> None:
+    home.changes["render"] = {"renderer": "slow", "max_attempts": 1}
+    with home.running():
+        read_again(home, render={"job_timeout_s": 1})
+        home.drop_pair("long", seconds=4)
+        assert home.until_failed("long").reason_code == "render-timeout"
+
+
+def test_a_limit_of_the_inbox_holds_at_once(home: Home) -> None:
+    with home.running():
+        read_again(home, intake={"max_audio_s": 1})
+        home.drop_pair("long", seconds=3)
+        assert home.until_failed("long").reason_code == "audio-too-long"
+
+
+def test_a_mistake_in_the_file_changes_nothing_and_is_told(home: Home) -> None:
+    with home.running():
+        told = read_again(home, output={"resolution": 97, "fps": 12})
+        assert "the settings stay as they were: output.resolution is 97" in told
+        home.drop_pair("anna")
+        home.until_done("anna")
+        told = read_again(home, output={"resolution": 128})
+        assert "output.resolution is 128 now, was 64" in told
+        assert "output.fps" in told
+    assert inspect(home.path("outbox") / "anna.mp4").video.width == 64
+
+
+def test_keys_are_read_again_and_a_lost_one_opens_no_door(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old-key-of-anna\n")
+    file.chmod(0o600)
+    with serving(tmp_path, changes={"web": {"api_key_file": str(file)}}) as api:
+        assert api.get("/credits", Authorization="Bearer old-key-of-anna").status == 200
+        file.write_text("new-key-of-anna\n")
+        told = read_again(api.home)
+        assert "REST: keys: 1 now, were 1" in told
+        assert api.get("/credits", Authorization="Bearer old-key-of-anna").status == 401
+        assert api.get("/credits", Authorization="Bearer new-key-of-anna").status == 200
+        file.write_text("")
+        assert "holds no key" in read_again(api.home)
+        assert api.get("/credits", Authorization="Bearer new-key-of-anna").status == 200
+        assert api.get("/credits").status == 401
+        assert "key-of-anna" not in api.home.log
+
+
+def test_systemd_hears_of_the_reload_and_of_its_end(home: Home) -> None:
+    with listening(home.root) as manager, home.running(NOTIFY_SOCKET=manager.address):
+        manager.wait_for("READY=1".__eq__)
+        read_again(home)
+        manager.wait_for(lambda _: manager.lines.count("READY=1") == 2)
+        [reloading] = [message for message in manager.messages if "RELOADING=1" in message]
+        [at_us] = [int(line.partition("=")[2]) for line in reloading if line.startswith("MONOTONIC_USEC=")]
+        assert 0 < time.monotonic_ns() // 1000 - at_us < 60_000_000
+        assert manager.lines.index("RELOADING=1") < len(manager.lines) - manager.lines[::-1].index("READY=1")
+
+
+# -- the two meanings of SIGHUP ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_a_terminal(home: Home, *, nohup: bool = False) -> Iterator[tuple[int, int]]:
+    """A daemon in the foreground of a terminal of its own; gives its pid and the terminal's other end."""
+    config = str(home.config)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+            log = os.open(home.root / "daemon.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.execve(sys.executable, [sys.executable, "-m", "lipsyncd", "--config", config, "run"], home.environment())
+        finally:
+            os._exit(70)
+    try:
+        home.until(lambda: (home.root / "daemon.log").exists() and " ready in " in home.log, "the daemon's start")
+        yield pid, terminal
+    finally:
+        if is_held(home.path("state")):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_terminal_that_closes_stops_the_daemon_that_ran_in_it(home: Home) -> None:
+    with in_a_terminal(home) as (pid, terminal):
+        os.kill(pid, signal.SIGHUP)  # from somebody, while the terminal is there
+        home.until(lambda: "settings read again" in home.log, "the reload")
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert home.log.rstrip().endswith("stopped")
+
+
+def test_nohup_keeps_the_daemon_when_the_terminal_closes(home: Home) -> None:
+    with in_a_terminal(home, nohup=True) as (pid, terminal):
+        os.close(terminal)
+        home.until(lambda: "settings read again" in home.log, "the reload")
+        os.kill(pid, signal.SIGTERM)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_job(home: Home) -> None:
+    home.changes["render"] = {"stop_grace_s": 3600, "renderer": "slow"}
+    home.start()
+    home.drop_pair("long", seconds=20)
+    home.until_state("long", JobState.RUNNING)
+    assert home.daemon is not None
+    home.daemon.send_signal(signal.SIGINT)
+    home.until(lambda: "stopping: " in home.log, "the first signal")
+    home.daemon.send_signal(signal.SIGINT)
+    assert home.daemon.wait(30) == 0
+    home.daemon = None
+    job = home.job("long")
+    assert job is not None
+    assert (job.state, job.attempt) == (JobState.QUEUED, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_while_the_main_thread_holds_a_lock_does_not_wait_for_it(home: Home, number: int) -> None:
+    """It did for ever, since the lock is its own: one stop in some thousands hung."""
+    daemon = Daemon(home.settings)
+    events = [each for each in vars(daemon).values() if isinstance(each, threading.Event)]
+    assert len(events) >= 2
+    handler = threading.Thread(target=daemon._on_signal, args=(number, None), daemon=True)
+    with ExitStack() as held:
+        for event in events:
+            held.enter_context(event._cond)  # type: ignore[attr-defined]
+        handler.start()
+        handler.join(20)
+        assert not handler.is_alive()
+    daemon._obey()
+    assert daemon._stop.is_set() == (number == signal.SIGTERM)
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.3, 0.8])
+def test_a_stop_at_any_moment_leaves_whole_videos_only(home: Home, after_s: float) -> None:
+    home.changes["render"] = {"stop_grace_s": 0}
+    home.start()
+    for number in range(6):
+        put(home.path("inbox"), f"job{number}.png", picture(number))
+        put(home.path("inbox"), f"job{number}.wav", sound(0.3, number))
+    home.until(lambda: home.view.jobs(), "the first job")
+    time.sleep(after_s)
+    assert home.stop() == 0
+    videos = sorted(home.path("outbox").glob("*.mp4"))
+    assert all(inspect(video).video.frames == 8 for video in videos)
+    assert not list((home.path("outbox") / ".lipsyncd").glob("*.part"))
+    with home.running():
+        for number in range(6):
+            home.until_done(f"job{number}")
+    assert len(list(home.path("outbox").glob("*.mp4"))) == 6
+    assert all(job.attempt == 1 for job in home.view.jobs())

@@ -1,0 +1,411 @@
+"""`lipsyncd doctor`: a healthy installation is told so on one screen, and each fault, really made, with its remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipsyncd.doctor import CHECKS, Finding, Verdict, examine
+from lipsyncd.doctor.findings import Installation, run_checks
+from lipsyncd.errors import ConfigError, WeightsMissing
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.media import ffmpeg
+from lipsyncd.monitor import gpu
+from lipsyncd.sandbox import landlock
+from lipsyncd.settings import load
+from lipsyncd.weights import store_of
+from lipsyncd.weights.store import digest_of
+from tests.kits.core_kit import queued
+from tests.kits.doctor_kit import fault, free_port, seen
+from tests.kits.hub_kit import noise, weight, write_lock
+from tests.kits.hub_kit import put as put_weight
+from tests.kits.installation import Home
+from tests.kits.web_kit import port_of
+from tests.sandbox.test_jail import WITHOUT_LANDLOCK
+
+EYES = noise(100_000)
+ENTRY = weight("eyes", EYES)
+
+
+@pytest.fixture
+def made(home: Home) -> Home:
+    """An installation whose folders are made, and no daemon."""
+    home.folders.initialise()
+    return home
+
+
+# -- all is well -------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_installation_is_well_on_one_screen(home: Home) -> None:
+    home.changes["web"] = {"enabled": True}
+    with home.running():
+        home.drop_pair("anna")
+        home.until_done("anna")
+        port = port_of(home)
+        started_s = time.monotonic()
+        done = home.cli("doctor")
+        took_s = time.monotonic() - started_s
+        told = json.loads(home.cli("doctor", "--json").stdout)
+        shown = screen(home)
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+    *lines, summary = done.stdout.splitlines()
+    assert len(lines) < 24
+    assert summary.startswith("lipsyncd 0.") and ": all is well (" in summary
+    assert not re.search(r"^(warning|fault)", done.stdout, re.MULTILINE)
+    assert "\x1b" not in done.stdout
+    assert re.search(r"^ok +encoders +libx264 and aac made a frame", done.stdout, re.MULTILINE)
+    assert re.search(rf"^ok +daemon +lipsyncd run, pid {home_pid(told)}, version", done.stdout, re.MULTILINE)
+    assert f"127.0.0.1:{port} is the daemon's, which is ready" in done.stdout
+    assert "1 done" in done.stdout
+    assert took_s < 30  # three seconds on an idle machine
+
+    assert told["verdict"] == "note"
+    assert [check["name"] for check in told["checks"]] == ["settings", *CHECKS]
+    assert {check["verdict"] for check in told["checks"]} <= {"ok", "note"}
+
+    assert "\x1b[32mok" in shown  # colour on a terminal
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert max(map(len, plain.splitlines())) <= 100
+
+
+def home_pid(told: dict[str, Any]) -> str:
+    [daemon] = [check["seen"] for check in told["checks"] if check["name"] == "daemon"]
+    return re.search(r"pid (\d+)", daemon)[1]  # type: ignore[index]
+
+
+def screen(home: Home) -> str:
+    """What the command writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "doctor"]
+    with subprocess.Popen(command, stdout=theirs, env=home.environment(COLUMNS="100", TERM="xterm")) as process:
+        os.close(theirs)
+        shown = b""
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                block = os.read(ours, 1 << 16)
+            except OSError:  # the last writer has gone
+                break
+            if not block:
+                break
+            shown += block
+        assert process.wait(60) == 0
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_before_the_first_start_there_is_nothing_wrong(home: Home) -> None:
+    report = examine(home.settings)
+    assert report.verdict is Verdict.NOTE, report
+    assert list(report.findings) == ["settings", *CHECKS]
+    assert "not made yet" in report.findings["inbox"].seen
+    assert "lipsyncd init" in report.findings["inbox"].remedy
+    assert not home.path("state").exists()  # looking makes nothing
+
+
+# -- the command and its checks ----------------------------------------------------------------------------------------
+
+
+def test_wrong_settings_are_a_fault_and_the_machine_is_looked_at_all_the_same(home: Home) -> None:
+    home.changes["output"] = {"fps": 0}
+    done = home.cli("doctor", "--json")
+    told = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 2
+    assert told["settings"]["verdict"] == "fault"
+    assert "output.fps" in told["settings"]["seen"]
+    assert "allowed" in told["settings"]["remedy"]
+    assert told["encoders"]["verdict"] == told["jail"]["verdict"] == "ok"
+    assert "inbox" not in told
+
+
+def test_a_terminal_that_knows_no_arrow_gets_an_escape_for_it(home: Home) -> None:
+    home.changes["output"] = {"fps": 0}
+    done = home.cli("doctor", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 2
+    assert "\\u2192 allowed: a rate from 1 to 120" in done.stdout
+    assert done.stderr == ""
+
+
+def test_settings_without_any_home_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", _no_home)
+    with pytest.raises(ConfigError) as caught:
+        load(environ={})
+    report = examine(caught.value)
+    assert list(report.findings) == ["settings", "the rest"]
+    assert report.verdict is Verdict.FAULT
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [({}, 0), ({"render": {"ffmpeg": "/nowhere/ffmpeg"}}, 2), ({"web": {"enabled": True, "port": 80_03}}, 0)],
+    ids=["notes", "fault", "port"],
+)
+def test_the_exit_status_is_that_of_the_worst_finding(home: Home, change: dict[str, Any], status: int) -> None:
+    home.changes.update(change)
+    if status == 0 and "web" in change:
+        home.changes["web"]["port"] = free_port()
+    assert examine(home.settings).verdict.exit_status == status
+
+
+def test_warnings_end_with_1() -> None:
+    assert [verdict.exit_status for verdict in Verdict] == [0, 0, 1, 2]
+
+
+def test_a_check_that_hangs_is_a_fault_and_holds_up_no_other(made: Home) -> None:
+    never = threading.Event()
+
+    def hanging(_: Installation) -> Finding:
+        never.wait()
+        raise AssertionError
+
+    checks = {"hanging": hanging, "clock": CHECKS["clock"]}
+    found = run_checks(checks, Installation(made.settings), limit_s=1.0)
+    never.set()
+    assert found["hanging"].verdict is Verdict.FAULT
+    assert "no answer within 1 s" in found["hanging"].seen
+    assert found["clock"].verdict is Verdict.OK
+
+
+def test_a_check_that_fails_itself_says_so(made: Home) -> None:
+    def faulty(_: Installation) -> Finding:
+        raise ZeroDivisionError("once\nmore")
+
+    found = run_checks({"faulty": faulty}, Installation(made.settings))["faulty"]
+    assert (found.verdict, found.seen) == (Verdict.FAULT, "ZeroDivisionError: once")
+    assert "report it" in found.remedy
+
+
+# -- the machine -------------------------------------------------------------------------------------------------------
+
+
+def test_an_ffmpeg_that_is_not_there_is_named_with_its_setting(home: Home) -> None:
+    home.changes["render"] = {"ffmpeg": "/nowhere/ffmpeg"}
+    fault(home, "ffmpeg", "/nowhere/ffmpeg", "render.ffmpeg")
+    fault(home, "encoders", "/nowhere/ffmpeg", "render.ffmpeg")
+
+
+def program(home: Home, text: str) -> None:
+    """Make an ffmpeg of our own out of the real one."""
+    real = shlex(str(ffmpeg.find("")))
+    path = home.root / "ffmpeg"
+    path.write_text(f"#!/bin/sh\nreal={real}\n{text}\n")
+    path.chmod(0o755)
+    home.changes["render"] = {"ffmpeg": str(path)}
+
+
+def shlex(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def test_an_old_ffmpeg_is_a_warning(home: Home) -> None:
+    program(
+        home, 'case "$*" in *-version*) echo "ffmpeg version 5.1.9-0+deb12u1 Copyright";; *) exec "$real" "$@";; esac'
+    )
+    fault(home, "ffmpeg", "5.1.9-0+deb12u1", "older than 8.1.3", "imageio-ffmpeg", verdict=Verdict.WARNING)
+
+
+def test_an_ffmpeg_of_no_release_is_a_note(home: Home) -> None:
+    program(home, 'case "$*" in *-version*) echo "ffmpeg version N-12-gabc Copyright";; *) exec "$real" "$@";; esac')
+    assert seen(home, "ffmpeg").verdict is Verdict.NOTE
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [
+        ("8.1.3", False), ("8.1.2", True), ("8.1", True), ("9.0", False), ("n9.0.2-17-g2a571b6068-20260930", False),
+        ("7.1.5-0+deb13u1", True), ("10.0", False), ("N-121000-g1234567", None), ("git-2026", None),
+    ],
+)  # fmt: skip
+def test_versions_are_compared_as_numbers(version: str, old: bool | None) -> None:
+    assert ffmpeg.below_floor(version) is old
+
+
+def test_encoders_that_are_listed_and_do_not_encode_are_a_fault(home: Home) -> None:
+    program(home, 'case "$*" in *-encoders*|*-version*) exec "$real" "$@";; *) echo "no such luck" >&2; exit 3;; esac')
+    assert seen(home, "ffmpeg").verdict is Verdict.OK
+    fault(home, "encoders")
+
+
+def test_the_gpus_encoder_is_tried_and_not_believed() -> None:
+    """Without a GPU its reason comes from the real ffmpeg, which lists the encoder all the same."""
+    if gpu.look("auto") is None:
+        assert ffmpeg.nvenc_fault(ffmpeg.find(""))
+    assert "No such file" in ffmpeg.nvenc_fault(Path("/nowhere/ffmpeg"))
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock to take away")
+def test_a_kernel_without_landlock_is_a_warning() -> None:
+    code = """
+        from lipsyncd.doctor import machine
+        found = machine.jail(None)
+        print(found.verdict, found.seen, found.remedy, sep="|")
+    """
+    command = [sys.executable, "-c", WITHOUT_LANDLOCK + textwrap.dedent(code)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    verdict, told, remedy = ended.stdout.split("|")
+    assert verdict == "warning"
+    assert told.startswith("no Landlock")
+    assert "landlock" in remedy
+
+
+def test_a_clock_that_went_back_is_told(made: Home) -> None:
+    ledger = Ledger(made.path("state") / "ledger.db")
+    queued(ledger)
+    ledger.close()
+    assert seen(made, "clock").verdict is Verdict.OK
+    with closing(sqlite3.connect(made.path("state") / "ledger.db", isolation_level=None)) as file:
+        file.execute("UPDATE job_event SET at_ms = at_ms + 7200000")
+    fault(made, "clock", "s behind the ledger's newest event", "timedatectl", verdict=Verdict.WARNING)
+
+
+# -- renders -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_renderer_that_is_not_installed_or_not_known_is_a_fault(home: Home) -> None:
+    home.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package.module:Mine"]}
+    fault(home, "renderer", "mine needs no_such_package", "render.renderer")
+    home.changes["render"] = {"renderer": "nosuch"}
+    fault(home, "renderer", "no renderer is called 'nosuch'")
+
+
+@pytest.fixture
+def weighed(made: Home) -> Home:
+    """MuseTalk with a lock list of one small file, which is there and proved."""
+    lock = write_lock(made.root / "lock.json", [ENTRY])
+    made.changes["render"] = {"renderer": "musetalk"}
+    made.changes["weights"] = {"lock": str(lock), "auto_pull": False}
+    put_weight(made.root / "given", ENTRY, EYES)
+    assert made.cli("models", "pull", "--from", made.root / "given").returncode == 0
+    assert seen(made, "weights", full=True).verdict is Verdict.OK
+    return made
+
+
+def the_weight(home: Home) -> Path:
+    return home.path("models") / ENTRY.used_file
+
+
+def test_weights_that_are_there_and_verified_are_well(weighed: Home) -> None:
+    found = seen(weighed, "weights")
+    assert found.verdict is Verdict.OK
+    assert "1 files, 100.0 kB, verified" in found.seen
+
+
+def test_missing_weights_are_a_fault_unless_the_first_job_pulls_them(
+    weighed: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_weight(weighed).unlink()
+    fault(weighed, "weights", "missing eyes", "weights.auto_pull is off", WeightsMissing.default_remedy)
+    weighed.changes["weights"]["auto_pull"] = True
+    fault(weighed, "weights", "missing eyes", "the first job pulls them", verdict=Verdict.NOTE)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fault(weighed, "weights", "missing eyes", "HF_HUB_OFFLINE")
+
+
+def test_a_truncated_weight_is_seen_by_its_size(weighed: Home) -> None:
+    with the_weight(weighed).open("r+b") as file:
+        file.truncate(60_000)
+    fault(weighed, "weights", "eyes has 60000 bytes of 100000", "models pull")
+
+
+def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_was_noted(made: Home) -> None:
+    converted = replace(ENTRY, becomes="eyes/eyes.safetensors", dtype="float16")
+    made.changes["render"] = {"renderer": "musetalk"}
+    made.changes["weights"] = {"lock": str(write_lock(made.root / "lock.json", [converted]))}
+    store = store_of(made.settings)
+    path = store.path("eyes")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(EYES)
+    store.prove(converted, *digest_of(path))
+    assert seen(made, "weights").verdict is Verdict.OK
+    path.write_bytes(EYES[:70_000])
+    fault(made, "weights", "eyes has 70000 bytes of 100000")
+
+
+def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(weighed: Home) -> None:
+    the_weight(weighed).write_bytes(EYES[::-1])
+    fault(weighed, "weights", "not hashed yet: eyes", verdict=Verdict.NOTE)
+    fault(weighed, "weights", "another hash", "models pull", full=True)
+    assert the_weight(weighed).exists()  # `models verify` sets it aside, a look does not
+
+
+@pytest.mark.skipif(gpu.look("auto") is not None, reason="this machine has a GPU")
+@pytest.mark.parametrize("devices", [["auto"], ["cuda:0"], ["cpu", "cuda:0"]])
+def test_a_gpu_that_is_asked_for_and_absent_is_a_fault(home: Home, devices: list[str]) -> None:
+    home.changes["render"] = {"renderer": "musetalk", "devices": devices}
+    fault(home, "device", "no such GPU", "nvidia-smi", 'render.devices = ["cpu"]')
+
+
+def test_a_renderer_that_needs_no_gpu_asks_for_none(home: Home) -> None:
+    home.changes["render"] = {"renderer": "preview", "devices": ["auto"]}
+    assert seen(home, "device").verdict is Verdict.OK
+    home.changes["render"] = {"renderer": "musetalk", "devices": ["cpu"]}
+    assert seen(home, "device").verdict is Verdict.NOTE
+
+
+class Nvml:
+    """NVIDIA's library as it answers for one H200 with driver 570, at the calls that `gpu` makes."""
+
+    def __init__(self, used_gb: int) -> None:
+        self.used_gb = used_gb
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:
+        return 0 if index.value == 0 else 2
+
+    def nvmlDeviceGetMemoryInfo(self, _: Any, info: Any) -> int:
+        info._obj.total, info._obj.used = 150_000_000_000, self.used_gb * 1_000_000_000
+        return 0
+
+    def nvmlDeviceGetName(self, _: Any, name: Any, size: Any) -> int:
+        name.value = b"NVIDIA H200"
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, version: Any, size: Any) -> int:
+        version.value = b"570.86.15"
+        return 0
+
+
+def test_a_gpu_is_told_with_driver_and_memory(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_library", lambda: Nvml(used_gb=30))
+    home.changes["render"] = {"renderer": "preview", "devices": ["cuda:0"]}
+    assert seen(home, "device").seen == "cuda:0: NVIDIA H200, driver 570.86.15, 120.0 of 150.0 GB free"
+    home.changes["render"]["devices"] = ["cuda:0", "cuda:1"]
+    fault(home, "device", "cuda:1: no such GPU")
+    home.changes["render"] = {"renderer": "musetalk", "devices": ["auto"]}
+    found = seen(home, "device")
+    cpu_build = _torch_version().endswith("+cpu")
+    assert found.verdict is (Verdict.FAULT if cpu_build else Verdict.OK)
+    assert ("is a build without CUDA" in found.seen) is cpu_build
+
+
+def _torch_version() -> str:
+    from importlib.metadata import version
+
+    return version("torch")
+
+
+def test_a_voice_that_is_no_program_is_a_fault(home: Home) -> None:
+    home.changes["speech"] = {"command": ["/nowhere/piper"]}
+    fault(home, "speech", "/nowhere/piper", "speech.command")
+    home.changes["speech"] = {"command": ["/bin/cat"]}
+    assert seen(home, "speech").verdict is Verdict.OK

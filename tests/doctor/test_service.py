@@ -1,0 +1,257 @@
+"""`lipsyncd doctor` on folders, ledger, daemon, port and key: each fault really made."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipsyncd.doctor import Verdict, examine, folders
+from lipsyncd.errors import WeightsMissing
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.storage.files import read_json, write_json
+from lipsyncd.storage.locks import InstanceLock
+from tests.kits.core_kit import NOBODY, as_nobody, queued
+from tests.kits.doctor_kit import fault, seen
+from tests.kits.installation import Home
+from tests.kits.web_kit import port_of
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask what another user may do, and mount")
+
+
+@pytest.fixture
+def made(home: Home) -> Home:
+    """An installation whose folders are made, and no daemon."""
+    home.folders.initialise()
+    return home
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["inbox", "outbox", "failed", "archive"])
+def test_a_folder_without_its_marker_is_not_mounted(made: Home, kind: str) -> None:
+    (made.path(kind) / ".lipsyncd" / f"{kind}-id").unlink()
+    fault(made, kind, f"has not the marker of our {kind}", f"mount the {kind}", "lipsyncd init --adopt")
+    shutil.rmtree(made.path(kind))
+    fault(made, kind, "is not there", f"mount the {kind}")
+
+
+def test_files_that_the_daemon_cannot_take_are_told_beside_their_inbox(made: Home) -> None:
+    lock = InstanceLock(made.path("state"))
+    lock.acquire(who="lipsyncd run")
+    try:
+        write_json(made.path("state") / "status.json", {"blocked": {"anna\n.png": "permission denied"}})
+        fault(made, "inbox", "1 blocked there, such as anna\\n.png: permission denied", verdict=Verdict.WARNING)
+    finally:
+        lock.release()
+    assert seen(made, "inbox").verdict is Verdict.OK
+
+
+def test_a_state_folder_that_is_a_file_is_told(home: Home) -> None:
+    home.root.joinpath("storage").mkdir()
+    home.path("state").write_text("")
+    fault(home, "state", "is no folder")
+
+
+@as_root
+def test_a_folder_that_is_closed_to_the_daemons_user_is_told_to_root(made: Home) -> None:
+    """Root itself may write everywhere, so the daemon's user is asked for."""
+    for folder in (made.root, *made.root.parents):
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o111)
+    for kind in ("state", "inbox", "outbox", "spool"):
+        os.chown(made.path(kind), NOBODY, NOBODY)
+    assert seen(made, "inbox").verdict is Verdict.OK
+    made.path("outbox").chmod(0o500)
+    fault(made, "outbox", "is closed to user")
+    assert "sudo -u" in examine(made.settings).findings["settings"].remedy
+
+
+def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(made: Home) -> None:
+    made.path("state").chmod(0o700)
+    made.path("outbox").chmod(0o755)
+    settings = made.settings
+    found = as_nobody(lambda: examine(settings).findings, made.root / "storage", made.root)
+    if os.geteuid() != 0:
+        return
+    for name in ("inbox", "outbox", "ledger", "daemon", "jobs"):
+        assert found[name].verdict is Verdict.WARNING, (name, found[name])
+        assert "you may not look there" in found[name].seen
+        assert "lipsyncd doctor` sees more" in found[name].remedy
+    assert found["clock"].verdict is found["ffmpeg"].verdict is Verdict.OK
+
+
+def test_whoever_is_neither_the_daemons_user_nor_root_does_not_guess_for_him(made: Home) -> None:
+    """A member of the group may read here and not write: that says nothing about the daemon."""
+    made.path("outbox").chmod(0o755)
+    made.path("state").chmod(0o755)
+    (made.path("state") / "folders.json").chmod(0o644)
+    settings = made.settings
+    found = as_nobody(lambda: examine(settings).findings, made.root / "storage", made.root)
+    if os.geteuid() == 0:
+        assert found["outbox"].verdict is Verdict.OK
+        assert "`sudo lipsyncd doctor`" in found["settings"].remedy
+
+
+@contextmanager
+def small_disk(folder: Path, size_kb: int) -> Iterator[None]:
+    """A real file system of that size on `folder`."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k,mode=0777", "lipsyncd-test", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"this machine does not let root mount: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@as_root
+def test_a_disk_that_fills_is_a_warning_and_a_full_one_a_fault(home: Home) -> None:
+    home.path("outbox").mkdir(parents=True)
+    with small_disk(home.path("outbox"), 4000):
+        home.folders.initialise()
+        found = fault(home, "outbox", "tmpfs", "at 1 MB jobs begin to wait", verdict=Verdict.WARNING)
+        assert "4.1 MB free" in found.seen
+        (home.path("outbox") / "large").write_bytes(bytes(3_500_000))
+        fault(home, "outbox", "less than 1 MB, so jobs wait", "paths.min_free_mb")
+
+
+def test_a_network_folder_is_polled_and_may_not_hold_the_ledger(made: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipsyncd.storage.mounts.file_system_type", lambda folder: "nfs4")
+    assert "polling every 2 s: nfs4 tells nothing" in seen(made, "watch").seen
+    fault(made, "state", "lies on nfs4", "local disk")
+    fault(made, "spool", "lies on nfs4", "local disk")
+
+
+def test_events_are_promised_only_where_the_kernel_gives_them(made: Home) -> None:
+    assert "events (" in seen(made, "watch").seen
+    assert folders._inotify_fault(Path("/nowhere")) == "No such file or directory"
+    assert _with_no_descriptor_left(lambda: folders._inotify_fault(made.path("inbox"))) == "all instances are taken"
+
+
+def _with_no_descriptor_left(work: Any) -> str:
+    """What `work` gives in a process that may open nothing more."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        os.write(writer, work().encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as answer:
+        return answer.read()
+
+
+# -- the service -------------------------------------------------------------------------------------------------------
+
+
+def test_a_ledger_of_a_newer_program_and_a_damaged_one_are_faults(made: Home) -> None:
+    path = made.path("state") / "ledger.db"
+    ledger = Ledger(path)
+    for number in range(50):
+        queued(ledger, f"job {number}")
+    ledger.close()
+    assert seen(made, "ledger", full=True).verdict in (Verdict.OK, Verdict.NOTE)
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("PRAGMA user_version=99")
+    fault(made, "ledger", "schema 99", "newer lipsyncd")
+    with path.open("r+b") as raw:
+        raw.seek(8192)
+        raw.write(os.urandom(16_384))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("PRAGMA user_version=1")
+    fault(made, "ledger", "spool", full=True)
+
+
+def test_jobs_that_wait_are_told_with_their_reason_and_its_remedy(made: Home) -> None:
+    ledger = Ledger(made.path("state") / "ledger.db")
+    ledger.set_blocked(queued(ledger), WeightsMissing("weights are missing: unet").reason(), delay_ms=1)
+    queued(ledger, "bert")
+    ledger.close()
+    found = fault(made, "jobs", "2 queued; 1 wait: weights-missing: weights are missing", verdict=Verdict.WARNING)
+    assert found.remedy == WeightsMissing.default_remedy
+
+
+def test_a_backup_is_told_with_its_age(made: Home) -> None:
+    Ledger(made.path("state") / "ledger.db").close()
+    assert seen(made, "backup").verdict is Verdict.NOTE
+    assert made.cli("backup").returncode == 0
+    assert "0 h old, 1 kept" in seen(made, "backup").seen
+    [copy] = (made.path("state") / "backups").glob("*.db")
+    os.utime(copy, (time.time() - 3 * 86_400,) * 2)
+    fault(made, "backup", "72 h old", verdict=Verdict.WARNING)
+
+
+def test_a_daemon_is_told_with_its_pid_and_one_that_hangs_is_a_fault(home: Home) -> None:
+    home.changes["web"] = {"enabled": True}
+    daemon = home.start()
+    port = port_of(home)
+    assert f"lipsyncd run, pid {daemon.pid}, version" in seen(home, "daemon").seen
+    daemon.send_signal(signal.SIGSTOP)
+    home.until(lambda: _stopped(daemon.pid), "the last thread's stop")
+    status = home.path("state") / "status.json"
+    said = read_json(status)
+    assert said is not None
+    fault(home, "web", f"127.0.0.1:{port}", "does not answer", "restart it")
+    write_json(status, {**said, "at_ms": said["at_ms"] - 60_000})
+    fault(home, "daemon", f"pid {daemon.pid}", "silent for", "restart it")
+    write_json(status, {**said, "version": "0.0.1", "at_ms": time.time() * 1000})
+    fault(home, "daemon", "version 0.0.1; installed is", verdict=Verdict.WARNING)
+    daemon.send_signal(signal.SIGCONT)
+    home.stop()
+    assert seen(home, "daemon").seen == "none runs"
+
+
+def _stopped(pid: int) -> bool:
+    """Do all of its threads stand? A signal stops them one after the other."""
+    told = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(text.rpartition(") ")[2].startswith("T") for text in told)
+
+
+def test_a_running_daemon_is_asked_whether_it_wants_a_key_and_whether_it_is_ready(home: Home) -> None:
+    """A key that only the unit gets shows nowhere else."""
+    home.changes["web"] = {"enabled": True}
+    with home.running(LIPSYNCD_API_KEY="somebody:secret-word"):
+        port_of(home)
+        assert seen(home, "key").seen == "the daemon asks for one"
+        (home.path("outbox") / ".lipsyncd" / "outbox-id").unlink()
+        home.until(lambda: seen(home, "web").verdict is Verdict.WARNING, "the daemon's own word")
+        fault(home, "web", "is not ready: outbox: ", verdict=Verdict.WARNING)
+
+
+def test_a_port_that_another_program_has_is_a_fault(home: Home) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        home.changes["web"] = {"enabled": True, "port": port}
+        fault(home, "web", f"127.0.0.1:{port} is taken", "web.port")
+    assert seen(home, "web").verdict is Verdict.OK
+    home.changes["web"]["host"] = "192.0.2.7"  # nobody's
+    fault(home, "web", "cannot be had", "web.host")
+
+
+def test_a_server_without_a_key_is_fine_at_home_and_nowhere_else(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.changes["web"] = {"enabled": True}
+    assert "only this machine" in seen(home, "key").seen
+    home.changes["web"]["host"] = "0.0.0.0"
+    fault(home, "key", "no key is configured", "web.api_key_file")
+    home.changes["web"]["allow_anonymous"] = True
+    fault(home, "key", "anybody", verdict=Verdict.WARNING)
+    monkeypatch.setenv("LIPSYNCD_API_KEY", "somebody:secret-word")
+    found = seen(home, "key")
+    assert (found.verdict, found.seen) == (Verdict.OK, "1 configured")
+    monkeypatch.setenv("LIPSYNCD_API_KEY", "short")
+    assert "short" not in fault(home, "key", "has 5 characters").seen.replace("5 characters", "")

@@ -1,0 +1,341 @@
+"""Which files belong together: the table of the cases, and what holds for any inbox at all."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lipsyncd.errors import BadManifest, InputError, UnsafePath
+from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST, OTHER, Found, Grouping, group, pairing_key
+from lipsyncd.jobs.job import Identity
+from lipsyncd.jobs.manifest import Manifest
+
+TIMEOUT_S = 100.0
+ROLES = {"png": IMAGE, "jpg": IMAGE, "wav": AUDIO, "mp3": AUDIO, "json": MANIFEST}
+
+
+def found(name: str | bytes, **facts: Any) -> Found:
+    text = os.fsdecode(name)
+    role = ROLES.get(text.rpartition(".")[2].lower(), OTHER)
+    return Found(os.fsencode(name), role, Identity(1, abs(hash(text)), 1, 1, 1), **facts)
+
+
+def sorted_out(
+    *files: Found,
+    manifests: dict[str, Manifest | InputError] | None = None,
+    unusable: dict[bytes, InputError] | None = None,
+) -> Grouping:
+    contents = {os.fsencode(name): content for name, content in (manifests or {}).items()}
+    return group(files, contents, unusable=unusable or {}, pair_timeout_s=TIMEOUT_S)
+
+
+def drops(result: Grouping) -> list[tuple[dict[str, str], str]]:
+    """Each drop as its files by role and the code of its refusal."""
+    return [({r: f.text for r, f in d.files.items()}, d.refusal.code if d.refusal else "") for d in result.drops]
+
+
+def waits(result: Grouping) -> dict[str, str]:
+    return {w.name: w.why for w in result.waiting}
+
+
+PAIR = {IMAGE: "anna.png", AUDIO: "anna.wav"}
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [("anna.png", "anna.wav"), ("anna.wav", "anna.png")])
+def test_two_halves_of_a_stem_are_a_pair_in_any_order(order: tuple[str, str]) -> None:
+    result = sorted_out(*(found(name, age_s=10.0 * n) for n, name in enumerate(order)))
+    assert drops(result) == [(PAIR, "")]
+    assert result.drops[0].name == "anna"
+    assert result.waiting == []
+
+
+def test_a_half_waits_and_is_refused_after_the_timeout() -> None:
+    assert waits(sorted_out(found("anna.png", age_s=99.9))) == {"anna.png": "waits for a sound of the same stem"}
+    assert waits(sorted_out(found("anna.wav"))) == {"anna.wav": "waits for a picture of the same stem"}
+    assert drops(sorted_out(found("anna.png", age_s=100))) == [({IMAGE: "anna.png"}, "missing-half")]
+    assert drops(sorted_out(found("anna.wav", age_s=100))) == [({AUDIO: "anna.wav"}, "missing-half")]
+
+
+def test_a_pair_may_come_together_long_after_its_first_half() -> None:
+    assert drops(sorted_out(found("anna.png", age_s=1e9), found("anna.wav"))) == [(PAIR, "")]
+
+
+def test_three_of_a_stem_are_refused_together_and_named() -> None:
+    result = sorted_out(found("anna.jpg"), found("anna.png"), found("anna.wav"))
+    assert drops(result) == [({IMAGE: "anna.jpg", "extra-1": "anna.png", "extra-2": "anna.wav"}, "ambiguous-pair")]
+    assert "anna.jpg, anna.png, anna.wav" in str(result.drops[0].refusal)
+
+
+def test_two_pictures_wait_for_a_sound_like_one() -> None:
+    assert set(waits(sorted_out(found("anna.jpg"), found("anna.png")))) == {"anna.jpg", "anna.png"}
+    late = sorted_out(found("anna.jpg"), found("anna.png", age_s=100))
+    assert drops(late) == [({IMAGE: "anna.jpg", "extra-1": "anna.png"}, "missing-half")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Anna", "anna", True),
+        ("STRASSE", "straße", True),
+        ("jos\u00e9", "jose\u0301", True),
+        ("JOS\u00c9", "jose\u0301", True),
+        ("anna", "anna ", False),
+        ("anna", "anna.1", False),
+        ("a.b", "a", False),
+        ("jose", "jos\u00e9", False),
+    ],
+)
+def test_stems_are_compared_as_people_read_them(one: str, other: str, same: bool) -> None:
+    assert (pairing_key(one) == pairing_key(other)) is same
+    assert len(sorted_out(found(f"{one}.PNG"), found(f"{other}.wav")).drops) == (1 if same else 0)
+
+
+def test_names_that_are_no_utf_8_pair_by_their_bytes() -> None:
+    result = sorted_out(found(b"bad\xff.png"), found(b"bad\xff.wav"), found(b"bad\xfe.wav"))
+    assert [{r: f.name for r, f in d.files.items()} for d in result.drops] == [
+        {IMAGE: b"bad\xff.png", AUDIO: b"bad\xff.wav"}
+    ]
+
+
+def test_nothing_of_a_stem_is_touched_while_one_of_it_is_being_written() -> None:
+    for unsettled in ("anna.png", "anna.wav", "anna.mp3"):
+        files = [found(n, settled=n != unsettled, age_s=1e9) for n in ("anna.png", "anna.wav", "anna.mp3")]
+        result = sorted_out(*files)
+        assert result.drops == []
+        assert waits(result) == {unsettled: "still being written"}
+
+
+def test_what_a_job_has_taken_pairs_no_more() -> None:
+    result = sorted_out(found("anna.png", taken=True), found("anna.wav", age_s=5))
+    assert result.drops == []
+    assert waits(result) == {"anna.wav": "waits for a picture of the same stem"}
+
+
+# -- manifests ---------------------------------------------------------------------------------------------------------
+
+NAMES_BOTH = Manifest(image="face.png", audio="voice.wav")
+
+
+def test_a_manifest_brings_together_what_no_stem_does() -> None:
+    result = sorted_out(
+        found("order.json"), found("face.png"), found("voice.wav"), manifests={"order.json": NAMES_BOTH}
+    )
+    assert drops(result) == [({MANIFEST: "order.json", IMAGE: "face.png", AUDIO: "voice.wav"}, "")]
+    assert (result.drops[0].name, result.drops[0].manifest) == ("order", NAMES_BOTH)
+
+
+def test_a_manifest_may_come_long_before_its_files() -> None:
+    early = sorted_out(found("order.json"), found("face.png"), manifests={"order.json": NAMES_BOTH})
+    assert early.drops == []
+    assert waits(early) == {"order.json": "waits for 'voice.wav'"}
+    late = sorted_out(found("order.json", age_s=100), found("face.png"), manifests={"order.json": NAMES_BOTH})
+    assert drops(late) == [({MANIFEST: "order.json", "extra-1": "face.png"}, "missing-file")]
+    alone = sorted_out(found("order.json", age_s=100), manifests={"order.json": NAMES_BOTH})
+    assert drops(alone) == [({MANIFEST: "order.json"}, "missing-file")]
+
+
+def test_a_manifest_decides_over_the_stems() -> None:
+    """face.png has a partner of its own stem; the manifest wants it with another sound."""
+    files = [found("face.png"), found("face.wav"), found("voice.wav"), found("order.json")]
+    result = sorted_out(*files, manifests={"order.json": NAMES_BOTH})
+    assert drops(result) == [({MANIFEST: "order.json", IMAGE: "face.png", AUDIO: "voice.wav"}, "")]
+    assert waits(result) == {"face.wav": "waits for a picture of the same stem"}
+
+
+def test_a_manifest_settles_which_two_of_three_belong_together() -> None:
+    files = [found("anna.png"), found("anna.jpg"), found("anna.wav"), found("anna.json")]
+    result = sorted_out(*files, manifests={"anna.json": Manifest(image="anna.jpg", audio="anna.wav")})
+    assert drops(result) == [({MANIFEST: "anna.json", IMAGE: "anna.jpg", AUDIO: "anna.wav"}, "")]
+
+
+def test_one_portrait_serves_several_manifests_at_once() -> None:
+    manifests: dict[str, Manifest | InputError] = {
+        f"{n}.json": Manifest(image="face.png", audio=f"voice{n}.wav") for n in range(3)
+    }
+    files = [found("face.png"), *map(found, manifests), *(found(f"voice{n}.wav") for n in range(3))]
+    result = sorted_out(*files, manifests=manifests)
+    assert [roles[IMAGE] for roles, _ in drops(result)] == ["face.png"] * 3
+    assert {roles[AUDIO] for roles, _ in drops(result)} == {"voice0.wav", "voice1.wav", "voice2.wav"}
+
+
+def test_a_portrait_that_another_job_has_taken_still_serves_a_manifest() -> None:
+    files = [found("face.png", taken=True), found("voice.wav"), found("order.json")]
+    assert len(sorted_out(*files, manifests={"order.json": NAMES_BOTH}).drops) == 1
+
+
+def test_a_manifest_that_a_job_has_taken_is_done() -> None:
+    files = [found("order.json", taken=True), found("face.png"), found("voice.wav")]
+    assert sorted_out(*files, manifests={"order.json": NAMES_BOTH}).drops == []
+
+
+def test_a_manifest_that_is_being_written_holds_its_stem_back() -> None:
+    result = sorted_out(found("anna.json", settled=False), found("anna.png"), found("anna.wav"), found("bert.png"))
+    assert result.drops == []
+    assert waits(result)["anna.json"] == "still being written"
+
+
+def test_a_manifest_waits_until_nobody_writes_its_files() -> None:
+    files = [found("order.json"), found("face.png"), found("voice.wav", settled=False)]
+    result = sorted_out(*files, manifests={"order.json": NAMES_BOTH})
+    assert result.drops == []
+    assert waits(result) == {
+        "order.json": "its files are still being written",
+        "voice.wav": "still being written",
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [(UnsafePath("a link"), "unsafe-path"), (BadManifest("900 MB"), "bad-manifest")],
+)
+def test_a_manifest_that_names_what_cannot_be_used_is_refused_at_once(reason: InputError, code: str) -> None:
+    files = [found("order.json"), found("face.png")]
+    result = sorted_out(*files, manifests={"order.json": NAMES_BOTH}, unusable={b"voice.wav": reason})
+    assert drops(result) == [({MANIFEST: "order.json", "extra-1": "face.png"}, code)]
+    assert result.drops[0].refusal is reason
+
+
+BROKEN = BadManifest("a comma too many")
+
+
+def test_a_broken_manifest_takes_the_files_of_its_stem_along() -> None:
+    files = [found("anna.json"), found("Anna.png"), found("anna.wav"), found("bert.png")]
+    result = sorted_out(*files, manifests={"anna.json": BROKEN})
+    assert drops(result) == [({MANIFEST: "anna.json", "extra-1": "Anna.png", "extra-2": "anna.wav"}, "bad-manifest")]
+    assert set(waits(result)) == {"bert.png"}
+
+
+def test_a_broken_manifest_takes_nothing_that_somebody_is_still_writing() -> None:
+    """The sound is on its way: taking it now would cut it off and throw the rest of it away."""
+    result = sorted_out(
+        found("anna.json"), found("anna.png"), found("anna.wav", settled=False), manifests={"anna.json": BROKEN}
+    )
+    assert result.drops == []
+    assert waits(result)["anna.json"] == "its files are still being written"
+
+
+def test_a_manifest_of_addresses_needs_no_files() -> None:
+    manifest = Manifest(image="https://example.com/a.png", audio="upload:00000000-0000-7000-8000-000000000000")
+    assert drops(sorted_out(found("order.json"), manifests={"order.json": manifest})) == [
+        ({MANIFEST: "order.json"}, "")
+    ]
+
+
+def test_a_manifest_may_name_one_file_twice() -> None:
+    manifest = Manifest(image="face.png", audio="face.png")
+    result = sorted_out(found("order.json"), found("face.png"), manifests={"order.json": manifest})
+    assert drops(result) == [({MANIFEST: "order.json", IMAGE: "face.png", AUDIO: "face.png"}, "")]
+
+
+def test_a_manifest_names_files_of_any_suffix_and_no_pair_does() -> None:
+    manifest = Manifest(image="face.jfif", audio="voice.wave")
+    files = [found("order.json"), found("face.jfif"), found("voice.wave"), found("voice.png")]
+    result = sorted_out(*files, manifests={"order.json": manifest})
+    assert drops(result) == [({MANIFEST: "order.json", IMAGE: "face.jfif", AUDIO: "voice.wave"}, "")]
+    assert set(waits(result)) == {"voice.png"}
+
+
+def test_a_name_is_found_in_another_unicode_form_when_it_is_the_only_one() -> None:
+    composed, decomposed = "jos\u00e9.png", "jose\u0301.png"
+    manifests: dict[str, Manifest | InputError] = {"o.json": Manifest(image=composed, text="hello")}
+    result = sorted_out(found("o.json"), found(decomposed), manifests=manifests)
+    assert drops(result) == [({MANIFEST: "o.json", IMAGE: decomposed}, "")]
+    both = sorted_out(found("o.json"), found(decomposed), found(composed), manifests=manifests)
+    assert drops(both) == [({MANIFEST: "o.json", IMAGE: composed}, "")]
+
+
+# -- any inbox ---------------------------------------------------------------------------------------------------------
+
+STEMS = st.sampled_from(["a", "A", "b", "\u00e9", "e\u0301"])
+FILES = st.builds(
+    lambda stem, suffix, facts: replace(found(f"{stem}.{suffix}"), **facts),
+    STEMS,
+    st.sampled_from(list(ROLES)),
+    st.fixed_dictionaries(
+        {"settled": st.booleans(), "taken": st.booleans(), "age_s": st.sampled_from([0.0, 50.0, 200.0])}
+    ),
+)
+INBOXES = st.lists(FILES, max_size=10, unique_by=lambda f: f.name)
+SOURCES = st.builds(lambda stem, suffix: f"{stem}.{suffix}", STEMS, st.sampled_from(list(ROLES)))
+CONTENTS = st.builds(Manifest, image=SOURCES, audio=SOURCES) | st.just(BROKEN)
+
+
+@given(inbox=INBOXES, data=st.data())
+def test_no_inbox_breaks_the_rules(inbox: list[Found], data: st.DataObject) -> None:
+    names = [f.text for f in inbox if f.role == MANIFEST and f.settled and not f.taken]
+    manifests = {name: data.draw(CONTENTS) for name in names}
+
+    result = sorted_out(*inbox, manifests=manifests)
+
+    for drop in result.drops:
+        assert all(f.settled for f in drop.files.values()), "nothing is taken while somebody writes it"
+        if drop.refusal is None and drop.manifest is None:
+            assert set(drop.files) == {IMAGE, AUDIO}
+            assert {pairing_key(f.stem) for f in drop.files.values()} == {drop.files[IMAGE].key}
+        if drop.refusal is not None:
+            assert not any(f.taken for f in drop.files.values())
+    named = {
+        unicodedata.normalize("NFC", s)
+        for m in manifests.values()
+        if isinstance(m, Manifest)
+        for s in (m.image, m.audio)
+        if s
+    }
+    used = Counter(f.name for drop in result.drops for f in drop.files.values() for _ in [0])
+    for file in inbox:
+        shared = unicodedata.normalize("NFC", file.text) in named
+        assert used[file.name] <= 1 or shared, "only manifests may share a file"
+        accounted = used[file.name] or file.taken or file.text in waits(result) or file.role != MANIFEST
+        assert accounted, "no manifest is forgotten"
+
+
+@given(inbox=INBOXES.map(lambda files: [f for f in files if f.role != MANIFEST and not f.taken]))
+def test_without_manifests_each_stem_has_one_of_four_fates(inbox: list[Found]) -> None:
+    result = sorted_out(*inbox)
+    fates = {frozenset(f.name for f in d.files.values()): d.refusal.code if d.refusal else "" for d in result.drops}
+    for key in {f.key for f in inbox}:
+        members = [f for f in inbox if f.key == key]
+        kinds = sorted(f.role for f in members)
+        names = frozenset(f.name for f in members)
+        if not all(f.settled for f in members):
+            expected = "waits"
+        elif kinds == [AUDIO, IMAGE]:
+            expected = ""
+        elif len(set(kinds)) == 2:
+            expected = "ambiguous-pair"
+        else:
+            expected = "missing-half" if max(f.age_s for f in members) >= TIMEOUT_S else "waits"
+        assert fates.pop(names, "waits") == expected
+        assert expected != "waits" or {f.text for f in members} & waits(result).keys()
+    assert fates == {}
+
+
+@given(inbox=INBOXES, data=st.data())
+def test_the_order_of_the_listing_does_not_matter(inbox: list[Found], data: st.DataObject) -> None:
+    shuffled = data.draw(st.permutations(inbox))
+    names = [f.text for f in inbox if f.role == MANIFEST and f.settled and not f.taken]
+    manifests = {name: data.draw(CONTENTS) for name in names}
+
+    def told(files: list[Found]) -> tuple[Any, Any]:
+        result = sorted_out(*files, manifests=manifests)
+        return sorted(map(repr, drops(result))), sorted(map(repr, waits(result).items()))
+
+    assert told(inbox) == told(shuffled)
+
+
+def test_two_broken_manifests_of_one_stem_take_its_files_along_once() -> None:
+    torn = BadManifest("torn")
+    files = [found(name) for name in ("a.json", "A.json", "a.png", "a.wav")]
+    result = sorted_out(*files, manifests={"a.json": torn, "A.json": torn})
+    taken = sorted((sorted(f.text for f in drop.files.values()) for drop in result.drops), key=len)
+    assert taken == [["a.json"], ["A.json", "a.png", "a.wav"]]

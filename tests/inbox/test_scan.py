@@ -1,0 +1,405 @@
+"""When a file is finished: settle times with a clock of our own, writers that really write, and everything odd."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.errors import BadManifest
+from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
+from lipsyncd.storage import files
+from tests.kits.core_kit import as_nobody
+from tests.kits.inbox_kit import NOTHING, RULES, Box
+from tests.kits.installation import picture, put, sound
+from tests.kits.media.media_kit import tone, wav
+
+PICTURE, SOUND = picture(), sound()
+STREAMED = wav(tone(0.3), data_bytes=0xFFFFFFFF)  # its header was written before its length was known: no proof
+CUT = SOUND[: len(SOUND) // 2]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "inbox").mkdir()
+    return tmp_path / "inbox"
+
+
+@pytest.fixture
+def box(root: Path) -> Box:
+    return Box(root)
+
+
+# -- how long ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("voice", "network", "seconds"),
+    [
+        pytest.param(SOUND, False, 0.2, id="proven"),
+        pytest.param(STREAMED, False, 1.0, id="plain"),
+        pytest.param(CUT, False, 1800.0, id="truncated"),
+        pytest.param(b"", False, 1800.0, id="empty"),
+        pytest.param(bytes(4096), False, 1800.0, id="zeros"),
+        pytest.param(b"this is no sound at all, and no more bytes help" * 5, False, 1.0, id="something else"),
+        pytest.param(SOUND, True, 5.0, id="proven, network"),
+        pytest.param(STREAMED, True, 5.0, id="plain, network"),
+        pytest.param(CUT, True, 1800.0, id="truncated, network"),
+    ],
+)
+def test_a_file_is_finished_when_it_has_been_still_for_long_enough(
+    root: Path, voice: bytes, network: bool, seconds: float
+) -> None:
+    box = Box(root, network=network)
+    (root / "a.png").write_bytes(PICTURE)
+    (root / "a.wav").write_bytes(voice)
+    assert box.ready_after(limit_s=2000) == seconds
+
+
+@pytest.mark.parametrize(
+    ("content", "seconds"), [(b'{"image": "a.png", "audio": "a.wav"}', 0.2), (b'{"image": "a.png",', 1.0)]
+)
+def test_a_manifest_that_parses_is_whole(box: Box, content: bytes, seconds: float) -> None:
+    (box.root / "order.json").write_bytes(content)
+    (box.root / "a.png").write_bytes(PICTURE)
+    (box.root / "a.wav").write_bytes(SOUND)
+    assert box.scan() == []
+    while "order" not in box.scan():
+        box.clock.wait(0.1)
+        assert box.clock.now_s < 1100
+    assert round(box.clock.now_s - 1000, 3) == pytest.approx(seconds, abs=0.11)
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_every_change_begins_the_time_anew(root: Path, network: bool) -> None:
+    box = Box(root, network=network)
+    quiet_s = RULES.settle_network_s if network else RULES.settle_s
+    (root / "a.png").write_bytes(PICTURE)
+    changes: list[Callable[[], object]] = [
+        lambda: (root / "a.wav").write_bytes(STREAMED[:5000]),
+        lambda: (root / "a.wav").open("ab").write(STREAMED[5000:]),
+        lambda: os.utime(root / "a.wav", (1, 1)),
+        lambda: put(root, "a.wav", STREAMED),
+        lambda: (root / "a.wav").chmod(0o640),
+    ]
+    for change in changes:
+        time.sleep(0.011)  # a tick of the kernel's clock of changes
+        change()
+        assert box.scan() == []
+        assert box.scan(after_s=quiet_s * 0.95) == []
+    assert box.scan(after_s=quiet_s * 0.06) == ["a"]
+
+
+def test_the_clock_of_the_file_server_does_not_matter(box: Box) -> None:
+    for name, content, mtime_s in (("a.png", PICTURE, 4e9), ("a.wav", SOUND, 0)):
+        (box.root / name).write_bytes(content)
+        os.utime(box.root / name, (mtime_s, mtime_s))
+    assert box.ready_after(limit_s=1) == 0.2
+
+
+def test_a_name_that_was_gone_begins_again(box: Box) -> None:
+    (box.root / "a.png").write_bytes(PICTURE)
+    (box.root / "a.wav").write_bytes(SOUND)
+    box.scan()
+    box.scan(after_s=1)
+    assert box.inbox.structure(b"a.wav") is not None
+    (box.root / "a.wav").unlink()
+    assert box.scan(after_s=10) == []
+    assert box.inbox.structure(b"a.wav") is None
+    (box.root / "a.wav").write_bytes(SOUND)
+    assert box.scan() == []
+    assert box.ready_after(limit_s=1) == 0.2
+
+
+def test_a_growing_file_is_not_taken_however_slowly_it_grows(box: Box) -> None:
+    """One write just before each look, for an hour: and it is taken soon after the last one."""
+    (box.root / "a.png").write_bytes(PICTURE)
+    path = box.root / "a.wav"
+    path.write_bytes(SOUND[:44])
+    for at in range(44, len(SOUND), 200):
+        with path.open("ab") as file:
+            file.write(SOUND[at : at + 200])
+        whole = at + 200 >= len(SOUND)
+        assert box.scan(after_s=60) == [] or whole
+    assert box.ready_after(limit_s=2) == 0.2
+
+
+# -- who else writes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: Box) -> None:
+    """The content is whole by its own header, nothing changes for an hour: but somebody holds it open."""
+    put(box.root, "a.png", PICTURE)
+    put(box.root, "a.wav", SOUND)
+    program = "import sys; f = open(sys.argv[1], 'r+b'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, box.root / "a.wav"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        assert box.scan() == []
+        assert box.scan(after_s=3600) == []
+        assert box.waits["a.wav"] == "a program has it open for writing"
+        assert box.inbox.next_look_s == RULES.settle_s
+        writer.stdin.close()
+        writer.wait(10)
+    assert box.scan() == ["a"]
+
+
+def test_where_nobody_can_tell_who_writes_a_proof_is_not_enough(root: Path) -> None:
+    """Somebody else's files, for which the kernel gives us no lease: then only the longer time does."""
+    for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):
+        put(root, name, content).chmod(0o644)
+    if os.geteuid() != 0:
+        pytest.skip("this user can give its files to nobody else")
+    assert as_nobody(lambda: Box(root).ready_after(limit_s=2), root) == 1.0
+
+
+def test_a_network_folder_is_not_asked_who_writes(root: Path) -> None:
+    """There a lease says nothing about other machines: only time does, and it must pass in full."""
+    box = Box(root, network=True)
+    put(root, "a.png", PICTURE)
+    put(root, "a.wav", SOUND)
+    assert box.scan() == []
+    assert box.scan(after_s=4.9) == []
+    assert box.scan(after_s=0.2) == ["a"]
+
+
+# -- what is no file of ours -------------------------------------------------------------------------------------------
+
+_LEFT_BY_WRITERS = """
+.hidden.wav .a.wav.Xy12Zz .syncthing.a.wav.tmp ~syncthing~a.wav.tmp .~lock.a.wav# .nfs0000000000000001 .fuse_hidden0001
+.smbdelete0001 ._a.wav .DS_Store a.wav~ ~$a.wav a.wav.part a.wav.PART a.wav.partial a.wav.tmp a.tmp a.wav.temp
+a.wav.crdownload a.wav.opdownload a.wav.download a.wav.filepart a.wav.aria2 .a.wav.swp a.wav.swp a.wav.lock a.wav.!sync
+a.wav.bak desktop.ini Desktop.ini Thumbs.db ehthumbs.db @eaDir #recycle #snapshot .snapshot .zfs lost+found
+$RECYCLE.BIN .Trash-1000 .stfolder .stversions .lipsyncd .~tmp~
+"""
+LEFT_BY_WRITERS = [*_LEFT_BY_WRITERS.split(), "System Volume Information"]
+
+
+def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(box: Box) -> None:
+    for name in LEFT_BY_WRITERS:
+        (box.root / name).write_bytes(SOUND)
+    assert box.scan() == []
+    assert box.scan(after_s=90_000) == []
+    assert box.inbox.ignored == {}
+    assert box.inbox.waiting == []
+    assert box.inbox.next_look_s is None
+    assert len(os.listdir(box.root)) == len(LEFT_BY_WRITERS)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "a.wave", "wav", "png.", "a.png.txt", "noext"])
+def test_other_files_are_left_alone_and_told(box: Box, name: str) -> None:
+    (box.root / name).write_bytes(SOUND)
+    assert box.scan(after_s=90_000) == []
+    assert box.inbox.ignored == {name: "its suffix is none of a picture, a sound or a manifest"}
+    assert (box.root / name).exists()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: os.symlink("/etc/passwd", path),
+        lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+    ],
+    ids=["fifo", "folder", "link", "socket"],
+)
+def test_what_is_no_regular_file_is_told_and_never_opened(box: Box, make: Callable[[Path], object]) -> None:
+    make(box.root / "a.wav")
+    (box.root / "a.png").write_bytes(PICTURE)
+    (box.root / "order.json").write_text('{"image": "a.png", "audio": "a.wav"}')
+    started = time.monotonic()
+    box.scan()
+    box.clock.wait(2)
+    [drop] = box.inbox.ready(NOTHING)
+    assert time.monotonic() - started < 5
+    assert box.inbox.ignored == {"a.wav": "is no regular file"}
+    assert drop.refusal is not None
+    assert drop.refusal.code == "unsafe-path"
+    assert [f.name for f in drop.files.values()] == [b"order.json", b"a.png"]
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.png", "a.json"])
+def test_a_hundred_gigabytes_are_not_read(box: Box, name: str) -> None:
+    with (box.root / name).open("wb") as file:
+        file.truncate(100 * 10**9)
+    started = time.monotonic()
+    assert box.scan() == []
+    assert box.scan(after_s=90_000) == []
+    assert time.monotonic() - started < 2
+    assert box.inbox.ignored[name].startswith("has 100000 MB; at most ")
+
+
+def test_a_manifest_that_names_what_is_too_large_is_told_so_at_once(box: Box) -> None:
+    with (box.root / "a.wav").open("wb") as file:
+        file.truncate(600_000_000)
+    (box.root / "order.json").write_text('{"image": "a.png", "audio": "a.wav"}')
+    box.scan()
+    box.clock.wait(2)
+    [drop] = box.inbox.ready(NOTHING)
+    assert "'a.wav', which has 600 MB; at most 512 MB are taken" in str(drop.refusal)
+    assert list(drop.files) == [MANIFEST]
+
+
+def test_a_manifest_that_is_too_large_is_refused_with_its_reason(box: Box) -> None:
+    (box.root / "a.json").write_text(json.dumps({"image": "a.png", "text": "x" * 70_000}))
+    box.scan()
+    box.clock.wait(2)
+    [drop] = box.inbox.ready(NOTHING)
+    assert isinstance(drop.refusal, BadManifest)
+
+
+def test_a_manifest_may_name_a_file_of_any_suffix(box: Box) -> None:
+    (box.root / "voice.data").write_bytes(SOUND)
+    (box.root / "face.jfif").write_bytes(PICTURE)
+    assert box.scan(after_s=10) == []
+    assert set(box.inbox.ignored) == {"voice.data", "face.jfif"}
+    (box.root / "order.json").write_text('{"image": "face.jfif", "audio": "voice.data"}')
+    box.scan()
+    drops: list[str] = []
+    looks = 0
+    while not drops:
+        looks += 1
+        assert box.inbox.next_look_s is not None
+        drops = box.scan(after_s=box.inbox.next_look_s)
+    assert drops == ["order"]
+    assert looks <= 4
+    assert box.inbox.ignored == {}
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stem", "shown"),
+    [
+        (b"with space", "with space"),
+        (b"quote'\"`$(x)", "quote'\"`$(x)"),
+        (b"line\nbreak", "line\\nbreak"),
+        (b"\x1b[31mred", "\\x1b[31mred"),
+        (b"bad\xff\xfe", "bad\\xff\\xfe"),
+        (b"-rf", "-rf"),
+        (b"CON", "CON"),
+        ("\U0001f600".encode(), "\U0001f600"),
+        (b"x" * 251, "x" * 251),
+        (b"a.b.c", "a.b.c"),
+    ],
+)
+def test_any_name_is_taken_and_shown_on_one_line(box: Box, stem: bytes, shown: str) -> None:
+    put(box.root, stem + b".png", PICTURE)
+    box.scan(after_s=1)
+    box.scan(after_s=1)
+    assert box.waits == {f"{shown}.png": "waits for a sound of the same stem"}
+    put(box.root, stem + b".WAV", SOUND)
+    box.scan()
+    box.clock.wait(1)
+    [drop] = box.inbox.ready(NOTHING)
+    assert drop.files[IMAGE].name == stem + b".png"
+    assert drop.files[AUDIO].name == stem + b".WAV"
+
+
+# -- rights and moments ------------------------------------------------------------------------------------------------
+
+
+def test_what_may_not_be_read_waits_with_its_reason_and_heals_alone(root: Path) -> None:
+    def work() -> list[object]:
+        box = Box(root)
+        told: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.next_look_s]
+        (root / "go").touch()
+        while (root / "go").exists():
+            time.sleep(0.01)
+        return [*told, box.scan(), box.scan(after_s=1)]
+
+    root.chmod(0o777)
+    for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):
+        (root / name).write_bytes(content)
+        (root / name).chmod(0)
+    program = """
+import os, sys, time
+root = sys.argv[1]
+while not os.path.exists(root + "/go"):
+    time.sleep(0.01)
+for name in ("a.png", "a.wav"):
+    os.chmod(f"{root}/{name}", 0o644)
+os.unlink(root + "/go")
+"""
+    healer = subprocess.Popen([sys.executable, "-c", program, str(root)])
+    try:
+        before, later, waits, next_look_s, changed, healed = as_nobody(work, root)
+    finally:
+        healer.wait(20)
+    reason = "cannot be read: Permission denied"
+    assert (before, later, waits) == ([], [], {"a.png": reason, "a.wav": reason})
+    assert next_look_s is None  # no busy loop: the rescan clock is enough
+    assert (changed, healed) == ([], ["a"])
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(box: Box) -> None:
+    box.root.rmdir()
+    with pytest.raises(FileNotFoundError):
+        box.scan()
+
+
+def test_what_a_job_has_taken_is_not_offered_again_until_it_changes(box: Box) -> None:
+    for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):
+        put(box.root, name, content)
+    box.scan()
+    assert box.scan(after_s=1) == ["a"]
+    taken = {name: found for name in (b"a.png", b"a.wav") if (found := files.identity(box.inbox.path(name)))}
+    assert box.scan(after_s=1, taken=taken) == []
+    assert box.inbox.waiting == []
+    put(box.root, "a.wav", SOUND)
+    put(box.root, "a.png", PICTURE)
+    box.scan(taken=taken)
+    assert box.scan(after_s=1, taken=taken) == ["a"]
+
+
+def test_a_manifest_is_read_once_for_each_of_its_contents(box: Box) -> None:
+    path = box.root / "order.json"
+    path.write_text('{"image": "a.png", "audio": "a.wav"}')
+    box.scan(after_s=1)
+    box.scan(after_s=1)
+    assert box.waits == {"order.json": "waits for 'a.png' and 'a.wav'"}
+    before = box.inbox._parsed[b"order.json"]
+    box.scan(after_s=1)
+    assert box.inbox._parsed[b"order.json"] is before
+    put(box.root, "order.json", b'{"image": "b.png", "audio": "b.wav"}')
+    box.scan(after_s=1)
+    box.scan(after_s=1)
+    assert box.waits == {"order.json": "waits for 'b.png' and 'b.wav'"}
+
+
+def test_files_that_a_waiting_manifest_names_are_kept_for_it(box: Box) -> None:
+    put(box.root, "face.png", PICTURE)
+    put(box.root, "order.json", b'{"image": "face.png", "audio": "voice.wav"}')
+    box.scan()
+    box.scan(after_s=1)
+    assert b"face.png" in box.inbox.named_by_manifests(NOTHING)
+    assert b"other.png" not in box.inbox.named_by_manifests(NOTHING)
+    (box.root / "new.json").write_bytes(b"{")
+    box.scan()
+    assert b"other.png" in box.inbox.named_by_manifests(NOTHING)  # who knows what it will name
+    with (box.root / "new.json").open("ab"):
+        box.scan(after_s=61)
+        assert b"other.png" not in box.inbox.named_by_manifests(NOTHING)
+
+
+def test_a_name_in_another_unicode_form_is_kept_for_its_manifest_as_well(box: Box) -> None:
+    put(box.root, "jose\u0301.png", PICTURE)
+    put(box.root, "order.json", '{"image": "jos\u00e9.png", "audio": "voice.wav"}'.encode())
+    box.scan()
+    box.scan(after_s=1)
+    assert "jose\u0301.png".encode() in box.inbox.named_by_manifests(NOTHING)
+    put(box.root, "voice.wav", SOUND)
+    box.scan()
+    assert box.inbox.without_files(NOTHING) == []

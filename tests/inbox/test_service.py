@@ -1,0 +1,228 @@
+"""The ways in, with a real daemon: who may serve an inbox, what is shown of it, and what pauses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipsyncd.inbox.service import Arrivals
+from lipsyncd.jobs.job import JobState
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.monitor.status import STATUS_FILE, notes
+from lipsyncd.storage.files import write_json
+from lipsyncd.storage.folders import HIDDEN
+from lipsyncd.storage.locks import FolderLock, InstanceLock
+from tests.kits.core_kit import as_nobody
+from tests.kits.installation import ROOT, Home, picture, put, sound
+from tests.kits.jobs_by_hand import Shop
+from tests.kits.machine.world_kit import needs_root, tmpfs
+
+
+def status(home: Home) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(home.cli("status", "--json").stdout)["daemon"]
+    return found
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[int]:
+    """Another process that holds that lock, as the daemon of another machine would; gives its pid."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from lipsyncd.storage.locks import FolderLock
+lock = FolderLock(Path({str(path)!r}))
+print(lock.hold() or "held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        try:
+            yield other.pid
+        finally:
+            other.kill()
+
+
+# -- one daemon for each inbox -----------------------------------------------------------------------------------------
+
+
+def test_an_inbox_that_comes_back_with_another_daemon_on_it_is_left_alone_until_that_one_ends(home: Home) -> None:
+    home.start()
+    home.stop()
+    away = home.root / "away"
+    home.path("inbox").rename(away)
+    home.path("inbox").mkdir()
+    with home.running():
+        home.until(lambda: status(home)["inbox_fault"], "the missing inbox")
+        with holding(away / HIDDEN / "lock") as pid:
+            home.path("inbox").rmdir()
+            away.rename(home.path("inbox"))
+            home.drop_pair("anna")
+            home.until(lambda: f"is served by the daemon with pid {pid}" in status(home)["inbox_fault"], "the reason")
+            assert f"pid {pid}" in home.cli("status").stdout
+            assert home.job("anna") is None
+        home.until_done("anna")
+
+
+def test_a_lock_is_kept_refused_to_others_and_free_after_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    mine = FolderLock(path)
+    with holding(path) as pid:
+        assert mine.hold().startswith(f"the daemon with pid {pid} on ")
+    deadline = time.monotonic() + 10
+    while mine.hold() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert mine.hold() == mine.hold() == ""
+    before = path.stat().st_ino
+    path.rename(tmp_path / "stolen")
+    assert mine.hold() == ""
+    assert path.stat().st_ino != before, "the file that others would try is the one that is locked"
+
+
+def test_a_folder_without_locks_is_served_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Here a folder in which no file can be made; an NFS server without a lock manager is no worse."""
+    lock = FolderLock(tmp_path / "nowhere" / "lock")
+    assert lock.hold() == lock.hold() == ""
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+# -- what cannot be taken, or not be removed ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder outside of the test runner's own ones, which are closed to other users."""
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o777)
+        yield Path(root)
+
+
+def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_and_heals_alone(
+    open_folder: Path,
+) -> None:
+    """The ways in as a user without privileges, for whom file modes hold; the desk is looked at between the scans."""
+
+    def work() -> list[Any]:
+        shop = Shop(open_folder)
+        arrivals = Arrivals(shop.settings, shop.folders)
+        arrivals.lock()
+        arrivals.open(shop.spool, shop.ledger)
+        [door] = arrivals.doors
+        inbox = shop.folders.shared["inbox"]
+        seen: list[Any] = []
+
+        def look() -> None:
+            for _ in range(4):
+                arrivals._look(door, lambda: False)
+                time.sleep(0.15)
+            told = arrivals.status()
+            states = [(job.name, job.attempt) for job in shop.ledger.in_state(*JobState)]
+            seen.append((told["blocked"], told["inbox_fault"], states, arrivals.facts.blocked))
+            write_json(shop.folders.state / STATUS_FILE, told)
+
+        put(inbox, "anna.png", picture())
+        put(inbox, "anna.wav", sound()).chmod(0)
+        look()
+        (inbox / "anna.wav").chmod(0o644)
+        inbox.chmod(0o555)
+        look()
+        lock = InstanceLock(shop.folders.state)
+        lock.acquire(who="a test")
+        seen.append([line for line in notes(LedgerView(shop.ledger.path), shop.folders.state) if "anna" in line])
+        inbox.chmod(0o755)
+        look()
+        inbox.chmod(0o111)
+        look()
+        inbox.chmod(0o755)
+        look()
+        seen += [job.id for job in shop.ledger.in_state(JobState.QUEUED)]
+        return seen
+
+    unread, stuck, lines, removed, closed, healed, job_id = as_nobody(work, open_folder)
+    why = f"job {job_id} has it, and it cannot be removed: Permission denied"
+    assert unread == ({"anna.wav": "cannot be read: Permission denied"}, "", [], 1)
+    assert stuck == ({"anna.png": why, "anna.wav": why}, "", [("anna", 0)], 2)
+    assert lines == [f"anna.png: blocked, {why}", f"anna.wav: blocked, {why}"]
+    assert removed == ({}, "", [("anna", 0)], 0)
+    inbox = open_folder / "inbox"
+    assert closed[1] == f"{inbox} cannot be looked through: Permission denied"
+    assert healed == ({}, "", [("anna", 0)], 0)
+
+
+# -- low disk ----------------------------------------------------------------------------------------------------------
+
+
+@needs_root
+def test_low_disk_pauses_intake_and_claims_is_shown_and_passes_alone(home: Home) -> None:
+    home.changes["paths"] = {"min_free_mb": 20, "inbox": str(home.root / "inbox"), "outbox": str(home.root / "outbox")}
+    home.changes["web"] = {"enabled": True}
+    with tmpfs(home.root / "storage", "40m"):
+        with home.running():
+            port = home.until(lambda: status(home)["web_port"], "the port")
+            full = home.path("state") / "full"
+            full.write_bytes(bytes(25_000_000))
+            why = home.until(lambda: status(home)["paused"], "the pause")
+            assert why == f"{home.path('spool')} has less than 20 MB free"
+            for name, content in (("anna.png", picture()), ("anna.wav", sound())):
+                put(home.root / "inbox", name, content)
+            for _ in range(3):
+                assert home.job("anna") is None
+                time.sleep(0.2)
+            assert f"nothing is taken in or rendered: {why}" in home.cli("status").stdout
+            ready = home.until(lambda: b'"disk"' in (found := asked(port, "/health/ready")) and found, "the check")
+            assert json.loads(ready)["failing"].keys() == {"disk"}
+            assert b"lipsyncd_intake_paused 1.0" in asked(port, "/metrics")
+            full.unlink()
+            job = home.until_done("anna")
+            assert b"lipsyncd_intake_paused 0.0" in asked(port, "/metrics")
+        assert (job.state, job.attempt) == (JobState.DONE, 1)
+    assert home.log.count("nothing is taken in or rendered") == 1
+
+
+def asked(port: int, path: str) -> bytes:
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+            body: bytes = answer.read()
+    except urllib.error.HTTPError as error:
+        body = error.read()
+    return body
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+@needs_root
+def test_a_daemon_without_events_says_so_and_serves_all_the_same(home: Home) -> None:
+    """In a user namespace of its own, where inotify has no instances."""
+    home.changes["watch"] = {"poll_s": 0.2}
+    home.changes["web"] = {"enabled": True}
+    program = (
+        "import os, sys; open('/proc/sys/user/max_inotify_instances', 'w').write('0');"
+        "os.execv(sys.executable, [sys.executable, '-m', 'lipsyncd', *sys.argv[1:]])"
+    )
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", program, "--config", str(home.config)]
+    with (home.root / "daemon.log").open("ab") as log:
+        home.daemon = subprocess.Popen([*command, "run"], stdout=log, stderr=log, env=home.environment())
+    home.until(lambda: " ready in " in home.log or home.daemon.poll() is not None, "the start")  # type: ignore[union-attr]
+    home.drop_pair("anna")
+    home.until_done("anna")
+    found = home.until(lambda: (s := status(home))["degraded"] and s, "the note")
+    assert found["watch"] == "polling"
+    assert found["degraded"] == f"no events for {home.path('inbox')}: inotify instance limit reached"
+    assert "polling, since the kernel gives no events" in home.cli("status").stdout
+    assert json.loads(asked(found["web_port"], "/health/ready"))["degraded"] == found["degraded"]
+    assert b"lipsyncd_watch_degraded 1.0" in asked(found["web_port"], "/metrics")
+    assert home.stop() == 0

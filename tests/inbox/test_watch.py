@@ -1,0 +1,474 @@
+"""The doorbell, with the kernel's own events, and what the table of mounts says about a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.inbox.watch import ASK_AGAIN_S, END_WITHIN_S, HEARD_WITHIN_S, TICK, TICK_EVERY_S, Watch, refusal
+from tests.kits.core_kit import Clock, as_nobody
+from tests.kits.installation import ROOT
+from tests.kits.machine.world_kit import bindfs, needs_fuse, needs_root
+
+
+class Bell:
+    def __init__(self) -> None:
+        self._rung = threading.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    def rings(self, within_s: float) -> bool:
+        rung = self._rung.wait(within_s)
+        self._rung.clear()
+        return rung
+
+
+Watched = tuple[Watch, Bell]
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def watching(folder: Path, *, mode: str = "auto", clock: Callable[[], float] = time.monotonic) -> Iterator[Watched]:
+    bell = Bell()
+    watch = Watch(folder, mode=mode, hidden=".lipsyncd", bell=bell.ring, clock=clock)
+    watch.check()
+    try:
+        yield watch, bell
+    finally:
+        watch.stop()
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    (tmp_path / "inbox").mkdir()
+    return tmp_path / "inbox"
+
+
+def test_every_way_to_bring_a_file_rings(inbox: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "b.wav"
+    outside.write_bytes(b"x")
+    with watching(inbox) as (watch, bell):
+        assert watch.events
+        for change in (
+            lambda: (inbox / "a.wav").write_bytes(b"x"),
+            lambda: outside.rename(inbox / "b.wav"),
+            lambda: (inbox / "b.wav").rename(inbox / "c.wav"),
+            lambda: os.link(inbox / "c.wav", inbox / "d.wav"),
+            lambda: (inbox / "a.wav").chmod(0o600),
+            lambda: (inbox / "a.wav").unlink(),
+        ):
+            change()
+            assert bell.rings(within_s=5)
+            while bell.rings(within_s=0.2):
+                pass
+
+
+def test_our_own_looking_does_not_ring(inbox: Path) -> None:
+    """Else each scan would wake the next one, for ever."""
+    (inbox / "a.wav").write_bytes(b"x")
+    with watching(inbox) as (_, bell):
+        os.listdir(inbox)
+        (inbox / "a.wav").read_bytes()
+        (inbox / "a.wav").stat()
+        assert not bell.rings(within_s=0.5)
+        (inbox / "b.wav").touch()
+        assert bell.rings(within_s=5)
+
+
+def test_an_inbox_from_which_nothing_may_be_removed_does_not_ring_for_the_attempt(inbox: Path) -> None:
+    (inbox / "a.wav").write_bytes(b"x")
+
+    def try_to_remove() -> bool:
+        with pytest.raises(PermissionError):
+            (inbox / "a.wav").unlink()
+        return True
+
+    inbox.chmod(0o555)
+    assert as_nobody(try_to_remove, inbox)
+    with watching(inbox) as (_, bell):
+        assert as_nobody(try_to_remove)
+        assert not bell.rings(within_s=0.5)
+    inbox.chmod(0o755)
+
+
+@pytest.mark.parametrize(("mode", "events"), [("auto", True), ("inotify", True), ("poll", False)])
+def test_a_local_folder_is_heard_unless_the_setting_says_otherwise(inbox: Path, mode: str, events: bool) -> None:
+    with watching(inbox, mode=mode) as (watch, bell):
+        (inbox / "a.wav").touch()
+        assert (watch.events, watch.network, watch.degraded) == (events, not events, "")
+        assert bell.rings(within_s=5 if events else 0.3) is events
+
+
+@needs_fuse
+@pytest.mark.parametrize(("mode", "events"), [("auto", False), ("inotify", True)])
+def test_a_network_folder_is_polled_unless_the_setting_says_otherwise(inbox: Path, mode: str, events: bool) -> None:
+    with bindfs(inbox, inbox.with_name("share")) as share, watching(share, mode=mode) as (watch, _):
+        assert (watch.events, watch.network) == (events, not events)
+
+
+@needs_fuse
+def test_a_mount_that_comes_and_goes_changes_how_the_folder_is_watched(inbox: Path) -> None:
+    share = inbox.with_name("share")
+    share.mkdir()
+    with watching(share) as (watch, _):
+        assert watch.events
+        with bindfs(inbox, share):
+            watch.check()
+            assert (watch.events, watch.network) == (False, True)
+        watch.check()
+        assert (watch.events, watch.network, watch.degraded) == (True, False, "")
+
+
+def test_a_folder_that_cannot_be_watched_is_left_to_the_clock(inbox: Path) -> None:
+    with watching(inbox / "nowhere") as (watch, _):
+        assert watch.events is False
+        assert watch.degraded == f"no events for {inbox / 'nowhere'}: No such file or directory"
+
+
+def test_a_stopped_watch_rings_no_more(inbox: Path) -> None:
+    with watching(inbox) as (watch, bell):
+        watch.stop()
+        watch.stop()
+        before = threading.active_count()
+        (inbox / "a.wav").touch()
+        assert not bell.rings(within_s=0.3)
+        assert threading.active_count() <= before
+
+
+def test_a_change_is_heard_at_once(inbox: Path) -> None:
+    """A rename into the folder, which is how careful writers drop: no waiting for a second half of the move."""
+    outside = inbox.parent / "outside"
+    outside.mkdir()
+    with watching(inbox) as (_, bell):
+        for number in range(5):
+            (outside / "x").write_bytes(b"x")
+            started = time.monotonic()
+            (outside / "x").rename(inbox / f"{number}.wav")
+            assert bell.rings(within_s=5)
+            assert time.monotonic() - started < 0.4
+            time.sleep(0.05)
+            while bell.rings(within_s=0.05):
+                pass
+
+
+# -- limits, overflows, ends -------------------------------------------------------------------------------------------
+
+
+def limited(limit: str, work: str, folder: Path, *namespaces: str) -> list[str]:
+    """What `work` prints in a process of its own in a user namespace of its own, whose inotify `limit` is 0 at first.
+
+    There `watch` watches `folder` by the clock `clock`, and `allow(n)` sets the limit.
+    """
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from lipsyncd.inbox.watch import ASK_AGAIN_S, Watch
+from tests.kits.core_kit import Clock
+
+def allow(number):
+    Path("/proc/sys/user/{limit}").write_text(str(number))
+
+allow(0)
+clock, folder = Clock(), Path({str(folder)!r})
+watch = Watch(folder, mode="auto", hidden=".lipsyncd", bell=lambda: print("rung", flush=True), clock=clock)
+{work}
+watch.stop()
+"""
+    command = ["unshare", "--user", "--map-root-user", *namespaces, sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("max_inotify_watches", "inotify watch limit reached"),
+        ("max_inotify_instances", "inotify instance limit reached"),
+    ],
+)
+def test_at_a_limit_of_the_kernel_the_folder_is_polled_and_heard_again_when_there_is_room(
+    inbox: Path, limit: str, reason: str
+) -> None:
+    told = limited(
+        limit,
+        """
+watch.check()
+print(watch.events, watch.degraded.rpartition(": ")[2])
+allow(100)
+watch.check()
+print(watch.events)
+clock.wait(ASK_AGAIN_S)
+watch.check()
+print(watch.events, repr(watch.degraded))
+""",
+        inbox,
+    )
+    assert told == [f"False {reason}", "False", "True ''"]
+
+
+def test_an_overflow_is_counted_and_makes_us_look_at_every_level_of_the_log(inbox: Path) -> None:
+    """More events than the queue holds, while the process that reads it stands still."""
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    program = f"""
+import logging, os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from lipsyncd.inbox.watch import Watch
+
+logging.getLogger().setLevel(logging.ERROR)
+ring = lambda: os.write(1, b"rung %d %d." % (watch.overflows, other.overflows))
+watch = Watch(Path({str(inbox)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
+other = Watch(Path({str(inbox.parent)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
+watch.check()
+other.check()
+os.write(1, b"ready.")
+sys.stdin.read()
+watch.stop()
+other.stop()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        output = child.stdout.fileno()
+
+        def told(within_s: float = 30.0) -> bytes:
+            return os.read(output, 1 << 20) if select.select([output], [], [], within_s)[0] else b""
+
+        assert told() == b"ready."
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)  # before that, a thread may read some of what comes now
+        names = [inbox / "a", inbox / "b"]
+        names[0].touch()
+        for number in range(limit + 100):
+            names[number % 2].rename(names[1 - number % 2])
+        os.kill(child.pid, signal.SIGCONT)
+        heard = bytearray()  # a word may come in two pieces
+
+        def overflowed() -> bool:
+            heard.extend(told())
+            return b"rung 1 0." in heard
+
+        until(overflowed)
+        while told(within_s=0.3):
+            pass
+        (inbox / "c").touch()
+        assert told().startswith(b"rung 1 0."), "it hears on after an overflow"
+        child.stdin.close()
+    assert child.returncode == 0
+
+
+def inotify_descriptors() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if "inotify" in os.readlink(f"/proc/self/fd/{name}"):
+                found.add(int(name))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_reader_that_has_ended_is_replaced_at_the_next_look(inbox: Path) -> None:
+    others = inotify_descriptors()
+    with watching(inbox) as (watch, bell):
+        reader = watch._reader
+        assert reader is not None
+        [queue] = inotify_descriptors() - others
+        unreadable = os.open(inbox, os.O_RDONLY)
+        os.dup2(unreadable, queue)
+        (inbox / "a.wav").touch()  # wakes the thread that reads, and it fails
+        until(lambda: not reader.is_alive())
+        while bell.rings(within_s=0.2):
+            pass
+        watch.check()
+        assert (watch.restarts, watch.events) == (1, True)
+        assert bell.rings(within_s=5), "what came meanwhile is looked for"
+        while bell.rings(within_s=0.2):
+            pass
+        (inbox / "b.wav").touch()
+        assert bell.rings(within_s=5)
+    os.close(unreadable)
+
+
+def test_a_reader_that_hangs_is_found_out_by_its_tick_and_replaced(inbox: Path) -> None:
+    (inbox / ".lipsyncd").mkdir()
+    clock, hang, hangs = Clock(), threading.Event(), threading.Event()
+
+    def bell() -> None:
+        if not hangs.is_set() and threading.current_thread().name.startswith("watch-"):
+            hangs.set()
+            hang.wait(60)
+
+    watch = Watch(inbox, mode="auto", hidden=".lipsyncd", bell=bell, clock=clock)
+    watch.check()
+    try:
+        (inbox / "a.wav").touch()
+        assert hangs.wait(10)
+        clock.wait(TICK_EVERY_S)
+        watch.check()
+        clock.wait(HEARD_WITHIN_S + 0.1)
+        started = time.monotonic()
+        watch.check()
+        assert time.monotonic() - started < END_WITHIN_S + 10, "it is not waited for"
+        assert (watch.restarts, watch.events) == (1, True)
+    finally:
+        hang.set()
+        watch.stop()
+
+
+def test_a_reader_that_works_hears_its_ticks_and_nobody_else_does(inbox: Path) -> None:
+    (inbox / ".lipsyncd").mkdir()
+    clock = Clock()
+    with watching(inbox, clock=clock) as (watch, bell):
+        for _ in range(3):
+            clock.wait(TICK_EVERY_S)
+            watch.check()
+            reader = watch._reader
+            assert reader is not None
+            assert reader.heard.wait(10)
+            clock.wait(HEARD_WITHIN_S + 0.1)
+            watch.check()
+        assert watch.restarts == 0
+        assert (inbox / ".lipsyncd" / TICK).exists()
+        assert not bell.rings(within_s=0.3)
+
+
+def test_another_folder_under_the_same_path_is_watched_in_place_of_the_old_one(inbox: Path) -> None:
+    with watching(inbox) as (watch, bell):
+        inbox.rename(inbox.with_name("away"))
+        inbox.mkdir()
+        assert bell.rings(within_s=5)
+        watch.check()
+        while bell.rings(within_s=0.3):
+            pass
+        (inbox / "a.wav").touch()
+        assert bell.rings(within_s=5)
+    assert watch.restarts == 1
+
+
+def test_the_time_to_ask_again_is_kept(inbox: Path) -> None:
+    clock = Clock()
+    with watching(inbox / "later", clock=clock) as (watch, _):
+        (inbox / "later").mkdir()
+        clock.wait(ASK_AGAIN_S - 1)
+        watch.check()
+        assert not watch.events
+        clock.wait(1)
+        watch.check()
+        assert watch.events
+
+
+def test_the_same_folder_made_anew_is_watched_again(inbox: Path) -> None:
+    """It may well get the number that the old one had."""
+    with watching(inbox) as (watch, bell):
+        for made in range(3):
+            inbox.rmdir()
+            assert bell.rings(within_s=5)
+            inbox.mkdir()
+            while bell.rings(within_s=0.2):
+                pass
+            watch.check()
+            assert watch.restarts == made + 1
+            while bell.rings(within_s=0.2):
+                pass
+            (inbox / "a.wav").touch()
+            assert bell.rings(within_s=5)
+            (inbox / "a.wav").unlink()
+            while bell.rings(within_s=0.2):
+                pass
+
+
+@needs_root
+def test_an_unmount_rings_and_the_same_file_system_again_is_watched_again(inbox: Path) -> None:
+    """Mounted twice, it has the same numbers again: only the kernel's word tells that the watch has ended."""
+    work = """
+import subprocess, threading
+rung = threading.Event()
+watch = Watch(folder, mode="inotify", hidden=".lipsyncd", bell=rung.set, clock=clock)
+def mounted(*words):
+    subprocess.run(words, check=True)
+mounted("mount", "-t", "tmpfs", "none", str(folder))
+watch.check()
+mounted("umount", str(folder))
+print(rung.wait(10))
+mounted("mount", "-t", "tmpfs", "none", str(folder))
+watch.check()
+rung.clear()
+(folder / "a").touch()
+print(rung.wait(10), watch.restarts)
+"""
+    assert limited("max_inotify_watches", f"allow(100)\n{work}", inbox, "--mount") == ["True", "True 1"]
+
+
+def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
+    link, elsewhere = inbox.with_name("link"), inbox.with_name("elsewhere")
+    link.symlink_to(inbox)
+    elsewhere.mkdir()
+    with watching(link) as (watch, bell):
+        (inbox / "a.wav").touch()
+        assert bell.rings(within_s=5)
+        link.unlink()
+        link.symlink_to(elsewhere)
+        watch.check()
+        assert watch.restarts == 1
+        while bell.rings(within_s=0.2):
+            pass
+        (elsewhere / "a.wav").touch()
+        assert bell.rings(within_s=5)
+
+
+def test_a_folder_that_may_not_be_read_is_not_said_to_be_heard(inbox: Path) -> None:
+    (inbox / "a.wav").touch()
+    inbox.chmod(0o311)
+
+    def refused() -> bool:
+        return refusal(inbox).errno == errno.EACCES and refusal(inbox / "a.wav").errno == errno.ENOTDIR
+
+    assert as_nobody(refused, inbox)
+    inbox.chmod(0o755)
+    assert as_nobody(lambda: refusal(inbox) is None)
+
+
+def test_a_file_that_leaves_holds_nothing_up(inbox: Path) -> None:
+    """watchdog would wait for the other half of its move, and what comes meanwhile would wait behind it."""
+    (inbox / "old.wav").touch()
+    with watching(inbox) as (_, bell):
+        for number in range(5):
+            (inbox / "old.wav").rename(inbox.with_name("old.wav"))
+            started = time.monotonic()
+            (inbox / f"{number}.wav").touch()
+            assert bell.rings(within_s=5)
+            assert time.monotonic() - started < 0.4
+            inbox.with_name("old.wav").rename(inbox / "old.wav")
+            while bell.rings(within_s=0.1):
+                pass
+
+
+def test_refused_watches_leave_nothing_open(inbox: Path) -> None:
+    count = (
+        "def count():\n    import os, threading; return len(os.listdir('/proc/self/fd')), threading.active_count()\n"
+    )
+    work = "watch.check(); first = count()\nfor _ in range(5):\n    clock.wait(ASK_AGAIN_S); watch.check()\n"
+    for limit in ("max_inotify_watches", "max_inotify_instances"):
+        assert limited(limit, f"{count}{work}print(count() == first, watch.events)", inbox) == ["True False"]

@@ -1,0 +1,103 @@
+"""What the tests of the core share: made-up jobs, a clock that stands still, and a user who is not root."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lipsyncd.jobs.job import JobSpec, new_id, now_ms
+from lipsyncd.ledger.ledger import Ledger
+
+T = TypeVar("T")
+NOBODY = 65534
+
+
+class Clock:
+    """Monotonic seconds that go by only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def spec_of(name: str = "anna", **changes: Any) -> JobSpec:
+    """A job that was accepted now, without files."""
+    values: dict[str, Any] = {
+        "id": new_id(),
+        "name": name,
+        "out_name": name,
+        "renderer": "flat",
+        "stitch": False,
+        "resolution": 64,
+        "fps": Fraction(25),
+        "accepted_ms": now_ms(),
+    }
+    return JobSpec(**{**values, **changes})
+
+
+def queued(ledger: Ledger, name: str = "anna", *, max_attempts: int = 3, **changes: Any) -> str:
+    """Put a job into the ledger, prepared; gives its id."""
+    spec = spec_of(name, **changes)
+    ledger.insert(spec, max_attempts=max_attempts)
+    ledger.set_prepared(spec.id, frames=25, duration_ms=1000)
+    return spec.id
+
+
+def claimed(ledger: Ledger, name: str = "anna", *, device: str = "cpu", token: str = "t", **changes: Any) -> str:
+    """Put a job into the ledger and claim it; gives its id."""
+    job_id = queued(ledger, name, **changes)
+    job = ledger.claim(device, token)
+    assert job is not None
+    assert job.id == job_id
+    return job_id
+
+
+def as_nobody(work: Callable[[], T], *readable: Path) -> T:
+    """What `work` gives (or raises) as a user without privileges: root sees no EACCES.
+
+    readable  folders that get search permission for everybody, with their parents below the temporary folder
+    """
+    for folder in readable:
+        _open_the_way(folder)
+    if os.geteuid() != 0:
+        return work()
+    with tempfile.TemporaryFile() as answer:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                try:
+                    said: tuple[bool, Any] = (True, work())
+                except BaseException as error:
+                    said = (False, error)
+                pickle.dump(said, answer)
+                answer.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        answer.seek(0)
+        ok, value = pickle.load(answer)
+    if not ok:
+        raise value
+    result: T = value
+    return result
+
+
+def _open_the_way(folder: Path) -> None:
+    top = Path(tempfile.gettempdir())
+    for step in [folder, *folder.parents]:
+        if step == top or not step.is_relative_to(top):
+            return
+        step.chmod(step.stat().st_mode | 0o111)

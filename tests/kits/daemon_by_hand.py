@@ -1,0 +1,187 @@
+"""All parts of a daemon without its threads, moved by hand from one stage of a job's life to the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import text
+
+from lipsyncd.daemon.commands import carry_out
+from lipsyncd.daemon.offline import finisher_of
+from lipsyncd.daemon.recovery import open_ledger, recover
+from lipsyncd.errors import LipsyncdError
+from lipsyncd.inbox.accept import Intake
+from lipsyncd.inbox.scan import Inbox
+from lipsyncd.inbox.service import rules_of
+from lipsyncd.jobs.job import Job, JobState
+from lipsyncd.media.ffmpeg import find
+from lipsyncd.prepare.preparer import Preparer
+from lipsyncd.storage import control_files
+from lipsyncd.weights import AutoPull, store_of
+from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.child_process import Limits, LocalChild
+from lipsyncd.worker.loop import Worker
+from lipsyncd.worker.protocol import Render, Result
+from tests.kits.core_kit import Clock
+from tests.kits.installation import Home
+
+VIDEO = "ready.mp4"  # beside the installation: what every render gives
+
+
+class ReadyMade:
+    """In place of a render child: has a program put a video that was made before where it is wanted, and counts."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def start(self) -> None:
+        pass
+
+    def render(self, request: Render, **_: object) -> Result:
+        target = Path(request.folder, request.out_file)
+        subprocess.run(["/bin/cp", self._root / VIDEO, target], check=True, stdin=subprocess.DEVNULL)
+        with open(self._root / "renders", "a") as count:
+            count.write("1\n")
+        return Result(request.job_id, request.frames, 64, 64, 0.1, {})
+
+    def idle_s(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
+class Complaints(logging.Handler):
+    """What was logged with a traceback: failures that nobody foresaw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.lines.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
+
+
+class Stage:
+    """One start of the parts of an installation, under `root/home`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = home = Home(root / "home")
+        self.complaints = Complaints()
+        logging.getLogger("lipsyncd").addHandler(self.complaints)
+        settings, folders = home.settings, home.folders
+        self.clock = Clock()
+        self.ledger = open_ledger(folders.state / "ledger.db")
+        self.finisher = finisher_of(settings, folders, self.ledger)
+        self.spool = self.finisher.spool
+        inbox = Inbox(folders.shared["inbox"], rules_of(settings), network=False, clock=self.clock)
+        self.intake = Intake(settings, inbox, self.spool, self.ledger)
+        recover(self.intake, self.finisher)
+        self.preparer = Preparer(settings, self.spool, self.ledger, self.finisher, find())
+        self.worker = self._worker(ReadyMade(root))
+
+    def _worker(self, executor: ReadyMade | LocalChild) -> Worker:
+        settings = self.home.settings
+        return Worker(
+            "cpu",
+            settings,
+            self.finisher,
+            executor,
+            find(),
+            AutoPull(store_of(settings), allowed=False),
+            Ceilings(self.home.path("state") / "ceilings.json"),
+            stopping=threading.Event().is_set,
+            cut_off=threading.Event().is_set,
+        )
+
+    def close(self) -> None:
+        logging.getLogger("lipsyncd").removeHandler(self.complaints)
+        self.ledger.close()
+
+    # -- steps, as the daemon's threads take them ----------------------------------------------------------------------
+
+    def scan(self) -> None:
+        self.clock.wait(1.0)
+        self._guarded(self.intake.scan)
+
+    def prepare(self) -> None:
+        self._guarded(self.preparer.run_once)
+
+    def render(self) -> None:
+        self.worker.round()
+
+    def serve_control(self) -> None:
+        def serve() -> None:
+            for path, request in control_files.pending(self.finisher.folders.control):
+                control_files.answer(path, carry_out(request, self.finisher))
+
+        self._guarded(serve)
+
+    def make_video(self) -> None:
+        """Have the prepared job's video made by a real child, kept beside the installation; the job stays as it is."""
+        child = LocalChild("cpu", Limits(60.0, 60.0, 60.0), renderers=self.home.settings.render.renderers)
+        job = self.ledger.claim("cpu", "made")
+        assert job is not None
+        spec, prepared = self.spool.spec(job.id), self.spool.prepared(job.id)
+        assert spec is not None
+        assert prepared is not None
+        request = self.worker._request(spec, prepared, "made", job.frames or 0)
+        child.render(request, progress=lambda _: None, stop=lambda: False)
+        child.close()
+        shutil.move(self.spool.partial_render(job.id, "made"), self.root / VIDEO)
+        self.ledger.requeue(job.id, note="made", charge=False)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (LipsyncdError, OSError) as error:
+            logging.getLogger("lipsyncd").warning("%s", error)
+        except Exception as error:
+            self.complaints.lines.append(f"unexpected: {error!r}")
+
+    def an_hour_passes(self) -> None:
+        """Nobody waits for a back-off any more."""
+
+        def due() -> None:
+            with self.ledger._write() as session:
+                session.execute(text("UPDATE job SET not_before_ms = 0"))
+
+        self._guarded(due)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def job(self) -> Job | None:
+        """The only job; AssertionError when there are more."""
+        jobs = self.ledger.in_state(*JobState)
+        assert len(jobs) <= 1, jobs
+        return jobs[0] if jobs else None
+
+    def consume(self) -> None:
+        """Take what the outbox shows."""
+        taken = self.root / "taken"
+        taken.mkdir(exist_ok=True)
+        for path in self.home.path("outbox").iterdir():
+            if not path.name.startswith("."):
+                os.rename(path, taken / f"{len(os.listdir(taken))}-{path.name}")
+
+
+def taken(root: Path) -> Counter[str]:
+    """What a consumer has got out of an installation, by name."""
+    folder = root / "taken"
+    return Counter(path.name.partition("-")[2] for path in folder.iterdir()) if folder.exists() else Counter()
+
+
+def sidecar_taken(root: Path) -> dict[str, object]:
+    [path] = (root / "taken").glob("*.json")
+    content: dict[str, object] = json.loads(path.read_text())
+    return content

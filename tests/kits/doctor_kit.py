@@ -1,0 +1,30 @@
+"""What tests of the doctor share: one check at a time, and what a bad finding has to be like."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+
+from lipsyncd.doctor import CHECKS, Finding, Verdict
+from lipsyncd.doctor.findings import Installation, run_checks
+from tests.kits.installation import Home
+
+
+def seen(home: Home, name: str, *, full: bool = False) -> Finding:
+    """What one check finds, guarded as all are."""
+    installation = Installation(home.settings, full=full)
+    return run_checks({name: CHECKS[name]}, installation)[name]
+
+
+def fault(home: Home, name: str, *words: str, verdict: Verdict = Verdict.FAULT, full: bool = False) -> Finding:
+    """As `seen`, which has to be bad, to say these words and to know a remedy."""
+    found = seen(home, name, full=full)
+    assert found.verdict is verdict, found
+    assert all(word in f"{found.seen}\n{found.remedy}" for word in words), found
+    assert found.remedy or verdict is Verdict.NOTE
+    return found
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as trial:
+        return int(trial.getsockname()[1])

@@ -1,0 +1,364 @@
+"""What the crash tests share: an installation with jobs of every fate, somebody at the outbox, and what must hold.
+
+The invariants are those of every crash test: each accepted drop ends in exactly one video with its sidecar or one
+folder with its reason (1), each video is the one that its sidecar tells of (2), no visible file ever changes (3), the
+ledger is whole (4), nothing half-made is left anywhere (5), nothing is rendered more often than there were kills (6),
+and nobody ever sees a short file (7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import lipsyncd
+from lipsyncd.jobs.job import Job, JobState, new_id
+from lipsyncd.storage.files import write_json
+from tests.kits.faults.forking_daemons import Forked, Nursery
+from tests.kits.installation import Home
+from tests.kits.webhook_receiver import Answer, Receiver
+
+PACKAGE = Path(lipsyncd.__file__).parent
+SETTLE_S = 90.0
+_READY = " ready in "
+_DELIVERED = ("anna", "fay", "joe", "kim")
+_DAY_MS = 86_400_000
+
+_IDA = 1  # the seed of the job whose bytes come again
+_numbers = itertools.count(2)
+
+
+def next_number() -> int:
+    """One that was not given before: the seed of bytes that nobody has seen."""
+    return next(_numbers)
+
+
+def failpoints() -> list[str]:
+    """Every failpoint that the package reaches, read from its source."""
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        found |= set(re.findall(r'\breach\(f?"([^"]+)"\)', path.read_text()))
+    return sorted({name.replace("{suffix}", suffix) for name in found for suffix in ("mp4", "json")})
+
+
+class Outlook:
+    """Somebody who looks at the outbox all the time, and hashes what he sees at once.
+
+    greedy  takes every file the moment that it is visible
+
+    `seen` counts how often each name appeared; `faults` says what must never happen: a file whose bytes or inode change
+    under its name, or a name that comes twice.
+    """
+
+    def __init__(self, outbox: Path, *, greedy: bool) -> None:
+        self.seen: Counter[str] = Counter()
+        self.content: dict[str, bytes] = {}
+        self.faults: list[str] = []
+        self._outbox = outbox
+        self._greedy = greedy
+        self._known: dict[str, tuple[int, int, int]] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Outlook:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.005):
+            self._look_once()
+        self._look_once()  # on a busy machine much may have come since
+
+    def _look_once(self) -> None:
+        with os.scandir(self._outbox) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+        for name in names:
+            self._see(name)
+        for name in self._known.keys() - set(names):
+            if not self._greedy:
+                self.faults.append(f"{name} has vanished")
+            del self._known[name]
+
+    def _see(self, name: str) -> None:
+        path = self._outbox / name
+        stat = path.stat()
+        identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        known = self._known.get(name)
+        if known == identity:
+            return
+        if known is not None:
+            self.faults.append(f"{name} has changed from {known} to {identity}")
+        self._known[name] = identity
+        self.content[name] = path.read_bytes()
+        self.seen[name] += 1
+        if self._greedy:
+            path.unlink()
+            del self._known[name]
+
+
+class World:
+    """One installation whose daemons are killed, with jobs of seven fates.
+
+    anna   a pair with a manifest and a webhook: delivered
+    bert   a manifest that reaches out of the inbox: fails, with a reason
+    fay    failed for a reason that has passed by now, and is to be tried again: delivered
+    gus    was delivered, and is to be deleted
+    hal    waits, and is to be cancelled
+    joe    the same bytes as ida, which was delivered: gets that video without a render
+    kim    was delivered and taken, and is to be published again: delivered once more
+    """
+
+    def __init__(self, home: Home, nursery: Nursery, *, greedy: bool) -> None:
+        self.home = home
+        self.nursery = nursery
+        self.kills = 0
+        self.receiver = Receiver("127.0.0.1", [Answer()])
+        home.changes.setdefault("web", {})["webhook_allow"] = [f"127.0.0.1:{self.receiver.port}"]
+        self.outlook = Outlook(home.path("outbox"), greedy=greedy)
+        self.config = home.config
+
+    def __enter__(self) -> World:
+        self.outlook.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.outlook.__exit__()
+        if self.home.daemon is not None:
+            self.home.daemon.kill()
+            self.home.daemon.wait(10)
+        self.receiver.close()
+
+    @property
+    def storage(self) -> Path:
+        return self.home.root / "storage"
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def drop(self) -> None:
+        """New work, and what is asked of the jobs that are there already."""
+        home = self.home
+        home.drop_manifest("anna", image="anna.png", audio="anna.wav", webhook=self.receiver.url)
+        home.drop_pair("anna", seed=next_number())
+        home.drop_pair("joe", seed=_IDA)
+        home.drop_manifest("bert", image="../anna.png", audio="anna.wav", user_data=str(next_number()))
+        for action, name in (("retry", "fay"), ("delete", "gus"), ("cancel", "hal"), ("republish", "kim")):
+            job = home.job(name)
+            assert job is not None
+            request = {"action": action, "job_id": job.id, "value": 0}
+            write_json(home.folders.control / f"{new_id()}.json", request, mode=0o660)
+
+    def start(self, fail: str = "") -> Forked:
+        home = self.home
+        environment = home.environment(TEST_FACE_IN_VIEW="yes")
+        daemon = self.nursery.start(self.config, home.root / "log", environment, fail=fail)
+        home.daemon = daemon  # type: ignore[assignment]
+        return daemon
+
+    def crash_at(self, name: str) -> bool:
+        """Let a daemon work until it dies at the failpoint, or has nothing left to do; says whether it died."""
+        daemon = self.start(fail=name)
+        self.until(lambda: daemon.poll() is not None or self.is_settled(), f"the crash at {name}")
+        if daemon.poll() is None:
+            time.sleep(0.05)  # the last failpoints come a moment after a job looks ended
+            daemon.send_signal(signal.SIGTERM)
+        died = daemon.wait(SETTLE_S) == -signal.SIGKILL
+        self.home.daemon = None
+        self.kills += died
+        return died
+
+    def finish(self) -> None:
+        """Let a daemon do all that is left, and stop it."""
+        starts = self.log.count(_READY)
+        daemon = self.start()
+        self.until(lambda: daemon.poll() is not None or self.log.count(_READY) > starts, "the daemon's start")
+        self.until(lambda: daemon.poll() is not None or self.is_settled(), "the end of all work")
+        daemon.send_signal(signal.SIGTERM)
+        status = daemon.wait(SETTLE_S)
+        self.home.daemon = None
+        assert status == 0, f"the daemon ended with {status}\n{self.log}"
+
+    def is_settled(self) -> bool:
+        """Is every job at its end, and everything cleared away and told?"""
+        home = self.home
+        if visible(home.path("inbox")) or any(home.path("spool").iterdir()) or _requests(home):
+            return False
+        try:
+            jobs = home.view.jobs(limit=100)
+        except sqlite3.OperationalError:
+            return False  # it is being made again
+        return len(jobs) >= 7 and all(job.state.ended for job in jobs) and self._told()
+
+    def _told(self) -> bool:
+        with closing(sqlite3.connect(f"file:{self.home.path('state')}/ledger.db?mode=ro", uri=True)) as ledger:
+            (waiting,) = ledger.execute("SELECT count(*) FROM webhook_delivery WHERE state = 'waiting'").fetchone()
+        return int(waiting) == 0
+
+    @property
+    def log(self) -> str:
+        path = self.home.root / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def until(self, done: Callable[[], Any], what: str, *, seconds: float = SETTLE_S) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"{what} did not come within {seconds} s\n{self._story()}"
+            time.sleep(0.03)
+
+    def _story(self) -> str:
+        left = sorted(str(p.relative_to(self.storage)) for p in self.storage.rglob("*") if p.is_file())
+        return "\n".join([*left, self.log[-6000:]])
+
+    def clear(self) -> None:
+        """A case that went well leaves nothing on the disk; thousands of them would fill it."""
+        shutil.rmtree(self.home.root)
+
+    # -- what must hold ------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """Every invariant that does not hold, in words; empty when all is well. No daemon may run."""
+        faults = [*self.outlook.faults, *leftovers(self.storage), *damage(self.home.path("state") / "ledger.db")]
+        faults += self._fates()
+        faults += deliveries(self.outlook, [job for name in _DELIVERED if (job := self.home.job(name))])
+        faults += self._folders()
+        faults += self._news()
+        if self.home.renders > 2 + self.kills:
+            faults.append(f"{self.home.renders} renders of 2 jobs with {self.kills} kills")
+        if "Traceback" in self.log:
+            faults.append("the daemon has logged a failure that it did not expect")
+        return faults
+
+    def _fates(self) -> list[str]:
+        done = dict.fromkeys(("anna", "fay", "ida", "joe", "kim"), "done")
+        wanted = {**done, "bert": "failed", "hal": "cancelled"}
+        jobs = self.home.view.jobs(limit=100)
+        found = Counter((job.name, job.state.value) for job in jobs)
+        linked = {job.name: job.duplicate_of for job in jobs if job.duplicate_of}
+        faults = [] if found == Counter(wanted.items()) else [f"jobs ended as {dict(found)}"]
+        ids = [job.id for job in jobs if job.name == "ida"]
+        return faults if linked == dict(zip(["joe"], ids, strict=True)) else [*faults, f"linked jobs: {linked}"]
+
+    def _folders(self) -> list[str]:
+        faults = []
+        failed = [json.loads((p / "job.json").read_text())["name"] for p in visible(self.home.path("failed"))]
+        if failed != ["bert"]:
+            faults.append(f"failed/ holds {failed}")
+        archived = Counter(
+            json.loads(path.read_text())["name"] for path in self.home.path("archive").glob("*/*/job.json")
+        )
+        if archived != Counter(["anna", "fay", "gus", "hal", "ida", "joe", "kim"]):
+            faults.append(f"the archive holds {dict(archived)}")
+        results = {path.name for path in (self.home.path("state") / "results").iterdir()}
+        done = [job for job in self.home.view.jobs(limit=100) if job.state is JobState.DONE]
+        if results != {f"{job.id}.{suffix}" for job in done for suffix in ("mp4", "json")}:
+            faults.append(f"state/results holds {sorted(results)} for {[job.id for job in done]}")
+        faults += [
+            f"the kept video of {job.name} is another one"
+            for job in done
+            if _sha256(self.home.path("state") / "results" / f"{job.id}.mp4") != job.out_sha256
+        ]
+        return faults
+
+    def _news(self) -> list[str]:
+        told = Counter(hit.headers["webhook-id"] for hit in self.receiver.hits)
+        if len(told) != 1 or told.total() > 1 + self.kills:
+            return [f"the receiver got {dict(told)} with {self.kills} kills"]
+        return []
+
+
+def deliveries(outlook: Outlook, jobs: Sequence[Job]) -> list[str]:
+    """What is wrong with what came out for these finished jobs: not once each, or other bytes than were promised."""
+    wanted = Counter(f"{job.out_name}.{suffix}" for job in jobs for suffix in ("mp4", "json"))
+    if outlook.seen != wanted:
+        lost, twice = wanted - outlook.seen, outlook.seen - wanted
+        return [f"delivered too seldom: {dict(lost)}, too often: {dict(twice)}"]
+    faults = []
+    for job in jobs:
+        told = json.loads(outlook.content[f"{job.out_name}.json"])
+        found = hashlib.sha256(outlook.content[f"{job.out_name}.mp4"]).hexdigest()
+        if not found == told["sha256"] == job.out_sha256 or told["id"] != job.id:
+            faults.append(f"{job.out_name}.mp4 is {found[:12]}, its sidecar says {told['sha256'][:12]}")
+    return faults
+
+
+def leftovers(storage: Path) -> list[str]:
+    """Half-made things anywhere in an installation whose daemon has ended in peace."""
+    torn = [p for p in storage.rglob("*") if p.name.endswith((".part", ".keep")) or p.name.startswith(".tmp-")]
+    return [f"left behind: {path.relative_to(storage)}" for path in torn]
+
+
+def damage(ledger: Path) -> list[str]:
+    with closing(sqlite3.connect(ledger)) as connection:
+        (found,) = connection.execute("PRAGMA integrity_check").fetchone()
+    return [] if found == "ok" else [f"the ledger: {found}"]
+
+
+# -- the installation that every case begins with ----------------------------------------------------------------------
+
+
+def make_template(root: Path, nursery: Nursery) -> Home:
+    """An installation in which fay has failed, gus, ida and kim are delivered, and hal waits."""
+    home = Home(root)
+    daemon = nursery.start(home.config, root / "log", home.environment())
+    home.daemon = daemon  # type: ignore[assignment]
+    home.until(home.path("inbox").is_dir, "the first start")
+    home.until(lambda: (home.path("state") / "ledger.db").exists(), "the ledger")
+    home.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
+    home.drop_pair("fay", seed=next_number())
+    home.until_failed("fay")
+    for name in ("gus", "kim"):
+        home.drop_pair(name, seed=next_number())
+        home.until_done(name)
+    home.drop_pair("ida", seed=_IDA)
+    home.until_done("ida")
+    home.drop_manifest("hal", image="hal.png", audio="hal.wav", renderer="missing")
+    home.drop_pair("hal", seed=next_number())
+    home.until(lambda: (job := home.job("hal")) and job.reason_code == "renderer-not-installed", "the waiting job")
+    home.until(lambda: not visible(home.path("inbox")), "an empty inbox")
+    assert home.stop() == 0
+    with closing(sqlite3.connect(home.path("state") / "ledger.db")) as ledger:
+        ledger.execute("UPDATE job SET not_before_ms = not_before_ms + ? WHERE state = 'queued'", (_DAY_MS,))
+        ledger.commit()
+    for path in visible(home.path("outbox")):
+        path.unlink()
+    (root / "renders").unlink()
+    return home
+
+
+def copied(template: Home, root: Path) -> Home:
+    """A case's own installation. What the ledger says of places is moved along."""
+    shutil.copytree(template.root / "storage", root / "storage")
+    home = Home(root)
+    with closing(sqlite3.connect(home.path("state") / "ledger.db")) as ledger:
+        ledger.execute("UPDATE job SET kept = replace(kept, ?, ?)", (str(template.root), str(root)))
+        ledger.commit()
+    return home
+
+
+def visible(folder: Path) -> list[Path]:
+    """What people see of a folder."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _requests(home: Home) -> list[Path]:
+    return list((home.path("state") / "control").glob("*.json"))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""

@@ -1,0 +1,117 @@
+"""An inbox with a clock of its own, and the desk behind it that takes from it into spool and ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lipsyncd.inbox.accept import Accepted, Intake
+from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
+from lipsyncd.inbox.scan import Inbox, Rules
+from lipsyncd.jobs.job import Identity, Job, JobSpec
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.settings import Paths, Settings
+from lipsyncd.storage import files
+from lipsyncd.storage.spool import Spool
+from tests.kits.core_kit import Clock
+from tests.kits.installation import picture, put, sound
+
+RULES = Rules(
+    settle_s=1.0,
+    settle_proven_s=0.2,
+    settle_network_s=5.0,
+    incomplete_timeout_s=1800.0,
+    pair_timeout_s=86_400.0,
+    max_bytes={IMAGE: 64_000_000, AUDIO: 512_000_000, MANIFEST: 65_536},
+)
+NOTHING: Mapping[bytes, Identity] = {}
+
+
+class Box:
+    """An inbox with its clock."""
+
+    def __init__(self, root: Path, *, network: bool = False) -> None:
+        files.expect_lease_signals()
+        self.root = root
+        self.clock = Clock()
+        self.inbox = Inbox(root, RULES, network=network, clock=self.clock)
+
+    def scan(self, after_s: float = 0.0, taken: Mapping[bytes, Identity] = NOTHING) -> list[str]:
+        """Names of the drops that are ready after so much time."""
+        self.clock.wait(after_s)
+        return [drop.name for drop in self.inbox.ready(taken)]
+
+    @property
+    def waits(self) -> dict[str, str]:
+        return {w.name: w.why for w in self.inbox.waiting}
+
+    def ready_after(self, limit_s: float) -> float:
+        """Seconds until the first drop is ready, when we look at the moments that the inbox itself asks for."""
+        begun_s = self.clock.now_s
+        while not self.scan():
+            assert self.inbox.next_look_s is not None, self.waits
+            assert self.inbox.next_look_s > 0
+            self.clock.wait(self.inbox.next_look_s + 0.001)
+            assert self.clock.now_s - begun_s <= limit_s, self.waits
+        return round(self.clock.now_s - begun_s, 1)
+
+
+class Desk:
+    """An inbox, a spool and a ledger with the intake between them. `again` is what a new start of the daemon sees."""
+
+    def __init__(self, root: Path, settings: Settings | None = None) -> None:
+        files.expect_lease_signals()
+        self.root = root
+        self.settings = settings or Settings(Paths(storage=root))
+        self.clock = Clock()
+        self.inbox_folder = root / "inbox"
+        self.spool = Spool(root / "spool")
+        for folder in (self.inbox_folder, self.spool.root):
+            folder.mkdir(exist_ok=True)
+        self.ledger = Ledger(root / "ledger.db")
+        self.inbox = Inbox(self.inbox_folder, RULES, network=False, clock=self.clock)
+        self.intake = Intake(self.settings, self.inbox, self.spool, self.ledger)
+
+    def again(self) -> Desk:
+        self.ledger.close()
+        return Desk(self.root, self.settings)
+
+    def scan(self, after_s: float = 0.0) -> list[Accepted]:
+        self.clock.wait(after_s)
+        return self.intake.scan()
+
+    def take(self) -> list[Accepted]:
+        """Look, wait until everything has settled, look again."""
+        return [*self.scan(), *self.scan(after_s=2.0)]
+
+    def take_one(self) -> Job:
+        [accepted] = self.take()
+        return accepted.job
+
+    def put(self, name: str | bytes, content: bytes) -> None:
+        put(self.inbox_folder, name, content)
+
+    def pair(self, stem: str = "anna", seed: int = 0) -> None:
+        self.put(f"{stem}.png", picture(seed))
+        self.put(f"{stem}.wav", sound(seed=seed))
+
+    def manifest(self, name: str = "order", **said: Any) -> None:
+        self.put(f"{name}.json", json.dumps({"image": "anna.png", "audio": "anna.wav", **said}).encode())
+
+    def spec(self, job: Job) -> JobSpec:
+        spec = self.spool.spec(job.id)
+        assert spec is not None
+        return spec
+
+    @property
+    def left(self) -> list[str]:
+        return sorted(os.listdir(self.inbox_folder))
+
+
+def reason(job: Job, desk: Desk) -> str:
+    refusal = desk.spec(job).refusal
+    assert refusal is not None
+    return refusal["code"]

@@ -1,0 +1,87 @@
+"""Run the tests of durability and of the world at full scale, and print dated tables of what was done and came of it.
+
+    python -m tests.kits.long_run            run them
+    python -m tests.kits.long_run TALLY …    make the tables from what several runs have noted (LIPSYNCD_TEST_TALLY)
+
+Every pair of failpoints with and without the greedy consumer, 200 kills at random and 60 for each way to lose the
+ledger, every error at every file call; then disks, mounts, clocks, hostile files, bursts and a soak: hours. Environment
+variables that are set already make it shorter; LIPSYNCD_TEST_TALLY keeps what was noted, should the run be cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FULL = {
+    "LIPSYNCD_TEST_PAIRS": "all",
+    "LIPSYNCD_TEST_KILLS": "200",
+    "LIPSYNCD_TEST_LEDGER_KILLS": "60",
+    "LIPSYNCD_TEST_FAULTS": "all",
+    "SCHEMATHESIS_EXAMPLES": "200",
+    "LONG": "1",
+}
+TESTS = [
+    *(f"system/crashes/test_{name}.py" for name in ("order", "failpoints", "kills", "file_faults")),
+    *(f"system/load/test_{name}.py" for name in ("burst", "slow_writers")),
+    *("system/machine/test_small_disks.py", "storage/test_mounts.py", "system/load/test_clock_jumps.py"),
+    *("system/test_two_daemons.py", "system/hostile/test_jobs.py", "sandbox/test_jail_trace.py"),
+    *("system/load/test_soak.py", "web/test_document.py"),
+]
+
+
+def tables(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown. A test notes something only when it has passed, so no column says what was lost: it would be zeros."""
+    kills: dict[str, Counter[str]] = {}
+    world: dict[str, str] = {}
+    for line in lines:
+        if "outcome" in line:
+            world[line["what"]] = line["outcome"]
+        else:
+            figures = {key: value for key, value in line.items() if key not in ("what", "date")}
+            kills.setdefault(line["what"], Counter()).update(figures)
+    rows = [
+        "| " + " | ".join([what, *(f"{found[key]:,}" if key in found else "" for key in ("cases", "kills", "renders"))])
+        for what, found in kills.items()
+    ]
+    days = sorted({str(line["date"]) for line in lines})
+    dates = " to ".join(dict.fromkeys([days[0], days[-1]]))
+    head = f"Run on {dates}. What passed, with 0 lost, 0 delivered twice and 0 torn:"
+    first = [head, "", "| what | cases | kills | renders again |", "|---|---|---|---|", *(f"{row} |" for row in rows)]
+    second = [
+        "| what happened | outcome |",
+        "|---|---|",
+        *(f"| {what} | {outcome} |" for what, outcome in world.items()),
+    ]
+    return "\n".join([*first, "", *second])
+
+
+def noted(path: Path) -> list[dict[str, Any]]:
+    """The lines that `tests.kits.long_run_figures` has written; none when no test has passed."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main(tallies: Sequence[str]) -> int:
+    if tallies:
+        print(tables([line for name in tallies for line in noted(Path(name))]))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**FULL, "LIPSYNCD_TEST_TALLY": str(Path(folder, "tally.jsonl")), **os.environ}
+        command = [sys.executable, "-m", "pytest", "-s", "--timeout", "0", *(f"tests/{name}" for name in TESTS)]
+        ended = subprocess.run(command, env=environment, check=False)
+        if lines := noted(Path(environment["LIPSYNCD_TEST_TALLY"])):
+            print(tables(lines))
+        if ended.returncode:
+            print("\nNot all tests passed. Those that failed are not in these tables; see above.")
+    return ended.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""A small Debian to install things into, for tests of the systemd unit and of the container images.
+
+Made by mmdebstrap once for a whole run of the tests (`debian_root` in conftest.py); whoever changes it works on a copy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kits.installation import ROOT
+
+SUITE = "bookworm"
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3-venv", "make", "ca-certificates")
+
+
+def cannot_run(*programs: str) -> str:
+    """Why a test that needs root and these programs cannot run here; "" when it can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    missing = [program for program in programs if shutil.which(program) is None]
+    return f"needs {', '.join(missing)}: see config/test-packages.sh" if missing else ""
+
+
+def make_root(folder: Path) -> Path:
+    """A Debian in `folder`: 260 MB, half a minute."""
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def copy_root(root: Path, target: Path) -> Path:
+    """A copy of a root with owners, links and devices, sharing its blocks where the file system can."""
+    subprocess.run(["cp", "--archive", "--reflink=auto", str(root), str(target)], check=True, timeout=120)
+    return target
+
+
+def checkout(target: Path) -> Path:
+    """What `git clone` would give, with what is not committed yet: every file that git knows or does not ignore."""
+    listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@dataclass(frozen=True)
+class PipSource:
+    """Where pip gets packages on this machine, so that pip in a container gets them there too.
+
+    config   text of a pip.conf
+    folders  of this machine that the text names: the container must see them under the same paths
+    """
+
+    config: str
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def of_this_machine(cls) -> PipSource:
+        """Read from pip itself, which knows its files and its variables."""
+        listing = [sys.executable, "-m", "pip", "config", "list"]
+        told = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+        parser = ConfigParser(interpolation=None)
+        parser["global"] = {}
+        for name, value in re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", told, re.MULTILINE):
+            parser["global"][name] = value.replace("\\n", "\n")
+        words = " ".join(parser["global"].values()).split()
+        paths = {
+            _with_neighbours(Path(word.removeprefix("file://")))
+            for word in words
+            if word[0] == "/" or "file:///" in word
+        }
+        lines = "".join(f"{name} = {value}\n" for name, value in parser["global"].items())
+        return cls(f"[global]\n{lines}", tuple(sorted(path for path in paths if path.exists())))
+
+
+def _with_neighbours(path: Path) -> Path:
+    """The folder around an index on disk, which may name files beside itself; one close to the root stays alone."""
+    return path.parent if path.is_dir() and len(path.parts) > 3 else path

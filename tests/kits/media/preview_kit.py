@@ -1,0 +1,205 @@
+"""What the tests of the preview renderer share: portraits whose truth is known, voices, renders, and measures.
+
+The measures are written without the renderer's own: colour and optical flow on the finished frames.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import wave
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
+
+import cv2
+import librosa
+import numpy as np
+import skimage.data
+from numpy.typing import NDArray
+
+from lipsyncd.prepare.speech import speak
+from lipsyncd.renderers import SPEECH_RATE, Scene
+from lipsyncd.renderers.preview import Preview
+from lipsyncd.renderers.preview.find.face_coordinates import Plane, Window
+from lipsyncd.renderers.video import Box
+from tests.kits.media.preview_people import PEOPLE, portrait
+
+Picture = NDArray[np.uint8]
+Speech = NDArray[np.int16]
+Values = NDArray[np.floating]
+Box4 = tuple[float, float, float, float]
+
+
+# -- voices ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def voice(text: str, speaker: str = "en-us") -> Speech:
+    """`text` spoken by espeak-ng, as a job's PCM: (N,) int16, 16 kHz."""
+    with tempfile.TemporaryDirectory() as folder:
+        spoken = Path(folder, "voice.wav")
+        speak(text, spoken, voice=speaker)
+        with wave.open(str(spoken)) as wav:
+            rate, raw = wav.getframerate(), wav.readframes(wav.getnframes())
+    samples = np.frombuffer(raw, np.int16).astype(np.float32)
+    resampled = librosa.resample(samples, orig_sr=rate, target_sr=SPEECH_RATE)
+    return np.rint(resampled).clip(-32768, 32767).astype(np.int16)
+
+
+def silence(seconds: float) -> Speech:
+    return np.zeros(round(seconds * SPEECH_RATE), np.int16)
+
+
+# -- subjects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A portrait and the truth about it: its eyes, and how far below them mouth and chin are, in eye distances."""
+
+    name: str
+    picture: Picture
+    left_eye: tuple[float, float]
+    right_eye: tuple[float, float]
+    mouth_v: float
+    chin_v: float
+
+    @property
+    def plane(self) -> Plane:
+        return Plane.through(self.left_eye, self.right_eye)
+
+    def flipped(self) -> Subject:
+        last = self.picture.shape[1] - 1
+        (lx, ly), (rx, ry) = self.left_eye, self.right_eye
+        picture = np.ascontiguousarray(self.picture[:, ::-1])
+        eyes = {"left_eye": (last - rx, ry), "right_eye": (last - lx, ly)}
+        return replace(self, name=f"{self.name}, flipped", picture=picture, **eyes)
+
+    def turned(self, degrees: float, scale: float = 1.0) -> Subject:
+        """Turned clockwise and scaled around the middle of the picture, whose size stays."""
+        height, width = self.picture.shape[:2]
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, scale)
+        picture = cv2.warpAffine(
+            self.picture, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+        )
+        left, right = (tuple(matrix @ [*eye, 1.0]) for eye in (self.left_eye, self.right_eye))
+        return replace(self, name=f"{self.name}, {degrees:g} degrees", picture=picture, left_eye=left, right_eye=right)
+
+    def resized(self, side: int) -> Subject:
+        """Of another size; `side` is the width."""
+        factor = side / self.picture.shape[1]
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        picture = cv2.resize(self.picture, None, fx=factor, fy=factor, interpolation=method)
+        left, right = (tuple((c + 0.5) * factor - 0.5 for c in eye) for eye in (self.left_eye, self.right_eye))
+        return replace(self, name=f"{self.name}, {side} px", picture=picture, left_eye=left, right_eye=right)
+
+
+@cache
+def astronaut() -> Subject:
+    """A photograph with a smile that shows teeth; the truth was read off an enlargement."""
+    return Subject("astronaut", skimage.data.astronaut(), (202.5, 102.0), (246.8, 103.0), mouth_v=0.97, chin_v=1.70)
+
+
+@cache
+def painted(name: str, side: int = 512) -> Subject:
+    who, unit = PEOPLE[name], side / 5.0
+    left, right = ((side / 2 + where * unit, 0.42 * side) for where in (-0.5, 0.5))
+    return Subject(name, portrait(who, side), left, right, who.mouth_v, 0.97 * who.length)
+
+
+def subjects() -> list[Subject]:
+    """Four people, and the same flipped, scaled, tilted."""
+    ada, bashir, chen = (painted(name, 384) for name in PEOPLE)
+    return [
+        astronaut(), ada, bashir, chen,
+        astronaut().flipped(), astronaut().resized(700), bashir.flipped(), ada.resized(330), chen.turned(9),
+    ]  # fmt: skip
+
+
+# -- measures ----------------------------------------------------------------------------------------------------------
+
+MEASURED = 100  # cells for each eye distance
+
+
+def openings(frames: Sequence[Picture], subject: Subject) -> NDArray[np.float64]:
+    """The opening between the lips in each frame, segmented by colour alone.
+
+    Inside a mouth it is darker than skin and lips, or, on teeth, much paler.
+
+    returns  (n, 2): height in the middle and width, in eye distances
+    """
+    window = Window(-0.50, subject.mouth_v - 0.22, 0.50, subject.mouth_v + 0.42, MEASURED)
+    labs = (_lab(subject.plane.cut(frame, window)) for frame in frames)
+    skin = np.median(_lab(subject.plane.cut(subject.picture, window))[-10:].reshape(-1, 3), axis=0)
+    return np.array([_opening(lab, skin) for lab in labs])
+
+
+def _opening(lab: Values, skin: Values) -> tuple[float, float]:
+    pale = (np.hypot(lab[..., 1], lab[..., 2]) < 0.62 * np.hypot(skin[1], skin[2])) & (lab[..., 0] > 0.5 * skin[0])
+    inside = (pale | (lab[..., 0] < 0.62 * skin[0])).astype(np.uint8)
+    inside = cv2.morphologyEx(inside, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    middle = inside[:, inside.shape[1] // 2 - 10 : inside.shape[1] // 2 + 11]
+    heights = [np.ptp(np.flatnonzero(column)) + 1 if column.any() else 0 for column in middle.T]
+    columns = np.flatnonzero(inside.sum(axis=0) >= 4)
+    return float(np.mean(heights)) / MEASURED, (float(np.ptp(columns)) + 1 if len(columns) else 0.0) / MEASURED
+
+
+def _lab(picture: Picture) -> NDArray[np.float32]:
+    return cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+
+
+def moved_down(before: Picture, after: Picture, subject: Subject, part: Box4) -> NDArray[np.float64]:
+    """Optical flow down the face, in eye distances, in the part (left, top, right, bottom) of the face's plane."""
+    grey = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (before, after))
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+    plane, window = subject.plane, Window(*part, scale=60)
+    size = (window.columns, window.rows)
+    cut = cv2.warpAffine(flow, plane.to_pixels(window), size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cut @ np.array([-plane.along_y, plane.along_x]) / plane.unit_px**2
+
+
+def mouth_change(frames: Sequence[Picture], closed: Picture, box: Box) -> NDArray[np.float64]:
+    """m(t): the mean absolute difference of each frame from the closed mouth, in the lower half of the face box."""
+    low = np.s_[box.y + box.height // 2 : box.bottom, box.x : box.right]
+    return np.array([np.abs(frame[low].astype(np.int16) - closed[low]).mean() for frame in frames])
+
+
+def loudness(speech: Speech, frames: int, fps: Fraction = Fraction(25)) -> NDArray[np.float64]:
+    """e(t): the root mean square of the voice in each frame, smoothed over 3 frames. Written without the renderer's."""
+    edges = [int(i * SPEECH_RATE / fps) for i in range(frames + 1)]
+    pieces = (speech[a:b].astype(np.float64) for a, b in pairwise(edges))
+    level = [np.sqrt(np.mean(piece**2)) if len(piece) else 0.0 for piece in pieces]
+    return np.convolve(level, np.ones(3) / 3, "same")
+
+
+# -- renders -----------------------------------------------------------------------------------------------------------
+
+
+def scene(picture: Picture, speech: Speech, **changed: object) -> Scene:
+    """A job of the renderer: 25 frames per second and the whole picture, unless `changed`."""
+    fps = cast(Fraction, changed.get("fps", Fraction(25)))
+    values = {"fps": fps, "frames": -(-len(speech) * fps // SPEECH_RATE), "stitch": True, "resolution": 256}
+    return Scene(picture=picture, speech=speech, **(values | changed))  # type: ignore[arg-type]
+
+
+def render(picture: Picture, speech: Speech, **changed: object) -> list[Picture]:
+    """All frames, copied: a renderer owns its picture again after each."""
+    return [frame.copy() for frame in Preview().open(scene(picture, speech, **changed)).frames()]
+
+
+def correlation(a: Values, b: Values) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def best_lag(moves: Values, sounds: Values, most: int = 4) -> int:
+    """By how many frames the movement comes after the sound where they agree best; negative when it comes before."""
+
+    def at(lag: int) -> float:
+        shorter = len(moves) - abs(lag)
+        return correlation(moves[max(lag, 0) :][:shorter], sounds[max(-lag, 0) :][:shorter])
+
+    return max(range(-most, most + 1), key=at)

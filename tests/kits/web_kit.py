@@ -1,0 +1,137 @@
+"""A client of the REST service that shows everything an answer says: plain `http.client`, no library's kindness."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.kits.installation import Home
+
+PART = tuple[str, bytes]  # a file's name and its bytes
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        assert self.headers["Content-Type"] == "application/json; charset=utf-8", self
+        return json.loads(self.body)
+
+    def refused(self, status: int, kind: str) -> str:
+        """Check that it is a refusal in D-ID's form; gives its description."""
+        assert (self.status, self.json["kind"]) == (status, kind), self
+        assert set(self.json) <= {"kind", "description", "details"}
+        description: str = self.json["description"]
+        assert description
+        return description
+
+
+@dataclass
+class Api:
+    """The server of a running daemon."""
+
+    home: Home
+    port: int
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def call(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        """One request on a connection of its own; `path` may be a whole address of this server."""
+        parts = urlsplit(path)
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, target, body, {**self.headers, **(headers or {})})
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.headers, answer.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.call("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    def post(self, path: str, value: Any, **headers: str) -> Reply:
+        """POST JSON."""
+        told = {"Content-Type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
+        return self.call("POST", path, json.dumps(value).encode(), told)
+
+    def form(self, path: str, *, headers: Mapping[str, str] | None = None, **parts: str | PART) -> Reply:
+        """POST a multipart form: texts, and files as (name, bytes)."""
+        body, content_type = multipart(parts)
+        return self.call("POST", path, body, {"Content-Type": content_type, **(headers or {})})
+
+    def done(self, job_id: str) -> dict[str, Any]:
+        """The status of a job once it has ended, as clients of the original see it."""
+        told = self.get(f"/talk-status/{job_id}?wait=50").json
+        assert told["status"] == "done", (told, self.home.log[-2000:])
+        result: dict[str, Any] = told
+        return result
+
+    def talk(self, talk_id: str, status: str = "done") -> dict[str, Any]:
+        """The talk once it has ended."""
+        told = self.get(f"/talks/{talk_id}?wait=50").json
+        assert told["status"] == status, (told, self.home.log[-2000:])
+        result: dict[str, Any] = told
+        return result
+
+
+def multipart(parts: Mapping[str, str | PART]) -> tuple[bytes, str]:
+    """The body of a form, and its Content-Type."""
+    boundary = uuid.uuid4().hex
+    pieces = []
+    for name, value in parts.items():
+        if isinstance(value, str):
+            head, content = f'form-data; name="{name}"', value.encode()
+        else:
+            head, content = f'form-data; name="{name}"; filename="{value[0]}"', value[1]
+        pieces.append(f"--{boundary}\r\nContent-Disposition: {head}\r\n\r\n".encode() + content + b"\r\n")
+    return b"".join(pieces) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+def port_of(home: Home) -> int:
+    """Where the daemon's server listens: the status file says so."""
+    status = home.path("state") / "status.json"
+
+    def told() -> int:
+        try:
+            said = json.loads(status.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+        assert home.daemon is not None
+        return int(said["web_port"]) if said["pid"] == home.daemon.pid else 0  # not what a killed one has left
+
+    return int(home.until(told, "the server's port"))
+
+
+def empty_outbox(home: Home) -> None:
+    """What a consumer does."""
+    for path in home.path("outbox").iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+@contextmanager
+def serving(root: Path, *, changes: Mapping[str, dict[str, Any]] | None = None, **environment: str) -> Iterator[Api]:
+    """A daemon with its server on a free port; ended afterwards."""
+    home = Home(root)
+    for section, values in (changes or {}).items():
+        home.changes.setdefault(section, {}).update(values)
+    home.changes.setdefault("web", {})["enabled"] = True
+    with home.running(**environment):
+        yield Api(home, port_of(home))

@@ -1,0 +1,199 @@
+"""Copies of the ledger: whole while others write, never in pieces, turned over, and good for a restart."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.daemon.recovery import open_ledger
+from lipsyncd.errors import BackupFailed
+from lipsyncd.jobs.job import JobState
+from lipsyncd.ledger import backups
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.ledger.view import LedgerView
+from tests.kits.core_kit import NOBODY, as_nobody, queued
+from tests.kits.installation import Home
+from tests.ledger.test_migrations import written_by
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path / "ledger.db")
+    yield ledger
+    ledger.close()
+
+
+def test_a_copy_holds_everything_that_was_committed(ledger: Ledger, tmp_path: Path) -> None:
+    ids = [queued(ledger, f"job {number}") for number in range(5)]
+    copy = backups.make(ledger.path, tmp_path / "deep" / "folder")
+    assert [job.id for job in LedgerView(copy).jobs()] == ids
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+    assert backups.made(copy.parent) == [copy]
+
+
+def test_copies_made_while_a_daemon_writes_are_whole_and_hold_nothing_half_done(ledger: Ledger, tmp_path: Path) -> None:
+    """Every job is inserted with an event and prepared with another one: a copy has one or both of them."""
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            queued(ledger, f"job {(number := number + 1)}")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        copies = []
+        for least in (1, 10, 20):
+            while len(LedgerView(ledger.path).jobs(limit=1000)) < least:
+                time.sleep(0.01)
+            copies.append(backups.make(ledger.path, tmp_path / "copies"))
+    finally:
+        stop.set()
+        writer.join()
+    counts = []
+    for copy in copies:
+        with closing(sqlite3.connect(copy)) as opened:
+            assert opened.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            [jobs] = opened.execute("SELECT count(*) FROM job").fetchone()
+            events = opened.execute("SELECT count(*) FROM job_event GROUP BY job_id").fetchall()
+            assert len(events) == jobs
+            counts.append(jobs)
+    assert counts[0] >= 1
+    assert counts == sorted(counts)
+    assert counts[2] >= 20
+
+
+def test_a_copy_is_readable_for_those_who_may_read_the_ledger_and_for_nobody_else(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    ledger.path.chmod(0o640)
+    copy = backups.make(ledger.path, tmp_path / "copies")
+    assert copy.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_copy_that_root_asked_for_belongs_to_the_ledgers_owner(ledger: Ledger, tmp_path: Path) -> None:
+    """Else the daemon, which is not root, could neither turn copies over nor make any more."""
+    os.chown(ledger.path, NOBODY, NOBODY)
+    copy = backups.make(ledger.path, tmp_path / "copies")
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in (copy, copy.parent)] == [(NOBODY, NOBODY)] * 2
+
+
+def test_a_copy_that_cannot_be_made_leaves_nothing_and_says_why(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+
+    def try_it() -> None:
+        backups.make(ledger.path, folder)
+
+    with pytest.raises(BackupFailed, match=r"cannot copy .* into .*locked: .*Permission denied"):
+        as_nobody(try_it, folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_without_a_ledger_there_is_nothing_to_copy(tmp_path: Path) -> None:
+    with pytest.raises(BackupFailed, match="there is no ledger"):
+        backups.make(tmp_path / "ledger.db", tmp_path / "copies")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_crash_has_left_of_a_copy_goes_at_the_next_start_and_never_before_the_crash(home: Home) -> None:
+    with home.running():
+        pass
+    folder = home.path("state") / backups.FOLDER
+    program = f"""
+import pathlib, time
+from lipsyncd import backups
+backups.check = lambda copy: print("written", flush=True) or time.sleep(60)
+backups.make(pathlib.Path({str(home.path("state") / "ledger.db")!r}), pathlib.Path({str(folder)!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as slow:
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == b"written\n"
+        [piece] = folder.iterdir()
+        assert backups.sweep(folder) == []
+        assert piece.exists()
+        slow.kill()
+    assert piece.exists()
+    with home.running():
+        home.until(lambda: not piece.exists(), "the end of the piece")
+    assert backups.sweep(folder) == []
+
+
+def test_a_damaged_ledger_becomes_no_copy(ledger: Ledger, tmp_path: Path) -> None:
+    for number in range(200):
+        queued(ledger, f"job {number}")
+    ledger.close()
+    content = bytearray(ledger.path.read_bytes())
+    for page in range(2, len(content) // 4096, 3):
+        content[page * 4096 : page * 4096 + 600] = b"\xa5" * 600
+    ledger.path.write_bytes(content)
+    with pytest.raises(BackupFailed):
+        backups.make(ledger.path, tmp_path / "copies")
+    assert list((tmp_path / "copies").iterdir()) == []
+
+
+def test_the_newest_copies_stay_and_nothing_but_copies_goes(tmp_path: Path) -> None:
+    nights = [f"ledger-202611{day:02d}T033000.000Z.db" for day in range(1, 12)]
+    others = ["ledger-v1-20260101T000000.000Z.db", "ledger.db", "mine.db", "ledger-20261101T033000.000Z.db.old"]
+    for name in [*nights, *others]:
+        (tmp_path / name).touch()
+    (tmp_path / ".ledger-20261101T033000.000Z.db.part").touch()
+    assert [copy.name for copy in backups.turn_over(tmp_path, keep=7)] == nights[:4]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([*nights[4:], *others])
+    assert backups.turn_over(tmp_path, keep=7) == []
+    assert backups.turn_over(tmp_path / "not there", keep=7) == []
+
+
+def test_copies_that_a_wrong_clock_dated_ahead_go_before_todays(tmp_path: Path) -> None:
+    """A week of them would be the newest seven for ten years, and each night's copy would be gone by the morning."""
+    ahead = [f"ledger-206611{day:02d}T033000.000Z.db" for day in range(1, 8)]
+    now = [f"ledger-202601{day:02d}T033000.000Z.db" for day in range(1, 4)]
+    for name in [*ahead, *now]:
+        (tmp_path / name).touch()
+    assert [copy.name for copy in backups.turn_over(tmp_path, keep=7)] == ahead[:3]
+    assert [copy.name for copy in backups.turn_over(tmp_path, keep=2)] == [*ahead[3:], now[0]]
+
+
+def test_a_damaged_ledger_of_an_older_version_is_put_aside_too(tmp_path: Path) -> None:
+    """The copy before the migration is what notices it."""
+    path = tmp_path / "ledger.db"
+    written_by(1, path)
+    content = bytearray(path.read_bytes())
+    for page in range(1, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 600] = b"\xa5" * 600
+    path.write_bytes(content)
+    ledger = open_ledger(path)
+    assert ledger.in_state(*JobState) == []
+    ledger.close()
+    assert len(list(tmp_path.glob("ledger.db.corrupt-*"))) >= 1
+
+
+def test_the_command_copies_beside_a_running_daemon_and_without_one(home: Home) -> None:
+    home.changes["retention"] = {"backups": 2}
+    folder = home.path("state") / "backups"
+    with home.running():
+        home.drop_pair("anna")
+        home.until_done("anna")
+        done = home.cli("backup")
+        assert done.returncode == 0, done.stderr
+        assert backups.made(folder) == [Path(done.stdout.strip())]
+    away = home.cli("backup", "--to", home.root / "elsewhere")
+    assert LedgerView(Path(away.stdout.strip())).jobs()[0].state is JobState.DONE
+    for _ in range(3):
+        assert home.cli("backup").returncode == 0
+    assert len(backups.made(folder)) == 2
+    assert len(backups.made(home.root / "elsewhere")) == 1

@@ -1,0 +1,110 @@
+"""A ledger that cannot be used for a while: no job is failed, repeated or forgotten for it, and no thread ends."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.jobs.job import JobState
+from lipsyncd.media.ffmpeg import find
+from lipsyncd.weights import AutoPull, store_of
+from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.loop import Worker
+from lipsyncd.worker.protocol import Progress, Render, Result
+from tests.kits.installation import Home
+from tests.kits.jobs_by_hand import Shop
+from tests.kits.media.video_kit import make
+
+GIVEN_UP = "ledger.db: database is locked"
+
+
+@contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """Somebody else writes to the ledger, for longer than we wait for a lock."""
+    with closing(sqlite3.connect(home.path("state") / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_a_ledger_that_somebody_else_has_locked_is_waited_for(home: Home) -> None:
+    with home.running():
+        with locked(home):
+            home.drop_pair("anna")
+            home.until(lambda: GIVEN_UP in home.log, "the first attempt that was given up")
+        home.until_done("anna")
+        assert home.renders == 1
+    assert "Traceback" not in home.log
+
+
+class LockedOut:
+    """Renders, while somebody locks the ledger; the lock stays until `free`."""
+
+    def __init__(self, shop: Shop, video: bytes) -> None:
+        self.renders = 0
+        self._video = video
+        self._other = sqlite3.connect(shop.ledger.path, isolation_level=None)
+        with shop.ledger._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout=50")
+
+    def start(self) -> None:
+        pass
+
+    def render(
+        self, request: Render, *, progress: Callable[[Progress], None], stop: Callable[[], bool], **_: object
+    ) -> Result:
+        self.renders += 1
+        self._other.execute("BEGIN IMMEDIATE")
+        progress(Progress(request.job_id, "rendering", 1, 8))
+        assert not stop()
+        Path(request.folder, request.out_file).write_bytes(self._video)
+        return Result(request.job_id, request.frames, 64, 64, 0.1, {})
+
+    def free(self) -> None:
+        self._other.execute("ROLLBACK")
+        self._other.close()
+
+    def idle_s(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_render_whose_end_cannot_be_written_is_not_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Locked while the job is rendered, and until the worker has given up writing how that ended."""
+    made = make(tmp_path, width=64, height=64, samples=9600)
+    shop = Shop(tmp_path / "shop")
+    job_id = shop.queued()
+    executor = LockedOut(shop, made.path.read_bytes())
+    worker = worker_of(shop, executor)
+    assert not worker.round()
+    assert "database is locked" in caplog.text
+    executor.free()
+    assert shop.job(job_id).state is JobState.RUNNING
+    worker.round()
+    worker.round()
+    assert (shop.job(job_id).state, shop.job(job_id).attempt) == (JobState.DONE, 1)
+    assert executor.renders == 1
+    assert not [record for record in caplog.records if record.exc_info]
+    shop.close()
+
+
+def worker_of(shop: Shop, executor: LockedOut) -> Worker:
+    return Worker(
+        "cpu",
+        shop.settings,
+        shop.finisher,
+        executor,
+        find(),
+        AutoPull(store_of(shop.settings), allowed=False),
+        Ceilings(shop.folders.state / "ceilings.json"),
+        stopping=lambda: False,
+        cut_off=lambda: False,
+    )

@@ -1,0 +1,260 @@
+"""Health: what is live, what is ready, and that no answer waits for what it tells about."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import threading
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lipsyncd.errors import Blocked, RendererNotInstalled, tree
+from lipsyncd.jobs.job import JobState
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.monitor import health
+from lipsyncd.monitor.facts import Facts, Worker
+from lipsyncd.monitor.packages import NEEDS
+from lipsyncd.monitor.probe import RENDERER_CODES, Vitals
+from lipsyncd.renderers import NAMES
+from tests.kits.core_kit import as_nobody, queued
+from tests.kits.installation import ROOT, Home
+from tests.kits.webhook_receiver import until
+
+WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
+
+
+@pytest.fixture
+def ledger(home: Home) -> Iterator[Ledger]:
+    home.folders.initialise()
+    ledger = Ledger(home.path("state") / "ledger.db")
+    yield ledger
+    ledger.close()
+
+
+def vitals_of(home: Home, ledger: Ledger, **how: Any) -> Vitals:
+    given: dict[str, Any] = {"scan_age_s": lambda: 0.0, "scan_due_s": lambda: 10.0, "workers": list, **how}
+    return Vitals(home.settings, home.folders, touch=ledger.touch, **given)
+
+
+def failing(vitals: Vitals) -> dict[str, str]:
+    good, body = vitals.ready()
+    assert good is (body["failing"] == {})
+    found: dict[str, str] = dict(body["failing"])
+    return found
+
+
+# -- the verdicts ------------------------------------------------------------------------------------------------------
+
+
+def test_live_is_about_the_main_loop_and_nothing_else() -> None:
+    everything_wrong = replace(WELL, draining=True, faults={"ledger": "locked"}, workers=(Worker("cpu", up=False),))
+    assert health.live(everything_wrong) == (True, {"status": "live", "tick_age_s": 0.0})
+    assert health.live(replace(WELL, tick_age_s=health.TICK_LIMIT_S + 1))[0] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({"draining": True}, "draining"),
+        ({"faults": {"outbox": "gone"}}, "outbox"),
+        ({"probe_age_s": 16.0, "probe_due_s": 5.0, "probing": "inbox"}, "inbox"),
+        ({"probe_age_s": 16.0, "probe_due_s": 5.0}, "probe"),
+        ({"scan_age_s": 31.0, "scan_due_s": 10.0}, "scan"),
+        ({"workers": (Worker("cpu", up=True), Worker("cuda:0", up=False))}, "worker-cuda:0"),
+    ],
+)
+def test_each_thing_that_stops_work_is_named_alone(change: dict[str, Any], check: str) -> None:
+    assert health.ready(WELL) == (True, {"status": "ready", "failing": {}})
+    good, body = health.ready(replace(WELL, **change))
+    assert (good, body["status"], list(body["failing"])) == (False, "not ready", [check])
+    assert body["failing"][check]
+
+
+def test_an_inbox_that_is_gone_is_told_once_and_not_as_a_late_scan_too() -> None:
+    _, body = health.ready(replace(WELL, faults={"inbox": "not mounted"}, scan_age_s=500.0))
+    assert list(body["failing"]) == ["inbox"]
+
+
+# -- the probe ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_ready_before_the_first_probe_and_all_is_after_it(home: Home, ledger: Ledger) -> None:
+    vitals = vitals_of(home, ledger)
+    assert list(failing(vitals)) == ["probe"]
+    vitals.probe()
+    assert failing(vitals) == {}
+
+
+@pytest.mark.parametrize("kind", ["inbox", "outbox"])
+def test_a_folder_whose_marker_is_gone_is_not_mounted(home: Home, ledger: Ledger, kind: str) -> None:
+    vitals = vitals_of(home, ledger)
+    (home.path(kind) / ".lipsyncd" / f"{kind}-id").unlink()
+    vitals.probe()
+    assert list(failing(vitals)) == [kind]
+    assert "not mounted" in failing(vitals)[kind]
+
+
+@pytest.mark.parametrize("kind", ["inbox", "outbox"])
+def test_a_folder_that_may_not_be_written_is_told(home: Home, ledger: Ledger, kind: str) -> None:
+    folder, state = home.path(kind), home.path("state")
+    folder.chmod(0o555)
+    (state / "folders.json").chmod(0o644)
+    vitals = vitals_of(home, ledger)
+    try:
+        why = as_nobody(lambda: vitals._folder_fault(kind), folder / ".lipsyncd", state)
+    finally:
+        folder.chmod(0o755)
+    assert why == f"{folder} cannot be written"
+
+
+def test_a_disk_below_its_floor_is_told_with_both_numbers(home: Home, ledger: Ledger) -> None:
+    home.changes["paths"] = {"min_free_mb": 1 << 40}
+    vitals = vitals_of(home, ledger)
+    vitals.probe()
+    assert list(failing(vitals)) == ["disk"]
+    assert f"of {1 << 40} MB" in failing(vitals)["disk"]
+
+
+def test_a_ledger_that_somebody_locks_is_told_while_answers_come_at_once(home: Home, ledger: Ledger) -> None:
+    vitals = vitals_of(home, ledger, probe_every_s=0.1)
+    thread = threading.Thread(target=vitals.run)
+    thread.start()
+    try:
+        until(lambda: failing(vitals) == {}, "the first probe")
+        with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            until(lambda: failing(vitals), "the fault")
+            began = time.monotonic()
+            assert list(failing(vitals)) == ["ledger"]
+            assert vitals.live()[0]
+            assert time.monotonic() - began < 0.05
+            other.execute("COMMIT")
+        until(lambda: failing(vitals) == {}, "the end of it")
+    finally:
+        vitals.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_touching_the_ledger_writes_and_changes_nothing(home: Home, ledger: Ledger) -> None:
+    job = ledger.get(queued(ledger))
+    with closing(sqlite3.connect(ledger.path)) as other:
+        [before] = other.execute("PRAGMA data_version").fetchone()
+        ledger.touch()
+        [after] = other.execute("PRAGMA data_version").fetchone()  # moves with each commit of somebody else
+    assert after > before
+    assert ledger.get(job.id) == job
+    ledger.check()
+
+
+def test_a_default_renderer_without_its_packages_is_told(home: Home, ledger: Ledger) -> None:
+    home.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package_anywhere.mine:Mine"]}
+    vitals = vitals_of(home, ledger)
+    vitals.probe()
+    assert failing(vitals) == {"renderer": "mine needs no_such_package_anywhere, which is not installed"}
+    home.changes["render"] = {"renderer": "nosuch"}
+    vitals = vitals_of(home, ledger)
+    vitals.probe()
+    assert failing(vitals) == {"renderer": "no renderer is called 'nosuch'"}
+
+
+def test_what_blocks_jobs_of_the_default_renderer_is_told_and_of_another_one_is_not(home: Home, ledger: Ledger) -> None:
+    vitals = vitals_of(home, ledger)
+    other = queued(ledger, "bert", renderer="preview")
+    ledger.set_blocked(other, RendererNotInstalled("no cv2").reason(), delay_ms=0)
+    vitals.probe()
+    assert failing(vitals) == {}
+    blocked = queued(ledger, "anna")
+    ledger.set_blocked(blocked, RendererNotInstalled("no torch").reason(), delay_ms=0)
+    vitals.probe()
+    assert failing(vitals) == {"renderer": "renderer-not-installed: no torch"}
+    ledger.to_cancelled(blocked, sources=[JobState.QUEUED])
+    vitals.probe()
+    assert failing(vitals) == {}
+
+
+def test_what_each_renderer_needs_is_known() -> None:
+    assert NAMES.keys() == NEEDS.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, extra in project["optional-dependencies"].items():
+        if name in NEEDS:
+            assert {re.match(r"\w+", line)[0] for line in extra} <= set(NEEDS[name])  # type: ignore[index]
+
+
+def test_the_reasons_that_are_about_a_renderer_are_reasons_to_wait() -> None:
+    assert set(RENDERER_CODES) <= {cls.code for cls in tree(Blocked)}
+
+
+# -- the daemon --------------------------------------------------------------------------------------------------------
+
+
+def ask(home: Home, path: str) -> tuple[int, bytes, str]:
+    """Status, body and type of the daemon's answer, which has to come within two seconds."""
+    told = home.path("state") / "status.json"
+    home.until(told.exists, "the port")
+    port = json.loads(told.read_text())["web_port"]
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as response:
+            return response.status, response.read(), response.headers["Content-Type"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), error.headers["Content-Type"]
+
+
+def readiness(home: Home) -> tuple[int, list[str]]:
+    status, body, _ = ask(home, "/health/ready")
+    return status, list(json.loads(body)["failing"])
+
+
+@pytest.fixture
+def served(home: Home) -> Home:
+    home.changes["web"] = {"enabled": True, "port": 0}
+    return home
+
+
+def test_the_daemon_is_ready_idle_and_after_work_and_not_without_its_outbox(served: Home) -> None:
+    with served.running():
+        served.until(lambda: readiness(served) == (200, []), "readiness")
+        served.drop_pair("anna")
+        served.until_done("anna")
+        assert readiness(served) == (200, [])
+        served.path("outbox").rename(served.root / "elsewhere")
+        served.until(lambda: readiness(served) == (503, ["outbox"]), "the missing outbox")
+        assert ask(served, "/health/live")[0] == 200
+        (served.root / "elsewhere").rename(served.path("outbox"))
+        served.until(lambda: readiness(served) == (200, []), "its return")
+
+
+def test_a_daemon_that_drains_lives_and_is_not_ready(served: Home) -> None:
+    served.changes["render"] = {"renderer": "hang", "stop_grace_s": 3}
+    served.start()
+    served.drop_pair("anna")
+    served.until_state("anna", JobState.RUNNING)
+    served.until(lambda: readiness(served) == (200, []), "readiness")
+    assert served.daemon is not None
+    served.daemon.terminate()
+    served.until(lambda: "draining" in readiness(served)[1], "the draining", seconds=2)
+    assert ask(served, "/health/live")[0] == 200
+    assert served.daemon.wait(20) == 0
+    served.daemon = None
+
+
+def test_a_locked_ledger_leaves_the_daemon_live_and_unready(served: Home) -> None:
+    served.start()
+    served.until(lambda: readiness(served) == (200, []), "readiness")
+    with closing(sqlite3.connect(served.path("state") / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        served.until(lambda: "ledger" in readiness(served)[1], "the fault")
+        assert ask(served, "/health/live")[0] == 200
+        other.execute("COMMIT")
+    served.until(lambda: readiness(served) == (200, []), "the end of it")
+    served.kill()  # other threads have met the lock as well, which is an exit status of its own

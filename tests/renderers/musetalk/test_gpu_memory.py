@@ -1,0 +1,87 @@
+"""Memory that really runs out under MuseTalk, through inbox and daemon: allocations fail, and the kernel kills."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+
+from lipsyncd.media.mp4 import inspect
+from tests.kits.installation import Home, put
+from tests.kits.media.media_kit import encoded, wav
+from tests.kits.media.musetalk_kit import hum, portrait, write_lock, write_weights
+
+LARGE = 64  # frames at a time: a few hundred MB, even with small networks
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of small weights, with a lock list of their own."""
+    folder = write_weights(tmp_path_factory.mktemp("weights"))
+    return {"dir": str(folder), "lock": str(write_lock(folder)), "auto_pull": False}
+
+
+@pytest.fixture
+def home(home: Home, weights: dict[str, Any]) -> Home:
+    home.changes = {"render": {"renderer": "musetalk"}, "weights": weights}
+    return home
+
+
+def drop(home: Home, name: str, *, frames: int = 5, **options: object) -> None:
+    """A job of its own that speaks throughout."""
+    pixels = portrait().copy()
+    pixels[-1, -1] = np.frombuffer(name.encode()[:3].ljust(3), np.uint8)
+    put(home.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
+    put(home.path("inbox"), f"{name}-voice.wav", wav((hum(frames / 25) * 24_000).astype("<i2").tobytes()))
+    home.drop_manifest(name, image=f"{name}-face.png", audio=f"{name}-voice.wav", lipsyncd=options)
+
+
+def child_of(home: Home) -> int:
+    return int(home.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
+
+
+def data_bytes(pid: int) -> int:
+    """What the kernel counts against RLIMIT_DATA."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmData:")[1].split()[0]) * 1024
+
+
+def notes_of(home: Home, name: str) -> list[str]:
+    job = home.job(name)
+    assert job is not None
+    return [event.note for event in home.view.events(job.id)]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_that_is_remembered_after_a_restart(home: Home) -> None:
+    with home.running(OMP_NUM_THREADS="1"):
+        drop(home, "first")
+        home.until_done("first")
+        child = child_of(home)
+        soft, hard = resource.prlimit(child, resource.RLIMIT_DATA)
+        assert soft == 14 * 10**9, "render.max_vram_gb holds a CPU's renders too"
+        resource.prlimit(child, resource.RLIMIT_DATA, (data_bytes(child) + 100_000_000, hard))
+        drop(home, "tight", frames=LARGE, batch=LARGE)
+        job = home.until_done("tight")
+        assert child_of(home) == child, "the child did not end for it"
+    assert job.attempt == 1
+    assert inspect(home.path("outbox") / "tight.mp4").video.frames == LARGE
+    fitted = home.sidecar("tight")["notes"]["batch"]
+    assert fitted < LARGE
+    told = f"{2 * fitted} frames at a time did not fit into memory, {fitted} are tried"
+    assert told in notes_of(home, "tight")
+    assert f"job {job.id}: {told}" in home.log
+    [ceiling] = json.loads((home.path("state") / "ceilings.json").read_text()).values()
+    assert ceiling["most"] == fitted
+
+    with home.running(OMP_NUM_THREADS="1"):  # another child, of another daemon, with all the memory there is
+        drop(home, "later", batch=LARGE)
+        home.until_done("later")
+    assert home.sidecar("later")["notes"]["batch"] == fitted
+    assert not any("did not fit" in note for note in notes_of(home, "later"))

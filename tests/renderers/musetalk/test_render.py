@@ -1,0 +1,311 @@
+"""The whole renderer with small random networks: from a scene to its frames, and what happens when something fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from lipsyncd.errors import BadOption, DeviceMissing, NoFaceFound, WeightsMissing  # noqa: E402
+from lipsyncd.media import video_frames  # noqa: E402
+from lipsyncd.renderers import Renderer, Scene  # noqa: E402
+from lipsyncd.renderers.musetalk import renderer as module  # noqa: E402
+from lipsyncd.renderers.musetalk.options import Options  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.masks import SIDE, blend_square, mask_of  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.parsing import drawn  # noqa: E402
+from lipsyncd.renderers.musetalk.renderer import Grant, MuseTalk  # noqa: E402
+from lipsyncd.weights.lock_list import read_lock  # noqa: E402
+from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
+from tests.kits.media.musetalk_kit import hum, portrait, write_weights  # noqa: E402
+
+PICTURE = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def renderer(weights: Path) -> Iterator[MuseTalk]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield MuseTalk("cpu", Grant(weights))
+    torch.set_num_threads(before)
+
+
+def speech(seconds: float = 0.32) -> NDArray[np.int16]:
+    return (hum(seconds) * 24_000).astype(np.int16)
+
+
+def scene(picture: PICTURE | None = None, voice: NDArray[np.int16] | None = None, **changed: Any) -> Scene:
+    voice = speech() if voice is None else voice
+    fps = changed.pop("fps", Fraction(25))
+    frames = -(-len(voice) * fps.numerator // (16_000 * fps.denominator))
+    shape = {"stitch": changed.pop("stitch", True), "resolution": changed.pop("resolution", 128)}
+    return Scene(portrait() if picture is None else picture, voice, fps, frames, **shape, options=changed)
+
+
+def render(renderer: MuseTalk, scene: Scene) -> list[PICTURE]:
+    return [frame.copy() for frame in renderer.open(scene).frames()]
+
+
+def device_threads() -> int:
+    return sum(thread.name == "device" for thread in threading.enumerate())
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stitch", [True, False], ids=["whole", "square"])
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(30_000, 1001)], ids=str)
+def test_a_scene_becomes_its_frames(renderer: MuseTalk, stitch: bool, fps: Fraction) -> None:
+    given = scene(portrait(241, 221), fps=fps, stitch=stitch)
+    shot = renderer.open(given)
+    frames = list(shot.frames())
+
+    assert isinstance(renderer, Renderer)
+    assert len(frames) == given.frames
+    assert (shot.width, shot.height) == ((242, 222) if stitch else (128, 128))
+    assert {(frame.shape, str(frame.dtype)) for frame in frames} == {((shot.height, shot.width, 3), "uint8")}
+
+
+def test_only_the_lower_half_of_the_face_changes(renderer: MuseTalk) -> None:
+    picture = portrait(241, 221)
+    shot = renderer.open(scene(picture))
+    x, y, width, height = shot.notes["face"]
+    frames = [frame.copy() for frame in shot.frames()]
+
+    changed = np.any([frame[:221, :241] != picture for frame in frames], axis=(0, 3))
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    assert x <= columns[0] and columns[-1] < x + width
+    assert y + 0.4 * height < rows[0] and rows[-1] < y + height
+    assert changed[y + height // 2 : y + height, x : x + width].mean() > 0.4
+    assert any((a != b).any() for a, b in pairwise(frames))  # the mouth follows the sound
+    assert all(
+        np.array_equal(frame[221], frame[220]) and np.array_equal(frame[:, 241], frame[:, 240]) for frame in frames
+    )
+
+
+def test_a_still_picture_is_encoded_once_however_long_the_voice_is(renderer: MuseTalk) -> None:
+    encoder, seen = renderer._painter.vae.encoder, list[int]()
+    hook = encoder.register_forward_hook(lambda _module, given, _answer: seen.append(len(given[0])))
+    try:
+        for seconds in (0.2, 1.0):
+            seen.clear()
+            frames = render(renderer, scene(voice=speech(seconds)))
+            assert len(frames) == seconds * 25
+            assert sum(seen) == 2, "the masked face and the whole one"
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("clear", [True, False], ids=["cleared", "kept"])
+def test_memory_in_reserve_is_given_back_after_a_job_where_the_setting_says_so(weights: Path, clear: bool) -> None:
+    renderer = MuseTalk("cpu", Grant(weights, clear_cache=clear))
+    render(renderer, scene())
+    # So small that the C library keeps them in its heap, and one that stays on top of the others, which pins them.
+    taken = [torch.ones(16_384) for _ in range(3_000)]
+    top = taken.pop()
+    taken.clear()
+    before = resident_mb()
+    render(renderer, scene())
+    given_back = before - resident_mb()
+    assert top.numel()
+    assert (given_back > 100) is clear, f"{given_back:.0f} of 197 MB"
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1000
+
+
+def test_two_renders_give_identical_frames(renderer: MuseTalk, weights: Path) -> None:
+    first = render(renderer, scene())
+
+    assert np.array_equal(first, render(renderer, scene()))
+    assert np.array_equal(first, render(MuseTalk("cpu", Grant(weights)), scene()))
+
+
+def test_in_a_pause_the_picture_shows_and_no_network_runs(renderer: MuseTalk) -> None:
+    picture, fps = portrait(), Fraction(10)
+    voice = np.concatenate((speech(0.3), np.zeros(16_000, np.int16), speech(0.3)))
+    shot = renderer.open(scene(picture, voice, fps=fps))
+    frames = [frame.copy() for frame in shot.frames()]
+
+    still = [np.array_equal(frame, picture) for frame in frames]
+    assert still == [False] * 6 + [True] * 4 + [False] * 6  # the fades, three frames each, lie in the pause
+    assert shot.notes["painted_frames"] == 12
+    ungated = render(renderer, scene(picture, voice, fps=fps, silence="model"))
+    assert not any(np.array_equal(frame, picture) for frame in ungated)
+
+
+def test_a_voice_of_silence_needs_no_network_at_all(renderer: MuseTalk) -> None:
+    picture = portrait()
+    frames = render(renderer, scene(picture, np.zeros(16_000, np.int16)))
+
+    assert len(frames) == 25
+    assert all(np.array_equal(frame, picture) for frame in frames)
+
+
+def test_the_chosen_face_is_the_one_that_speaks(renderer: MuseTalk) -> None:
+    picture = draw_head(draw_head(backdrop(1000, 260), 150, 130, 130), 800, 130, 100)
+    for face, middle in ((0, 150), (1, 800), ("805,120", 800)):
+        x, _, width, _ = renderer.open(scene(picture, face=face)).notes["face"]
+        assert abs(x + width / 2 - middle) < 10, face
+
+
+def test_a_picture_without_a_face_is_refused(renderer: MuseTalk) -> None:
+    with pytest.raises(NoFaceFound):
+        renderer.open(scene(backdrop(240, 220)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"smile": True},
+        {"silence": "loud"},
+        {"mask": "none"},
+        {"extra_margin": -1},
+        {"extra_margin": 2.5},
+        {"batch": 0},
+        {"batch": True},
+        {"parity": 1},
+        {"face": "left"},
+        {"duration_mode": "once"},
+    ],
+    ids=str,
+)
+def test_options_are_checked(renderer: MuseTalk, wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadOption, match=next(iter(wrong))):
+        renderer.open(scene(**wrong))
+
+
+def test_the_readme_lists_every_option() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    table = readme.partition("### The musetalk renderer")[2].partition("###")[0]
+    told = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+
+    assert told == {item.name for item in fields(Options)} | {video_frames.OPTION}
+
+
+def test_a_face_larger_than_the_painted_patch_is_told_to_look_soft(renderer: MuseTalk) -> None:
+    assert "warning" not in renderer.open(scene()).notes
+    assert "looks soft" in renderer.open(scene(portrait(720, 640, size=330))).notes["warning"]
+
+
+def test_parity_paints_with_the_arithmetic_of_the_original(renderer: MuseTalk) -> None:
+    exact, ours = render(renderer, scene(parity=True)), render(renderer, scene(silence="model"))
+
+    off = np.abs(np.array(exact, np.int16) - np.array(ours, np.int16))
+    assert 0 < off.max() <= 2 and off.mean() < 0.05
+
+
+def test_the_parsing_mask_needs_its_weights_and_uses_them(renderer: MuseTalk, tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="79999_iter"):
+        renderer.open(scene(mask="parsing"))
+
+    able = MuseTalk("cpu", Grant(write_weights(tmp_path, parser=True)))
+    by_points, by_parsing = (able.open(scene(mask=mask, mode="raw")) for mask in ("landmarks", "parsing"))
+    assert by_parsing.notes["mask"] == "parsing"
+    assert not np.array_equal(next(by_points.frames()), next(by_parsing.frames()))
+
+
+def test_no_gradient_is_ever_kept(renderer: MuseTalk) -> None:
+    """Without inference mode the same batch takes four times the memory."""
+    shot = renderer.open(scene())
+    answers = []
+    hook = renderer._painter.vae.decoder.register_forward_hook(lambda *given: answers.append(given[-1]))
+    frames = list(shot.frames())
+    hook.remove()
+
+    assert len(answers) == len(frames)
+    assert all(answer.is_inference() and not answer.requires_grad for answer in answers)
+
+
+def test_a_shot_that_is_given_up_ends_its_thread(renderer: MuseTalk) -> None:
+    frames = renderer.open(scene(voice=speech(4))).frames()
+    next(frames)
+    assert device_threads() == 1
+
+    started = time.monotonic()
+    frames.close()
+
+    assert device_threads() == 0
+    assert time.monotonic() - started < 1
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_where_the_lock_list_puts_it() -> None:
+    ours = {value for name, value in vars(module).items() if name.isupper() and isinstance(value, str) and "/" in value}
+
+    assert ours == {weight.used_file for weight in read_lock()}
+
+
+@pytest.mark.parametrize("file", [module.UNET, module.VAE_CONFIG, module.DETECTOR])
+def test_missing_weights_are_named(tmp_path: Path, file: str) -> None:
+    (write_weights(tmp_path) / file).unlink()
+
+    with pytest.raises(WeightsMissing, match=file):
+        MuseTalk("cpu", Grant(tmp_path))
+
+
+def test_the_daemon_says_where_weights_are_and_how_much_memory_there_is() -> None:
+    told = {"LIPSYNCD_WEIGHTS_DIR": "/w", "LIPSYNCD_RENDER_MAX_VRAM_GB": "7.5", "LIPSYNCD_RENDER_CLEAR_CACHE": "false"}
+
+    assert Grant.from_environment(told) == Grant(Path("/w"), 7.5, False)
+    assert Grant.from_environment({"LIPSYNCD_WEIGHTS_DIR": "/w"}) == Grant(Path("/w"), 14.0, True)
+    with pytest.raises(WeightsMissing):
+        Grant.from_environment({})
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda:0", "cuda:7"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_absent_gpu_is_never_replaced_by_the_cpu(weights: Path, name: str) -> None:
+    with pytest.raises(DeviceMissing, match=name):
+        MuseTalk(name, Grant(weights))
+
+
+def test_closing_gives_the_networks_up(weights: Path) -> None:
+    renderer = MuseTalk("cpu", Grant(weights))
+    alive = renderer._painter.unet
+    renderer.close()
+
+    assert not hasattr(renderer, "_painter")
+    assert isinstance(alive, nn.Module)
+
+
+# -- the mask from points ----------------------------------------------------------------------------------------------
+
+
+def test_the_mask_from_points_has_the_chin_and_the_lips_and_not_the_nose(renderer: MuseTalk) -> None:
+    from lipsyncd.renderers.musetalk.face.find_face import find_face
+
+    picture = portrait()
+    face = find_face(picture, renderer._detector, renderer._landmarks)
+    square = blend_square(face.box)
+    labels = drawn(face.landmarks, square)
+    mask = mask_of(labels)
+
+    def at(point: int, down: float = 0.0) -> int:
+        x, y = (face.landmarks[point] - (square.x, square.y)) * (SIDE / square.width)
+        return int(mask[round(y + down), round(x)])
+
+    assert at(8, down=5) == 255  # a little below the chin
+    assert all(at(point) == 255 for point in (48, 51, 54, 57, 62, 66))
+    assert at(30) == 0
+    assert mask[0].sum() == mask[:, 0].sum() == mask[:, -1].sum() == 0

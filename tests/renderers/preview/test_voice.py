@@ -1,0 +1,195 @@
+"""The voice's part of the preview renderer: when frames are, and what the sound does to the mouth."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from lipsyncd.renderers import SPEECH_RATE
+from lipsyncd.renderers.audio import frame_bounds, frame_level, frame_times, windows
+from lipsyncd.renderers.preview.voice import HOP, STEP_RATE, STEPS_AT_ONCE, WINDOW, band_levels, motion, mouth_curves
+from tests.kits.media.preview_kit import silence, voice
+
+RATES = [Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30), Fraction(60)]
+TEN_MINUTES = 600 * SPEECH_RATE
+
+
+def burst(at_s: float, length_s: float, total_s: float, hz: float = 700.0) -> np.ndarray:
+    """A tone where vowels have their energy, in silence."""
+    samples = silence(total_s)
+    start, count = round(at_s * SPEECH_RATE), round(length_s * SPEECH_RATE)
+    tone = 0.4 * np.sin(2 * np.pi * hz * np.arange(count) / SPEECH_RATE)
+    samples[start : start + count] = np.rint(tone * 32767)
+    return samples
+
+
+# -- frames and samples ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_frames_divide_the_samples_without_gap_overlap_or_drift(fps):
+    frames = int(-(-TEN_MINUTES * fps // SPEECH_RATE))
+    bounds = frame_bounds(fps, frames)
+
+    assert bounds[0] == 0
+    assert bounds[-1] >= TEN_MINUTES > bounds[-2]
+    for i in (1, frames // 2, frames):
+        assert bounds[i] == int(Fraction(i * SPEECH_RATE) / fps)
+
+
+def test_the_clock_is_exact_after_ten_minutes_of_a_1001_rate():
+    fps = Fraction(30000, 1001)
+
+    assert frame_times(fps, 17983)[-1] == pytest.approx(float(Fraction(2 * 17982 + 1, 2) / fps), abs=1e-9)
+
+
+def test_the_level_of_a_frame_is_that_of_its_own_samples():
+    speech = np.concatenate([np.full(640, 16384, np.int16), silence(0.04), np.full(640, -32768, np.int16)])
+
+    assert frame_level(speech, Fraction(25), 4).tolist() == pytest.approx([0.5, 0.0, 1.0, 0.0])
+
+
+def test_levels_do_not_depend_on_where_the_blocks_end():
+    speech = np.random.default_rng(1).integers(-8000, 8000, 60 * SPEECH_RATE).astype(np.int16)
+    level = frame_level(speech, Fraction(60), 3600)
+
+    assert len(level) > 3 * 1024
+    for i in (0, 1023, 1024, 2048, 3599):
+        first, last = frame_bounds(Fraction(60), 3600)[i : i + 2]
+        own = speech[first:last].astype(np.float64) / 32768
+        assert level[i] == pytest.approx(np.sqrt(np.mean(own**2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("samples", [0, 1, HOP, 5 * HOP + 7, 7 * HOP])
+def test_windows_in_blocks_are_the_windows_at_once(samples):
+    speech = np.random.default_rng(2).integers(-9999, 9999, samples).astype(np.int16)
+    (whole,) = windows(speech, hop=HOP, width=WINDOW, at_once=1000)
+    blocks = list(windows(speech, hop=HOP, width=WINDOW, at_once=3))
+
+    expected = np.lib.stride_tricks.sliding_window_view(whole, WINDOW)[::HOP]
+    seen = np.concatenate([np.lib.stride_tricks.sliding_window_view(block, WINDOW)[::HOP] for block in blocks])
+    assert len(expected) == samples // HOP + 1
+    assert np.array_equal(seen, expected)
+
+
+def test_the_analysis_of_a_long_voice_is_seamless():
+    """A steady tone has the same spectrum on both sides of the end of a block."""
+    steps = STEPS_AT_ONCE
+    speech = burst(0.0, 2.2 * steps / STEP_RATE, 2.2 * steps / STEP_RATE)
+    level = band_levels(speech)[:, 1:].sum(axis=1)[10:-10]
+
+    assert len(level) > 2 * steps
+    assert level.max() / level.min() == pytest.approx(1.0, rel=0.05)
+
+
+# -- what the mouth does -----------------------------------------------------------------------------------------------
+
+
+def test_silence_keeps_the_mouth_exactly_shut():
+    still = motion(silence(4), Fraction(25), 100)
+
+    assert not still.openness.any()
+    assert not still.width.any()
+
+
+def test_hiss_of_a_quiet_room_keeps_it_shut_as_well():
+    hiss = np.random.default_rng(3).normal(0, 20, 4 * SPEECH_RATE).astype(np.int16)  # -64 dB
+
+    assert not motion(hiss, Fraction(25), 100).openness.any()
+
+
+def test_a_voice_of_any_level_opens_the_mouth_as_wide():
+    speech = voice("Good morning, everybody.")
+    frames = len(speech) * 25 // SPEECH_RATE
+    loud, quiet = (motion((speech * gain).astype(np.int16), Fraction(25), frames).openness for gain in (0.9, 0.09))
+
+    assert loud.max() > 0.85
+    assert np.abs(loud - quiet).max() < 0.05
+
+
+def test_the_mouth_opens_fast_and_closes_slowly():
+    openness, _ = mouth_curves(band_levels(burst(1.0, 0.5, 3.0)))
+    rising, falling = np.flatnonzero(openness > 0.1 * openness.max()), np.flatnonzero(openness > 0.9 * openness.max())
+    attack_s, release_s = (falling[0] - rising[0]) / STEP_RATE, (rising[-1] - falling[-1]) / STEP_RATE
+
+    assert 0.02 <= attack_s <= 0.06
+    assert 0.06 <= release_s <= 0.13
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_a_sound_late_in_a_long_voice_moves_the_right_frame(fps):
+    """Nine minutes in: a rate that is cut down to a whole number would be off by half a second."""
+    at_s = 540.0
+    speech = burst(at_s, 0.2, 541.0)
+    openness = motion(speech, fps, int(-(-len(speech) * fps // SPEECH_RATE))).openness
+    first = int(np.flatnonzero(openness > 0.5)[0])
+
+    assert (first + 0.5) / float(fps) == pytest.approx(at_s, abs=1.0 / float(fps) + 0.03)
+
+
+def test_all_frame_rates_sample_one_curve():
+    speech = voice("Please call Stella.")
+    fine = motion(speech, Fraction(1000), len(speech) // 16)
+    for fps in RATES:
+        frames = int(len(speech) * fps // SPEECH_RATE)
+        sampled = motion(speech, fps, frames)
+        at = np.rint(frame_times(fps, frames) * 1000 - 0.5).astype(int)
+        assert np.abs(sampled.openness - fine.openness[at]).max() < 0.05
+        assert np.abs(sampled.width - fine.width[at]).max() < 0.05
+
+
+def test_more_frames_than_sound_end_shut():
+    speech = voice("[[a:]]")
+    openness = motion(speech, Fraction(25), 100).openness
+
+    assert openness.max() > 0.5
+    assert not openness[-40:].any()
+
+
+@pytest.mark.parametrize("speaker", ["en-us", "en-us+f3", "de", "es", "fr-fr"])
+def test_vowels_have_their_shapes(speaker):
+    """ah: wide open, neither round nor spread; ee: spread; oo and oh: round."""
+    shape = {}
+    for vowel in ("a:", "i:", "u:", "o:"):
+        openness, width = mouth_curves(band_levels(voice(f"[[{vowel}{vowel}]]", speaker)))
+        held = openness > 0.8 * openness.max()
+        shape[vowel] = openness[held].mean(), width[held].mean()
+
+    assert shape["a:"][0] > 0.8
+    assert abs(shape["a:"][1]) < 0.25
+    assert shape["i:"][0] < 0.7
+    assert shape["i:"][1] > 0.4
+    assert shape["u:"][0] < 0.85
+    assert shape["u:"][1] < -0.3
+    assert shape["o:"][1] < -0.6
+
+
+@pytest.mark.parametrize("consonant", ["p", "b", "m"])
+@pytest.mark.parametrize("speaker", ["en-us", "en-us+f3", "de"])
+def test_lips_close_for_p_b_and_m(consonant, speaker):
+    openness, _ = mouth_curves(band_levels(voice(f"[[a:{consonant}a:]]", speaker)))
+    wide = np.flatnonzero(openness > 0.5)
+    between = openness[wide[0] : wide[-1]]
+
+    assert between.min() < 0.05
+    assert (between < 0.2).sum() >= 4  # for 40 ms or more: no frame at 25 fps can miss it
+
+
+def test_an_s_between_vowels_shows_teeth_and_no_closed_lips():
+    openness, width = mouth_curves(band_levels(voice("[[a:ssa:]]")))
+    wide = np.flatnonzero(openness > 0.5)
+    hiss = wide[0] + int(np.argmin(openness[wide[0] : wide[-1]]))
+
+    assert 0.1 < openness[hiss] < 0.35
+    assert width[hiss] > 0.3
+
+
+def test_strength_scales_the_opening_within_bounds():
+    speech = voice("Good morning.")
+    frames = len(speech) * 25 // SPEECH_RATE
+    weak, usual, strong = (motion(speech, Fraction(25), frames, strength=gain).openness for gain in (0.5, 1.0, 1.5))
+
+    assert weak.max() == pytest.approx(0.5 * usual.max(), rel=0.01)
+    assert usual.max() < strong.max() <= 1.2

@@ -1,0 +1,166 @@
+"""Showing files in the outbox: whole, once, and never over somebody else's."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.errors import BadResult
+from lipsyncd.jobs.job import new_id
+from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox
+from lipsyncd.storage.folders import HIDDEN
+
+CONTENT = b"a video" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Outbox:
+    (tmp_path / "outbox" / HIDDEN).mkdir(parents=True)
+    return Outbox(tmp_path / "outbox", mode=0o640, group="")
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "out.mp4"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def visible(outbox: Outbox) -> list[str]:
+    return sorted(p.name for p in outbox.root.iterdir() if p.name != HIDDEN)
+
+
+def test_what_is_staged_is_hidden_and_whole(outbox: Outbox, video: Path) -> None:
+    job_id = new_id()
+    outbox.stage(job_id, video, SHA256, b"{}")
+    assert visible(outbox) == []
+    assert outbox.is_staged(job_id, VIDEO)
+    assert outbox.is_staged(job_id, SIDECAR)
+    assert outbox.token(job_id, VIDEO).read_bytes() == CONTENT
+    assert video.read_bytes() == CONTENT
+
+
+def test_shown_files_have_their_name_their_mode_and_no_token(outbox: Outbox, video: Path) -> None:
+    job_id = new_id()
+    mask = os.umask(0o077)  # the mode is the settings' business, not the daemon's mask's
+    try:
+        outbox.stage(job_id, video, SHA256, b"{}")
+    finally:
+        os.umask(mask)
+    outbox.show(job_id, VIDEO, "Anna Ä")
+    outbox.show(job_id, SIDECAR, "Anna Ä")
+    assert visible(outbox) == ["Anna Ä.json", "Anna Ä.mp4"]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in outbox.root.glob("Anna*")} == {0o640}
+    assert list((outbox.root / HIDDEN).iterdir()) == []
+
+
+def test_a_video_that_changed_in_the_spool_is_not_staged(outbox: Outbox, video: Path) -> None:
+    video.write_bytes(CONTENT[:-1] + b"X")
+    with pytest.raises(BadResult, match="changed in the spool"):
+        outbox.stage(new_id(), video, SHA256, b"{}")
+    assert visible(outbox) == []
+
+
+def test_staging_again_begins_afresh(outbox: Outbox, video: Path) -> None:
+    job_id = new_id()
+    outbox.token(job_id, VIDEO).write_bytes(b"half a copy")
+    outbox.token(job_id, SIDECAR).write_bytes(b"a longer sidecar than the new one")
+    outbox.stage(job_id, video, SHA256, b"{}")
+    assert outbox.token(job_id, VIDEO).read_bytes() == CONTENT
+    assert outbox.token(job_id, SIDECAR).read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("suffix", [VIDEO, SIDECAR])
+def test_nothing_of_somebody_elses_is_replaced(outbox: Outbox, video: Path, suffix: str) -> None:
+    job_id = new_id()
+    theirs = outbox.path("anna", suffix)
+    theirs.write_bytes(b"theirs")
+    outbox.stage(job_id, video, SHA256, b"{}")
+    assert not outbox.is_free("anna")
+    assert outbox.is_free("bert")
+    with pytest.raises(FileExistsError):
+        outbox.show(job_id, suffix, "anna")
+    assert theirs.read_bytes() == b"theirs"
+    assert outbox.is_staged(job_id, suffix)
+
+
+def test_a_dangling_link_has_the_name_too(outbox: Outbox) -> None:
+    outbox.path("anna", VIDEO).symlink_to("nowhere")
+    assert not outbox.is_free("anna")
+
+
+def test_of_many_who_show_the_same_name_one_gets_it(outbox: Outbox, video: Path) -> None:
+    jobs = [new_id() for _ in range(8)]
+    for job_id in jobs:
+        outbox.stage(job_id, video, SHA256, b"{}")
+    gate, shown = threading.Barrier(len(jobs)), []
+
+    def show(job_id: str) -> None:
+        gate.wait()
+        try:
+            outbox.show(job_id, VIDEO, "anna")
+        except FileExistsError:
+            return
+        shown.append(job_id)
+
+    threads = [threading.Thread(target=show, args=(job_id,)) for job_id in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(shown) == 1
+    assert sum(outbox.is_staged(job_id, VIDEO) for job_id in jobs) == len(jobs) - 1
+
+
+def test_showing_twice_says_that_the_token_is_gone(outbox: Outbox, video: Path) -> None:
+    job_id = new_id()
+    outbox.stage(job_id, video, SHA256, b"{}")
+    outbox.show(job_id, VIDEO, "anna")
+    outbox.path("anna", VIDEO).unlink()  # a consumer has taken it
+    with pytest.raises(FileNotFoundError):
+        outbox.show(job_id, VIDEO, "anna")
+    assert visible(outbox) == []
+
+
+def test_a_sweep_leaves_the_tokens_of_staged_jobs(outbox: Outbox, video: Path) -> None:
+    kept, torn = new_id(), new_id()
+    for job_id in (kept, torn):
+        outbox.stage(job_id, video, SHA256, b"{}")
+    (outbox.root / HIDDEN / "outbox-id").write_text("x")
+    assert outbox.sweep({kept}) == 2
+    assert outbox.is_staged(kept, VIDEO)
+    assert not outbox.is_staged(torn, VIDEO)
+    assert (outbox.root / HIDDEN / "outbox-id").exists()
+
+
+def test_what_will_not_be_shown_is_taken_off_the_stage(outbox: Outbox, video: Path) -> None:
+    job_id = new_id()
+    outbox.stage(job_id, video, SHA256, b"{}")
+    outbox.unstage(job_id)
+    outbox.unstage(job_id)
+    assert list((outbox.root / HIDDEN).iterdir()) == []
+
+
+def test_an_outbox_that_is_gone_is_not_made(outbox: Outbox, video: Path) -> None:
+    (outbox.root / HIDDEN).rmdir()
+    outbox.root.rmdir()
+    with pytest.raises(FileNotFoundError):
+        outbox.stage(new_id(), video, SHA256, b"{}")
+    assert not outbox.root.exists()
+
+
+def test_results_go_to_the_group_that_the_settings_name(tmp_path: Path, video: Path) -> None:
+    mine = grp.getgrgid(os.getgid()).gr_name
+    (tmp_path / "outbox" / HIDDEN).mkdir(parents=True)
+    for group in (mine, "no such group"):  # the second one is a warning, not a lost video
+        outbox, job_id = Outbox(tmp_path / "outbox", mode=0o664, group=group), new_id()
+        outbox.stage(job_id, video, SHA256, b"{}")
+        assert outbox.token(job_id, VIDEO).stat().st_gid == os.getgid()
+        assert stat.S_IMODE(outbox.token(job_id, VIDEO).stat().st_mode) == 0o664

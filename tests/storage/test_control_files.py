@@ -1,0 +1,277 @@
+"""Asking the daemon by small files, and the lock that says whether there is one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.errors import AnotherDaemonRuns
+from lipsyncd.jobs.job import new_id
+from lipsyncd.storage import control_files
+from lipsyncd.storage.control_files import ACTIONS, Answer, Request, answer, ask, pending, sweep
+from lipsyncd.storage.locks import InstanceLock, holder, is_held
+from tests.kits.core_kit import as_nobody
+from tests.kits.installation import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "control").mkdir()
+    return tmp_path / "control"
+
+
+@contextmanager
+def answering(folder: Path, reply: Callable[[Request | None], Answer]) -> Iterator[list[Request | None]]:
+    """Somebody who answers like the daemon's main thread."""
+    seen: list[Request | None] = []
+    end = threading.Event()
+
+    def serve() -> None:
+        while not end.is_set():
+            for path, request in pending(folder):
+                seen.append(request)
+                answer(path, reply(request))
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        end.set()
+        thread.join()
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_request_is_answered_and_nothing_is_left(folder: Path, action: str) -> None:
+    request = Request(action, new_id(), value=-7)
+    with answering(folder, lambda r: Answer(True, f"did {r.action if r else '?'}")) as seen:
+        assert ask(folder, request, timeout_s=10) == Answer(True, f"did {action}")
+    assert seen == [request]
+    assert list(folder.iterdir()) == []
+
+
+def test_nobody_answers_and_the_request_is_taken_back(folder: Path) -> None:
+    started = time.monotonic()
+    assert ask(folder, Request("cancel", new_id()), timeout_s=0.2) is None
+    assert time.monotonic() - started < 2
+    assert list(folder.iterdir()) == []
+
+
+def test_many_who_ask_at_once_each_get_their_own_answer(folder: Path) -> None:
+    answers: dict[str, str | None] = {}
+
+    def one(job_id: str) -> None:
+        got = ask(folder, Request("cancel", job_id), timeout_s=20)
+        answers[job_id] = None if got is None else got.message
+
+    ids = [new_id() for _ in range(30)]
+    with answering(folder, lambda r: Answer(True, r.job_id if r else "")):
+        threads = [threading.Thread(target=one, args=(job_id,)) for job_id in ids]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert answers == {job_id: job_id for job_id in ids}
+    assert list(folder.iterdir()) == []
+
+
+def test_requests_are_served_in_the_order_in_which_they_came(folder: Path) -> None:
+    ids = []
+    for _ in range(5):
+        ids.append(new_id())
+        time.sleep(0.002)
+        control_files.write_json(folder / f"{new_id()}.json", {"action": "cancel", "job_id": ids[-1], "value": 0})
+        time.sleep(0.002)
+    assert [request.job_id for _, request in pending(folder) if request] == ids
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"action": "shutdown", "job_id": "x"}',
+        b'{"action": ["cancel"], "job_id": "x"}',
+        b'{"action": "cancel"}',
+        b'{"action": "cancel", "job_id": 7}',
+        b'{"action": "priority", "job_id": "x", "value": "high"}',
+        b'{"action": "priority", "job_id": "x", "value": true}',
+        b'{"action": "priority", "job_id": "x", "value": 1.5}',
+    ],
+)
+def test_what_is_no_request_is_handed_over_as_none(folder: Path, content: bytes) -> None:
+    (folder / "x.json").write_bytes(content)
+    [(path, request)] = pending(folder)
+    assert request is None
+    answer(path, Answer(False, "no"))
+    assert pending(folder) == []
+
+
+def test_a_file_that_may_not_be_read_is_no_request_and_no_accident(folder: Path) -> None:
+    (folder / "x.json").write_text(json.dumps({"action": "cancel", "job_id": "x"}))
+    (folder / "x.json").chmod(0)
+    assert as_nobody(lambda: [request for _, request in pending(folder)], folder) == [None]
+
+
+def test_half_written_requests_are_not_looked_at(folder: Path) -> None:
+    (folder / f".{new_id()}.json").write_text("{")
+    (folder / f".{new_id()}.json.ab12.part").write_text("{")
+    assert pending(folder) == []
+
+
+def test_a_request_whose_answer_cannot_be_written_is_not_carried_out_again(folder: Path) -> None:
+    control_files.write_json(folder / "x.json", {"action": "republish", "job_id": "x", "value": 0})
+
+    def answer_on_a_full_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        [(path, _)] = pending(folder)
+        with pytest.raises(OSError, match="File too large"):
+            answer(path, Answer(True, "published again"))
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=answer_on_a_full_disk)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_answers_that_nobody_fetched_are_swept_after_a_while(folder: Path) -> None:
+    for name, age_s in (("old", 400), ("new", 10)):
+        path = folder / f"{name}.answer"
+        path.write_text("{}")
+        os.utime(path, (time.time() - age_s,) * 2)
+    sweep(folder)
+    assert [p.name for p in folder.iterdir()] == ["new.answer"]
+
+
+# -- the lock ----------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_holder_and_the_second_is_told_who(tmp_path: Path) -> None:
+    first, second = InstanceLock(tmp_path), InstanceLock(tmp_path)
+    assert not is_held(tmp_path)
+    first.acquire(who="lipsyncd run")
+    assert is_held(tmp_path)
+    started = time.monotonic()
+    with pytest.raises(AnotherDaemonRuns, match=f"lipsyncd run, pid {os.getpid()}") as caught:
+        second.acquire(who="lipsyncd cancel")
+    assert time.monotonic() - started < 1
+    assert caught.value.exit_status == 75
+    first.release()
+    first.release()
+    assert not is_held(tmp_path)
+    assert holder(tmp_path) == ""
+    second.acquire(who="lipsyncd cancel")
+    assert holder(tmp_path).startswith("lipsyncd cancel")
+    second.release()
+
+
+def test_a_refusal_keeps_nothing_open(tmp_path: Path) -> None:
+    first, second = InstanceLock(tmp_path), InstanceLock(tmp_path)
+    first.acquire(who="lipsyncd run")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(AnotherDaemonRuns):
+        second.acquire(who="lipsyncd run")
+    assert len(os.listdir("/proc/self/fd")) == before
+    first.release()
+
+
+def test_the_lock_goes_with_its_holder_however_that_ends(tmp_path: Path) -> None:
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from lipsyncd.storage.locks import InstanceLock
+lock = InstanceLock(Path({str(tmp_path)!r}))
+lock.acquire(who="lipsyncd run")
+print(flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        daemon.stdout.readline()
+        assert is_held(tmp_path)
+        assert holder(tmp_path) == f"lipsyncd run, pid {daemon.pid}"
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+    assert not is_held(tmp_path)
+
+
+def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
+    lock = InstanceLock(tmp_path)
+    lock.acquire(who="lipsyncd run")
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        close_fds=False,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        lock.release()
+        assert not is_held(tmp_path)
+        child.stdin.close()
+
+
+def test_whoever_only_looks_never_makes_a_start_fail(tmp_path: Path) -> None:
+    """`lipsyncd status` looks by trying the lock: for that moment it has it."""
+    InstanceLock(tmp_path).release()
+    end, looks = threading.Event(), [0]
+
+    def look() -> None:
+        while not end.is_set():
+            is_held(tmp_path)
+            looks[0] += 1
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(300):
+            lock = InstanceLock(tmp_path)
+            lock.acquire(who="lipsyncd run")
+            lock.release()
+    finally:
+        end.set()
+        looker.join()
+    assert looks[0] > 100
+
+
+def test_a_look_that_lasts_is_outlasted(tmp_path: Path) -> None:
+    lock = InstanceLock(tmp_path)
+    lock.acquire(who="lipsyncd run")
+    lock.release()
+    with (tmp_path / "lock").open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        threading.Timer(0.1, lambda: fcntl.flock(looker, fcntl.LOCK_UN)).start()
+        lock.acquire(who="lipsyncd run")
+        assert is_held(tmp_path)
+        lock.release()
+        time.sleep(0.1)
+
+
+def test_a_state_folder_that_is_not_there_is_not_held(tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "nowhere")
+    assert holder(tmp_path / "nowhere") == ""

@@ -1,0 +1,147 @@
+"""Markers: what tells an empty folder from one that is not mounted."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.errors import ConfigError
+from lipsyncd.storage.folders import HIDDEN, KINDS, Folders
+from tests.kits.core_kit import as_nobody
+from tests.kits.installation import ROOT
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    shared = {kind: tmp_path / kind for kind in KINDS}
+    return Folders(state=tmp_path / "state", spool=tmp_path / "spool", shared=shared)
+
+
+def marker(folders: Folders, kind: str) -> Path:
+    return folders.shared[kind] / HIDDEN / f"{kind}-id"
+
+
+def test_the_first_start_makes_and_marks_everything_and_the_second_nothing(folders: Folders) -> None:
+    assert folders.known() == {}
+    assert not any(folders.available(kind) for kind in KINDS)
+
+    told = folders.initialise()
+
+    assert len(told) == 12  # 8 folders made, 4 of them marked
+    assert all(folders.available(kind) for kind in KINDS)
+    assert len(set(folders.known().values())) == 4
+    before = {path: path.stat().st_mtime_ns for path in folders.state.parent.rglob("*")}
+    assert folders.initialise() == []
+    assert {path: path.stat().st_mtime_ns for path in folders.state.parent.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_that_is_not_mounted_is_not_available_and_not_marked_again(folders: Folders, kind: str) -> None:
+    folders.initialise()
+    folder = folders.shared[kind]
+    away = folder.with_name("away")
+    folder.rename(away)
+    assert not folders.available(kind)
+    folder.mkdir()
+    assert not folders.available(kind)
+    assert folders.initialise() == []
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    away.rename(folder)
+    assert folders.available(kind)
+
+
+def test_another_folder_in_its_place_is_not_the_one_that_we_know(folders: Folders, tmp_path: Path) -> None:
+    folders.initialise()
+    other = Folders(state=tmp_path / "s2", spool=tmp_path / "p2", shared={k: tmp_path / f"{k}2" for k in KINDS})
+    other.initialise()
+    folders.shared["outbox"].rename(tmp_path / "away")
+    other.shared["outbox"].rename(folders.shared["outbox"])
+    assert not folders.available("outbox")
+    folders.initialise(adopt=True)
+    assert folders.available("outbox")
+    assert folders.known()["outbox"] == other.known()["outbox"]
+
+
+def test_adopting_marks_a_folder_that_lost_its_marker(folders: Folders) -> None:
+    folders.initialise()
+    before = folders.known()
+    marker(folders, "inbox").unlink()
+    assert not folders.available("inbox")
+    told = folders.initialise(adopt=True)
+    assert [line.partition(" ")[0] for line in told] == ["marked"]
+    assert folders.available("inbox")
+    changed = {kind for kind in KINDS if folders.known()[kind] != before[kind]}
+    assert changed == {"inbox"}
+
+
+def test_a_crash_between_the_markers_and_their_record_is_mended_by_the_next_start(folders: Folders) -> None:
+    folders.initialise()
+    ids = folders.known()
+    (folders.state / "folders.json").unlink()
+    assert folders.initialise() == []
+    assert folders.known() == ids
+
+
+def test_a_damaged_record_makes_nothing_available_by_itself(folders: Folders) -> None:
+    folders.initialise()
+    (folders.state / "folders.json").write_text(json.dumps({"inbox": 7, "outbox": ""}))
+    marker(folders, "outbox").write_text("")
+    assert not folders.available("inbox")
+    assert not folders.available("archive")
+    assert not folders.available("outbox")
+
+
+def test_what_stands_in_the_way_is_told_with_its_path(folders: Folders) -> None:
+    folders.shared["outbox"].write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"{folders.shared['outbox']} is no folder"):
+        folders.initialise()
+
+
+def test_a_place_where_nothing_may_be_made_is_told_with_the_reason(folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot make the folder .*: Permission denied"):
+        as_nobody(folders.initialise, tmp_path)
+
+
+def test_the_group_shares_the_folders_and_leaves_requests(folders: Folders) -> None:
+    """Members of our group drop files and requests and take videos; ledger, spool and results are only read."""
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+os.umask(0o022)
+from pathlib import Path
+from lipsyncd.storage.folders import Folders, KINDS
+root = Path({str(folders.state.parent)!r})
+Folders(state=root / "state", spool=root / "spool", shared={{k: root / k for k in KINDS}}).initialise()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    modes = {p.name: oct(stat.S_IMODE(p.stat().st_mode)) for p in folders.state.parent.iterdir()}
+    assert modes["inbox"] == modes["outbox"] == "0o2775"
+    assert modes["state"] == modes["spool"] == "0o750"
+    assert oct(stat.S_IMODE(folders.control.stat().st_mode)) == "0o2770"
+    assert os.access(marker(folders, "inbox"), os.R_OK)
+
+
+@pytest.mark.parametrize("trap", ["fifo", "link", "bytes", "folder"])
+def test_what_others_put_in_a_markers_place_is_no_marker_and_holds_nobody(folders: Folders, trap: str) -> None:
+    folders.initialise()
+    path = marker(folders, "inbox")
+    content = path.read_bytes()
+    path.unlink()
+    if trap == "fifo":
+        os.mkfifo(path)
+    elif trap == "link":
+        path.with_name("elsewhere").write_bytes(content)
+        path.symlink_to("elsewhere")
+    elif trap == "bytes":
+        path.write_bytes(b"\xff" * 50)
+    else:
+        path.mkdir()
+    assert not folders.available("inbox")
+    assert folders.available("outbox")

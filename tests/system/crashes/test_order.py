@@ -1,0 +1,303 @@
+"""The order of one job's file operations, as the kernel saw them: what has to be durable is, before the next step.
+
+`rules_of` lists what has to lie between two steps of a job's life: an fsync, or a commit of the ledger. The record
+comes from strace and the real daemon. That the rules are sharp is shown by the record too: without any one of its
+fsyncs they complain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.jobs.job import new_id
+from tests.kits.faults.trace_kit import CALLS, Event, is_commit, read, traced
+from tests.kits.installation import Home
+
+Match = Callable[[Event], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Between `after` and the first `before` that follows it, `need` has to happen.
+
+    Of several `after` in front of that `before` the last one counts. A commit that bounds or fills the gap is one of
+    the same thread: others commit whenever they like.
+    """
+
+    text: str
+    after: Match
+    need: Match
+    before: Match
+
+
+@dataclass(frozen=True)
+class Record:
+    """The calls on an installation's files from the first copy of the job to its folder's end."""
+
+    events: tuple[Event, ...]
+    home: Home
+    job_id: str
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """One pair with a manifest, from the inbox to the outbox and the archive."""
+    home = Home(tmp_path_factory.mktemp("order"))
+    home.folders.initialise()
+    job_id = new_id()
+    home.drop_manifest("anna", id=job_id, image="anna.png", audio="anna.wav")
+    home.drop_pair("anna")
+    trace = home.root / "trace"
+    with traced(home, trace, CALLS, "-s", "64"):
+        home.until_done("anna")
+        home.until(lambda: not any(home.path("spool").iterdir()), "an empty spool")
+    events = [e for e in read(trace) if any(p.startswith(str(home.root / "storage")) for p in e.paths)]
+    staging, spool = str(home.path("spool") / f".tmp-{job_id}"), home.path("spool")
+    begin = next(e.begin for e in events if e.name == "mkdir" and e.path == staging)
+    end = max(e.end for e in events if e.name == "rmdir" and e.path == staging)
+    ours = [e for e in events if begin <= e.begin and e.end <= end and not _is_elsewhere(e, home)]
+    assert any(e.path == str(spool) for e in ours)
+    return Record(tuple(ours), home, job_id)
+
+
+def _is_elsewhere(event: Event, home: Home) -> bool:
+    """The status file, which is written every second and belongs to no job."""
+    return event.path == str(home.path("state")) or "status.json" in event.path
+
+
+# -- the rules ---------------------------------------------------------------------------------------------------------
+
+
+def rules_of(record: Record) -> Iterator[Rule]:
+    home, job_id = record.home, record.job_id
+    spool, inbox, outbox = (str(home.path(kind)) for kind in ("spool", "inbox", "outbox"))
+    staging, folder, hidden = f"{spool}/.tmp-{job_id}", f"{spool}/{job_id}", f"{outbox}/.lipsyncd"
+    accepted = moved(staging, folder)
+    roles = ("manifest", "image", "audio")
+    for role in roles:
+        yield Rule(
+            f"{role} is durable before the job is accepted",
+            made(f"{staging}/{role}"),
+            synced(f"{staging}/{role}"),
+            made(f"{staging}/job.json"),
+        )
+    yield Rule(
+        "job.json is durable before the job is accepted",
+        made(f"{staging}/job.json"),
+        synced(f"{staging}/job.json"),
+        accepted,
+    )
+    yield Rule("so are all names in the folder", synced(f"{staging}/job.json"), synced(staging), accepted)
+    yield Rule("the acceptance is durable before there is a row", accepted, synced(spool), is_commit)
+    yield Rule("there is a row before the inbox is touched", synced(spool), is_commit, removed_from(inbox))
+    yield Rule(
+        "the inbox has lost the names for good before that is noted", removed_from(inbox), synced(inbox), is_commit
+    )
+    for name in ("picture.rgb", "speech.s16", "sound.s16"):
+        yield Rule(
+            f"{name} is durable before it is told of",
+            accepted,
+            synced(f"{folder}/{name}"),
+            written(folder, "prepared.json"),
+        )
+    yield from replaced(folder, "prepared.json", is_commit)
+    yield Rule(
+        "the video is durable before it has its name",
+        accepted,
+        synced_like(f"{folder}/.out.", ".mp4"),
+        moved_to(f"{folder}/out.mp4"),
+    )
+    yield from replaced(folder, "out.json", is_commit)
+    yield Rule(
+        "`publishing` is committed before anything goes to the outbox",
+        moved_to(f"{folder}/out.json"),
+        is_commit,
+        made(f"{hidden}/{job_id}.mp4.part"),
+    )
+    for suffix in ("mp4", "json"):
+        token = f"{hidden}/{job_id}.{suffix}.part"
+        yield Rule(
+            f"the hidden {suffix} is durable before it counts", made(token), synced(token), written(folder, "staged")
+        )
+    yield Rule(
+        "so are the hidden names", made(f"{hidden}/{job_id}.json.part"), synced(hidden), written(folder, "staged")
+    )
+    yield from replaced(folder, "staged", is_commit)
+    yield Rule(
+        "the staging is committed before the video is shown",
+        moved_to(f"{folder}/staged"),
+        is_commit,
+        moved_to(f"{outbox}/anna.mp4"),
+    )
+    for place in (outbox, hidden):
+        yield Rule(
+            f"the video is shown for good in {Path(place).name}",
+            moved_to(f"{outbox}/anna.mp4"),
+            synced(place),
+            moved_to(f"{outbox}/anna.json"),
+        )
+        yield Rule(
+            f"the sidecar is shown for good in {Path(place).name}",
+            moved_to(f"{outbox}/anna.json"),
+            synced(place),
+            is_commit,
+        )
+    done = moved(folder, staging)
+    results = str(home.path("state") / "results")
+    yield Rule(
+        "`done` is committed before anything is cleared away",
+        moved_to(f"{outbox}/anna.json"),
+        is_commit,
+        written(results, f"{job_id}.json"),
+    )
+    yield from replaced(results, f"{job_id}.json", moved_to(f"{results}/{job_id}.mp4"))
+    yield Rule("the kept video is durable", moved_to(f"{results}/{job_id}.mp4"), synced(results), done)
+    archive = str(home.path("archive"))
+    kept = f"{archive}/.lipsyncd/{job_id}.keep"
+    for name in ("anna.json", "anna.png", "anna.wav", "job.json"):
+        yield Rule(
+            f"{name} is durable before it is archived",
+            made(f"{kept}/{name}"),
+            synced(f"{kept}/{name}"),
+            moved_from(kept),
+        )
+    yield Rule("so are all names in that folder", synced(f"{kept}/job.json"), synced(kept), moved_from(kept))
+    yield Rule(
+        "so is the new day",
+        lambda e: e.name == "mkdir" and Path(e.path).parent == Path(archive),
+        synced(archive),
+        moved_from(kept),
+    )
+    yield Rule(
+        "the archived folder is durable before the spool's goes",
+        moved_from(kept),
+        lambda e: e.is_sync and Path(e.path).parent == Path(archive) and e.path != f"{archive}/.lipsyncd",
+        done,
+    )
+    yield Rule("where it lies is committed before the spool's goes", moved_from(kept), is_commit, done)
+    yield Rule("the folder has lost its name for good before it is emptied", done, synced(spool), removed_from(staging))
+
+
+def replaced(folder: str, name: str, before: Match) -> Iterator[Rule]:
+    """A file that was replaced in one step is durable before it has its name, and the name before what follows."""
+    hidden = f"{folder}/.{name}."
+    yield Rule(
+        f"{name} is durable before it has its name",
+        written(folder, name),
+        synced_like(hidden),
+        moved_to(f"{folder}/{name}"),
+    )
+    yield Rule(f"{name} has its name for good", moved_to(f"{folder}/{name}"), synced(folder), before)
+
+
+def made(path: str) -> Match:
+    return lambda e: e.name in ("open", "openat") and e.path == path and "O_CREAT" in e.arguments
+
+
+def written(folder: str, name: str) -> Match:
+    """The hidden file is made that is about to replace `name`."""
+    return lambda e: (
+        e.name in ("open", "openat") and e.path.startswith(f"{folder}/.{name}.") and "O_CREAT" in e.arguments
+    )
+
+
+def synced(path: str) -> Match:
+    return lambda e: e.is_sync and e.path == path
+
+
+def synced_like(begin: str, end: str = "") -> Match:
+    return lambda e: e.is_sync and e.path.startswith(begin) and e.path.endswith(end)
+
+
+def moved(source: str, target: str) -> Match:
+    return lambda e: e.moves(source, target)
+
+
+def moved_to(target: str) -> Match:
+    return lambda e: e.name.startswith("rename") and e.paths[1:] == (target,)
+
+
+def moved_from(source: str) -> Match:
+    return lambda e: e.name.startswith("rename") and e.paths[:1] == (source,)
+
+
+def removed_from(folder: str) -> Match:
+    return lambda e: e.name in ("unlink", "unlinkat") and str(Path(e.path).parent) == folder
+
+
+def complaints(record: Record, events: Sequence[Event]) -> list[str]:
+    """Every rule that these events break."""
+    found = [f"{rule.text}: not so" for rule in rules_of(record) if not _holds(rule, events)]
+    return [*found, *_commits_without_sync(events)]
+
+
+def _holds(rule: Rule, events: Sequence[Event]) -> bool:
+    first = next((e for e in events if rule.after(e)), None)
+    if first is None:
+        return False
+
+    def meets(match: Match, event: Event) -> bool:
+        return match(event) and (match is not is_commit or event.thread == first.thread)
+
+    end = next((e for e in events if e.begin > first.end and meets(rule.before, e)), None)
+    if end is None:
+        return False
+    start = [e for e in events if rule.after(e) and e.end < end.begin][-1]
+    return any(meets(rule.need, e) and e.begin > start.end and e.end < end.begin for e in events)
+
+
+def _commits_without_sync(events: Sequence[Event]) -> list[str]:
+    """Transactions whose last frame their own thread did not make durable before the next one's."""
+    commits = [e for e in events if is_commit(e)]
+    nexts = [*(e.begin for e in commits[1:]), events[-1].end + 1]
+    return [
+        f"the commit in line {commit.begin} is not durable"
+        for commit, until in zip(commits, nexts, strict=True)
+        if not any(
+            e.is_sync and e.path == commit.path and e.thread == commit.thread and commit.end < e.begin and e.end < until
+            for e in events
+        )
+    ]
+
+
+# -- the tests ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_step_of_a_job_is_durable_before_the_next_one(record: Record) -> None:
+    assert complaints(record, record.events) == []
+
+
+def test_without_any_one_of_its_fsyncs_the_rules_complain(record: Record) -> None:
+    syncs = [e for e in record.events if e.is_sync and _is_of_a_job(e, record)]
+    assert len(syncs) > 40
+    unnoticed = [str(s) for s in syncs if not complaints(record, [e for e in record.events if e is not s])]
+    assert unnoticed == []
+
+
+def _is_of_a_job(sync: Event, record: Record) -> bool:
+    """Not of the daemon's own notes, nor of SQLite's housekeeping, which go on at the same time.
+
+    Of the ledger's, those count with which a thread ends its transaction.
+    """
+    state = str(record.home.path("state"))
+    if not sync.path.endswith("-wal"):
+        return not sync.path.startswith(state) or sync.path.startswith(f"{state}/results")
+    before = [e for e in record.events if e.path == sync.path and e.begin < sync.begin and (e.is_sync or is_commit(e))]
+    return bool(before) and is_commit(before[-1]) and before[-1].thread == sync.thread
+
+
+def test_an_fsync_that_comes_too_late_is_not_enough(record: Record) -> None:
+    """Each fsync of a file that is renamed afterwards, put behind that rename."""
+    late = [e for e in record.events if e.is_sync and e.path.endswith(".part") and _is_of_a_job(e, record)]
+    assert len(late) >= 5
+    unnoticed = [str(sync) for sync in late if not complaints(record, _behind_next_rename(record.events, sync))]
+    assert unnoticed == []
+
+
+def _behind_next_rename(events: Sequence[Event], sync: Event) -> list[Event]:
+    rename = next(e for e in events if e.begin > sync.end and e.name.startswith("rename") and e.path == sync.path)
+    return [replace(sync, begin=rename.begin, end=rename.end) if e is sync else e for e in events]

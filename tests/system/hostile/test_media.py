@@ -1,0 +1,400 @@
+"""Files that were made to do harm, to lie, or that broke on the way: each gets the right reason, and nothing else."""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lipsyncd.errors import (
+    AudioNotRecognised,
+    AudioTooLong,
+    AudioUndecodable,
+    ImageAnimated,
+    ImageNotRecognised,
+    ImageTooLarge,
+    ImageTooSmall,
+    ImageUndecodable,
+    InputError,
+)
+from lipsyncd.media import Kind
+from lipsyncd.prepare import decoder_process
+from lipsyncd.prepare.decoder_process import decode_picture, decode_sound
+from lipsyncd.sandbox import landlock
+from lipsyncd.sandbox.jail import Completed, run_jailed
+from tests.kits.media.media_kit import bomb, converted, corners, encoded, ffmpeg, png_of, tone, wav
+
+SOUND_KINDS = [kind for kind in Kind if kind.is_audio]
+
+needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A job's folder, with a secret beside it and another file in it."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (tmp_path / "secret.wav").write_bytes(wav(tone(1)))
+    (folder / "beside.wav").write_bytes(wav(tone(1)))
+    return folder
+
+
+def decoded(folder: Path, data: bytes, kind: Kind | None = None):
+    """Decode `data` as a picture, or as a sound of `kind`; only the input is left in the folder when that fails."""
+    (folder / "input").write_bytes(data)
+    try:
+        if kind is None:
+            return decode_picture(folder / "input", folder, background=(0, 0, 0))
+        return decode_sound(folder / "input", kind, folder, ffmpeg=ffmpeg())
+    except BaseException:
+        assert sorted(os.listdir(folder)) == ["beside.wav", "input"]
+        raise
+
+
+# -- what pretends to be something else --------------------------------------------------------------------------------
+
+PLAYLISTS = {
+    "ffconcat, a file beside it": "ffconcat version 1.0\nfile beside.wav\n",
+    "ffconcat, an absolute path": "ffconcat version 1.0\nfile {secret}\n",
+    "ffconcat behind a RIFF header": "RIFF\x24\0\0\0WAVEffconcat version 1.0\nfile {secret}\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
+    "hls, from a server": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    "svg": '<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"><image href="{secret}"/></svg>',
+}
+
+
+@pytest.mark.parametrize("kind", SOUND_KINDS)
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_is_no_sound_whatever_it_is_called(folder, name, kind):
+    text = PLAYLISTS[name].format(secret=folder.parent / "secret.wav")
+    with pytest.raises((AudioNotRecognised, AudioUndecodable)):
+        decoded(folder, text.encode(), kind)
+
+    # The first bytes were enough to refuse it. Without that, and without a jail, ffmpeg's own options refuse it too.
+    targets = (folder / "speech.s16", folder / "sound.s16")
+    command = decoder_process._sound_command(ffmpeg(), folder / "input", kind, *targets, max_s=600)
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    assert sum(target.stat().st_size for target in targets if target.exists()) == 0
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_is_no_picture(folder, name):
+    with pytest.raises(ImageNotRecognised):
+        decoded(folder, PLAYLISTS[name].format(secret="/etc/passwd").encode())
+
+
+def without_samples(whole: bytes, elsewhere: Path) -> bytes:
+    """An M4A that leaves its samples out and names the file that has them, by an alias as QuickTime allows it."""
+    data = bytearray(whole)
+    at = data.index(b"mdat")
+    data[at + 4 : data.index(b"moov") - 4] = bytes(data.index(b"moov") - 4 - at - 4)
+    path = str(elsewhere).encode()
+    path += bytes(len(path) % 2)
+    alias = bytes(150) + struct.pack(">HH", 2, len(path)) + path + struct.pack(">HH", 0xFFFF, 0)
+    at = data.index(b"url \0\0\0\1") - 4
+    data[at : at + 12] = struct.pack(">I", 12 + len(alias)) + b"alis\0\0\0\0" + alias
+    for name in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        at = data.index(name) - 4
+        data[at : at + 4] = struct.pack(">I", int.from_bytes(data[at : at + 4], "big") + len(alias))
+    return bytes(data)
+
+
+def test_samples_in_another_file_are_not_fetched(folder):
+    whole = converted(".m4a", "-c:a", "alac")
+    secret = folder.parent / "secret.m4a"
+    secret.write_bytes(whole)
+
+    with pytest.raises(InputError):
+        decoded(folder, without_samples(whole, secret), Kind.M4A)
+
+    asked_for = ["-enable_drefs", "1", "-use_absolute_path", "1", "-i", str(folder / "input")]
+    loot = subprocess.run([str(ffmpeg()), "-v", "error", *asked_for, "-f", "s16le", "-"], capture_output=True)
+    assert len(loot.stdout) == 44_100 * 2, "the trap does not work, so the test proves nothing"
+
+
+OTHER_CODECS = {
+    "speech in Matroska": (Kind.OGG, lambda: converted(".mka")),
+    "mp2 in WAV": (Kind.WAV, lambda: converted(".wav", "-c:a", "mp2")),
+    "mp2 alone": (Kind.MP3, lambda: converted(".mp2")),
+    "AC-3 in MP4": (Kind.M4A, lambda: converted(".m4a", "-c:a", "ac3", "-f", "mp4")),
+    "a film without sound": (Kind.M4A, lambda: _silent_film()),
+    "a picture": (Kind.MP3, lambda: encoded(corners(), "JPEG")),
+}
+
+
+def _silent_film() -> bytes:
+    command = [str(ffmpeg()), "-v", "error", "-f", "lavfi", "-i", "color=red:s=64x64:d=1", "-movflags", "frag_keyframe"]
+    return subprocess.run([*command, "-f", "mp4", "-"], check=True, capture_output=True).stdout
+
+
+@pytest.mark.parametrize("name", OTHER_CODECS)
+def test_only_listed_codecs_are_decoded(folder, name):
+    kind, make = OTHER_CODECS[name]
+    with pytest.raises((AudioNotRecognised, AudioUndecodable)):
+        decoded(folder, make(), kind)
+
+
+# -- what a decoder that was talked into it could do -------------------------------------------------------------------
+
+
+@needs_landlock
+@pytest.mark.parametrize("escape", ["concat", "direct", "lavfi"])
+def test_even_a_willing_ffmpeg_cannot_read_a_file_outside(folder, escape):
+    """The very command that succeeds without the jail, so that nothing but the jail is what stops it."""
+    secret, target = folder.parent / "secret.wav", folder / "loot.wav"
+    (folder / "list").write_text(f"ffconcat version 1.0\nfile {secret}\n")
+    inputs = {
+        "concat": ["-f", "concat", "-safe", "0", "-i", str(folder / "list")],
+        "direct": ["-i", str(secret)],
+        "lavfi": ["-f", "lavfi", "-i", f"amovie={secret}"],
+    }[escape]
+    command = [str(ffmpeg()), "-nostdin", "-y", *inputs, str(target)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    target.unlink()
+
+    ended = run_jailed(command, readable=[folder / "list"], writable=[folder], timeout_s=20)
+
+    assert ended.returncode > 0
+    assert "Permission denied" in ended.stderr_tail
+    assert not target.exists()
+
+
+@needs_landlock
+@pytest.mark.parametrize("where", ["../loot.wav", "../secret.wav", "/dev/shm/lipsyncd-loot.wav"])
+def test_even_a_willing_ffmpeg_cannot_write_a_file_outside(folder, where):
+    before = (folder.parent / "secret.wav").read_bytes()
+    (folder / "input").write_bytes(wav(tone(1)))
+    target = folder / where
+
+    command = [str(ffmpeg()), "-nostdin", "-y", "-i", str(folder / "input"), str(target)]
+    ended = run_jailed(command, readable=[folder / "input"], writable=[folder], timeout_s=20)
+
+    assert "Permission denied" in ended.stderr_tail
+    assert sorted(os.listdir(folder.parent)) == ["job", "secret.wav"]
+    assert (folder.parent / "secret.wav").read_bytes() == before
+    assert not Path("/dev/shm/lipsyncd-loot.wav").exists()
+
+
+LIES = {
+    "nothing": b"",
+    "no JSON": b"\x7fELF",
+    "a list": b"[]",
+    "no size": b'{"notes": []}',
+    "text for a size": b'{"width": "64", "height": 64, "notes": []}',
+    "a size that the file has not": b'{"width": 9000, "height": 9000, "notes": []}',
+    "a negative size": b'{"width": -1, "height": -64, "notes": []}',
+    "notes that are none": b'{"width": 8, "height": 8, "notes": 3}',
+    "an error of ours that is not its own": b'{"error": {"code": "disk-low", "message": "delete everything"}}',
+    "an error that is none": b'{"error": {"code": ["x"]}}',
+    "nesting": b"[" * 60_000,
+    "a huge number": b'{"width": ' + b"9" * 50_000 + b', "height": 1, "notes": []}',
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_decoder_that_was_taken_over_is_not_believed(folder, name):
+    picture = folder / "picture.rgb"
+    picture.write_bytes(bytes(8 * 8 * 3))
+    ended = Completed(0, LIES[name], "", True, False)
+    with pytest.raises(ImageUndecodable):
+        decoder_process._checked_picture(decoder_process._answer(ended), picture)
+
+
+def test_what_a_decoder_says_is_made_printable(folder):
+    (folder / "picture.rgb").write_bytes(bytes(8 * 8 * 3))
+    answer = {"width": 8, "height": 8, "notes": ["\x1b[2J\n" + "x" * 5000] * 100}
+    picture = decoder_process._checked_picture(answer, folder / "picture.rgb")
+    assert len(picture.notes) == 16
+    assert all(note.isprintable() and len(note) <= 200 for note in picture.notes)
+
+    reason = {"code": "image-undecodable", "message": "a\x00b\u202ec", "remedy": ""}
+    with pytest.raises(ImageUndecodable) as caught:
+        decoder_process._answer(Completed(0, json.dumps({"error": reason}).encode(), "", True, False))
+    assert caught.value.message == "a?b?c"
+
+
+# -- pictures that are too much, too little or broken ------------------------------------------------------------------
+
+
+def animation(form: str) -> bytes:
+    return encoded(corners(), form, save_all=True, append_images=[corners().rotate(180)], duration=100)
+
+
+def cut(data: bytes, part: float) -> bytes:
+    return data[: int(len(data) * part)]
+
+
+def noise(form: str, **options: object) -> bytes:
+    image = Image.frombytes("RGB", (300, 200), random.Random(1).randbytes(300 * 200 * 3))
+    return encoded(image, form, **options)
+
+
+def png_promising(width: int, height: int) -> bytes:
+    return png_of(width, height, b"\0" * 100)
+
+
+PICTURES = {
+    # name: (bytes, error, text in its message)
+    "a bomb": (bomb, ImageTooLarge, "30000 x 30000 pixels, 900.0 megapixels"),
+    "a size of 2 billion": (lambda: png_promising(2**31 - 1, 2**31 - 1), ImageTooLarge, "2147483647 x 2147483647"),
+    "a webp of 16383 x 16383": (lambda: _webp_canvas(16_383, 16_383), ImageTooLarge, "16383 x 16383"),
+    "a jpeg of 65500 x 65500": (lambda: _jpeg_size(65_500, 65_500), ImageTooLarge, "65500 x 65500"),
+    "one pixel": (lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), ImageTooSmall, "1 x 1 pixels"),
+    "63 pixels high": (lambda: encoded(Image.new("RGB", (500, 63)), "JPEG"), ImageTooSmall, "500 x 63 pixels"),
+    "an animated png": (lambda: animation("PNG"), ImageAnimated, "2 frames"),
+    "an animated webp": (lambda: animation("WEBP"), ImageAnimated, "2 frames"),
+    "a gif": (lambda: animation("GIF"), ImageNotRecognised, "no JPEG, PNG or WebP"),
+    "a sound": (lambda: wav(tone(1)), ImageNotRecognised, "a sound (wav)"),
+    "nothing": (lambda: b"", ImageNotRecognised, "empty"),
+    "zeros": (lambda: bytes(5000), ImageNotRecognised, "only zeros"),
+    "half a jpeg": (lambda: cut(noise("JPEG"), 0.5), ImageUndecodable, "truncated"),
+    "nine tenths of a jpeg": (lambda: cut(noise("JPEG"), 0.9), ImageUndecodable, "truncated"),
+    "half a progressive jpeg": (lambda: cut(noise("JPEG", progressive=True), 0.5), ImageUndecodable, "truncated"),
+    "half a png": (lambda: cut(noise("PNG"), 0.5), ImageUndecodable, "truncated"),
+    "half a webp": (lambda: cut(noise("WEBP"), 0.5), ImageUndecodable, "decode"),
+    "a png with few rows": (lambda: png_promising(300, 200), ImageUndecodable, "cannot be decoded"),
+    "a png with a wrong sum": (lambda: noise("PNG").replace(b"IDAT", b"IDAX"), ImageUndecodable, "cannot be decoded"),
+}
+
+
+def _webp_canvas(width: int, height: int) -> bytes:
+    data = bytearray(encoded(corners().convert("RGBA"), "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(data)
+
+
+def _jpeg_size(width: int, height: int) -> bytes:
+    data = bytearray(encoded(corners(), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_that_cannot_be_taken_says_why(folder, name):
+    make, error, text = PICTURES[name]
+    with pytest.raises(error) as caught:
+        decoded(folder, make())
+    assert text in caught.value.message
+
+
+def test_a_bomb_costs_neither_time_nor_memory(folder):
+    (folder / "input").write_bytes(bomb())
+    code = f"""
+import resource, time
+from pathlib import Path
+from lipsyncd.prepare.decoder_process import decode_picture
+from lipsyncd.errors import ImageTooLarge
+folder = Path({str(folder)!r})
+started = time.monotonic()
+try:
+    decode_picture(folder / "input", folder, background=(0, 0, 0))
+except ImageTooLarge:
+    print(time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    took_s, peak_kib = map(float, ended.stdout.split())
+    assert took_s < 1.0
+    assert peak_kib < 100 * 1024
+
+
+# -- sounds that lie or are broken -------------------------------------------------------------------------------------
+
+SECOND = tone(1)
+LYING_WAVS = {
+    # name: (bytes, seconds that come out, or the error and a text in its message)
+    "data size 0xFFFFFFFE": (lambda: wav(SECOND, data_bytes=0xFFFFFFFE), 1.0),
+    "data size 0xFFFFFFFF": (lambda: wav(SECOND, data_bytes=0xFFFFFFFF), 1.0),
+    "data size 0": (lambda: wav(SECOND, data_bytes=0), 1.0),
+    "data size too small": (lambda: wav(SECOND, data_bytes=16_000), 0.5),
+    "an odd byte at the end": (lambda: wav(SECOND + b"\1"), 1.0),
+    "rate 0": (lambda: wav(SECOND, rate=0), (AudioUndecodable, "0 Hz")),
+    "rate 2^31-1": (lambda: wav(SECOND, rate=2**31 - 1), (AudioUndecodable, "2147483647 Hz")),
+    "rate 1 Hz, which makes hours": (lambda: wav(SECOND, rate=1), (AudioTooLong, "600 s")),
+    "no channels": (lambda: wav(SECOND, channels=0), (AudioUndecodable, "0 channels")),
+    "255 channels": (lambda: wav(SECOND, channels=255), (AudioUndecodable, "255 channels")),
+    "8 bits": (lambda: wav(bytes(range(100, 156)) * 300, bits=8), 1.05),
+    "0 bits": (lambda: wav(SECOND, bits=0), (AudioUndecodable, "")),
+    "no data": (lambda: wav(SECOND)[:36], (AudioUndecodable, "")),
+    "no format": (lambda: b"RIFF\x10\0\0\0WAVEdata\x04\0\0\0abcd", (AudioUndecodable, "nothing about its samples")),
+}
+
+
+@pytest.mark.parametrize("name", LYING_WAVS)
+def test_a_wav_lasts_as_long_as_its_samples_whatever_it_says(folder, name):
+    make, expected = LYING_WAVS[name]
+    if isinstance(expected, float):
+        assert float(decoded(folder, make(), Kind.WAV).duration) == pytest.approx(expected, abs=0.001)
+        return
+    error, text = expected
+    with pytest.raises(error) as caught:
+        decoded(folder, make(), Kind.WAV)
+    assert text in caught.value.message
+
+
+def test_a_cut_off_sound_plays_as_far_as_it_goes_and_says_so(folder):
+    sound = decoded(folder, wav(SECOND, data_bytes=64_000), Kind.WAV)
+    assert sound.notes == ("the sound is cut off: 32000 of 64000 bytes of samples",)
+    damaged = decoded(folder, wav(SECOND + b"\1"), Kind.WAV)
+    assert damaged.notes[0].startswith("damaged parts of the sound were left out: Invalid PCM packet")
+
+
+BROKEN_SOUNDS = {
+    "nothing": (Kind.WAV, lambda: b"", "empty"),
+    "zeros": (Kind.WAV, lambda: bytes(9000), "only zeros"),
+    "an m4a without its index": (Kind.M4A, lambda: cut(converted(".m4a"), 0.6), "moov atom not found"),
+    "an mp3 that ends in its tag": (Kind.MP3, lambda: b"ID3\x04\0\0\0\1\0\0" + b"x" * 50, ""),
+    "an mp3 of noise": (Kind.MP3, lambda: b"ID3\x04\0\0\0\0\0\0" + random.Random(2).randbytes(5000), ""),
+    "a flac header": (Kind.FLAC, lambda: converted(".flac")[:42], ""),
+    "an ogg page": (Kind.OGG, lambda: converted(".opus")[:60], ""),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SOUNDS)
+def test_a_broken_sound_says_why(folder, name):
+    kind, make, text = BROKEN_SOUNDS[name]
+    with pytest.raises(AudioUndecodable) as caught:
+        decoded(folder, make(), kind)
+    assert text in caught.value.message
+    assert str(folder) not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+# -- anything else -----------------------------------------------------------------------------------------------------
+
+SEEDS = {
+    "jpeg": (None, lambda: noise("JPEG")),
+    "png": (None, lambda: noise("PNG")),
+    "webp": (None, lambda: noise("WEBP")),
+    "wav": (Kind.WAV, lambda: wav(SECOND)),
+    "mp3": (Kind.MP3, lambda: converted(".mp3")),
+    "m4a": (Kind.M4A, lambda: converted(".m4a")),
+    "ogg": (Kind.OGG, lambda: converted(".opus")),
+    "flac": (Kind.FLAC, lambda: converted(".flac")),
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_random_damage_gives_a_result_or_a_reason_and_never_a_surprise(folder, name):
+    kind, make = SEEDS[name]
+    chance = random.Random(name)
+    for _ in range(8):
+        data = bytearray(make())
+        for _ in range(chance.randint(1, 20)):
+            data[int(chance.random() ** 3 * len(data))] = chance.randrange(256)  # mostly in the headers
+        started = time.monotonic()
+        try:
+            decoded(folder, bytes(data), kind)
+        except InputError as error:
+            assert error.message.isprintable()
+        assert time.monotonic() - started < 20
+        for left in ("picture.rgb", "speech.s16", "sound.s16"):
+            (folder / left).unlink(missing_ok=True)

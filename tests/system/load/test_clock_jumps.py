@@ -1,0 +1,228 @@
+"""A daemon that lives on while its wall clock is set: by an hour, by a day, to 1970, ten years ahead, and back.
+
+`world_kit.WallClock` moves the clock under a real daemon and its renderer; what the jail starts sees the true one. Sums
+over time are in `test_clock.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from lipsyncd.jobs.job import JobState
+from lipsyncd.ledger.view import LedgerView
+from lipsyncd.monitor.health import MAIN_STUCK_S
+from tests.kits.installation import Home, put
+from tests.kits.long_run_figures import tell
+from tests.kits.machine.service_manager import listening
+from tests.kits.machine.world_kit import LONG, WallClock, needs_compiler, percentile, small_picture, small_sound
+
+HOUR_S, DAY_S = 3600.0, 86_400.0
+JUMPS: dict[str, Callable[[], float]] = {
+    "an hour ahead": lambda: HOUR_S,
+    "an hour behind": lambda: -HOUR_S,
+    "a day ahead": lambda: DAY_S,
+    "a day behind": lambda: -DAY_S,
+    "1970": lambda: DAY_S - time.time(),
+    "ten years ahead": lambda: 3653 * DAY_S,
+    "right again": lambda: 0.0,
+}
+ROUNDS = 10 if LONG else 1
+SKEWS_S = (600.0, -600.0, DAY_S, -DAY_S)  # of a file server's clock to ours
+PAIR_TIMEOUT_S = 15.0
+SLACK_S = 5.0  # a settle time that went by the wall clock would be off by at least ten minutes
+
+pytestmark = needs_compiler
+
+
+class Drops:
+    """Drops pairs and halves into one inbox, and remembers in which order they were accepted."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.accepted: list[str] = []
+        self._made = 0
+
+    def half(self, name: str, suffix: str, *, skew_s: float = 0.0) -> None:
+        """A file that came a moment ago, by a server whose clock is so far ahead."""
+        self._made += 1
+        content = small_picture(self._made) if suffix == "png" else small_sound(self._made, 0.2)
+        path = self.home.path("inbox") / f".{name}.{suffix}.part"
+        path.write_bytes(content)
+        at_s = time.time() + skew_s
+        os.utime(path, (at_s, at_s))
+        path.rename(self.home.path("inbox") / f"{name}.{suffix}")
+
+    def until_accepted(self, name: str) -> float:
+        """Seconds from now to its acceptance."""
+        began_s = time.monotonic()
+        self.home.until(lambda: self.home.job(name), f"the acceptance of {name}")
+        self.accepted.append(name)
+        return time.monotonic() - began_s
+
+    def pair(self, name: str, *, skew_s: float = 0.0) -> float:
+        """Drop a pair; gives the seconds to its acceptance."""
+        for suffix in ("png", "wav"):
+            self.half(name, suffix, skew_s=skew_s)
+        return self.until_accepted(name)
+
+    def slow(self, name: str) -> None:
+        """A job that renders long enough to be met while it does."""
+        put(self.home.path("inbox"), f"{name}.json", json.dumps(
+            {"image": f"{name}-face.png", "audio": f"{name}-voice.wav", "renderer": "slow"}
+        ).encode())  # fmt: skip
+        self.half(f"{name}-face", "png")
+        self.half(f"{name}-voice", "wav")
+        self.until_accepted(name)
+        self.home.until_state(name, JobState.RUNNING, JobState.PUBLISHING, JobState.DONE)
+
+
+class Lonely:
+    """A half without its other one: it may neither be given up early nor be waited for without end."""
+
+    def __init__(self, drops: Drops, name: str) -> None:
+        self.name = name
+        self._path = drops.home.path("inbox") / f"{name}.png"
+        self._dropped_s = time.monotonic()
+        drops.half(name, "png")
+
+    def look(self) -> None:
+        there = self._path.exists()
+        assert there or time.monotonic() - self._dropped_s >= PAIR_TIMEOUT_S, "given up before its time"
+
+
+def status(home: Home) -> dict[str, object]:
+    """`status.json`, which the daemon writes every second."""
+    content: dict[str, object] = json.loads((home.path("state") / "status.json").read_text())
+    return content
+
+
+def until_well(home: Home, clock: WallClock) -> None:
+    """The daemon tells so, by the clock as it is now."""
+
+    def fresh() -> bool:
+        return abs(float(str(status(home)["at_ms"])) / 1000 - clock.now_s()) < MAIN_STUCK_S
+
+    home.until(fresh, "a status of this time")
+    with urllib.request.urlopen(f"http://127.0.0.1:{status(home)['web_port']}/health/live", timeout=30) as told:
+        assert told.status == 200
+    with urllib.request.urlopen(f"http://127.0.0.1:{status(home)['web_port']}/health/ready", timeout=30) as told:
+        assert told.status == 200
+
+
+def rendered(view: LedgerView) -> list[str]:
+    """The names of the jobs in the order in which they were claimed."""
+    names = {job.id: job.name for job in view.jobs(limit=10_000)}
+    return [names[event.job_id] for event in view.latest_events() if event.state == JobState.RUNNING]
+
+
+def each_once(home: Home, names: list[str]) -> None:
+    """These jobs were accepted, claimed and delivered once each, in this order; no others were."""
+    home.until(lambda: not os.listdir(home.path("spool")), "an empty spool")
+    jobs = sorted((job for job in home.view.jobs(limit=10_000) if job.state is JobState.DONE), key=lambda job: job.seq)
+    assert [job.name for job in jobs] == names
+    assert home.renders == len(names)
+    expected = sorted(f"{name}.{suffix}" for name in names for suffix in ("mp4", "json"))
+    assert sorted(name for name in os.listdir(home.path("outbox")) if name != ".lipsyncd") == expected
+
+
+@contextmanager
+def overloaded_server() -> Iterator[tuple[str, threading.Event]]:
+    """A web server that has no time for anybody until the event is set; gives its address."""
+    has_time = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = small_picture(1_000_000) if has_time.is_set() else b""
+            self.send_response(200 if has_time.is_set() else 503)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}", has_time
+        http.shutdown()
+
+
+def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(home: Home) -> None:
+    home.changes = {"web": {"enabled": True}, "watch": {"pair_timeout_s": PAIR_TIMEOUT_S}}
+    clock, drops = WallClock(home.root), Drops(home)
+    after = []
+    with listening(home.root) as systemd:
+        watchdog = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "3000000"}
+        with home.running(**clock.environment, **watchdog):
+            before = [drops.pair(f"still{number}", skew_s=SKEWS_S[number % 4]) for number in range(5)]
+            for round in range(ROUNDS):
+                lonely = []
+                for number, (what, ahead_s) in enumerate(JUMPS.items()):
+                    at = f"{round}-{number}"
+                    lonely += [Lonely(drops, f"lonely{at}")] if number < 2 else []
+                    drops.half(f"half{at}", "png")
+                    drops.slow(f"slow{at}")
+                    clock.set(ahead_s())
+                    fed = systemd.lines.count("WATCHDOG=1")
+                    after.append(drops.pair(f"next{at}", skew_s=SKEWS_S[number % 4]))
+                    drops.half(f"half{at}", "wav")
+                    drops.until_accepted(f"half{at}")
+                    for one in lonely:
+                        one.look()
+                    until_well(home, clock)
+                    home.until(lambda fed=fed: systemd.lines.count("WATCHDOG=1") > fed, f"the pulse, {what}")
+                for name in drops.accepted:
+                    home.until_done(name)
+                for one in lonely:
+                    assert home.until_failed(one.name).reason_code == "missing-half"
+            assert rendered(home.view) == drops.accepted
+            each_once(home, drops.accepted)
+    assert max(after) <= 5 * max(before) + SLACK_S
+    assert "the clock was set by -" in home.log
+    assert "Traceback" not in home.log
+    with_s, without_s = percentile(after, 0.5), percentile(before, 0.5)
+    tell(
+        f"clock set {len(after)} times by hours, days and years, both ways; files from servers 10 min and a day off",
+        f"{len(drops.accepted)} jobs, each once and in turn; accepted after {with_s:.2f} s, before {without_s:.2f} s",
+    )
+
+
+@pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S, DAY_S, -DAY_S] if LONG else [-HOUR_S, DAY_S])
+def test_a_job_that_waits_is_tried_again_soon_after_the_clock_was_set(home: Home, ahead_s: float) -> None:
+    home.changes = {"fetch": {"allow": ["127.0.0.1"]}}
+    clock = WallClock(home.root)
+    with overloaded_server() as (address, has_time), home.running(**clock.environment):
+        put(home.path("inbox"), "anna.wav", small_sound(1, 0.2))
+        home.drop_manifest("anna", image=f"{address}/face", audio="anna.wav")
+        home.until(lambda: (job := home.job("anna")) and job.not_before_ms > clock.now_s() * 1000, "the back-off")
+        clock.set(ahead_s)
+        has_time.set()
+        home.until_done("anna")
+    assert home.renders == 1
+
+
+def test_what_was_begun_at_another_time_goes_on_after_a_restart(home: Home) -> None:
+    """Killed a day ahead, started a day behind, and once more at the right time."""
+    clock, drops = WallClock(home.root), Drops(home)
+    clock.set(DAY_S)
+    home.start(**clock.environment)
+    drops.slow("first")
+    drops.pair("second")
+    home.kill()
+    for ahead_s in (-DAY_S, 0.0):
+        clock.set(ahead_s)
+        with home.running(**clock.environment):
+            drops.pair(f"at{ahead_s:+.0f}")
+            for name in drops.accepted:
+                home.until_done(name)
+    assert [job.name for job in sorted(home.view.jobs(), key=lambda job: job.seq)] == drops.accepted
+    assert home.renders - len(drops.accepted) <= 1  # the one that the kill may have cut off

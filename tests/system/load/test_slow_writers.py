@@ -1,0 +1,137 @@
+"""Writers that take their time: nothing is taken from them before they have finished, and soon after."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.jobs.job import Job
+from tests.kits.installation import Home
+from tests.kits.long_run_figures import tell
+from tests.kits.machine.world_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound
+
+TRIALS = 1000 if LONG else 200
+AT_ONCE = 40
+SETTLE_S = 0.3
+Write = Callable[[Path, bytes, Sequence[float]], None]
+
+
+def held_open(path: Path, data: bytes, pauses_s: Sequence[float]) -> None:
+    """As most programs write: one descriptor from the first byte to the last."""
+    with path.open("wb", buffering=0) as file:
+        for chunk, pause_s in _chunks(data, pauses_s):
+            file.write(chunk)
+            time.sleep(pause_s)
+
+
+def reopened(path: Path, data: bytes, pauses_s: Sequence[float]) -> None:
+    """As file servers write: opened and closed for each chunk."""
+    path.touch()
+    for chunk, pause_s in _chunks(data, pauses_s):
+        time.sleep(pause_s)
+        with path.open("ab", buffering=0) as file:
+            file.write(chunk)
+
+
+def _chunks(data: bytes, pauses_s: Sequence[float]) -> Iterator[tuple[bytes, float]]:
+    """Cut `data` at random places, often in its first or last bytes: one chunk for each pause."""
+    near = [*range(1, 64), *range(len(data) - 16, len(data))]
+    chance = random.Random(hashlib.sha256(data).digest())
+    cuts = sorted(chance.choice([chance.randrange(len(data)), chance.choice(near)]) for _ in pauses_s[1:])
+    for begin, end, pause_s in zip([0, *cuts], [*cuts, len(data)], pauses_s, strict=True):
+        yield data[begin:end], pause_s
+
+
+@dataclass
+class Trial:
+    """One pair, and when its later half was whole."""
+
+    number: int
+    picture: bytes
+    sound: bytes
+    done_ms: float = 0.0
+
+    def write(self, folder: Path, how: Write, longest_s: float) -> None:
+        chance = random.Random(self.number)
+        halves = [(folder / f"t{self.number}.png", self.picture), (folder / f"t{self.number}.wav", self.sound)]
+        plans = [[chance.uniform(0, longest_s) for _ in range(chance.randint(2, 5))] for _ in halves]
+        writers = [threading.Thread(target=how, args=(*half, plan)) for half, plan in zip(halves, plans, strict=True)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        self.done_ms = time.time() * 1000
+
+
+def write_all(folder: Path, how: Write, longest_s: float) -> dict[str, Trial]:
+    trials = [Trial(number, small_picture(number), small_sound(number)) for number in range(TRIALS)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda trial: trial.write(folder, how, longest_s), trials))
+    return {f"t{trial.number}": trial for trial in trials}
+
+
+def check(home: Home, trials: dict[str, Trial], what: str) -> None:
+    """Each pair is one job, of every byte that was written, accepted after its last one."""
+    home.until(lambda: sum(home.view.counts().values()) >= len(trials), "the acceptance of all", seconds=120)
+    jobs: dict[str, Job] = {job.name: job for job in home.view.jobs(limit=2 * len(trials))}
+    assert jobs.keys() == trials.keys()
+    for name, trial in trials.items():
+        folder = home.path("spool") / jobs[name].id
+        assert (folder / "image").read_bytes() == trial.picture
+        assert (folder / "audio").read_bytes() == trial.sound
+    assert not home.view.jobs(states=[s for s in home.view.counts() if s.ended])
+    waits_s = [(jobs[name].accepted_ms - trial.done_ms) / 1000 for name, trial in trials.items()]
+    p50, p99 = (percentile(waits_s, share) for share in (0.5, 0.99))
+    tell(
+        f"{len(trials)} slow writers, {what}", f"0 taken early; last byte to accepted p50 {p50:.2f} s, p99 {p99:.2f} s"
+    )
+
+
+@pytest.mark.parametrize("how", [held_open, reopened])
+def test_nothing_is_taken_from_a_slow_local_writer(home: Home, how: Write) -> None:
+    home.changes = {"render": {"renderer": "missing"}, "watch": {"settle_s": SETTLE_S, "settle_proven_s": 0.05}}
+    with home.running():
+        trials = write_all(home.path("inbox"), how, 3 * SETTLE_S)
+        check(home, trials, how.__name__.replace("_", " "))
+
+
+@needs_root
+@needs_fuse
+def test_nothing_is_taken_from_a_slow_writer_whom_no_event_shows(home: Home) -> None:
+    """The inbox is a FUSE mount and the writer works behind it, as on the far side of NFS: no event, no lease."""
+    watch = {"settle_s": SETTLE_S, "settle_network_s": 2 * SETTLE_S, "poll_s": 0.2}
+    home.changes = {"render": {"renderer": "missing"}, "watch": watch}
+    behind = home.root / "server"
+    behind.mkdir()
+    with bindfs(behind, home.path("inbox")), home.running():
+        home.until(lambda: "is looked at by polling (fuse" in home.log, "the word that it is polled")
+        trials = write_all(behind, reopened, 3 * watch["settle_network_s"])
+        check(home, trials, "behind a bindfs mount")
+
+
+def test_files_that_come_byte_by_byte_are_waited_for(home: Home) -> None:
+    """The last bytes one by one, each long after the file looks settled: once of a picture, once of a sound."""
+    home.changes = {"render": {"renderer": "missing"}}
+    with home.running():
+        inbox = home.path("inbox")
+        slow = {inbox / "anna.png": small_picture(1), inbox / "bert.wav": small_sound(2)}
+        (inbox / "anna.wav").write_bytes(small_sound(1))
+        (inbox / "bert.png").write_bytes(small_picture(2))
+        for path, data in slow.items():
+            path.write_bytes(data[:-12])
+        for left in range(12, 0, -1):
+            time.sleep(0.35)
+            assert home.view.jobs() == []
+            for path, data in slow.items():
+                with path.open("ab") as file:
+                    file.write(data[len(data) - left :][:1])
+        home.until(lambda: len(home.view.jobs()) == 2, "the acceptance of both")
+    assert not any(job.state.ended for job in home.view.jobs())

@@ -1,0 +1,364 @@
+"""`make install` on a bare Debian, and the unit under a real systemd: the tests go through one life of one service."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+from PIL import Image
+
+from lipsyncd.media.mp4 import inspect
+from tests.kits.installation import ROOT, picture, sound
+from tests.kits.machine import container_kit
+from tests.kits.machine.virtual_machine import Machine, booted
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a busy machine installs packages for minutes
+
+SETTINGS = "/etc/lipsyncd/lipsyncd.toml"
+README = (ROOT / "README.md").read_text()
+SUDO = """#!/bin/sh
+[ "$1" = -u ] || exec "$@"
+user=$2; shift 2; exec runuser --user="$user" -- "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A Debian with a checkout in /usr/src/lipsyncd and the people alice, of the service's group later, and bob."""
+    if reason := container_kit.cannot_run("systemd-nspawn", "nsenter"):
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("machine")
+    root = container_kit.copy_root(debian_root, folder / "root")
+    container_kit.checkout(root / "usr/src/lipsyncd")
+    with booted(root, folder / "boot.log") as machine:
+        machine.run("useradd --create-home alice && useradd --create-home bob")
+        machine.write("/usr/local/bin/sudo", SUDO, mode=0o755)
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def installed(machine: Machine) -> Machine:
+    """After `make install` for a box without a GPU, with a key, a free port, and renderers of the test's own."""
+    said = machine.run(f"cd /usr/src/lipsyncd && {told('sudo make install EXTRAS=')}").stdout
+    for word in (SETTINGS, "cpu-only.conf", "adduser NAME lipsyncd", "systemctl enable --now lipsyncd"):
+        assert word in said
+    assert "models pull" not in said
+    machine.run("USER=alice; " + told('sudo usermod --append --groups lipsyncd "$USER"'))
+    package = next((machine.root / "opt/lipsyncd/lib").glob("python3*/site-packages"))
+    shutil.copy(ROOT / "tests/kits/machine/service_renderers.py", package)
+    text = (machine.root / SETTINGS.lstrip("/")).read_text()
+    own = 'renderers = ["slow=service_renderers:Slow", "walls=service_renderers:Walls"]'
+    patience = "stall_timeout_s = 600"  # the first sound that is analysed has numba compile, on a busy machine too
+    text = text.replace("[render]", f"[render]\n{own}\n{patience}").replace("[web]", "[web]\nport = 0")
+    machine.write(SETTINGS, text)
+    machine.run(told("sudo systemctl enable --now lipsyncd"))
+    return machine
+
+
+def told(command: str) -> str:
+    """The command, which the README tells in these very words."""
+    assert command in README
+    return command
+
+
+def told_block(beginning: str) -> str:
+    """The commands of the README's paragraph that begins so."""
+    paragraph = README.partition(f"\n**{beginning}")[2]
+    assert paragraph, beginning
+    lines = re.search(r"(?:^    .*\n)+", paragraph, re.MULTILINE)
+    assert lines is not None
+    return lines.group()
+
+
+def give(
+    machine: Machine,
+    user: str,
+    name: str,
+    *,
+    image: bytes,
+    voice: bytes,
+    inbox: str = "/srv/lipsyncd/inbox",
+    **manifest: Any,
+) -> None:
+    """Let a user of the group drop a job into the share with cp and mv, as over a mount."""
+    home = machine.root / "home" / user
+    for file, content in (("face.png", image), ("voice.wav", voice)):
+        (home / file).write_bytes(content)
+    order = json.dumps({"image": f"{name}.png", "audio": f"{name}.wav", **manifest})
+    (home / "order.json").write_text(order)
+    steps = [("face.png", "png"), ("voice.wav", "wav"), ("order.json", "json")]
+    copies = " && ".join(
+        f"cp ~{user}/{file} {inbox}/.{name}.{suffix} && mv {inbox}/.{name}.{suffix} {inbox}/{name}.{suffix}"
+        for file, suffix in steps
+    )
+    machine.run(copies, user=user)
+
+
+def job(machine: Machine, name: str) -> dict[str, Any]:
+    """The newest job of that name, as `lipsyncd status` tells it to alice; {} when there is none."""
+    told = json.loads(machine.run("lipsyncd status --json", user="alice").stdout)
+    found: dict[str, Any] = next((j for j in told["jobs"] if j["name"] == name), {})
+    return found
+
+
+def until_state(machine: Machine, name: str, state: str) -> dict[str, Any]:
+    found: dict[str, Any] = machine.until(
+        lambda: (j := job(machine, name)).get("state") == state and j, f"job {name}: {state}"
+    )
+    return found
+
+
+def status_of(machine: Machine, path: str, key: str = "") -> int:
+    """What the REST service answers to a GET from inside."""
+    header = f"'Authorization': 'Bearer {key}'" if key else ""
+    file = machine.root / "var/lib/lipsyncd/state/status.json"
+    machine.until(file.exists, "the daemon's own status")
+    port = json.loads(file.read_text())["web_port"]
+    program = f"""
+from urllib import error, request
+asked = request.Request('http://127.0.0.1:{port}{path}', headers={{{header}}})
+try:
+    print(request.urlopen(asked).status)
+except error.HTTPError as refused:
+    print(refused.code)
+"""
+    return int(machine.python(program))
+
+
+# -- a service that runs -----------------------------------------------------------------------------------------------
+
+
+def test_the_service_is_ready_and_says_what_it_does(installed: Machine) -> None:
+    assert installed.show("ActiveState") == "active"
+    assert installed.show("UnitFileState") == "enabled"
+    assert installed.show("User") == "lipsyncd"
+    assert installed.show("WatchdogUSec") == "30s"
+    installed.until(lambda: installed.show("StatusText") == "idle", "the status text")
+    assert status_of(installed, "/health/ready") == 200
+    assert installed.show("NRestarts") == "0"
+
+
+def test_the_key_comes_as_a_credential(installed: Machine) -> None:
+    assert status_of(installed, "/credits") == 200
+    installed.run(told_block("A key"))
+    key = (installed.root / "etc/lipsyncd/api-key").read_text().strip()
+    assert re.fullmatch(r"anna:\S{24}", key)
+    assert '\nhost = "0.0.0.0"' in (installed.root / SETTINGS.lstrip("/")).read_text()
+    assert status_of(installed, "/credits") == 401
+    assert status_of(installed, "/credits", key=key) == 200
+    environment = installed.run(f"cat /proc/{installed.show('MainPID')}/environ").stdout
+    assert "HF_HUB_OFFLINE" in environment
+    assert key.partition(":")[2] not in environment
+
+
+def test_a_member_of_the_group_drops_a_job_and_takes_its_video(installed: Machine) -> None:
+    """The preview renderer under the unit's walls, with the inputs of another user and the drop-in for no GPU."""
+    installed.run(told_block("Drop-ins."))
+    assert installed.show("PrivateDevices") == "yes"
+    face = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).save(face, "PNG")
+    give(installed, "alice", "share", image=face.getvalue(), voice=sound(1.0), renderer="preview")
+    installed.until(lambda: job(installed, "share").get("state") in ("done", "failed"), "the job's end", seconds=400)
+    assert job(installed, "share")["state"] == "done", job(installed, "share")
+    video = "/srv/lipsyncd/outbox/share.mp4"
+    installed.run(f"cp {video} ~alice/ && rm {video} /srv/lipsyncd/outbox/share.json", user="alice")
+    assert inspect(installed.root / "home/alice/share.mp4").video.frames == 25
+    assert set(installed.run("stat --format=%G /srv/lipsyncd/archive/*").stdout.split()) == {"lipsyncd"}
+    installed.run("rm /etc/systemd/system/lipsyncd.service.d/cpu-only.conf")
+    installed.run("systemctl daemon-reload && systemctl restart lipsyncd")
+
+
+def test_the_group_submits_and_cancels_under_any_umask_and_strangers_do_not(installed: Machine) -> None:
+    home = installed.root / "home/alice"
+    (home / "face.png").write_bytes(picture(1))
+    (home / "voice.wav").write_bytes(sound(30.0, 1))
+    submit = "umask 077; cd; lipsyncd submit ~alice/face.png ~alice/voice.wav --renderer slow --name mine"
+    job_id = installed.run(submit, user="alice").stdout.strip()
+    until_state(installed, "mine", "running")
+    assert "cancelled" in installed.run(f"umask 077; cd; lipsyncd cancel {job_id}", user="alice").stdout
+    until_state(installed, "mine", "cancelled")
+    stranger = installed.run("cd; lipsyncd status", user="bob", check=False)
+    assert stranger.returncode == 77
+    assert "adduser" in stranger.stderr
+    assert "Traceback" not in stranger.stderr
+    assert installed.run("cp ~bob/.profile /srv/lipsyncd/inbox/", user="bob", check=False).returncode != 0
+
+
+def test_the_walls_hold_from_inside(installed: Machine) -> None:
+    installed.run("install -d -o lipsyncd /usr/local/elsewhere")
+    give(installed, "alice", "walls", image=picture(2), voice=sound(0.3, 2), renderer="walls", resolution=64)
+    until_state(installed, "walls", "done")
+    tried = json.loads((installed.root / "var/lib/lipsyncd/state/walls.json").read_text())
+    open_doors = {name for name, outcome in tried.items() if outcome == "done"}
+    assert open_doors == {"write the state", "write the outbox"}, tried
+    assert tried["write elsewhere"] == "Read-only file system"
+    assert tried["make a namespace"] == "Operation not permitted"
+
+
+def test_systemctl_reload_has_the_settings_read_again(installed: Machine) -> None:
+    text = (installed.root / SETTINGS.lstrip("/")).read_text()
+    installed.write(SETTINGS, text.replace("[render]", "[render]\nstop_grace_s = 20"))
+    installed.run("systemctl reload lipsyncd")
+    installed.until(lambda: "settings read again: 1 taken over" in installed.journal(), "the reload")
+    assert "render.stop_grace_s is 20.0 now, was 30.0" in installed.journal()
+    installed.until(lambda: installed.show("ActiveState") == "active", "the end of the reload")
+    installed.until(lambda: installed.show("StatusText") == "idle", "the status text")
+
+
+# -- stopping and falling ----------------------------------------------------------------------------------------------
+
+
+def test_a_stop_lets_the_job_finish_within_its_grace(installed: Machine) -> None:
+    give(installed, "alice", "short", image=picture(3), voice=sound(1.0, 3), renderer="slow", resolution=64)
+    found = until_state(installed, "short", "running")
+    installed.until(lambda: re.match(rf"rendering job {found['id']} \d+%$", installed.show("StatusText")), "the status")
+    installed.run("systemctl stop lipsyncd")
+    assert (installed.show("Result"), installed.show("ExecMainStatus")) == ("success", "0")
+    assert job(installed, "short")["state"] == "done"
+    assert inspect(installed.root / "srv/lipsyncd/outbox/short.mp4").video.frames == 25
+
+
+def test_a_stop_puts_a_longer_job_back_and_charges_nothing(installed: Machine) -> None:
+    text = (installed.root / SETTINGS.lstrip("/")).read_text()
+    installed.write(SETTINGS, text.replace("stop_grace_s = 20", "stop_grace_s = 1"))
+    installed.run("systemctl start lipsyncd")
+    give(installed, "alice", "long", image=picture(4), voice=sound(20.0, 4), renderer="slow", resolution=64)
+    until_state(installed, "long", "running")
+    installed.run("systemctl stop lipsyncd")
+    assert (installed.show("Result"), installed.show("ExecMainStatus")) == ("success", "0")
+    found = job(installed, "long")
+    assert (found["state"], found["attempt"]) == ("queued", 0)
+    assert not list((installed.root / "srv/lipsyncd/outbox").glob("long*"))
+    installed.run("systemctl start lipsyncd")
+    installed.run(f"cd; lipsyncd cancel {found['id']}", user="alice")
+    until_state(installed, "long", "cancelled")
+
+
+def test_a_member_is_no_daemon(installed: Machine) -> None:
+    """With the service down, its state can be read by the group; what changes the ledger is its user's alone."""
+    installed.run("systemctl stop lipsyncd")
+    found = job(installed, "long")
+    refused = installed.run(f"cd; lipsyncd retry {found['id']}", user="alice", check=False)
+    assert refused.returncode == 77
+    assert "sudo -u lipsyncd lipsyncd" in refused.stderr
+    assert "queued" in installed.run(f"lipsyncd retry {found['id']}", user="lipsyncd").stdout
+    assert "cancelled" in installed.run(f"lipsyncd cancel {found['id']}", user="lipsyncd").stdout
+    installed.run("systemctl start lipsyncd")
+
+
+def test_a_daemon_that_hangs_is_ended_by_the_watchdog_and_started_again(installed: Machine) -> None:
+    installed.write("/etc/systemd/system/lipsyncd.service.d/quick.conf", "[Service]\nWatchdogSec=4\nRestartSec=0\n")
+    installed.run("systemctl daemon-reload && systemctl restart lipsyncd")
+    hung = installed.show("MainPID")
+    time.sleep(6.0)  # longer than the watchdog: it is fed
+    assert (installed.show("MainPID"), installed.show("NRestarts")) == (hung, "0")
+    installed.run(f"kill -STOP {hung}")
+    installed.until(lambda: installed.show("NRestarts") == "1", "the restart")
+    installed.until(lambda: installed.show("ActiveState") == "active", "the new daemon")
+    assert installed.show("MainPID") != hung
+    installed.until(lambda: "Watchdog timeout" in installed.journal(), "systemd's word of it")
+    installed.until(lambda: installed.show("StatusText") == "idle", "the status text")
+
+
+def test_a_daemon_that_dies_is_started_again_and_a_wrong_setting_is_not_tried_twice(installed: Machine) -> None:
+    before = int(installed.show("NRestarts"))
+    installed.run(f"kill -KILL {installed.show('MainPID')}")
+    installed.until(lambda: int(installed.show("NRestarts")) > before, "the restart")
+    installed.until(lambda: installed.show("ActiveState") == "active", "the new daemon")
+    text = (installed.root / SETTINGS.lstrip("/")).read_text()
+    installed.write(SETTINGS, text.replace("[render]", "[render]\nstop_grace = 1"))
+    installed.run("systemctl restart lipsyncd", check=False)
+    installed.until(lambda: installed.show("ActiveState") == "failed", "the end")
+    assert installed.show("ExecMainStatus") == "78"
+    assert "did you mean render.stop_grace_s?" in installed.journal()
+    installed.write(SETTINGS, text)
+    installed.run("rm /etc/systemd/system/lipsyncd.service.d/quick.conf")
+    installed.run("systemctl daemon-reload && systemctl reset-failed lipsyncd && systemctl start lipsyncd")
+
+
+def test_without_a_key_the_service_starts_on_this_machine_alone(installed: Machine) -> None:
+    (installed.root / "etc/lipsyncd/api-key").unlink()
+    installed.run("systemctl restart lipsyncd", check=False)
+    installed.until(lambda: installed.show("ActiveState") == "failed", "the refusal")
+    assert "no key is configured" in installed.journal()
+    installed.run(f"sed -i 's/^host = /# host = /' {SETTINGS}")
+    installed.run("systemctl reset-failed lipsyncd && systemctl start lipsyncd")
+    assert status_of(installed, "/credits") == 200
+
+
+# -- other places ------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_taken_into_use_goes_away_and_comes_back(installed: Machine) -> None:
+    """The README's commands, with a bind mount in place of the file server's."""
+    share = told_block("A share.").replace(
+        "nas:/talking /mnt/share nfs hard,noatime,_netdev", "/nas /mnt/share none bind"
+    )
+    assert "/nas " in share
+    installed.run(f"mkdir /nas && {share}")
+    assert "/mnt/share" in installed.show("RequiresMountsFor").split()
+    order = {"image": picture(5), "voice": sound(0.3, 5), "renderer": "slow", "resolution": 64}
+    give(installed, "alice", "there", inbox="/mnt/share/inbox", **order)
+    until_state(installed, "there", "done")
+    assert (installed.root / "nas/outbox/there.mp4").exists()
+    installed.run("umount --lazy /mnt/share")  # the daemon holds its lock of the inbox
+    installed.until(
+        lambda: "not ready: inbox: /mnt/share/inbox is not mounted" in installed.show("StatusText"), "the word"
+    )
+    installed.run("mount /mnt/share")
+    give(installed, "alice", "again", inbox="/mnt/share/inbox", **order)
+    until_state(installed, "again", "done")
+    assert installed.show("NRestarts") == "0"
+
+
+def test_the_state_moves_to_another_disk(installed: Machine) -> None:
+    before = json.loads(installed.run("lipsyncd status --json", user="alice").stdout)["jobs"]
+    installed.run(told_block("Moving the state"))
+    shutil.rmtree(installed.root / "var/lib/lipsyncd/state")
+    order = {"image": picture(6), "voice": sound(0.3, 6), "renderer": "slow", "resolution": 64}
+    give(installed, "alice", "moved", inbox="/mnt/share/inbox", **order)
+    until_state(installed, "moved", "done")
+    after = json.loads(installed.run("lipsyncd status --json", user="alice").stdout)["jobs"]
+    assert {j["id"] for j in before} < {j["id"] for j in after}
+    job_id = installed.run("cd; lipsyncd submit face.png voice.wav --renderer slow --name last", user="alice").stdout
+    installed.until(lambda: job(installed, "last"), "the job of the command line")
+    installed.run(f"lipsyncd cancel {job_id.strip()}", user="alice")
+
+
+# -- upgrade and end ---------------------------------------------------------------------------------------------------
+
+
+def test_installing_again_upgrades_a_running_service_and_keeps_its_settings(installed: Machine) -> None:
+    text = (installed.root / SETTINGS.lstrip("/")).read_text()
+    before = installed.show("MainPID")
+    installed.write("/usr/src/lipsyncd/lipsyncd/of_the_next_version.py", '"""New."""\n')
+    said = installed.run("cd /usr/src/lipsyncd && make install EXTRAS=").stdout
+    assert "The service runs again." in said
+    assert (installed.root / SETTINGS.lstrip("/")).read_text() == text
+    assert installed.show("ActiveState") == "active"
+    assert installed.show("MainPID") != before
+    installed.run("/opt/lipsyncd/bin/python -c 'import lipsyncd.of_the_next_version'")
+    assert job(installed, "short")["state"] == "done"
+    assert not list((installed.root / "usr/src/lipsyncd").glob("build"))
+
+
+def test_uninstalling_takes_the_program_and_leaves_what_people_made(installed: Machine) -> None:
+    said = installed.run("cd /usr/src/lipsyncd && make uninstall").stdout
+    root = installed.root
+    for kept in ("/etc/lipsyncd", "/var/lib/lipsyncd", "/srv/lipsyncd"):
+        assert kept in said
+        assert (root / kept.lstrip("/")).is_dir()
+    assert (root / "srv/lipsyncd/outbox/short.mp4").exists()
+    assert (root / "data/lipsyncd/state/ledger.db").exists()
+    gone = ("opt/lipsyncd", "usr/local/bin/lipsyncd", "usr/local/lib/systemd/system/lipsyncd.service")
+    assert [path for path in gone if (root / path).is_symlink() or (root / path).exists()] == []
+    assert installed.show("LoadState") == "not-found"
+    assert installed.run("find /proc -maxdepth 1 -user lipsyncd -name '[0-9]*'").stdout == ""

@@ -1,0 +1,97 @@
+"""The files of systemd/: silent under `systemd-analyze verify`, walls as promised, and true to the program."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.settings import load
+from tests.kits.installation import ROOT
+
+SYSTEMD = ROOT / "systemd"
+DROP_INS = sorted(path.name for path in (SYSTEMD / "lipsyncd.service.d").glob("*.conf"))
+# Exposure in tenths, lower is better. Nothing that opens a GPU or plays media was seen below 15.
+EXPOSURE = {"": 14, "cpu-only.conf": 12, "loopback-only.conf": 12, "mounted-share.conf": 14, "pull-weights.conf": 14}
+
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+
+
+def lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def unit(folder: Path, drop_in: str = "") -> Path:
+    """The unit with one drop-in beside it, as systemd would read both; its program exists."""
+    text = (SYSTEMD / "lipsyncd.service").read_text().replace("/opt/lipsyncd/bin/lipsyncd", "/bin/true")
+    path = folder / "lipsyncd.service"
+    path.write_text(text)
+    if drop_in:
+        (folder / "lipsyncd.service.d").mkdir()
+        shutil.copy(SYSTEMD / "lipsyncd.service.d" / drop_in, folder / "lipsyncd.service.d")
+    return path
+
+
+def test_every_drop_in_is_measured() -> None:
+    assert set(EXPOSURE) == {"", *DROP_INS}
+
+
+@needs_systemd
+@pytest.mark.parametrize("drop_in", EXPOSURE, ids=lambda name: name or "alone")
+def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path: Path, drop_in: str) -> None:
+    path = unit(tmp_path, drop_in)
+    verified = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+@needs_systemd
+def test_verify_would_speak_of_a_line_that_it_does_not_know(tmp_path: Path) -> None:
+    path = unit(tmp_path)
+    path.write_text(path.read_text().replace("WatchdogSec=30", "WatchDogSecs=30"))
+    verified = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
+    assert "WatchDogSecs" in verified.stderr
+
+
+@needs_systemd
+@pytest.mark.parametrize(("drop_in", "most"), EXPOSURE.items())
+def test_the_walls_are_as_high_as_promised(tmp_path: Path, drop_in: str, most: int) -> None:
+    command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={most}", unit(tmp_path, drop_in)]
+    judged = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert judged.returncode == 0, judged.stdout[-300:]
+    stricter = [part if not str(part).startswith("--threshold") else "--threshold=5" for part in command]
+    assert subprocess.run(stricter, capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("name", ["nvidia", "nvidia-frontend", "nvidiactl", "nvidia-uvm", "nvidia-caps"])
+def test_the_gpu_is_allowed_under_the_names_of_old_and_new_drivers(name: str) -> None:
+    assert f"DeviceAllow=char-{name} rw" in lines(SYSTEMD / "lipsyncd.service")
+
+
+def test_the_units_folders_are_those_of_the_settings_and_of_tmpfiles() -> None:
+    settings = load(ROOT / "config" / "service.toml", environ={"HOME": "/nonexistent"})
+    made = {Path(line.split()[1]): line.split()[2:5] for line in lines(SYSTEMD / "tmpfiles.d" / "lipsyncd.conf")}
+    shared = [settings.paths.inbox, settings.paths.outbox, settings.paths.failed, settings.paths.archive]
+    for folder in (*shared, settings.paths.state / "control"):
+        assert made[folder] == ["2770", "lipsyncd", "lipsyncd"]
+    assert made[settings.paths.storage] == made[settings.paths.state] == ["0750", "lipsyncd", "lipsyncd"]
+    unit = lines(SYSTEMD / "lipsyncd.service")
+    assert {f"ReadWritePaths=-{folder.parent}" for folder in shared} == {"ReadWritePaths=-/srv/lipsyncd"} <= set(unit)
+    assert "StateDirectory=lipsyncd" in unit
+
+
+def test_the_service_without_a_gpu_has_settings_that_load(tmp_path: Path) -> None:
+    text = (
+        (ROOT / "config" / "service.toml").read_text().replace("# renderer", "renderer").replace("# devices", "devices")
+    )
+    (tmp_path / "lipsyncd.toml").write_text(text)
+    settings = load(tmp_path / "lipsyncd.toml", environ={"HOME": "/nonexistent"})
+    assert (settings.render.renderer, settings.render.devices) == ("preview", ("cpu",))
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "config").glob("*.sh")), ids=lambda path: path.name)
+def test_the_scripts_are_written_for_any_posix_shell(script: Path) -> None:
+    checked = subprocess.run(["sh", "-n", script], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert script.read_text().startswith("#!/bin/sh\n")

@@ -1,0 +1,197 @@
+"""The log of whole daemon runs: every line is an event, and no secret that passes through is in any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from lipsyncd.jobs.job import JobState
+from lipsyncd.log import printable
+from tests.kits.installation import Home, picture, put, sound
+from tests.kits.web_kit import Api, port_of
+from tests.kits.webhook_receiver import Answer, receiving
+
+KEY = "somebody:key-that-nobody-may-read"
+SIGNED = "X-Signature=query-that-nobody-may-read"
+SECRETS = ("nobody-may-read", "bm9ib2R5LW1heS1yZWFk")  # plain, and as the middle of base64
+ODD = "forged\n<0>2026-01-01 error all is lost\x1b[2J"
+
+
+class Shelf(BaseHTTPRequestHandler):
+    """Serves a picture and a voice to whoever has the signature."""
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        body = {"/a.png": picture(5), "/a.wav": sound(0.3)}.get(path)
+        if path == "/away":
+            self.send_response(302)
+            self.send_header("Location", f"/nowhere?{SIGNED}")
+            self.end_headers()
+            return
+        self.send_response(200 if body and query == SIGNED else 404)
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def shelf() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shelf)
+    thread = Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Everything that a daemon said, at the level debug, through a day of good and bad jobs."""
+    home = Home(tmp_path_factory.mktemp("log"))
+    home.changes["log"] = {"format": "json", "level": "debug"}
+    home.changes["fetch"] = {"allow": ["127.0.0.1"]}
+    home.changes["web"] = {"enabled": True, "webhook_allow": ["127.0.0.1"]}
+    home.changes["render"] = {"max_attempts": 1}
+    with shelf() as host, receiving(Answer(500), Answer(204)) as receiver:
+        hook = f"{receiver.url}?{SIGNED}"
+        with home.running(LIPSYNCD_API_KEY=KEY):
+            put(home.path("inbox"), f"{ODD}.png", picture(1))
+            put(home.path("inbox"), f"{ODD}.wav", sound(0.3, 1))
+            put(home.path("inbox"), b"caf\xe9.txt", b"no picture")
+            _drop_addresses(home, host, hook)
+            home.drop_manifest("crash", **_pair(home, "crash", 3), renderer="abort")
+            _ask_badly(Api(home, port_of(home)))
+            for name in ("good", "gone", "away", "refused", "user", "broken", "crash"):
+                home.until_state(name, JobState.DONE, JobState.FAILED)
+            home.until_state(printable(ODD), JobState.DONE)
+            assert home.cli("retry", str(home.job("gone").id)).returncode == 0  # type: ignore[union-attr]
+            home.until(lambda: len(receiver.hits) >= 2, "both tries of the webhook")
+            home.until(lambda: "delivered to" in home.log, "the word of its delivery")
+        assert receiver.hits[0].target.endswith(SIGNED)
+    return home.log
+
+
+def _pair(home: Home, name: str, seed: int) -> dict[str, str]:
+    put(home.path("inbox"), f"{name}-in.png", picture(seed))
+    put(home.path("inbox"), f"{name}-in.wav", sound(0.3, seed))
+    return {"image": f"{name}-in.png", "audio": f"{name}-in.wav", "out_name": name}
+
+
+def _drop_addresses(home: Home, host: str, hook: str) -> None:
+    """Signed addresses that are there, gone, lead away, may not be asked, hold a password, and are none."""
+    voice = f"http://{host}/a.wav?{SIGNED}"
+    for name, image in {
+        "good": f"http://{host}/a.png?{SIGNED}",
+        "gone": f"http://{host}/b.png?{SIGNED}",
+        "away": f"http://{host}/away?{SIGNED}",
+        "refused": f"http://192.0.2.1/a.png?{SIGNED}",
+        "user": f"http://me:password-that-nobody-may-read@{host}/a.png",
+        "broken": f"http://127.1/a.png?{SIGNED}",
+    }.items():
+        home.drop_manifest(name, image=image, audio=voice, **({"webhook": hook} if name == "good" else {}))
+
+
+def _ask_badly(api: Api) -> None:
+    wrong = "wrong-key-that-nobody-may-read"
+    assert api.get("/health").status == 200
+    assert api.get(f"/talks?{SIGNED}", authorization=f"Basic {wrong}").status == 401
+    assert api.get("/talks", authorization=f"Basic {KEY}").status == 200
+    assert api.get(f"/no/such/place?{SIGNED}", authorization=f"Basic {KEY}").status == 404
+    assert api.call("POST", "/talks", b"{no json", headers={"Authorization": f"Basic {KEY}"}).status == 400
+
+
+def events(log: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.splitlines()]
+
+
+def test_every_line_is_one_event_with_time_level_and_words(log: str) -> None:
+    told = events(log)
+    assert len(told) > 30
+    for event in told:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["ts"])
+        assert event["level"] in ("debug", "info", "warning", "error")
+        assert event["event"].isprintable()
+        assert event["event"]
+    assert {"info", "warning"} <= {event["level"] for event in told}
+
+
+def test_events_about_a_job_name_it(log: str) -> None:
+    about = [event for event in events(log) if re.match(r"job [0-9a-f]{8}-", event["event"])]
+    assert len(about) > 15
+    assert all(event["job_id"] == event["event"].split()[1].rstrip(":") for event in about)
+
+
+def test_a_name_with_a_line_break_stays_one_line(log: str) -> None:
+    about = [event["event"] for event in events(log) if "all is lost" in event["event"]]
+    accepted, done = [line for line in about if line.startswith("job ")]  # watchdog tells of the files as well
+    assert accepted.endswith(" accepted: forged\\n<0>2026-01-01 error all is lost\\x1b[2J, flat")
+    assert " done: forged_<0>2026-01-01 error all is lost_[2J.mp4, " in done
+
+
+def test_no_key_no_query_and_no_password_is_in_the_log(log: str) -> None:
+    assert "/a.png" in log  # addresses are told
+    assert not [line for line in log.splitlines() if any(secret in line for secret in SECRETS)]
+
+
+def test_no_line_is_a_bug_of_ours(log: str) -> None:
+    assert [event for event in events(log) if "traceback" in event] == []
+
+
+# -- the first and the last line ---------------------------------------------------------------------------------------
+
+
+def refused(home: Home, **environment: str) -> tuple[int, str]:
+    """A start that fails: its status, and everything that was said."""
+    done = home.cli("run", **environment)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_a_start_that_fails_is_told_in_the_form_that_the_settings_want(home: Home) -> None:
+    home.changes["log"] = {"format": "json"}
+    home.changes["render"] = {"ffmpeg": "/nowhere/ffmpeg"}
+    status, said = refused(home)
+    [event] = events(said)
+    assert (status, event["level"]) == (78, "error")
+    assert "render.ffmpeg" in event["event"]
+
+
+def test_settings_that_cannot_be_read_are_told_in_the_journals_form(home: Home, tmp_path: Path) -> None:
+    home.changes["output"] = {"fps": 0}
+    with (tmp_path / "journal").open("w+") as stream:
+        info = os.fstat(stream.fileno())
+        command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "run"]
+        environment = home.environment(JOURNAL_STREAM=f"{info.st_dev}:{info.st_ino}")
+        done = subprocess.run(command, stderr=stream, env=environment, timeout=60, check=False)
+        stream.seek(0)
+        [line] = stream.read().splitlines()
+    assert done.returncode == 78
+    assert line.startswith("<3>output.fps is 0")
+
+
+def test_a_daemon_under_the_journal_gives_every_line_its_priority(home: Home) -> None:
+    with (home.root / "daemon.log").open("ab") as stream:
+        info = os.fstat(stream.fileno())
+    with home.running(JOURNAL_STREAM=f"{info.st_dev}:{info.st_ino}"):
+        home.drop_pair("anna")
+        home.until_done("anna")
+        home.drop_manifest("bad", image="nothing.png", audio="nothing.wav", renderer="nosuch")
+    lines = home.log.splitlines()
+    assert len(lines) > 5
+    assert all(re.match(r"<[3-7]>\S", line) for line in lines), lines

@@ -1,0 +1,49 @@
+"""The lines of the README for clients, each run as it stands there: only the port and the key are of this machine."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.kits.installation import ROOT, picture, sound
+from tests.kits.web_kit import Api, serving
+
+REST = (ROOT / "README.md").read_text().partition("\n## REST\n")[2].partition("\n## ")[0]
+BLOCKS = re.findall(r"```(sh|python|js)\n(.*?)```", REST, re.DOTALL)
+PROGRAMS = {"sh": ["sh", "-eu"], "python": [sys.executable], "js": ["node"]}
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with serving(tmp_path_factory.mktemp("readme")) as api:
+        yield api
+
+
+def test_there_are_lines_for_both_apis_in_three_languages() -> None:
+    assert [language for language, _ in BLOCKS] == ["sh", "python", "js"] * 2
+
+
+@pytest.mark.parametrize(("language", "text"), BLOCKS, ids=[f"{lang} {n // 3}" for n, (lang, _) in enumerate(BLOCKS)])
+def test_the_lines_make_a_video(api: Api, tmp_path: Path, language: str, text: str) -> None:
+    if shutil.which("curl" if language == "sh" else PROGRAMS[language][0]) is None:
+        pytest.skip(f"this machine has no program for {language}")
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture(width=200, height=180))).save(buffer, "JPEG")
+    (tmp_path / "anna.jpg").write_bytes(buffer.getvalue())
+    (tmp_path / "hello.wav").write_bytes(sound())
+    (tmp_path / "lines").write_text(text.replace("http://127.0.0.1:8003", api.url))
+    environment = {**api.home.environment(DID_KEY="me:one-long-word"), "NO_PROXY": "*"}
+    done = subprocess.run(
+        [*PROGRAMS[language], "lines"], cwd=tmp_path, capture_output=True, text=True, timeout=100, env=environment,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "anna.mp4").read_bytes()[4:8] == b"ftyp", done.stdout

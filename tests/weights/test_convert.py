@@ -1,0 +1,272 @@
+"""Pickles: read once, in the jail, after their hash was right; what they become; and those that are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from lipsyncd.errors import WeightsDamaged, WeightsMissing  # noqa: E402
+from lipsyncd.renderers.musetalk.convert import Refused, load, write  # noqa: E402
+from lipsyncd.weights import AutoPull, Store, Weight, pull  # noqa: E402
+from tests.kits.hub_kit import put, running_hub, weight  # noqa: E402
+
+TENSORS = {
+    "up.weight": torch.linspace(-3, 3, 24).reshape(2, 3, 4),
+    "up.bias": torch.tensor([65504.0, 1e-8, -0.1]),
+    "turned": torch.arange(12.0).reshape(3, 4).t(),
+    "counted": torch.tensor(7),
+    "empty": torch.zeros(0, 3),
+}
+BOTH_FORMATS = pytest.mark.parametrize("archive", [True, False], ids=["archive", "as before torch 1.6"])
+
+
+def saved(path: Path, value: object, *, archive: bool = True) -> bytes:
+    torch.save(value, path, _use_new_zipfile_serialization=archive)
+    return path.read_bytes()
+
+
+def entry_of(content: bytes) -> Weight:
+    return weight("unet", content, file="unet/unet.pth", becomes="unet/unet.safetensors", dtype="float16")
+
+
+def given(tmp_path: Path, content: bytes) -> Store:
+    """A folder in which somebody has laid a pickle whose hash is in the lock list."""
+    entry = entry_of(content)
+    put(tmp_path / "models", entry, content)
+    return Store(tmp_path / "models", [entry])
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Such a folder after a pull. Not to be changed."""
+    folder = tmp_path_factory.mktemp("converted")
+    store = given(folder, saved(folder / "x", TENSORS))
+    assert store.status()[0].state == "unconverted"
+    pull(store, store.weights)
+    return store
+
+
+@pytest.fixture
+def copied(converted: Store, tmp_path: Path) -> Store:
+    """A copy of it, without the pickle."""
+    store = Store(Path(shutil.copytree(converted.folder, tmp_path / "copied")), converted.weights)
+    store.original(store.weights[0]).unlink()
+    return store
+
+
+# -- what becomes of a pickle ------------------------------------------------------------------------------------------
+
+
+def test_a_pickle_becomes_safetensors_of_half_precision(converted: Store) -> None:
+    assert converted.status()[0].state == "verified"
+    found = load_file(converted.path("unet"))
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        wanted = tensor.half() if tensor.is_floating_point() else tensor
+        assert found[name].dtype == wanted.dtype
+        assert torch.equal(found[name], wanted)
+    with safetensors.safe_open(converted.path("unet"), "pt") as file:
+        assert file.metadata() == {"format": "pt", "sha256_of_source": converted.weights[0].sha256}
+
+
+def test_a_pickle_that_was_somebodys_stays_and_nothing_else_does(converted: Store) -> None:
+    assert sorted(os.listdir(converted.folder / "unet")) == [".unet.safetensors.proof", "unet.pth", "unet.safetensors"]
+
+
+@BOTH_FORMATS
+def test_both_formats_of_torch_are_read(tmp_path: Path, archive: bool) -> None:
+    saved(tmp_path / "x", TENSORS, archive=archive)
+    found = load(tmp_path / "x")
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_full_precision_is_kept_where_the_list_says_so_and_bytes_repeat(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).touch()
+        write(TENSORS, tmp_path / name, dtype=torch.float32, made_from="f" * 64)
+    assert torch.equal(load_file(tmp_path / "a")["up.bias"], TENSORS["up.bias"])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_header_says_where_each_tensor_lies(converted: Store) -> None:
+    data = converted.path("unet").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    ends = [entry["data_offsets"][1] for name, entry in sorted(header.items()) if name != "__metadata__"]
+    assert ends == sorted(ends)
+    assert 8 + length + ends[-1] == len(data)
+
+
+def test_a_fetched_pickle_stays_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    content = saved(tmp_path / "x", TENSORS)
+    entry = entry_of(content)
+    store = Store(tmp_path / "models", [entry])
+    with running_hub() as hub:
+        hub.has(entry, content)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        pull(store, [entry], keep_pickles=True)
+    assert load_file(store.path("unet")).keys() == TENSORS.keys()
+    assert store.original(entry).read_bytes() == content
+
+
+def test_one_tensor_is_in_memory_at_a_time_and_not_the_file(tmp_path: Path) -> None:
+    torch.save({f"layer{n}": torch.full((2 << 20,), float(n)) for n in range(36)}, tmp_path / "x")  # 36 of 8 MB
+    target = tmp_path / "y"
+    target.touch()
+    grown_kb = peak_of_anonymous_kb(lambda: write(load(tmp_path / "x"), target, dtype=torch.float16, made_from=""))
+    assert grown_kb < 40_000
+    assert target.stat().st_size > 36 << 22
+
+
+def peak_of_anonymous_kb(work: Callable[[], None]) -> int:
+    """How much memory that is no file's `work` needs beyond what there is."""
+    before, peak, done = anonymous_kb(), [0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], anonymous_kb() - before)
+
+    with_it = threading.Thread(target=look)
+    with_it.start()
+    work()
+    done.set()
+    with_it.join()
+    return peak[0]
+
+
+def anonymous_kb() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """Does something when it is read without care."""
+
+    def __init__(self, done: Path) -> None:
+        self.done = done
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch {self.done}",))
+
+
+def test_an_evil_pickle_is_refused_although_its_hash_is_right(tmp_path: Path) -> None:
+    store = given(tmp_path, saved(tmp_path / "x", {"w": Evil(tmp_path / "done")}))
+    with pytest.raises(WeightsDamaged, match=r"refused all the same: .*unsupported GLOBAL posix.system") as caught:
+        pull(store, store.weights)
+    assert "weights_only" not in str(caught.value)  # torch's advice to turn safety off is not passed on
+    assert not (tmp_path / "done").exists()
+    assert os.listdir(store.folder / "unet") == ["unet.pth"]
+    torch.load(tmp_path / "x", weights_only=False)
+    assert (tmp_path / "done").exists()  # it was evil indeed
+
+
+def test_an_evil_pickle_of_the_older_format_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "x", {"w": Evil(tmp_path / "done")}, archive=False)
+    with pytest.raises(Refused, match=r"nsupported"):
+        load(tmp_path / "x")
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_pickle_with_a_wrong_hash_is_not_opened(tmp_path: Path) -> None:
+    store = given(tmp_path, saved(tmp_path / "x", TENSORS))
+    store.original(store.weights[0]).write_bytes(b"another")
+    with pytest.raises(WeightsDamaged, match=f"not {store.weights[0].sha256}"):
+        pull(store, store.weights)
+    assert not store.path("unet").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([torch.zeros(1)], "it holds a list"),
+        ({}, "it holds a dict"),
+        ({"a": {"b": torch.zeros(1)}}, "'a' in it"),
+        ({"a": torch.zeros(1, dtype=torch.complex64)}, "'a' in it"),
+        ({1: torch.zeros(1)}, "1 in it"),
+    ],
+    ids=["list", "nothing", "nested", "complex", "number"],
+)
+def test_what_is_no_mapping_of_names_to_tensors_is_refused(tmp_path: Path, value: object, told: str) -> None:
+    saved(tmp_path / "x", value)
+    with pytest.raises(Refused, match=told):
+        load(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "torch.save"),
+        (bytes(1000), "torch.save"),
+        (b"cposix\nsystem\n(S'true'\ntR.", "torch.save"),
+        (b"PK\x03\x04" + bytes(1000), "no plain archive"),
+    ],
+    ids=["empty", "zeros", "bare pickle", "no zip"],
+)
+def test_what_torch_has_not_written_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(Refused, match=told):
+        load(tmp_path / "x")
+
+
+def test_a_pickle_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    for archive in (True, False):
+        (tmp_path / "y").write_bytes(saved(tmp_path / "x", TENSORS, archive=archive)[:-60])
+        with pytest.raises(Refused):
+            load(tmp_path / "y")
+
+
+# -- afterwards --------------------------------------------------------------------------------------------------------
+
+
+def test_a_converted_file_is_known_by_the_hash_that_it_had(copied: Store) -> None:
+    path = copied.path("unet")
+    copied.require()
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(WeightsDamaged, match=r"has sha256 \w{64}, not \w{64}, and was renamed"):
+        copied.require()
+
+
+def test_a_box_without_a_network_takes_what_another_one_has_converted(
+    copied: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    here = Store(tmp_path / "here", copied.weights)
+    pull(here, here.weights, source=copied.folder)
+    here.require()
+    assert here.path("unet").read_bytes() == copied.path("unet").read_bytes()
+
+
+def test_a_converted_file_without_a_record_is_made_again_although_pulling_is_off(tmp_path: Path) -> None:
+    store = given(tmp_path, saved(tmp_path / "x", TENSORS))
+    path = store.path("unet")
+    path.write_bytes(b"from somewhere")
+    auto = AutoPull(store, allowed=False)
+    with pytest.raises(WeightsDamaged, match="has no record of what made it"):
+        auto.require()
+    with pytest.raises(WeightsMissing, match="being pulled"):
+        auto.require()
+    while auto.busy:
+        time.sleep(0.02)
+    auto.require()
+    assert load_file(path).keys() == TENSORS.keys()
+    assert path.with_name("unet.safetensors.damaged").read_bytes() == b"from somewhere"
