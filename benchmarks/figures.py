@@ -25,7 +25,7 @@ from PIL import Image
 from lipsyncd.jobs.job import Job
 from lipsyncd.media.mp4 import inspect
 from lipsyncd.renderers.preview.find.choose_face import find_speaker
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.media.media_kit import encoded, wav
 from tests.kits.media.preview_kit import (
     astronaut,
@@ -48,14 +48,14 @@ def say(name: str, value: str) -> None:
     print(f"| {name} | {value} |", flush=True)
 
 
-def scratch(**changes: dict[str, object]) -> Home:
-    home = Home(Path(tempfile.mkdtemp(prefix="lipsyncd-bench-")))
-    home.changes = {
+def scratch(**changes: dict[str, object]) -> Installation:
+    installation = Installation(Path(tempfile.mkdtemp(prefix="lipsyncd-bench-")))
+    installation.changes = {
         "render": {"renderer": "preview", "job_timeout_s": 3600},
         "output": {"preset": "veryfast"},
         **changes,
     }
-    return home
+    return installation
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
@@ -63,11 +63,11 @@ def scratch(**changes: dict[str, object]) -> Home:
 
 def start() -> None:
     """`lipsyncd status` against `import click`."""
-    home = scratch()
-    with home.running():
-        status = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "status"]
+    installation = scratch()
+    with installation.running():
+        status = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "status"]
         click = [sys.executable, "-c", "import click"]
-        environment = {k: v for k, v in home.environment().items() if k != "PYTHONDONTWRITEBYTECODE"}
+        environment = {k: v for k, v in installation.environment().items() if k != "PYTHONDONTWRITEBYTECODE"}
         times: dict[str, list[float]] = {"status": [], "click": []}
         for run in range(RUNS + 1):
             for name, command in (("status", status), ("click", click)):
@@ -88,35 +88,35 @@ def speech_wav(seconds: float) -> bytes:
     return wav(np.resize(spoken, round(seconds * 16_000)).astype("<i2").tobytes())
 
 
-def do_job(home: Home, name: str, seconds: float, **fields: object) -> Job:
+def do_job(installation: Installation, name: str, seconds: float, **fields: object) -> Job:
     face = astronaut().picture
-    put(home.path("inbox"), f"{name}.png", encoded(Image.fromarray(face), "PNG"))
-    put(home.path("inbox"), f"{name}.wav", speech_wav(seconds))
-    home.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", **fields)
-    job = home.until_state(name, *_ENDED, seconds=1200)
+    put(installation.path("inbox"), f"{name}.png", encoded(Image.fromarray(face), "PNG"))
+    put(installation.path("inbox"), f"{name}.wav", speech_wav(seconds))
+    installation.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", **fields)
+    job = installation.until_state(name, *_ENDED, seconds=1200)
     assert job.state == "done", f"{job.reason_code}: {job.reason}"
     return job
 
 
 def render_speed() -> None:
     """A whole job of 30 s in a warm child, encoding included, against real time."""
-    home = scratch()
-    with home.running():
-        do_job(home, "warm", 1.0)
+    installation = scratch()
+    with installation.running():
+        do_job(installation, "warm", 1.0)
         for name, fields in (("whole", {"stitch": True}), ("square", {"stitch": False, "resolution": 512})):
-            job = do_job(home, name, 30.0, **fields)
+            job = do_job(installation, name, 30.0, **fields)
             speed = (job.duration_ms or 0) / (job.render_ms or 1)
             say(f"preview, 512x512, {name} picture", f"{speed:.1f} times real time ({job.render_fps:.0f} fps)")
 
 
 def memory() -> None:
     """The largest resident sizes of the render child and its ffmpeg during ten minutes of voice."""
-    home = scratch()
-    with home.running():
-        do_job(home, "warm", 1.0)
-        child = int(home.log.split("render child for cpu started, pid ")[1].split()[0])
+    installation = scratch()
+    with installation.running():
+        do_job(installation, "warm", 1.0)
+        child = int(installation.log.split("render child for cpu started, pid ")[1].split()[0])
         most = _Watcher(child)
-        job = do_job(home, "long", 600.0, stitch=True)
+        job = do_job(installation, "long", 600.0, stitch=True)
         most.end()
     speed = (job.duration_ms or 0) / (job.render_ms or 1)
     say("render child, 10 min of voice", f"{most.child_mb:.0f} MB, its ffmpeg {most.ffmpeg_mb:.0f} MB; {speed:.1f} x")
@@ -167,15 +167,15 @@ def sync() -> None:
 
 def length() -> None:
     """Picture against sound after five minutes, at each rate."""
-    home = scratch(render={"renderer": "flat", "renderers": list(_FLAT)}, output={"resolution": 64})
-    with home.running():
+    installation = scratch(render={"renderer": "flat", "renderers": list(_FLAT)}, output={"resolution": 64})
+    with installation.running():
         for fps in ("24", "25", "29.97", "30", "60"):
             name = f"five-{fps}"
-            put(home.path("inbox"), f"{name}.png", picture())
-            put(home.path("inbox"), f"{name}.wav", sound(300.01))
-            home.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", fps=fps)
-            home.until_state(name, *_ENDED, seconds=600)
-            facts = inspect(home.path("outbox") / f"{name}.mp4")
+            put(installation.path("inbox"), f"{name}.png", picture())
+            put(installation.path("inbox"), f"{name}.wav", sound(300.01))
+            installation.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", fps=fps)
+            installation.until_state(name, *_ENDED, seconds=600)
+            facts = inspect(installation.path("outbox") / f"{name}.mp4")
             late_ms = float(facts.video.duration - facts.audio.duration) * 1000
             frame_ms = float(1000 / facts.video.rate)
             say(f"5 min at {fps} fps: picture longer than sound by", f"{late_ms:.1f} ms (a frame is {frame_ms:.1f} ms)")
@@ -186,14 +186,14 @@ def length() -> None:
 
 def latency() -> None:
     """From the rename into the inbox to the row in the ledger, for 200 pairs one after another."""
-    home = scratch(render={"renderer": "missing", "renderers": list(_FLAT)}, watch={"settle_proven_s": 0.2})
+    installation = scratch(render={"renderer": "missing", "renderers": list(_FLAT)}, watch={"settle_proven_s": 0.2})
     waits = []
-    with home.running():
+    with installation.running():
         for number in range(200):
-            put(home.path("inbox"), f"p{number}.png", picture(number))
-            put(home.path("inbox"), f"p{number}.wav", sound(0.3, number))
+            put(installation.path("inbox"), f"p{number}.png", picture(number))
+            put(installation.path("inbox"), f"p{number}.wav", sound(0.3, number))
             dropped_ms = time.time() * 1000
-            job = home.until(lambda n=f"p{number}": home.job(n), "the acceptance")
+            job = installation.until(lambda n=f"p{number}": installation.job(n), "the acceptance")
             waits.append(job.accepted_ms - dropped_ms)
     waits.sort()
     say("drop to accepted, local rename-in", f"p50 {waits[100]:.0f} ms, p99 {waits[197]:.0f} ms (settle 200 ms)")

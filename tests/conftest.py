@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.machine import container_kit
 
 # On a busy machine one example may take long, which says nothing about us. Under CI hypothesis has its own profile,
@@ -20,13 +20,13 @@ if not os.environ.get("CI"):
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def installation(tmp_path: Path) -> Iterator[Installation]:
     """A scratch installation. A daemon that a test leaves running is ended."""
-    home = Home(tmp_path)
-    yield home
-    if home.daemon is not None:
-        home.daemon.kill()
-        home.daemon.wait(10)
+    installation = Installation(tmp_path)
+    yield installation
+    if installation.daemon is not None:
+        installation.daemon.kill()
+        installation.daemon.wait(10)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 import lipsyncd
 from lipsyncd.ledger.ledger import Ledger
 from tests.kits.core_kit import spec_of
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 PACKAGE = Path(lipsyncd.__file__).parent
 
@@ -223,10 +223,12 @@ def is_for_types_only(path: Path, line: int) -> bool:
 # -- what a command really loads ---------------------------------------------------------------------------------------
 
 
-def loaded_by(home: Home, *arguments: str) -> frozenset[str]:
+def loaded_by(installation: Installation, *arguments: str) -> frozenset[str]:
     """The top-level packages that a command has loaded when it ends, as the interpreter itself tells."""
-    command = [sys.executable, "-X", "importtime", "-m", "lipsyncd", "--config", str(home.config), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=home.environment(), check=False)
+    command = [sys.executable, "-X", "importtime", "-m", "lipsyncd", "--config", str(installation.config), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=installation.environment(), check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     told = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     found = frozenset(line.rpartition("|")[2].strip().split(".")[0] for line in told)
@@ -235,13 +237,13 @@ def loaded_by(home: Home, *arguments: str) -> frozenset[str]:
 
 
 @pytest.fixture
-def filled(home: Home) -> Home:
+def filled(installation: Installation) -> Installation:
     """An installation whose ledger holds a job, with no daemon."""
-    home.folders.initialise()
-    ledger = Ledger(home.path("state") / "ledger.db")
+    installation.folders.initialise()
+    ledger = Ledger(installation.path("state") / "ledger.db")
     ledger.insert(spec_of(id=JOB_ID), max_attempts=3)
     ledger.close()
-    return home
+    return installation
 
 
 @pytest.mark.parametrize(
@@ -262,14 +264,14 @@ def filled(home: Home) -> Home:
     ],
     ids=" ".join,
 )
-def test_a_command_that_only_looks_or_drops_starts_light(filled: Home, arguments: list[str]) -> None:
+def test_a_command_that_only_looks_or_drops_starts_light(filled: Installation, arguments: list[str]) -> None:
     assert loaded_by(filled, *arguments) & HEAVY == frozenset()
 
 
-def test_the_doctor_loads_no_renderer_no_web_server_and_no_writer_of_the_ledger(filled: Home) -> None:
+def test_the_doctor_loads_no_renderer_no_web_server_and_no_writer_of_the_ledger(filled: Installation) -> None:
     """It runs ffmpeg and sets a watch; what does so may be loaded."""
     assert loaded_by(filled, "doctor") & HEAVY <= {"ffmpeg", "imageio_ffmpeg", "watchdog"}
 
 
-def test_the_reader_of_loaded_modules_sees_the_heavy_ones(filled: Home) -> None:
+def test_the_reader_of_loaded_modules_sees_the_heavy_ones(filled: Installation) -> None:
     assert {"sqlmodel", "sqlalchemy", "pydantic"} <= loaded_by(filled, "cancel", JOB_ID)

@@ -17,7 +17,7 @@ from lipsyncd.renderers.musetalk import renderer  # noqa: E402
 from lipsyncd.renderers.musetalk.bench import random_inputs  # noqa: E402
 from lipsyncd.renderers.musetalk.bench.run import find_device  # noqa: E402
 from lipsyncd.renderers.musetalk.bench.timing import Clock, ceiling_tflops, work_gflop  # noqa: E402
-from tests.kits.installation import Home  # noqa: E402
+from tests.kits.installation import Installation  # noqa: E402
 
 STAGES = [
     ("whisper", "30 s block"),
@@ -31,14 +31,14 @@ STAGES = [
 ]
 
 
-def bench(home: Home, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bench(installation: Installation, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     one_core = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return home.cli("bench", *arguments, **{**one_core, **environment})
+    return installation.cli("bench", *arguments, **{**one_core, **environment})
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path)
+def installation(tmp_path: Path) -> Installation:
+    return Installation(tmp_path)
 
 
 def test_the_work_of_full_size_networks_is_the_published_one() -> None:
@@ -46,8 +46,10 @@ def test_the_work_of_full_size_networks_is_the_published_one() -> None:
     assert counted == pytest.approx({"unet": 177.82, "decoder": 622.19, "encoder": 545.4, "whisper": 36.94}, abs=0.05)
 
 
-def test_every_stage_is_told_and_its_numbers_agree(home: Home) -> None:
-    done = bench(home, "--random-weights", "--small", "--device", "cpu", "--seconds", "0.08", "--batch", "2", "--json")
+def test_every_stage_is_told_and_its_numbers_agree(installation: Installation) -> None:
+    done = bench(
+        installation, "--random-weights", "--small", "--device", "cpu", "--seconds", "0.08", "--batch", "2", "--json"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     told: dict[str, Any] = json.loads(done.stdout)
     stages = {stage["stage"]: stage for stage in told["stages"]}
@@ -71,8 +73,8 @@ def test_every_stage_is_told_and_its_numbers_agree(home: Home) -> None:
     assert told["versions"]["torch"] == torch.__version__
 
 
-def test_people_get_a_table(home: Home) -> None:
-    done = bench(home, "--random-weights", "--small", "--device", "cpu", "--seconds", "0.04")
+def test_people_get_a_table(installation: Installation) -> None:
+    done = bench(installation, "--random-weights", "--small", "--device", "cpu", "--seconds", "0.04")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     heading = next(number for number, line in enumerate(lines) if line.startswith("stage "))
@@ -81,8 +83,8 @@ def test_people_get_a_table(home: Home) -> None:
     assert lines[-1].startswith("whole job ")
 
 
-def test_a_gpu_that_is_not_there_is_told_and_no_cpu_takes_its_place(home: Home) -> None:
-    done = bench(home, "--random-weights", "--small")
+def test_a_gpu_that_is_not_there_is_told_and_no_cpu_takes_its_place(installation: Installation) -> None:
+    done = bench(installation, "--random-weights", "--small")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no device 'auto'" in done.stderr
     assert "--device cpu" in done.stderr
@@ -95,8 +97,8 @@ def test_a_device_that_is_asked_for_and_absent_is_told_by_name() -> None:
         find_device("abacus")
 
 
-def test_without_random_weights_those_of_the_installation_have_to_be_there(home: Home) -> None:
-    done = bench(home, "--device", "cpu")
+def test_without_random_weights_those_of_the_installation_have_to_be_there(installation: Installation) -> None:
+    done = bench(installation, "--device", "cpu")
     assert (done.returncode, done.stdout) == (1, "")
     assert "lipsyncd models pull" in done.stderr
 

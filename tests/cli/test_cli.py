@@ -17,7 +17,7 @@ import pytest
 
 from lipsyncd.jobs.job import JobState, new_id
 from lipsyncd.media.mp4 import inspect
-from tests.kits.installation import Home, picture, sound
+from tests.kits.installation import Installation, picture, sound
 
 
 @pytest.fixture
@@ -29,41 +29,47 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return image, voice
 
 
-def test_submit_works_before_any_daemon_has_run(home: Home, files: tuple[Path, Path]) -> None:
-    submitted = home.cli("submit", *files)
+def test_submit_works_before_any_daemon_has_run(installation: Installation, files: tuple[Path, Path]) -> None:
+    submitted = installation.cli("submit", *files)
     assert submitted.returncode == 0, submitted.stderr
     job_id = submitted.stdout.strip()
-    with home.running():
-        job = home.until_done("Anna Müller-hello")
+    with installation.running():
+        job = installation.until_done("Anna Müller-hello")
     assert job.id == job_id
 
 
-def test_submit_wait_brings_the_video_home(home: Home, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_submit_wait_brings_the_video_home(
+    installation: Installation, files: tuple[Path, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "result.mp4"
-    with home.running():
-        done = home.cli("submit", *files, "--wait", "--out", out, "--resolution", "96", "--fps", "50", "--name", "x")
+    with installation.running():
+        done = installation.cli(
+            "submit", *files, "--wait", "--out", out, "--resolution", "96", "--fps", "50", "--name", "x"
+        )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(out)
     facts = inspect(out)
     assert (facts.video.width, facts.video.frames) == (96, 25)
     assert "done 100%" in done.stderr
-    assert (home.path("outbox") / "x.mp4").exists()
+    assert (installation.path("outbox") / "x.mp4").exists()
 
 
-def test_submit_wait_in_json_prints_the_job_and_nothing_else(home: Home, files: tuple[Path, Path]) -> None:
+def test_submit_wait_in_json_prints_the_job_and_nothing_else(
+    installation: Installation, files: tuple[Path, Path]
+) -> None:
     job_id = new_id()
-    with home.running():
-        done = home.cli("submit", *files, "--wait", "--json", "--id", job_id.upper())
+    with installation.running():
+        done = installation.cli("submit", *files, "--wait", "--json", "--id", job_id.upper())
     job = json.loads(done.stdout)
     assert job["id"] == job_id
     assert job["state"] == "done"
     assert Path(job["file"]).exists()
 
 
-def test_submit_wait_says_at_once_that_no_daemon_runs(home: Home, files: tuple[Path, Path]) -> None:
-    home.cli("init")
+def test_submit_wait_says_at_once_that_no_daemon_runs(installation: Installation, files: tuple[Path, Path]) -> None:
+    installation.cli("init")
     started = time.monotonic()
-    done = home.cli("submit", *files, "--wait")
+    done = installation.cli("submit", *files, "--wait")
     took_s = time.monotonic() - started
     assert done.returncode == 1
     assert "no daemon runs" in done.stderr
@@ -71,36 +77,38 @@ def test_submit_wait_says_at_once_that_no_daemon_runs(home: Home, files: tuple[P
     assert took_s < 2.0
 
 
-def test_submit_wait_ends_with_1_when_the_job_fails(home: Home, files: tuple[Path, Path]) -> None:
-    with home.running():
-        done = home.cli("submit", *files, "--wait", "--renderer", "nosuch")
+def test_submit_wait_ends_with_1_when_the_job_fails(installation: Installation, files: tuple[Path, Path]) -> None:
+    with installation.running():
+        done = installation.cli("submit", *files, "--wait", "--renderer", "nosuch")
     assert done.returncode == 1
     assert "there is no renderer 'nosuch'" in done.stderr
     assert "choose one of" in done.stderr
 
 
-def test_options_of_the_renderer_are_passed_as_json(home: Home, files: tuple[Path, Path]) -> None:
-    submitted = home.cli("submit", *files, "--option", "strength=1.2", "--option", "mode=soft", "--json")
+def test_options_of_the_renderer_are_passed_as_json(installation: Installation, files: tuple[Path, Path]) -> None:
+    submitted = installation.cli("submit", *files, "--option", "strength=1.2", "--option", "mode=soft", "--json")
     job_id = json.loads(submitted.stdout)["id"]
-    [manifest] = home.path("inbox").glob(f"*{job_id[-12:]}.json")
+    [manifest] = installation.path("inbox").glob(f"*{job_id[-12:]}.json")
     assert json.loads(manifest.read_text())["lipsyncd"] == {"strength": 1.2, "mode": "soft"}
 
 
-def test_the_query_of_an_address_becomes_no_name(home: Home) -> None:
-    done = home.cli("submit", "https://example.com/anna?token=secret", "https://example.com/hello.wav", "--json")
+def test_the_query_of_an_address_becomes_no_name(installation: Installation) -> None:
+    done = installation.cli(
+        "submit", "https://example.com/anna?token=secret", "https://example.com/hello.wav", "--json"
+    )
     assert json.loads(done.stdout)["name"] == "anna-hello"
 
 
 def test_a_file_that_cannot_become_a_video_is_refused_before_it_is_dropped(
-    home: Home, files: tuple[Path, Path]
+    installation: Installation, files: tuple[Path, Path]
 ) -> None:
     image, voice = files
     image.write_bytes(b"GIF89a" + bytes(100))
-    done = home.cli("submit", image, voice)
+    done = installation.cli("submit", image, voice)
     assert done.returncode == 1
     assert "Anna Müller.png" in done.stderr
     assert "JPEG, PNG or WebP" in done.stderr
-    assert not list(home.path("inbox").glob("[!.]*"))
+    assert not list(installation.path("inbox").glob("[!.]*"))
 
 
 @pytest.mark.parametrize(
@@ -120,37 +128,39 @@ def test_a_file_that_cannot_become_a_video_is_refused_before_it_is_dropped(
         (["nonsense"], "nonsense"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_names_the_thing(home: Home, arguments: list[str], told: str) -> None:
-    done = home.cli(*arguments)
+def test_wrong_usage_ends_with_2_and_names_the_thing(
+    installation: Installation, arguments: list[str], told: str
+) -> None:
+    done = installation.cli(*arguments)
     assert done.returncode == 2, done
     assert told in done.stderr
 
 
-def test_a_wrong_setting_ends_with_78_in_one_line(home: Home) -> None:
-    home.changes["output"] = {"resolution": 65}
+def test_a_wrong_setting_ends_with_78_in_one_line(installation: Installation) -> None:
+    installation.changes["output"] = {"resolution": 65}
     for command in (["run"], ["status"], ["config"]):
-        done = home.cli(*command)
+        done = installation.cli(*command)
         assert done.returncode == 78
         [line] = done.stderr.splitlines()
         assert all(word in line for word in ("output.resolution", "65", "lipsyncd.toml"))
 
 
-def test_config_tells_where_each_value_comes_from(home: Home) -> None:
-    done = home.cli("config", "--json", OUTPUT_FPS="30")
+def test_config_tells_where_each_value_comes_from(installation: Installation) -> None:
+    done = installation.cli("config", "--json", OUTPUT_FPS="30")
     values = json.loads(done.stdout)
     assert values["output.fps"]["value"] == "30"
     assert "OUTPUT_FPS" in values["output.fps"]["origin"]
     assert values["render.renderer"]["origin"].endswith("lipsyncd.toml")
     assert values["web.max_queue"] == {"value": 10, "origin": "default"}
-    plain = home.cli("config", OUTPUT_FPS="30").stdout
+    plain = installation.cli("config", OUTPUT_FPS="30").stdout
     assert re.search(r"^output\.fps += 30 .*OUTPUT_FPS", plain, re.MULTILINE)
 
 
-def test_status_shows_a_table_that_scripts_can_cut(home: Home) -> None:
-    with home.running():
-        home.drop_pair("anna")
-        job = home.until_done("anna")
-        table = home.cli("status").stdout.splitlines()
+def test_status_shows_a_table_that_scripts_can_cut(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_pair("anna")
+        job = installation.until_done("anna")
+        table = installation.cli("status").stdout.splitlines()
     assert table[0].split() == ["ID", "NAME", "STATE", "STAGE", "%", "AGE", "RENDERER", "FPS"]
     cells = table[1].split()
     assert cells[:5] == [job.id, "anna", "done", "done", "100"]
@@ -159,33 +169,33 @@ def test_status_shows_a_table_that_scripts_can_cut(home: Home) -> None:
     assert table[-1] == "1 done"
 
 
-def test_status_of_one_job_tells_its_history(home: Home) -> None:
-    with home.running():
-        home.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
-        home.drop_pair("anna")
-        job = home.until_failed("anna")
+def test_status_of_one_job_tells_its_history(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
+        installation.drop_pair("anna")
+        job = installation.until_failed("anna")
     for short in (job.id[:20], job.id[-6:]):
-        text = home.cli("status", short).stdout
+        text = installation.cli("status", short).stdout
         assert job.id in text
         assert "unknown-renderer" in text
         assert "choose one of" in text
-    events = json.loads(home.cli("status", job.id, "--json").stdout)["events"]
+    events = json.loads(installation.cli("status", job.id, "--json").stdout)["events"]
     assert events[0]["state"] == "queued"
     assert events[-1]["state"] == "failed"
 
 
-def test_status_in_json_has_everything(home: Home) -> None:
-    empty = json.loads(home.cli("status", "--json").stdout)
+def test_status_in_json_has_everything(installation: Installation) -> None:
+    empty = json.loads(installation.cli("status", "--json").stdout)
     assert empty == {"daemon": {"running": False}, "counts": dict.fromkeys(JobState, 0), "jobs": []}
-    with home.running():
-        assert home.daemon is not None
-        (home.path("inbox") / "half.png").write_bytes(picture())
-        (home.path("inbox") / "notes.txt").write_text("?")
-        status = home.until(
-            lambda: (s := json.loads(home.cli("status", "--json").stdout)) and s["daemon"].get("waiting") and s,
+    with installation.running():
+        assert installation.daemon is not None
+        (installation.path("inbox") / "half.png").write_bytes(picture())
+        (installation.path("inbox") / "notes.txt").write_text("?")
+        status = installation.until(
+            lambda: (s := json.loads(installation.cli("status", "--json").stdout)) and s["daemon"].get("waiting") and s,
             "the waiting half",
         )
-        plain = home.cli("status").stdout
+        plain = installation.cli("status").stdout
     assert status["daemon"]["running"]
     assert status["daemon"]["waiting"][0]["name"] == "half.png"
     assert "notes.txt" in status["daemon"]["ignored"]
@@ -193,108 +203,112 @@ def test_status_in_json_has_everything(home: Home) -> None:
     assert "notes.txt: left alone" in plain
 
 
-def test_status_says_when_no_daemon_runs(home: Home) -> None:
-    done = home.cli("status")
+def test_status_says_when_no_daemon_runs(installation: Installation) -> None:
+    done = installation.cli("status")
     assert done.returncode == 0
     assert "no daemon runs" in done.stdout
 
 
-def test_cancel_ends_a_running_job_within_a_second(home: Home) -> None:
-    with home.running():
-        home.drop_manifest("long", image="long.png", audio="long.wav", renderer="slow")
-        home.drop_pair("long", seconds=20)
-        job = home.until_state("long", JobState.RUNNING)
-        home.until(lambda: (j := home.job("long")) and j.stage == "rendering", "the rendering")
-        asked = home.cli("cancel", job.id)
+def test_cancel_ends_a_running_job_within_a_second(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_manifest("long", image="long.png", audio="long.wav", renderer="slow")
+        installation.drop_pair("long", seconds=20)
+        job = installation.until_state("long", JobState.RUNNING)
+        installation.until(lambda: (j := installation.job("long")) and j.stage == "rendering", "the rendering")
+        asked = installation.cli("cancel", job.id)
         started = time.monotonic()
         assert asked.returncode == 0, asked.stderr
-        home.until_state("long", JobState.CANCELLED)
+        installation.until_state("long", JobState.CANCELLED)
         assert time.monotonic() - started < 1.2
-        home.drop_pair("next", seed=1)
-        home.until_done("next")
-    assert home.log.count("render child for cpu started") == 1, "a polite cancel keeps the child"
-    [kept] = home.path("archive").glob(f"*/{job.id}")
+        installation.drop_pair("next", seed=1)
+        installation.until_done("next")
+    assert installation.log.count("render child for cpu started") == 1, "a polite cancel keeps the child"
+    [kept] = installation.path("archive").glob(f"*/{job.id}")
     assert (kept / "long.png").exists()
 
 
-def test_cancel_ends_a_job_whose_renderer_does_not_listen(home: Home) -> None:
-    with home.running():
-        home.drop_manifest("hung", image="hung.png", audio="hung.wav", renderer="hang")
-        home.drop_pair("hung")
-        job = home.until_state("hung", JobState.RUNNING)
-        home.until(lambda: (j := home.job("hung")) and j.stage == "analysing", "the hang")
-        assert home.cli("cancel", job.id).returncode == 0
-        home.until_state("hung", JobState.CANCELLED, seconds=3)
+def test_cancel_ends_a_job_whose_renderer_does_not_listen(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_manifest("hung", image="hung.png", audio="hung.wav", renderer="hang")
+        installation.drop_pair("hung")
+        job = installation.until_state("hung", JobState.RUNNING)
+        installation.until(lambda: (j := installation.job("hung")) and j.stage == "analysing", "the hang")
+        assert installation.cli("cancel", job.id).returncode == 0
+        installation.until_state("hung", JobState.CANCELLED, seconds=3)
 
 
 def test_a_waiting_job_is_cancelled_reprioritised_and_retried_without_a_daemon(
-    home: Home, files: tuple[Path, Path]
+    installation: Installation, files: tuple[Path, Path]
 ) -> None:
-    home.changes["render"] = {"renderer": "missing"}
-    with home.running():
-        job_id = home.cli("submit", *files, "--name", "anna").stdout.strip()
-        home.until(lambda: (j := home.job("anna")) and j.reason_code, "the block")
-    assert home.cli("priority", job_id, "-5").stdout == f"{job_id} has priority -5\n"
-    assert home.view.get(job_id).priority == -5
-    assert home.cli("cancel", job_id).stdout == f"{job_id} cancelled\n"
-    assert home.cli("priority", job_id, "5").returncode == 1
-    assert home.cli("retry", job_id).stdout == f"{job_id} queued again\n"
-    assert home.view.get(job_id).state is JobState.QUEUED
-    home.changes["render"] = {"renderer": "flat"}
-    assert home.cli("cancel", job_id).returncode == 0
+    installation.changes["render"] = {"renderer": "missing"}
+    with installation.running():
+        job_id = installation.cli("submit", *files, "--name", "anna").stdout.strip()
+        installation.until(lambda: (j := installation.job("anna")) and j.reason_code, "the block")
+    assert installation.cli("priority", job_id, "-5").stdout == f"{job_id} has priority -5\n"
+    assert installation.view.get(job_id).priority == -5
+    assert installation.cli("cancel", job_id).stdout == f"{job_id} cancelled\n"
+    assert installation.cli("priority", job_id, "5").returncode == 1
+    assert installation.cli("retry", job_id).stdout == f"{job_id} queued again\n"
+    assert installation.view.get(job_id).state is JobState.QUEUED
+    installation.changes["render"] = {"renderer": "flat"}
+    assert installation.cli("cancel", job_id).returncode == 0
 
 
-def test_a_failed_job_is_retried_with_a_daemon(home: Home) -> None:
-    with home.running():
-        home.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
-        home.drop_pair("anna")
-        job = home.until_failed("anna")
+def test_a_failed_job_is_retried_with_a_daemon(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
+        installation.drop_pair("anna")
+        job = installation.until_failed("anna")
         assert Path(job.kept or "").is_dir()
-        assert home.cli("retry", job.id).returncode == 0
-        home.until(lambda: len([e for e in home.view.events(job.id) if e.state == "failed"]) == 2, "the second failure")
-        home.until(lambda: len([p for p in home.path("failed").iterdir() if p.name[0] != "."]) == 1, "one folder")
+        assert installation.cli("retry", job.id).returncode == 0
+        installation.until(
+            lambda: len([e for e in installation.view.events(job.id) if e.state == "failed"]) == 2, "the second failure"
+        )
+        installation.until(
+            lambda: len([p for p in installation.path("failed").iterdir() if p.name[0] != "."]) == 1, "one folder"
+        )
 
 
-def test_republish_brings_a_taken_video_back(home: Home) -> None:
-    with home.running():
-        home.drop_pair("anna")
-        job = home.until_done("anna")
-        video = home.path("outbox") / "anna.mp4"
+def test_republish_brings_a_taken_video_back(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_pair("anna")
+        job = installation.until_done("anna")
+        video = installation.path("outbox") / "anna.mp4"
         content = video.read_bytes()
-        home.until(lambda: not list(home.path("spool").iterdir()), "an empty spool")
-        assert home.cli("republish", job.id).stdout == f"{job.id} published again as anna (2).mp4\n"
-        assert home.sidecar("anna (2)")["video"] == "anna (2).mp4"
-        for path in home.path("outbox").glob("anna*"):
+        installation.until(lambda: not list(installation.path("spool").iterdir()), "an empty spool")
+        assert installation.cli("republish", job.id).stdout == f"{job.id} published again as anna (2).mp4\n"
+        assert installation.sidecar("anna (2)")["video"] == "anna (2).mp4"
+        for path in installation.path("outbox").glob("anna*"):
             path.unlink()
-        assert home.cli("republish", job.id).stdout == f"{job.id} published again as anna.mp4\n"
+        assert installation.cli("republish", job.id).stdout == f"{job.id} published again as anna.mp4\n"
         assert video.read_bytes() == content
-    assert home.renders == 1
+    assert installation.renders == 1
 
 
-def test_init_may_be_repeated_and_adopts_only_when_told(home: Home) -> None:
-    assert f"marked {home.path('inbox')} as inbox" in home.cli("init").stdout
-    assert home.cli("init").stdout == "nothing to do: all folders are there and marked\n"
-    marker = home.path("inbox") / ".lipsyncd" / "inbox-id"
+def test_init_may_be_repeated_and_adopts_only_when_told(installation: Installation) -> None:
+    assert f"marked {installation.path('inbox')} as inbox" in installation.cli("init").stdout
+    assert installation.cli("init").stdout == "nothing to do: all folders are there and marked\n"
+    marker = installation.path("inbox") / ".lipsyncd" / "inbox-id"
     marker.unlink()
-    home.cli("init")
-    assert not home.folders.available("inbox")
-    home.cli("init", "--adopt")
-    assert home.folders.available("inbox")
+    installation.cli("init")
+    assert not installation.folders.available("inbox")
+    installation.cli("init", "--adopt")
+    assert installation.folders.available("inbox")
 
 
-def test_help_tells_what_each_command_does(home: Home) -> None:
-    text = home.cli("--help").stdout
+def test_help_tells_what_each_command_does(installation: Installation) -> None:
+    text = installation.cli("--help").stdout
     for command in ("run", "submit", "status", "cancel", "retry", "priority", "republish", "init", "config", "demo"):
         assert re.search(rf"^  {command} +\w", text, re.MULTILINE), command
-        assert home.cli(command, "--help").returncode == 0
+        assert installation.cli(command, "--help").returncode == 0
 
 
-def read_terminal(home: Home, *arguments: str, seconds: float, width: int = 120) -> str:
+def read_terminal(installation: Installation, *arguments: str, seconds: float, width: int = 120) -> str:
     """What a command writes to a terminal of its own in that time."""
     pid, descriptor = pty.fork()
     if pid == 0:
-        os.environ.update(home.environment(TERM="xterm-256color", COLUMNS=str(width), LINES="30"))
-        command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), *arguments]
+        os.environ.update(installation.environment(TERM="xterm-256color", COLUMNS=str(width), LINES="30"))
+        command = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), *arguments]
         os.execv(sys.executable, command)
     written, deadline = b"", time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -312,20 +326,20 @@ def read_terminal(home: Home, *arguments: str, seconds: float, width: int = 120)
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode(errors="replace"))
 
 
-def test_a_terminal_gets_a_drawn_table_and_watch_redraws_it(home: Home) -> None:
-    with home.running():
-        home.drop_pair("anna")
-        home.until_done("anna")
-        drawn = read_terminal(home, "status", seconds=10)
+def test_a_terminal_gets_a_drawn_table_and_watch_redraws_it(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        drawn = read_terminal(installation, "status", seconds=10)
         assert "─" in drawn
         assert re.search(r"anna +done", drawn)
-        watched = read_terminal(home, "status", "--watch", seconds=4)
+        watched = read_terminal(installation, "status", "--watch", seconds=4)
         assert len(re.findall(r"anna +done", watched)) >= 2
 
 
-def test_a_terminal_sees_a_bar_while_it_waits(home: Home, files: tuple[Path, Path]) -> None:
-    with home.running():
-        seen = read_terminal(home, "submit", *map(str, files), "--wait", "--renderer", "slow", seconds=30)
+def test_a_terminal_sees_a_bar_while_it_waits(installation: Installation, files: tuple[Path, Path]) -> None:
+    with installation.running():
+        seen = read_terminal(installation, "submit", *map(str, files), "--wait", "--renderer", "slow", seconds=30)
     assert "━" in seen
     assert "100%" in seen
 

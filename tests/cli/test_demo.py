@@ -14,15 +14,17 @@ import numpy as np
 from PIL import Image
 
 from lipsyncd.media.mp4 import inspect
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 SHEET = Path(__file__).resolve().parents[2] / "benchmarks" / "contact-sheet.jpg"
 
 
-def test_the_demo_leaves_two_videos_and_the_contact_sheet_of_the_readme(home: Home, tmp_path: Path) -> None:
+def test_the_demo_leaves_two_videos_and_the_contact_sheet_of_the_readme(
+    installation: Installation, tmp_path: Path
+) -> None:
     started = time.monotonic()
     out = tmp_path / "demo-out"
-    done = home.cli("demo", "--out", out)
+    done = installation.cli("demo", "--out", out)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 60
 
@@ -43,13 +45,13 @@ def test_the_demo_leaves_two_videos_and_the_contact_sheet_of_the_readme(home: Ho
     assert difference.mean() < 2.5, "the README's contact sheet is out of date: copy the demo's new one"
 
 
-def test_the_demo_speaks_any_sentence_whatever_else_runs_or_is_set(home: Home, tmp_path: Path) -> None:
+def test_the_demo_speaks_any_sentence_whatever_else_runs_or_is_set(installation: Installation, tmp_path: Path) -> None:
     out = tmp_path / "own"
     with ExitStack() as stack:
         with suppress(OSError):  # then it is taken already, as by another daemon's web server
             stack.enter_context(socket.create_server(("127.0.0.1", 8003)))
         others = {"STORAGE_DIR": "/nonexistent", "LIPSYNCD_RENDER_RENDERER": "musetalk"}
-        done = home.cli("demo", "One two.", "--out", out, **others)
+        done = installation.cli("demo", "One two.", "--out", out, **others)
     assert done.returncode == 0, done.stderr
     assert inspect(out / "demo-square.mp4").video.frames < 60
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kits.hub_kit import Hub, Trouble, lock_of, noise, put, running_hub, weight, write_lock
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 EYES, MASK = noise(2_000_000), noise(700, seed=1)
 EYES_ENTRY = weight("eyes", EYES)
@@ -21,14 +21,14 @@ MASK_ENTRY = weight("mask", MASK, only_for={"mask": "parsing"})
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def installation(tmp_path: Path) -> Installation:
     """An installation with a lock list of its own: `eyes` is needed, `mask` is optional."""
     lock = write_lock(tmp_path / "lock.json", [EYES_ENTRY, MASK_ENTRY])
-    return Home(tmp_path, changes={"weights": {"lock": str(lock)}})
+    return Installation(tmp_path, changes={"weights": {"lock": str(lock)}})
 
 
 @pytest.fixture
-def hub(home: Home) -> Iterator[Hub]:
+def hub(installation: Installation) -> Iterator[Hub]:
     pytest.importorskip("huggingface_hub")
     with running_hub() as hub:
         hub.has(EYES_ENTRY, EYES)
@@ -36,29 +36,31 @@ def hub(home: Home) -> Iterator[Hub]:
         yield hub
 
 
-def models(home: Home, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return home.cli("models", *arguments, HF_HOME=str(home.root / "hf"), **environment)
+def models(installation: Installation, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return installation.cli("models", *arguments, HF_HOME=str(installation.root / "hf"), **environment)
 
 
-def states(home: Home) -> dict[str, str]:
-    listed = json.loads(models(home, "list", "--json").stdout)
+def states(installation: Installation) -> dict[str, str]:
+    listed = json.loads(models(installation, "list", "--json").stdout)
     return {entry["name"]: entry["state"] for entry in listed["weights"]}
 
 
-def test_pull_brings_what_is_needed_and_by_name_what_is_optional(home: Home, hub: Hub) -> None:
-    pulled = models(home, "pull", HF_ENDPOINT=hub.url)
+def test_pull_brings_what_is_needed_and_by_name_what_is_optional(installation: Installation, hub: Hub) -> None:
+    pulled = models(installation, "pull", HF_ENDPOINT=hub.url)
     assert pulled.returncode == 0, pulled.stderr
-    assert pulled.stdout == f"ready in {home.path('models')}: eyes\n"
+    assert pulled.stdout == f"ready in {installation.path('models')}: eyes\n"
     assert "eyes ready 100%" in pulled.stderr.splitlines()
-    assert states(home) == {"eyes": "verified", "mask": "missing"}
-    assert models(home, "pull", "mask", HF_ENDPOINT=hub.url).returncode == 0
-    assert states(home) == {"eyes": "verified", "mask": "verified"}
+    assert states(installation) == {"eyes": "verified", "mask": "missing"}
+    assert models(installation, "pull", "mask", HF_ENDPOINT=hub.url).returncode == 0
+    assert states(installation) == {"eyes": "verified", "mask": "verified"}
 
 
-def test_in_a_terminal_a_bar_tells_how_far_a_pull_is(home: Home, hub: Hub) -> None:
+def test_in_a_terminal_a_bar_tells_how_far_a_pull_is(installation: Installation, hub: Hub) -> None:
     terminal, theirs = os.openpty()
-    command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "models", "pull"]
-    environment = home.environment(HF_ENDPOINT=hub.url, HF_HOME=str(home.root / "hf"), TERM="xterm", COLUMNS="120")
+    command = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "models", "pull"]
+    environment = installation.environment(
+        HF_ENDPOINT=hub.url, HF_HOME=str(installation.root / "hf"), TERM="xterm", COLUMNS="120"
+    )
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as pulling:
         os.close(theirs)
         shown = b""
@@ -69,14 +71,14 @@ def test_in_a_terminal_a_bar_tells_how_far_a_pull_is(home: Home, hub: Hub) -> No
     assert pulling.returncode == 0, shown
     assert "━━━━━━━━" in shown.decode()
     assert "100%" in shown.decode()
-    assert states(home)["eyes"] == "verified"
+    assert states(installation)["eyes"] == "verified"
 
 
-def test_pull_from_a_folder_needs_no_hub(home: Home, tmp_path: Path) -> None:
+def test_pull_from_a_folder_needs_no_hub(installation: Installation, tmp_path: Path) -> None:
     put(tmp_path / "given", EYES_ENTRY, EYES)
-    pulled = models(home, "pull", "--from", tmp_path / "given", HF_HUB_OFFLINE="1")
+    pulled = models(installation, "pull", "--from", tmp_path / "given", HF_HUB_OFFLINE="1")
     assert pulled.returncode == 0, pulled.stderr
-    assert states(home)["eyes"] == "verified"
+    assert states(installation)["eyes"] == "verified"
 
 
 def test_weights_of_your_own_need_a_lock_list_and_no_hub(tmp_path: Path) -> None:
@@ -85,19 +87,21 @@ def test_weights_of_your_own_need_a_lock_list_and_no_hub(tmp_path: Path) -> None
     (given / "musetalkV15" / "unet.safetensors").write_bytes(EYES)
     (given / "musetalkV15" / "musetalk.json").write_bytes(b"{}")
     lock = write_lock(tmp_path / "lock.json", lock_of(given))
-    home = Home(tmp_path, changes={"weights": {"lock": str(lock), "dir": str(given)}})
-    assert states(home) == {"w0": "unverified", "w1": "unverified"}
-    assert models(home, "pull", HF_HUB_OFFLINE="1").returncode == 0
-    assert states(home) == {"w0": "verified", "w1": "verified"}
+    installation = Installation(tmp_path, changes={"weights": {"lock": str(lock), "dir": str(given)}})
+    assert states(installation) == {"w0": "unverified", "w1": "unverified"}
+    assert models(installation, "pull", HF_HUB_OFFLINE="1").returncode == 0
+    assert states(installation) == {"w0": "verified", "w1": "verified"}
 
 
-def test_a_pull_that_cannot_be_done_is_one_line_with_the_remedy(home: Home, hub: Hub, tmp_path: Path) -> None:
+def test_a_pull_that_cannot_be_done_is_one_line_with_the_remedy(
+    installation: Installation, hub: Hub, tmp_path: Path
+) -> None:
     hub.troubles["eyes.bin"] = Trouble(status=404, code="RepoNotFound")
     for environment, told in (
         ({"HF_HUB_OFFLINE": "1"}, "--from DIR"),
         ({"HF_ENDPOINT": hub.url}, "RepositoryNotFoundError"),
     ):
-        failed = models(home, "pull", **environment)
+        failed = models(installation, "pull", **environment)
         assert failed.returncode == 1
         [line] = [line for line in failed.stderr.splitlines() if line.startswith("lipsyncd: ")]
         assert told in line
@@ -113,28 +117,28 @@ def test_a_pull_that_cannot_be_done_is_one_line_with_the_remedy(home: Home, hub:
     ],
     ids=["name", "folder", "command"],
 )
-def test_wrong_usage_ends_with_2(home: Home, arguments: list[str], told: str) -> None:
-    wrong = models(home, *arguments)
+def test_wrong_usage_ends_with_2(installation: Installation, arguments: list[str], told: str) -> None:
+    wrong = models(installation, *arguments)
     assert wrong.returncode == 2
     assert told in wrong.stderr
 
 
-def test_verify_finds_what_is_damaged_and_what_is_missing(home: Home) -> None:
-    assert models(home, "verify").returncode == 1
-    put(home.path("models"), EYES_ENTRY, EYES)
-    good = models(home, "verify")
+def test_verify_finds_what_is_damaged_and_what_is_missing(installation: Installation) -> None:
+    assert models(installation, "verify").returncode == 1
+    put(installation.path("models"), EYES_ENTRY, EYES)
+    good = models(installation, "verify")
     assert good.returncode == 0, good.stdout
     first, second = good.stdout.splitlines()
     assert first == "eyes: verified"
     assert second.startswith("mask: optional, ")
-    put(home.path("models"), MASK_ENTRY, MASK[::-1])
-    bad = models(home, "verify")
+    put(installation.path("models"), MASK_ENTRY, MASK[::-1])
+    bad = models(installation, "verify")
     assert bad.returncode == 1
     assert f"{weight('mask', MASK[::-1]).sha256}, not {MASK_ENTRY.sha256}" in bad.stdout
 
 
 def test_list_shows_every_weight_of_the_package_with_its_licence(tmp_path: Path) -> None:
-    shown = models(Home(tmp_path), "list")
+    shown = models(Installation(tmp_path), "list")
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
     assert lines[0] == str(tmp_path / "storage" / "models")
@@ -146,8 +150,8 @@ def test_list_shows_every_weight_of_the_package_with_its_licence(tmp_path: Path)
     assert "research only" in lines[-1]
 
 
-def test_list_in_json_has_what_a_mirror_needs(home: Home) -> None:
-    listed = json.loads(models(home, "list", "--json").stdout)
+def test_list_in_json_has_what_a_mirror_needs(installation: Installation) -> None:
+    listed = json.loads(models(installation, "list", "--json").stdout)
     assert listed["weights"][0] == {
         "name": "eyes",
         "state": "missing",
@@ -165,8 +169,8 @@ def test_list_in_json_has_what_a_mirror_needs(home: Home) -> None:
     }
 
 
-def test_a_lock_list_that_is_wrong_stops_with_78(home: Home, tmp_path: Path) -> None:
+def test_a_lock_list_that_is_wrong_stops_with_78(installation: Installation, tmp_path: Path) -> None:
     (tmp_path / "lock.json").write_text("[{}]")
-    wrong = models(home, "list")
+    wrong = models(installation, "list")
     assert wrong.returncode == 78
     assert "entry 1" in wrong.stderr

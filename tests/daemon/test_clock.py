@@ -15,7 +15,7 @@ from lipsyncd.jobs.blocked import LONGEST_WAIT_S
 from lipsyncd.jobs.job import now_ms
 from lipsyncd.settings.sections import Retention as Rules
 from tests.kits.core_kit import Clock
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.jobs_by_hand import JobsByHand
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 DAY_MS = 86_400_000
@@ -44,52 +44,52 @@ class Clocks:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path)
-    yield shop
-    shop.close()
+def by_hand(tmp_path: Path) -> Iterator[JobsByHand]:
+    by_hand = JobsByHand(tmp_path)
+    yield by_hand
+    by_hand.close()
 
 
-def blocked_for(shop: Shop, name: str, delay_ms: int) -> str:
+def blocked_for(by_hand: JobsByHand, name: str, delay_ms: int) -> str:
     """A job that waits so long from now on, as the wall clock that noted it saw it."""
-    job_id = shop.queued(name)
-    assert shop.ledger.set_blocked(job_id, DiskLow("full").reason(), delay_ms=delay_ms)
+    job_id = by_hand.queued(name)
+    assert by_hand.ledger.set_blocked(job_id, DiskLow("full").reason(), delay_ms=delay_ms)
     return job_id
 
 
-def wait_ms(shop: Shop, job_id: str) -> int:
-    return shop.job(job_id).not_before_ms - now_ms()
+def wait_ms(by_hand: JobsByHand, job_id: str) -> int:
+    return by_hand.job(job_id).not_before_ms - now_ms()
 
 
-def test_what_a_clock_that_ran_ahead_has_noted_is_due_soon_after_the_start(shop: Shop) -> None:
+def test_what_a_clock_that_ran_ahead_has_noted_is_due_soon_after_the_start(by_hand: JobsByHand) -> None:
     clocks = Clocks()
-    far, near = blocked_for(shop, "far", DAY_MS), blocked_for(shop, "near", 4000)
-    Housekeeper(shop.finisher, wall=clocks.wall, steady=clocks.steady).look()
-    assert wait_ms(shop, far) <= 0
-    assert wait_ms(shop, near) <= 4000
+    far, near = blocked_for(by_hand, "far", DAY_MS), blocked_for(by_hand, "near", 4000)
+    Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady).look()
+    assert wait_ms(by_hand, far) <= 0
+    assert wait_ms(by_hand, near) <= 4000
 
 
 @pytest.mark.parametrize(("set_by_s", "clamped"), [(-3600.0, True), (-3.0, True), (86_400.0, True), (0.5, False)])
-def test_waits_are_looked_at_again_when_the_clock_was_set(shop: Shop, set_by_s: float, clamped: bool) -> None:
+def test_waits_are_looked_at_again_when_the_clock_was_set(by_hand: JobsByHand, set_by_s: float, clamped: bool) -> None:
     clocks = Clocks()
-    keeper = Housekeeper(shop.finisher, wall=clocks.wall, steady=clocks.steady)
+    keeper = Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
     keeper.look()
-    job_id = blocked_for(shop, "anna", DAY_MS)
+    job_id = blocked_for(by_hand, "anna", DAY_MS)
     clocks.steady.wait(60)
     keeper.look()
-    assert wait_ms(shop, job_id) > LONGEST_MS, "time that merely goes by changes nothing"
+    assert wait_ms(by_hand, job_id) > LONGEST_MS, "time that merely goes by changes nothing"
     clocks.set_by_s = set_by_s
     keeper.look()
-    assert (wait_ms(shop, job_id) <= LONGEST_MS) is clamped
+    assert (wait_ms(by_hand, job_id) <= LONGEST_MS) is clamped
 
 
-def test_jobs_keep_their_order_whatever_the_clock_said_when_they_came(shop: Shop) -> None:
+def test_jobs_keep_their_order_whatever_the_clock_said_when_they_came(by_hand: JobsByHand) -> None:
     """By 1970, by the far future, by now: first come, first claimed."""
     for name, accepted_ms in (("first", 4_000_000_000_000), ("second", 0), ("third", now_ms())):
-        shop.queued(name, accepted_ms=accepted_ms)
+        by_hand.queued(name, accepted_ms=accepted_ms)
     claimed = []
     for number in range(3):
-        job = shop.ledger.claim(f"cpu:{number}", f"token {number}")
+        job = by_hand.ledger.claim(f"cpu:{number}", f"token {number}")
         assert job is not None
         claimed.append(job.name)
     assert claimed == ["first", "second", "third"]
@@ -157,25 +157,25 @@ def test_a_record_that_says_nothing_is_written_anew(tmp_path: Path, noted: bytes
 
 
 def test_nights_go_on_after_a_clock_that_was_years_ahead(tmp_path: Path) -> None:
-    shop, clocks = Shop(tmp_path, retention=Rules(backups=7)), Clocks()
-    keeper = Housekeeper(shop.finisher, wall=clocks.wall, steady=clocks.steady)
+    by_hand, clocks = JobsByHand(tmp_path, retention=Rules(backups=7)), Clocks()
+    keeper = Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
     keeper.look()
     clocks.set_by_s = 3653 * DAY_S
     keeper.look()
     clocks.set_by_s = 0.0
-    copies = shop.folders.state / "backups"
+    copies = by_hand.folders.state / "backups"
     before = len(list(copies.iterdir()))
     for _ in range(3 * 24):
         clocks.steady.wait(HOUR_S)
         keeper.look()
-    shop.close()
+    by_hand.close()
     assert len(list(copies.iterdir())) == before + 3
 
 
-def test_an_upload_that_is_being_sent_outlives_a_jump_of_the_clock(shop: Shop) -> None:
+def test_an_upload_that_is_being_sent_outlives_a_jump_of_the_clock(by_hand: JobsByHand) -> None:
     clocks = Clocks()
-    keeper = Housekeeper(shop.finisher, wall=clocks.wall, steady=clocks.steady)
-    sent = shop.folders.state / "uploads" / ".tmp-1"
+    keeper = Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
+    sent = by_hand.folders.state / "uploads" / ".tmp-1"
     sent.mkdir(parents=True)
     os.utime(sent, (0, 0))  # as a clock that has jumped sees it
     keeper.look()

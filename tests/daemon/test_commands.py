@@ -16,104 +16,104 @@ from lipsyncd.errors import IllegalTransition, InputsLost, NoFaceFound, OutboxUn
 from lipsyncd.jobs.job import JobState, new_id
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.storage.control_files import Request
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.jobs_by_hand import JobsByHand
 
 NO_FACE = NoFaceFound("no face in the picture")
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path)
-    yield shop
-    shop.close()
+def by_hand(tmp_path: Path) -> Iterator[JobsByHand]:
+    by_hand = JobsByHand(tmp_path)
+    yield by_hand
+    by_hand.close()
 
 
 # -- once more ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["fail", "cancel"])
-def test_a_retry_brings_the_inputs_back_byte_for_byte(shop: Shop, end: str) -> None:
-    job_id = shop.running()
-    shop.finisher.fail(job_id, NO_FACE) if end == "fail" else shop.finisher.cancel(job_id)
-    kept = Path(shop.job(job_id).kept or "")
+def test_a_retry_brings_the_inputs_back_byte_for_byte(by_hand: JobsByHand, end: str) -> None:
+    job_id = by_hand.running()
+    by_hand.finisher.fail(job_id, NO_FACE) if end == "fail" else by_hand.finisher.cancel(job_id)
+    kept = Path(by_hand.job(job_id).kept or "")
     before = {p.name: p.read_bytes() for p in kept.iterdir()}
-    job = shop.finisher.retry(job_id)
+    job = by_hand.finisher.retry(job_id)
     assert (job.state, job.attempt, job.kept) == (JobState.QUEUED, 0, None)
-    folder = shop.spool.folder(job_id)
+    folder = by_hand.spool.folder(job_id)
     assert (folder / "image").read_bytes() == before["anna.png"]
     assert (folder / "audio").read_bytes() == before["anna.wav"]
     assert not kept.exists()
 
 
-def test_a_retried_job_forgets_why_it_was_refused(shop: Shop) -> None:
-    job_id = shop.queued(refusal=NO_FACE.reason())
-    shop.finisher.fail(job_id, NO_FACE)
-    shop.finisher.retry(job_id)
-    spec = shop.spool.spec(job_id)
+def test_a_retried_job_forgets_why_it_was_refused(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued(refusal=NO_FACE.reason())
+    by_hand.finisher.fail(job_id, NO_FACE)
+    by_hand.finisher.retry(job_id)
+    spec = by_hand.spool.spec(job_id)
     assert spec is not None
     assert spec.refusal is None
 
 
-def test_a_retry_without_inputs_says_so_and_changes_nothing(shop: Shop) -> None:
-    job_id = shop.running()
-    shop.finisher.fail(job_id, NO_FACE)
-    kept = Path(shop.job(job_id).kept or "")
+def test_a_retry_without_inputs_says_so_and_changes_nothing(by_hand: JobsByHand) -> None:
+    job_id = by_hand.running()
+    by_hand.finisher.fail(job_id, NO_FACE)
+    kept = Path(by_hand.job(job_id).kept or "")
     kept.rename(kept.with_name("taken away"))
     with pytest.raises(InputsLost, match=str(kept)):
-        shop.finisher.retry(job_id)
-    assert shop.job(job_id).state is JobState.FAILED
-    assert shop.spool.ids() == []
+        by_hand.finisher.retry(job_id)
+    assert by_hand.job(job_id).state is JobState.FAILED
+    assert by_hand.spool.ids() == []
 
 
 @pytest.mark.parametrize("make", ["queued", "running", "rendered", "published"])
-def test_only_failed_and_cancelled_jobs_are_retried(shop: Shop, make: str) -> None:
-    job_id = getattr(shop, make)()
-    before = shop.job(job_id)
+def test_only_failed_and_cancelled_jobs_are_retried(by_hand: JobsByHand, make: str) -> None:
+    job_id = getattr(by_hand, make)()
+    before = by_hand.job(job_id)
     with pytest.raises(IllegalTransition, match="only failed and cancelled ones"):
-        shop.finisher.retry(job_id)
-    assert shop.job(job_id) == before
+        by_hand.finisher.retry(job_id)
+    assert by_hand.job(job_id) == before
 
 
-def test_a_retry_whose_name_a_live_job_has_taken_gets_the_next_one(shop: Shop) -> None:
-    first = shop.queued("anna")
-    shop.finisher.cancel(first)
-    second = shop.queued("anna")
-    assert shop.job(second).out_name == "anna"
-    answer = carry_out(Request("retry", first), shop.finisher)
+def test_a_retry_whose_name_a_live_job_has_taken_gets_the_next_one(by_hand: JobsByHand) -> None:
+    first = by_hand.queued("anna")
+    by_hand.finisher.cancel(first)
+    second = by_hand.queued("anna")
+    assert by_hand.job(second).out_name == "anna"
+    answer = carry_out(Request("retry", first), by_hand.finisher)
     assert (answer.ok, answer.message) == (True, "queued again")
-    assert shop.job(first).out_name == "anna (2)"
+    assert by_hand.job(first).out_name == "anna (2)"
 
 
-def test_a_result_is_published_again_under_the_next_free_name(shop: Shop) -> None:
-    job_id = shop.published()
-    assert shop.finisher.republish(job_id) == "anna (2)"
+def test_a_result_is_published_again_under_the_next_free_name(by_hand: JobsByHand) -> None:
+    job_id = by_hand.published()
+    assert by_hand.finisher.republish(job_id) == "anna (2)"
     for name in ("anna.mp4", "anna.json"):
-        (shop.folders.shared["outbox"] / name).unlink()
-    assert shop.finisher.republish(job_id) == "anna"
-    assert shop.shown() == ["anna (2).json", "anna (2).mp4", "anna.json", "anna.mp4"]
-    assert (shop.folders.shared["outbox"] / "anna (2).mp4").read_bytes() == b"a video"
-    assert shop.sidecar("anna (2)")["video"] == "anna (2).mp4"
-    assert shop.sidecar("anna (2)")["sha256"] == shop.job(job_id).out_sha256
-    assert shop.hidden() == []
+        (by_hand.folders.shared["outbox"] / name).unlink()
+    assert by_hand.finisher.republish(job_id) == "anna"
+    assert by_hand.shown() == ["anna (2).json", "anna (2).mp4", "anna.json", "anna.mp4"]
+    assert (by_hand.folders.shared["outbox"] / "anna (2).mp4").read_bytes() == b"a video"
+    assert by_hand.sidecar("anna (2)")["video"] == "anna (2).mp4"
+    assert by_hand.sidecar("anna (2)")["sha256"] == by_hand.job(job_id).out_sha256
+    assert by_hand.hidden() == []
 
 
-def test_only_what_is_kept_and_finished_is_published_again(shop: Shop) -> None:
-    running = shop.running("bert")
+def test_only_what_is_kept_and_finished_is_published_again(by_hand: JobsByHand) -> None:
+    running = by_hand.running("bert")
     with pytest.raises(IllegalTransition, match="only finished ones"):
-        shop.finisher.republish(running)
-    shop.finisher.cancel(running)
-    job_id = shop.published()
-    shop.unmount("outbox")
+        by_hand.finisher.republish(running)
+    by_hand.finisher.cancel(running)
+    job_id = by_hand.published()
+    by_hand.unmount("outbox")
     with pytest.raises(OutboxUnavailable):
-        shop.finisher.republish(job_id)
-    shop.mount("outbox")
-    assert shop.finisher.republish(job_id) == "anna (2)"
-    for path in shop.folders.results.iterdir():
+        by_hand.finisher.republish(job_id)
+    by_hand.mount("outbox")
+    assert by_hand.finisher.republish(job_id) == "anna (2)"
+    for path in by_hand.folders.results.iterdir():
         os.utime(path, (time.time() - 25 * 3600,) * 2)
-    Housekeeper(shop.finisher).prune()
-    assert list(shop.folders.results.iterdir()) == []
+    Housekeeper(by_hand.finisher).prune()
+    assert list(by_hand.folders.results.iterdir()) == []
     with pytest.raises(ResultGone):
-        shop.finisher.republish(job_id)
+        by_hand.finisher.republish(job_id)
 
 
 # -- what can be asked for by hand -------------------------------------------------------------------------------------
@@ -128,19 +128,19 @@ def test_only_what_is_kept_and_finished_is_published_again(shop: Shop) -> None:
         ("published", "has ended already (done); it is left as it is", JobState.DONE),
     ],
 )
-def test_a_cancel_answers_what_becomes_of_the_job(shop: Shop, make: str, answer: str, state: JobState) -> None:
-    job_id = getattr(shop, make)()
-    told = carry_out(Request("cancel", job_id), shop.finisher)
+def test_a_cancel_answers_what_becomes_of_the_job(by_hand: JobsByHand, make: str, answer: str, state: JobState) -> None:
+    job_id = getattr(by_hand, make)()
+    told = carry_out(Request("cancel", job_id), by_hand.finisher)
     assert (told.ok, told.message) == (True, answer)
-    assert shop.job(job_id).state is state
-    assert shop.job(job_id).cancel_requested is (make == "running")
+    assert by_hand.job(job_id).state is state
+    assert by_hand.job(job_id).cancel_requested is (make == "running")
 
 
-def test_a_cancel_that_meets_a_claim_reaches_the_run(shop: Shop) -> None:
-    job_id = shop.queued()
-    shop.let_a_worker_claim_while_an_ending_is_written()
-    assert carry_out(Request("cancel", job_id), shop.finisher).message == "is being cancelled"
-    assert (shop.job(job_id).state, shop.job(job_id).cancel_requested) == (JobState.RUNNING, True)
+def test_a_cancel_that_meets_a_claim_reaches_the_run(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
+    by_hand.let_a_worker_claim_while_an_ending_is_written()
+    assert carry_out(Request("cancel", job_id), by_hand.finisher).message == "is being cancelled"
+    assert (by_hand.job(job_id).state, by_hand.job(job_id).cancel_requested) == (JobState.RUNNING, True)
 
 
 class PuttingBack(Ledger):
@@ -151,28 +151,28 @@ class PuttingBack(Ledger):
         return super().request_cancel(job_id)
 
 
-def test_a_cancel_that_meets_a_run_being_put_back_finds_the_job_in_the_queue(shop: Shop) -> None:
-    job_id = shop.running()
-    with closing(PuttingBack(shop.ledger.path)) as ledger:
-        shop.finisher.ledger = ledger
-        assert carry_out(Request("cancel", job_id), shop.finisher).message == "cancelled"
-    assert shop.job(job_id).state is JobState.CANCELLED
+def test_a_cancel_that_meets_a_run_being_put_back_finds_the_job_in_the_queue(by_hand: JobsByHand) -> None:
+    job_id = by_hand.running()
+    with closing(PuttingBack(by_hand.ledger.path)) as ledger:
+        by_hand.finisher.ledger = ledger
+        assert carry_out(Request("cancel", job_id), by_hand.finisher).message == "cancelled"
+    assert by_hand.job(job_id).state is JobState.CANCELLED
 
 
 @pytest.mark.parametrize(("asked", "given"), [(5, 5), (-100, -100), (1000, 100), (-(10**30), -100)])
-def test_a_priority_is_kept_in_its_bounds(shop: Shop, asked: int, given: int) -> None:
-    job_id = shop.queued()
-    assert carry_out(Request("priority", job_id, asked), shop.finisher).message == f"has priority {given}"
-    assert shop.job(job_id).priority == given
+def test_a_priority_is_kept_in_its_bounds(by_hand: JobsByHand, asked: int, given: int) -> None:
+    job_id = by_hand.queued()
+    assert carry_out(Request("priority", job_id, asked), by_hand.finisher).message == f"has priority {given}"
+    assert by_hand.job(job_id).priority == given
 
 
 @pytest.mark.parametrize("action", ["cancel", "retry", "priority", "republish"])
-def test_an_unknown_job_is_an_answer_and_no_accident(shop: Shop, action: str) -> None:
-    answer = carry_out(Request(action, new_id()), shop.finisher)
+def test_an_unknown_job_is_an_answer_and_no_accident(by_hand: JobsByHand, action: str) -> None:
+    answer = carry_out(Request(action, new_id()), by_hand.finisher)
     assert not answer.ok
     assert "no job" in answer.message
 
 
-def test_a_job_that_runs_has_no_priority_any_more(shop: Shop) -> None:
-    answer = carry_out(Request("priority", shop.running(), 5), shop.finisher)
+def test_a_job_that_runs_has_no_priority_any_more(by_hand: JobsByHand) -> None:
+    answer = carry_out(Request("priority", by_hand.running(), 5), by_hand.finisher)
     assert "only waiting jobs" in answer.message

@@ -20,8 +20,8 @@ from lipsyncd.ledger import backups
 from lipsyncd.settings import Paths
 from lipsyncd.settings.sections import Retention as Rules
 from lipsyncd.storage.files import free_mb
-from tests.kits.installation import Home
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.installation import Installation
+from tests.kits.jobs_by_hand import JobsByHand
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 BEGAN = datetime(2026, 11, 22, 12, 0).timestamp()
@@ -45,23 +45,23 @@ def clocks() -> Time:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path, retention=Rules(backups=3))
-    yield shop
-    shop.close()
+def by_hand(tmp_path: Path) -> Iterator[JobsByHand]:
+    by_hand = JobsByHand(tmp_path, retention=Rules(backups=3))
+    yield by_hand
+    by_hand.close()
 
 
-def housekeeper(shop: Shop, clocks: Time) -> Housekeeper:
-    return Housekeeper(shop.finisher, wall=lambda: clocks.wall_s, steady=lambda: clocks.steady_s)
+def housekeeper(by_hand: JobsByHand, clocks: Time) -> Housekeeper:
+    return Housekeeper(by_hand.finisher, wall=lambda: clocks.wall_s, steady=lambda: clocks.steady_s)
 
 
-def aged(shop: Shop, clocks: Time, *, days: float) -> None:
+def aged(by_hand: JobsByHand, clocks: Time, *, days: float) -> None:
     """Make everything that lies there now so old, by the clocks of the test."""
     at_s = clocks.wall_s - days * DAY_S
     for kind in ("outbox", "archive", "failed"):
-        for path in shop.folders.shared[kind].rglob("*.json"):
+        for path in by_hand.folders.shared[kind].rglob("*.json"):
             os.utime(path, (at_s, at_s))
-    for path in shop.folders.results.iterdir():
+    for path in by_hand.folders.results.iterdir():
         os.utime(path, (at_s, at_s))
 
 
@@ -82,10 +82,12 @@ def test_a_night_begins_at_its_local_time(now: str, began: str) -> None:
     assert datetime.fromtimestamp(last_night(at_s, "03:30")) == datetime.fromisoformat(began)
 
 
-def test_each_night_has_one_copy_and_one_pruning_and_the_first_start_has_none(shop: Shop, clocks: Time) -> None:
-    folder = shop.folders.state / "backups"
-    shop.published("anna")
-    keeper = housekeeper(shop, clocks)
+def test_each_night_has_one_copy_and_one_pruning_and_the_first_start_has_none(
+    by_hand: JobsByHand, clocks: Time
+) -> None:
+    folder = by_hand.folders.state / "backups"
+    by_hand.published("anna")
+    keeper = housekeeper(by_hand, clocks)
     keeper.look()
     assert backups.made(folder) == []
     for night in range(1, 6):
@@ -97,70 +99,70 @@ def test_each_night_has_one_copy_and_one_pruning_and_the_first_start_has_none(sh
         keeper.look()
         assert backups.made(folder) == copies
         assert len(copies) == min(night, 3)
-    aged(shop, clocks, days=31)
+    aged(by_hand, clocks, days=31)
     clocks.goes_by(HOUR_S)
     keeper.look()
-    assert shop.shown("archive") != []  # not before the night
+    assert by_hand.shown("archive") != []  # not before the night
     clocks.goes_by(DAY_S)
     keeper.look()
-    assert shop.shown("archive") == []
-    assert shop.shown() == ["anna.json", "anna.mp4"]
+    assert by_hand.shown("archive") == []
+    assert by_hand.shown() == ["anna.json", "anna.mp4"]
 
 
-def test_a_night_that_was_slept_through_is_made_up_for(shop: Shop, clocks: Time) -> None:
-    housekeeper(shop, clocks).look()
-    shop.published("anna")
+def test_a_night_that_was_slept_through_is_made_up_for(by_hand: JobsByHand, clocks: Time) -> None:
+    housekeeper(by_hand, clocks).look()
+    by_hand.published("anna")
     clocks.goes_by(3 * DAY_S)
-    aged(shop, clocks, days=31)
-    again = housekeeper(shop, clocks)  # the daemon starts again
+    aged(by_hand, clocks, days=31)
+    again = housekeeper(by_hand, clocks)  # the daemon starts again
     again.look()
-    assert len(backups.made(shop.folders.state / "backups")) == 1
-    assert shop.shown("archive") != []  # the clock may be wrong still, just after a start
+    assert len(backups.made(by_hand.folders.state / "backups")) == 1
+    assert by_hand.shown("archive") != []  # the clock may be wrong still, just after a start
     clocks.goes_by(301)
     again.look()
-    assert shop.shown("archive") == []
-    assert len(backups.made(shop.folders.state / "backups")) == 1
+    assert by_hand.shown("archive") == []
+    assert len(backups.made(by_hand.folders.state / "backups")) == 1
 
 
 def test_a_copy_that_cannot_be_made_is_no_reason_to_try_all_night(
-    shop: Shop, clocks: Time, caplog: pytest.LogCaptureFixture
+    by_hand: JobsByHand, clocks: Time, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = housekeeper(shop, clocks)
+    keeper = housekeeper(by_hand, clocks)
     keeper.look()
-    (shop.folders.state / "backups").write_bytes(b"in the way")
+    (by_hand.folders.state / "backups").write_bytes(b"in the way")
     clocks.goes_by(DAY_S)
     for _ in range(3):
         keeper.look()
         clocks.goes_by(5)
     assert len([r for r in caplog.records if "no copy of the ledger this night" in r.getMessage()]) == 1
-    (shop.folders.state / "backups").unlink()
+    (by_hand.folders.state / "backups").unlink()
     clocks.goes_by(DAY_S)
     keeper.look()
-    assert len(backups.made(shop.folders.state / "backups")) == 1
+    assert len(backups.made(by_hand.folders.state / "backups")) == 1
 
 
 def test_without_backups_none_are_made(tmp_path: Path, clocks: Time) -> None:
-    shop = Shop(tmp_path, retention=Rules(backups=0))
-    keeper = housekeeper(shop, clocks)
+    by_hand = JobsByHand(tmp_path, retention=Rules(backups=0))
+    keeper = housekeeper(by_hand, clocks)
     keeper.look()
     clocks.goes_by(DAY_S)
     keeper.look()
-    assert not (shop.folders.state / "backups").exists()
-    shop.close()
+    assert not (by_hand.folders.state / "backups").exists()
+    by_hand.close()
 
 
-def test_results_and_uploads_do_not_wait_for_the_night(shop: Shop, clocks: Time) -> None:
-    shop.published("anna")
-    keeper = housekeeper(shop, clocks)
+def test_results_and_uploads_do_not_wait_for_the_night(by_hand: JobsByHand, clocks: Time) -> None:
+    by_hand.published("anna")
+    keeper = housekeeper(by_hand, clocks)
     clocks.goes_by(301)
     keeper.look()
-    aged(shop, clocks, days=1.01)
+    aged(by_hand, clocks, days=1.01)
     keeper.look()
-    assert list(shop.folders.results.iterdir()) != []
+    assert list(by_hand.folders.results.iterdir()) != []
     clocks.goes_by(601)
     keeper.look()
-    assert list(shop.folders.results.iterdir()) == []
-    assert shop.shown("archive") != []
+    assert list(by_hand.folders.results.iterdir()) == []
+    assert by_hand.shown("archive") != []
 
 
 # -- clocks ------------------------------------------------------------------------------------------------------------
@@ -168,24 +170,24 @@ def test_results_and_uploads_do_not_wait_for_the_night(shop: Shop, clocks: Time)
 
 @pytest.mark.parametrize("jump_s", [400 * DAY_S, -400 * DAY_S])
 def test_a_clock_that_is_set_costs_nothing_but_a_day(
-    shop: Shop, clocks: Time, jump_s: float, caplog: pytest.LogCaptureFixture
+    by_hand: JobsByHand, clocks: Time, jump_s: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shop.published("anna")
-    aged(shop, clocks, days=1)
-    keeper = housekeeper(shop, clocks)
+    by_hand.published("anna")
+    aged(by_hand, clocks, days=1)
+    keeper = housekeeper(by_hand, clocks)
     clocks.goes_by(301)
     keeper.look()
-    assert list(shop.folders.results.iterdir()) == []
+    assert list(by_hand.folders.results.iterdir()) == []
     clocks.wall_s += jump_s
     for _ in range(20):
         keeper.look()
         clocks.goes_by(HOUR_S)
-    assert shop.shown("archive") != []
+    assert by_hand.shown("archive") != []
     clocks.wall_s -= jump_s
     for _ in range(40):
         keeper.look()
         clocks.goes_by(HOUR_S)
-    assert shop.shown("archive") != []
+    assert by_hand.shown("archive") != []
     assert [r.getMessage() for r in caplog.records if "the clock was set" in r.getMessage()] == [
         f"the clock was set by {hours:+.1f} h: nothing is pruned by its age for a day"
         for hours in (jump_s / HOUR_S, -jump_s / HOUR_S)
@@ -195,17 +197,17 @@ def test_a_clock_that_is_set_costs_nothing_but_a_day(
 # -- the ledger --------------------------------------------------------------------------------------------------------
 
 
-def test_changes_are_written_home_while_nothing_runs(shop: Shop, clocks: Time) -> None:
-    keeper = housekeeper(shop, clocks)
-    shop.running("anna")
+def test_changes_are_written_home_while_nothing_runs(by_hand: JobsByHand, clocks: Time) -> None:
+    keeper = housekeeper(by_hand, clocks)
+    by_hand.running("anna")
     for number in range(20):
-        shop.queued(f"job {number}")
-    size = shop.ledger.path.stat().st_size
+        by_hand.queued(f"job {number}")
+    size = by_hand.ledger.path.stat().st_size
     keeper.look()
-    assert shop.ledger.path.stat().st_size == size
-    shop.ledger.requeue(shop.ledger.in_state(JobState.RUNNING)[0].id, note="", charge=False)
+    assert by_hand.ledger.path.stat().st_size == size
+    by_hand.ledger.requeue(by_hand.ledger.in_state(JobState.RUNNING)[0].id, note="", charge=False)
     keeper.look()
-    assert shop.ledger.path.stat().st_size > size
+    assert by_hand.ledger.path.stat().st_size > size
 
 
 # -- a full disk -------------------------------------------------------------------------------------------------------
@@ -222,71 +224,71 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def crowded(small: Path, **rules: float | str) -> Shop:
+def crowded(small: Path, **rules: float | str) -> JobsByHand:
     """Three videos of 3 MB, each in the outbox and once more in results, on a disk whose floor is 10 MB."""
-    shop = Shop(small, retention=Rules(**rules))  # type: ignore[arg-type]
-    object.__setattr__(shop.settings, "paths", Paths(storage=small, min_free_mb=10))
+    by_hand = JobsByHand(small, retention=Rules(**rules))  # type: ignore[arg-type]
+    object.__setattr__(by_hand.settings, "paths", Paths(storage=small, min_free_mb=10))
     for number in range(3):
-        shop.published(f"video {number}", content=bytes([number]) * 3_000_000)
-        for path in [*shop.folders.results.iterdir(), *shop.folders.shared["outbox"].glob("*.json")]:
+        by_hand.published(f"video {number}", content=bytes([number]) * 3_000_000)
+        for path in [*by_hand.folders.results.iterdir(), *by_hand.folders.shared["outbox"].glob("*.json")]:
             at_s = time.time() - 5 * HOUR_S
             os.utime(path, (at_s, at_s))
     assert free_mb(small) < 10
-    return shop
+    return by_hand
 
 
 def test_what_has_a_limit_goes_early_when_the_disk_is_low_and_no_more_than_needed(small: Path) -> None:
-    shop = crowded(small)
-    keeper = Housekeeper(shop.finisher)
+    by_hand = crowded(small)
+    keeper = Housekeeper(by_hand.finisher)
     assert keeper.make_room()
     assert free_mb(small) >= 10
-    left = [path for path in shop.folders.results.iterdir() if path.suffix == ".mp4"]
+    left = [path for path in by_hand.folders.results.iterdir() if path.suffix == ".mp4"]
     assert len(left) == 1
-    assert len(shop.shown()) == 6  # the outbox is for ever
-    shop.close()
+    assert len(by_hand.shown()) == 6  # the outbox is for ever
+    by_hand.close()
 
 
 def test_what_is_due_goes_first_and_with_that_rule_nothing_else(small: Path) -> None:
-    shop = crowded(small, below_floor="due", results_h=24)
+    by_hand = crowded(small, below_floor="due", results_h=24)
     steady = [1000.0]
-    keeper = Housekeeper(shop.finisher, steady=lambda: steady[0])
+    keeper = Housekeeper(by_hand.finisher, steady=lambda: steady[0])
     steady[0] += 301
     assert not keeper.make_room()
-    assert len(list(shop.folders.results.iterdir())) == 6
-    oldest = min(shop.folders.results.glob("*.json"))
+    assert len(list(by_hand.folders.results.iterdir())) == 6
+    oldest = min(by_hand.folders.results.glob("*.json"))
     os.utime(oldest, (1, 1))
     assert not keeper.make_room()  # it looked a moment ago
     steady[0] += 61
     keeper.make_room()
-    assert len(list(shop.folders.results.iterdir())) == 4
-    shop.close()
+    assert len(list(by_hand.folders.results.iterdir())) == 4
+    by_hand.close()
 
 
 def test_what_is_young_is_not_taken_early(small: Path) -> None:
-    shop = crowded(small)
-    for path in shop.folders.results.iterdir():
+    by_hand = crowded(small)
+    for path in by_hand.folders.results.iterdir():
         os.utime(path)
-    assert not Housekeeper(shop.finisher).make_room()
-    assert len(list(shop.folders.results.iterdir())) == 6
-    shop.close()
+    assert not Housekeeper(by_hand.finisher).make_room()
+    assert len(list(by_hand.folders.results.iterdir())) == 6
+    by_hand.close()
 
 
-def test_intake_does_not_pause_for_what_can_be_pruned(home: Home, small: Path) -> None:
+def test_intake_does_not_pause_for_what_can_be_pruned(installation: Installation, small: Path) -> None:
     """The daemon starts on a disk below its floor and takes a job all the same; below it for good, the job waits."""
-    home.changes["paths"] = {"storage": str(small), "min_free_mb": 10}
-    home.path = lambda kind: small / kind  # type: ignore[method-assign]
+    installation.changes["paths"] = {"storage": str(small), "min_free_mb": 10}
+    installation.path = lambda kind: small / kind  # type: ignore[method-assign]
     crowded(small).close()
-    with home.running():
-        home.drop_pair("anna")
-        home.until_done("anna")
-        assert "is nearly full: pruned" in home.log
+    with installation.running():
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        assert "is nearly full: pruned" in installation.log
         ballast = small / "ballast"
         ballast.write_bytes(bytes(round((free_mb(small) - 8) * 1e6)))
-        home.drop_pair("bert", seed=1)
-        home.until(lambda: home.log.count("is nearly full") > 0 and free_mb(small) < 10, "a low disk")
-        assert home.job("bert") is None
+        installation.drop_pair("bert", seed=1)
+        installation.until(lambda: installation.log.count("is nearly full") > 0 and free_mb(small) < 10, "a low disk")
+        assert installation.job("bert") is None
         ballast.unlink()
-        home.until_done("bert")
+        installation.until_done("bert")
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
@@ -304,35 +306,35 @@ def make_old(paths: Iterable[Path]) -> None:
         os.utime(path, (1, 1))
 
 
-def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(home: Home) -> None:
-    archive, results = home.path("archive"), home.path("state") / "results"
-    with home.running():
+def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(installation: Installation) -> None:
+    archive, results = installation.path("archive"), installation.path("state") / "results"
+    with installation.running():
         for number, name in enumerate(("anna", "bert")):
-            home.drop_pair(name, seed=number)
+            installation.drop_pair(name, seed=number)
         for name in ("anna", "bert"):
-            home.until_done(name)
-        home.until(lambda: not list(home.path("spool").iterdir()), "the inputs in the archive")
+            installation.until_done(name)
+        installation.until(lambda: not list(installation.path("spool").iterdir()), "the inputs in the archive")
         make_old(archive.glob("*/*/job.json"))
 
-        told = home.cli("prune", "--dry-run")
+        told = installation.cli("prune", "--dry-run")
         assert told.returncode == 0, told.stderr
         assert goes(told.stdout) == {**NOTHING, "archive": 2}
         assert re.search(r"^would free \d+ kB$", told.stdout, re.MULTILINE)
         assert len(list(archive.glob("*/*/job.json"))) == 2
 
         answers: list[str] = []  # of several who ask at once, one gets them all
-        asking = [threading.Thread(target=lambda: answers.append(home.cli("prune").stdout)) for _ in range(2)]
+        asking = [threading.Thread(target=lambda: answers.append(installation.cli("prune").stdout)) for _ in range(2)]
         for thread in asking:
             thread.start()
         for thread in asking:
             thread.join(60)
         assert sorted(goes(answer)["archive"] for answer in answers) == [0, 2]
         assert [path.name for path in archive.iterdir()] == [".lipsyncd"]
-        assert [job.kept for job in home.view.jobs()] == [None, None]
-        assert list((home.path("state") / "control").iterdir()) == []
+        assert [job.kept for job in installation.view.jobs()] == [None, None]
+        assert list((installation.path("state") / "control").iterdir()) == []
 
     make_old(results.iterdir())
-    done = home.cli("prune", "--json")
+    done = installation.cli("prune", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert {count["kind"]: count["goes"] for count in said["counts"]} == {**NOTHING, "results": 2}
@@ -340,8 +342,8 @@ def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(home: Hom
     assert list(results.iterdir()) == []
 
 
-def test_before_the_first_start_there_is_nothing_to_prune(home: Home) -> None:
-    assert set(goes(home.cli("prune", "--dry-run").stdout).values()) == {0}
-    refused = home.cli("prune")
+def test_before_the_first_start_there_is_nothing_to_prune(installation: Installation) -> None:
+    assert set(goes(installation.cli("prune", "--dry-run").stdout).values()) == {0}
+    refused = installation.cli("prune")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "there is no ledger" in refused.stderr

@@ -14,16 +14,16 @@ from collections import Counter
 import pytest
 
 from lipsyncd.storage.control_files import Request, ask
-from tests.kits.installation import Home, put
+from tests.kits.installation import Installation, put
 
 
 class Consumer:
     """Takes every file from the outbox the moment that it is visible, as a greedy user would."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, installation: Installation) -> None:
         self.taken: Counter[str] = Counter()
         self.content: dict[str, bytes] = {}
-        self._outbox = home.path("outbox")
+        self._outbox = installation.path("outbox")
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._take)
 
@@ -44,132 +44,134 @@ class Consumer:
             time.sleep(0.002)
 
 
-def crash_at(home: Home, name: str) -> bool:
+def crash_at(installation: Installation, name: str) -> bool:
     """Start a daemon that dies at a failpoint, and wait for either; says whether it died."""
-    home.start(LIPSYNCD_FAIL=name, wait=False)
-    assert home.daemon is not None
-    daemon = home.daemon
+    installation.start(LIPSYNCD_FAIL=name, wait=False)
+    assert installation.daemon is not None
+    daemon = installation.daemon
 
     def settled() -> bool:
-        job = home.job("anna")
-        over = job is not None and job.state.ended and not (home.path("spool") / job.id).exists()
+        job = installation.job("anna")
+        over = job is not None and job.state.ended and not (installation.path("spool") / job.id).exists()
         return daemon.poll() is not None or over
 
-    home.until(settled, f"the crash at {name}")
+    installation.until(settled, f"the crash at {name}")
     time.sleep(0.3)  # the last failpoints come a moment after the job looks ended
     died = daemon.poll() is not None
     if not died:
-        home.stop()
-    home.daemon = None
+        installation.stop()
+    installation.daemon = None
     return died
 
 
-def check_delivered_once(home: Home, consumer: Consumer) -> None:
-    job = home.until_done("anna")
-    home.until(lambda: not list(home.path("spool").iterdir()), "an empty spool")
-    home.until(lambda: consumer.taken["anna.json"], "the sidecar")
+def check_delivered_once(installation: Installation, consumer: Consumer) -> None:
+    job = installation.until_done("anna")
+    installation.until(lambda: not list(installation.path("spool").iterdir()), "an empty spool")
+    installation.until(lambda: consumer.taken["anna.json"], "the sidecar")
     assert consumer.taken == {"anna.mp4": 1, "anna.json": 1}, consumer.taken
     sidecar = json.loads(consumer.content["anna.json"])
     assert sidecar["sha256"] == hashlib.sha256(consumer.content["anna.mp4"]).hexdigest() == job.out_sha256
-    assert [p.name for p in home.path("inbox").iterdir()] == [".lipsyncd"]
-    assert len(home.view.jobs()) == 1
-    assert not list((home.path("outbox") / ".lipsyncd").glob("*.part"))
+    assert [p.name for p in installation.path("inbox").iterdir()] == [".lipsyncd"]
+    assert len(installation.view.jobs()) == 1
+    assert not list((installation.path("outbox") / ".lipsyncd").glob("*.part"))
 
 
 @pytest.mark.parametrize("name", ["accept-committed", "rendered", "publish-renamed-mp4", "publish-shown", "cleared"])
-def test_a_crash_with_the_ledger_lost_delivers_once_all_the_same(home: Home, name: str) -> None:
-    home.start()
-    home.stop()
-    home.drop_pair("anna")
-    with Consumer(home) as consumer:
-        assert crash_at(home, name)
-        for path in home.path("state").glob("ledger.db*"):
+def test_a_crash_with_the_ledger_lost_delivers_once_all_the_same(installation: Installation, name: str) -> None:
+    installation.start()
+    installation.stop()
+    installation.drop_pair("anna")
+    with Consumer(installation) as consumer:
+        assert crash_at(installation, name)
+        for path in installation.path("state").glob("ledger.db*"):
             path.unlink()
-        with home.running():
-            check_delivered_once(home, consumer)
+        with installation.running():
+            check_delivered_once(installation, consumer)
 
 
 @pytest.mark.parametrize("name", ["end-recorded", "end-moved", "cleared", "removed-name"])
-def test_a_crash_while_failing_leaves_one_folder_with_the_reason(home: Home, name: str) -> None:
-    home.start()
-    home.stop()
-    put(home.path("inbox"), "anna.json", b'{"image": "../anna.png", "audio": "anna.wav"}')
-    assert crash_at(home, name)
-    with home.running():
-        job = home.until_failed("anna")
+def test_a_crash_while_failing_leaves_one_folder_with_the_reason(installation: Installation, name: str) -> None:
+    installation.start()
+    installation.stop()
+    put(installation.path("inbox"), "anna.json", b'{"image": "../anna.png", "audio": "anna.wav"}')
+    assert crash_at(installation, name)
+    with installation.running():
+        job = installation.until_failed("anna")
     assert job.reason_code == "unsafe-path"
-    [folder] = [p for p in home.path("failed").iterdir() if not p.name.startswith(".")]
+    [folder] = [p for p in installation.path("failed").iterdir() if not p.name.startswith(".")]
     assert json.loads((folder / "reason.json").read_text())["id"] == job.id
     assert (folder / "anna.json").exists()
 
 
-def test_a_crash_in_a_retry_loses_nothing(home: Home) -> None:
-    with home.running():
-        home.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
-        home.drop_pair("anna")
-        job = home.until_failed("anna")
-    home.cli("retry", job.id, LIPSYNCD_FAIL="retry-accepted")
-    with home.running():
-        again = home.until(lambda: (j := home.until_failed("anna")).attempt == 1 and j, "the second failure")
+def test_a_crash_in_a_retry_loses_nothing(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
+        installation.drop_pair("anna")
+        job = installation.until_failed("anna")
+    installation.cli("retry", job.id, LIPSYNCD_FAIL="retry-accepted")
+    with installation.running():
+        again = installation.until(
+            lambda: (j := installation.until_failed("anna")).attempt == 1 and j, "the second failure"
+        )
     assert again.id == job.id
-    assert len([p for p in home.path("failed").iterdir() if not p.name.startswith(".")]) == 1
+    assert len([p for p in installation.path("failed").iterdir() if not p.name.startswith(".")]) == 1
 
 
-def test_a_crash_in_a_deletion_leaves_a_job_that_can_be_deleted_again(home: Home) -> None:
-    with home.running():
-        home.drop_pair("anna")
-        job = home.until_done("anna")
+def test_a_crash_in_a_deletion_leaves_a_job_that_can_be_deleted_again(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_pair("anna")
+        job = installation.until_done("anna")
     request = Request("delete", job.id)
-    daemon = home.start(LIPSYNCD_FAIL="delete-before-row")
-    assert ask(home.folders.control, request, timeout_s=2) is None
+    daemon = installation.start(LIPSYNCD_FAIL="delete-before-row")
+    assert ask(installation.folders.control, request, timeout_s=2) is None
     daemon.wait(10)
-    home.daemon = None
-    assert home.job("anna") is not None
-    with home.running():
-        answer = ask(home.folders.control, request, timeout_s=10)
+    installation.daemon = None
+    assert installation.job("anna") is not None
+    with installation.running():
+        answer = ask(installation.folders.control, request, timeout_s=10)
     assert answer is not None
     assert answer.ok, answer.message
-    assert home.job("anna") is None
+    assert installation.job("anna") is None
 
 
-def test_a_job_that_kills_the_daemon_is_given_up_after_its_attempts(home: Home) -> None:
-    home.changes["render"] = {"max_attempts": 2}
-    home.start()
-    home.stop()
-    home.drop_pair("anna")
-    assert crash_at(home, "claimed")
-    assert crash_at(home, "claimed")
-    with home.running():
-        job = home.until_failed("anna")
+def test_a_job_that_kills_the_daemon_is_given_up_after_its_attempts(installation: Installation) -> None:
+    installation.changes["render"] = {"max_attempts": 2}
+    installation.start()
+    installation.stop()
+    installation.drop_pair("anna")
+    assert crash_at(installation, "claimed")
+    assert crash_at(installation, "claimed")
+    with installation.running():
+        job = installation.until_failed("anna")
     assert (job.reason_code, job.attempt) == ("render-crashed", 2)
-    assert home.renders == 0
+    assert installation.renders == 0
 
 
-def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_spool(home: Home) -> None:
-    home.start()
-    home.stop()
-    home.drop_pair("anna")
-    assert crash_at(home, "accept-committed")
-    ledger = home.path("state") / "ledger.db"
-    for path in home.path("state").glob("ledger.db-*"):
+def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_spool(installation: Installation) -> None:
+    installation.start()
+    installation.stop()
+    installation.drop_pair("anna")
+    assert crash_at(installation, "accept-committed")
+    ledger = installation.path("state") / "ledger.db"
+    for path in installation.path("state").glob("ledger.db-*"):
         path.unlink()
     ledger.write_bytes(b"not a database at all" * 500)
-    with home.running():
-        home.until_done("anna")
-    assert list(home.path("state").glob("ledger.db.corrupt-*"))
+    with installation.running():
+        installation.until_done("anna")
+    assert list(installation.path("state").glob("ledger.db.corrupt-*"))
 
 
-def test_what_was_about_to_replace_a_file_is_swept_at_the_next_start(home: Home) -> None:
+def test_what_was_about_to_replace_a_file_is_swept_at_the_next_start(installation: Installation) -> None:
     """A client's request that is being written in this moment is no rubbish."""
-    home.start()
-    home.stop()
-    state = home.path("state")
+    installation.start()
+    installation.stop()
+    state = installation.path("state")
     torn = [state / ".status.json.0123abcd.part", state / "control" / ".x.answer.0123abcd.part"]
     torn.append(state / "results" / ".x.json.0123abcd.part")
     for path in torn:
         path.write_bytes(b"half of")
     request = state / "control" / ".x.json.0123abcd.part"
     request.write_bytes(b"half of")
-    with home.running():
+    with installation.running():
         assert [path for path in torn if path.exists()] == []
         assert request.exists()

@@ -23,22 +23,22 @@ from lipsyncd.settings import Settings, load
 from lipsyncd.settings.changes import LIVE, merge, value_of
 from lipsyncd.settings.loading import SETTINGS
 from lipsyncd.storage.locks import is_held
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.machine.service_manager import listening
 from tests.kits.web_kit import serving
 
 
-def read_again(home: Home, **changes: dict[str, Any]) -> str:
+def read_again(installation: Installation, **changes: dict[str, Any]) -> str:
     """Change the settings file, send SIGHUP, and wait for the answer; gives what was logged."""
-    assert home.daemon is not None
+    assert installation.daemon is not None
     for section, values in changes.items():
-        home.changes.setdefault(section, {}).update(values)
-    assert home.config.exists()  # written anew
-    before = len(home.log)
-    home.daemon.send_signal(signal.SIGHUP)
+        installation.changes.setdefault(section, {}).update(values)
+    assert installation.config.exists()  # written anew
+    before = len(installation.log)
+    installation.daemon.send_signal(signal.SIGHUP)
     answers = ("settings read again:", "the settings stay as they were:")
-    home.until(lambda: any(answer in home.log[before:] for answer in answers), "the reload")
-    return home.log[before:]
+    installation.until(lambda: any(answer in installation.log[before:] for answer in answers), "the reload")
+    return installation.log[before:]
 
 
 # -- what is taken over ------------------------------------------------------------------------------------------------
@@ -71,48 +71,50 @@ def _others(settings: Settings, name: str) -> dict[str, object]:
 # -- in a running daemon -----------------------------------------------------------------------------------------------
 
 
-def test_what_counts_at_once_counts_for_the_next_job(home: Home) -> None:
-    with home.running():
-        home.drop_pair("before")
-        home.until_done("before")
-        told = read_again(home, output={"resolution": 96}, log={"level": "warning"}, render={"devices": ["cpu:0"]})
+def test_what_counts_at_once_counts_for_the_next_job(installation: Installation) -> None:
+    with installation.running():
+        installation.drop_pair("before")
+        installation.until_done("before")
+        told = read_again(
+            installation, output={"resolution": 96}, log={"level": "warning"}, render={"devices": ["cpu:0"]}
+        )
         assert "output.resolution is 96 now, was 64" in told
         assert "log.level is 'warning' now, was 'info'" in told
         assert 'render.devices stays ["cpu"]: the new value needs a restart' in told
         assert "settings read again: 2 taken over, 1 need a restart" in told
-        home.drop_pair("after", seed=1)
-        home.until_done("after")
-    assert "before, flat" in home.log
-    assert "after, flat" not in home.log
-    assert inspect(home.path("outbox") / "before.mp4").video.width == 64
-    assert inspect(home.path("outbox") / "after.mp4").video.width == 96
+        installation.drop_pair("after", seed=1)
+        installation.until_done("after")
+    assert "before, flat" in installation.log
+    assert "after, flat" not in installation.log
+    assert inspect(installation.path("outbox") / "before.mp4").video.width == 64
+    assert inspect(installation.path("outbox") / "after.mp4").video.width == 96
 
 
-def test_a_deadline_that_is_shortened_holds_for_the_next_render(home: Home) -> None:
-    home.changes["render"] = {"renderer": "slow", "max_attempts": 1}
-    with home.running():
-        read_again(home, render={"job_timeout_s": 1})
-        home.drop_pair("long", seconds=4)
-        assert home.until_failed("long").reason_code == "render-timeout"
+def test_a_deadline_that_is_shortened_holds_for_the_next_render(installation: Installation) -> None:
+    installation.changes["render"] = {"renderer": "slow", "max_attempts": 1}
+    with installation.running():
+        read_again(installation, render={"job_timeout_s": 1})
+        installation.drop_pair("long", seconds=4)
+        assert installation.until_failed("long").reason_code == "render-timeout"
 
 
-def test_a_limit_of_the_inbox_holds_at_once(home: Home) -> None:
-    with home.running():
-        read_again(home, intake={"max_audio_s": 1})
-        home.drop_pair("long", seconds=3)
-        assert home.until_failed("long").reason_code == "audio-too-long"
+def test_a_limit_of_the_inbox_holds_at_once(installation: Installation) -> None:
+    with installation.running():
+        read_again(installation, intake={"max_audio_s": 1})
+        installation.drop_pair("long", seconds=3)
+        assert installation.until_failed("long").reason_code == "audio-too-long"
 
 
-def test_a_mistake_in_the_file_changes_nothing_and_is_told(home: Home) -> None:
-    with home.running():
-        told = read_again(home, output={"resolution": 97, "fps": 12})
+def test_a_mistake_in_the_file_changes_nothing_and_is_told(installation: Installation) -> None:
+    with installation.running():
+        told = read_again(installation, output={"resolution": 97, "fps": 12})
         assert "the settings stay as they were: output.resolution is 97" in told
-        home.drop_pair("anna")
-        home.until_done("anna")
-        told = read_again(home, output={"resolution": 128})
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        told = read_again(installation, output={"resolution": 128})
         assert "output.resolution is 128 now, was 64" in told
         assert "output.fps" in told
-    assert inspect(home.path("outbox") / "anna.mp4").video.width == 64
+    assert inspect(installation.path("outbox") / "anna.mp4").video.width == 64
 
 
 def test_keys_are_read_again_and_a_lost_one_opens_no_door(tmp_path: Path) -> None:
@@ -133,10 +135,10 @@ def test_keys_are_read_again_and_a_lost_one_opens_no_door(tmp_path: Path) -> Non
         assert "key-of-anna" not in api.home.log
 
 
-def test_systemd_hears_of_the_reload_and_of_its_end(home: Home) -> None:
-    with listening(home.root) as manager, home.running(NOTIFY_SOCKET=manager.address):
+def test_systemd_hears_of_the_reload_and_of_its_end(installation: Installation) -> None:
+    with listening(installation.root) as manager, installation.running(NOTIFY_SOCKET=manager.address):
         manager.wait_for("READY=1".__eq__)
-        read_again(home)
+        read_again(installation)
         manager.wait_for(lambda _: manager.lines.count("READY=1") == 2)
         [reloading] = [message for message in manager.messages if "RELOADING=1" in message]
         [at_us] = [int(line.partition("=")[2]) for line in reloading if line.startswith("MONOTONIC_USEC=")]
@@ -148,42 +150,49 @@ def test_systemd_hears_of_the_reload_and_of_its_end(home: Home) -> None:
 
 
 @contextmanager
-def in_a_terminal(home: Home, *, nohup: bool = False) -> Iterator[tuple[int, int]]:
+def in_a_terminal(installation: Installation, *, nohup: bool = False) -> Iterator[tuple[int, int]]:
     """A daemon in the foreground of a terminal of its own; gives its pid and the terminal's other end."""
-    config = str(home.config)
+    config = str(installation.config)
     pid, terminal = pty.fork()
     if pid == 0:
         try:
             signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
-            log = os.open(home.root / "daemon.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            log = os.open(installation.root / "daemon.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os.execve(sys.executable, [sys.executable, "-m", "lipsyncd", "--config", config, "run"], home.environment())
+            os.execve(
+                sys.executable,
+                [sys.executable, "-m", "lipsyncd", "--config", config, "run"],
+                installation.environment(),
+            )
         finally:
             os._exit(70)
     try:
-        home.until(lambda: (home.root / "daemon.log").exists() and " ready in " in home.log, "the daemon's start")
+        installation.until(
+            lambda: (installation.root / "daemon.log").exists() and " ready in " in installation.log,
+            "the daemon's start",
+        )
         yield pid, terminal
     finally:
-        if is_held(home.path("state")):
+        if is_held(installation.path("state")):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
-def test_a_terminal_that_closes_stops_the_daemon_that_ran_in_it(home: Home) -> None:
-    with in_a_terminal(home) as (pid, terminal):
+def test_a_terminal_that_closes_stops_the_daemon_that_ran_in_it(installation: Installation) -> None:
+    with in_a_terminal(installation) as (pid, terminal):
         os.kill(pid, signal.SIGHUP)  # from somebody, while the terminal is there
-        home.until(lambda: "settings read again" in home.log, "the reload")
+        installation.until(lambda: "settings read again" in installation.log, "the reload")
         os.close(terminal)
         _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert home.log.rstrip().endswith("stopped")
+    assert installation.log.rstrip().endswith("stopped")
 
 
-def test_nohup_keeps_the_daemon_when_the_terminal_closes(home: Home) -> None:
-    with in_a_terminal(home, nohup=True) as (pid, terminal):
+def test_nohup_keeps_the_daemon_when_the_terminal_closes(installation: Installation) -> None:
+    with in_a_terminal(installation, nohup=True) as (pid, terminal):
         os.close(terminal)
-        home.until(lambda: "settings read again" in home.log, "the reload")
+        installation.until(lambda: "settings read again" in installation.log, "the reload")
         os.kill(pid, signal.SIGTERM)
         _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
@@ -192,26 +201,28 @@ def test_nohup_keeps_the_daemon_when_the_terminal_closes(home: Home) -> None:
 # -- stopping ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_job(home: Home) -> None:
-    home.changes["render"] = {"stop_grace_s": 3600, "renderer": "slow"}
-    home.start()
-    home.drop_pair("long", seconds=20)
-    home.until_state("long", JobState.RUNNING)
-    assert home.daemon is not None
-    home.daemon.send_signal(signal.SIGINT)
-    home.until(lambda: "stopping: " in home.log, "the first signal")
-    home.daemon.send_signal(signal.SIGINT)
-    assert home.daemon.wait(30) == 0
-    home.daemon = None
-    job = home.job("long")
+def test_a_second_ctrl_c_does_not_wait_for_the_job(installation: Installation) -> None:
+    installation.changes["render"] = {"stop_grace_s": 3600, "renderer": "slow"}
+    installation.start()
+    installation.drop_pair("long", seconds=20)
+    installation.until_state("long", JobState.RUNNING)
+    assert installation.daemon is not None
+    installation.daemon.send_signal(signal.SIGINT)
+    installation.until(lambda: "stopping: " in installation.log, "the first signal")
+    installation.daemon.send_signal(signal.SIGINT)
+    assert installation.daemon.wait(30) == 0
+    installation.daemon = None
+    job = installation.job("long")
     assert job is not None
     assert (job.state, job.attempt) == (JobState.QUEUED, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_comes_while_the_main_thread_holds_a_lock_does_not_wait_for_it(home: Home, number: int) -> None:
+def test_a_signal_that_comes_while_the_main_thread_holds_a_lock_does_not_wait_for_it(
+    installation: Installation, number: int
+) -> None:
     """It did for ever, since the lock is its own: one stop in some thousands hung."""
-    daemon = Daemon(home.settings)
+    daemon = Daemon(installation.settings)
     events = [each for each in vars(daemon).values() if isinstance(each, threading.Event)]
     assert len(events) >= 2
     handler = threading.Thread(target=daemon._on_signal, args=(number, None), daemon=True)
@@ -226,20 +237,20 @@ def test_a_signal_that_comes_while_the_main_thread_holds_a_lock_does_not_wait_fo
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.3, 0.8])
-def test_a_stop_at_any_moment_leaves_whole_videos_only(home: Home, after_s: float) -> None:
-    home.changes["render"] = {"stop_grace_s": 0}
-    home.start()
+def test_a_stop_at_any_moment_leaves_whole_videos_only(installation: Installation, after_s: float) -> None:
+    installation.changes["render"] = {"stop_grace_s": 0}
+    installation.start()
     for number in range(6):
-        put(home.path("inbox"), f"job{number}.png", picture(number))
-        put(home.path("inbox"), f"job{number}.wav", sound(0.3, number))
-    home.until(lambda: home.view.jobs(), "the first job")
+        put(installation.path("inbox"), f"job{number}.png", picture(number))
+        put(installation.path("inbox"), f"job{number}.wav", sound(0.3, number))
+    installation.until(lambda: installation.view.jobs(), "the first job")
     time.sleep(after_s)
-    assert home.stop() == 0
-    videos = sorted(home.path("outbox").glob("*.mp4"))
+    assert installation.stop() == 0
+    videos = sorted(installation.path("outbox").glob("*.mp4"))
     assert all(inspect(video).video.frames == 8 for video in videos)
-    assert not list((home.path("outbox") / ".lipsyncd").glob("*.part"))
-    with home.running():
+    assert not list((installation.path("outbox") / ".lipsyncd").glob("*.part"))
+    with installation.running():
         for number in range(6):
-            home.until_done(f"job{number}")
-    assert len(list(home.path("outbox").glob("*.mp4"))) == 6
-    assert all(job.attempt == 1 for job in home.view.jobs())
+            installation.until_done(f"job{number}")
+    assert len(list(installation.path("outbox").glob("*.mp4"))) == 6
+    assert all(job.attempt == 1 for job in installation.view.jobs())

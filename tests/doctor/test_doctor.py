@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from lipsyncd.doctor import CHECKS, Finding, Verdict, examine
-from lipsyncd.doctor.findings import Installation, run_checks
+from lipsyncd.doctor.findings import Installation as Examined
+from lipsyncd.doctor.findings import run_checks
 from lipsyncd.errors import ConfigError, WeightsMissing
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.media import ffmpeg
@@ -34,7 +35,7 @@ from tests.kits.core_kit import queued
 from tests.kits.doctor_kit import fault, free_port, seen
 from tests.kits.hub_kit import noise, weight, write_lock
 from tests.kits.hub_kit import put as put_weight
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.web_kit import port_of
 from tests.sandbox.test_jail import WITHOUT_LANDLOCK
 
@@ -43,26 +44,26 @@ ENTRY = weight("eyes", EYES)
 
 
 @pytest.fixture
-def made(home: Home) -> Home:
+def made(installation: Installation) -> Installation:
     """An installation whose folders are made, and no daemon."""
-    home.folders.initialise()
-    return home
+    installation.folders.initialise()
+    return installation
 
 
 # -- all is well -------------------------------------------------------------------------------------------------------
 
 
-def test_a_healthy_installation_is_well_on_one_screen(home: Home) -> None:
-    home.changes["web"] = {"enabled": True}
-    with home.running():
-        home.drop_pair("anna")
-        home.until_done("anna")
-        port = port_of(home)
+def test_a_healthy_installation_is_well_on_one_screen(installation: Installation) -> None:
+    installation.changes["web"] = {"enabled": True}
+    with installation.running():
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        port = port_of(installation)
         started_s = time.monotonic()
-        done = home.cli("doctor")
+        done = installation.cli("doctor")
         took_s = time.monotonic() - started_s
-        told = json.loads(home.cli("doctor", "--json").stdout)
-        shown = screen(home)
+        told = json.loads(installation.cli("doctor", "--json").stdout)
+        shown = screen(installation)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
     *lines, summary = done.stdout.splitlines()
@@ -90,11 +91,11 @@ def home_pid(told: dict[str, Any]) -> str:
     return re.search(r"pid (\d+)", daemon)[1]  # type: ignore[index]
 
 
-def screen(home: Home) -> str:
+def screen(installation: Installation) -> str:
     """What the command writes to a terminal of 100 columns."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "doctor"]
-    with subprocess.Popen(command, stdout=theirs, env=home.environment(COLUMNS="100", TERM="xterm")) as process:
+    command = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "doctor"]
+    with subprocess.Popen(command, stdout=theirs, env=installation.environment(COLUMNS="100", TERM="xterm")) as process:
         os.close(theirs)
         shown = b""
         while select.select([ours], [], [], 60)[0]:
@@ -110,21 +111,21 @@ def screen(home: Home) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
-def test_before_the_first_start_there_is_nothing_wrong(home: Home) -> None:
-    report = examine(home.settings)
+def test_before_the_first_start_there_is_nothing_wrong(installation: Installation) -> None:
+    report = examine(installation.settings)
     assert report.verdict is Verdict.NOTE, report
     assert list(report.findings) == ["settings", *CHECKS]
     assert "not made yet" in report.findings["inbox"].seen
     assert "lipsyncd init" in report.findings["inbox"].remedy
-    assert not home.path("state").exists()  # looking makes nothing
+    assert not installation.path("state").exists()  # looking makes nothing
 
 
 # -- the command and its checks ----------------------------------------------------------------------------------------
 
 
-def test_wrong_settings_are_a_fault_and_the_machine_is_looked_at_all_the_same(home: Home) -> None:
-    home.changes["output"] = {"fps": 0}
-    done = home.cli("doctor", "--json")
+def test_wrong_settings_are_a_fault_and_the_machine_is_looked_at_all_the_same(installation: Installation) -> None:
+    installation.changes["output"] = {"fps": 0}
+    done = installation.cli("doctor", "--json")
     told = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 2
     assert told["settings"]["verdict"] == "fault"
@@ -134,9 +135,9 @@ def test_wrong_settings_are_a_fault_and_the_machine_is_looked_at_all_the_same(ho
     assert "inbox" not in told
 
 
-def test_a_terminal_that_knows_no_arrow_gets_an_escape_for_it(home: Home) -> None:
-    home.changes["output"] = {"fps": 0}
-    done = home.cli("doctor", PYTHONIOENCODING="latin-1")
+def test_a_terminal_that_knows_no_arrow_gets_an_escape_for_it(installation: Installation) -> None:
+    installation.changes["output"] = {"fps": 0}
+    done = installation.cli("doctor", PYTHONIOENCODING="latin-1")
     assert done.returncode == 2
     assert "\\u2192 allowed: a rate from 1 to 120" in done.stdout
     assert done.stderr == ""
@@ -161,37 +162,39 @@ def _no_home() -> Path:
     [({}, 0), ({"render": {"ffmpeg": "/nowhere/ffmpeg"}}, 2), ({"web": {"enabled": True, "port": 80_03}}, 0)],
     ids=["notes", "fault", "port"],
 )
-def test_the_exit_status_is_that_of_the_worst_finding(home: Home, change: dict[str, Any], status: int) -> None:
-    home.changes.update(change)
+def test_the_exit_status_is_that_of_the_worst_finding(
+    installation: Installation, change: dict[str, Any], status: int
+) -> None:
+    installation.changes.update(change)
     if status == 0 and "web" in change:
-        home.changes["web"]["port"] = free_port()
-    assert examine(home.settings).verdict.exit_status == status
+        installation.changes["web"]["port"] = free_port()
+    assert examine(installation.settings).verdict.exit_status == status
 
 
 def test_warnings_end_with_1() -> None:
     assert [verdict.exit_status for verdict in Verdict] == [0, 0, 1, 2]
 
 
-def test_a_check_that_hangs_is_a_fault_and_holds_up_no_other(made: Home) -> None:
+def test_a_check_that_hangs_is_a_fault_and_holds_up_no_other(made: Installation) -> None:
     never = threading.Event()
 
-    def hanging(_: Installation) -> Finding:
+    def hanging(_: Examined) -> Finding:
         never.wait()
         raise AssertionError
 
     checks = {"hanging": hanging, "clock": CHECKS["clock"]}
-    found = run_checks(checks, Installation(made.settings), limit_s=1.0)
+    found = run_checks(checks, Examined(made.settings), limit_s=1.0)
     never.set()
     assert found["hanging"].verdict is Verdict.FAULT
     assert "no answer within 1 s" in found["hanging"].seen
     assert found["clock"].verdict is Verdict.OK
 
 
-def test_a_check_that_fails_itself_says_so(made: Home) -> None:
-    def faulty(_: Installation) -> Finding:
+def test_a_check_that_fails_itself_says_so(made: Installation) -> None:
+    def faulty(_: Examined) -> Finding:
         raise ZeroDivisionError("once\nmore")
 
-    found = run_checks({"faulty": faulty}, Installation(made.settings))["faulty"]
+    found = run_checks({"faulty": faulty}, Examined(made.settings))["faulty"]
     assert (found.verdict, found.seen) == (Verdict.FAULT, "ZeroDivisionError: once")
     assert "report it" in found.remedy
 
@@ -199,35 +202,38 @@ def test_a_check_that_fails_itself_says_so(made: Home) -> None:
 # -- the machine -------------------------------------------------------------------------------------------------------
 
 
-def test_an_ffmpeg_that_is_not_there_is_named_with_its_setting(home: Home) -> None:
-    home.changes["render"] = {"ffmpeg": "/nowhere/ffmpeg"}
-    fault(home, "ffmpeg", "/nowhere/ffmpeg", "render.ffmpeg")
-    fault(home, "encoders", "/nowhere/ffmpeg", "render.ffmpeg")
+def test_an_ffmpeg_that_is_not_there_is_named_with_its_setting(installation: Installation) -> None:
+    installation.changes["render"] = {"ffmpeg": "/nowhere/ffmpeg"}
+    fault(installation, "ffmpeg", "/nowhere/ffmpeg", "render.ffmpeg")
+    fault(installation, "encoders", "/nowhere/ffmpeg", "render.ffmpeg")
 
 
-def program(home: Home, text: str) -> None:
+def program(installation: Installation, text: str) -> None:
     """Make an ffmpeg of our own out of the real one."""
     real = shlex(str(ffmpeg.find("")))
-    path = home.root / "ffmpeg"
+    path = installation.root / "ffmpeg"
     path.write_text(f"#!/bin/sh\nreal={real}\n{text}\n")
     path.chmod(0o755)
-    home.changes["render"] = {"ffmpeg": str(path)}
+    installation.changes["render"] = {"ffmpeg": str(path)}
 
 
 def shlex(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def test_an_old_ffmpeg_is_a_warning(home: Home) -> None:
+def test_an_old_ffmpeg_is_a_warning(installation: Installation) -> None:
     program(
-        home, 'case "$*" in *-version*) echo "ffmpeg version 5.1.9-0+deb12u1 Copyright";; *) exec "$real" "$@";; esac'
+        installation,
+        'case "$*" in *-version*) echo "ffmpeg version 5.1.9-0+deb12u1 Copyright";; *) exec "$real" "$@";; esac',
     )
-    fault(home, "ffmpeg", "5.1.9-0+deb12u1", "older than 8.1.3", "imageio-ffmpeg", verdict=Verdict.WARNING)
+    fault(installation, "ffmpeg", "5.1.9-0+deb12u1", "older than 8.1.3", "imageio-ffmpeg", verdict=Verdict.WARNING)
 
 
-def test_an_ffmpeg_of_no_release_is_a_note(home: Home) -> None:
-    program(home, 'case "$*" in *-version*) echo "ffmpeg version N-12-gabc Copyright";; *) exec "$real" "$@";; esac')
-    assert seen(home, "ffmpeg").verdict is Verdict.NOTE
+def test_an_ffmpeg_of_no_release_is_a_note(installation: Installation) -> None:
+    program(
+        installation, 'case "$*" in *-version*) echo "ffmpeg version N-12-gabc Copyright";; *) exec "$real" "$@";; esac'
+    )
+    assert seen(installation, "ffmpeg").verdict is Verdict.NOTE
 
 
 @pytest.mark.parametrize(
@@ -241,10 +247,13 @@ def test_versions_are_compared_as_numbers(version: str, old: bool | None) -> Non
     assert ffmpeg.below_floor(version) is old
 
 
-def test_encoders_that_are_listed_and_do_not_encode_are_a_fault(home: Home) -> None:
-    program(home, 'case "$*" in *-encoders*|*-version*) exec "$real" "$@";; *) echo "no such luck" >&2; exit 3;; esac')
-    assert seen(home, "ffmpeg").verdict is Verdict.OK
-    fault(home, "encoders")
+def test_encoders_that_are_listed_and_do_not_encode_are_a_fault(installation: Installation) -> None:
+    program(
+        installation,
+        'case "$*" in *-encoders*|*-version*) exec "$real" "$@";; *) echo "no such luck" >&2; exit 3;; esac',
+    )
+    assert seen(installation, "ffmpeg").verdict is Verdict.OK
+    fault(installation, "encoders")
 
 
 def test_the_gpus_encoder_is_tried_and_not_believed() -> None:
@@ -269,7 +278,7 @@ def test_a_kernel_without_landlock_is_a_warning() -> None:
     assert "landlock" in remedy
 
 
-def test_a_clock_that_went_back_is_told(made: Home) -> None:
+def test_a_clock_that_went_back_is_told(made: Installation) -> None:
     ledger = Ledger(made.path("state") / "ledger.db")
     queued(ledger)
     ledger.close()
@@ -282,15 +291,15 @@ def test_a_clock_that_went_back_is_told(made: Home) -> None:
 # -- renders -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_renderer_that_is_not_installed_or_not_known_is_a_fault(home: Home) -> None:
-    home.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package.module:Mine"]}
-    fault(home, "renderer", "mine needs no_such_package", "render.renderer")
-    home.changes["render"] = {"renderer": "nosuch"}
-    fault(home, "renderer", "no renderer is called 'nosuch'")
+def test_a_renderer_that_is_not_installed_or_not_known_is_a_fault(installation: Installation) -> None:
+    installation.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package.module:Mine"]}
+    fault(installation, "renderer", "mine needs no_such_package", "render.renderer")
+    installation.changes["render"] = {"renderer": "nosuch"}
+    fault(installation, "renderer", "no renderer is called 'nosuch'")
 
 
 @pytest.fixture
-def weighed(made: Home) -> Home:
+def weighed(made: Installation) -> Installation:
     """MuseTalk with a lock list of one small file, which is there and proved."""
     lock = write_lock(made.root / "lock.json", [ENTRY])
     made.changes["render"] = {"renderer": "musetalk"}
@@ -301,18 +310,18 @@ def weighed(made: Home) -> Home:
     return made
 
 
-def the_weight(home: Home) -> Path:
-    return home.path("models") / ENTRY.used_file
+def the_weight(installation: Installation) -> Path:
+    return installation.path("models") / ENTRY.used_file
 
 
-def test_weights_that_are_there_and_verified_are_well(weighed: Home) -> None:
+def test_weights_that_are_there_and_verified_are_well(weighed: Installation) -> None:
     found = seen(weighed, "weights")
     assert found.verdict is Verdict.OK
     assert "1 files, 100.0 kB, verified" in found.seen
 
 
 def test_missing_weights_are_a_fault_unless_the_first_job_pulls_them(
-    weighed: Home, monkeypatch: pytest.MonkeyPatch
+    weighed: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     the_weight(weighed).unlink()
     fault(weighed, "weights", "missing eyes", "weights.auto_pull is off", WeightsMissing.default_remedy)
@@ -322,13 +331,13 @@ def test_missing_weights_are_a_fault_unless_the_first_job_pulls_them(
     fault(weighed, "weights", "missing eyes", "HF_HUB_OFFLINE")
 
 
-def test_a_truncated_weight_is_seen_by_its_size(weighed: Home) -> None:
+def test_a_truncated_weight_is_seen_by_its_size(weighed: Installation) -> None:
     with the_weight(weighed).open("r+b") as file:
         file.truncate(60_000)
     fault(weighed, "weights", "eyes has 60000 bytes of 100000", "models pull")
 
 
-def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_was_noted(made: Home) -> None:
+def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_was_noted(made: Installation) -> None:
     converted = replace(ENTRY, becomes="eyes/eyes.safetensors", dtype="float16")
     made.changes["render"] = {"renderer": "musetalk"}
     made.changes["weights"] = {"lock": str(write_lock(made.root / "lock.json", [converted]))}
@@ -342,7 +351,7 @@ def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_w
     fault(made, "weights", "eyes has 70000 bytes of 100000")
 
 
-def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(weighed: Home) -> None:
+def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(weighed: Installation) -> None:
     the_weight(weighed).write_bytes(EYES[::-1])
     fault(weighed, "weights", "not hashed yet: eyes", verdict=Verdict.NOTE)
     fault(weighed, "weights", "another hash", "models pull", full=True)
@@ -351,16 +360,16 @@ def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(weighed: Home) -
 
 @pytest.mark.skipif(gpu.look("auto") is not None, reason="this machine has a GPU")
 @pytest.mark.parametrize("devices", [["auto"], ["cuda:0"], ["cpu", "cuda:0"]])
-def test_a_gpu_that_is_asked_for_and_absent_is_a_fault(home: Home, devices: list[str]) -> None:
-    home.changes["render"] = {"renderer": "musetalk", "devices": devices}
-    fault(home, "device", "no such GPU", "nvidia-smi", 'render.devices = ["cpu"]')
+def test_a_gpu_that_is_asked_for_and_absent_is_a_fault(installation: Installation, devices: list[str]) -> None:
+    installation.changes["render"] = {"renderer": "musetalk", "devices": devices}
+    fault(installation, "device", "no such GPU", "nvidia-smi", 'render.devices = ["cpu"]')
 
 
-def test_a_renderer_that_needs_no_gpu_asks_for_none(home: Home) -> None:
-    home.changes["render"] = {"renderer": "preview", "devices": ["auto"]}
-    assert seen(home, "device").verdict is Verdict.OK
-    home.changes["render"] = {"renderer": "musetalk", "devices": ["cpu"]}
-    assert seen(home, "device").verdict is Verdict.NOTE
+def test_a_renderer_that_needs_no_gpu_asks_for_none(installation: Installation) -> None:
+    installation.changes["render"] = {"renderer": "preview", "devices": ["auto"]}
+    assert seen(installation, "device").verdict is Verdict.OK
+    installation.changes["render"] = {"renderer": "musetalk", "devices": ["cpu"]}
+    assert seen(installation, "device").verdict is Verdict.NOTE
 
 
 class Nvml:
@@ -385,14 +394,14 @@ class Nvml:
         return 0
 
 
-def test_a_gpu_is_told_with_driver_and_memory(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_told_with_driver_and_memory(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_library", lambda: Nvml(used_gb=30))
-    home.changes["render"] = {"renderer": "preview", "devices": ["cuda:0"]}
-    assert seen(home, "device").seen == "cuda:0: NVIDIA H200, driver 570.86.15, 120.0 of 150.0 GB free"
-    home.changes["render"]["devices"] = ["cuda:0", "cuda:1"]
-    fault(home, "device", "cuda:1: no such GPU")
-    home.changes["render"] = {"renderer": "musetalk", "devices": ["auto"]}
-    found = seen(home, "device")
+    installation.changes["render"] = {"renderer": "preview", "devices": ["cuda:0"]}
+    assert seen(installation, "device").seen == "cuda:0: NVIDIA H200, driver 570.86.15, 120.0 of 150.0 GB free"
+    installation.changes["render"]["devices"] = ["cuda:0", "cuda:1"]
+    fault(installation, "device", "cuda:1: no such GPU")
+    installation.changes["render"] = {"renderer": "musetalk", "devices": ["auto"]}
+    found = seen(installation, "device")
     cpu_build = _torch_version().endswith("+cpu")
     assert found.verdict is (Verdict.FAULT if cpu_build else Verdict.OK)
     assert ("is a build without CUDA" in found.seen) is cpu_build
@@ -404,8 +413,8 @@ def _torch_version() -> str:
     return version("torch")
 
 
-def test_a_voice_that_is_no_program_is_a_fault(home: Home) -> None:
-    home.changes["speech"] = {"command": ["/nowhere/piper"]}
-    fault(home, "speech", "/nowhere/piper", "speech.command")
-    home.changes["speech"] = {"command": ["/bin/cat"]}
-    assert seen(home, "speech").verdict is Verdict.OK
+def test_a_voice_that_is_no_program_is_a_fault(installation: Installation) -> None:
+    installation.changes["speech"] = {"command": ["/nowhere/piper"]}
+    fault(installation, "speech", "/nowhere/piper", "speech.command")
+    installation.changes["speech"] = {"command": ["/bin/cat"]}
+    assert seen(installation, "speech").verdict is Verdict.OK

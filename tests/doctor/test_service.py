@@ -24,31 +24,31 @@ from lipsyncd.storage.files import read_json, write_json
 from lipsyncd.storage.locks import InstanceLock
 from tests.kits.core_kit import NOBODY, as_nobody, queued
 from tests.kits.doctor_kit import fault, seen
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.web_kit import port_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask what another user may do, and mount")
 
 
 @pytest.fixture
-def made(home: Home) -> Home:
+def made(installation: Installation) -> Installation:
     """An installation whose folders are made, and no daemon."""
-    home.folders.initialise()
-    return home
+    installation.folders.initialise()
+    return installation
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["inbox", "outbox", "failed", "archive"])
-def test_a_folder_without_its_marker_is_not_mounted(made: Home, kind: str) -> None:
+def test_a_folder_without_its_marker_is_not_mounted(made: Installation, kind: str) -> None:
     (made.path(kind) / ".lipsyncd" / f"{kind}-id").unlink()
     fault(made, kind, f"has not the marker of our {kind}", f"mount the {kind}", "lipsyncd init --adopt")
     shutil.rmtree(made.path(kind))
     fault(made, kind, "is not there", f"mount the {kind}")
 
 
-def test_files_that_the_daemon_cannot_take_are_told_beside_their_inbox(made: Home) -> None:
+def test_files_that_the_daemon_cannot_take_are_told_beside_their_inbox(made: Installation) -> None:
     lock = InstanceLock(made.path("state"))
     lock.acquire(who="lipsyncd run")
     try:
@@ -59,14 +59,14 @@ def test_files_that_the_daemon_cannot_take_are_told_beside_their_inbox(made: Hom
     assert seen(made, "inbox").verdict is Verdict.OK
 
 
-def test_a_state_folder_that_is_a_file_is_told(home: Home) -> None:
-    home.root.joinpath("storage").mkdir()
-    home.path("state").write_text("")
-    fault(home, "state", "is no folder")
+def test_a_state_folder_that_is_a_file_is_told(installation: Installation) -> None:
+    installation.root.joinpath("storage").mkdir()
+    installation.path("state").write_text("")
+    fault(installation, "state", "is no folder")
 
 
 @as_root
-def test_a_folder_that_is_closed_to_the_daemons_user_is_told_to_root(made: Home) -> None:
+def test_a_folder_that_is_closed_to_the_daemons_user_is_told_to_root(made: Installation) -> None:
     """Root itself may write everywhere, so the daemon's user is asked for."""
     for folder in (made.root, *made.root.parents):
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
@@ -79,7 +79,7 @@ def test_a_folder_that_is_closed_to_the_daemons_user_is_told_to_root(made: Home)
     assert "sudo -u" in examine(made.settings).findings["settings"].remedy
 
 
-def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(made: Home) -> None:
+def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(made: Installation) -> None:
     made.path("state").chmod(0o700)
     made.path("outbox").chmod(0o755)
     settings = made.settings
@@ -93,7 +93,7 @@ def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(made: Home) 
     assert found["clock"].verdict is found["ffmpeg"].verdict is Verdict.OK
 
 
-def test_whoever_is_neither_the_daemons_user_nor_root_does_not_guess_for_him(made: Home) -> None:
+def test_whoever_is_neither_the_daemons_user_nor_root_does_not_guess_for_him(made: Installation) -> None:
     """A member of the group may read here and not write: that says nothing about the daemon."""
     made.path("outbox").chmod(0o755)
     made.path("state").chmod(0o755)
@@ -119,24 +119,26 @@ def small_disk(folder: Path, size_kb: int) -> Iterator[None]:
 
 
 @as_root
-def test_a_disk_that_fills_is_a_warning_and_a_full_one_a_fault(home: Home) -> None:
-    home.path("outbox").mkdir(parents=True)
-    with small_disk(home.path("outbox"), 4000):
-        home.folders.initialise()
-        found = fault(home, "outbox", "tmpfs", "at 1 MB jobs begin to wait", verdict=Verdict.WARNING)
+def test_a_disk_that_fills_is_a_warning_and_a_full_one_a_fault(installation: Installation) -> None:
+    installation.path("outbox").mkdir(parents=True)
+    with small_disk(installation.path("outbox"), 4000):
+        installation.folders.initialise()
+        found = fault(installation, "outbox", "tmpfs", "at 1 MB jobs begin to wait", verdict=Verdict.WARNING)
         assert "4.1 MB free" in found.seen
-        (home.path("outbox") / "large").write_bytes(bytes(3_500_000))
-        fault(home, "outbox", "less than 1 MB, so jobs wait", "paths.min_free_mb")
+        (installation.path("outbox") / "large").write_bytes(bytes(3_500_000))
+        fault(installation, "outbox", "less than 1 MB, so jobs wait", "paths.min_free_mb")
 
 
-def test_a_network_folder_is_polled_and_may_not_hold_the_ledger(made: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_folder_is_polled_and_may_not_hold_the_ledger(
+    made: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lipsyncd.storage.mounts.file_system_type", lambda folder: "nfs4")
     assert "polling every 2 s: nfs4 tells nothing" in seen(made, "watch").seen
     fault(made, "state", "lies on nfs4", "local disk")
     fault(made, "spool", "lies on nfs4", "local disk")
 
 
-def test_events_are_promised_only_where_the_kernel_gives_them(made: Home) -> None:
+def test_events_are_promised_only_where_the_kernel_gives_them(made: Installation) -> None:
     assert "events (" in seen(made, "watch").seen
     assert folders._inotify_fault(Path("/nowhere")) == "No such file or directory"
     assert _with_no_descriptor_left(lambda: folders._inotify_fault(made.path("inbox"))) == "all instances are taken"
@@ -159,7 +161,7 @@ def _with_no_descriptor_left(work: Any) -> str:
 # -- the service -------------------------------------------------------------------------------------------------------
 
 
-def test_a_ledger_of_a_newer_program_and_a_damaged_one_are_faults(made: Home) -> None:
+def test_a_ledger_of_a_newer_program_and_a_damaged_one_are_faults(made: Installation) -> None:
     path = made.path("state") / "ledger.db"
     ledger = Ledger(path)
     for number in range(50):
@@ -177,7 +179,7 @@ def test_a_ledger_of_a_newer_program_and_a_damaged_one_are_faults(made: Home) ->
     fault(made, "ledger", "spool", full=True)
 
 
-def test_jobs_that_wait_are_told_with_their_reason_and_its_remedy(made: Home) -> None:
+def test_jobs_that_wait_are_told_with_their_reason_and_its_remedy(made: Installation) -> None:
     ledger = Ledger(made.path("state") / "ledger.db")
     ledger.set_blocked(queued(ledger), WeightsMissing("weights are missing: unet").reason(), delay_ms=1)
     queued(ledger, "bert")
@@ -186,7 +188,7 @@ def test_jobs_that_wait_are_told_with_their_reason_and_its_remedy(made: Home) ->
     assert found.remedy == WeightsMissing.default_remedy
 
 
-def test_a_backup_is_told_with_its_age(made: Home) -> None:
+def test_a_backup_is_told_with_its_age(made: Installation) -> None:
     Ledger(made.path("state") / "ledger.db").close()
     assert seen(made, "backup").verdict is Verdict.NOTE
     assert made.cli("backup").returncode == 0
@@ -196,24 +198,24 @@ def test_a_backup_is_told_with_its_age(made: Home) -> None:
     fault(made, "backup", "72 h old", verdict=Verdict.WARNING)
 
 
-def test_a_daemon_is_told_with_its_pid_and_one_that_hangs_is_a_fault(home: Home) -> None:
-    home.changes["web"] = {"enabled": True}
-    daemon = home.start()
-    port = port_of(home)
-    assert f"lipsyncd run, pid {daemon.pid}, version" in seen(home, "daemon").seen
+def test_a_daemon_is_told_with_its_pid_and_one_that_hangs_is_a_fault(installation: Installation) -> None:
+    installation.changes["web"] = {"enabled": True}
+    daemon = installation.start()
+    port = port_of(installation)
+    assert f"lipsyncd run, pid {daemon.pid}, version" in seen(installation, "daemon").seen
     daemon.send_signal(signal.SIGSTOP)
-    home.until(lambda: _stopped(daemon.pid), "the last thread's stop")
-    status = home.path("state") / "status.json"
+    installation.until(lambda: _stopped(daemon.pid), "the last thread's stop")
+    status = installation.path("state") / "status.json"
     said = read_json(status)
     assert said is not None
-    fault(home, "web", f"127.0.0.1:{port}", "does not answer", "restart it")
+    fault(installation, "web", f"127.0.0.1:{port}", "does not answer", "restart it")
     write_json(status, {**said, "at_ms": said["at_ms"] - 60_000})
-    fault(home, "daemon", f"pid {daemon.pid}", "silent for", "restart it")
+    fault(installation, "daemon", f"pid {daemon.pid}", "silent for", "restart it")
     write_json(status, {**said, "version": "0.0.1", "at_ms": time.time() * 1000})
-    fault(home, "daemon", "version 0.0.1; installed is", verdict=Verdict.WARNING)
+    fault(installation, "daemon", "version 0.0.1; installed is", verdict=Verdict.WARNING)
     daemon.send_signal(signal.SIGCONT)
-    home.stop()
-    assert seen(home, "daemon").seen == "none runs"
+    installation.stop()
+    assert seen(installation, "daemon").seen == "none runs"
 
 
 def _stopped(pid: int) -> bool:
@@ -222,36 +224,38 @@ def _stopped(pid: int) -> bool:
     return all(text.rpartition(") ")[2].startswith("T") for text in told)
 
 
-def test_a_running_daemon_is_asked_whether_it_wants_a_key_and_whether_it_is_ready(home: Home) -> None:
+def test_a_running_daemon_is_asked_whether_it_wants_a_key_and_whether_it_is_ready(installation: Installation) -> None:
     """A key that only the unit gets shows nowhere else."""
-    home.changes["web"] = {"enabled": True}
-    with home.running(LIPSYNCD_API_KEY="somebody:secret-word"):
-        port_of(home)
-        assert seen(home, "key").seen == "the daemon asks for one"
-        (home.path("outbox") / ".lipsyncd" / "outbox-id").unlink()
-        home.until(lambda: seen(home, "web").verdict is Verdict.WARNING, "the daemon's own word")
-        fault(home, "web", "is not ready: outbox: ", verdict=Verdict.WARNING)
+    installation.changes["web"] = {"enabled": True}
+    with installation.running(LIPSYNCD_API_KEY="somebody:secret-word"):
+        port_of(installation)
+        assert seen(installation, "key").seen == "the daemon asks for one"
+        (installation.path("outbox") / ".lipsyncd" / "outbox-id").unlink()
+        installation.until(lambda: seen(installation, "web").verdict is Verdict.WARNING, "the daemon's own word")
+        fault(installation, "web", "is not ready: outbox: ", verdict=Verdict.WARNING)
 
 
-def test_a_port_that_another_program_has_is_a_fault(home: Home) -> None:
+def test_a_port_that_another_program_has_is_a_fault(installation: Installation) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
-        home.changes["web"] = {"enabled": True, "port": port}
-        fault(home, "web", f"127.0.0.1:{port} is taken", "web.port")
-    assert seen(home, "web").verdict is Verdict.OK
-    home.changes["web"]["host"] = "192.0.2.7"  # nobody's
-    fault(home, "web", "cannot be had", "web.host")
+        installation.changes["web"] = {"enabled": True, "port": port}
+        fault(installation, "web", f"127.0.0.1:{port} is taken", "web.port")
+    assert seen(installation, "web").verdict is Verdict.OK
+    installation.changes["web"]["host"] = "192.0.2.7"  # nobody's
+    fault(installation, "web", "cannot be had", "web.host")
 
 
-def test_a_server_without_a_key_is_fine_at_home_and_nowhere_else(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    home.changes["web"] = {"enabled": True}
-    assert "only this machine" in seen(home, "key").seen
-    home.changes["web"]["host"] = "0.0.0.0"
-    fault(home, "key", "no key is configured", "web.api_key_file")
-    home.changes["web"]["allow_anonymous"] = True
-    fault(home, "key", "anybody", verdict=Verdict.WARNING)
+def test_a_server_without_a_key_is_fine_at_home_and_nowhere_else(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation.changes["web"] = {"enabled": True}
+    assert "only this machine" in seen(installation, "key").seen
+    installation.changes["web"]["host"] = "0.0.0.0"
+    fault(installation, "key", "no key is configured", "web.api_key_file")
+    installation.changes["web"]["allow_anonymous"] = True
+    fault(installation, "key", "anybody", verdict=Verdict.WARNING)
     monkeypatch.setenv("LIPSYNCD_API_KEY", "somebody:secret-word")
-    found = seen(home, "key")
+    found = seen(installation, "key")
     assert (found.verdict, found.seen) == (Verdict.OK, "1 configured")
     monkeypatch.setenv("LIPSYNCD_API_KEY", "short")
-    assert "short" not in fault(home, "key", "has 5 characters").seen.replace("5 characters", "")
+    assert "short" not in fault(installation, "key", "has 5 characters").seen.replace("5 characters", "")

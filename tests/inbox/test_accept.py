@@ -20,7 +20,7 @@ from lipsyncd.errors import LedgerUnavailable
 from lipsyncd.inbox import accept
 from lipsyncd.jobs.job import Job, JobState, new_id
 from tests.kits.core_kit import as_nobody, spec_of
-from tests.kits.inbox_kit import Desk, reason
+from tests.kits.inbox_kit import InboxByHand, reason
 from tests.kits.installation import picture, put, sound
 from tests.kits.media.media_kit import tone, wav
 
@@ -28,57 +28,57 @@ PICTURE, SOUND = picture(), sound()
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path)
-    yield desk
-    desk.ledger.close()
+def inbox_by_hand(tmp_path: Path) -> Iterator[InboxByHand]:
+    inbox_by_hand = InboxByHand(tmp_path)
+    yield inbox_by_hand
+    inbox_by_hand.ledger.close()
 
 
 # -- taking ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pair_is_copied_recorded_and_taken_out_of_the_inbox(desk: Desk) -> None:
-    desk.pair()
-    job = desk.take_one()
-    folder = desk.spool.folder(job.id)
+def test_a_pair_is_copied_recorded_and_taken_out_of_the_inbox(inbox_by_hand: InboxByHand) -> None:
+    inbox_by_hand.pair()
+    job = inbox_by_hand.take_one()
+    folder = inbox_by_hand.spool.folder(job.id)
     assert (folder / "image").read_bytes() == PICTURE
     assert (folder / "audio").read_bytes() == SOUND
-    spec = desk.spec(job)
+    spec = inbox_by_hand.spec(job)
     assert {s.role: (s.name, s.sha256) for s in spec.sources} == {
         "image": ("anna.png", hashlib.sha256(PICTURE).hexdigest()),
         "audio": ("anna.wav", hashlib.sha256(SOUND).hexdigest()),
     }
     assert (job.name, job.out_name, job.state) == ("anna", "anna", JobState.QUEUED)
-    assert desk.left == []
-    assert desk.ledger.unreleased() == []
-    assert desk.scan(after_s=100) == []
+    assert inbox_by_hand.left == []
+    assert inbox_by_hand.ledger.unreleased() == []
+    assert inbox_by_hand.scan(after_s=100) == []
 
 
-def test_a_manifest_decides_over_the_settings_and_brings_its_own_id(desk: Desk) -> None:
+def test_a_manifest_decides_over_the_settings_and_brings_its_own_id(inbox_by_hand: InboxByHand) -> None:
     job_id = new_id()
-    desk.pair()
-    desk.manifest(
+    inbox_by_hand.pair()
+    inbox_by_hand.manifest(
         id=job_id, out_name="Hello", renderer="preview", stitch=True, resolution=128, fps="30000/1001", priority=7,
         user_data=[1], webhook="https://example.com/x", lipsyncd={"mood": "calm"},
     )  # fmt: skip
-    job = desk.take_one()
-    spec = desk.spec(job)
+    job = inbox_by_hand.take_one()
+    spec = inbox_by_hand.spec(job)
     assert (job.id, job.name, job.out_name, job.priority) == (job_id, "Hello", "Hello", 7)
     assert (spec.renderer, spec.stitch, spec.resolution, str(spec.fps)) == ("preview", True, 128, "30000/1001")
     assert (spec.user_data, spec.webhook, spec.options) == ([1], "https://example.com/x", {"mood": "calm"})
     assert {s.role for s in spec.sources} == {"image", "audio", "manifest"}
-    assert desk.left == []
+    assert inbox_by_hand.left == []
 
 
 @pytest.mark.parametrize("name", [b"bad\xff", b"line\nbreak", b"-rf", b"x" * 251, "jose\u0301".encode()])
-def test_any_name_is_taken(desk: Desk, name: bytes) -> None:
-    desk.put(name + b".png", PICTURE)
-    desk.put(name + b".wav", SOUND)
-    job = desk.take_one()
+def test_any_name_is_taken(inbox_by_hand: InboxByHand, name: bytes) -> None:
+    inbox_by_hand.put(name + b".png", PICTURE)
+    inbox_by_hand.put(name + b".wav", SOUND)
+    job = inbox_by_hand.take_one()
     assert job.name.isprintable()
     assert "/" not in job.out_name
-    assert [os.fsencode(s.name) for s in desk.spec(job).sources] == [name + b".png", name + b".wav"]
-    assert desk.left == []
+    assert [os.fsencode(s.name) for s in inbox_by_hand.spec(job).sources] == [name + b".png", name + b".wav"]
+    assert inbox_by_hand.left == []
 
 
 @pytest.mark.parametrize(
@@ -95,69 +95,69 @@ def test_any_name_is_taken(desk: Desk, name: bytes) -> None:
     ],
 )
 def test_what_cannot_become_a_video_is_a_job_with_a_reason_and_its_files(
-    desk: Desk, image: bytes, voice: bytes, code: str
+    inbox_by_hand: InboxByHand, image: bytes, voice: bytes, code: str
 ) -> None:
-    desk.put("anna.png", image)
-    desk.put("anna.wav", voice)
-    [accepted] = [*desk.scan(), *desk.scan(after_s=1801)]
+    inbox_by_hand.put("anna.png", image)
+    inbox_by_hand.put("anna.wav", voice)
+    [accepted] = [*inbox_by_hand.scan(), *inbox_by_hand.scan(after_s=1801)]
     assert accepted.refused
-    assert reason(accepted.job, desk) == code
-    assert (desk.spool.folder(accepted.job.id) / "audio").read_bytes() == voice
-    assert desk.left == []
+    assert reason(accepted.job, inbox_by_hand) == code
+    assert (inbox_by_hand.spool.folder(accepted.job.id) / "audio").read_bytes() == voice
+    assert inbox_by_hand.left == []
 
 
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header(desk: Desk) -> None:
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(inbox_by_hand: InboxByHand) -> None:
     header = io.BytesIO()
     Image.new("1", (8000, 8000)).save(header, "PNG")
-    desk.put("anna.png", header.getvalue())
-    desk.put("anna.wav", SOUND)
-    assert reason(desk.take_one(), desk) == "image-too-large"
+    inbox_by_hand.put("anna.png", header.getvalue())
+    inbox_by_hand.put("anna.wav", SOUND)
+    assert reason(inbox_by_hand.take_one(), inbox_by_hand) == "image-too-large"
 
 
-def test_a_broken_manifest_is_kept_with_what_belongs_to_it(desk: Desk) -> None:
-    desk.pair()
-    desk.put("anna.json", b'{"image": "anna.png", "adio": "anna.wav"}')
-    job = desk.take_one()
-    assert reason(job, desk) == "bad-manifest"
-    assert {s.name for s in desk.spec(job).sources} == {"anna.json", "anna.png", "anna.wav"}
-    assert desk.left == []
+def test_a_broken_manifest_is_kept_with_what_belongs_to_it(inbox_by_hand: InboxByHand) -> None:
+    inbox_by_hand.pair()
+    inbox_by_hand.put("anna.json", b'{"image": "anna.png", "adio": "anna.wav"}')
+    job = inbox_by_hand.take_one()
+    assert reason(job, inbox_by_hand) == "bad-manifest"
+    assert {s.name for s in inbox_by_hand.spec(job).sources} == {"anna.json", "anna.png", "anna.wav"}
+    assert inbox_by_hand.left == []
 
 
-def test_one_file_in_both_roles_is_refused_for_its_content(desk: Desk) -> None:
-    desk.put("face.png", PICTURE)
-    desk.manifest(image="face.png", audio="face.png")
-    assert reason(desk.take_one(), desk) == "audio-not-recognised"
-    assert desk.left == []
+def test_one_file_in_both_roles_is_refused_for_its_content(inbox_by_hand: InboxByHand) -> None:
+    inbox_by_hand.put("face.png", PICTURE)
+    inbox_by_hand.manifest(image="face.png", audio="face.png")
+    assert reason(inbox_by_hand.take_one(), inbox_by_hand) == "audio-not-recognised"
+    assert inbox_by_hand.left == []
 
 
 # -- giving the names back ---------------------------------------------------------------------------------------------
 
 
-def accepted_and_not_released(desk: Desk) -> Job:
+def accepted_and_not_released(inbox_by_hand: InboxByHand) -> Job:
     """A job whose files still lie in the inbox, as after a crash between acceptance and removal."""
-    desk.pair()
-    desk.scan()
-    desk.clock.wait(2)
-    [drop] = desk.inbox.ready({})
-    accepted = desk.intake._take(drop)
+    inbox_by_hand.pair()
+    inbox_by_hand.scan()
+    inbox_by_hand.clock.wait(2)
+    [drop] = inbox_by_hand.inbox.ready({})
+    accepted = inbox_by_hand.intake._take(drop)
     assert accepted is not None
-    assert desk.left == ["anna.png", "anna.wav"]
+    assert inbox_by_hand.left == ["anna.png", "anna.wav"]
     return accepted.job
 
 
-def test_after_a_crash_the_files_are_removed_and_not_taken_twice(desk: Desk) -> None:
-    job = accepted_and_not_released(desk)
-    new = desk.again()
+def test_after_a_crash_the_files_are_removed_and_not_taken_twice(inbox_by_hand: InboxByHand) -> None:
+    job = accepted_and_not_released(inbox_by_hand)
+    new = inbox_by_hand.again()
     assert new.take() == []
     assert new.left == []
     assert [j.id for j in new.ledger.in_state(*JobState)] == [job.id]
     new.ledger.close()
 
 
-def test_a_file_that_was_replaced_after_the_copy_is_a_drop_of_its_own(desk: Desk) -> None:
-    job = accepted_and_not_released(desk)
-    desk.put("anna.wav", sound(seed=5))
-    new = desk.again()
+def test_a_file_that_was_replaced_after_the_copy_is_a_drop_of_its_own(inbox_by_hand: InboxByHand) -> None:
+    job = accepted_and_not_released(inbox_by_hand)
+    inbox_by_hand.put("anna.wav", sound(seed=5))
+    new = inbox_by_hand.again()
     assert new.take() == []
     assert new.left == ["anna.wav"]
     new.put("anna.png", picture(5))
@@ -168,26 +168,26 @@ def test_a_file_that_was_replaced_after_the_copy_is_a_drop_of_its_own(desk: Desk
     new.ledger.close()
 
 
-def test_a_chmod_after_the_copy_is_no_new_drop(desk: Desk) -> None:
-    accepted_and_not_released(desk)
+def test_a_chmod_after_the_copy_is_no_new_drop(inbox_by_hand: InboxByHand) -> None:
+    accepted_and_not_released(inbox_by_hand)
     time.sleep(0.011)
-    (desk.inbox_folder / "anna.wav").chmod(0o600)
-    new = desk.again()
+    (inbox_by_hand.inbox_folder / "anna.wav").chmod(0o600)
+    new = inbox_by_hand.again()
     assert new.take() == []
     assert new.left == []
     new.ledger.close()
 
 
-def test_a_shared_portrait_stays_until_its_last_manifest(desk: Desk) -> None:
-    desk.put("face.png", PICTURE)
-    desk.put("one.wav", sound(seed=1))
-    desk.manifest("one", image="face.png", audio="one.wav")
-    desk.manifest("two", image="face.png", audio="two.wav")
-    assert desk.take_one().name == "one"
-    assert desk.left == ["face.png", "two.json"]
-    desk.put("two.wav", sound(seed=2))
-    assert desk.take_one().name == "two"
-    assert desk.left == []
+def test_a_shared_portrait_stays_until_its_last_manifest(inbox_by_hand: InboxByHand) -> None:
+    inbox_by_hand.put("face.png", PICTURE)
+    inbox_by_hand.put("one.wav", sound(seed=1))
+    inbox_by_hand.manifest("one", image="face.png", audio="one.wav")
+    inbox_by_hand.manifest("two", image="face.png", audio="two.wav")
+    assert inbox_by_hand.take_one().name == "one"
+    assert inbox_by_hand.left == ["face.png", "two.json"]
+    inbox_by_hand.put("two.wav", sound(seed=2))
+    assert inbox_by_hand.take_one().name == "two"
+    assert inbox_by_hand.left == []
 
 
 def test_an_inbox_from_which_nothing_may_be_removed_is_served_once(tmp_path: Path) -> None:
@@ -202,16 +202,16 @@ def test_an_inbox_from_which_nothing_may_be_removed_is_served_once(tmp_path: Pat
     tmp_path.chmod(0o777)
 
     def first() -> list[object]:
-        desk = Desk(tmp_path)
-        jobs = [len(desk.take()), len(desk.take()), len(desk.scan(after_s=10_000))]
-        desk.ledger.close()
-        return [jobs, desk.inbox.next_look_s, desk.inbox.waiting, desk.left]
+        inbox_by_hand = InboxByHand(tmp_path)
+        jobs = [len(inbox_by_hand.take()), len(inbox_by_hand.take()), len(inbox_by_hand.scan(after_s=10_000))]
+        inbox_by_hand.ledger.close()
+        return [jobs, inbox_by_hand.inbox.next_look_s, inbox_by_hand.inbox.waiting, inbox_by_hand.left]
 
     def second() -> list[object]:
-        desk = Desk(tmp_path)
-        jobs = [len(desk.take()), len(desk.take())]
-        desk.ledger.close()
-        return [jobs, desk.inbox.next_look_s, desk.inbox.waiting, len(os.listdir(tmp_path / "spool"))]
+        inbox_by_hand = InboxByHand(tmp_path)
+        jobs = [len(inbox_by_hand.take()), len(inbox_by_hand.take())]
+        inbox_by_hand.ledger.close()
+        return [jobs, inbox_by_hand.inbox.next_look_s, inbox_by_hand.inbox.waiting, len(os.listdir(tmp_path / "spool"))]
 
     assert as_nobody(first, tmp_path) == [[1, 0, 0], None, [], ["anna.png", "anna.wav"]]
     time.sleep(0.011)
@@ -235,7 +235,7 @@ def test_halves_that_are_swapped_all_the_time_never_come_from_two_moments(tmp_pa
 
     Those are the two of one number, or the next number's picture with the sound that it found.
     """
-    desk = Desk(tmp_path)
+    inbox_by_hand = InboxByHand(tmp_path)
     halves = [numbered(number) for number in range(40)]
     kind = {hashlib.sha256(half).digest(): n for n, pair in enumerate(halves) for half in pair}
     end, errors = threading.Event(), []
@@ -245,8 +245,8 @@ def test_halves_that_are_swapped_all_the_time_never_come_from_two_moments(tmp_pa
             if end.is_set():
                 return
             image, voice = halves[number % len(halves)]
-            put(desk.inbox_folder, "anna.png", image)
-            put(desk.inbox_folder, "anna.wav", voice)
+            put(inbox_by_hand.inbox_folder, "anna.png", image)
+            put(inbox_by_hand.inbox_folder, "anna.wav", voice)
             time.sleep(random.choice((0.0, 0.0, 0.04)))
 
     writer = threading.Thread(target=swap)
@@ -254,58 +254,58 @@ def test_halves_that_are_swapped_all_the_time_never_come_from_two_moments(tmp_pa
     taken, deadline = 0, time.monotonic() + 20
     try:
         while taken < 40 and time.monotonic() < deadline:
-            for accepted in desk.scan(after_s=0.21):
+            for accepted in inbox_by_hand.scan(after_s=0.21):
                 taken += 1
-                folder = desk.spool.folder(accepted.job.id)
+                folder = inbox_by_hand.spool.folder(accepted.job.id)
                 image, voice = (
                     kind[hashlib.sha256((folder / role).read_bytes()).digest()] for role in ("image", "audio")
                 )
                 if (image - voice) % len(halves) not in (0, 1):
                     errors.append((image, voice))
-                desk.ledger.to_cancelled(accepted.job.id)
-                desk.spool.remove(accepted.job.id)
+                inbox_by_hand.ledger.to_cancelled(accepted.job.id)
+                inbox_by_hand.spool.remove(accepted.job.id)
     finally:
         end.set()
         writer.join()
-        desk.ledger.close()
+        inbox_by_hand.ledger.close()
     assert errors == []
     assert taken > 0
 
 
-def test_a_file_that_vanishes_while_it_is_taken_is_forgotten(desk: Desk) -> None:
-    desk.pair()
-    desk.scan()
-    desk.clock.wait(2)
-    drops = desk.inbox.ready({})
-    (desk.inbox_folder / "anna.wav").unlink()
+def test_a_file_that_vanishes_while_it_is_taken_is_forgotten(inbox_by_hand: InboxByHand) -> None:
+    inbox_by_hand.pair()
+    inbox_by_hand.scan()
+    inbox_by_hand.clock.wait(2)
+    drops = inbox_by_hand.inbox.ready({})
+    (inbox_by_hand.inbox_folder / "anna.wav").unlink()
     with pytest.raises(FileNotFoundError):
-        desk.intake._take(drops[0])
-    assert os.listdir(desk.spool.root) == []
-    assert desk.ledger.in_state(*JobState) == []
-    assert desk.left == ["anna.png"]
+        inbox_by_hand.intake._take(drops[0])
+    assert os.listdir(inbox_by_hand.spool.root) == []
+    assert inbox_by_hand.ledger.in_state(*JobState) == []
+    assert inbox_by_hand.left == ["anna.png"]
 
 
-def test_what_one_drop_brings_up_stays_with_that_drop(desk: Desk) -> None:
+def test_what_one_drop_brings_up_stays_with_that_drop(inbox_by_hand: InboxByHand) -> None:
     """A full disk for one of them, here a name that the spool cannot take: the others are accepted."""
     blocked = new_id()
-    (desk.spool.root / blocked).mkdir()
-    (desk.spool.root / blocked / "somebody's").touch()
-    desk.pair("anna")
-    desk.manifest("anna", id=blocked)
-    desk.pair("bert", seed=1)
-    assert [a.job.name for a in desk.take()] == ["bert"]
-    assert desk.left == ["anna.json", "anna.png", "anna.wav"]
+    (inbox_by_hand.spool.root / blocked).mkdir()
+    (inbox_by_hand.spool.root / blocked / "somebody's").touch()
+    inbox_by_hand.pair("anna")
+    inbox_by_hand.manifest("anna", id=blocked)
+    inbox_by_hand.pair("bert", seed=1)
+    assert [a.job.name for a in inbox_by_hand.take()] == ["bert"]
+    assert inbox_by_hand.left == ["anna.json", "anna.png", "anna.wav"]
 
 
-def test_two_drops_of_the_same_bytes_are_two_jobs_with_one_key(desk: Desk) -> None:
-    desk.pair()
-    first = desk.take_one()
-    desk.pair()
-    second = desk.take_one()
+def test_two_drops_of_the_same_bytes_are_two_jobs_with_one_key(inbox_by_hand: InboxByHand) -> None:
+    inbox_by_hand.pair()
+    first = inbox_by_hand.take_one()
+    inbox_by_hand.pair()
+    second = inbox_by_hand.take_one()
     assert (first.out_name, second.out_name) == ("anna", "anna (2)")
-    assert desk.ledger.idem_key(first.id) == desk.ledger.idem_key(second.id) is not None
-    desk.pair(seed=1)
-    assert desk.ledger.idem_key(desk.take_one().id) != desk.ledger.idem_key(first.id)
+    assert inbox_by_hand.ledger.idem_key(first.id) == inbox_by_hand.ledger.idem_key(second.id) is not None
+    inbox_by_hand.pair(seed=1)
+    assert inbox_by_hand.ledger.idem_key(inbox_by_hand.take_one().id) != inbox_by_hand.ledger.idem_key(first.id)
     assert replace(first, id=second.id) != second
 
 
@@ -313,73 +313,73 @@ def test_two_drops_of_the_same_bytes_are_two_jobs_with_one_key(desk: Desk) -> No
 
 
 def test_a_burst_shares_its_commits_and_is_taken_in_the_order_of_its_names(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    inbox_by_hand: InboxByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accept, "_SHORTEST_PASS_S", 60.0)  # one pass, however slow the disk
     for number in range(70):
-        desk.pair(f"p{number:02}", seed=number)
+        inbox_by_hand.pair(f"p{number:02}", seed=number)
     commits = []
-    event.listen(desk.ledger._engine, "commit", commits.append)
-    names = [accepted.job.name for accepted in desk.take()]
+    event.listen(inbox_by_hand.ledger._engine, "commit", commits.append)
+    names = [accepted.job.name for accepted in inbox_by_hand.take()]
     assert names == [f"p{number:02}" for number in range(70)]
-    assert [job.seq for job in desk.ledger.in_state(JobState.QUEUED)] == list(range(1, 71))
+    assert [job.seq for job in inbox_by_hand.ledger.in_state(JobState.QUEUED)] == list(range(1, 71))
     assert len(commits) <= 5  # 32 + 32 + 6 rows, and once that their files are gone from the inbox
-    assert desk.left == []
-    assert desk.ledger.unreleased() == []
+    assert inbox_by_hand.left == []
+    assert inbox_by_hand.ledger.unreleased() == []
 
 
-def test_a_burst_with_one_name_twice_still_becomes_jobs_of_different_names(desk: Desk) -> None:
-    desk.put("anna.png", picture())
+def test_a_burst_with_one_name_twice_still_becomes_jobs_of_different_names(inbox_by_hand: InboxByHand) -> None:
+    inbox_by_hand.put("anna.png", picture())
     for number in range(3):
-        desk.put(f"v{number}.wav", sound(seed=number))
-        desk.manifest(f"m{number}", audio=f"v{number}.wav", out_name="same")
-    jobs = [accepted.job for accepted in desk.take()]
+        inbox_by_hand.put(f"v{number}.wav", sound(seed=number))
+        inbox_by_hand.manifest(f"m{number}", audio=f"v{number}.wav", out_name="same")
+    jobs = [accepted.job for accepted in inbox_by_hand.take()]
     assert [job.out_name for job in jobs] == ["same", "same (2)", "same (3)"]
-    assert desk.left == []
+    assert inbox_by_hand.left == []
 
 
-def test_two_manifests_of_one_id_in_one_scan_are_one_job(desk: Desk) -> None:
+def test_two_manifests_of_one_id_in_one_scan_are_one_job(inbox_by_hand: InboxByHand) -> None:
     wanted = new_id()
-    desk.put("anna.png", picture())
-    desk.put("anna.wav", sound())
+    inbox_by_hand.put("anna.png", picture())
+    inbox_by_hand.put("anna.wav", sound())
     for name in ("one", "two"):
-        desk.manifest(name, id=wanted)
-    assert [accepted.job.id for accepted in desk.take()] == [wanted]
-    assert desk.left == []
+        inbox_by_hand.manifest(name, id=wanted)
+    assert [accepted.job.id for accepted in inbox_by_hand.take()] == [wanted]
+    assert inbox_by_hand.left == []
 
 
-def test_a_scan_that_is_told_to_stop_leaves_the_rest_for_the_next(desk: Desk) -> None:
+def test_a_scan_that_is_told_to_stop_leaves_the_rest_for_the_next(inbox_by_hand: InboxByHand) -> None:
     for number in range(5):
-        desk.pair(f"p{number}", seed=number)
-    desk.scan()
-    desk.clock.wait(2)
+        inbox_by_hand.pair(f"p{number}", seed=number)
+    inbox_by_hand.scan()
+    inbox_by_hand.clock.wait(2)
     asked = iter((False, False, True))
-    assert len(desk.intake.scan(lambda: next(asked))) == 2
-    assert desk.intake.cut_short
-    assert len(desk.left) == 6
-    assert len(desk.scan()) == 3
-    assert not desk.intake.cut_short
+    assert len(inbox_by_hand.intake.scan(lambda: next(asked))) == 2
+    assert inbox_by_hand.intake.cut_short
+    assert len(inbox_by_hand.left) == 6
+    assert len(inbox_by_hand.scan()) == 3
+    assert not inbox_by_hand.intake.cut_short
 
 
-def test_a_ledger_without_room_keeps_what_was_accepted_and_takes_nothing_twice(desk: Desk) -> None:
+def test_a_ledger_without_room_keeps_what_was_accepted_and_takes_nothing_twice(inbox_by_hand: InboxByHand) -> None:
     """The disk fills up between the spool's commit and the row: the job is there, and gets its row later."""
     limit = "PRAGMA max_page_count={}".format
-    desk.pair()
-    desk.scan()
-    with desk.ledger._engine.connect() as connection:
+    inbox_by_hand.pair()
+    inbox_by_hand.scan()
+    with inbox_by_hand.ledger._engine.connect() as connection:
         connection.exec_driver_sql(limit(1))  # SQLite takes the present size for it
     with pytest.raises(LedgerUnavailable, match="full"):
         for number in range(1000):
-            desk.ledger.insert(spec_of(f"filler {number}"), max_attempts=3)
+            inbox_by_hand.ledger.insert(spec_of(f"filler {number}"), max_attempts=3)
     for _ in range(3):
         with pytest.raises(LedgerUnavailable, match="full"):
-            desk.scan(after_s=2)
-    assert len(desk.spool.ids()) == 1
-    assert desk.left == ["anna.png", "anna.wav"]
+            inbox_by_hand.scan(after_s=2)
+    assert len(inbox_by_hand.spool.ids()) == 1
+    assert inbox_by_hand.left == ["anna.png", "anna.wav"]
 
-    with desk.ledger._engine.connect() as connection:
+    with inbox_by_hand.ledger._engine.connect() as connection:
         connection.exec_driver_sql(limit(1_000_000))
-    assert [accepted.job.name for accepted in desk.scan()] == ["anna"]
-    assert desk.scan(after_s=2) == []
-    assert desk.left == []
-    assert len(desk.spool.ids()) == 1
+    assert [accepted.job.name for accepted in inbox_by_hand.scan()] == ["anna"]
+    assert inbox_by_hand.scan(after_s=2) == []
+    assert inbox_by_hand.left == []
+    assert len(inbox_by_hand.spool.ids()) == 1

@@ -19,25 +19,25 @@ from PIL import Image
 
 from lipsyncd.jobs.job import Job, JobState, new_id
 from lipsyncd.media.mp4 import inspect
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.media.media_kit import bomb, encoded, wav
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """One daemon for the whole file; it gives up on incomplete files soon."""
-    home = Home(tmp_path_factory.mktemp("busy"))
-    home.changes = {
+    installation = Installation(tmp_path_factory.mktemp("busy"))
+    installation.changes = {
         "watch": {"settle_s": 0.1, "incomplete_timeout_s": 1, "pair_timeout_s": 2, "manifest_grace_s": 5},
         "output": {"stitch": True},
         "fetch": {"allow": ["127.0.0.1"]},
     }
-    with home.running():
-        yield home
+    with installation.running():
+        yield installation
 
 
-def ended(home: Home, name: str) -> Job:
-    return home.until_state(name, JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+def ended(installation: Installation, name: str) -> Job:
+    return installation.until_state(name, JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 def colourful(mode: str = "RGB", width: int = 81, height: int = 65) -> Image.Image:
@@ -94,7 +94,7 @@ SOUNDS: dict[str, tuple[bytes, float | str]] = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_gives_its_video_or_its_reason(busy: Home, name: str) -> None:
+def test_a_picture_gives_its_video_or_its_reason(busy: Installation, name: str) -> None:
     content, expected = PICTURES[name]
     put(busy.path("inbox"), f"{name}.png", content)
     put(busy.path("inbox"), f"{name}.wav", sound(0.24))
@@ -111,7 +111,7 @@ def test_a_picture_gives_its_video_or_its_reason(busy: Home, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_a_sound_gives_its_video_or_its_reason(busy: Home, name: str) -> None:
+def test_a_sound_gives_its_video_or_its_reason(busy: Installation, name: str) -> None:
     content, expected = SOUNDS[name]
     put(busy.path("inbox"), f"{name}.png", picture())
     put(busy.path("inbox"), f"{name}.wav", content)
@@ -127,14 +127,14 @@ def test_a_sound_gives_its_video_or_its_reason(busy: Home, name: str) -> None:
         assert job.frames == math.ceil(expected * 25)
 
 
-def check_reason(home: Home, job: Job, name: str, content: bytes) -> None:
+def check_reason(installation: Installation, job: Job, name: str, content: bytes) -> None:
     """The reason is complete, and the file lies beside it byte for byte."""
-    home.until(lambda: home.view.get(job.id).kept, "the folder under failed/")
-    reason = home.reason(job)
+    installation.until(lambda: installation.view.get(job.id).kept, "the folder under failed/")
+    reason = installation.reason(job)
     assert reason["code"] == job.reason_code
     assert reason["message"]
     assert reason["remedy"]
-    folder = Path(home.view.get(job.id).kept or "")
+    folder = Path(installation.view.get(job.id).kept or "")
     assert (folder / name).read_bytes() == content
 
 
@@ -152,7 +152,7 @@ def check_reason(home: Home, job: Job, name: str, content: bytes) -> None:
     ],
 )
 def test_a_bad_manifest_is_moved_away_with_its_reason(
-    busy: Home, fields: dict[str, object], code: str, told: str
+    busy: Installation, fields: dict[str, object], code: str, told: str
 ) -> None:
     link = busy.path("inbox") / "linked.png"
     if not link.is_symlink():
@@ -167,12 +167,12 @@ def test_a_bad_manifest_is_moved_away_with_its_reason(
     check_reason(busy, job, f"{name}.json", json.dumps(fields).encode())
 
 
-def test_a_half_that_stays_alone_is_given_back(busy: Home) -> None:
+def test_a_half_that_stays_alone_is_given_back(busy: Installation) -> None:
     put(busy.path("inbox"), "lonely.png", picture(5))
     assert ended(busy, "lonely").reason_code == "missing-half"
 
 
-def test_three_files_of_a_stem_are_given_back_together(busy: Home) -> None:
+def test_three_files_of_a_stem_are_given_back_together(busy: Installation) -> None:
     put(busy.path("inbox"), "trio.png", picture(6))
     put(busy.path("inbox"), "trio.jpg", encoded(colourful(), "JPEG"))
     put(busy.path("inbox"), "trio.wav", sound())
@@ -183,7 +183,7 @@ def test_three_files_of_a_stem_are_given_back_together(busy: Home) -> None:
     assert {"trio.png", "trio.jpg", "trio.wav"} <= names
 
 
-def test_a_manifest_just_after_its_pair_changes_that_job_or_is_told_who_took_it(busy: Home) -> None:
+def test_a_manifest_just_after_its_pair_changes_that_job_or_is_told_who_took_it(busy: Installation) -> None:
     put(busy.path("inbox"), "blocker.png", picture(7))
     put(busy.path("inbox"), "blocker.wav", sound(20, 7))
     busy.drop_manifest("blocker", image="blocker.png", audio="blocker.wav", renderer="slow")
@@ -204,7 +204,7 @@ def test_a_manifest_just_after_its_pair_changes_that_job_or_is_told_who_took_it(
     assert done.id in (refused.reason or "")
 
 
-def test_the_same_id_with_the_same_files_is_the_same_job(busy: Home) -> None:
+def test_the_same_id_with_the_same_files_is_the_same_job(busy: Installation) -> None:
     job_id = new_id()
     for _ in range(2):
         put(busy.path("inbox"), "again.png", picture(9))
@@ -218,7 +218,7 @@ def test_the_same_id_with_the_same_files_is_the_same_job(busy: Home) -> None:
 @pytest.mark.parametrize(
     "stem", ["with space", "line\nbreak", "-rf", "Zoë", "日本語", "a" * 200, "quote'\"$(id)", "ends.with.dots", "con"]
 )
-def test_odd_names_come_through(busy: Home, stem: str) -> None:
+def test_odd_names_come_through(busy: Installation, stem: str) -> None:
     before = {p.name for p in busy.path("outbox").glob("*.mp4")}
     put(busy.path("inbox"), f"{stem}.png", picture(10))
     put(busy.path("inbox"), f"{stem}.wav", sound(0.24, seed=len(before)))
@@ -228,14 +228,14 @@ def test_odd_names_come_through(busy: Home, stem: str) -> None:
     assert "\n" not in next(iter(new))
 
 
-def test_a_name_that_is_no_utf8_comes_through(busy: Home) -> None:
+def test_a_name_that_is_no_utf8_comes_through(busy: Installation) -> None:
     put(busy.path("inbox"), b"caf\xe9.png", picture(11))
     put(busy.path("inbox"), b"caf\xe9.wav", sound(0.24, seed=11))
     video = busy.until(lambda: list(busy.path("outbox").glob("caf*.mp4")), "the video")
     assert len(video) == 1
 
 
-def test_text_is_spoken(busy: Home) -> None:
+def test_text_is_spoken(busy: Installation) -> None:
     put(busy.path("inbox"), "speaker.png", picture(12))
     busy.drop_manifest("spoken", image="speaker.png", text="Good morning.", voice="en-us")
     job = busy.until_done("spoken")
@@ -264,7 +264,7 @@ def server(files: dict[str, bytes]) -> Iterator[str]:
         http.shutdown()
 
 
-def test_addresses_are_fetched(busy: Home) -> None:
+def test_addresses_are_fetched(busy: Installation) -> None:
     with server({"/face": picture(13), "/voice": sound(0.24, 13)}) as address:
         busy.drop_manifest("fetched", image=f"{address}/face?token=secret", audio=f"{address}/voice")
         job = busy.until_done("fetched")
@@ -272,7 +272,7 @@ def test_addresses_are_fetched(busy: Home) -> None:
     assert "secret" not in busy.log
 
 
-def test_an_address_that_does_not_hold_the_file_ends_the_job_with_its_reason(busy: Home) -> None:
+def test_an_address_that_does_not_hold_the_file_ends_the_job_with_its_reason(busy: Installation) -> None:
     with server({"/voice": sound()}) as address:
         busy.drop_manifest("gone", image=f"{address}/face", audio=f"{address}/voice")
         assert ended(busy, "gone").reason_code == "fetch-refused"
@@ -280,14 +280,14 @@ def test_an_address_that_does_not_hold_the_file_ends_the_job_with_its_reason(bus
         assert ended(busy, "wrong").reason_code == "image-not-recognised"
 
 
-def test_an_address_inside_the_network_is_refused(busy: Home) -> None:
+def test_an_address_inside_the_network_is_refused(busy: Installation) -> None:
     busy.drop_manifest("inside", image="http://169.254.169.254/latest/meta-data", audio="http://[::1]/a.wav")
     job = ended(busy, "inside")
     assert job.reason_code == "fetch-refused"
     assert "169.254.169.254" in (job.reason or "")
 
 
-def test_other_files_are_left_alone(busy: Home) -> None:
+def test_other_files_are_left_alone(busy: Installation) -> None:
     note = busy.path("inbox") / "README.txt"
     note.write_text("for people")
     folder = busy.path("inbox") / "folder.wav"

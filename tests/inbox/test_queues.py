@@ -15,7 +15,7 @@ from lipsyncd.media.mp4 import inspect
 from lipsyncd.settings import Settings, load
 from lipsyncd.storage.folders import HIDDEN
 from tests.daemon.test_recovery import crash_at
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 
 
 def read(tmp_path: Path, text: str) -> Settings:
@@ -23,9 +23,9 @@ def read(tmp_path: Path, text: str) -> Settings:
     return load(tmp_path / "lipsyncd.toml", environ={"HOME": str(tmp_path)})
 
 
-def drop(home: Home, queue: str, stem: str, seed: int) -> None:
-    put(home.path("inbox") / queue, f"{stem}.png", picture(seed))
-    put(home.path("inbox") / queue, f"{stem}.wav", sound(seed=seed))
+def drop(installation: Installation, queue: str, stem: str, seed: int) -> None:
+    put(installation.path("inbox") / queue, f"{stem}.png", picture(seed))
+    put(installation.path("inbox") / queue, f"{stem}.wav", sound(seed=seed))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -72,36 +72,38 @@ def test_a_queue_that_cannot_be_is_refused_with_its_reason(tmp_path: Path, text:
 
 
 @pytest.fixture
-def queues(home: Home) -> Home:
-    home.changes["queue.urgent"] = {"priority": 50, "resolution": 128}
-    home.changes["queue.night"] = {"priority": -50, "renderer": "flat", "fps": 30}
-    return home
+def queues(installation: Installation) -> Installation:
+    installation.changes["queue.urgent"] = {"priority": 50, "resolution": 128}
+    installation.changes["queue.night"] = {"priority": -50, "renderer": "flat", "fps": 30}
+    return installation
 
 
-def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: Home) -> None:
+def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: Installation) -> None:
     """In the order of their priorities, each with its preset; a manifest in a queue names files of that queue."""
-    home = queues
-    home.start()
-    home.stop()
+    installation = queues
+    installation.start()
+    installation.stop()
     for number, queue in enumerate(("night", "", "urgent")):
-        drop(home, queue, "anna", number)
+        drop(installation, queue, "anna", number)
     order = json.dumps({"image": "bert.png", "audio": "bert.wav", "priority": 99, "resolution": 64})
-    put(home.path("inbox") / "urgent", "bert.json", order.encode())
-    drop(home, "urgent", "bert", 7)
-    with home.running():
-        home.until(lambda: len(home.view.jobs(states=[JobState.DONE])) == 4, "all four")
-        status = home.cli("status").stdout
-        told = json.loads(home.cli("status", "--json").stdout)["daemon"]
-    jobs = {f"{job.queue}/{job.name}": job for job in home.view.jobs()}
+    put(installation.path("inbox") / "urgent", "bert.json", order.encode())
+    drop(installation, "urgent", "bert", 7)
+    with installation.running():
+        installation.until(lambda: len(installation.view.jobs(states=[JobState.DONE])) == 4, "all four")
+        status = installation.cli("status").stdout
+        told = json.loads(installation.cli("status", "--json").stdout)["daemon"]
+    jobs = {f"{job.queue}/{job.name}": job for job in installation.view.jobs()}
     assert {name: job.priority for name, job in jobs.items()} == {
         "/anna": 0, "night/anna": -50, "urgent/anna": 50, "urgent/bert": 99,
     }  # fmt: skip
-    shown = {str(path.relative_to(home.path("outbox"))) for path in home.path("outbox").rglob("[!.]*.mp4")}
+    shown = {
+        str(path.relative_to(installation.path("outbox"))) for path in installation.path("outbox").rglob("[!.]*.mp4")
+    }
     assert shown == {"anna.mp4", "night/anna.mp4", "urgent/anna.mp4", "urgent/bert.mp4"}
-    assert inspect(home.path("outbox") / "urgent" / "anna.mp4").video.width == 128
-    assert inspect(home.path("outbox") / "urgent" / "bert.mp4").video.width == 64
-    assert inspect(home.path("outbox") / "night" / "anna.mp4").video.rate == 30
-    sidecar = json.loads((home.path("outbox") / "urgent" / "anna.json").read_text())
+    assert inspect(installation.path("outbox") / "urgent" / "anna.mp4").video.width == 128
+    assert inspect(installation.path("outbox") / "urgent" / "bert.mp4").video.width == 64
+    assert inspect(installation.path("outbox") / "night" / "anna.mp4").video.rate == 30
+    sidecar = json.loads((installation.path("outbox") / "urgent" / "anna.json").read_text())
     assert (sidecar["video"], sidecar["queue"], sidecar["id"]) == ("anna.mp4", "urgent", jobs["urgent/anna"].id)
     assert "urgent/anna" in status
     assert [(q["name"], q["priority"], q["fault"], q["watch"]) for q in told["queues"]] == [
@@ -110,105 +112,111 @@ def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: 
     ]
     assert told["ignored"] == {}
     left = sorted(
-        str(p.relative_to(home.path("inbox"))) for p in home.path("inbox").rglob("[!.]*") if HIDDEN not in p.parts
+        str(p.relative_to(installation.path("inbox")))
+        for p in installation.path("inbox").rglob("[!.]*")
+        if HIDDEN not in p.parts
     )
     assert left == ["night", "urgent"]
 
 
-def test_submit_drops_into_a_queue_and_names_those_that_there_are(queues: Home) -> None:
-    home = queues
-    (home.root / "my.png").write_bytes(picture())
-    (home.root / "my.wav").write_bytes(sound())
-    files = (home.root / "my.png", home.root / "my.wav")
-    refused = home.cli("submit", *files, "--queue", "urgnt")
+def test_submit_drops_into_a_queue_and_names_those_that_there_are(queues: Installation) -> None:
+    installation = queues
+    (installation.root / "my.png").write_bytes(picture())
+    (installation.root / "my.wav").write_bytes(sound())
+    files = (installation.root / "my.png", installation.root / "my.wav")
+    refused = installation.cli("submit", *files, "--queue", "urgnt")
     assert refused.returncode == 2
     assert "there is no queue 'urgnt'" in refused.stderr
     assert "queues are urgent, night" in refused.stderr
-    before = home.cli("submit", *files, "--queue", "night")  # no daemon has made the folder yet
+    before = installation.cli("submit", *files, "--queue", "night")  # no daemon has made the folder yet
     assert before.returncode == 0, before.stderr
-    with home.running():
-        out = home.root / "out.mp4"
-        assert home.cli("submit", *files, "--queue", "urgent", "--name", "fast", "--out", out).returncode == 0
-        late = home.until_done("my")
-    fast = home.job("fast")
+    with installation.running():
+        out = installation.root / "out.mp4"
+        assert installation.cli("submit", *files, "--queue", "urgent", "--name", "fast", "--out", out).returncode == 0
+        late = installation.until_done("my")
+    fast = installation.job("fast")
     assert fast is not None
     assert (fast.queue, fast.priority, late.queue) == ("urgent", 50, "night")
     assert inspect(out).video.width == 128
-    assert (home.path("outbox") / "urgent" / "fast.mp4").exists()
+    assert (installation.path("outbox") / "urgent" / "fast.mp4").exists()
 
 
-def test_a_reload_takes_over_what_a_queue_gives_and_tells_of_those_that_wait(queues: Home) -> None:
-    home = queues
-    with home.running():
-        home.changes["queue.urgent"] = {"priority": 60, "resolution": 64}
-        home.changes["queue.new"] = home.changes.pop("queue.night")
-        assert home.config.exists()
-        assert home.daemon is not None
-        home.daemon.send_signal(signal.SIGHUP)
-        home.until(lambda: "settings read again" in home.log, "the reload")
-        drop(home, "urgent", "anna", 1)
-        assert home.until_done("anna").priority == 60
-    assert inspect(home.path("outbox") / "urgent" / "anna.mp4").video.width == 64
-    assert "queue.urgent.priority is 60 now, was 50" in home.log
+def test_a_reload_takes_over_what_a_queue_gives_and_tells_of_those_that_wait(queues: Installation) -> None:
+    installation = queues
+    with installation.running():
+        installation.changes["queue.urgent"] = {"priority": 60, "resolution": 64}
+        installation.changes["queue.new"] = installation.changes.pop("queue.night")
+        assert installation.config.exists()
+        assert installation.daemon is not None
+        installation.daemon.send_signal(signal.SIGHUP)
+        installation.until(lambda: "settings read again" in installation.log, "the reload")
+        drop(installation, "urgent", "anna", 1)
+        assert installation.until_done("anna").priority == 60
+    assert inspect(installation.path("outbox") / "urgent" / "anna.mp4").video.width == 64
+    assert "queue.urgent.priority is 60 now, was 50" in installation.log
     for name in ("queue.new", "queue.night"):
-        assert f"{name}: a queue comes and goes with a restart" in home.log
+        assert f"{name}: a queue comes and goes with a restart" in installation.log
 
 
-def test_a_queue_that_is_not_mounted_waits_alone_and_a_folder_without_a_table_is_left_alone(queues: Home) -> None:
-    home = queues
-    home.changes["watch"] = {"poll_s": 0.2}
-    home.start()
-    home.stop()
-    away = home.root / "away"
-    (home.path("inbox") / "urgent").rename(away)
-    (home.path("inbox") / "urgent").mkdir()
-    (home.path("inbox") / "other").mkdir()
-    with home.running():
-        home.until(lambda: "the queue urgent waits" in home.cli("status").stdout, "the reason")
-        drop(home, "", "anna", 1)
-        home.until_done("anna")
-        drop(home, "urgent", "bert", 2)
-        shutil.rmtree(home.path("inbox") / "urgent")
-        away.rename(home.path("inbox") / "urgent")
-        drop(home, "urgent", "cara", 3)
-        assert home.until_done("cara").queue == "urgent"
-        assert home.job("bert") is None
-        shutil.rmtree(home.path("outbox") / "urgent")
-        drop(home, "urgent", "dora", 4)
-        home.until_done("dora")
-        assert (home.path("outbox") / "urgent" / "dora.mp4").exists()
-        ignored = json.loads(home.cli("status", "--json").stdout)["daemon"]["ignored"]
+def test_a_queue_that_is_not_mounted_waits_alone_and_a_folder_without_a_table_is_left_alone(
+    queues: Installation,
+) -> None:
+    installation = queues
+    installation.changes["watch"] = {"poll_s": 0.2}
+    installation.start()
+    installation.stop()
+    away = installation.root / "away"
+    (installation.path("inbox") / "urgent").rename(away)
+    (installation.path("inbox") / "urgent").mkdir()
+    (installation.path("inbox") / "other").mkdir()
+    with installation.running():
+        installation.until(lambda: "the queue urgent waits" in installation.cli("status").stdout, "the reason")
+        drop(installation, "", "anna", 1)
+        installation.until_done("anna")
+        drop(installation, "urgent", "bert", 2)
+        shutil.rmtree(installation.path("inbox") / "urgent")
+        away.rename(installation.path("inbox") / "urgent")
+        drop(installation, "urgent", "cara", 3)
+        assert installation.until_done("cara").queue == "urgent"
+        assert installation.job("bert") is None
+        shutil.rmtree(installation.path("outbox") / "urgent")
+        drop(installation, "urgent", "dora", 4)
+        installation.until_done("dora")
+        assert (installation.path("outbox") / "urgent" / "dora.mp4").exists()
+        ignored = json.loads(installation.cli("status", "--json").stdout)["daemon"]["ignored"]
     assert ignored == {"other": "is no regular file"}
 
 
-def test_redrops_are_linked_over_queues_and_names_are_free_in_each(queues: Home) -> None:
-    home = queues
-    home.changes["queue.urgent"] = {"priority": 50}
-    with home.running():
-        drop(home, "", "anna", 1)
-        first = home.until_done("anna")
-        drop(home, "urgent", "anna", 1)
-        home.until(lambda: (home.path("outbox") / "urgent" / "anna.json").exists(), "the linked video")
-        drop(home, "urgent", "anna", 2)
-        home.until(lambda: (home.path("outbox") / "urgent" / "anna (2).json").exists(), "the second video")
-    linked = json.loads((home.path("outbox") / "urgent" / "anna.json").read_text())
+def test_redrops_are_linked_over_queues_and_names_are_free_in_each(queues: Installation) -> None:
+    installation = queues
+    installation.changes["queue.urgent"] = {"priority": 50}
+    with installation.running():
+        drop(installation, "", "anna", 1)
+        first = installation.until_done("anna")
+        drop(installation, "urgent", "anna", 1)
+        installation.until(lambda: (installation.path("outbox") / "urgent" / "anna.json").exists(), "the linked video")
+        drop(installation, "urgent", "anna", 2)
+        installation.until(
+            lambda: (installation.path("outbox") / "urgent" / "anna (2).json").exists(), "the second video"
+        )
+    linked = json.loads((installation.path("outbox") / "urgent" / "anna.json").read_text())
     assert (linked["duplicate_of"], linked["video"]) == (first.id, "anna.mp4")
-    assert home.renders == 2
+    assert installation.renders == 2
 
 
 @pytest.mark.parametrize("name", ["intake-inserted", "publish-staged"])
-def test_a_crash_costs_no_job_of_a_queue(queues: Home, name: str) -> None:
-    home = queues
-    home.start()
-    home.stop()
-    drop(home, "urgent", "anna", 1)
-    assert crash_at(home, name)
+def test_a_crash_costs_no_job_of_a_queue(queues: Installation, name: str) -> None:
+    installation = queues
+    installation.start()
+    installation.stop()
+    drop(installation, "urgent", "anna", 1)
+    assert crash_at(installation, name)
     if name == "publish-staged":
-        for path in home.path("state").glob("ledger.db*"):
+        for path in installation.path("state").glob("ledger.db*"):
             path.unlink()
-    with home.running():
-        job = home.until_done("anna")
-        home.until(lambda: not list((home.path("inbox") / "urgent").glob("[!.]*")), "an empty folder")
-    assert (job.queue, home.renders) == ("urgent", 1)
-    assert sorted(p.name for p in (home.path("outbox") / "urgent").iterdir()) == ["anna.json", "anna.mp4"]
-    assert [p.name for p in home.path("outbox").iterdir() if p.is_file()] == []
+    with installation.running():
+        job = installation.until_done("anna")
+        installation.until(lambda: not list((installation.path("inbox") / "urgent").glob("[!.]*")), "an empty folder")
+    assert (job.queue, installation.renders) == ("urgent", 1)
+    assert sorted(p.name for p in (installation.path("outbox") / "urgent").iterdir()) == ["anna.json", "anna.mp4"]
+    assert [p.name for p in installation.path("outbox").iterdir() if p.is_file()] == []

@@ -22,13 +22,13 @@ from lipsyncd.storage.files import write_json
 from lipsyncd.storage.folders import HIDDEN
 from lipsyncd.storage.locks import FolderLock, InstanceLock
 from tests.kits.core_kit import as_nobody
-from tests.kits.installation import ROOT, Home, picture, put, sound
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.installation import ROOT, Installation, picture, put, sound
+from tests.kits.jobs_by_hand import JobsByHand
 from tests.kits.machine.world_kit import needs_root, tmpfs
 
 
-def status(home: Home) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(home.cli("status", "--json").stdout)["daemon"]
+def status(installation: Installation) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(installation.cli("status", "--json").stdout)["daemon"]
     return found
 
 
@@ -56,22 +56,26 @@ sys.stdin.read()
 # -- one daemon for each inbox -----------------------------------------------------------------------------------------
 
 
-def test_an_inbox_that_comes_back_with_another_daemon_on_it_is_left_alone_until_that_one_ends(home: Home) -> None:
-    home.start()
-    home.stop()
-    away = home.root / "away"
-    home.path("inbox").rename(away)
-    home.path("inbox").mkdir()
-    with home.running():
-        home.until(lambda: status(home)["inbox_fault"], "the missing inbox")
+def test_an_inbox_that_comes_back_with_another_daemon_on_it_is_left_alone_until_that_one_ends(
+    installation: Installation,
+) -> None:
+    installation.start()
+    installation.stop()
+    away = installation.root / "away"
+    installation.path("inbox").rename(away)
+    installation.path("inbox").mkdir()
+    with installation.running():
+        installation.until(lambda: status(installation)["inbox_fault"], "the missing inbox")
         with holding(away / HIDDEN / "lock") as pid:
-            home.path("inbox").rmdir()
-            away.rename(home.path("inbox"))
-            home.drop_pair("anna")
-            home.until(lambda: f"is served by the daemon with pid {pid}" in status(home)["inbox_fault"], "the reason")
-            assert f"pid {pid}" in home.cli("status").stdout
-            assert home.job("anna") is None
-        home.until_done("anna")
+            installation.path("inbox").rmdir()
+            away.rename(installation.path("inbox"))
+            installation.drop_pair("anna")
+            installation.until(
+                lambda: f"is served by the daemon with pid {pid}" in status(installation)["inbox_fault"], "the reason"
+            )
+            assert f"pid {pid}" in installation.cli("status").stdout
+            assert installation.job("anna") is None
+        installation.until_done("anna")
 
 
 def test_a_lock_is_kept_refused_to_others_and_free_after_its_holder(tmp_path: Path) -> None:
@@ -113,12 +117,12 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
     """The ways in as a user without privileges, for whom file modes hold; the desk is looked at between the scans."""
 
     def work() -> list[Any]:
-        shop = Shop(open_folder)
-        arrivals = Arrivals(shop.settings, shop.folders)
+        by_hand = JobsByHand(open_folder)
+        arrivals = Arrivals(by_hand.settings, by_hand.folders)
         arrivals.lock()
-        arrivals.open(shop.spool, shop.ledger)
+        arrivals.open(by_hand.spool, by_hand.ledger)
         [door] = arrivals.doors
-        inbox = shop.folders.shared["inbox"]
+        inbox = by_hand.folders.shared["inbox"]
         seen: list[Any] = []
 
         def look() -> None:
@@ -126,9 +130,9 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
                 arrivals._look(door, lambda: False)
                 time.sleep(0.15)
             told = arrivals.status()
-            states = [(job.name, job.attempt) for job in shop.ledger.in_state(*JobState)]
+            states = [(job.name, job.attempt) for job in by_hand.ledger.in_state(*JobState)]
             seen.append((told["blocked"], told["inbox_fault"], states, arrivals.facts.blocked))
-            write_json(shop.folders.state / STATUS_FILE, told)
+            write_json(by_hand.folders.state / STATUS_FILE, told)
 
         put(inbox, "anna.png", picture())
         put(inbox, "anna.wav", sound()).chmod(0)
@@ -136,16 +140,16 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
         (inbox / "anna.wav").chmod(0o644)
         inbox.chmod(0o555)
         look()
-        lock = InstanceLock(shop.folders.state)
+        lock = InstanceLock(by_hand.folders.state)
         lock.acquire(who="a test")
-        seen.append([line for line in notes(LedgerView(shop.ledger.path), shop.folders.state) if "anna" in line])
+        seen.append([line for line in notes(LedgerView(by_hand.ledger.path), by_hand.folders.state) if "anna" in line])
         inbox.chmod(0o755)
         look()
         inbox.chmod(0o111)
         look()
         inbox.chmod(0o755)
         look()
-        seen += [job.id for job in shop.ledger.in_state(JobState.QUEUED)]
+        seen += [job.id for job in by_hand.ledger.in_state(JobState.QUEUED)]
         return seen
 
     unread, stuck, lines, removed, closed, healed, job_id = as_nobody(work, open_folder)
@@ -163,30 +167,36 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
 
 
 @needs_root
-def test_low_disk_pauses_intake_and_claims_is_shown_and_passes_alone(home: Home) -> None:
-    home.changes["paths"] = {"min_free_mb": 20, "inbox": str(home.root / "inbox"), "outbox": str(home.root / "outbox")}
-    home.changes["web"] = {"enabled": True}
-    with tmpfs(home.root / "storage", "40m"):
-        with home.running():
-            port = home.until(lambda: status(home)["web_port"], "the port")
-            full = home.path("state") / "full"
+def test_low_disk_pauses_intake_and_claims_is_shown_and_passes_alone(installation: Installation) -> None:
+    installation.changes["paths"] = {
+        "min_free_mb": 20,
+        "inbox": str(installation.root / "inbox"),
+        "outbox": str(installation.root / "outbox"),
+    }
+    installation.changes["web"] = {"enabled": True}
+    with tmpfs(installation.root / "storage", "40m"):
+        with installation.running():
+            port = installation.until(lambda: status(installation)["web_port"], "the port")
+            full = installation.path("state") / "full"
             full.write_bytes(bytes(25_000_000))
-            why = home.until(lambda: status(home)["paused"], "the pause")
-            assert why == f"{home.path('spool')} has less than 20 MB free"
+            why = installation.until(lambda: status(installation)["paused"], "the pause")
+            assert why == f"{installation.path('spool')} has less than 20 MB free"
             for name, content in (("anna.png", picture()), ("anna.wav", sound())):
-                put(home.root / "inbox", name, content)
+                put(installation.root / "inbox", name, content)
             for _ in range(3):
-                assert home.job("anna") is None
+                assert installation.job("anna") is None
                 time.sleep(0.2)
-            assert f"nothing is taken in or rendered: {why}" in home.cli("status").stdout
-            ready = home.until(lambda: b'"disk"' in (found := asked(port, "/health/ready")) and found, "the check")
+            assert f"nothing is taken in or rendered: {why}" in installation.cli("status").stdout
+            ready = installation.until(
+                lambda: b'"disk"' in (found := asked(port, "/health/ready")) and found, "the check"
+            )
             assert json.loads(ready)["failing"].keys() == {"disk"}
             assert b"lipsyncd_intake_paused 1.0" in asked(port, "/metrics")
             full.unlink()
-            job = home.until_done("anna")
+            job = installation.until_done("anna")
             assert b"lipsyncd_intake_paused 0.0" in asked(port, "/metrics")
         assert (job.state, job.attempt) == (JobState.DONE, 1)
-    assert home.log.count("nothing is taken in or rendered") == 1
+    assert installation.log.count("nothing is taken in or rendered") == 1
 
 
 def asked(port: int, path: str) -> bytes:
@@ -205,24 +215,35 @@ def asked(port: int, path: str) -> bytes:
 
 
 @needs_root
-def test_a_daemon_without_events_says_so_and_serves_all_the_same(home: Home) -> None:
+def test_a_daemon_without_events_says_so_and_serves_all_the_same(installation: Installation) -> None:
     """In a user namespace of its own, where inotify has no instances."""
-    home.changes["watch"] = {"poll_s": 0.2}
-    home.changes["web"] = {"enabled": True}
+    installation.changes["watch"] = {"poll_s": 0.2}
+    installation.changes["web"] = {"enabled": True}
     program = (
         "import os, sys; open('/proc/sys/user/max_inotify_instances', 'w').write('0');"
         "os.execv(sys.executable, [sys.executable, '-m', 'lipsyncd', *sys.argv[1:]])"
     )
-    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", program, "--config", str(home.config)]
-    with (home.root / "daemon.log").open("ab") as log:
-        home.daemon = subprocess.Popen([*command, "run"], stdout=log, stderr=log, env=home.environment())
-    home.until(lambda: " ready in " in home.log or home.daemon.poll() is not None, "the start")  # type: ignore[union-attr]
-    home.drop_pair("anna")
-    home.until_done("anna")
-    found = home.until(lambda: (s := status(home))["degraded"] and s, "the note")
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        sys.executable,
+        "-c",
+        program,
+        "--config",
+        str(installation.config),
+    ]
+    with (installation.root / "daemon.log").open("ab") as log:
+        installation.daemon = subprocess.Popen(
+            [*command, "run"], stdout=log, stderr=log, env=installation.environment()
+        )
+    installation.until(lambda: " ready in " in installation.log or installation.daemon.poll() is not None, "the start")  # type: ignore[union-attr]
+    installation.drop_pair("anna")
+    installation.until_done("anna")
+    found = installation.until(lambda: (s := status(installation))["degraded"] and s, "the note")
     assert found["watch"] == "polling"
-    assert found["degraded"] == f"no events for {home.path('inbox')}: inotify instance limit reached"
-    assert "polling, since the kernel gives no events" in home.cli("status").stdout
+    assert found["degraded"] == f"no events for {installation.path('inbox')}: inotify instance limit reached"
+    assert "polling, since the kernel gives no events" in installation.cli("status").stdout
     assert json.loads(asked(found["web_port"], "/health/ready"))["degraded"] == found["degraded"]
     assert b"lipsyncd_watch_degraded 1.0" in asked(found["web_port"], "/metrics")
-    assert home.stop() == 0
+    assert installation.stop() == 0

@@ -31,7 +31,7 @@ from lipsyncd.worker.child_process import Limits, LocalChild
 from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Render, Result
 from tests.kits.core_kit import Clock
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 VIDEO = "ready.mp4"  # beside the installation: what every render gives
 
@@ -76,10 +76,10 @@ class Stage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.home = home = Home(root / "home")
+        self.home = installation = Installation(root / "home")
         self.complaints = Complaints()
         logging.getLogger("lipsyncd").addHandler(self.complaints)
-        settings, folders = home.settings, home.folders
+        settings, folders = installation.settings, installation.folders
         self.clock = Clock()
         self.ledger = open_ledger(folders.state / "ledger.db")
         self.finisher = finisher_of(settings, folders, self.ledger)

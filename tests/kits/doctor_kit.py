@@ -6,19 +6,22 @@ import socket
 from contextlib import closing
 
 from lipsyncd.doctor import CHECKS, Finding, Verdict
-from lipsyncd.doctor.findings import Installation, run_checks
-from tests.kits.installation import Home
+from lipsyncd.doctor.findings import Installation as Examined
+from lipsyncd.doctor.findings import run_checks
+from tests.kits.installation import Installation
 
 
-def seen(home: Home, name: str, *, full: bool = False) -> Finding:
+def seen(installation: Installation, name: str, *, full: bool = False) -> Finding:
     """What one check finds, guarded as all are."""
-    installation = Installation(home.settings, full=full)
-    return run_checks({name: CHECKS[name]}, installation)[name]
+    examined = Examined(installation.settings, full=full)
+    return run_checks({name: CHECKS[name]}, examined)[name]
 
 
-def fault(home: Home, name: str, *words: str, verdict: Verdict = Verdict.FAULT, full: bool = False) -> Finding:
+def fault(
+    installation: Installation, name: str, *words: str, verdict: Verdict = Verdict.FAULT, full: bool = False
+) -> Finding:
     """As `seen`, which has to be bad, to say these words and to know a remedy."""
-    found = seen(home, name, full=full)
+    found = seen(installation, name, full=full)
     assert found.verdict is verdict, found
     assert all(word in f"{found.seen}\n{found.remedy}" for word in words), found
     assert found.remedy or verdict is Verdict.NOTE

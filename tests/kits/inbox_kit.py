@@ -59,7 +59,7 @@ class Box:
         return round(self.clock.now_s - begun_s, 1)
 
 
-class Desk:
+class InboxByHand:
     """An inbox, a spool and a ledger with the intake between them. `again` is what a new start of the daemon sees."""
 
     def __init__(self, root: Path, settings: Settings | None = None) -> None:
@@ -75,9 +75,9 @@ class Desk:
         self.inbox = Inbox(self.inbox_folder, RULES, network=False, clock=self.clock)
         self.intake = Intake(self.settings, self.inbox, self.spool, self.ledger)
 
-    def again(self) -> Desk:
+    def again(self) -> InboxByHand:
         self.ledger.close()
-        return Desk(self.root, self.settings)
+        return InboxByHand(self.root, self.settings)
 
     def scan(self, after_s: float = 0.0) -> list[Accepted]:
         self.clock.wait(after_s)
@@ -111,7 +111,7 @@ class Desk:
         return sorted(os.listdir(self.inbox_folder))
 
 
-def reason(job: Job, desk: Desk) -> str:
-    refusal = desk.spec(job).refusal
+def reason(job: Job, inbox_by_hand: InboxByHand) -> str:
+    refusal = inbox_by_hand.spec(job).refusal
     assert refusal is not None
     return refusal["code"]

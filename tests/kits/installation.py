@@ -62,7 +62,7 @@ def put(folder: Path, name: str | bytes, content: bytes) -> Path:
 
 
 @dataclass
-class Home:
+class Installation:
     """Paths, settings and helpers for one scratch installation. Settings are changed before the daemon starts."""
 
     root: Path
@@ -148,7 +148,7 @@ class Home:
         self.daemon = None
 
     @contextmanager
-    def running(self, **environment: str) -> Iterator[Home]:
+    def running(self, **environment: str) -> Iterator[Installation]:
         self.start(**environment)
         try:
             yield self

@@ -47,7 +47,7 @@ class Claiming(Spool):
         self.ledger.claim("cpu", "token")
 
 
-class Shop:
+class JobsByHand:
     """Its folders, spool, ledger, outbox and finisher. `sections` are sections of the settings."""
 
     def __init__(self, root: Path, **sections: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 PART = tuple[str, bytes]  # a file's name and its bytes
 
@@ -41,7 +41,7 @@ class Reply:
 class Api:
     """The server of a running daemon."""
 
-    home: Home
+    installation: Installation
     port: int
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -104,24 +104,24 @@ def multipart(parts: Mapping[str, str | PART]) -> tuple[bytes, str]:
     return b"".join(pieces) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def port_of(home: Home) -> int:
+def port_of(installation: Installation) -> int:
     """Where the daemon's server listens: the status file says so."""
-    status = home.path("state") / "status.json"
+    status = installation.path("state") / "status.json"
 
     def told() -> int:
         try:
             said = json.loads(status.read_text())
         except (FileNotFoundError, ValueError):
             return 0
-        assert home.daemon is not None
-        return int(said["web_port"]) if said["pid"] == home.daemon.pid else 0  # not what a killed one has left
+        assert installation.daemon is not None
+        return int(said["web_port"]) if said["pid"] == installation.daemon.pid else 0  # not what a killed one has left
 
-    return int(home.until(told, "the server's port"))
+    return int(installation.until(told, "the server's port"))
 
 
-def empty_outbox(home: Home) -> None:
+def empty_outbox(installation: Installation) -> None:
     """What a consumer does."""
-    for path in home.path("outbox").iterdir():
+    for path in installation.path("outbox").iterdir():
         if path.is_file():
             path.unlink()
 
@@ -129,9 +129,9 @@ def empty_outbox(home: Home) -> None:
 @contextmanager
 def serving(root: Path, *, changes: Mapping[str, dict[str, Any]] | None = None, **environment: str) -> Iterator[Api]:
     """A daemon with its server on a free port; ended afterwards."""
-    home = Home(root)
+    installation = Installation(root)
     for section, values in (changes or {}).items():
-        home.changes.setdefault(section, {}).update(values)
-    home.changes.setdefault("web", {})["enabled"] = True
-    with home.running(**environment):
-        yield Api(home, port_of(home))
+        installation.changes.setdefault(section, {}).update(values)
+    installation.changes.setdefault("web", {})["enabled"] = True
+    with installation.running(**environment):
+        yield Api(installation, port_of(installation))

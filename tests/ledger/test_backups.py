@@ -21,7 +21,7 @@ from lipsyncd.ledger import backups
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.view import LedgerView
 from tests.kits.core_kit import NOBODY, as_nobody, queued
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.ledger.test_migrations import written_by
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,15 +109,17 @@ def test_without_a_ledger_there_is_nothing_to_copy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_crash_has_left_of_a_copy_goes_at_the_next_start_and_never_before_the_crash(home: Home) -> None:
-    with home.running():
+def test_what_a_crash_has_left_of_a_copy_goes_at_the_next_start_and_never_before_the_crash(
+    installation: Installation,
+) -> None:
+    with installation.running():
         pass
-    folder = home.path("state") / backups.FOLDER
+    folder = installation.path("state") / backups.FOLDER
     program = f"""
 import pathlib, time
 from lipsyncd import backups
 backups.check = lambda copy: print("written", flush=True) or time.sleep(60)
-backups.make(pathlib.Path({str(home.path("state") / "ledger.db")!r}), pathlib.Path({str(folder)!r}))
+backups.make(pathlib.Path({str(installation.path("state") / "ledger.db")!r}), pathlib.Path({str(folder)!r}))
 """
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as slow:
         assert slow.stdout is not None
@@ -127,8 +129,8 @@ backups.make(pathlib.Path({str(home.path("state") / "ledger.db")!r}), pathlib.Pa
         assert piece.exists()
         slow.kill()
     assert piece.exists()
-    with home.running():
-        home.until(lambda: not piece.exists(), "the end of the piece")
+    with installation.running():
+        installation.until(lambda: not piece.exists(), "the end of the piece")
     assert backups.sweep(folder) == []
 
 
@@ -182,18 +184,18 @@ def test_a_damaged_ledger_of_an_older_version_is_put_aside_too(tmp_path: Path) -
     assert len(list(tmp_path.glob("ledger.db.corrupt-*"))) >= 1
 
 
-def test_the_command_copies_beside_a_running_daemon_and_without_one(home: Home) -> None:
-    home.changes["retention"] = {"backups": 2}
-    folder = home.path("state") / "backups"
-    with home.running():
-        home.drop_pair("anna")
-        home.until_done("anna")
-        done = home.cli("backup")
+def test_the_command_copies_beside_a_running_daemon_and_without_one(installation: Installation) -> None:
+    installation.changes["retention"] = {"backups": 2}
+    folder = installation.path("state") / "backups"
+    with installation.running():
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        done = installation.cli("backup")
         assert done.returncode == 0, done.stderr
         assert backups.made(folder) == [Path(done.stdout.strip())]
-    away = home.cli("backup", "--to", home.root / "elsewhere")
+    away = installation.cli("backup", "--to", installation.root / "elsewhere")
     assert LedgerView(Path(away.stdout.strip())).jobs()[0].state is JobState.DONE
     for _ in range(3):
-        assert home.cli("backup").returncode == 0
+        assert installation.cli("backup").returncode == 0
     assert len(backups.made(folder)) == 2
-    assert len(backups.made(home.root / "elsewhere")) == 1
+    assert len(backups.made(installation.root / "elsewhere")) == 1

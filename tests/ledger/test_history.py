@@ -20,15 +20,15 @@ from lipsyncd.jobs.job import JobEvent, JobState
 from lipsyncd.ledger.history import Historian
 from lipsyncd.ledger.ledger import Ledger
 from tests.kits.core_kit import claimed, queued
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  ")
 
 
 @pytest.fixture
-def ledger(home: Home) -> Iterator[Ledger]:
-    home.folders.initialise()
-    ledger = Ledger(home.path("state") / "ledger.db")
+def ledger(installation: Installation) -> Iterator[Ledger]:
+    installation.folders.initialise()
+    ledger = Ledger(installation.path("state") / "ledger.db")
     yield ledger
     ledger.close()
 
@@ -49,8 +49,8 @@ def stretch(ledger: Ledger, *steps_ms: int) -> None:
             file.execute("UPDATE job_event SET at_ms=? WHERE id=?", (start, number))
 
 
-def lines(home: Home, *arguments: str) -> list[str]:
-    done = home.cli("logs", *arguments)
+def lines(installation: Installation, *arguments: str) -> list[str]:
+    done = installation.cli("logs", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -105,10 +105,10 @@ def test_the_code_of_a_reason_is_found(note: str, code: str) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_one_job_is_told_line_by_line(home: Home, ledger: Ledger) -> None:
+def test_one_job_is_told_line_by_line(installation: Installation, ledger: Ledger) -> None:
     job_id = finished(ledger, "anna")
     stretch(ledger, 0, 500, 100, 4000, 120_000)
-    told = lines(home, job_id[-12:])
+    told = lines(installation, job_id[-12:])
     assert all(LINE.match(line) for line in told)
     assert [re.split(r" {2,}", line, maxsplit=3)[1:] for line in told] == [
         ["queued", "accepted"],
@@ -119,34 +119,34 @@ def test_one_job_is_told_line_by_line(home: Home, ledger: Ledger) -> None:
     ]
 
 
-def test_a_failed_job_ends_with_its_reason_and_what_to_do(home: Home, ledger: Ledger) -> None:
+def test_a_failed_job_ends_with_its_reason_and_what_to_do(installation: Installation, ledger: Ledger) -> None:
     job_id = queued(ledger)
     error = NoFaceFound("no face in the picture")
     ledger.to_failed(job_id, error.reason())
-    *_, reason, remedy = lines(home, job_id)
+    *_, reason, remedy = lines(installation, job_id)
     assert reason.endswith("no-face: no face in the picture")
     assert remedy == f"→ {error.remedy}"
 
 
-def test_all_jobs_are_told_in_the_order_of_what_happened(home: Home, ledger: Ledger) -> None:
+def test_all_jobs_are_told_in_the_order_of_what_happened(installation: Installation, ledger: Ledger) -> None:
     anna, bert = finished(ledger, "anna"), finished(ledger, "bert\nforged")
-    told = lines(home)
+    told = lines(installation)
     assert [anna[-12:] in line for line in told] == [True] * 5 + [False] * 5
     assert all(LINE.match(line) for line in told)
     assert bert[-12:] + "  bert\\nforged" in told[-1]
-    assert lines(home, "--limit", "3") == told[-3:]
+    assert lines(installation, "--limit", "3") == told[-3:]
 
 
-def test_a_line_whose_job_began_before_it_still_knows_its_stage(home: Home, ledger: Ledger) -> None:
+def test_a_line_whose_job_began_before_it_still_knows_its_stage(installation: Installation, ledger: Ledger) -> None:
     finished(ledger, "anna")
     stretch(ledger, 0, 500, 100, 4000, 100)
-    assert "publishing 0.10 s" in lines(home, "--limit", "1")[0]
+    assert "publishing 0.10 s" in lines(installation, "--limit", "1")[0]
 
 
-def test_json_has_a_whole_object_on_each_line(home: Home, ledger: Ledger) -> None:
+def test_json_has_a_whole_object_on_each_line(installation: Installation, ledger: Ledger) -> None:
     job_id = claimed(ledger)
     ledger.requeue(job_id, note="out of memory", charge=True, error=OutOfMemory("").reason())
-    told = [json.loads(line) for line in lines(home, "--json")]
+    told = [json.loads(line) for line in lines(installation, "--json")]
     assert [entry["state"] for entry in told] == ["queued", "queued", "running", "queued"]
     assert {entry["job_id"] for entry in told} == {job_id}
     assert (told[2]["attempt"], told[2]["stage"]) == (1, "waiting")
@@ -154,39 +154,39 @@ def test_json_has_a_whole_object_on_each_line(home: Home, ledger: Ledger) -> Non
     assert datetime.fromisoformat(told[0]["at"]).tzinfo is not None
 
 
-def test_since_leaves_out_what_was_before(home: Home, ledger: Ledger) -> None:
+def test_since_leaves_out_what_was_before(installation: Installation, ledger: Ledger) -> None:
     finished(ledger, "anna")
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as file:
         file.execute("UPDATE job_event SET at_ms = at_ms - 7200000 WHERE id < 4")
     half_an_hour_ago = (datetime.now() - timedelta(minutes=30)).isoformat()
-    assert len(lines(home, "--since", "30m")) == len(lines(home, "--since", half_an_hour_ago)) == 2
-    assert len(lines(home, "--since", "1d")) == 5
+    assert len(lines(installation, "--since", "30m")) == len(lines(installation, "--since", half_an_hour_ago)) == 2
+    assert len(lines(installation, "--since", "1d")) == 5
 
 
 @pytest.mark.parametrize(
     "arguments", [["--since", "yesterday"], ["--since", "9999999h"], ["--limit", "0"], ["0190"]], ids=" ".join
 )
-def test_wrong_usage_ends_with_2(home: Home, ledger: Ledger, arguments: list[str]) -> None:
-    assert home.cli("logs", *arguments).returncode == 2
+def test_wrong_usage_ends_with_2(installation: Installation, ledger: Ledger, arguments: list[str]) -> None:
+    assert installation.cli("logs", *arguments).returncode == 2
 
 
-def test_before_the_first_start_there_is_nothing_to_tell(home: Home) -> None:
-    assert lines(home) == []
+def test_before_the_first_start_there_is_nothing_to_tell(installation: Installation) -> None:
+    assert lines(installation) == []
 
 
 # -- following ---------------------------------------------------------------------------------------------------------
 
 
-def following(home: Home, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "logs", "--follow", *arguments]
+def following(installation: Installation, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "logs", "--follow", *arguments]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=installation.environment()
     )  # fmt: skip
 
 
-def test_following_one_job_ends_with_it_and_misses_nothing(home: Home, ledger: Ledger) -> None:
+def test_following_one_job_ends_with_it_and_misses_nothing(installation: Installation, ledger: Ledger) -> None:
     job_id = claimed(ledger)
-    with following(home, job_id, "--json") as process:
+    with following(installation, job_id, "--json") as process:
         assert process.stdout is not None
         first = [json.loads(process.stdout.readline()) for _ in range(3)]
         ledger.to_publishing(job_id, token="t", sha256="0" * 64, size=1, frames=25, render_ms=250)
@@ -200,11 +200,11 @@ def test_following_one_job_ends_with_it_and_misses_nothing(home: Home, ledger: L
     assert (process.returncode, complaints) == (0, "")
 
 
-def test_following_all_jobs_of_a_daemon_goes_on_until_it_is_interrupted(home: Home) -> None:
-    with home.running(), following(home) as process:
+def test_following_all_jobs_of_a_daemon_goes_on_until_it_is_interrupted(installation: Installation) -> None:
+    with installation.running(), following(installation) as process:
         assert process.stdout is not None
-        home.drop_pair("anna")
-        home.until_done("anna")
+        installation.drop_pair("anna")
+        installation.until_done("anna")
         told = [process.stdout.readline() for _ in range(5)]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
@@ -213,9 +213,11 @@ def test_following_all_jobs_of_a_daemon_goes_on_until_it_is_interrupted(home: Ho
     assert JobState.DONE in told[-1]
 
 
-def test_a_job_that_is_forgotten_meanwhile_ends_the_following(home: Home, ledger: Ledger, tmp_path: Path) -> None:
+def test_a_job_that_is_forgotten_meanwhile_ends_the_following(
+    installation: Installation, ledger: Ledger, tmp_path: Path
+) -> None:
     job_id = claimed(ledger)
-    with following(home, job_id) as process:
+    with following(installation, job_id) as process:
         assert process.stdout is not None
         process.stdout.readline()
         with closing(sqlite3.connect(ledger.path, isolation_level=None)) as file:

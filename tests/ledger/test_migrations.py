@@ -16,8 +16,8 @@ from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.schema import APPLICATION_ID, STEPS, statements
 from lipsyncd.ledger.view import LedgerView
 from tests.kits.core_kit import queued
-from tests.kits.installation import Home
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.installation import Installation
+from tests.kits.jobs_by_hand import JobsByHand
 
 # What the first version wrote for a job in each state, besides what all rows have.
 FIRST: Mapping[JobState, Mapping[str, Any]] = {
@@ -123,25 +123,25 @@ def made_older(path: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_daemon_brings_every_job_of_an_older_version_to_its_end(home: Home, version: int) -> None:
+def test_a_daemon_brings_every_job_of_an_older_version_to_its_end(installation: Installation, version: int) -> None:
     """Rows in every state with their folders, as an upgrade finds them; each ends as it should, and only once."""
-    shop = Shop(home.root / "storage")
-    done, publishing = shop.published("done"), shop.rendered("publishing")
-    failed = shop.queued("failed")
-    shop.finisher.fail(failed, NoFaceFound("no face"))
-    cancelled = shop.queued("cancelled")
-    shop.finisher.cancel(cancelled)
-    running, queued_id = shop.running("running"), shop.queued("queued", priority=-7)
-    before = {job.id: job for job in shop.ledger.in_state(*JobState)}
+    by_hand = JobsByHand(installation.root / "storage")
+    done, publishing = by_hand.published("done"), by_hand.rendered("publishing")
+    failed = by_hand.queued("failed")
+    by_hand.finisher.fail(failed, NoFaceFound("no face"))
+    cancelled = by_hand.queued("cancelled")
+    by_hand.finisher.cancel(cancelled)
+    running, queued_id = by_hand.running("running"), by_hand.queued("queued", priority=-7)
+    before = {job.id: job for job in by_hand.ledger.in_state(*JobState)}
     assert {job.state for job in before.values()} == set(JobState)
-    shop.close()
-    made_older(shop.ledger.path, version)
+    by_hand.close()
+    made_older(by_hand.ledger.path, version)
 
-    with home.running():
+    with installation.running():
         for name in ("publishing", "running", "queued"):
-            home.until_done(name)
-        home.until(lambda: not list(home.path("spool").iterdir()), "an empty spool")
-        after = {job.id: job for job in home.view.jobs()}
+            installation.until_done(name)
+        installation.until(lambda: not list(installation.path("spool").iterdir()), "an empty spool")
+        after = {job.id: job for job in installation.view.jobs()}
         assert {i: after[i].state for i in (done, publishing, running, queued_id)} == dict.fromkeys(
             (done, publishing, running, queued_id), JobState.DONE
         )
@@ -151,26 +151,27 @@ def test_a_daemon_brings_every_job_of_an_older_version_to_its_end(home: Home, ve
         assert (after[running].attempt, after[queued_id].attempt, after[publishing].attempt) == (2, 1, 1)
         assert after[publishing].out_sha256 == before[publishing].out_sha256
         assert after[queued_id].priority == -7
-        assert home.renders == 2
-        assert home.cli("retry", failed).returncode == 0
-        home.until(
-            lambda: home.view.get(failed).reason_code == "image-not-recognised", "its inputs to be looked at again"
+        assert installation.renders == 2
+        assert installation.cli("retry", failed).returncode == 0
+        installation.until(
+            lambda: installation.view.get(failed).reason_code == "image-not-recognised",
+            "its inputs to be looked at again",
         )
-    [copy] = (home.path("state") / "backups").iterdir()
+    [copy] = (installation.path("state") / "backups").iterdir()
     assert copy.name.startswith(f"ledger-v{version}-")
     with closing(sqlite3.connect(copy)) as kept:
         assert kept.execute("PRAGMA user_version").fetchone()[0] == version
         assert kept.execute("SELECT count(*) FROM job").fetchone()[0] == len(before)
 
 
-def test_a_daemon_refuses_the_ledger_of_a_newer_one_and_names_both_schemas(home: Home) -> None:
-    home.folders.initialise()
-    path = home.path("state") / "ledger.db"
+def test_a_daemon_refuses_the_ledger_of_a_newer_one_and_names_both_schemas(installation: Installation) -> None:
+    installation.folders.initialise()
+    path = installation.path("state") / "ledger.db"
     Ledger(path).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version=99")
     content = path.read_bytes()
-    refused = home.cli("run")
+    refused = installation.cli("run")
     assert refused.returncode == 78
     assert f"has schema 99; this program knows up to {len(STEPS)}" in refused.stderr
     assert "put back the backup that it made before its migration" in refused.stderr

@@ -15,40 +15,40 @@ from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.batch_limits import Ceilings
 from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Progress, Render, Result
-from tests.kits.installation import Home
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.installation import Installation
+from tests.kits.jobs_by_hand import JobsByHand
 from tests.kits.media.video_kit import make
 
 GIVEN_UP = "ledger.db: database is locked"
 
 
 @contextmanager
-def locked(home: Home) -> Iterator[None]:
+def locked(installation: Installation) -> Iterator[None]:
     """Somebody else writes to the ledger, for longer than we wait for a lock."""
-    with closing(sqlite3.connect(home.path("state") / "ledger.db", isolation_level=None)) as other:
+    with closing(sqlite3.connect(installation.path("state") / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")
 
 
-def test_a_ledger_that_somebody_else_has_locked_is_waited_for(home: Home) -> None:
-    with home.running():
-        with locked(home):
-            home.drop_pair("anna")
-            home.until(lambda: GIVEN_UP in home.log, "the first attempt that was given up")
-        home.until_done("anna")
-        assert home.renders == 1
-    assert "Traceback" not in home.log
+def test_a_ledger_that_somebody_else_has_locked_is_waited_for(installation: Installation) -> None:
+    with installation.running():
+        with locked(installation):
+            installation.drop_pair("anna")
+            installation.until(lambda: GIVEN_UP in installation.log, "the first attempt that was given up")
+        installation.until_done("anna")
+        assert installation.renders == 1
+    assert "Traceback" not in installation.log
 
 
 class LockedOut:
     """Renders, while somebody locks the ledger; the lock stays until `free`."""
 
-    def __init__(self, shop: Shop, video: bytes) -> None:
+    def __init__(self, by_hand: JobsByHand, video: bytes) -> None:
         self.renders = 0
         self._video = video
-        self._other = sqlite3.connect(shop.ledger.path, isolation_level=None)
-        with shop.ledger._engine.connect() as connection:
+        self._other = sqlite3.connect(by_hand.ledger.path, isolation_level=None)
+        with by_hand.ledger._engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA busy_timeout=50")
 
     def start(self) -> None:
@@ -80,31 +80,31 @@ def test_a_render_whose_end_cannot_be_written_is_not_done_again(
 ) -> None:
     """Locked while the job is rendered, and until the worker has given up writing how that ended."""
     made = make(tmp_path, width=64, height=64, samples=9600)
-    shop = Shop(tmp_path / "shop")
-    job_id = shop.queued()
-    executor = LockedOut(shop, made.path.read_bytes())
-    worker = worker_of(shop, executor)
+    by_hand = JobsByHand(tmp_path / "shop")
+    job_id = by_hand.queued()
+    executor = LockedOut(by_hand, made.path.read_bytes())
+    worker = worker_of(by_hand, executor)
     assert not worker.round()
     assert "database is locked" in caplog.text
     executor.free()
-    assert shop.job(job_id).state is JobState.RUNNING
+    assert by_hand.job(job_id).state is JobState.RUNNING
     worker.round()
     worker.round()
-    assert (shop.job(job_id).state, shop.job(job_id).attempt) == (JobState.DONE, 1)
+    assert (by_hand.job(job_id).state, by_hand.job(job_id).attempt) == (JobState.DONE, 1)
     assert executor.renders == 1
     assert not [record for record in caplog.records if record.exc_info]
-    shop.close()
+    by_hand.close()
 
 
-def worker_of(shop: Shop, executor: LockedOut) -> Worker:
+def worker_of(by_hand: JobsByHand, executor: LockedOut) -> Worker:
     return Worker(
         "cpu",
-        shop.settings,
-        shop.finisher,
+        by_hand.settings,
+        by_hand.finisher,
         executor,
         find(),
-        AutoPull(store_of(shop.settings), allowed=False),
-        Ceilings(shop.folders.state / "ceilings.json"),
+        AutoPull(store_of(by_hand.settings), allowed=False),
+        Ceilings(by_hand.folders.state / "ceilings.json"),
         stopping=lambda: False,
         cut_off=lambda: False,
     )

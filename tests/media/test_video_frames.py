@@ -34,7 +34,7 @@ from lipsyncd.media.content import Content
 from lipsyncd.media.video_frames import BOUNCE, CUT, LOOP, MODES, source_index, stretches
 from lipsyncd.prepare.decode_video import Footage, screen
 from lipsyncd.renderers.video_source import VideoSource
-from tests.kits.installation import Home, put, sound
+from tests.kits.installation import Installation, put, sound
 from tests.kits.media.footage_kit import H264, HEIGHT, PONDER, REPLAY, VP8, WIDTH, changed, film, number_of
 from tests.kits.media.media_kit import converted, ffmpeg
 
@@ -378,15 +378,15 @@ def test_frames_outside_the_film_are_a_mistake_of_the_renderer(tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    home = Home(tmp_path_factory.mktemp("busy"))
-    home.changes = {
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    installation = Installation(tmp_path_factory.mktemp("busy"))
+    installation.changes = {
         "watch": {"settle_s": 0.1, "manifest_grace_s": 5},
         "render": {"renderer": "replay", "renderers": [REPLAY, PONDER], "stall_timeout_s": 3},
         "output": {"stitch": True},
     }
-    with home.running():
-        yield home
+    with installation.running():
+        yield installation
 
 
 def numbers_in(video: Path) -> list[int]:
@@ -397,7 +397,7 @@ def numbers_in(video: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("suffix", "options"), [(".mp4", H264), (".mov", H264), (".webm", VP8)], ids=str)
-def test_a_film_and_a_sound_of_one_stem_are_a_pair(busy: Home, suffix: str, options: tuple[str, ...]) -> None:
+def test_a_film_and_a_sound_of_one_stem_are_a_pair(busy: Installation, suffix: str, options: tuple[str, ...]) -> None:
     name = f"pair{suffix[1:]}"
     put(busy.path("inbox"), f"{name}{suffix}", film(suffix, 10, *options))
     put(busy.path("inbox"), f"{name}.wav", sound(1.0))
@@ -408,7 +408,7 @@ def test_a_film_and_a_sound_of_one_stem_are_a_pair(busy: Home, suffix: str, opti
 
 
 @pytest.mark.parametrize(("mode", "frames"), [(LOOP, 25), (CUT, 10)])
-def test_a_job_says_what_happens_when_its_sound_is_longer(busy: Home, mode: str, frames: int) -> None:
+def test_a_job_says_what_happens_when_its_sound_is_longer(busy: Installation, mode: str, frames: int) -> None:
     name = f"mode{mode}"
     put(busy.path("inbox"), f"{name}-film.mp4", film(".mp4", 10, *H264))
     put(busy.path("inbox"), f"{name}-voice.wav", sound(1.0))
@@ -423,7 +423,7 @@ def test_a_job_says_what_happens_when_its_sound_is_longer(busy: Home, mode: str,
     assert ("the sound was cut from 1.00 to 0.40 s" if mode == CUT else "it goes on by duration_mode = loop") in told
 
 
-def test_a_film_is_submitted_like_a_picture(busy: Home, tmp_path: Path) -> None:
+def test_a_film_is_submitted_like_a_picture(busy: Installation, tmp_path: Path) -> None:
     for name, data in (("ada.webm", film(".webm", 10, *VP8)), ("ada.wav", sound(0.4)), ("song.mp4", converted(".m4a"))):
         (tmp_path / name).write_bytes(data)
     done = busy.cli("submit", tmp_path / "ada.webm", tmp_path / "ada.wav", "--wait", "--out", tmp_path / "out.mp4")
@@ -447,14 +447,14 @@ def test_a_film_may_be_larger_than_a_picture(tmp_path: Path) -> None:
     assert set(inbox.ignored) == {"film.MP4", "picture.png"}
 
 
-def test_a_longer_film_ends_with_the_sound(busy: Home) -> None:
+def test_a_longer_film_ends_with_the_sound(busy: Installation) -> None:
     put(busy.path("inbox"), "long.mp4", film(".mp4", 60, *H264))
     put(busy.path("inbox"), "long.wav", sound(1.0))
     assert busy.until_done("long").frames == 25
     assert numbers_in(busy.path("outbox") / "long.mp4") == list(range(25))
 
 
-def test_the_preview_renderer_refuses_a_film_and_says_who_takes_it(busy: Home) -> None:
+def test_the_preview_renderer_refuses_a_film_and_says_who_takes_it(busy: Installation) -> None:
     put(busy.path("inbox"), "still.mp4", film(".mp4", 10, *H264))
     put(busy.path("inbox"), "still.wav", sound(0.5))
     busy.drop_manifest("refused", image="still.mp4", audio="still.wav", renderer="preview", out_name="refused")
@@ -463,14 +463,14 @@ def test_the_preview_renderer_refuses_a_film_and_says_who_takes_it(busy: Home) -
     assert "musetalk" in (job.remedy or "")
 
 
-def test_a_wrong_duration_mode_fails_the_job(busy: Home) -> None:
+def test_a_wrong_duration_mode_fails_the_job(busy: Installation) -> None:
     put(busy.path("inbox"), "odd.mp4", film(".mp4", 10, *H264))
     put(busy.path("inbox"), "odd.wav", sound(0.5))
     busy.drop_manifest("odd2", image="odd.mp4", audio="odd.wav", lipsyncd={"duration_mode": "backwards"})
     assert busy.until_state("odd2", JobState.FAILED).reason_code == "bad-option"
 
 
-def test_a_song_in_a_films_clothes_is_no_picture(busy: Home) -> None:
+def test_a_song_in_a_films_clothes_is_no_picture(busy: Installation) -> None:
     put(busy.path("inbox"), "song.mp4", converted(".m4a"))
     put(busy.path("inbox"), "song.wav", sound(0.5))
     job = busy.until_state("song", JobState.FAILED)
@@ -478,7 +478,7 @@ def test_a_song_in_a_films_clothes_is_no_picture(busy: Home) -> None:
     assert "is m4a" in (job.reason or "")
 
 
-def test_a_long_look_at_a_film_is_no_silence_and_can_be_cancelled(busy: Home) -> None:
+def test_a_long_look_at_a_film_is_no_silence_and_can_be_cancelled(busy: Installation) -> None:
     for name in ("slow", "slower"):
         put(busy.path("inbox"), f"{name}-film.mp4", film(".mp4", 100, *H264))
         put(busy.path("inbox"), f"{name}-voice.wav", sound(2.0 if name == "slow" else 4.0))
@@ -493,7 +493,7 @@ def test_a_long_look_at_a_film_is_no_silence_and_can_be_cancelled(busy: Home) ->
     assert time.monotonic() - asked < 3
 
 
-def test_the_length_of_a_film_is_exact_at_broken_rates(busy: Home) -> None:
+def test_the_length_of_a_film_is_exact_at_broken_rates(busy: Installation) -> None:
     put(busy.path("inbox"), "ntsc.mov", film(".mov", 20, *H264, rate="30000/1001"))
     put(busy.path("inbox"), "ntsc.wav", sound(1.0))
     busy.drop_manifest("ntsc2", image="ntsc.mov", audio="ntsc.wav", fps=29.97, out_name="ntsc2")

@@ -26,23 +26,23 @@ from lipsyncd.monitor.packages import NEEDS
 from lipsyncd.monitor.probe import RENDERER_CODES, Vitals
 from lipsyncd.renderers import NAMES
 from tests.kits.core_kit import as_nobody, queued
-from tests.kits.installation import ROOT, Home
+from tests.kits.installation import ROOT, Installation
 from tests.kits.webhook_receiver import until
 
 WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
 
 
 @pytest.fixture
-def ledger(home: Home) -> Iterator[Ledger]:
-    home.folders.initialise()
-    ledger = Ledger(home.path("state") / "ledger.db")
+def ledger(installation: Installation) -> Iterator[Ledger]:
+    installation.folders.initialise()
+    ledger = Ledger(installation.path("state") / "ledger.db")
     yield ledger
     ledger.close()
 
 
-def vitals_of(home: Home, ledger: Ledger, **how: Any) -> Vitals:
+def vitals_of(installation: Installation, ledger: Ledger, **how: Any) -> Vitals:
     given: dict[str, Any] = {"scan_age_s": lambda: 0.0, "scan_due_s": lambda: 10.0, "workers": list, **how}
-    return Vitals(home.settings, home.folders, touch=ledger.touch, **given)
+    return Vitals(installation.settings, installation.folders, touch=ledger.touch, **given)
 
 
 def failing(vitals: Vitals) -> dict[str, str]:
@@ -87,28 +87,30 @@ def test_an_inbox_that_is_gone_is_told_once_and_not_as_a_late_scan_too() -> None
 # -- the probe ---------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_ready_before_the_first_probe_and_all_is_after_it(home: Home, ledger: Ledger) -> None:
-    vitals = vitals_of(home, ledger)
+def test_nothing_is_ready_before_the_first_probe_and_all_is_after_it(
+    installation: Installation, ledger: Ledger
+) -> None:
+    vitals = vitals_of(installation, ledger)
     assert list(failing(vitals)) == ["probe"]
     vitals.probe()
     assert failing(vitals) == {}
 
 
 @pytest.mark.parametrize("kind", ["inbox", "outbox"])
-def test_a_folder_whose_marker_is_gone_is_not_mounted(home: Home, ledger: Ledger, kind: str) -> None:
-    vitals = vitals_of(home, ledger)
-    (home.path(kind) / ".lipsyncd" / f"{kind}-id").unlink()
+def test_a_folder_whose_marker_is_gone_is_not_mounted(installation: Installation, ledger: Ledger, kind: str) -> None:
+    vitals = vitals_of(installation, ledger)
+    (installation.path(kind) / ".lipsyncd" / f"{kind}-id").unlink()
     vitals.probe()
     assert list(failing(vitals)) == [kind]
     assert "not mounted" in failing(vitals)[kind]
 
 
 @pytest.mark.parametrize("kind", ["inbox", "outbox"])
-def test_a_folder_that_may_not_be_written_is_told(home: Home, ledger: Ledger, kind: str) -> None:
-    folder, state = home.path(kind), home.path("state")
+def test_a_folder_that_may_not_be_written_is_told(installation: Installation, ledger: Ledger, kind: str) -> None:
+    folder, state = installation.path(kind), installation.path("state")
     folder.chmod(0o555)
     (state / "folders.json").chmod(0o644)
-    vitals = vitals_of(home, ledger)
+    vitals = vitals_of(installation, ledger)
     try:
         why = as_nobody(lambda: vitals._folder_fault(kind), folder / ".lipsyncd", state)
     finally:
@@ -116,16 +118,18 @@ def test_a_folder_that_may_not_be_written_is_told(home: Home, ledger: Ledger, ki
     assert why == f"{folder} cannot be written"
 
 
-def test_a_disk_below_its_floor_is_told_with_both_numbers(home: Home, ledger: Ledger) -> None:
-    home.changes["paths"] = {"min_free_mb": 1 << 40}
-    vitals = vitals_of(home, ledger)
+def test_a_disk_below_its_floor_is_told_with_both_numbers(installation: Installation, ledger: Ledger) -> None:
+    installation.changes["paths"] = {"min_free_mb": 1 << 40}
+    vitals = vitals_of(installation, ledger)
     vitals.probe()
     assert list(failing(vitals)) == ["disk"]
     assert f"of {1 << 40} MB" in failing(vitals)["disk"]
 
 
-def test_a_ledger_that_somebody_locks_is_told_while_answers_come_at_once(home: Home, ledger: Ledger) -> None:
-    vitals = vitals_of(home, ledger, probe_every_s=0.1)
+def test_a_ledger_that_somebody_locks_is_told_while_answers_come_at_once(
+    installation: Installation, ledger: Ledger
+) -> None:
+    vitals = vitals_of(installation, ledger, probe_every_s=0.1)
     thread = threading.Thread(target=vitals.run)
     thread.start()
     try:
@@ -145,7 +149,7 @@ def test_a_ledger_that_somebody_locks_is_told_while_answers_come_at_once(home: H
     assert not thread.is_alive()
 
 
-def test_touching_the_ledger_writes_and_changes_nothing(home: Home, ledger: Ledger) -> None:
+def test_touching_the_ledger_writes_and_changes_nothing(installation: Installation, ledger: Ledger) -> None:
     job = ledger.get(queued(ledger))
     with closing(sqlite3.connect(ledger.path)) as other:
         [before] = other.execute("PRAGMA data_version").fetchone()
@@ -156,19 +160,21 @@ def test_touching_the_ledger_writes_and_changes_nothing(home: Home, ledger: Ledg
     ledger.check()
 
 
-def test_a_default_renderer_without_its_packages_is_told(home: Home, ledger: Ledger) -> None:
-    home.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package_anywhere.mine:Mine"]}
-    vitals = vitals_of(home, ledger)
+def test_a_default_renderer_without_its_packages_is_told(installation: Installation, ledger: Ledger) -> None:
+    installation.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package_anywhere.mine:Mine"]}
+    vitals = vitals_of(installation, ledger)
     vitals.probe()
     assert failing(vitals) == {"renderer": "mine needs no_such_package_anywhere, which is not installed"}
-    home.changes["render"] = {"renderer": "nosuch"}
-    vitals = vitals_of(home, ledger)
+    installation.changes["render"] = {"renderer": "nosuch"}
+    vitals = vitals_of(installation, ledger)
     vitals.probe()
     assert failing(vitals) == {"renderer": "no renderer is called 'nosuch'"}
 
 
-def test_what_blocks_jobs_of_the_default_renderer_is_told_and_of_another_one_is_not(home: Home, ledger: Ledger) -> None:
-    vitals = vitals_of(home, ledger)
+def test_what_blocks_jobs_of_the_default_renderer_is_told_and_of_another_one_is_not(
+    installation: Installation, ledger: Ledger
+) -> None:
+    vitals = vitals_of(installation, ledger)
     other = queued(ledger, "bert", renderer="preview")
     ledger.set_blocked(other, RendererNotInstalled("no cv2").reason(), delay_ms=0)
     vitals.probe()
@@ -197,10 +203,10 @@ def test_the_reasons_that_are_about_a_renderer_are_reasons_to_wait() -> None:
 # -- the daemon --------------------------------------------------------------------------------------------------------
 
 
-def ask(home: Home, path: str) -> tuple[int, bytes, str]:
+def ask(installation: Installation, path: str) -> tuple[int, bytes, str]:
     """Status, body and type of the daemon's answer, which has to come within two seconds."""
-    told = home.path("state") / "status.json"
-    home.until(told.exists, "the port")
+    told = installation.path("state") / "status.json"
+    installation.until(told.exists, "the port")
     port = json.loads(told.read_text())["web_port"]
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as response:
@@ -210,18 +216,18 @@ def ask(home: Home, path: str) -> tuple[int, bytes, str]:
             return error.code, error.read(), error.headers["Content-Type"]
 
 
-def readiness(home: Home) -> tuple[int, list[str]]:
-    status, body, _ = ask(home, "/health/ready")
+def readiness(installation: Installation) -> tuple[int, list[str]]:
+    status, body, _ = ask(installation, "/health/ready")
     return status, list(json.loads(body)["failing"])
 
 
 @pytest.fixture
-def served(home: Home) -> Home:
-    home.changes["web"] = {"enabled": True, "port": 0}
-    return home
+def served(installation: Installation) -> Installation:
+    installation.changes["web"] = {"enabled": True, "port": 0}
+    return installation
 
 
-def test_the_daemon_is_ready_idle_and_after_work_and_not_without_its_outbox(served: Home) -> None:
+def test_the_daemon_is_ready_idle_and_after_work_and_not_without_its_outbox(served: Installation) -> None:
     with served.running():
         served.until(lambda: readiness(served) == (200, []), "readiness")
         served.drop_pair("anna")
@@ -234,7 +240,7 @@ def test_the_daemon_is_ready_idle_and_after_work_and_not_without_its_outbox(serv
         served.until(lambda: readiness(served) == (200, []), "its return")
 
 
-def test_a_daemon_that_drains_lives_and_is_not_ready(served: Home) -> None:
+def test_a_daemon_that_drains_lives_and_is_not_ready(served: Installation) -> None:
     served.changes["render"] = {"renderer": "hang", "stop_grace_s": 3}
     served.start()
     served.drop_pair("anna")
@@ -248,7 +254,7 @@ def test_a_daemon_that_drains_lives_and_is_not_ready(served: Home) -> None:
     served.daemon = None
 
 
-def test_a_locked_ledger_leaves_the_daemon_live_and_unready(served: Home) -> None:
+def test_a_locked_ledger_leaves_the_daemon_live_and_unready(served: Installation) -> None:
     served.start()
     served.until(lambda: readiness(served) == (200, []), "readiness")
     with closing(sqlite3.connect(served.path("state") / "ledger.db", isolation_level=None)) as other:

@@ -21,7 +21,7 @@ from lipsyncd.monitor.metrics import BUCKETS_S, STAGES, Tally, exposition
 from lipsyncd.network import address_guard
 from lipsyncd.network.fetch import fetch
 from tests.kits.core_kit import claimed, queued
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.webhook_receiver import receiving
 from tests.monitor.test_health import ask, served, vitals_of  # noqa: F401 - a fixture
 
@@ -150,11 +150,11 @@ def test_every_end_of_a_webhook_has_its_series_from_the_start(tally: Tally) -> N
     assert told == {**dict.fromkeys(told, 0), "delivered": 2}
 
 
-def test_the_last_success_is_remembered_over_a_restart(home: Home) -> None:
-    home.folders.initialise()
-    ledger = Ledger(home.path("state") / "ledger.db")
+def test_the_last_success_is_remembered_over_a_restart(installation: Installation) -> None:
+    installation.folders.initialise()
+    ledger = Ledger(installation.path("state") / "ledger.db")
     done = ledger.get(finished(ledger))
-    vitals = vitals_of(home, ledger)
+    vitals = vitals_of(installation, ledger)
     ledger.close()
     assert done.finished_ms is not None
     assert value(samples(vitals.metrics()), "last_success_timestamp_seconds") == done.finished_ms / 1000
@@ -247,7 +247,7 @@ def test_a_connection_that_was_forbidden_is_counted_by_the_rule(tmp_path: Path) 
     assert Counter(address_guard.blocked) - before == {"not-public": 2}
 
 
-def test_the_daemon_tells_them_in_the_text_format(served: Home) -> None:  # noqa: F811
+def test_the_daemon_tells_them_in_the_text_format(served: Installation) -> None:  # noqa: F811
     with served.running():
         served.drop_manifest("bert", image="bert.png", audio="bert.wav", renderer="nosuch")
         served.drop_pair("bert")

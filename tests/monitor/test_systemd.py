@@ -20,7 +20,7 @@ from lipsyncd.monitor.facts import Facts, Worker
 from lipsyncd.monitor.sd_notify import Notifier
 from lipsyncd.monitor.systemd import Pulse, doing
 from tests.kits.core_kit import claimed, queued
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.machine.service_manager import ServiceManager, listening
 from tests.kits.machine.world_kit import needs_fuse, needs_root, unmount
 
@@ -28,15 +28,15 @@ WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
 
 
 @pytest.fixture
-def manager(home: Home) -> Iterator[ServiceManager]:
-    with listening(home.root) as manager:
+def manager(installation: Installation) -> Iterator[ServiceManager]:
+    with listening(installation.root) as manager:
         yield manager
 
 
 @pytest.fixture
-def ledger(home: Home) -> Iterator[Ledger]:
-    home.folders.initialise()
-    ledger = Ledger(home.path("state") / "ledger.db")
+def ledger(installation: Installation) -> Iterator[Ledger]:
+    installation.folders.initialise()
+    ledger = Ledger(installation.path("state") / "ledger.db")
     yield ledger
     ledger.close()
 
@@ -49,15 +49,15 @@ def watched(manager: ServiceManager, limit_s: float = 3.0) -> dict[str, str]:
 # -- a real daemon -----------------------------------------------------------------------------------------------------
 
 
-def test_systemd_sees_the_whole_life_of_a_daemon(home: Home, manager: ServiceManager) -> None:
-    home.changes["render"] = {"renderer": "slow"}
-    with home.running(**watched(manager)):
+def test_systemd_sees_the_whole_life_of_a_daemon(installation: Installation, manager: ServiceManager) -> None:
+    installation.changes["render"] = {"renderer": "slow"}
+    with installation.running(**watched(manager)):
         manager.wait_for("READY=1".__eq__)
         manager.wait_for("STATUS=idle".__eq__)
-        home.drop_pair("anna", seconds=0.6)
-        job = home.until_state("anna", JobState.RUNNING)
+        installation.drop_pair("anna", seconds=0.6)
+        job = installation.until_state("anna", JobState.RUNNING)
         manager.wait_for(re.compile(rf"STATUS=rendering job {job.id} [0-9]+%").match)
-        home.until_done("anna")
+        installation.until_done("anna")
         manager.wait_for("WATCHDOG=1".__eq__)
     order = [manager.lines.index(line) for line in ("STATUS=starting", "READY=1", "WATCHDOG=1", "STOPPING=1")]
     assert order == sorted(order)
@@ -67,88 +67,94 @@ def test_systemd_sees_the_whole_life_of_a_daemon(home: Home, manager: ServiceMan
     assert manager.statuses[0] == "starting"
 
 
-def test_while_a_job_finishes_systemd_is_asked_for_patience(home: Home, manager: ServiceManager) -> None:
-    home.changes["render"] = {"renderer": "slow", "stop_grace_s": 60}
-    home.start(**watched(manager))
-    home.drop_pair("anna", seconds=0.8)
-    home.until_state("anna", JobState.RUNNING)
-    assert home.stop() == 0
+def test_while_a_job_finishes_systemd_is_asked_for_patience(
+    installation: Installation, manager: ServiceManager
+) -> None:
+    installation.changes["render"] = {"renderer": "slow", "stop_grace_s": 60}
+    installation.start(**watched(manager))
+    installation.drop_pair("anna", seconds=0.8)
+    installation.until_state("anna", JobState.RUNNING)
+    assert installation.stop() == 0
     after = manager.lines[manager.lines.index("STOPPING=1") :]
     assert after.count("EXTEND_TIMEOUT_USEC=30000000") >= 2  # one a second, and the rest of the render takes four
     assert any(line.startswith("STATUS=stopping: rendering job") for line in after)
-    job = home.job("anna")
+    job = installation.job("anna")
     assert job is not None
     assert (job.state, job.attempt) == (JobState.DONE, 1)
 
 
-def test_a_blocked_job_and_what_is_wrong_stand_in_the_status(home: Home, manager: ServiceManager) -> None:
-    with home.running(**watched(manager)):
-        home.drop_manifest("early", image="early.png", audio="early.wav", renderer="missing")
-        home.drop_pair("early")
+def test_a_blocked_job_and_what_is_wrong_stand_in_the_status(
+    installation: Installation, manager: ServiceManager
+) -> None:
+    with installation.running(**watched(manager)):
+        installation.drop_manifest("early", image="early.png", audio="early.wav", renderer="missing")
+        installation.drop_pair("early")
         manager.wait_for("STATUS=blocked: renderer-not-installed, 1 queued".__eq__)
-        away = home.root / "away"
-        home.path("outbox").rename(away)
+        away = installation.root / "away"
+        installation.path("outbox").rename(away)
         manager.wait_for(re.compile(r"STATUS=.*; not ready: outbox: .*outbox is not mounted").match)
-        away.rename(home.path("outbox"))
+        away.rename(installation.path("outbox"))
 
 
-def test_a_daemon_that_cannot_start_never_says_that_it_is_ready(home: Home, manager: ServiceManager) -> None:
-    home.changes["web"] = {"enabled": True, "host": "0.0.0.0"}  # no key
-    daemon = home.start(wait=False, **watched(manager))
+def test_a_daemon_that_cannot_start_never_says_that_it_is_ready(
+    installation: Installation, manager: ServiceManager
+) -> None:
+    installation.changes["web"] = {"enabled": True, "host": "0.0.0.0"}  # no key
+    daemon = installation.start(wait=False, **watched(manager))
     assert daemon.wait(60) == 78
-    home.daemon = None
+    installation.daemon = None
     assert "READY=1" not in manager.lines
 
 
-def test_render_children_do_not_speak_to_systemd(home: Home, manager: ServiceManager) -> None:
-    with home.running(**watched(manager)):
-        home.drop_pair("anna")
-        home.until_done("anna")
-        child = int(home.log.split("render child for cpu started, pid ")[1].split()[0])
+def test_render_children_do_not_speak_to_systemd(installation: Installation, manager: ServiceManager) -> None:
+    with installation.running(**watched(manager)):
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        child = int(installation.log.split("render child for cpu started, pid ")[1].split()[0])
         with open(f"/proc/{child}/environ", "rb") as file:
             names = {entry.partition(b"=")[0] for entry in file.read().split(b"\0")}
     assert b"PATH" in names
     assert not names & {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID"}
 
 
-def test_a_stopped_process_feeds_no_watchdog(home: Home, manager: ServiceManager) -> None:
-    with home.running(**watched(manager, limit_s=3.0)):
+def test_a_stopped_process_feeds_no_watchdog(installation: Installation, manager: ServiceManager) -> None:
+    with installation.running(**watched(manager, limit_s=3.0)):
         manager.wait_for("WATCHDOG=1".__eq__)
-        assert home.daemon is not None
-        home.daemon.send_signal(signal.SIGSTOP)
+        assert installation.daemon is not None
+        installation.daemon.send_signal(signal.SIGSTOP)
         try:
-            home.until(lambda: _is_stopped(home.daemon.pid), "the stop")
+            installation.until(lambda: _is_stopped(installation.daemon.pid), "the stop")
             heard = manager.lines.count("WATCHDOG=1")
             with pytest.raises(AssertionError, match="not heard"):
                 manager.wait_for(lambda _: manager.lines.count("WATCHDOG=1") > heard, seconds=4.0)
         finally:
-            home.daemon.send_signal(signal.SIGCONT)
+            installation.daemon.send_signal(signal.SIGCONT)
         manager.wait_for(lambda _: manager.lines.count("WATCHDOG=1") > heard)
 
 
 @needs_root
 @needs_fuse
-def test_a_share_that_hangs_is_told_and_makes_no_restart(home: Home, manager: ServiceManager) -> None:
+def test_a_share_that_hangs_is_told_and_makes_no_restart(installation: Installation, manager: ServiceManager) -> None:
     """A FUSE server that is stopped answers nothing, as a file server that has gone with a hard mount."""
-    behind, share = home.root / "behind", home.root / "share"
+    behind, share = installation.root / "behind", installation.root / "share"
     behind.mkdir()
     share.mkdir()
     server = subprocess.Popen(["bindfs", "-f", behind, share])
     try:
-        home.until(share.is_mount, "the mount")
-        home.changes["paths"] = {"inbox": str(share / "inbox"), "outbox": str(share / "outbox")}
-        home.changes["watch"] = {"poll_s": 0.2, "settle_network_s": 0.3}
-        with home.running(**watched(manager)):
+        installation.until(share.is_mount, "the mount")
+        installation.changes["paths"] = {"inbox": str(share / "inbox"), "outbox": str(share / "outbox")}
+        installation.changes["watch"] = {"poll_s": 0.2, "settle_network_s": 0.3}
+        with installation.running(**watched(manager)):
             manager.wait_for("WATCHDOG=1".__eq__)
             server.send_signal(signal.SIGSTOP)
             manager.wait_for(re.compile(r"STATUS=.*not ready: .*no answer for").match, seconds=90)
-            fed, written_ms = manager.lines.count("WATCHDOG=1"), _status_ms(home)
+            fed, written_ms = manager.lines.count("WATCHDOG=1"), _status_ms(installation)
             manager.wait_for(lambda _: manager.lines.count("WATCHDOG=1") > fed + 1)
-            home.until(lambda: _status_ms(home) > written_ms, "a turn of the main loop")
+            installation.until(lambda: _status_ms(installation) > written_ms, "a turn of the main loop")
             server.send_signal(signal.SIGCONT)
             for name, content in (("anna.png", picture()), ("anna.wav", sound())):
                 put(behind / "inbox", name, content)
-            home.until_done("anna")
+            installation.until_done("anna")
     finally:
         server.send_signal(signal.SIGCONT)
         unmount(share)
@@ -156,9 +162,9 @@ def test_a_share_that_hangs_is_told_and_makes_no_restart(home: Home, manager: Se
         server.wait()
 
 
-def _status_ms(home: Home) -> int:
+def _status_ms(installation: Installation) -> int:
     """When the main loop last wrote the daemon's status."""
-    return int(json.loads((home.path("state") / "status.json").read_text())["at_ms"])
+    return int(json.loads((installation.path("state") / "status.json").read_text())["at_ms"])
 
 
 def _is_stopped(pid: int) -> bool:
@@ -205,7 +211,7 @@ def test_what_a_restart_would_not_mend_does_not_bring_one(change: dict[str, Any]
 
 
 def test_a_stuck_daemon_is_not_fed_and_says_so_once(
-    home: Home, ledger: Ledger, manager: ServiceManager, caplog: pytest.LogCaptureFixture
+    installation: Installation, ledger: Ledger, manager: ServiceManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = WELL
     pulse = Pulse(Notifier(watched(manager, limit_s=0.3)), facts=lambda: now, view=LedgerView(ledger.path))

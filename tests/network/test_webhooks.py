@@ -25,7 +25,7 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.network.webhooks import SCHEDULE_S, Webhooks, load_keys
 from lipsyncd.settings.sections import UNSET
 from tests.kits.core_kit import claimed, queued
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.webhook_receiver import Answer, Receiver, receiving, until
 
 KEY = b"k" * 32
@@ -350,37 +350,37 @@ def make_due(ledger: Path) -> None:
         connection.execute("UPDATE webhook_delivery SET next_at_ms=0 WHERE state='waiting'")
 
 
-def with_webhook(home: Home, name: str, url: str, **fields: Any) -> None:
-    home.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", webhook=url, **fields)
-    home.drop_pair(name)
+def with_webhook(installation: Installation, name: str, url: str, **fields: Any) -> None:
+    installation.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", webhook=url, **fields)
+    installation.drop_pair(name)
 
 
-def until_told(home: Home, name: str, done: Callable[[Delivery], bool]) -> Delivery:
+def until_told(installation: Installation, name: str, done: Callable[[Delivery], bool]) -> Delivery:
     def there() -> Delivery | None:
-        job = home.job(name)
-        found = [] if job is None else home.view.deliveries(job.id)
+        job = installation.job(name)
+        found = [] if job is None else installation.view.deliveries(job.id)
         return found[-1] if found and done(found[-1]) else None
 
-    delivery: Delivery = home.until(there, f"the webhook of {name}")
+    delivery: Delivery = installation.until(there, f"the webhook of {name}")
     return delivery
 
 
-def secret_of(home: Home) -> str:
-    return (home.path("state") / "webhook-secret").read_text().strip()
+def secret_of(installation: Installation) -> str:
+    return (installation.path("state") / "webhook-secret").read_text().strip()
 
 
-def verified(home: Home, receiver: Receiver) -> list[dict[str, Any]]:
-    return [Webhook(secret_of(home)).verify(hit.body, dict(hit.headers)) for hit in receiver.hits]
+def verified(installation: Installation, receiver: Receiver) -> list[dict[str, Any]]:
+    return [Webhook(secret_of(installation)).verify(hit.body, dict(hit.headers)) for hit in receiver.hits]
 
 
 @pytest.fixture
-def told(home: Home) -> Home:
+def told(installation: Installation) -> Installation:
     """An installation whose webhooks may go to loopback."""
-    home.changes["web"] = {**home.changes.get("web", {}), "webhook_allow": LOOPBACK}
-    return home
+    installation.changes["web"] = {**installation.changes.get("web", {}), "webhook_allow": LOOPBACK}
+    return installation
 
 
-def test_a_receiver_that_fails_twice_is_told_over_a_stop_and_a_power_cut(told: Home) -> None:
+def test_a_receiver_that_fails_twice_is_told_over_a_stop_and_a_power_cut(told: Installation) -> None:
     with receiving(Answer(500), Answer(500), Answer(204)) as receiver:
         told.start()
         with_webhook(told, "anna", receiver.url, user_data="scene 7")
@@ -406,7 +406,7 @@ def test_a_receiver_that_fails_twice_is_told_over_a_stop_and_a_power_cut(told: H
 
 
 @pytest.mark.parametrize(("failpoint", "hits"), [("end-moved", 1), ("webhook-due", 1), ("webhook-answered", 2)])
-def test_a_crash_after_the_end_of_a_job_still_tells_under_one_id(told: Home, failpoint: str, hits: int) -> None:
+def test_a_crash_after_the_end_of_a_job_still_tells_under_one_id(told: Installation, failpoint: str, hits: int) -> None:
     with receiving() as receiver:
         told.start(LIPSYNCD_FAIL=failpoint)
         with_webhook(told, "anna", receiver.url, renderer="nosuch")
@@ -424,7 +424,7 @@ def test_a_crash_after_the_end_of_a_job_still_tells_under_one_id(told: Home, fai
     assert {talk["status"] for talk in verified(told, receiver)} == {"error"}
 
 
-def test_a_cancel_without_a_daemon_is_told_at_the_next_start(told: Home) -> None:
+def test_a_cancel_without_a_daemon_is_told_at_the_next_start(told: Installation) -> None:
     told.changes["render"] = {"renderer": "hang"}
     with receiving() as receiver:
         told.start()
@@ -441,7 +441,7 @@ def test_a_cancel_without_a_daemon_is_told_at_the_next_start(told: Home) -> None
     assert [talk["error"]["description"] for talk in verified(told, receiver)] == ["cancelled on request"]
 
 
-def test_a_silent_receiver_costs_jobs_nothing_and_the_stop_little(told: Home) -> None:
+def test_a_silent_receiver_costs_jobs_nothing_and_the_stop_little(told: Installation) -> None:
     with receiving(Answer(200, after_s=60)) as receiver, told.running():
         with_webhook(told, "anna", receiver.url)
         told.until_done("anna")
@@ -453,17 +453,17 @@ def test_a_silent_receiver_costs_jobs_nothing_and_the_stop_little(told: Home) ->
         assert time.monotonic() - began < 5
 
 
-def test_a_webhook_into_the_own_network_is_refused_and_shown(home: Home) -> None:
-    with receiving() as canary, home.running():
-        with_webhook(home, "anna", canary.url)
-        delivery = until_told(home, "anna", lambda d: d.state is not DeliveryState.WAITING)
-        job = home.until_done("anna")
-        assert "refused" in home.cli("status", job.id).stdout
+def test_a_webhook_into_the_own_network_is_refused_and_shown(installation: Installation) -> None:
+    with receiving() as canary, installation.running():
+        with_webhook(installation, "anna", canary.url)
+        delivery = until_told(installation, "anna", lambda d: d.state is not DeliveryState.WAITING)
+        job = installation.until_done("anna")
+        assert "refused" in installation.cli("status", job.id).stdout
     assert delivery.state is DeliveryState.REFUSED
     assert canary.hits == []
 
 
-def test_with_the_web_server_the_message_says_where_the_video_is(told: Home) -> None:
+def test_with_the_web_server_the_message_says_where_the_video_is(told: Installation) -> None:
     told.changes["web"] = {**told.changes["web"], "enabled": True, "port": 0}
     with receiving() as receiver, told.running(LIPSYNCD_API_KEY="user:password"):
         with_webhook(told, "anna", receiver.url)
@@ -474,9 +474,12 @@ def test_with_the_web_server_the_message_says_where_the_video_is(told: Home) -> 
     assert hashlib.sha256(video).hexdigest() == told.until_done("anna").out_sha256
 
 
-def test_a_bad_key_file_stops_the_start_with_78(home: Home) -> None:
-    home.changes["web"] = {**home.changes.get("web", {}), "webhook_secret_file": str(home.root / "none")}
-    daemon = home.start(wait=False)
+def test_a_bad_key_file_stops_the_start_with_78(installation: Installation) -> None:
+    installation.changes["web"] = {
+        **installation.changes.get("web", {}),
+        "webhook_secret_file": str(installation.root / "none"),
+    }
+    daemon = installation.start(wait=False)
     assert daemon.wait(20) == 78
-    assert "web.webhook_secret_file" in home.log
-    home.daemon = None
+    assert "web.webhook_secret_file" in installation.log
+    installation.daemon = None

@@ -12,7 +12,7 @@ import pytest
 
 from lipsyncd.errors import SpeechFailed, SpeechNotInstalled
 from lipsyncd.prepare.speech import MAX_CHARS, speak_with
-from tests.kits.installation import Home, picture, put
+from tests.kits.installation import Installation, picture, put
 
 # Speaks each letter as a tenth of a second, and tells what it was given.
 SPEAKER = """
@@ -106,10 +106,10 @@ def test_a_program_that_is_not_there_blocks_and_names_the_setting(tmp_path: Path
         speak_with((str(tmp_path / "none"),), "hello", tmp_path / "out.wav")
 
 
-def test_a_job_with_text_is_spoken_by_the_configured_program(home: Home) -> None:
-    home.changes["speech"] = {"command": list(program(home.root, SPEAKER))}
-    with home.running():
-        put(home.path("inbox"), "anna.png", picture())
-        home.drop_manifest("anna", image="anna.png", text="twelve chars", voice="somebody")
-        job = home.until_done("anna")
+def test_a_job_with_text_is_spoken_by_the_configured_program(installation: Installation) -> None:
+    installation.changes["speech"] = {"command": list(program(installation.root, SPEAKER))}
+    with installation.running():
+        put(installation.path("inbox"), "anna.png", picture())
+        installation.drop_manifest("anna", image="anna.png", text="twelve chars", voice="somebody")
+        job = installation.until_done("anna")
     assert job.duration_ms == 1200

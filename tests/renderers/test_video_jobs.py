@@ -10,23 +10,23 @@ from lipsyncd.daemon.recovery import open_ledger
 from lipsyncd.errors import NoFaceFound
 from lipsyncd.jobs.job import JobState
 from lipsyncd.settings import Paths, Settings
-from tests.kits.installation import Home
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.installation import Installation
+from tests.kits.jobs_by_hand import JobsByHand
 
 
-def test_a_daemon_goes_on_with_what_was_copied_to_another_disk(home: Home, tmp_path: Path) -> None:
-    with home.running():
-        home.drop_pair("anna")
-        home.until_done("anna")
-        home.drop_manifest("bad", image="bad.png", audio="bad.wav", renderer="nosuch")
-        home.drop_pair("bad", seed=1)
-        bad = home.until_failed("bad")
-        home.drop_pair("slow", seed=2, seconds=3)
-        home.until_state("slow", JobState.RUNNING)
+def test_a_daemon_goes_on_with_what_was_copied_to_another_disk(installation: Installation, tmp_path: Path) -> None:
+    with installation.running():
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        installation.drop_manifest("bad", image="bad.png", audio="bad.wav", renderer="nosuch")
+        installation.drop_pair("bad", seed=1)
+        bad = installation.until_failed("bad")
+        installation.drop_pair("slow", seed=2, seconds=3)
+        installation.until_state("slow", JobState.RUNNING)
     (tmp_path / "new").mkdir()
-    subprocess.run(["cp", "-a", home.root / "storage", tmp_path / "new" / "storage"], check=True)
-    subprocess.run(["mv", home.root / "storage", home.root / "gone"], check=True)
-    away = Home(tmp_path / "new")
+    subprocess.run(["cp", "-a", installation.root / "storage", tmp_path / "new" / "storage"], check=True)
+    subprocess.run(["mv", installation.root / "storage", installation.root / "gone"], check=True)
+    away = Installation(tmp_path / "new")
     try:
         with away.running():
             away.until_done("slow")
@@ -48,22 +48,22 @@ def test_a_daemon_goes_on_with_what_was_copied_to_another_disk(home: Home, tmp_p
 
 
 def test_only_what_lies_below_the_old_place_has_moved(tmp_path: Path) -> None:
-    shop = Shop(tmp_path / "storage")
-    done, failed = shop.published("done"), shop.queued("failed")
-    shop.finisher.fail(failed, NoFaceFound("no face"))
-    shop.restart()
-    elsewhere = str(shop.folders.shared["failed"]) + "-2/x"
-    shop.ledger.set_kept(done, Path(elsewhere))
-    shop.close()
-    shop.folders.shared["failed"].rename(tmp_path / "failed (1)")
-    shop.settings = Settings(Paths(storage=tmp_path / "storage", failed=tmp_path / "failed (1)"))
-    shop.folders.shared["failed"] = tmp_path / "failed (1)"
-    shop.ledger = open_ledger(shop.folders.state / "ledger.db")
-    shop.finisher = finisher_of(shop.settings, shop.folders, shop.ledger)
-    shop.restart()
-    kept = shop.job(failed).kept
+    by_hand = JobsByHand(tmp_path / "storage")
+    done, failed = by_hand.published("done"), by_hand.queued("failed")
+    by_hand.finisher.fail(failed, NoFaceFound("no face"))
+    by_hand.restart()
+    elsewhere = str(by_hand.folders.shared["failed"]) + "-2/x"
+    by_hand.ledger.set_kept(done, Path(elsewhere))
+    by_hand.close()
+    by_hand.folders.shared["failed"].rename(tmp_path / "failed (1)")
+    by_hand.settings = Settings(Paths(storage=tmp_path / "storage", failed=tmp_path / "failed (1)"))
+    by_hand.folders.shared["failed"] = tmp_path / "failed (1)"
+    by_hand.ledger = open_ledger(by_hand.folders.state / "ledger.db")
+    by_hand.finisher = finisher_of(by_hand.settings, by_hand.folders, by_hand.ledger)
+    by_hand.restart()
+    kept = by_hand.job(failed).kept
     assert kept is not None
     assert Path(kept).parent == tmp_path / "failed (1)"
-    assert shop.job(done).kept == elsewhere
-    shop.finisher.retry(failed)
-    shop.close()
+    assert by_hand.job(done).kept == elsewhere
+    by_hand.finisher.retry(failed)
+    by_hand.close()

@@ -26,7 +26,7 @@ from lipsyncd.sandbox import landlock
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.faults.trace_kit import Doer, Event, read, strace, traced, with_doers
 from tests.kits.faults.wall_kit import CALLS, OPENS, OPTIONS, complaints
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.long_run_figures import tell
 from tests.kits.media.footage_kit import H264, REPLAY, VP8, film
 from tests.kits.media.media_kit import converted, corners, encoded, ffmpeg, png_chunk, png_of, tone, wav
@@ -98,7 +98,7 @@ class Record:
     """
 
     events: tuple[Event, ...]
-    home: Home
+    installation: Installation
     canary: Canary
     dropped: Mapping[str, str]
     decoded: Mapping[str, str]
@@ -120,9 +120,9 @@ class Record:
         return [event for event in self.events if event.name == "landlock_restrict_self"]
 
 
-def drop_all(home: Home, canary: Canary) -> tuple[dict[str, str], dict[str, str]]:
+def drop_all(installation: Installation, canary: Canary) -> tuple[dict[str, str], dict[str, str]]:
     """Put everything into the inbox; gives `dropped` and `decoded` of the record."""
-    inbox, dropped, decoded = home.path("inbox"), dict[str, str](), dict[str, str]()
+    inbox, dropped, decoded = installation.path("inbox"), dict[str, str](), dict[str, str]()
 
     def drop(what: str, files: Mapping[str, bytes]) -> str:
         dropped[what] = name = f"c{len(dropped)}"
@@ -145,7 +145,7 @@ def drop_all(home: Home, canary: Canary) -> tuple[dict[str, str], dict[str, str]
     films = {"mp4": whole, "webm": film(".webm", 15, *VP8), "mov": without_samples(whole, canary.secret)}
     for suffix, content in films.items():
         name = drop(f"a film, {suffix}", {"wav": sound(0.8, len(dropped)), suffix: content})
-        home.drop_manifest(name, image=f"{name}.{suffix}", audio=f"{name}.wav", renderer="replay")
+        installation.drop_manifest(name, image=f"{name}.{suffix}", audio=f"{name}.wav", renderer="replay")
         decoded[name] = "image"
     decoded[drop("a good pair", {"png": picture(1), "wav": sound(0.4, 1)})] = "image"
     return dropped, decoded
@@ -153,24 +153,24 @@ def drop_all(home: Home, canary: Canary) -> tuple[dict[str, str], dict[str, str]
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    home = Home(tmp_path_factory.mktemp("walls"))
-    home.changes = {
+    installation = Installation(tmp_path_factory.mktemp("walls"))
+    installation.changes = {
         "watch": {"incomplete_timeout_s": 1.0},
         "render": {"max_attempts": 1, "renderers": [*NAMES, REPLAY]},
     }
-    home.folders.initialise()
-    canary = Canary(home.root / "outside")
+    installation.folders.initialise()
+    canary = Canary(installation.root / "outside")
     try:
-        dropped, decoded = drop_all(home, canary)
-        with traced(home, home.root / "trace", CALLS, *OPTIONS):
-            home.until(lambda: _ended(home) >= len(dropped), "the ends", seconds=WAIT_S)
+        dropped, decoded = drop_all(installation, canary)
+        with traced(installation, installation.root / "trace", CALLS, *OPTIONS):
+            installation.until(lambda: _ended(installation) >= len(dropped), "the ends", seconds=WAIT_S)
     finally:
         canary.close()
-    return Record(tuple(read(home.root / "trace", refused=True)), home, canary, dropped, decoded)
+    return Record(tuple(read(installation.root / "trace", refused=True)), installation, canary, dropped, decoded)
 
 
-def _ended(home: Home) -> int:
-    return sum(job.state.ended for job in home.view.jobs(limit=1000))
+def _ended(installation: Installation) -> int:
+    return sum(job.state.ended for job in installation.view.jobs(limit=1000))
 
 
 # -- what the record says ----------------------------------------------------------------------------------------------

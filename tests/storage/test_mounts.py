@@ -21,8 +21,8 @@ from lipsyncd.jobs.job import Identity, JobSpec, JobState, now_ms
 from lipsyncd.storage.files import read_json
 from lipsyncd.storage.spool import Spool
 from tests.kits.core_kit import Clock
-from tests.kits.installation import Home, put
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.installation import Installation, put
+from tests.kits.jobs_by_hand import JobsByHand
 from tests.kits.long_run_figures import tell
 from tests.kits.machine.world_kit import LONG, bind, drop_pairs, needs_root, small_picture, small_sound, unmount
 
@@ -71,45 +71,51 @@ class Share:
 
 
 @contextmanager
-def shared(home: Home, kind: str, how: str) -> Iterator[Share]:
+def shared(installation: Installation, kind: str, how: str) -> Iterator[Share]:
     """A running daemon one of whose folders can go away."""
-    home.start()
-    home.stop()
-    share = Share(home.path(kind), home.root / f"server-{kind}", how)
+    installation.start()
+    installation.stop()
+    share = Share(installation.path(kind), installation.root / f"server-{kind}", how)
     share.connect()
     try:
-        with home.running():
+        with installation.running():
             yield share
     finally:
         share.disconnect()
 
 
-def delivered_once(home: Home, share: Share, numbers: list[int]) -> None:
+def delivered_once(installation: Installation, share: Share, numbers: list[int]) -> None:
     """Every job has one video and one sidecar, made by one render; nothing ended in another way."""
-    home.until(lambda: not os.listdir(home.path("spool")), "an empty spool")
-    outbox = share.aside if share.how == "unmounted" and share.folder == home.path("outbox") else home.path("outbox")
+    installation.until(lambda: not os.listdir(installation.path("spool")), "an empty spool")
+    outbox = (
+        share.aside
+        if share.how == "unmounted" and share.folder == installation.path("outbox")
+        else installation.path("outbox")
+    )
     expected = sorted(f"p{number}.{suffix}" for number in numbers for suffix in ("mp4", "json"))
     assert sorted(name for name in os.listdir(outbox) if name != ".lipsyncd") == expected
-    assert sorted(job.name for job in home.view.jobs(limit=10_000)) == sorted(f"p{number}" for number in numbers)
-    assert {job.state for job in home.view.jobs(limit=10_000)} == {JobState.DONE}
-    assert home.renders == len(numbers)
+    assert sorted(job.name for job in installation.view.jobs(limit=10_000)) == sorted(
+        f"p{number}" for number in numbers
+    )
+    assert {job.state for job in installation.view.jobs(limit=10_000)} == {JobState.DONE}
+    assert installation.renders == len(numbers)
     assert os.listdir(outbox / ".lipsyncd") == ["outbox-id"]
 
 
-def until_kept(home: Home, number: int) -> None:
+def until_kept(installation: Installation, number: int) -> None:
     """The video is made and waits for its outbox."""
-    job = home.until(lambda: (j := home.job(f"p{number}")) and j.reason_code and j, "the reason")
+    job = installation.until(lambda: (j := installation.job(f"p{number}")) and j.reason_code and j, "the reason")
     assert (job.state, job.reason_code, job.attempt) == (JobState.PUBLISHING, "outbox-unavailable", 1)
 
 
-def stopped_while_publishing(home: Home, number: int) -> bool:
+def stopped_while_publishing(installation: Installation, number: int) -> bool:
     """Stop the daemon (SIGSTOP) between staging a video and showing it; False when it was quicker than we."""
-    assert home.daemon is not None
-    hidden, shown = home.path("outbox") / ".lipsyncd", home.path("outbox") / f"p{number}.json"
+    assert installation.daemon is not None
+    hidden, shown = installation.path("outbox") / ".lipsyncd", installation.path("outbox") / f"p{number}.json"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if any(name.endswith(".part") for name in os.listdir(hidden)):
-            os.kill(home.daemon.pid, signal.SIGSTOP)
+            os.kill(installation.daemon.pid, signal.SIGSTOP)
             return not shown.exists()
         if shown.exists():
             return False
@@ -117,60 +123,60 @@ def stopped_while_publishing(home: Home, number: int) -> bool:
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_an_outbox_that_goes_away_gets_each_video_once_when_it_is_back(home: Home, how: str) -> None:
-    home.changes = {"render": {"renderer": "slow"}}
-    with shared(home, "outbox", how) as share:
-        assert home.daemon is not None
+def test_an_outbox_that_goes_away_gets_each_video_once_when_it_is_back(installation: Installation, how: str) -> None:
+    installation.changes = {"render": {"renderer": "slow"}}
+    with shared(installation, "outbox", how) as share:
+        assert installation.daemon is not None
         with share.away():  # before anything has come
-            drop_pairs(home.path("inbox"), [0])
-            until_kept(home, 0)
-        home.until_done("p0")
+            drop_pairs(installation.path("inbox"), [0])
+            until_kept(installation, 0)
+        installation.until_done("p0")
 
-        drop_pairs(home.path("inbox"), [1])
-        home.until_state("p1", JobState.RUNNING)
+        drop_pairs(installation.path("inbox"), [1])
+        installation.until_state("p1", JobState.RUNNING)
         with share.away():  # while it renders
-            until_kept(home, 1)
-        home.until_done("p1")
+            until_kept(installation, 1)
+        installation.until_done("p1")
 
         caught, numbers = 0, [0, 1]
         while caught < (10 if LONG else 2) and len(numbers) < 60:
             numbers.append(len(numbers))
-            drop_pairs(home.path("inbox"), numbers[-1:], seconds=0.2)
-            if stopped_while_publishing(home, numbers[-1]):
+            drop_pairs(installation.path("inbox"), numbers[-1:], seconds=0.2)
+            if stopped_while_publishing(installation, numbers[-1]):
                 with share.away():  # with the video staged, and perhaps shown without its sidecar
-                    os.kill(home.daemon.pid, signal.SIGCONT)
+                    os.kill(installation.daemon.pid, signal.SIGCONT)
                     time.sleep(0.5)
                 caught += 1
-            os.kill(home.daemon.pid, signal.SIGCONT)
-            home.until_done(f"p{numbers[-1]}")
+            os.kill(installation.daemon.pid, signal.SIGCONT)
+            installation.until_done(f"p{numbers[-1]}")
         assert caught
-        delivered_once(home, share, numbers)
+        delivered_once(installation, share, numbers)
     tell(
         f"outbox {how} before, during and after renders, {caught} times in the middle of publishing", "0 lost, 0 twice"
     )
 
 
-def told_unavailable(home: Home, since_ms: int) -> bool:
-    told = read_json(home.path("state") / "status.json") or {}
+def told_unavailable(installation: Installation, since_ms: int) -> bool:
+    told = read_json(installation.path("state") / "status.json") or {}
     return not told.get("inbox_available", True) and told["at_ms"] > since_ms
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_an_inbox_that_goes_away_is_waited_for(home: Home, how: str) -> None:
+def test_an_inbox_that_goes_away_is_waited_for(installation: Installation, how: str) -> None:
     chance = random.Random(5)
     pairs = 3
-    with shared(home, "inbox", how) as share:
+    with shared(installation, "inbox", how) as share:
         numbers: list[int] = []
         for _ in range(ROUNDS):
             new = range(len(numbers), len(numbers) + pairs)
             numbers += new
-            drop_pairs(home.path("inbox"), new)
+            drop_pairs(installation.path("inbox"), new)
             time.sleep(chance.uniform(0, 0.6))  # anywhere between the first look and the last file's unlinking
             with share.away(strays=("stray.png", "stray.wav")):
-                home.until(partial(told_unavailable, home, now_ms()), "the word that it is gone")
+                installation.until(partial(told_unavailable, installation, now_ms()), "the word that it is gone")
         for number in numbers:
-            home.until_done(f"p{number}")
-        delivered_once(home, share, numbers)
+            installation.until_done(f"p{number}")
+        delivered_once(installation, share, numbers)
         inbox = share.aside if how == "unmounted" else share.folder
         assert [name for name in os.listdir(inbox) if name != ".lipsyncd"] == []
     tell(
@@ -180,8 +186,8 @@ def test_an_inbox_that_goes_away_is_waited_for(home: Home, how: str) -> None:
 
 @pytest.mark.parametrize("moment", ["accepted", "about to be given back"])
 def test_an_input_is_not_believed_to_be_gone_while_its_inbox_is_away(tmp_path: Path, moment: str) -> None:
-    shop, clock, leaving = Shop(tmp_path / "storage"), Clock(), ExitStack()
-    inbox_folder = shop.folders.shared["inbox"]
+    by_hand, clock, leaving = JobsByHand(tmp_path / "storage"), Clock(), ExitStack()
+    inbox_folder = by_hand.folders.shared["inbox"]
     share = Share(inbox_folder, tmp_path / "server", "swapped")
 
     class LeavingSpool(Spool):
@@ -197,35 +203,35 @@ def test_an_input_is_not_believed_to_be_gone_while_its_inbox_is_away(tmp_path: P
                 leaving.enter_context(share.away())
             return super().named_by_manifests(taken)
 
-    opened = partial(shop.folders.opened, "inbox")
-    inbox = LeavingInbox(inbox_folder, rules_of(shop.settings), network=False, clock=clock, opened=opened)
-    intake = Intake(shop.settings, inbox, LeavingSpool(shop.spool.root), shop.ledger)
+    opened = partial(by_hand.folders.opened, "inbox")
+    inbox = LeavingInbox(inbox_folder, rules_of(by_hand.settings), network=False, clock=clock, opened=opened)
+    intake = Intake(by_hand.settings, inbox, LeavingSpool(by_hand.spool.root), by_hand.ledger)
     drop_pairs(inbox_folder, [0])
     intake.scan()
     clock.wait(2.0)
     [accepted] = intake.scan()
     gone = moment != "accepted"  # then it was found in the folder that the daemon had in its hands
-    assert shop.ledger.unreleased() == ([] if gone else [accepted.job.id])
+    assert by_hand.ledger.unreleased() == ([] if gone else [accepted.job.id])
     assert len(os.listdir(share.aside)) == (1 if gone else 3)
     leaving.close()
     for _ in range(3):
         clock.wait(2.0)
         assert intake.scan() == []
-    assert (shop.ledger.unreleased(), os.listdir(inbox_folder)) == ([], [".lipsyncd"])
-    shop.close()
+    assert (by_hand.ledger.unreleased(), os.listdir(inbox_folder)) == ([], [".lipsyncd"])
+    by_hand.close()
 
 
 @pytest.mark.parametrize("year", [1970, 2100], ids=["1970", "2100"])
-def test_a_server_whose_clock_is_wrong_changes_nothing(home: Home, year: int) -> None:
+def test_a_server_whose_clock_is_wrong_changes_nothing(installation: Installation, year: int) -> None:
     at_s = (year - 1970) * 31_556_952.0
-    with home.running():
+    with installation.running():
         for number in range(2):
             for suffix, data in (("png", small_picture(number)), ("wav", small_sound(number))):
-                hidden = home.path("inbox") / f".p{number}.{suffix}.part"
+                hidden = installation.path("inbox") / f".p{number}.{suffix}.part"
                 hidden.write_bytes(data)
                 os.utime(hidden, (at_s, at_s))
-                hidden.rename(home.path("inbox") / f"p{number}.{suffix}")
+                hidden.rename(installation.path("inbox") / f"p{number}.{suffix}")
         for number in range(2):
-            home.until_done(f"p{number}")
-        home.until(lambda: os.listdir(home.path("inbox")) == [".lipsyncd"], "an empty inbox")
-    assert home.renders == 2
+            installation.until_done(f"p{number}")
+        installation.until(lambda: os.listdir(installation.path("inbox")) == [".lipsyncd"], "an empty inbox")
+    assert installation.renders == 2

@@ -18,7 +18,7 @@ import pytest
 
 from lipsyncd.jobs.job import JobState
 from lipsyncd.log import printable
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.web_kit import Api, port_of
 from tests.kits.webhook_receiver import Answer, receiving
 
@@ -63,37 +63,37 @@ def shelf() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Everything that a daemon said, at the level debug, through a day of good and bad jobs."""
-    home = Home(tmp_path_factory.mktemp("log"))
-    home.changes["log"] = {"format": "json", "level": "debug"}
-    home.changes["fetch"] = {"allow": ["127.0.0.1"]}
-    home.changes["web"] = {"enabled": True, "webhook_allow": ["127.0.0.1"]}
-    home.changes["render"] = {"max_attempts": 1}
+    installation = Installation(tmp_path_factory.mktemp("log"))
+    installation.changes["log"] = {"format": "json", "level": "debug"}
+    installation.changes["fetch"] = {"allow": ["127.0.0.1"]}
+    installation.changes["web"] = {"enabled": True, "webhook_allow": ["127.0.0.1"]}
+    installation.changes["render"] = {"max_attempts": 1}
     with shelf() as host, receiving(Answer(500), Answer(204)) as receiver:
         hook = f"{receiver.url}?{SIGNED}"
-        with home.running(LIPSYNCD_API_KEY=KEY):
-            put(home.path("inbox"), f"{ODD}.png", picture(1))
-            put(home.path("inbox"), f"{ODD}.wav", sound(0.3, 1))
-            put(home.path("inbox"), b"caf\xe9.txt", b"no picture")
-            _drop_addresses(home, host, hook)
-            home.drop_manifest("crash", **_pair(home, "crash", 3), renderer="abort")
-            _ask_badly(Api(home, port_of(home)))
+        with installation.running(LIPSYNCD_API_KEY=KEY):
+            put(installation.path("inbox"), f"{ODD}.png", picture(1))
+            put(installation.path("inbox"), f"{ODD}.wav", sound(0.3, 1))
+            put(installation.path("inbox"), b"caf\xe9.txt", b"no picture")
+            _drop_addresses(installation, host, hook)
+            installation.drop_manifest("crash", **_pair(installation, "crash", 3), renderer="abort")
+            _ask_badly(Api(installation, port_of(installation)))
             for name in ("good", "gone", "away", "refused", "user", "broken", "crash"):
-                home.until_state(name, JobState.DONE, JobState.FAILED)
-            home.until_state(printable(ODD), JobState.DONE)
-            assert home.cli("retry", str(home.job("gone").id)).returncode == 0  # type: ignore[union-attr]
-            home.until(lambda: len(receiver.hits) >= 2, "both tries of the webhook")
-            home.until(lambda: "delivered to" in home.log, "the word of its delivery")
+                installation.until_state(name, JobState.DONE, JobState.FAILED)
+            installation.until_state(printable(ODD), JobState.DONE)
+            assert installation.cli("retry", str(installation.job("gone").id)).returncode == 0  # type: ignore[union-attr]
+            installation.until(lambda: len(receiver.hits) >= 2, "both tries of the webhook")
+            installation.until(lambda: "delivered to" in installation.log, "the word of its delivery")
         assert receiver.hits[0].target.endswith(SIGNED)
-    return home.log
+    return installation.log
 
 
-def _pair(home: Home, name: str, seed: int) -> dict[str, str]:
-    put(home.path("inbox"), f"{name}-in.png", picture(seed))
-    put(home.path("inbox"), f"{name}-in.wav", sound(0.3, seed))
+def _pair(installation: Installation, name: str, seed: int) -> dict[str, str]:
+    put(installation.path("inbox"), f"{name}-in.png", picture(seed))
+    put(installation.path("inbox"), f"{name}-in.wav", sound(0.3, seed))
     return {"image": f"{name}-in.png", "audio": f"{name}-in.wav", "out_name": name}
 
 
-def _drop_addresses(home: Home, host: str, hook: str) -> None:
+def _drop_addresses(installation: Installation, host: str, hook: str) -> None:
     """Signed addresses that are there, gone, lead away, may not be asked, hold a password, and are none."""
     voice = f"http://{host}/a.wav?{SIGNED}"
     for name, image in {
@@ -104,7 +104,7 @@ def _drop_addresses(home: Home, host: str, hook: str) -> None:
         "user": f"http://me:password-that-nobody-may-read@{host}/a.png",
         "broken": f"http://127.1/a.png?{SIGNED}",
     }.items():
-        home.drop_manifest(name, image=image, audio=voice, **({"webhook": hook} if name == "good" else {}))
+        installation.drop_manifest(name, image=image, audio=voice, **({"webhook": hook} if name == "good" else {}))
 
 
 def _ask_badly(api: Api) -> None:
@@ -156,28 +156,28 @@ def test_no_line_is_a_bug_of_ours(log: str) -> None:
 # -- the first and the last line ---------------------------------------------------------------------------------------
 
 
-def refused(home: Home, **environment: str) -> tuple[int, str]:
+def refused(installation: Installation, **environment: str) -> tuple[int, str]:
     """A start that fails: its status, and everything that was said."""
-    done = home.cli("run", **environment)
+    done = installation.cli("run", **environment)
     assert done.stdout == ""
     return done.returncode, done.stderr
 
 
-def test_a_start_that_fails_is_told_in_the_form_that_the_settings_want(home: Home) -> None:
-    home.changes["log"] = {"format": "json"}
-    home.changes["render"] = {"ffmpeg": "/nowhere/ffmpeg"}
-    status, said = refused(home)
+def test_a_start_that_fails_is_told_in_the_form_that_the_settings_want(installation: Installation) -> None:
+    installation.changes["log"] = {"format": "json"}
+    installation.changes["render"] = {"ffmpeg": "/nowhere/ffmpeg"}
+    status, said = refused(installation)
     [event] = events(said)
     assert (status, event["level"]) == (78, "error")
     assert "render.ffmpeg" in event["event"]
 
 
-def test_settings_that_cannot_be_read_are_told_in_the_journals_form(home: Home, tmp_path: Path) -> None:
-    home.changes["output"] = {"fps": 0}
+def test_settings_that_cannot_be_read_are_told_in_the_journals_form(installation: Installation, tmp_path: Path) -> None:
+    installation.changes["output"] = {"fps": 0}
     with (tmp_path / "journal").open("w+") as stream:
         info = os.fstat(stream.fileno())
-        command = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "run"]
-        environment = home.environment(JOURNAL_STREAM=f"{info.st_dev}:{info.st_ino}")
+        command = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "run"]
+        environment = installation.environment(JOURNAL_STREAM=f"{info.st_dev}:{info.st_ino}")
         done = subprocess.run(command, stderr=stream, env=environment, timeout=60, check=False)
         stream.seek(0)
         [line] = stream.read().splitlines()
@@ -185,13 +185,13 @@ def test_settings_that_cannot_be_read_are_told_in_the_journals_form(home: Home, 
     assert line.startswith("<3>output.fps is 0")
 
 
-def test_a_daemon_under_the_journal_gives_every_line_its_priority(home: Home) -> None:
-    with (home.root / "daemon.log").open("ab") as stream:
+def test_a_daemon_under_the_journal_gives_every_line_its_priority(installation: Installation) -> None:
+    with (installation.root / "daemon.log").open("ab") as stream:
         info = os.fstat(stream.fileno())
-    with home.running(JOURNAL_STREAM=f"{info.st_dev}:{info.st_ino}"):
-        home.drop_pair("anna")
-        home.until_done("anna")
-        home.drop_manifest("bad", image="nothing.png", audio="nothing.wav", renderer="nosuch")
-    lines = home.log.splitlines()
+    with installation.running(JOURNAL_STREAM=f"{info.st_dev}:{info.st_ino}"):
+        installation.drop_pair("anna")
+        installation.until_done("anna")
+        installation.drop_manifest("bad", image="nothing.png", audio="nothing.wav", renderer="nosuch")
+    lines = installation.log.splitlines()
     assert len(lines) > 5
     assert all(re.match(r"<[3-7]>\S", line) for line in lines), lines

@@ -7,23 +7,23 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.long_run_figures import tell
 from tests.kits.machine.world_kit import LONG, drop_pairs, percentile
 
 TRIES = 20 if LONG else 3
 
 
-def neighbour(home: Home, name: str = "other") -> Home:
+def neighbour(installation: Installation, name: str = "other") -> Installation:
     """An installation with folders of its own but for the inbox."""
-    root = home.root / name
+    root = installation.root / name
     root.mkdir()
-    return Home(root, {"paths": {"inbox": str(home.path("inbox"))}})
+    return Installation(root, {"paths": {"inbox": str(installation.path("inbox"))}})
 
 
-SECONDS: dict[str, tuple[Callable[[Home], Home], str, str]] = {
+SECONDS: dict[str, tuple[Callable[[Installation], Installation], str, str]] = {
     "state folder": (
-        lambda home: home,
+        lambda installation: installation,
         "{state}/lock is held by lipsyncd run, pid {pid}",
         "stop that one first, or give",
     ),
@@ -32,12 +32,16 @@ SECONDS: dict[str, tuple[Callable[[Home], Home], str, str]] = {
 
 
 @pytest.mark.parametrize("what", SECONDS)
-def test_the_second_is_refused_at_once_and_told_who_and_what_to_do(home: Home, what: str) -> None:
+def test_the_second_is_refused_at_once_and_told_who_and_what_to_do(installation: Installation, what: str) -> None:
     make, message, remedy = SECONDS[what]
-    with home.running():
-        assert home.daemon is not None
-        second, took_s = make(home), []
-        where = {"state": home.path("state"), "inbox": home.path("inbox"), "pid": home.daemon.pid}
+    with installation.running():
+        assert installation.daemon is not None
+        second, took_s = make(installation), []
+        where = {
+            "state": installation.path("state"),
+            "inbox": installation.path("inbox"),
+            "pid": installation.daemon.pid,
+        }
         for _ in range(TRIES):
             began_s = time.monotonic()
             told = second.cli("run")
@@ -45,8 +49,8 @@ def test_the_second_is_refused_at_once_and_told_who_and_what_to_do(home: Home, w
             assert told.returncode == 75
             assert message.format(**where) in told.stderr
             assert remedy in told.stderr
-        drop_pairs(home.path("inbox"), [0])
-        home.until_done("p0")
+        drop_pairs(installation.path("inbox"), [0])
+        installation.until_done("p0")
     assert min(took_s) < 20, "on an idle machine it takes less than a second"
     tell(
         f"a second daemon on the same {what}",
@@ -54,46 +58,50 @@ def test_the_second_is_refused_at_once_and_told_who_and_what_to_do(home: Home, w
     )
 
 
-def test_a_refusal_comes_before_anything_heavy_is_imported(home: Home) -> None:
-    with home.running():
-        told = home.cli("run", PYTHONPROFILEIMPORTTIME="1")
+def test_a_refusal_comes_before_anything_heavy_is_imported(installation: Installation) -> None:
+    with installation.running():
+        told = installation.cli("run", PYTHONPROFILEIMPORTTIME="1")
     imported = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines() if line.startswith("import time")}
     assert told.returncode == 75
     assert "lipsyncd.storage.locks" in imported
     assert not imported & {"lipsyncd.daemon.daemon", "sqlalchemy", "aiohttp", "numpy"}
 
 
-def test_the_inbox_of_a_killed_daemon_is_free_for_another_one_at_once(home: Home) -> None:
+def test_the_inbox_of_a_killed_daemon_is_free_for_another_one_at_once(installation: Installation) -> None:
     """No lock outlives its holder, so nobody has to remove one."""
-    home.start()
-    drop_pairs(home.path("inbox"), [0])
-    home.until_done("p0")
-    home.kill()
-    other = neighbour(home)
+    installation.start()
+    drop_pairs(installation.path("inbox"), [0])
+    installation.until_done("p0")
+    installation.kill()
+    other = neighbour(installation)
     with other.running():
-        drop_pairs(home.path("inbox"), [1])
+        drop_pairs(installation.path("inbox"), [1])
         other.until_done("p1")
-    home.start()
-    home.kill()
-    with home.running():
-        drop_pairs(home.path("inbox"), [2])
-        home.until_done("p2")
+    installation.start()
+    installation.kill()
+    with installation.running():
+        drop_pairs(installation.path("inbox"), [2])
+        installation.until_done("p2")
 
 
 @pytest.mark.parametrize("how", ["one state folder", "one inbox"])
-def test_of_daemons_that_start_at_once_one_serves(home: Home, how: str) -> None:
-    homes = [home] * 3 if how == "one state folder" else [home, neighbour(home, "second"), neighbour(home, "third")]
-    home.start()
-    home.stop()  # the folders are made
+def test_of_daemons_that_start_at_once_one_serves(installation: Installation, how: str) -> None:
+    homes = (
+        [installation] * 3
+        if how == "one state folder"
+        else [installation, neighbour(installation, "second"), neighbour(installation, "third")]
+    )
+    installation.start()
+    installation.stop()  # the folders are made
     started = [one.start(wait=False) for one in homes]
     try:
-        home.until(lambda: sum(one.poll() is not None for one in started) >= 2, "two refusals")
+        installation.until(lambda: sum(one.poll() is not None for one in started) >= 2, "two refusals")
         assert sorted(one.poll() or 0 for one in started) == [0, 75, 75]
         [serving] = [one for one, process in zip(homes, started, strict=True) if process.poll() is None]
-        drop_pairs(home.path("inbox"), [0])
+        drop_pairs(installation.path("inbox"), [0])
         serving.until_done("p0")
     finally:
         for process in started:
             process.kill()
             process.wait(10)
-        home.daemon = None
+        installation.daemon = None

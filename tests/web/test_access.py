@@ -15,7 +15,7 @@ from lipsyncd.errors import ConfigError
 from lipsyncd.settings import Web
 from lipsyncd.web.access import Doors
 from lipsyncd.web.keys import key_of, read_keys
-from tests.kits.installation import Home, picture, sound
+from tests.kits.installation import Installation, picture, sound
 from tests.kits.web_kit import Api, serving
 
 USER, PASSWORD = "me@example.org", "s3cret:with-colon"
@@ -153,15 +153,15 @@ def test_no_key_and_no_secret_stands_in_the_log(api: Api) -> None:
 # -- starting ----------------------------------------------------------------------------------------------------------
 
 
-def start(home: Home, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(installation: Installation, **environment: str) -> subprocess.CompletedProcess[str]:
     """A start that must fail."""
-    return home.cli("run", **environment)
+    return installation.cli("run", **environment)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7"])
-def test_another_address_without_a_key_stops_the_start(home: Home, host: str) -> None:
-    home.changes["web"] = {"enabled": True, "host": host}
-    done = start(home)
+def test_another_address_without_a_key_stops_the_start(installation: Installation, host: str) -> None:
+    installation.changes["web"] = {"enabled": True, "host": host}
+    done = start(installation)
     assert done.returncode == 78
     assert "no key is configured" in done.stderr
     assert "web.allow_anonymous" in done.stderr
@@ -187,15 +187,15 @@ def test_a_key_may_come_from_the_environment_or_from_systemd(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["", "#\n", "\n# none yet\n"])
-def test_the_units_credential_without_a_key_is_no_key(home: Home, tmp_path: Path, content: str) -> None:
+def test_the_units_credential_without_a_key_is_no_key(installation: Installation, tmp_path: Path, content: str) -> None:
     """systemd gives one in any case, so that a service without keys starts; on other addresses it still refuses."""
     (tmp_path / "api-key").write_text(content)
     (tmp_path / "api-key").chmod(0o400)
-    assert read_keys(home.settings.web, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == []
-    home.changes["web"] = {"enabled": True, "host": "0.0.0.0"}
-    daemon = home.start(wait=False, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert read_keys(installation.settings.web, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == []
+    installation.changes["web"] = {"enabled": True, "host": "0.0.0.0"}
+    daemon = installation.start(wait=False, CREDENTIALS_DIRECTORY=str(tmp_path))
     assert daemon.wait(60) == 78
-    home.daemon = None
+    installation.daemon = None
 
 
 @pytest.mark.parametrize(
@@ -219,19 +219,19 @@ def test_a_file_of_keys_that_cannot_be_meant_is_refused(
         read_keys(Web(api_key_file=path), {})
 
 
-def test_a_port_that_is_taken_stops_the_start_and_names_the_setting(home: Home) -> None:
+def test_a_port_that_is_taken_stops_the_start_and_names_the_setting(installation: Installation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        home.changes["web"] = {"enabled": True, "port": port}
-        done = start(home)
+        installation.changes["web"] = {"enabled": True, "port": port}
+        done = start(installation)
     assert done.returncode == 78
     assert f"web.port is {port}" in done.stderr
     assert "it is taken" in done.stderr
 
 
-def test_a_name_that_is_no_address_of_this_machine_stops_the_start(home: Home) -> None:
-    home.changes["web"] = {"enabled": True, "host": "no-such-host.invalid", "allow_anonymous": True}
-    done = start(home)
+def test_a_name_that_is_no_address_of_this_machine_stops_the_start(installation: Installation) -> None:
+    installation.changes["web"] = {"enabled": True, "host": "no-such-host.invalid", "allow_anonymous": True}
+    done = start(installation)
     assert done.returncode == 78
     assert "web.host" in done.stderr
 
@@ -242,9 +242,9 @@ def test_another_daemon_is_told_before_a_taken_port(tmp_path: Path) -> None:
         assert api.home.cli("run").returncode == 75
 
 
-def test_it_can_be_switched_off(home: Home) -> None:
-    with home.running():
-        assert "REST" not in home.log
+def test_it_can_be_switched_off(installation: Installation) -> None:
+    with installation.running():
+        assert "REST" not in installation.log
 
 
 # -- strangers' pages --------------------------------------------------------------------------------------------------

@@ -24,11 +24,11 @@ from lipsyncd.results.leftovers import Piece, remove, stored
 from lipsyncd.results.retention import Limits, over
 from lipsyncd.storage.control_files import Request, ask
 from lipsyncd.storage.uploads import Upload, Uploads
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.jobs import InboxByHand
 from lipsyncd.web.orders import Order, job_id_of
 from lipsyncd.web.replies import ApiError
 from tests.kits.core_kit import claimed, queued
-from tests.kits.installation import Home, picture, sound
+from tests.kits.installation import Installation, picture, sound
 from tests.kits.web_kit import Api, Reply, multipart, serving
 
 SCRIPT = {"type": "audio", "audio_url": "http://127.0.0.1/a.wav"}
@@ -209,10 +209,10 @@ def test_a_full_queue_says_when_to_come_again_and_the_inbox_is_never_full(api: A
 
 def test_the_wait_is_what_recent_jobs_took(tmp_path: Path) -> None:
     """Four wait and the last ones took ten seconds each: forty seconds on one device, twenty on two."""
-    home = Home(tmp_path, changes={"web": {"max_queue": 4}})
-    home.folders.initialise()
+    installation = Installation(tmp_path, changes={"web": {"max_queue": 4}})
+    installation.folders.initialise()
     order = Order(image="https://a.example/a.png", audio="https://a.example/a.wav")
-    with closing(Ledger(home.path("state") / "ledger.db")) as ledger:
+    with closing(Ledger(installation.path("state") / "ledger.db")) as ledger:
         for number in range(3):
             done = claimed(ledger, f"done {number}")
             ledger.to_publishing(done, token="t", sha256="0" * 64, size=1, frames=25, render_ms=40)
@@ -222,11 +222,11 @@ def test_the_wait_is_what_recent_jobs_took(tmp_path: Path) -> None:
         for number in range(4):
             queued(ledger, f"waiting {number}", rest={"created_ms": 1})
         for devices, wait_s in ((["cpu"], "40"), (["cpu", "cuda:0"], "20"), (["cpu", "cuda:0", "cuda:1"], "20")):
-            home.changes["render"] = {"devices": devices, "max_concurrent_jobs": 2}
-            desk = Desk(home.settings, home.folders)
+            installation.changes["render"] = {"devices": devices, "max_concurrent_jobs": 2}
+            drops = InboxByHand(installation.settings, installation.folders)
             with pytest.raises(ApiError) as refusal:
-                asyncio.run(desk.place(order, owner="local", key=None, base=""))
-            desk.close()
+                asyncio.run(drops.place(order, owner="local", key=None, base=""))
+            drops.close()
             assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (429, wait_s)
 
 

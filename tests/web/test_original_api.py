@@ -210,14 +210,14 @@ def test_an_unknown_id_is_404(api: Api, job_id: str) -> None:
 def test_a_restart_between_the_order_and_the_video_loses_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     changes = {"watch": {"settle_proven_s": 2.0}, "render": {"renderer": "slow"}}
     with serving(tmp_path_factory.mktemp("restart"), changes=changes) as api:
-        home = api.home
+        installation = api.home
         first = generate(api, seconds=0.6)
-        home.until_state("anna", JobState.RUNNING)
+        installation.until_state("anna", JobState.RUNNING)
         second = generate(api, seed=1)
-        assert home.view.find(second) is None  # its manifest lies in the inbox still
-        home.kill()
-        home.start()
-        api.port = port_of(home)
+        assert installation.view.find(second) is None  # its manifest lies in the inbox still
+        installation.kill()
+        installation.start()
+        api.port = port_of(installation)
         assert api.get(f"/talk-status/{second}").json["status"] in ("queued", "processing", "done")
         assert api.done(first)["result_url"]
         assert api.done(second)["result_url"]

@@ -12,27 +12,27 @@ from lipsyncd.jobs.job import Job, JobState, now_ms
 from lipsyncd.storage.files import read_json
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.hub_kit import Hub, noise, put, running_hub, weight, write_lock
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 EYES = noise(2_000_000)
 ENTRY = weight("eyes", EYES)
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def installation(tmp_path: Path) -> Iterator[Installation]:
     """An installation whose `musetalk` is a stand-in that opens nothing, with a lock list of one small file."""
     lock = write_lock(tmp_path / "lock.json", [ENTRY])
-    home = Home(
+    installation = Installation(
         tmp_path,
         changes={
             "render": {"renderers": [*NAMES, "musetalk=tests.kits.faults.faulty_renderers:Flat"]},
             "weights": {"lock": str(lock), "auto_pull": False},
         },
     )
-    yield home
-    if home.daemon is not None:
-        home.daemon.kill()
-        home.daemon.wait(10)
+    yield installation
+    if installation.daemon is not None:
+        installation.daemon.kill()
+        installation.daemon.wait(10)
 
 
 @pytest.fixture
@@ -43,53 +43,57 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-def drop(home: Home, name: str, renderer: str, seed: int) -> None:
-    home.drop_pair(f"{name}-in", seed=seed)
-    home.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", renderer=renderer, out_name=name)
+def drop(installation: Installation, name: str, renderer: str, seed: int) -> None:
+    installation.drop_pair(f"{name}-in", seed=seed)
+    installation.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", renderer=renderer, out_name=name)
 
 
-def test_a_job_without_weights_waits_costs_nothing_and_goes_on_when_they_have_come(home: Home, tmp_path: Path) -> None:
-    with home.running():
-        drop(home, "anna", "musetalk", seed=1)
-        home.until(lambda: (job := home.job("anna")) and job.reason_code == "weights-missing", "the reason")
-        drop(home, "bert", "flat", seed=2)
-        home.until_done("bert")
-        waiting = home.job("anna")
+def test_a_job_without_weights_waits_costs_nothing_and_goes_on_when_they_have_come(
+    installation: Installation, tmp_path: Path
+) -> None:
+    with installation.running():
+        drop(installation, "anna", "musetalk", seed=1)
+        installation.until(
+            lambda: (job := installation.job("anna")) and job.reason_code == "weights-missing", "the reason"
+        )
+        drop(installation, "bert", "flat", seed=2)
+        installation.until_done("bert")
+        waiting = installation.job("anna")
         assert waiting is not None
         assert waiting.state is JobState.QUEUED
         assert waiting.attempt == 0
         assert "weights.auto_pull is off: eyes" in str(waiting.reason)
         assert "lipsyncd models pull" in str(waiting.remedy)
         put(tmp_path / "given", ENTRY, EYES)
-        assert home.cli("models", "pull", "--from", tmp_path / "given").returncode == 0
-        done = home.until_done("anna")
+        assert installation.cli("models", "pull", "--from", tmp_path / "given").returncode == 0
+        done = installation.until_done("anna")
     assert done.renderer == "musetalk"
-    assert home.renders == 2
+    assert installation.renders == 2
 
 
-def test_weights_that_come_end_a_wait_that_has_grown(home: Home, tmp_path: Path) -> None:
+def test_weights_that_come_end_a_wait_that_has_grown(installation: Installation, tmp_path: Path) -> None:
     def waits_long() -> Job | None:
-        job = home.job("anna")
+        job = installation.job("anna")
         return job if job is not None and job.not_before_ms > now_ms() + 8_000 else None
 
-    with home.running():
-        drop(home, "anna", "musetalk", seed=1)
-        waiting = home.until(waits_long, "the second wait")
+    with installation.running():
+        drop(installation, "anna", "musetalk", seed=1)
+        waiting = installation.until(waits_long, "the second wait")
         put(tmp_path / "given", ENTRY, EYES)
-        assert home.cli("models", "pull", "--from", tmp_path / "given").returncode == 0
-        done = home.until_done("anna")
-    runs = [event.at_ms for event in home.view.events(done.id) if event.state == JobState.RUNNING]
+        assert installation.cli("models", "pull", "--from", tmp_path / "given").returncode == 0
+        done = installation.until_done("anna")
+    runs = [event.at_ms for event in installation.view.events(done.id) if event.state == JobState.RUNNING]
     assert runs[-1] < waiting.not_before_ms, "the job went on before its time"
-    assert "looking again at 1 jobs that wait: weights-missing" in home.log
+    assert "looking again at 1 jobs that wait: weights-missing" in installation.log
 
 
-def test_readiness_tells_of_missing_weights_before_any_job_has_come(home: Home) -> None:
-    home.changes["render"]["renderer"] = "musetalk"
-    home.changes["web"] = {"enabled": True, "port": 0}
-    with home.running():
-        status = home.path("state") / "status.json"
-        port = home.until(lambda: (read_json(status) or {}).get("web_port"), "the port")
-        told = home.until(lambda: "weights" in (body := ready(port)) and body, "the probe")
+def test_readiness_tells_of_missing_weights_before_any_job_has_come(installation: Installation) -> None:
+    installation.changes["render"]["renderer"] = "musetalk"
+    installation.changes["web"] = {"enabled": True, "port": 0}
+    with installation.running():
+        status = installation.path("state") / "status.json"
+        port = installation.until(lambda: (read_json(status) or {}).get("web_port"), "the port")
+        told = installation.until(lambda: "weights" in (body := ready(port)) and body, "the probe")
     assert "weights.auto_pull is off: eyes" in told
     assert "lipsyncd models pull" in told
 
@@ -101,22 +105,24 @@ def ready(port: int) -> str:
     return connection.getresponse().read().decode()
 
 
-def test_the_first_job_pulls_what_it_needs(home: Home, hub: Hub, tmp_path: Path) -> None:
-    home.changes["weights"]["auto_pull"] = True
-    with home.running(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf")):
-        drop(home, "anna", "musetalk", seed=1)
-        home.until_done("anna")
-    assert "pulling weights into" in home.log
-    assert "weights are complete" in home.log
+def test_the_first_job_pulls_what_it_needs(installation: Installation, hub: Hub, tmp_path: Path) -> None:
+    installation.changes["weights"]["auto_pull"] = True
+    with installation.running(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf")):
+        drop(installation, "anna", "musetalk", seed=1)
+        installation.until_done("anna")
+    assert "pulling weights into" in installation.log
+    assert "weights are complete" in installation.log
     assert len(hub.asked) == 1
 
 
-def test_a_damaged_weight_is_found_before_it_is_rendered_with(home: Home) -> None:
-    path = put(home.path("models"), ENTRY, EYES[::-1])
-    with home.running():
-        drop(home, "anna", "musetalk", seed=1)
-        blocked = home.until(lambda: (job := home.job("anna")) and job.reason_code and job, "the reason")
+def test_a_damaged_weight_is_found_before_it_is_rendered_with(installation: Installation) -> None:
+    path = put(installation.path("models"), ENTRY, EYES[::-1])
+    with installation.running():
+        drop(installation, "anna", "musetalk", seed=1)
+        blocked = installation.until(
+            lambda: (job := installation.job("anna")) and job.reason_code and job, "the reason"
+        )
     assert blocked.reason_code == "weights-damaged"
     assert ENTRY.sha256 in blocked.reason
     assert not path.exists()
-    assert home.renders == 0
+    assert installation.renders == 0

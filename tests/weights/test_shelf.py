@@ -14,7 +14,7 @@ from lipsyncd.storage.files import read_json
 from lipsyncd.weights import Store, pull, store_of
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.hub_kit import noise, put, running_hub, weight, write_lock
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.machine.container_kit import cannot_run
 
 EYES, EARS = noise(300_000, 1), noise(50_000, 2)
@@ -37,24 +37,24 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 @needs_mounts
 def test_a_job_uses_what_a_read_only_mount_has_and_fetches_the_rest(tmp_path: Path, mounted: Path) -> None:
     lock = write_lock(tmp_path / "lock.json", [EYES_ENTRY, EARS_ENTRY])
-    home = Home(
+    installation = Installation(
         tmp_path,
         changes={
             "render": {"renderers": [*NAMES, "musetalk=tests.kits.faults.faulty_renderers:Flat"]},
             "weights": {"lock": str(lock), "dir": str(mounted)},
         },
     )
-    with running_hub() as hub, home.running(HF_ENDPOINT=hub.url):
+    with running_hub() as hub, installation.running(HF_ENDPOINT=hub.url):
         hub.has(EARS_ENTRY, EARS)
-        home.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="musetalk")
-        home.drop_pair("anna")
-        home.until_done("anna")
+        installation.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="musetalk")
+        installation.drop_pair("anna")
+        installation.until_done("anna")
         assert not hub.ranges(EYES_ENTRY)
     own = tmp_path / "storage" / "weights"
     assert (own / EYES_ENTRY.file).readlink() == mounted / EYES_ENTRY.file
     assert (own / EARS_ENTRY.file).read_bytes() == EARS
     assert [path.name for path in mounted.rglob("*") if path.is_file()] == ["eyes.bin"]
-    listed = home.cli("models", "list")
+    listed = installation.cli("models", "list")
     assert str(own) in listed.stdout
     assert listed.stdout.count(" verified ") == 2
 
@@ -62,18 +62,18 @@ def test_a_job_uses_what_a_read_only_mount_has_and_fetches_the_rest(tmp_path: Pa
 @needs_mounts
 def test_before_the_first_job_they_lie_on_the_shelf_and_the_doctor_says_so(tmp_path: Path, mounted: Path) -> None:
     lock = write_lock(tmp_path / "lock.json", [EYES_ENTRY])
-    home = Home(
+    installation = Installation(
         tmp_path,
         changes={
             "weights": {"lock": str(lock), "dir": str(mounted), "auto_pull": False},
             "render": {"renderer": "musetalk"},
         },
     )
-    [there] = store_of(home.settings).status()
+    [there] = store_of(installation.settings).status()
     assert (there.state, there.path) == ("on the shelf", mounted / EYES_ENTRY.file)
-    assert "eyes on the shelf" in home.cli("doctor").stdout
-    assert home.cli("models", "pull").returncode == 0
-    [there] = store_of(home.settings).status()
+    assert "eyes on the shelf" in installation.cli("doctor").stdout
+    assert installation.cli("models", "pull").returncode == 0
+    [there] = store_of(installation.settings).status()
     assert there.state == "verified"
 
 
@@ -103,9 +103,9 @@ def test_a_file_of_the_shelf_that_is_something_else_is_refused_by_name(tmp_path:
 
 
 def test_a_folder_that_can_be_written_is_no_shelf(tmp_path: Path) -> None:
-    home = Home(tmp_path, changes={"weights": {"dir": str(tmp_path / "models")}})
+    installation = Installation(tmp_path, changes={"weights": {"dir": str(tmp_path / "models")}})
     for _ in "before", "after":
-        store = store_of(load(home.config, environ={"HOME": str(tmp_path)}))
+        store = store_of(load(installation.config, environ={"HOME": str(tmp_path)}))
         assert (store.folder, store.shelf) == (tmp_path / "models", None)
         (tmp_path / "models").mkdir(exist_ok=True)
 

@@ -11,7 +11,7 @@ import pytest
 
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.storage.control_files import Request, ask
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 
 # Speaks a text once the gate is open, which a test decides.
 SPEAKER = """
@@ -23,53 +23,53 @@ sys.stdout.buffer.write(pathlib.Path(sys.argv[2]).read_bytes())
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """One daemon for all states, since none of them may leave anything behind."""
     root = tmp_path_factory.mktemp("busy")
     (root / "voice.wav").write_bytes(sound())
     (root / "speaker.py").write_text(SPEAKER)
     command = [sys.executable, str(root / "speaker.py"), str(root / "gate"), str(root / "voice.wav")]
-    home = Home(root, changes={"speech": {"command": command}})
-    with home.running():
-        yield home
-    assert list(home.path("spool").iterdir()) == []
+    installation = Installation(root, changes={"speech": {"command": command}})
+    with installation.running():
+        yield installation
+    assert list(installation.path("spool").iterdir()) == []
 
 
-def drop(home: Home, name: str, *, seed: int, seconds: float = 0.3, **fields: Any) -> None:
-    home.drop_pair(f"{name}-in", seed=seed, seconds=seconds)
-    home.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", out_name=name, **fields)
+def drop(installation: Installation, name: str, *, seed: int, seconds: float = 0.3, **fields: Any) -> None:
+    installation.drop_pair(f"{name}-in", seed=seed, seconds=seconds)
+    installation.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", out_name=name, **fields)
 
 
-def cancel(home: Home, job: Job) -> str:
+def cancel(installation: Installation, job: Job) -> str:
     """What the daemon answers."""
-    answer = ask(home.folders.control, Request("cancel", job.id), timeout_s=30)
+    answer = ask(installation.folders.control, Request("cancel", job.id), timeout_s=30)
     assert answer is not None
     assert answer.ok, answer.message
     return answer.message
 
 
-def job_of(home: Home, name: str) -> Job:
-    job = home.job(name)
+def job_of(installation: Installation, name: str) -> Job:
+    job = installation.job(name)
     assert job is not None
     return job
 
 
-def check_cancelled(home: Home, job: Job) -> None:
+def check_cancelled(installation: Installation, job: Job) -> None:
     """It has ended without a video, and its inputs lie in the archive."""
-    assert home.until_state(job.name, JobState.CANCELLED).id == job.id
-    home.until(lambda: not (home.path("spool") / job.id).exists(), "an empty place in the spool")
-    kept = home.view.get(job.id).kept
+    assert installation.until_state(job.name, JobState.CANCELLED).id == job.id
+    installation.until(lambda: not (installation.path("spool") / job.id).exists(), "an empty place in the spool")
+    kept = installation.view.get(job.id).kept
     assert kept is not None
-    assert Path(kept).is_relative_to(home.path("archive"))
-    assert not (home.path("outbox") / f"{job.out_name}.mp4").exists()
+    assert Path(kept).is_relative_to(installation.path("archive"))
+    assert not (installation.path("outbox") / f"{job.out_name}.mp4").exists()
 
 
-def check_that_work_goes_on(home: Home, seed: int) -> None:
-    drop(home, f"next-{seed}", seed=seed)
-    home.until_done(f"next-{seed}")
+def check_that_work_goes_on(installation: Installation, seed: int) -> None:
+    drop(installation, f"next-{seed}", seed=seed)
+    installation.until_done(f"next-{seed}")
 
 
-def test_preparing(busy: Home) -> None:
+def test_preparing(busy: Installation) -> None:
     put(busy.path("inbox"), "told.png", picture(1))
     busy.drop_manifest("told", image="told.png", text="good evening", out_name="told")
     busy.until(lambda: (j := busy.job("told")) and j.stage == "preparing", "the speaker at work")
@@ -79,7 +79,7 @@ def test_preparing(busy: Home) -> None:
     check_that_work_goes_on(busy, 2)
 
 
-def test_queued_and_running(busy: Home) -> None:
+def test_queued_and_running(busy: Installation) -> None:
     drop(busy, "long", seed=3, seconds=20, renderer="slow")
     busy.until(lambda: (j := busy.job("long")) and j.stage == "rendering", "the first frames")
     drop(busy, "behind", seed=4)
@@ -98,7 +98,7 @@ def test_queued_and_running(busy: Home) -> None:
     check_that_work_goes_on(busy, 5)
 
 
-def test_blocked(busy: Home) -> None:
+def test_blocked(busy: Installation) -> None:
     drop(busy, "blocked", seed=6, renderer="missing")
     busy.until(lambda: (j := busy.job("blocked")) and j.reason_code == "renderer-not-installed", "the reason")
     assert cancel(busy, job_of(busy, "blocked")) == "cancelled"
@@ -106,14 +106,14 @@ def test_blocked(busy: Home) -> None:
     check_that_work_goes_on(busy, 7)
 
 
-def test_backed_off_after_a_failed_attempt(busy: Home) -> None:
+def test_backed_off_after_a_failed_attempt(busy: Installation) -> None:
     drop(busy, "crashed", seed=8, renderer="abort")
     busy.until(lambda: (j := busy.job("crashed")) and j.reason_code == "render-crashed", "the first attempt's end")
     assert cancel(busy, job_of(busy, "crashed")) == "cancelled"
     check_cancelled(busy, job_of(busy, "crashed"))
 
 
-def test_publishing(busy: Home) -> None:
+def test_publishing(busy: Installation) -> None:
     """It is finished: a cancel would throw a video away that nobody has to wait for any more."""
     away = busy.root / "away"
     busy.path("outbox").rename(away)
@@ -126,7 +126,7 @@ def test_publishing(busy: Home) -> None:
     assert (busy.path("outbox") / "finished.mp4").exists()
 
 
-def test_done(busy: Home) -> None:
+def test_done(busy: Installation) -> None:
     drop(busy, "shown", seed=10)
     job = busy.until_done("shown")
     assert cancel(busy, job) == "has ended already (done); it is left as it is"
@@ -134,7 +134,7 @@ def test_done(busy: Home) -> None:
     assert (busy.path("outbox") / "shown.mp4").exists()
 
 
-def test_failed_and_cancelled(busy: Home) -> None:
+def test_failed_and_cancelled(busy: Installation) -> None:
     drop(busy, "wrong", seed=11, renderer="nosuch")
     job = busy.until_failed("wrong")
     assert cancel(busy, job) == "has ended already (failed); it is left as it is"

@@ -22,7 +22,7 @@ from lipsyncd.worker.protocol import Batch, Progress, Render, Result
 from tests.kits.core_kit import Clock
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.installation import ROOT
-from tests.kits.jobs_by_hand import Shop
+from tests.kits.jobs_by_hand import JobsByHand
 
 Act = Callable[[], object]
 
@@ -58,23 +58,23 @@ class Interfered:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsByHand]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    shop = Shop(tmp_path, output=Output(preset="ultrafast"))
-    yield shop
-    shop.close()
+    by_hand = JobsByHand(tmp_path, output=Output(preset="ultrafast"))
+    yield by_hand
+    by_hand.close()
 
 
-def work(shop: Shop, executor: Interfered, *, cut_off: bool = False) -> bool:
+def work(by_hand: JobsByHand, executor: Interfered, *, cut_off: bool = False) -> bool:
     """One round; says whether there was anything to do."""
     worker = Worker(
         "cpu",
-        shop.settings,
-        shop.finisher,
+        by_hand.settings,
+        by_hand.finisher,
         executor,
         find(),
-        AutoPull(store_of(shop.settings), allowed=False),
-        Ceilings(shop.folders.state / "ceilings.json"),
+        AutoPull(store_of(by_hand.settings), allowed=False),
+        Ceilings(by_hand.folders.state / "ceilings.json"),
         stopping=lambda: False,
         cut_off=lambda: cut_off,
     )
@@ -91,15 +91,15 @@ def raising(error: Exception) -> Act:
     return act
 
 
-def test_a_job_is_rendered_proved_and_published(shop: Shop) -> None:
-    job_id = shop.queued()
-    assert work(shop, Interfered())
-    job = shop.job(job_id)
+def test_a_job_is_rendered_proved_and_published(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
+    assert work(by_hand, Interfered())
+    job = by_hand.job(job_id)
     assert (job.state, job.attempt, job.frames) == (JobState.DONE, 1, 5)
-    assert inspect(shop.folders.shared["outbox"] / "anna.mp4").video.frames == 5
-    assert shop.sidecar("anna")["frames"] == 5
-    assert shop.spool.ids() == []
-    assert not work(shop, Interfered())
+    assert inspect(by_hand.folders.shared["outbox"] / "anna.mp4").video.frames == 5
+    assert by_hand.sidecar("anna")["frames"] == 5
+    assert by_hand.spool.ids() == []
+    assert not work(by_hand, Interfered())
 
 
 @pytest.mark.parametrize(
@@ -107,33 +107,35 @@ def test_a_job_is_rendered_proved_and_published(shop: Shop) -> None:
     [RenderCrashed("as asked"), RendererNotInstalled("as asked"), OSError("as asked"), TypeError("as asked")],
     ids=lambda e: type(e).__name__,
 )
-def test_a_cancel_that_comes_while_the_run_fails_by_itself_is_not_forgotten(shop: Shop, error: Exception) -> None:
+def test_a_cancel_that_comes_while_the_run_fails_by_itself_is_not_forgotten(
+    by_hand: JobsByHand, error: Exception
+) -> None:
     """A queued job with its cancel still open would never be claimed again, and never end."""
-    job_id = shop.queued()
+    job_id = by_hand.queued()
 
     def cancel_and_fail() -> None:
-        assert shop.ledger.request_cancel(job_id)
+        assert by_hand.ledger.request_cancel(job_id)
         raise error
 
-    work(shop, Interfered(before=cancel_and_fail))
-    assert shop.job(job_id).state is JobState.CANCELLED
-    assert shop.spool.ids() == []
+    work(by_hand, Interfered(before=cancel_and_fail))
+    assert by_hand.job(job_id).state is JobState.CANCELLED
+    assert by_hand.spool.ids() == []
 
 
-def test_a_cancel_in_the_last_moment_of_a_render_leaves_no_video(shop: Shop) -> None:
-    job_id = shop.queued()
-    work(shop, Interfered(after=lambda: shop.ledger.request_cancel(job_id)))
-    assert shop.job(job_id).state is JobState.CANCELLED
-    assert shop.shown() == []
-    assert not shop.finisher.publish_due()
-    assert shop.spool.ids() == []
+def test_a_cancel_in_the_last_moment_of_a_render_leaves_no_video(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
+    work(by_hand, Interfered(after=lambda: by_hand.ledger.request_cancel(job_id)))
+    assert by_hand.job(job_id).state is JobState.CANCELLED
+    assert by_hand.shown() == []
+    assert not by_hand.finisher.publish_due()
+    assert by_hand.spool.ids() == []
 
 
-def test_what_nobody_thought_of_costs_an_attempt_and_leaves_no_job_running(shop: Shop) -> None:
+def test_what_nobody_thought_of_costs_an_attempt_and_leaves_no_job_running(by_hand: JobsByHand) -> None:
     """A fault of ours, or a ledger on a failing disk: the job goes back, with the fault for its reason."""
-    job_id = shop.queued()
-    work(shop, Interfered(before=raising(TypeError("a fault of ours"))))
-    job = shop.job(job_id)
+    job_id = by_hand.queued()
+    work(by_hand, Interfered(before=raising(TypeError("a fault of ours"))))
+    job = by_hand.job(job_id)
     assert (job.state, job.attempt, job.reason_code) == (JobState.QUEUED, 1, "internal-error")
     assert "a fault of ours" in (job.reason or "")
 
@@ -147,31 +149,33 @@ def test_what_nobody_thought_of_costs_an_attempt_and_leaves_no_job_running(shop:
     ],
     ids=lambda e: type(e).__name__,
 )
-def test_a_failure_that_may_pass_is_tried_again_later(shop: Shop, error: Exception, attempt: int, code: str) -> None:
-    job_id = shop.queued()
+def test_a_failure_that_may_pass_is_tried_again_later(
+    by_hand: JobsByHand, error: Exception, attempt: int, code: str
+) -> None:
+    job_id = by_hand.queued()
     before_ms = time.time() * 1000
-    work(shop, Interfered(before=raising(error)))
-    job = shop.job(job_id)
+    work(by_hand, Interfered(before=raising(error)))
+    job = by_hand.job(job_id)
     assert (job.state, job.attempt, job.reason_code) == (JobState.QUEUED, attempt, code)
     assert before_ms + 4000 < job.not_before_ms < before_ms + 60_000
-    assert not work(shop, Interfered())
+    assert not work(by_hand, Interfered())
 
 
-def test_each_attempt_waits_longer_than_the_one_before(shop: Shop) -> None:
-    job_id, waits_s = shop.queued(max_attempts=5), []
+def test_each_attempt_waits_longer_than_the_one_before(by_hand: JobsByHand) -> None:
+    job_id, waits_s = by_hand.queued(max_attempts=5), []
     for _ in range(4):
         before_ms = now_ms()
-        assert work(shop, Interfered(before=raising(RenderCrashed("as asked"))))
-        waits_s.append((shop.job(job_id).not_before_ms - before_ms) // 1000)
-        assert not work(shop, Interfered()), "it waits"
-        assert shop.ledger.release("render-crashed") == 1
+        assert work(by_hand, Interfered(before=raising(RenderCrashed("as asked"))))
+        waits_s.append((by_hand.job(job_id).not_before_ms - before_ms) // 1000)
+        assert not work(by_hand, Interfered()), "it waits"
+        assert by_hand.ledger.release("render-crashed") == 1
     assert [min((5, 30, 180), key=lambda due: abs(due - wait)) for wait in waits_s] == [5, 30, 180, 180]
 
 
-def test_a_device_that_is_absent_is_looked_for_once_by_all_who_want_it(shop: Shop) -> None:
+def test_a_device_that_is_absent_is_looked_for_once_by_all_who_want_it(by_hand: JobsByHand) -> None:
     clock = Clock()
-    shop.finisher.obstacles = Obstacles(clock)
-    jobs = [shop.queued(name) for name in ("anna", "bert", "carl")]
+    by_hand.finisher.obstacles = Obstacles(clock)
+    jobs = [by_hand.queued(name) for name in ("anna", "bert", "carl")]
     looked: list[str] = []
 
     def look() -> None:
@@ -181,61 +185,61 @@ def test_a_device_that_is_absent_is_looked_for_once_by_all_who_want_it(shop: Sho
     worker_waits = []
     for _ in range(3):
         for _ in jobs:
-            assert work(shop, Interfered(before=look))
-        assert {(shop.job(i).state, shop.job(i).attempt, shop.job(i).reason_code) for i in jobs} == {
+            assert work(by_hand, Interfered(before=look))
+        assert {(by_hand.job(i).state, by_hand.job(i).attempt, by_hand.job(i).reason_code) for i in jobs} == {
             (JobState.QUEUED, 0, "device-missing")
         }
-        worker_waits.append(max(shop.job(i).not_before_ms for i in jobs) - now_ms())
+        worker_waits.append(max(by_hand.job(i).not_before_ms for i in jobs) - now_ms())
         clock.wait(300)
-        shop.ledger.release("device-missing")
+        by_hand.ledger.release("device-missing")
     assert len(looked) == 3
     assert worker_waits[0] < worker_waits[1] < worker_waits[2]
     for _ in jobs:
-        assert work(shop, Interfered())
-    assert {shop.job(i).state for i in jobs} == {JobState.DONE}
+        assert work(by_hand, Interfered())
+    assert {by_hand.job(i).state for i in jobs} == {JobState.DONE}
 
 
-def test_the_last_attempt_ends_the_job(shop: Shop) -> None:
-    job_id = shop.queued()
+def test_the_last_attempt_ends_the_job(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
     for _ in range(3):
-        shop.ledger.set_blocked(job_id, RenderCrashed("").reason(), delay_ms=-1)
-        assert work(shop, Interfered(before=raising(RenderCrashed("as asked"))))
-    job = shop.job(job_id)
+        by_hand.ledger.set_blocked(job_id, RenderCrashed("").reason(), delay_ms=-1)
+        assert work(by_hand, Interfered(before=raising(RenderCrashed("as asked"))))
+    job = by_hand.job(job_id)
     assert (job.state, job.attempt, job.reason_code) == (JobState.FAILED, 3, "render-crashed")
-    assert shop.spool.ids() == []
+    assert by_hand.spool.ids() == []
 
 
-def test_a_daemon_that_goes_down_gives_the_attempt_back(shop: Shop) -> None:
-    job_id = shop.queued()
-    work(shop, Interfered(before=raising(RenderCancelled(job_id))), cut_off=True)
-    assert (shop.job(job_id).state, shop.job(job_id).attempt) == (JobState.QUEUED, 0)
+def test_a_daemon_that_goes_down_gives_the_attempt_back(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
+    work(by_hand, Interfered(before=raising(RenderCancelled(job_id))), cut_off=True)
+    assert (by_hand.job(job_id).state, by_hand.job(job_id).attempt) == (JobState.QUEUED, 0)
 
 
-def test_a_daemon_that_goes_down_cancels_what_somebody_wants_cancelled(shop: Shop) -> None:
-    job_id = shop.queued()
+def test_a_daemon_that_goes_down_cancels_what_somebody_wants_cancelled(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
 
     def act() -> None:
-        shop.ledger.request_cancel(job_id)
+        by_hand.ledger.request_cancel(job_id)
         raise RenderCancelled(job_id)
 
-    work(shop, Interfered(before=act), cut_off=True)
-    assert shop.job(job_id).state is JobState.CANCELLED
+    work(by_hand, Interfered(before=act), cut_off=True)
+    assert by_hand.job(job_id).state is JobState.CANCELLED
 
 
-def test_a_spool_folder_that_is_gone_ends_its_job_and_not_the_worker(shop: Shop) -> None:
-    job_id = shop.queued()
-    shop.spool.remove(job_id)
-    assert work(shop, Interfered())
-    assert (shop.job(job_id).state, shop.job(job_id).reason_code) == (JobState.FAILED, "inputs-lost")
+def test_a_spool_folder_that_is_gone_ends_its_job_and_not_the_worker(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
+    by_hand.spool.remove(job_id)
+    assert work(by_hand, Interfered())
+    assert (by_hand.job(job_id).state, by_hand.job(job_id).reason_code) == (JobState.FAILED, "inputs-lost")
 
 
-def test_an_unmounted_outbox_keeps_the_rendered_video(shop: Shop) -> None:
-    job_id = shop.queued()
-    shop.unmount("outbox")
-    assert work(shop, Interfered())
-    job = shop.job(job_id)
+def test_an_unmounted_outbox_keeps_the_rendered_video(by_hand: JobsByHand) -> None:
+    job_id = by_hand.queued()
+    by_hand.unmount("outbox")
+    assert work(by_hand, Interfered())
+    job = by_hand.job(job_id)
     assert (job.state, job.reason_code) == (JobState.PUBLISHING, "outbox-unavailable")
-    shop.mount("outbox")
-    shop.finisher.publish(job_id)
-    assert shop.job(job_id).attempt == 1
-    assert shop.shown() == ["anna.json", "anna.mp4"]
+    by_hand.mount("outbox")
+    by_hand.finisher.publish(job_id)
+    assert by_hand.job(job_id).attempt == 1
+    assert by_hand.shown() == ["anna.json", "anna.mp4"]

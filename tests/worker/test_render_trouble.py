@@ -9,23 +9,23 @@ import pytest
 
 from lipsyncd.jobs.job import JobState
 from tests.kits.faults.faulty_renderers import NAMES
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.machine.cgroup_kit import memory_group
 
 
-def drop(home: Home, name: str, renderer: str, *, seed: int = 0, seconds: float = 0.3) -> None:
-    home.drop_pair(f"{name}-in", seed=seed, seconds=seconds)
-    home.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", renderer=renderer, out_name=name)
+def drop(installation: Installation, name: str, renderer: str, *, seed: int = 0, seconds: float = 0.3) -> None:
+    installation.drop_pair(f"{name}-in", seed=seed, seconds=seconds)
+    installation.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", renderer=renderer, out_name=name)
 
 
-def notes_of(home: Home, name: str) -> list[str]:
-    job = home.job(name)
+def notes_of(installation: Installation, name: str) -> list[str]:
+    job = installation.job(name)
     assert job is not None
-    return [event.note for event in home.view.events(job.id)]
+    return [event.note for event in installation.view.events(job.id)]
 
 
-def child_of(home: Home) -> int:
-    return int(home.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
+def child_of(installation: Installation) -> int:
+    return int(installation.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
 
 
 def alive(pid: int) -> bool:
@@ -37,65 +37,71 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_child_that_the_kernel_ends_is_told_apart_and_tried_again_with_half_the_batch(home: Home) -> None:
-    with memory_group(500_000_000) as group, home.running():
-        assert home.daemon is not None
-        group.write_text(str(home.daemon.pid))
-        drop(home, "large", "hungry")
-        waits = home.until(lambda: (j := home.job("large")) and j.reason_code and j, "the first attempt's end")
+def test_a_child_that_the_kernel_ends_is_told_apart_and_tried_again_with_half_the_batch(
+    installation: Installation,
+) -> None:
+    with memory_group(500_000_000) as group, installation.running():
+        assert installation.daemon is not None
+        group.write_text(str(installation.daemon.pid))
+        drop(installation, "large", "hungry")
+        waits = installation.until(
+            lambda: (j := installation.job("large")) and j.reason_code and j, "the first attempt's end"
+        )
         assert (waits.state, waits.reason_code) == (JobState.QUEUED, "out-of-memory")
         assert "the kernel ended the render child" in waits.reason
-        job = home.until_done("large")
-        assert home.daemon.poll() is None, "the kernel took the child and left the daemon"
-        drop(home, "next", "hungry", seed=1)
-        home.until_done("next")
+        job = installation.until_done("large")
+        assert installation.daemon.poll() is None, "the kernel took the child and left the daemon"
+        drop(installation, "next", "hungry", seed=1)
+        installation.until_done("next")
     assert job.attempt == 2
-    assert "64 frames at a time did not fit into memory, 32 are tried" in notes_of(home, "large")
-    assert home.sidecar("large")["notes"]["batch"] == 32
-    assert home.sidecar("next")["notes"]["batch"] == 32
-    assert home.log.count("render child for cpu started") == 2
+    assert "64 frames at a time did not fit into memory, 32 are tried" in notes_of(installation, "large")
+    assert installation.sidecar("large")["notes"]["batch"] == 32
+    assert installation.sidecar("next")["notes"]["batch"] == 32
+    assert installation.log.count("render child for cpu started") == 2
 
-    home.changes["render"] = {"max_vram_gb": 20}
-    with home.running():
-        drop(home, "other", "hungry", seed=2)
-        home.until_done("other")
-    assert home.sidecar("other")["notes"]["batch"] == 64, "what was found under another cap says nothing"
+    installation.changes["render"] = {"max_vram_gb": 20}
+    with installation.running():
+        drop(installation, "other", "hungry", seed=2)
+        installation.until_done("other")
+    assert installation.sidecar("other")["notes"]["batch"] == 64, "what was found under another cap says nothing"
 
 
-def test_an_encoder_that_the_kernel_ends_is_told_as_want_of_memory_too(home: Home) -> None:
-    home.changes["render"] = {
+def test_an_encoder_that_the_kernel_ends_is_told_as_want_of_memory_too(installation: Installation) -> None:
+    installation.changes["render"] = {
         "renderers": [*NAMES, "starved=tests.kits.faults.faulty_children:Starved"],
         "max_attempts": 1,
     }
-    with memory_group(500_000_000) as group, home.running():
-        assert home.daemon is not None
-        group.write_text(str(home.daemon.pid))
-        drop(home, "starved", "starved")
-        job = home.until_failed("starved")
+    with memory_group(500_000_000) as group, installation.running():
+        assert installation.daemon is not None
+        group.write_text(str(installation.daemon.pid))
+        drop(installation, "starved", "starved")
+        job = installation.until_failed("starved")
     assert job.reason_code == "out-of-memory"
     assert "the kernel ended the encoder" in (job.reason or "")
 
 
 @pytest.mark.parametrize("clock", ["job_timeout_s", "stall_timeout_s"])
-def test_a_clock_that_runs_out_ends_the_child_and_what_it_started(home: Home, clock: str) -> None:
-    home.changes["render"] = {"max_attempts": 1, clock: 2}
-    with home.running():
-        drop(home, "stuck", "nurse")
-        job = home.until_failed("stuck")
-        child, helper = map(int, (home.root / "renders").read_text().split())
-        home.until(lambda: not alive(child) and not alive(helper), "the end of both")
+def test_a_clock_that_runs_out_ends_the_child_and_what_it_started(installation: Installation, clock: str) -> None:
+    installation.changes["render"] = {"max_attempts": 1, clock: 2}
+    with installation.running():
+        drop(installation, "stuck", "nurse")
+        job = installation.until_failed("stuck")
+        child, helper = map(int, (installation.root / "renders").read_text().split())
+        installation.until(lambda: not alive(child) and not alive(helper), "the end of both")
     assert job.reason_code == ("render-timeout" if clock == "job_timeout_s" else "render-stalled")
 
 
-def test_the_encoder_of_a_child_that_is_killed_ends_too(home: Home) -> None:
-    with home.running():
-        drop(home, "long", "slow", seconds=20)
-        home.until_state("long", JobState.RUNNING)
-        child = home.until(lambda: "render child for cpu started" in home.log and child_of(home), "the child")
-        encoders = home.until(lambda: [p for p in children_of(child) if b"ffmpeg" in command(p)], "its encoder")
+def test_the_encoder_of_a_child_that_is_killed_ends_too(installation: Installation) -> None:
+    with installation.running():
+        drop(installation, "long", "slow", seconds=20)
+        installation.until_state("long", JobState.RUNNING)
+        child = installation.until(
+            lambda: "render child for cpu started" in installation.log and child_of(installation), "the child"
+        )
+        encoders = installation.until(lambda: [p for p in children_of(child) if b"ffmpeg" in command(p)], "its encoder")
         os.kill(child, 9)
-        home.until(lambda: not any(alive(pid) for pid in encoders), "the encoder's end", seconds=10)
-        job = home.until(lambda: (j := home.job("long")) and j.reason_code and j, "the attempt's end")
+        installation.until(lambda: not any(alive(pid) for pid in encoders), "the encoder's end", seconds=10)
+        job = installation.until(lambda: (j := installation.job("long")) and j.reason_code and j, "the attempt's end")
     assert (job.state, job.reason_code) == (JobState.QUEUED, "render-crashed")
     assert "not by the kernel" in job.reason
 

@@ -27,8 +27,8 @@ from typing import Any
 import lipsyncd
 from lipsyncd.jobs.job import Job, JobState, new_id
 from lipsyncd.storage.files import write_json
-from tests.kits.faults.forking_daemons import Forked, Nursery
-from tests.kits.installation import Home
+from tests.kits.faults.forking_daemons import Forked, ForkingDaemons
+from tests.kits.installation import Installation
 from tests.kits.webhook_receiver import Answer, Receiver
 
 PACKAGE = Path(lipsyncd.__file__).parent
@@ -54,7 +54,7 @@ def failpoints() -> list[str]:
     return sorted({name.replace("{suffix}", suffix) for name in found for suffix in ("mp4", "json")})
 
 
-class Outlook:
+class OutboxWatcher:
     """Somebody who looks at the outbox all the time, and hashes what he sees at once.
 
     greedy  takes every file the moment that it is visible
@@ -73,7 +73,7 @@ class Outlook:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
-    def __enter__(self) -> Outlook:
+    def __enter__(self) -> OutboxWatcher:
         self._thread.start()
         return self
 
@@ -125,14 +125,14 @@ class World:
     kim    was delivered and taken, and is to be published again: delivered once more
     """
 
-    def __init__(self, home: Home, nursery: Nursery, *, greedy: bool) -> None:
-        self.home = home
-        self.nursery = nursery
+    def __init__(self, installation: Installation, forking: ForkingDaemons, *, greedy: bool) -> None:
+        self.home = installation
+        self.forking = forking
         self.kills = 0
         self.receiver = Receiver("127.0.0.1", [Answer()])
-        home.changes.setdefault("web", {})["webhook_allow"] = [f"127.0.0.1:{self.receiver.port}"]
-        self.outlook = Outlook(home.path("outbox"), greedy=greedy)
-        self.config = home.config
+        installation.changes.setdefault("web", {})["webhook_allow"] = [f"127.0.0.1:{self.receiver.port}"]
+        self.outlook = OutboxWatcher(installation.path("outbox"), greedy=greedy)
+        self.config = installation.config
 
     def __enter__(self) -> World:
         self.outlook.__enter__()
@@ -153,22 +153,22 @@ class World:
 
     def drop(self) -> None:
         """New work, and what is asked of the jobs that are there already."""
-        home = self.home
-        home.drop_manifest("anna", image="anna.png", audio="anna.wav", webhook=self.receiver.url)
-        home.drop_pair("anna", seed=next_number())
-        home.drop_pair("joe", seed=_IDA)
-        home.drop_manifest("bert", image="../anna.png", audio="anna.wav", user_data=str(next_number()))
+        installation = self.home
+        installation.drop_manifest("anna", image="anna.png", audio="anna.wav", webhook=self.receiver.url)
+        installation.drop_pair("anna", seed=next_number())
+        installation.drop_pair("joe", seed=_IDA)
+        installation.drop_manifest("bert", image="../anna.png", audio="anna.wav", user_data=str(next_number()))
         for action, name in (("retry", "fay"), ("delete", "gus"), ("cancel", "hal"), ("republish", "kim")):
-            job = home.job(name)
+            job = installation.job(name)
             assert job is not None
             request = {"action": action, "job_id": job.id, "value": 0}
-            write_json(home.folders.control / f"{new_id()}.json", request, mode=0o660)
+            write_json(installation.folders.control / f"{new_id()}.json", request, mode=0o660)
 
     def start(self, fail: str = "") -> Forked:
-        home = self.home
-        environment = home.environment(TEST_FACE_IN_VIEW="yes")
-        daemon = self.nursery.start(self.config, home.root / "log", environment, fail=fail)
-        home.daemon = daemon  # type: ignore[assignment]
+        installation = self.home
+        environment = installation.environment(TEST_FACE_IN_VIEW="yes")
+        daemon = self.forking.start(self.config, installation.root / "log", environment, fail=fail)
+        installation.daemon = daemon  # type: ignore[assignment]
         return daemon
 
     def crash_at(self, name: str) -> bool:
@@ -196,11 +196,11 @@ class World:
 
     def is_settled(self) -> bool:
         """Is every job at its end, and everything cleared away and told?"""
-        home = self.home
-        if visible(home.path("inbox")) or any(home.path("spool").iterdir()) or _requests(home):
+        installation = self.home
+        if visible(installation.path("inbox")) or any(installation.path("spool").iterdir()) or _requests(installation):
             return False
         try:
-            jobs = home.view.jobs(limit=100)
+            jobs = installation.view.jobs(limit=100)
         except sqlite3.OperationalError:
             return False  # it is being made again
         return len(jobs) >= 7 and all(job.state.ended for job in jobs) and self._told()
@@ -282,16 +282,16 @@ class World:
         return []
 
 
-def deliveries(outlook: Outlook, jobs: Sequence[Job]) -> list[str]:
+def deliveries(watcher: OutboxWatcher, jobs: Sequence[Job]) -> list[str]:
     """What is wrong with what came out for these finished jobs: not once each, or other bytes than were promised."""
     wanted = Counter(f"{job.out_name}.{suffix}" for job in jobs for suffix in ("mp4", "json"))
-    if outlook.seen != wanted:
-        lost, twice = wanted - outlook.seen, outlook.seen - wanted
+    if watcher.seen != wanted:
+        lost, twice = wanted - watcher.seen, watcher.seen - wanted
         return [f"delivered too seldom: {dict(lost)}, too often: {dict(twice)}"]
     faults = []
     for job in jobs:
-        told = json.loads(outlook.content[f"{job.out_name}.json"])
-        found = hashlib.sha256(outlook.content[f"{job.out_name}.mp4"]).hexdigest()
+        told = json.loads(watcher.content[f"{job.out_name}.json"])
+        found = hashlib.sha256(watcher.content[f"{job.out_name}.mp4"]).hexdigest()
         if not found == told["sha256"] == job.out_sha256 or told["id"] != job.id:
             faults.append(f"{job.out_name}.mp4 is {found[:12]}, its sidecar says {told['sha256'][:12]}")
     return faults
@@ -312,43 +312,45 @@ def damage(ledger: Path) -> list[str]:
 # -- the installation that every case begins with ----------------------------------------------------------------------
 
 
-def make_template(root: Path, nursery: Nursery) -> Home:
+def make_template(root: Path, forking: ForkingDaemons) -> Installation:
     """An installation in which fay has failed, gus, ida and kim are delivered, and hal waits."""
-    home = Home(root)
-    daemon = nursery.start(home.config, root / "log", home.environment())
-    home.daemon = daemon  # type: ignore[assignment]
-    home.until(home.path("inbox").is_dir, "the first start")
-    home.until(lambda: (home.path("state") / "ledger.db").exists(), "the ledger")
-    home.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
-    home.drop_pair("fay", seed=next_number())
-    home.until_failed("fay")
+    installation = Installation(root)
+    daemon = forking.start(installation.config, root / "log", installation.environment())
+    installation.daemon = daemon  # type: ignore[assignment]
+    installation.until(installation.path("inbox").is_dir, "the first start")
+    installation.until(lambda: (installation.path("state") / "ledger.db").exists(), "the ledger")
+    installation.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
+    installation.drop_pair("fay", seed=next_number())
+    installation.until_failed("fay")
     for name in ("gus", "kim"):
-        home.drop_pair(name, seed=next_number())
-        home.until_done(name)
-    home.drop_pair("ida", seed=_IDA)
-    home.until_done("ida")
-    home.drop_manifest("hal", image="hal.png", audio="hal.wav", renderer="missing")
-    home.drop_pair("hal", seed=next_number())
-    home.until(lambda: (job := home.job("hal")) and job.reason_code == "renderer-not-installed", "the waiting job")
-    home.until(lambda: not visible(home.path("inbox")), "an empty inbox")
-    assert home.stop() == 0
-    with closing(sqlite3.connect(home.path("state") / "ledger.db")) as ledger:
+        installation.drop_pair(name, seed=next_number())
+        installation.until_done(name)
+    installation.drop_pair("ida", seed=_IDA)
+    installation.until_done("ida")
+    installation.drop_manifest("hal", image="hal.png", audio="hal.wav", renderer="missing")
+    installation.drop_pair("hal", seed=next_number())
+    installation.until(
+        lambda: (job := installation.job("hal")) and job.reason_code == "renderer-not-installed", "the waiting job"
+    )
+    installation.until(lambda: not visible(installation.path("inbox")), "an empty inbox")
+    assert installation.stop() == 0
+    with closing(sqlite3.connect(installation.path("state") / "ledger.db")) as ledger:
         ledger.execute("UPDATE job SET not_before_ms = not_before_ms + ? WHERE state = 'queued'", (_DAY_MS,))
         ledger.commit()
-    for path in visible(home.path("outbox")):
+    for path in visible(installation.path("outbox")):
         path.unlink()
     (root / "renders").unlink()
-    return home
+    return installation
 
 
-def copied(template: Home, root: Path) -> Home:
+def copied(template: Installation, root: Path) -> Installation:
     """A case's own installation. What the ledger says of places is moved along."""
     shutil.copytree(template.root / "storage", root / "storage")
-    home = Home(root)
-    with closing(sqlite3.connect(home.path("state") / "ledger.db")) as ledger:
+    installation = Installation(root)
+    with closing(sqlite3.connect(installation.path("state") / "ledger.db")) as ledger:
         ledger.execute("UPDATE job SET kept = replace(kept, ?, ?)", (str(template.root), str(root)))
         ledger.commit()
-    return home
+    return installation
 
 
 def visible(folder: Path) -> list[Path]:
@@ -356,8 +358,8 @@ def visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _requests(home: Home) -> list[Path]:
-    return list((home.path("state") / "control").glob("*.json"))
+def _requests(installation: Installation) -> list[Path]:
+    return list((installation.path("state") / "control").glob("*.json"))
 
 
 def _sha256(path: Path) -> str:

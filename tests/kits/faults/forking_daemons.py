@@ -27,7 +27,7 @@ WAIT_S = 60.0
 
 
 class Forked:
-    """A daemon of the nursery, with what tests use of `subprocess.Popen`."""
+    """A forked daemon, with what tests use of `subprocess.Popen`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -52,7 +52,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-class Nursery:
+class ForkingDaemons:
     """Our end. Safe to use from several threads."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Nursery:
         self._born = threading.Semaphore(0)
         self._newest: Forked | None = None
         self._living: dict[int, Forked] = {}
-        self._reader = threading.Thread(target=self._read, name="nursery")
+        self._reader = threading.Thread(target=self._read, name="forking daemons")
         self._reader.start()
 
     def start(self, config: Path, log: Path, environment: Mapping[str, str], *, fail: str = "") -> Forked:
@@ -80,12 +80,12 @@ class Nursery:
         with self._asking:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             if not self._born.acquire(timeout=WAIT_S):
-                raise AssertionError("the nursery does not answer")
-            assert self._newest is not None, "the nursery has ended"
+                raise AssertionError("the process that forks daemons does not answer")
+            assert self._newest is not None, "the process that forks daemons has ended"
             return self._newest
 
     def close(self) -> None:
-        """End the nursery with every daemon that still lives."""
+        """End this process with every daemon that still lives."""
         for daemon in list(self._living.values()):
             daemon.kill()
         self._socket.shutdown(socket.SHUT_WR)
@@ -108,7 +108,7 @@ class Nursery:
         self._born.release()
 
 
-# -- in the nursery ----------------------------------------------------------------------------------------------------
+# -- in the process that forks ----------------------------------------------------------------------------------------
 
 
 def serve(line: socket.socket) -> None:

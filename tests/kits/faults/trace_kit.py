@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 CALLS = "open,openat,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,rmdir"
 # The kernel picks out the calls, which costs the others nothing. Those that a filter of the traced process refuses are
@@ -95,20 +95,22 @@ def strace(record: Path, calls: str, *options: str) -> list[str]:
 
 
 @contextmanager
-def traced(home: Home, record: Path, calls: str, *options: str) -> Iterator[None]:
+def traced(installation: Installation, record: Path, calls: str, *options: str) -> Iterator[None]:
     """A daemon of `home` and all that it starts, with their `calls` in `record`, which is whole afterwards."""
-    run = [sys.executable, "-m", "lipsyncd", "--config", str(home.config), "run"]
+    run = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "run"]
     command = [*strace(record, calls, QUICKLY, *options), *run]
-    with (home.root / "daemon.log").open("wb") as log:
-        tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=home.environment())
+    with (installation.root / "daemon.log").open("wb") as log:
+        tracer = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=installation.environment()
+        )
     try:
-        home.until((home.path("state") / "ledger.db").exists, "the ledger")
+        installation.until((installation.path("state") / "ledger.db").exists, "the ledger")
         yield
     finally:
         for daemon in Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text().split():
             os.kill(int(daemon), signal.SIGTERM)
         status = tracer.wait(60)
-    assert status == 0, home.log[-3000:]
+    assert status == 0, installation.log[-3000:]
 
 
 def read(record: Path, *, refused: bool = False) -> list[Event]:

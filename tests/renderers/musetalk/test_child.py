@@ -21,7 +21,7 @@ from lipsyncd.jobs.prepared import Picture, Sound  # noqa: E402
 from lipsyncd.media import ffmpeg, mp4  # noqa: E402
 from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled  # noqa: E402
 from lipsyncd.worker.protocol import Progress, Render  # noqa: E402
-from tests.kits.installation import Home, put  # noqa: E402
+from tests.kits.installation import Installation, put  # noqa: E402
 from tests.kits.media.face_kit import backdrop  # noqa: E402
 from tests.kits.media.media_kit import wav  # noqa: E402
 from tests.kits.media.musetalk_kit import hum, portrait, write_lock, write_weights  # noqa: E402
@@ -134,19 +134,19 @@ def test_a_child_without_weights_says_which(tmp_path: Path, monkeypatch: pytest.
     child.close()
 
 
-def test_a_pair_in_the_inbox_becomes_a_video_in_the_outbox(home: Home, weights: Path) -> None:
+def test_a_pair_in_the_inbox_becomes_a_video_in_the_outbox(installation: Installation, weights: Path) -> None:
     lock = write_lock(weights)
-    home.changes = {
+    installation.changes = {
         "render": {"renderer": "musetalk", "unload_idle_s": 0},
         "weights": {"dir": str(weights), "lock": str(lock), "auto_pull": False},
     }
     picture = io.BytesIO()
     Image.fromarray(portrait()).save(picture, "PNG")
-    with home.running(OMP_NUM_THREADS="1"):
-        put(home.path("inbox"), "ada.png", picture.getvalue())
-        put(home.path("inbox"), "ada.wav", wav((hum(0.4) * 24_000).astype("<i2").tobytes()))
-        home.until_done("ada")
+    with installation.running(OMP_NUM_THREADS="1"):
+        put(installation.path("inbox"), "ada.png", picture.getvalue())
+        put(installation.path("inbox"), "ada.wav", wav((hum(0.4) * 24_000).astype("<i2").tobytes()))
+        installation.until_done("ada")
 
-    sidecar = home.sidecar("ada")
+    sidecar = installation.sidecar("ada")
     assert sidecar["renderer"] == "musetalk"
-    assert (home.path("outbox") / "ada.mp4").stat().st_size > 1000
+    assert (installation.path("outbox") / "ada.mp4").stat().st_size > 1000

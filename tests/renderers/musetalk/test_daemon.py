@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 from lipsyncd.jobs.job import JobState
 from lipsyncd.media.mp4 import inspect
-from tests.kits.installation import Home, put
+from tests.kits.installation import Installation, put
 from tests.kits.media.face_kit import backdrop
 from tests.kits.media.media_kit import encoded, wav
 from tests.kits.media.musetalk_kit import hum, portrait, write_lock, write_weights
@@ -29,8 +29,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return {"dir": str(folder), "lock": str(write_lock(folder)), "auto_pull": False}
 
 
-def home_of(folder: Path, weights: dict[str, object], **render: object) -> Home:
-    return Home(
+def home_of(folder: Path, weights: dict[str, object], **render: object) -> Installation:
+    return Installation(
         folder,
         changes={
             "render": {"renderer": "musetalk", **render},
@@ -41,47 +41,51 @@ def home_of(folder: Path, weights: dict[str, object], **render: object) -> Home:
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, object]) -> Iterator[Home]:
+def busy(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, object]) -> Iterator[Installation]:
     """One daemon for the whole file, so that the networks are loaded once."""
-    home = home_of(tmp_path_factory.mktemp("busy"), weights)
-    with home.running(OMP_NUM_THREADS="1"):
-        yield home
+    installation = home_of(tmp_path_factory.mktemp("busy"), weights)
+    with installation.running(OMP_NUM_THREADS="1"):
+        yield installation
 
 
 JAILED = {"picture.rgb", "speech.s16", "sound.s16"}  # what the jail has decoded before
 
 
-def drop(home: Home, name: str, voice: np.ndarray, picture: np.ndarray | None = None, **fields: object) -> None:
+def drop(
+    installation: Installation, name: str, voice: np.ndarray, picture: np.ndarray | None = None, **fields: object
+) -> None:
     """A job of its own: the last pixel and the voice are no other's."""
     pixels = (portrait() if picture is None else picture).copy()
     pixels[-1, -1] = np.frombuffer(name.encode()[-3:].rjust(3), np.uint8)
-    put(home.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
-    put(home.path("inbox"), f"{name}-voice.wav", wav((voice * 24_000).astype("<i2").tobytes()))
-    home.drop_manifest(name, image=f"{name}-face.png", audio=f"{name}-voice.wav", **fields)
+    put(installation.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
+    put(installation.path("inbox"), f"{name}-voice.wav", wav((voice * 24_000).astype("<i2").tobytes()))
+    installation.drop_manifest(name, image=f"{name}-face.png", audio=f"{name}-voice.wav", **fields)
 
 
-def rendering(home: Home, name: str) -> None:
-    home.until(lambda: (job := home.job(name)) and job.stage == "rendering" and job.fraction > 0, "the first frames")
+def rendering(installation: Installation, name: str) -> None:
+    installation.until(
+        lambda: (job := installation.job(name)) and job.stage == "rendering" and job.fraction > 0, "the first frames"
+    )
 
 
-def child_of(home: Home) -> int:
-    return int(home.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
+def child_of(installation: Installation) -> int:
+    return int(installation.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
 
 
-def test_odd_sides_become_even_in_the_whole_picture(busy: Home) -> None:
+def test_odd_sides_become_even_in_the_whole_picture(busy: Installation) -> None:
     drop(busy, "odd", hum(0.4), portrait(241, 221), stitch=True, fps=24)
     busy.until_done("odd")
     facts = inspect(busy.path("outbox") / "odd.mp4")
     assert (facts.video.width, facts.video.height, facts.video.frames) == (242, 222, 10)
 
 
-def test_a_voice_of_silence_gives_a_still_video_of_its_length(busy: Home) -> None:
+def test_a_voice_of_silence_gives_a_still_video_of_its_length(busy: Installation) -> None:
     drop(busy, "silent", np.zeros(16_000, np.float32))
     busy.until_done("silent")
     assert inspect(busy.path("outbox") / "silent.mp4").video.frames == 25
 
 
-def test_two_runs_give_the_same_file(busy: Home) -> None:
+def test_two_runs_give_the_same_file(busy: Installation) -> None:
     """The second is rendered as well: `intake.on_redrop` says so here."""
     for name in ("twin-a", "twin-b"):
         put(busy.path("inbox"), f"{name}.png", encoded(Image.fromarray(portrait()), "PNG"))
@@ -95,7 +99,7 @@ def test_two_runs_give_the_same_file(busy: Home) -> None:
     assert one.out_sha256 == other.out_sha256
 
 
-def test_memory_does_not_grow_with_the_length_and_nothing_lies_in_between(busy: Home) -> None:
+def test_memory_does_not_grow_with_the_length_and_nothing_lies_in_between(busy: Installation) -> None:
     peaks_mb = []
     for name, seconds in (("brief", 1.0), ("lengthy", 10.0)):
         if peaks_mb:
@@ -114,7 +118,7 @@ def test_memory_does_not_grow_with_the_length_and_nothing_lies_in_between(busy: 
     assert peaks_mb[1] < peaks_mb[0] + 25, peaks_mb  # all its frames together have 40 MB
 
 
-def test_a_picture_without_a_face_ends_with_its_reason(busy: Home) -> None:
+def test_a_picture_without_a_face_ends_with_its_reason(busy: Installation) -> None:
     drop(busy, "nobody", hum(0.4), backdrop(240, 220))
     job = busy.until_failed("nobody")
     assert (job.reason_code, job.attempt) == ("no-face", 1)
@@ -122,7 +126,7 @@ def test_a_picture_without_a_face_ends_with_its_reason(busy: Home) -> None:
     assert busy.reason(job)["remedy"]
 
 
-def test_a_cancel_ends_a_render_within_a_second(busy: Home) -> None:
+def test_a_cancel_ends_a_render_within_a_second(busy: Installation) -> None:
     drop(busy, "long", hum(120))
     rendering(busy, "long")
     job = busy.job("long")
@@ -135,7 +139,7 @@ def test_a_cancel_ends_a_render_within_a_second(busy: Home) -> None:
     assert child_of(busy) == child, "a polite cancel keeps the networks loaded"
 
 
-def test_a_child_that_is_killed_costs_an_attempt_and_the_job_is_done(busy: Home) -> None:
+def test_a_child_that_is_killed_costs_an_attempt_and_the_job_is_done(busy: Installation) -> None:
     drop(busy, "killed", hum(6))
     rendering(busy, "killed")
     os.kill(child_of(busy), signal.SIGKILL)
@@ -145,12 +149,12 @@ def test_a_child_that_is_killed_costs_an_attempt_and_the_job_is_done(busy: Home)
 
 
 def test_the_deadline_ends_a_render_and_the_child_with_it(tmp_path: Path, weights: dict[str, object]) -> None:
-    home = home_of(tmp_path, weights, job_timeout_s=4, max_attempts=1)
-    with home.running(OMP_NUM_THREADS="1"):
-        drop(home, "endless", hum(300))
+    installation = home_of(tmp_path, weights, job_timeout_s=4, max_attempts=1)
+    with installation.running(OMP_NUM_THREADS="1"):
+        drop(installation, "endless", hum(300))
         started = time.monotonic()
-        job = home.until_failed("endless")
-        child = child_of(home)
+        job = installation.until_failed("endless")
+        child = child_of(installation)
     assert job.reason_code == "render-timeout"
     assert time.monotonic() - started < 40
     with pytest.raises(ProcessLookupError):
@@ -161,28 +165,30 @@ def test_a_device_that_is_absent_blocks_the_job_and_no_cpu_renders_it(
     tmp_path: Path, weights: dict[str, object]
 ) -> None:
     """The look at it is repeated after a wait that grows, by a new process; who comes meanwhile starts none."""
-    home = home_of(tmp_path, weights, devices=["cuda:99"])
-    with home.running(OMP_NUM_THREADS="1"):
-        drop(home, "early", hum(0.4))
-        first = home.until(lambda: (j := home.job("early")) and j.reason_code and j, "the reason")
+    installation = home_of(tmp_path, weights, devices=["cuda:99"])
+    with installation.running(OMP_NUM_THREADS="1"):
+        drop(installation, "early", hum(0.4))
+        first = installation.until(lambda: (j := installation.job("early")) and j.reason_code and j, "the reason")
         assert (first.state, first.reason_code, first.attempt) == (JobState.QUEUED, "device-missing", 0)
         assert "'cuda:99'" in (first.reason or "")
         assert 'devices = ["cpu"]' in (first.remedy or "")
-        drop(home, "meanwhile", hum(0.5))
-        home.until(lambda: (j := home.job("meanwhile")) and j.reason_code == "device-missing", "the other's reason")
-        home.until(lambda: home.log.count("next look in 10 s: ") >= 1, "the second look")
-        starts = home.log.count("render child for cuda:99 started")
-        assert starts == home.log.count("render child for cuda:99 ended") == 2
-        drop(home, "other", hum(0.6), renderer="flat")  # what needs no such device goes on
-        home.until_done("other")
-    assert [p.name for p in home.path("outbox").glob("*.mp4")] == ["other.mp4"]
+        drop(installation, "meanwhile", hum(0.5))
+        installation.until(
+            lambda: (j := installation.job("meanwhile")) and j.reason_code == "device-missing", "the other's reason"
+        )
+        installation.until(lambda: installation.log.count("next look in 10 s: ") >= 1, "the second look")
+        starts = installation.log.count("render child for cuda:99 started")
+        assert starts == installation.log.count("render child for cuda:99 ended") == 2
+        drop(installation, "other", hum(0.6), renderer="flat")  # what needs no such device goes on
+        installation.until_done("other")
+    assert [p.name for p in installation.path("outbox").glob("*.mp4")] == ["other.mp4"]
 
 
 def test_loaded_ahead_and_unloaded_after_its_idle_time(tmp_path: Path, weights: dict[str, object]) -> None:
-    home = home_of(tmp_path, weights, lazy_load=False, unload_idle_s=2)
-    with home.running(OMP_NUM_THREADS="1"):
-        home.until(lambda: "render child for cpu started" in home.log, "the child, before any job")
-        child = child_of(home)
+    installation = home_of(tmp_path, weights, lazy_load=False, unload_idle_s=2)
+    with installation.running(OMP_NUM_THREADS="1"):
+        installation.until(lambda: "render child for cpu started" in installation.log, "the child, before any job")
+        child = child_of(installation)
         assert "libtorch" in Path(f"/proc/{child}/maps").read_text()
-        home.until(lambda: "no job for 2 s, unloading" in home.log, "the unloading")
-        home.until(lambda: not Path(f"/proc/{child}").exists(), "the end of its process")
+        installation.until(lambda: "no job for 2 s, unloading" in installation.log, "the unloading")
+        installation.until(lambda: not Path(f"/proc/{child}").exists(), "the end of its process")

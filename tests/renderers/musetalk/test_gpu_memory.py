@@ -14,7 +14,7 @@ from PIL import Image
 pytest.importorskip("torch")
 
 from lipsyncd.media.mp4 import inspect
-from tests.kits.installation import Home, put
+from tests.kits.installation import Installation, put
 from tests.kits.media.media_kit import encoded, wav
 from tests.kits.media.musetalk_kit import hum, portrait, write_lock, write_weights
 
@@ -29,22 +29,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def home(home: Home, weights: dict[str, Any]) -> Home:
-    home.changes = {"render": {"renderer": "musetalk"}, "weights": weights}
-    return home
+def installation(installation: Installation, weights: dict[str, Any]) -> Installation:
+    installation.changes = {"render": {"renderer": "musetalk"}, "weights": weights}
+    return installation
 
 
-def drop(home: Home, name: str, *, frames: int = 5, **options: object) -> None:
+def drop(installation: Installation, name: str, *, frames: int = 5, **options: object) -> None:
     """A job of its own that speaks throughout."""
     pixels = portrait().copy()
     pixels[-1, -1] = np.frombuffer(name.encode()[:3].ljust(3), np.uint8)
-    put(home.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
-    put(home.path("inbox"), f"{name}-voice.wav", wav((hum(frames / 25) * 24_000).astype("<i2").tobytes()))
-    home.drop_manifest(name, image=f"{name}-face.png", audio=f"{name}-voice.wav", lipsyncd=options)
+    put(installation.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
+    put(installation.path("inbox"), f"{name}-voice.wav", wav((hum(frames / 25) * 24_000).astype("<i2").tobytes()))
+    installation.drop_manifest(name, image=f"{name}-face.png", audio=f"{name}-voice.wav", lipsyncd=options)
 
 
-def child_of(home: Home) -> int:
-    return int(home.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
+def child_of(installation: Installation) -> int:
+    return int(installation.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
 
 
 def data_bytes(pid: int) -> int:
@@ -53,35 +53,35 @@ def data_bytes(pid: int) -> int:
     return int(status.split("VmData:")[1].split()[0]) * 1024
 
 
-def notes_of(home: Home, name: str) -> list[str]:
-    job = home.job(name)
+def notes_of(installation: Installation, name: str) -> list[str]:
+    job = installation.job(name)
     assert job is not None
-    return [event.note for event in home.view.events(job.id)]
+    return [event.note for event in installation.view.events(job.id)]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_that_is_remembered_after_a_restart(home: Home) -> None:
-    with home.running(OMP_NUM_THREADS="1"):
-        drop(home, "first")
-        home.until_done("first")
-        child = child_of(home)
+def test_a_batch_that_does_not_fit_is_halved_and_that_is_remembered_after_a_restart(installation: Installation) -> None:
+    with installation.running(OMP_NUM_THREADS="1"):
+        drop(installation, "first")
+        installation.until_done("first")
+        child = child_of(installation)
         soft, hard = resource.prlimit(child, resource.RLIMIT_DATA)
         assert soft == 14 * 10**9, "render.max_vram_gb holds a CPU's renders too"
         resource.prlimit(child, resource.RLIMIT_DATA, (data_bytes(child) + 100_000_000, hard))
-        drop(home, "tight", frames=LARGE, batch=LARGE)
-        job = home.until_done("tight")
-        assert child_of(home) == child, "the child did not end for it"
+        drop(installation, "tight", frames=LARGE, batch=LARGE)
+        job = installation.until_done("tight")
+        assert child_of(installation) == child, "the child did not end for it"
     assert job.attempt == 1
-    assert inspect(home.path("outbox") / "tight.mp4").video.frames == LARGE
-    fitted = home.sidecar("tight")["notes"]["batch"]
+    assert inspect(installation.path("outbox") / "tight.mp4").video.frames == LARGE
+    fitted = installation.sidecar("tight")["notes"]["batch"]
     assert fitted < LARGE
     told = f"{2 * fitted} frames at a time did not fit into memory, {fitted} are tried"
-    assert told in notes_of(home, "tight")
-    assert f"job {job.id}: {told}" in home.log
-    [ceiling] = json.loads((home.path("state") / "ceilings.json").read_text()).values()
+    assert told in notes_of(installation, "tight")
+    assert f"job {job.id}: {told}" in installation.log
+    [ceiling] = json.loads((installation.path("state") / "ceilings.json").read_text()).values()
     assert ceiling["most"] == fitted
 
-    with home.running(OMP_NUM_THREADS="1"):  # another child, of another daemon, with all the memory there is
-        drop(home, "later", batch=LARGE)
-        home.until_done("later")
-    assert home.sidecar("later")["notes"]["batch"] == fitted
-    assert not any("did not fit" in note for note in notes_of(home, "later"))
+    with installation.running(OMP_NUM_THREADS="1"):  # another child, of another daemon, with all the memory there is
+        drop(installation, "later", batch=LARGE)
+        installation.until_done("later")
+    assert installation.sidecar("later")["notes"]["batch"] == fitted
+    assert not any("did not fit" in note for note in notes_of(installation, "later"))

@@ -23,7 +23,7 @@ from lipsyncd.prepare.decode_video import screen  # noqa: E402
 from lipsyncd.renderers import Scene  # noqa: E402
 from lipsyncd.renderers.musetalk.renderer import Grant, MuseTalk  # noqa: E402
 from lipsyncd.renderers.video_source import VideoSource  # noqa: E402
-from tests.kits.installation import Home, put, sound  # noqa: E402
+from tests.kits.installation import Installation, put, sound  # noqa: E402
 from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
 from tests.kits.media.footage_kit import written  # noqa: E402
 from tests.kits.media.media_kit import ffmpeg  # noqa: E402
@@ -167,21 +167,21 @@ def test_a_shot_that_is_given_up_ends_its_thread_and_its_decoder(renderer: MuseT
     assert not "".join((task / "children").read_text() for task in children.iterdir())
 
 
-def test_a_film_in_the_inbox_speaks_in_the_outbox(home: Home, weights: Path) -> None:
-    home.changes = {
+def test_a_film_in_the_inbox_speaks_in_the_outbox(installation: Installation, weights: Path) -> None:
+    installation.changes = {
         "render": {"renderer": "musetalk"},
         "weights": {"dir": str(weights), "lock": str(write_lock(weights)), "auto_pull": False},
         "output": {"stitch": True},
     }
-    with home.running(OMP_NUM_THREADS="1"):
-        put(home.path("inbox"), "anna.mp4", written(".mp4", walk(8, without=(3, 4)), *LOSSLESS))
-        put(home.path("inbox"), "anna.wav", sound(0.6))
-        home.drop_manifest(
+    with installation.running(OMP_NUM_THREADS="1"):
+        put(installation.path("inbox"), "anna.mp4", written(".mp4", walk(8, without=(3, 4)), *LOSSLESS))
+        put(installation.path("inbox"), "anna.wav", sound(0.6))
+        installation.drop_manifest(
             "job", image="anna.mp4", audio="anna.wav", out_name="job", lipsyncd={"duration_mode": CUT, "face": 0}
         )
-        job = home.until_done("job")
+        job = installation.until_done("job")
     assert job.frames == 8
-    notes = home.sidecar("job")["notes"]
+    notes = installation.sidecar("job")["notes"]
     assert notes["source_frames"] == 8
     assert notes["frames_without_face"] == 2
     assert notes["painted_frames"] == 6

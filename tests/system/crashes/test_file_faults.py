@@ -33,7 +33,7 @@ from lipsyncd.storage import control_files
 from tests.kits.daemon_by_hand import Stage, sidecar_taken, taken
 from tests.kits.faults.crash_kit import damage, leftovers, visible
 from tests.kits.faults.fault_kit import ERRORS, Report, begin, pause, supervised
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.long_run_figures import count
 
 FAULTS = os.environ.get("LIPSYNCD_TEST_FAULTS", "2")
@@ -64,19 +64,19 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stages")
     first = root / "dropped"
     (first / "home").mkdir(parents=True)
-    home = Home(first / "home")
-    home.folders.initialise()
-    home.drop_manifest("anna", image="anna.png", audio="anna.wav")
-    home.drop_pair("anna")
+    installation = Installation(first / "home")
+    installation.folders.initialise()
+    installation.drop_manifest("anna", image="anna.png", audio="anna.wav")
+    installation.drop_pair("anna")
     _next(root, "dropped", "accepted", lambda stage: [stage.scan() for _ in range(3)])
     _next(root, "accepted", "prepared", lambda stage: (stage.prepare(), stage.make_video()))
     _next(root, "prepared", "rendered", _render_without_outbox)
     _next(root, "rendered", "staged", _stage_only)
     _next(root, "prepared", "ordered", _order_again)
     (root / "refused" / "home").mkdir(parents=True)
-    home = Home(root / "refused" / "home")
-    home.folders.initialise()
-    home.drop_manifest("anna", image="../anna.png", audio="anna.wav")
+    installation = Installation(root / "refused" / "home")
+    installation.folders.initialise()
+    installation.drop_manifest("anna", image="../anna.png", audio="anna.wav")
     _next(root, "refused", "to-fail", lambda stage: [stage.scan() for _ in range(3)])
     return root
 
@@ -255,24 +255,24 @@ def test_a_path_that_lies_across_two_pages_of_memory_is_read_whole(tmp_path: Pat
 
 def lived(root: Path, fate: Fate) -> list[str]:
     """Go on until the stage is over, in the process whose calls may fail; gives what must not be."""
-    home = root / "home"
+    installation = root / "home"
     if fate.start:
-        begin(home)
+        begin(installation)
     try:
         stage = Stage(root)
     except Exception as error:
-        pause(home)
+        pause(installation)
         return [] if fate.start else [f"did not start: {error!r}"]  # the supervisor starts it again
-    begin(home)
+    begin(installation)
     for _ in range(ROUNDS):
         fate.work(stage)
         stage.an_hour_passes()
-        pause(home)
+        pause(installation)
         stage.consume()
         if fate.is_over(stage):
             break
-        begin(home)
-    pause(home)
+        begin(installation)
+    pause(installation)
     over = fate.is_over(stage)
     complaints = stage.complaints.lines
     stage.close()

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kits.faults.crash_kit import Outlook, damage, leftovers, next_number, visible
-from tests.kits.faults.forking_daemons import Nursery
-from tests.kits.installation import Home
+from tests.kits.faults.crash_kit import OutboxWatcher, damage, leftovers, next_number, visible
+from tests.kits.faults.forking_daemons import ForkingDaemons
+from tests.kits.installation import Installation
 from tests.kits.long_run_figures import count
 
 SEED = int(os.environ.get("LIPSYNCD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -65,10 +65,10 @@ def tear(state: Path, chance: random.Random) -> None:
 class Feeder:
     """Drops a pair, or now and then a manifest that cannot work, until it is told to stop."""
 
-    def __init__(self, home: Home, chance: random.Random) -> None:
+    def __init__(self, installation: Installation, chance: random.Random) -> None:
         self.good: list[str] = []
         self.bad: list[str] = []
-        self._home = home
+        self._home = installation
         self._chance = chance
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._drop)
@@ -93,32 +93,32 @@ class Feeder:
 
 
 def endure(
-    root: Path, nursery: Nursery, kills: int, seed: int, spoil: Spoil | None, *, greedy: bool
+    root: Path, forking: ForkingDaemons, kills: int, seed: int, spoil: Spoil | None, *, greedy: bool
 ) -> tuple[Counter[str], list[str]]:
     """One installation through so many kills, then to its peace; gives its figures, and what is wrong."""
     chance = random.Random(seed)
     root.mkdir()
-    home = Home(root, {"render": {"max_attempts": 100}})
-    home.folders.initialise()
+    installation = Installation(root, {"render": {"max_attempts": 100}})
+    installation.folders.initialise()
     figures = Counter(kills=kills)
-    with Outlook(home.path("outbox"), greedy=greedy) as outlook, Feeder(home, chance) as feeder:
+    with OutboxWatcher(installation.path("outbox"), greedy=greedy) as watcher, Feeder(installation, chance) as feeder:
         for number in range(1, kills + 1):
-            daemon = nursery.start(home.config, root / "log", home.environment())
+            daemon = forking.start(installation.config, root / "log", installation.environment())
             time.sleep(chance.uniform(0, LONGEST_LIFE_S))
             daemon.kill()
             daemon.wait(60)
             if spoil is not None and number % 6 == 0:
-                spoil(home.path("state"), chance)
+                spoil(installation.path("state"), chance)
                 figures["spoilt"] += 1
         feeder.__exit__()
-        daemon = nursery.start(home.config, root / "log", home.environment())
-        peace = _until(lambda: _is_quiet(home, outlook, feeder) or daemon.poll() is not None, DRAIN_S)
-        home.until(lambda: " ready in " in (root / "log").read_text(), "the start")
+        daemon = forking.start(installation.config, root / "log", installation.environment())
+        peace = _until(lambda: _is_quiet(installation, watcher, feeder) or daemon.poll() is not None, DRAIN_S)
+        installation.until(lambda: " ready in " in (root / "log").read_text(), "the start")
         daemon.send_signal(15)
         status = daemon.wait(60)
-    figures.update(jobs=len(feeder.good), refused=len(feeder.bad), renders=home.renders)
+    figures.update(jobs=len(feeder.good), refused=len(feeder.bad), renders=installation.renders)
     faults = [] if peace and status == 0 else [f"no peace within {DRAIN_S} s, the daemon ended with {status}"]
-    return figures, [*faults, *_faults(home, outlook, feeder, kills)]
+    return figures, [*faults, *_faults(installation, watcher, feeder, kills)]
 
 
 def _until(done: Callable[[], bool], seconds: float) -> bool:
@@ -128,39 +128,45 @@ def _until(done: Callable[[], bool], seconds: float) -> bool:
     return done()
 
 
-def _is_quiet(home: Home, outlook: Outlook, feeder: Feeder) -> bool:
-    told = all(outlook.seen[f"{name}.json"] for name in feeder.good)
-    refused = len(visible(home.path("failed"))) >= len(feeder.bad)
-    return told and refused and not any(home.path("spool").iterdir()) and not visible(home.path("inbox"))
+def _is_quiet(installation: Installation, watcher: OutboxWatcher, feeder: Feeder) -> bool:
+    told = all(watcher.seen[f"{name}.json"] for name in feeder.good)
+    refused = len(visible(installation.path("failed"))) >= len(feeder.bad)
+    return (
+        told and refused and not any(installation.path("spool").iterdir()) and not visible(installation.path("inbox"))
+    )
 
 
-def _faults(home: Home, outlook: Outlook, feeder: Feeder, kills: int) -> list[str]:
-    faults = [*outlook.faults, *leftovers(home.root / "storage"), *damage(home.path("state") / "ledger.db")]
+def _faults(installation: Installation, watcher: OutboxWatcher, feeder: Feeder, kills: int) -> list[str]:
+    faults = [
+        *watcher.faults,
+        *leftovers(installation.root / "storage"),
+        *damage(installation.path("state") / "ledger.db"),
+    ]
     wanted = Counter(f"{name}.{suffix}" for name in feeder.good for suffix in ("mp4", "json"))
-    if outlook.seen != wanted:
-        faults.append(f"lost {dict(wanted - outlook.seen)}, too often {dict(outlook.seen - wanted)}")
+    if watcher.seen != wanted:
+        faults.append(f"lost {dict(wanted - watcher.seen)}, too often {dict(watcher.seen - wanted)}")
     for name in feeder.good:
-        told = json.loads(outlook.content.get(f"{name}.json", b"{}"))
-        if told.get("sha256") != hashlib.sha256(outlook.content.get(f"{name}.mp4", b"")).hexdigest():
+        told = json.loads(watcher.content.get(f"{name}.json", b"{}"))
+        if told.get("sha256") != hashlib.sha256(watcher.content.get(f"{name}.mp4", b"")).hexdigest():
             faults.append(f"{name}.mp4 is not what its sidecar tells of")
-    failed = Counter(json.loads((p / "job.json").read_text())["name"] for p in visible(home.path("failed")))
+    failed = Counter(json.loads((p / "job.json").read_text())["name"] for p in visible(installation.path("failed")))
     if failed != Counter(feeder.bad):
         faults.append(f"failed/ holds {failed}, not {feeder.bad}")
-    archived = Counter(json.loads(p.read_text())["name"] for p in home.path("archive").glob("*/*/job.json"))
+    archived = Counter(json.loads(p.read_text())["name"] for p in installation.path("archive").glob("*/*/job.json"))
     if archived != Counter(feeder.good):
         faults.append(f"the archive lacks {Counter(feeder.good) - archived}, has {archived - Counter(feeder.good)}")
-    if home.renders > len(feeder.good) + kills:
-        faults.append(f"{home.renders} renders of {len(feeder.good)} jobs with {kills} kills")
-    if "Traceback" in (home.root / "log").read_text():
+    if installation.renders > len(feeder.good) + kills:
+        faults.append(f"{installation.renders} renders of {len(feeder.good)} jobs with {kills} kills")
+    if "Traceback" in (installation.root / "log").read_text():
         faults.append("the daemon has logged a failure that it did not expect")
     return faults
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+def forking() -> Iterator[ForkingDaemons]:
+    forking = ForkingDaemons()
+    yield forking
+    forking.close()
 
 
 @pytest.mark.timeout(3 * 3600)
@@ -173,13 +179,13 @@ def nursery() -> Iterator[Nursery]:
     ],
 )
 def test_kills_at_random_lose_nothing_and_deliver_nothing_twice(
-    nursery: Nursery, tmp_path: Path, what: str, kills: int, spoil: Spoil | None
+    forking: ForkingDaemons, tmp_path: Path, what: str, kills: int, spoil: Spoil | None
 ) -> None:
     print(f"LIPSYNCD_TEST_SEED={SEED}")
     shares = [len(range(n, kills, INSTALLATIONS)) for n in range(INSTALLATIONS)]
     with ThreadPoolExecutor(INSTALLATIONS) as pool:
         ran = [
-            pool.submit(endure, tmp_path / f"home{n}", nursery, share, SEED + n, spoil, greedy=n > 0)
+            pool.submit(endure, tmp_path / f"home{n}", forking, share, SEED + n, spoil, greedy=n > 0)
             for n, share in enumerate(shares)
         ]
         ended = [one.result() for one in ran]

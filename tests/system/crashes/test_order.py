@@ -15,7 +15,7 @@ import pytest
 
 from lipsyncd.jobs.job import new_id
 from tests.kits.faults.trace_kit import CALLS, Event, is_commit, read, traced
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 
 Match = Callable[[Event], bool]
 
@@ -39,42 +39,42 @@ class Record:
     """The calls on an installation's files from the first copy of the job to its folder's end."""
 
     events: tuple[Event, ...]
-    home: Home
+    installation: Installation
     job_id: str
 
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     """One pair with a manifest, from the inbox to the outbox and the archive."""
-    home = Home(tmp_path_factory.mktemp("order"))
-    home.folders.initialise()
+    installation = Installation(tmp_path_factory.mktemp("order"))
+    installation.folders.initialise()
     job_id = new_id()
-    home.drop_manifest("anna", id=job_id, image="anna.png", audio="anna.wav")
-    home.drop_pair("anna")
-    trace = home.root / "trace"
-    with traced(home, trace, CALLS, "-s", "64"):
-        home.until_done("anna")
-        home.until(lambda: not any(home.path("spool").iterdir()), "an empty spool")
-    events = [e for e in read(trace) if any(p.startswith(str(home.root / "storage")) for p in e.paths)]
-    staging, spool = str(home.path("spool") / f".tmp-{job_id}"), home.path("spool")
+    installation.drop_manifest("anna", id=job_id, image="anna.png", audio="anna.wav")
+    installation.drop_pair("anna")
+    trace = installation.root / "trace"
+    with traced(installation, trace, CALLS, "-s", "64"):
+        installation.until_done("anna")
+        installation.until(lambda: not any(installation.path("spool").iterdir()), "an empty spool")
+    events = [e for e in read(trace) if any(p.startswith(str(installation.root / "storage")) for p in e.paths)]
+    staging, spool = str(installation.path("spool") / f".tmp-{job_id}"), installation.path("spool")
     begin = next(e.begin for e in events if e.name == "mkdir" and e.path == staging)
     end = max(e.end for e in events if e.name == "rmdir" and e.path == staging)
-    ours = [e for e in events if begin <= e.begin and e.end <= end and not _is_elsewhere(e, home)]
+    ours = [e for e in events if begin <= e.begin and e.end <= end and not _is_elsewhere(e, installation)]
     assert any(e.path == str(spool) for e in ours)
-    return Record(tuple(ours), home, job_id)
+    return Record(tuple(ours), installation, job_id)
 
 
-def _is_elsewhere(event: Event, home: Home) -> bool:
+def _is_elsewhere(event: Event, installation: Installation) -> bool:
     """The status file, which is written every second and belongs to no job."""
-    return event.path == str(home.path("state")) or "status.json" in event.path
+    return event.path == str(installation.path("state")) or "status.json" in event.path
 
 
 # -- the rules ---------------------------------------------------------------------------------------------------------
 
 
 def rules_of(record: Record) -> Iterator[Rule]:
-    home, job_id = record.home, record.job_id
-    spool, inbox, outbox = (str(home.path(kind)) for kind in ("spool", "inbox", "outbox"))
+    installation, job_id = record.home, record.job_id
+    spool, inbox, outbox = (str(installation.path(kind)) for kind in ("spool", "inbox", "outbox"))
     staging, folder, hidden = f"{spool}/.tmp-{job_id}", f"{spool}/{job_id}", f"{outbox}/.lipsyncd"
     accepted = moved(staging, folder)
     roles = ("manifest", "image", "audio")
@@ -147,7 +147,7 @@ def rules_of(record: Record) -> Iterator[Rule]:
             is_commit,
         )
     done = moved(folder, staging)
-    results = str(home.path("state") / "results")
+    results = str(installation.path("state") / "results")
     yield Rule(
         "`done` is committed before anything is cleared away",
         moved_to(f"{outbox}/anna.json"),
@@ -156,7 +156,7 @@ def rules_of(record: Record) -> Iterator[Rule]:
     )
     yield from replaced(results, f"{job_id}.json", moved_to(f"{results}/{job_id}.mp4"))
     yield Rule("the kept video is durable", moved_to(f"{results}/{job_id}.mp4"), synced(results), done)
-    archive = str(home.path("archive"))
+    archive = str(installation.path("archive"))
     kept = f"{archive}/.lipsyncd/{job_id}.keep"
     for name in ("anna.json", "anna.png", "anna.wav", "job.json"):
         yield Rule(

@@ -23,7 +23,7 @@ from watchdog.observers import Observer
 
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.sandbox import landlock
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.long_run_figures import tell
 from tests.kits.machine.world_kit import LONG, PeakMemory
 from tests.kits.media.media_kit import converted
@@ -136,26 +136,26 @@ def cases(canary: Canary) -> list[Case]:
 
 
 @contextmanager
-def guarded(home: Home, canary: Canary, what: str) -> Iterator[list[Case]]:
+def guarded(installation: Installation, canary: Canary, what: str) -> Iterator[list[Case]]:
     """A daemon that is given every case; afterwards: what it and its children touched, and how large they grew."""
     assert canary.touched() == []  # reading it for the cases is no touch: see below
     corpus = cases(canary)
     _see(canary)
-    home.changes = {
+    installation.changes = {
         "watch": {"incomplete_timeout_s": 1.0},
         "web": {"enabled": True, "max_queue": 1000},
         "fetch": {"allow": ["127.0.0.1"]},
         "render": {"max_attempts": 1},
     }
-    with PeakMemory(home.start().pid) as peaks:
+    with PeakMemory(installation.start().pid) as peaks:
         yield corpus
-    assert home.stop() == 0, home.log[-3000:]
+    assert installation.stop() == 0, installation.log[-3000:]
     assert canary.touched() == []
     largest, kib = max(peaks.kib.items(), key=lambda item: item[1])
     assert any("ffmpeg" in command for command in peaks.kib), "the decoders were too quick for us"
     assert kib < PEAK_MB * 1024, largest
-    assert "this kernel has no Landlock" not in home.log or not landlock.abi()
-    assert "unexpected failure" not in home.log
+    assert "this kernel has no Landlock" not in installation.log or not landlock.abi()
+    assert "unexpected failure" not in installation.log
     tell(
         f"{len(corpus)} hostile files through {what}",
         f"each refused with its code, largest process {kib / 1024:.0f} MB, 0 files opened outside, "
@@ -177,29 +177,29 @@ def _see(canary: Canary) -> None:
     canary.opened.clear()
 
 
-def check(home: Home, corpus: Mapping[str, Case]) -> None:
+def check(installation: Installation, corpus: Mapping[str, Case]) -> None:
     """Every job has ended without a video, with one of its codes, and without having been rendered."""
 
     def ended() -> dict[str, Job]:
-        return {job.id: job for job in home.view.jobs(limit=1000) if job.state.ended}
+        return {job.id: job for job in installation.view.jobs(limit=1000) if job.state.ended}
 
-    jobs = home.until(lambda: (found := ended()).keys() >= corpus.keys() and found, "the ends", seconds=WAIT_S)
+    jobs = installation.until(lambda: (found := ended()).keys() >= corpus.keys() and found, "the ends", seconds=WAIT_S)
     wrong = {
         case.what: (jobs[job_id].state.value, jobs[job_id].reason_code, jobs[job_id].reason)
         for job_id, case in corpus.items()
         if jobs[job_id].state is not JobState.FAILED or jobs[job_id].reason_code not in case.codes
     }
     assert wrong == {}
-    assert home.renders == 0
-    assert not list(home.path("outbox").glob("*.*4"))
+    assert installation.renders == 0
+    assert not list(installation.path("outbox").glob("*.*4"))
     for job_id in corpus:
-        assert str(home.root) not in (jobs[job_id].reason or "")
+        assert str(installation.root) not in (jobs[job_id].reason or "")
 
 
 @pytest.mark.timeout(600)
-def test_hostile_files_in_the_inbox_are_refused(home: Home, canary: Canary) -> None:
-    with guarded(home, canary, "the inbox") as corpus:
-        inbox = home.path("inbox")
+def test_hostile_files_in_the_inbox_are_refused(installation: Installation, canary: Canary) -> None:
+    with guarded(installation, canary, "the inbox") as corpus:
+        inbox = installation.path("inbox")
         os.symlink(canary.secret, inbox / "link.wav")
         os.mkfifo(inbox / "pipe.wav")
         (inbox / "folder.wav").mkdir()
@@ -210,12 +210,12 @@ def test_hostile_files_in_the_inbox_are_refused(home: Home, canary: Canary) -> N
             for suffix, content in case.files.items():
                 put(inbox, f"c{number}.{suffix}", content)
         count = len(corpus) + 1
-        home.until(lambda: sum(home.view.counts().values()) >= count, "the acceptance", seconds=WAIT_S)
-        jobs = {job.name: job.id for job in home.view.jobs(limit=1000)}
-        check(home, {jobs[f"c{number}"]: case for number, case in enumerate(corpus)})
-        assert home.view.get(jobs["up"]).reason_code == "unsafe-path"
+        installation.until(lambda: sum(installation.view.counts().values()) >= count, "the acceptance", seconds=WAIT_S)
+        jobs = {job.name: job.id for job in installation.view.jobs(limit=1000)}
+        check(installation, {jobs[f"c{number}"]: case for number, case in enumerate(corpus)})
+        assert installation.view.get(jobs["up"]).reason_code == "unsafe-path"
         assert not jobs.keys() & {"link", "pipe", "folder"}
-        status = json.loads((home.path("state") / "status.json").read_text())
+        status = json.loads((installation.path("state") / "status.json").read_text())
         assert {"link.wav", "pipe.wav", "folder.wav"} <= status["ignored"].keys()
 
 
@@ -268,10 +268,10 @@ def fetched(api: Api, source: str, number: int) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_hostile_files_over_rest_are_refused(home: Home, canary: Canary) -> None:
+def test_hostile_files_over_rest_are_refused(installation: Installation, canary: Canary) -> None:
     """By upload and by address in turn; `make test-long` takes both ways for each."""
-    with guarded(home, canary, "REST") as corpus, served(corpus) as source:
-        api, jobs, at_once = Api(home, port_of(home)), dict[str, Case](), 0
+    with guarded(installation, canary, "REST") as corpus, served(corpus) as source:
+        api, jobs, at_once = Api(installation, port_of(installation)), dict[str, Case](), 0
         for number, case in enumerate(corpus):
             if number % 2 or LONG:
                 jobs[fetched(api, source, number)] = case
@@ -280,4 +280,4 @@ def test_hostile_files_over_rest_are_refused(home: Home, canary: Canary) -> None
                 at_once += job_id is None
                 jobs |= {} if job_id is None else {job_id: case}
         assert len(jobs) + at_once == len(corpus) * (1 + LONG)
-        check(home, jobs)
+        check(installation, jobs)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from lipsyncd.jobs.job import JobState
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.long_run_figures import tell
 from tests.kits.machine.world_kit import LONG, drop_pairs, percentile
 from tests.kits.web_kit import serving
@@ -21,8 +21,8 @@ SINGLE = 200 if LONG else 20
 RESTARTS = 20 if LONG else 3
 
 
-def jobs(home: Home) -> int:
-    return sum(home.view.counts().values())
+def jobs(installation: Installation) -> int:
+    return sum(installation.view.counts().values())
 
 
 def fill_queue(inbox: Path) -> None:
@@ -35,59 +35,59 @@ def fill_queue(inbox: Path) -> None:
         name.unlink(missing_ok=True)
 
 
-def test_a_burst_while_the_daemon_is_stopped_is_accepted_whole(home: Home) -> None:
+def test_a_burst_while_the_daemon_is_stopped_is_accepted_whole(installation: Installation) -> None:
     changes = {"render": {"renderer": "missing"}, "watch": {"rescan_s": 3600.0}}
-    with serving(home.root, changes=changes) as api:
-        home = api.home
-        assert home.daemon is not None
-        os.kill(home.daemon.pid, signal.SIGSTOP)
+    with serving(installation.root, changes=changes) as api:
+        installation = api.home
+        assert installation.daemon is not None
+        os.kill(installation.daemon.pid, signal.SIGSTOP)
         stopped_s = time.monotonic()
-        fill_queue(home.path("inbox"))
-        drop_pairs(home.path("inbox"), range(PAIRS))
+        fill_queue(installation.path("inbox"))
+        drop_pairs(installation.path("inbox"), range(PAIRS))
         time.sleep(max(0.0, STOPPED_S - (time.monotonic() - stopped_s)))
-        assert jobs(home) == 0
-        os.kill(home.daemon.pid, signal.SIGCONT)
+        assert jobs(installation) == 0
+        os.kill(installation.daemon.pid, signal.SIGCONT)
         began_s = time.monotonic()
-        home.until(lambda: jobs(home) >= PAIRS, "the acceptance of all", seconds=PAIRS / 10)
+        installation.until(lambda: jobs(installation) >= PAIRS, "the acceptance of all", seconds=PAIRS / 10)
         took_s = time.monotonic() - began_s
-        home.until(lambda: os.listdir(home.path("inbox")) == [".lipsyncd"], "an empty inbox")
+        installation.until(lambda: os.listdir(installation.path("inbox")) == [".lipsyncd"], "an empty inbox")
         [lost] = re.findall(r"^lipsyncd_watch_overflows_total (\S+)$", api.get("/metrics").body.decode(), re.MULTILINE)
         assert float(lost) >= 1, "no event was lost, so nothing was proved"
-    names = [job.name for job in home.view.jobs(limit=2 * PAIRS)]
+    names = [job.name for job in installation.view.jobs(limit=2 * PAIRS)]
     assert sorted(names) == sorted(f"p{number}" for number in range(PAIRS))
-    assert len([p for p in home.path("spool").iterdir() if not p.name.startswith(".")]) == PAIRS
+    assert len([p for p in installation.path("spool").iterdir() if not p.name.startswith(".")]) == PAIRS
     tell(f"{PAIRS} pairs dropped while the daemon stands still for 5 s", f"all accepted, {PAIRS / took_s:.0f} a second")
 
 
-def test_the_time_from_a_drop_to_its_acceptance(home: Home) -> None:
+def test_the_time_from_a_drop_to_its_acceptance(installation: Installation) -> None:
     """Printed, not asserted: other work on the machine is in it."""
-    home.changes = {"render": {"renderer": "missing"}, "watch": {"settle_proven_s": 0.2}}
+    installation.changes = {"render": {"renderer": "missing"}, "watch": {"settle_proven_s": 0.2}}
     waits_s = []
-    with home.running():
+    with installation.running():
         for number in range(SINGLE):
-            drop_pairs(home.path("inbox"), [number])
+            drop_pairs(installation.path("inbox"), [number])
             dropped_ms = time.time() * 1000
-            job = home.until(lambda name=f"p{number}": home.job(name), "the acceptance")
+            job = installation.until(lambda name=f"p{number}": installation.job(name), "the acceptance")
             waits_s.append((job.accepted_ms - dropped_ms) / 1000)
             assert job.state is JobState.QUEUED
     p50, p99 = (percentile(waits_s, share) for share in (0.5, 0.99))
     tell(f"drop to accepted, {SINGLE} local rename-ins, 0.2 s of settling", f"p50 {p50:.2f} s, p99 {p99:.2f} s")
 
 
-def test_a_killed_daemon_is_back_at_its_job_after_the_restart(home: Home) -> None:
-    home.changes = {"render": {"renderer": "slow", "max_attempts": RESTARTS + 2}}
-    home.start()
-    drop_pairs(home.path("inbox"), [1], seconds=60)
-    home.until_state("p1", JobState.RUNNING)
+def test_a_killed_daemon_is_back_at_its_job_after_the_restart(installation: Installation) -> None:
+    installation.changes = {"render": {"renderer": "slow", "max_attempts": RESTARTS + 2}}
+    installation.start()
+    drop_pairs(installation.path("inbox"), [1], seconds=60)
+    installation.until_state("p1", JobState.RUNNING)
     waits_s = []
     for _ in range(RESTARTS):
-        home.kill()
+        installation.kill()
         began_ms = time.time() * 1000
-        home.start()
-        job = home.until(
-            lambda since=began_ms: (j := home.job("p1")) and (j.started_ms or 0) >= since and j, "resuming"
+        installation.start()
+        job = installation.until(
+            lambda since=began_ms: (j := installation.job("p1")) and (j.started_ms or 0) >= since and j, "resuming"
         )
         waits_s.append((job.started_ms - began_ms) / 1000)
     assert job.attempt == RESTARTS + 1
-    home.kill()
+    installation.kill()
     tell(f"kill -9 to the job's next attempt, {RESTARTS} restarts", f"p50 {percentile(waits_s, 0.5):.2f} s")

@@ -20,7 +20,7 @@ import pytest
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor.health import MAIN_STUCK_S
-from tests.kits.installation import Home, put
+from tests.kits.installation import Installation, put
 from tests.kits.long_run_figures import tell
 from tests.kits.machine.service_manager import listening
 from tests.kits.machine.world_kit import LONG, WallClock, needs_compiler, percentile, small_picture, small_sound
@@ -46,8 +46,8 @@ pytestmark = needs_compiler
 class Drops:
     """Drops pairs and halves into one inbox, and remembers in which order they were accepted."""
 
-    def __init__(self, home: Home) -> None:
-        self.home = home
+    def __init__(self, installation: Installation) -> None:
+        self.home = installation
         self.accepted: list[str] = []
         self._made = 0
 
@@ -99,19 +99,19 @@ class Lonely:
         assert there or time.monotonic() - self._dropped_s >= PAIR_TIMEOUT_S, "given up before its time"
 
 
-def status(home: Home) -> dict[str, object]:
+def status(installation: Installation) -> dict[str, object]:
     """`status.json`, which the daemon writes every second."""
-    content: dict[str, object] = json.loads((home.path("state") / "status.json").read_text())
+    content: dict[str, object] = json.loads((installation.path("state") / "status.json").read_text())
     return content
 
 
-def until_well(home: Home, clock: WallClock) -> None:
+def until_well(installation: Installation, clock: WallClock) -> None:
     """The daemon tells so, by the clock as it is now."""
 
     def fresh() -> bool:
-        return abs(float(str(status(home)["at_ms"])) / 1000 - clock.now_s()) < MAIN_STUCK_S
+        return abs(float(str(status(installation)["at_ms"])) / 1000 - clock.now_s()) < MAIN_STUCK_S
 
-    home.until(fresh, "a status of this time")
+    installation.until(fresh, "a status of this time")
     with urllib.request.urlopen(f"http://127.0.0.1:{status(home)['web_port']}/health/live", timeout=30) as told:
         assert told.status == 200
     with urllib.request.urlopen(f"http://127.0.0.1:{status(home)['web_port']}/health/ready", timeout=30) as told:
@@ -124,14 +124,16 @@ def rendered(view: LedgerView) -> list[str]:
     return [names[event.job_id] for event in view.latest_events() if event.state == JobState.RUNNING]
 
 
-def each_once(home: Home, names: list[str]) -> None:
+def each_once(installation: Installation, names: list[str]) -> None:
     """These jobs were accepted, claimed and delivered once each, in this order; no others were."""
-    home.until(lambda: not os.listdir(home.path("spool")), "an empty spool")
-    jobs = sorted((job for job in home.view.jobs(limit=10_000) if job.state is JobState.DONE), key=lambda job: job.seq)
+    installation.until(lambda: not os.listdir(installation.path("spool")), "an empty spool")
+    jobs = sorted(
+        (job for job in installation.view.jobs(limit=10_000) if job.state is JobState.DONE), key=lambda job: job.seq
+    )
     assert [job.name for job in jobs] == names
-    assert home.renders == len(names)
+    assert installation.renders == len(names)
     expected = sorted(f"{name}.{suffix}" for name in names for suffix in ("mp4", "json"))
-    assert sorted(name for name in os.listdir(home.path("outbox")) if name != ".lipsyncd") == expected
+    assert sorted(name for name in os.listdir(installation.path("outbox")) if name != ".lipsyncd") == expected
 
 
 @contextmanager
@@ -156,13 +158,13 @@ def overloaded_server() -> Iterator[tuple[str, threading.Event]]:
         http.shutdown()
 
 
-def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(home: Home) -> None:
-    home.changes = {"web": {"enabled": True}, "watch": {"pair_timeout_s": PAIR_TIMEOUT_S}}
-    clock, drops = WallClock(home.root), Drops(home)
+def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(installation: Installation) -> None:
+    installation.changes = {"web": {"enabled": True}, "watch": {"pair_timeout_s": PAIR_TIMEOUT_S}}
+    clock, drops = WallClock(installation.root), Drops(installation)
     after = []
-    with listening(home.root) as systemd:
+    with listening(installation.root) as systemd:
         watchdog = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "3000000"}
-        with home.running(**clock.environment, **watchdog):
+        with installation.running(**clock.environment, **watchdog):
             before = [drops.pair(f"still{number}", skew_s=SKEWS_S[number % 4]) for number in range(5)]
             for round in range(ROUNDS):
                 lonely = []
@@ -178,17 +180,17 @@ def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(home
                     drops.until_accepted(f"half{at}")
                     for one in lonely:
                         one.look()
-                    until_well(home, clock)
-                    home.until(lambda fed=fed: systemd.lines.count("WATCHDOG=1") > fed, f"the pulse, {what}")
+                    until_well(installation, clock)
+                    installation.until(lambda fed=fed: systemd.lines.count("WATCHDOG=1") > fed, f"the pulse, {what}")
                 for name in drops.accepted:
-                    home.until_done(name)
+                    installation.until_done(name)
                 for one in lonely:
-                    assert home.until_failed(one.name).reason_code == "missing-half"
-            assert rendered(home.view) == drops.accepted
-            each_once(home, drops.accepted)
+                    assert installation.until_failed(one.name).reason_code == "missing-half"
+            assert rendered(installation.view) == drops.accepted
+            each_once(installation, drops.accepted)
     assert max(after) <= 5 * max(before) + SLACK_S
-    assert "the clock was set by -" in home.log
-    assert "Traceback" not in home.log
+    assert "the clock was set by -" in installation.log
+    assert "Traceback" not in installation.log
     with_s, without_s = percentile(after, 0.5), percentile(before, 0.5)
     tell(
         f"clock set {len(after)} times by hours, days and years, both ways; files from servers 10 min and a day off",
@@ -197,32 +199,36 @@ def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(home
 
 
 @pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S, DAY_S, -DAY_S] if LONG else [-HOUR_S, DAY_S])
-def test_a_job_that_waits_is_tried_again_soon_after_the_clock_was_set(home: Home, ahead_s: float) -> None:
-    home.changes = {"fetch": {"allow": ["127.0.0.1"]}}
-    clock = WallClock(home.root)
-    with overloaded_server() as (address, has_time), home.running(**clock.environment):
-        put(home.path("inbox"), "anna.wav", small_sound(1, 0.2))
-        home.drop_manifest("anna", image=f"{address}/face", audio="anna.wav")
-        home.until(lambda: (job := home.job("anna")) and job.not_before_ms > clock.now_s() * 1000, "the back-off")
+def test_a_job_that_waits_is_tried_again_soon_after_the_clock_was_set(
+    installation: Installation, ahead_s: float
+) -> None:
+    installation.changes = {"fetch": {"allow": ["127.0.0.1"]}}
+    clock = WallClock(installation.root)
+    with overloaded_server() as (address, has_time), installation.running(**clock.environment):
+        put(installation.path("inbox"), "anna.wav", small_sound(1, 0.2))
+        installation.drop_manifest("anna", image=f"{address}/face", audio="anna.wav")
+        installation.until(
+            lambda: (job := installation.job("anna")) and job.not_before_ms > clock.now_s() * 1000, "the back-off"
+        )
         clock.set(ahead_s)
         has_time.set()
-        home.until_done("anna")
-    assert home.renders == 1
+        installation.until_done("anna")
+    assert installation.renders == 1
 
 
-def test_what_was_begun_at_another_time_goes_on_after_a_restart(home: Home) -> None:
+def test_what_was_begun_at_another_time_goes_on_after_a_restart(installation: Installation) -> None:
     """Killed a day ahead, started a day behind, and once more at the right time."""
-    clock, drops = WallClock(home.root), Drops(home)
+    clock, drops = WallClock(installation.root), Drops(installation)
     clock.set(DAY_S)
-    home.start(**clock.environment)
+    installation.start(**clock.environment)
     drops.slow("first")
     drops.pair("second")
-    home.kill()
+    installation.kill()
     for ahead_s in (-DAY_S, 0.0):
         clock.set(ahead_s)
-        with home.running(**clock.environment):
+        with installation.running(**clock.environment):
             drops.pair(f"at{ahead_s:+.0f}")
             for name in drops.accepted:
-                home.until_done(name)
-    assert [job.name for job in sorted(home.view.jobs(), key=lambda job: job.seq)] == drops.accepted
-    assert home.renders - len(drops.accepted) <= 1  # the one that the kill may have cut off
+                installation.until_done(name)
+    assert [job.name for job in sorted(installation.view.jobs(), key=lambda job: job.seq)] == drops.accepted
+    assert installation.renders - len(drops.accepted) <= 1  # the one that the kill may have cut off

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.jobs.job import Job
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.long_run_figures import tell
 from tests.kits.machine.world_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound
 
@@ -78,16 +78,18 @@ def write_all(folder: Path, how: Write, longest_s: float) -> dict[str, Trial]:
     return {f"t{trial.number}": trial for trial in trials}
 
 
-def check(home: Home, trials: dict[str, Trial], what: str) -> None:
+def check(installation: Installation, trials: dict[str, Trial], what: str) -> None:
     """Each pair is one job, of every byte that was written, accepted after its last one."""
-    home.until(lambda: sum(home.view.counts().values()) >= len(trials), "the acceptance of all", seconds=120)
-    jobs: dict[str, Job] = {job.name: job for job in home.view.jobs(limit=2 * len(trials))}
+    installation.until(
+        lambda: sum(installation.view.counts().values()) >= len(trials), "the acceptance of all", seconds=120
+    )
+    jobs: dict[str, Job] = {job.name: job for job in installation.view.jobs(limit=2 * len(trials))}
     assert jobs.keys() == trials.keys()
     for name, trial in trials.items():
-        folder = home.path("spool") / jobs[name].id
+        folder = installation.path("spool") / jobs[name].id
         assert (folder / "image").read_bytes() == trial.picture
         assert (folder / "audio").read_bytes() == trial.sound
-    assert not home.view.jobs(states=[s for s in home.view.counts() if s.ended])
+    assert not installation.view.jobs(states=[s for s in installation.view.counts() if s.ended])
     waits_s = [(jobs[name].accepted_ms - trial.done_ms) / 1000 for name, trial in trials.items()]
     p50, p99 = (percentile(waits_s, share) for share in (0.5, 0.99))
     tell(
@@ -96,32 +98,32 @@ def check(home: Home, trials: dict[str, Trial], what: str) -> None:
 
 
 @pytest.mark.parametrize("how", [held_open, reopened])
-def test_nothing_is_taken_from_a_slow_local_writer(home: Home, how: Write) -> None:
-    home.changes = {"render": {"renderer": "missing"}, "watch": {"settle_s": SETTLE_S, "settle_proven_s": 0.05}}
-    with home.running():
-        trials = write_all(home.path("inbox"), how, 3 * SETTLE_S)
-        check(home, trials, how.__name__.replace("_", " "))
+def test_nothing_is_taken_from_a_slow_local_writer(installation: Installation, how: Write) -> None:
+    installation.changes = {"render": {"renderer": "missing"}, "watch": {"settle_s": SETTLE_S, "settle_proven_s": 0.05}}
+    with installation.running():
+        trials = write_all(installation.path("inbox"), how, 3 * SETTLE_S)
+        check(installation, trials, how.__name__.replace("_", " "))
 
 
 @needs_root
 @needs_fuse
-def test_nothing_is_taken_from_a_slow_writer_whom_no_event_shows(home: Home) -> None:
+def test_nothing_is_taken_from_a_slow_writer_whom_no_event_shows(installation: Installation) -> None:
     """The inbox is a FUSE mount and the writer works behind it, as on the far side of NFS: no event, no lease."""
     watch = {"settle_s": SETTLE_S, "settle_network_s": 2 * SETTLE_S, "poll_s": 0.2}
-    home.changes = {"render": {"renderer": "missing"}, "watch": watch}
-    behind = home.root / "server"
+    installation.changes = {"render": {"renderer": "missing"}, "watch": watch}
+    behind = installation.root / "server"
     behind.mkdir()
-    with bindfs(behind, home.path("inbox")), home.running():
-        home.until(lambda: "is looked at by polling (fuse" in home.log, "the word that it is polled")
+    with bindfs(behind, installation.path("inbox")), installation.running():
+        installation.until(lambda: "is looked at by polling (fuse" in installation.log, "the word that it is polled")
         trials = write_all(behind, reopened, 3 * watch["settle_network_s"])
-        check(home, trials, "behind a bindfs mount")
+        check(installation, trials, "behind a bindfs mount")
 
 
-def test_files_that_come_byte_by_byte_are_waited_for(home: Home) -> None:
+def test_files_that_come_byte_by_byte_are_waited_for(installation: Installation) -> None:
     """The last bytes one by one, each long after the file looks settled: once of a picture, once of a sound."""
-    home.changes = {"render": {"renderer": "missing"}}
-    with home.running():
-        inbox = home.path("inbox")
+    installation.changes = {"render": {"renderer": "missing"}}
+    with installation.running():
+        inbox = installation.path("inbox")
         slow = {inbox / "anna.png": small_picture(1), inbox / "bert.wav": small_sound(2)}
         (inbox / "anna.wav").write_bytes(small_sound(1))
         (inbox / "bert.png").write_bytes(small_picture(2))
@@ -129,9 +131,9 @@ def test_files_that_come_byte_by_byte_are_waited_for(home: Home) -> None:
             path.write_bytes(data[:-12])
         for left in range(12, 0, -1):
             time.sleep(0.35)
-            assert home.view.jobs() == []
+            assert installation.view.jobs() == []
             for path, data in slow.items():
                 with path.open("ab") as file:
                     file.write(data[len(data) - left :][:1])
-        home.until(lambda: len(home.view.jobs()) == 2, "the acceptance of both")
-    assert not any(job.state.ended for job in home.view.jobs())
+        installation.until(lambda: len(installation.view.jobs()) == 2, "the acceptance of both")
+    assert not any(job.state.ended for job in installation.view.jobs())

@@ -16,7 +16,7 @@ import numpy as np
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.ledger import Ledger
 from tests.kits.core_kit import spec_of
-from tests.kits.installation import Home
+from tests.kits.installation import Installation
 from tests.kits.long_run_figures import tell
 from tests.kits.machine.world_kit import LONG, drop_pairs, status_kib
 
@@ -34,28 +34,28 @@ def state(pid: int) -> tuple[int, int, int]:
     return status_kib(pid, "VmRSS"), len(os.listdir(f"/proc/{pid}/fd")), status_kib(pid, "Threads")
 
 
-def live_through(home: Home) -> None:
+def live_through(installation: Installation) -> None:
     """A ledger with a history, as an installation has that is no longer new."""
-    with home.running():
+    with installation.running():
         pass
-    with closing(Ledger(home.path("state") / "ledger.db")) as ledger:
+    with closing(Ledger(installation.path("state") / "ledger.db")) as ledger:
         specs = [spec_of(f"old{number}", user_data="of an earlier day. " * 50) for number in range(HISTORY)]
         assert ledger.insert_all([(spec, None) for spec in specs], max_attempts=3)
-    with closing(sqlite3.connect(home.path("state") / "ledger.db")) as connection, connection:
+    with closing(sqlite3.connect(installation.path("state") / "ledger.db")) as connection, connection:
         connection.execute("UPDATE job SET state='publishing', out_sha256=?", ("0" * 64,))
         connection.execute("UPDATE job SET state='done', inputs_released=1, finished_ms=accepted_ms")
-    assert (home.path("state") / "ledger.db").stat().st_size > CACHE_BYTES
+    assert (installation.path("state") / "ledger.db").stat().st_size > CACHE_BYTES
 
 
-def feed(home: Home, jobs: int) -> Iterator[int]:
+def feed(installation: Installation, jobs: int) -> Iterator[int]:
     """Keep a few pairs waiting until all have been dropped; gives the number of finished jobs again and again."""
     dropped, done = 0, 0
     while done < jobs:
         ahead = min(jobs, done + AT_ONCE) - dropped
-        drop_pairs(home.path("inbox"), range(dropped, dropped + max(ahead, 0)), seconds=0.2)
+        drop_pairs(installation.path("inbox"), range(dropped, dropped + max(ahead, 0)), seconds=0.2)
         dropped += max(ahead, 0)
         time.sleep(0.1)
-        counts = home.view.counts()
+        counts = installation.view.counts()
         assert not counts[JobState.FAILED] + counts[JobState.CANCELLED]
         done = counts[JobState.DONE] - HISTORY
         yield done
@@ -74,65 +74,68 @@ def creep(values: Sequence[int]) -> float:
     return growth([0, *np.cumsum(steps).tolist()])
 
 
-def restart(home: Home, chance: random.Random) -> int:
+def restart(installation: Installation, chance: random.Random) -> int:
     """End the daemon in one of two ways and start it again; 1 when it was killed."""
     killed = chance.random() < 0.7
     if killed:
-        home.kill()
+        installation.kill()
     else:
-        assert home.stop() == 0
-    home.start()
+        assert installation.stop() == 0
+    installation.start()
     return int(killed)
 
 
-def test_many_jobs_leave_memory_descriptors_threads_and_disk_as_they_were(home: Home) -> None:
+def test_many_jobs_leave_memory_descriptors_threads_and_disk_as_they_were(installation: Installation) -> None:
     """In the first half the daemon is ended at random moments; in the second half it is watched."""
     print(f"seed {SEED}")
     chance = random.Random(SEED)
-    home.changes = {"render": {"unload_idle_s": 3600.0, "max_attempts": RESTARTS + 3}, "archive": {"mode": "delete"}}
-    live_through(home)
+    installation.changes = {
+        "render": {"unload_idle_s": 3600.0, "max_attempts": RESTARTS + 3},
+        "archive": {"mode": "delete"},
+    }
+    live_through(installation)
     ends_at = sorted(chance.sample(range(1, JOBS // 2), RESTARTS))
     watched_from = JOBS // 2 + JOBS // 10  # by then all code is loaded and all buffers are grown
     kills, began_s = 0, time.monotonic()
     samples: dict[int, tuple[int, int, int]] = {}
-    home.start()
-    for done in feed(home, JOBS):
+    installation.start()
+    for done in feed(installation, JOBS):
         if ends_at and done >= ends_at[0]:
             ends_at.pop(0)
             time.sleep(chance.uniform(0, 0.5))
-            kills += restart(home, chance)
+            kills += restart(installation, chance)
         if done >= watched_from:
-            assert home.daemon is not None
-            samples.setdefault(done, state(home.daemon.pid))
-    home.until(lambda: not os.listdir(home.path("spool")), "an empty spool")
+            assert installation.daemon is not None
+            samples.setdefault(done, state(installation.daemon.pid))
+    installation.until(lambda: not os.listdir(installation.path("spool")), "an empty spool")
     took_s = time.monotonic() - began_s
-    assert home.stop() == 0
+    assert installation.stop() == 0
     assert not ends_at
 
     memory, descriptors, threads = ([sample[n] for sample in samples.values()] for n in range(3))
     what = f"{JOBS} jobs in {took_s:.0f} s, {RESTARTS} restarts, {kills} of them after kill -9 (seed {SEED})"
     grown = f"memory {memory[0]} to {memory[-1]} KiB, {creep(memory):+.0f} without its largest step"
     flat = f"{grown}, descriptors {growth(descriptors):+.1f}, threads {growth(threads):+.1f}"
-    again = f"{home.renders - JOBS} rendered again; in the last {JOBS - watched_from} jobs {flat}"
+    again = f"{installation.renders - JOBS} rendered again; in the last {JOBS - watched_from} jobs {flat}"
     print(what, again, [*zip(samples, memory, descriptors, threads, strict=True)], sep="\n")
-    check_results(home, kills)
+    check_results(installation, kills)
     assert abs(growth(descriptors)) < 8, descriptors  # files that are open for a moment; one a job would be 24 and more
     assert abs(growth(threads)) < 3, threads
     assert creep(memory) < MAX_CREEP_KIB, memory
     tell(what, f"{JOBS} videos, {again}")
 
 
-def check_results(home: Home, kills: int) -> None:
+def check_results(installation: Installation, kills: int) -> None:
     """Each job has its one video, whole; what was rendered again is paid for by kills."""
-    shown = {path.name for path in home.path("outbox").iterdir() if path.is_file()}
+    shown = {path.name for path in installation.path("outbox").iterdir() if path.is_file()}
     assert shown == {f"p{number}.{suffix}" for number in range(JOBS) for suffix in ("mp4", "json")}
-    digests = [sha256(home.path("outbox") / f"p{number}.mp4") for number in range(JOBS)]
-    assert digests == [home.sidecar(f"p{number}")["sha256"] for number in range(JOBS)]
+    digests = [sha256(installation.path("outbox") / f"p{number}.mp4") for number in range(JOBS)]
+    assert digests == [installation.sidecar(f"p{number}")["sha256"] for number in range(JOBS)]
     assert len(set(digests)) == JOBS
-    assert len(home.view.jobs(limit=2 * (HISTORY + JOBS))) == HISTORY + JOBS
-    assert JOBS <= home.renders <= JOBS + kills
-    assert os.listdir(home.path("inbox")) == [".lipsyncd"]
-    assert not list(home.path("outbox").glob(".lipsyncd/*.part"))
+    assert len(installation.view.jobs(limit=2 * (HISTORY + JOBS))) == HISTORY + JOBS
+    assert JOBS <= installation.renders <= JOBS + kills
+    assert os.listdir(installation.path("inbox")) == [".lipsyncd"]
+    assert not list(installation.path("outbox").glob(".lipsyncd/*.part"))
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.storage.mounts import file_system_type, is_network, known_network
-from tests.kits.installation import Home, picture, put, sound
+from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.machine.world_kit import bindfs, needs_fuse
 
 ROOT_MOUNT = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw"
@@ -87,11 +87,11 @@ def test_a_folder_on_a_fuse_mount_is_told_by_table_and_by_number(tmp_path: Path)
 
 @needs_fuse
 @pytest.mark.parametrize("kind", ["state", "spool"])
-def test_the_daemon_does_not_begin_with_its_state_on_a_share(home: Home, kind: str) -> None:
-    (home.root / "backing").mkdir()
-    with bindfs(home.root / "backing", home.root / "share") as share:
-        home.changes["paths"] = {kind: str(share / kind)}
-        refused = home.cli("run")
+def test_the_daemon_does_not_begin_with_its_state_on_a_share(installation: Installation, kind: str) -> None:
+    (installation.root / "backing").mkdir()
+    with bindfs(installation.root / "backing", installation.root / "share") as share:
+        installation.changes["paths"] = {kind: str(share / kind)}
+        refused = installation.cli("run")
         assert list(share.iterdir()) == []
     assert refused.returncode == 78
     assert f"paths.{kind}" in refused.stderr
@@ -99,16 +99,16 @@ def test_the_daemon_does_not_begin_with_its_state_on_a_share(home: Home, kind: s
 
 
 @needs_fuse
-def test_inbox_and_outbox_may_be_shares(home: Home) -> None:
+def test_inbox_and_outbox_may_be_shares(installation: Installation) -> None:
     """And what another machine writes there, which raises no event here, is found by looking."""
-    (home.root / "backing").mkdir()
-    with bindfs(home.root / "backing", home.root / "share") as share:
-        home.changes["paths"] = {"inbox": str(share / "inbox"), "outbox": str(share / "outbox")}
-        home.changes["watch"] = {"poll_s": 0.2, "settle_network_s": 0.3, "rescan_s": 1000}
-        with home.running():
+    (installation.root / "backing").mkdir()
+    with bindfs(installation.root / "backing", installation.root / "share") as share:
+        installation.changes["paths"] = {"inbox": str(share / "inbox"), "outbox": str(share / "outbox")}
+        installation.changes["watch"] = {"poll_s": 0.2, "settle_network_s": 0.3, "rescan_s": 1000}
+        with installation.running():
             for name, content in (("anna.png", picture()), ("anna.wav", sound())):
-                put(home.root / "backing" / "inbox", name, content)
-            home.until_done("anna")
-            status = json.loads(home.cli("status", "--json").stdout)["daemon"]
+                put(installation.root / "backing" / "inbox", name, content)
+            installation.until_done("anna")
+            status = json.loads(installation.cli("status", "--json").stdout)["daemon"]
     assert (status["watch"], status["degraded"]) == ("polling", "")
-    assert (home.root / "backing" / "outbox" / "anna.mp4").stat().st_size > 0
+    assert (installation.root / "backing" / "outbox" / "anna.mp4").stat().st_size > 0
