@@ -9,7 +9,7 @@ import pytest
 
 ARENAS = """
 import ctypes, os, sys, threading
-from lipsyncd import heap
+from lipsyncd.daemon import heap
 
 if sys.argv[1] == "shared":
     assert heap.share()

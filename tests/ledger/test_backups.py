@@ -117,7 +117,7 @@ def test_what_a_crash_has_left_of_a_copy_goes_at_the_next_start_and_never_before
     folder = installation.path("state") / backups.FOLDER
     program = f"""
 import pathlib, time
-from lipsyncd import backups
+from lipsyncd.ledger import backups
 backups.check = lambda copy: print("written", flush=True) or time.sleep(60)
 backups.make(pathlib.Path({str(installation.path("state") / "ledger.db")!r}), pathlib.Path({str(folder)!r}))
 """

@@ -26,7 +26,7 @@ needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has 
 # To begin a program with: a filter on system calls makes this kernel one without Landlock.
 WITHOUT_LANDLOCK = """
 import ctypes
-from lipsyncd import seccomp
+from lipsyncd.sandbox import seccomp
 seccomp._MACHINES = {machine: (number, (444,)) for machine, (number, _) in seccomp._MACHINES.items()}
 ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
 seccomp.restrict()

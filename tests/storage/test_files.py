@@ -354,7 +354,7 @@ def test_a_lease_that_breaks_does_not_kill_us(tmp_path: Path) -> None:
 import sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from lipsyncd import files
+from lipsyncd.storage import files
 files.expect_lease_signals()
 path = Path({str(path)!r})
 def write():

@@ -20,7 +20,7 @@ from lipsyncd.monitor.probe import Vitals
 from lipsyncd.settings import Paths, Settings, Web
 from lipsyncd.storage.folders import folders_of
 from lipsyncd.web import server
-from lipsyncd.web.jobs import InboxByHand
+from lipsyncd.web.jobs import Desk
 from lipsyncd.web.requests import Counter
 from lipsyncd.web.uploads import Stock
 from tests.kits.installation import ROOT
@@ -54,16 +54,16 @@ def test_every_route_is_described_and_everything_described_has_a_route(tmp_path:
     folders = folders_of(settings.paths)
     folders.initialise()
     one = server.WebServer(settings, folders, Path("/nowhere"), lambda: False, cast("Vitals", None))
-    drops = InboxByHand(settings, folders)
-    counter = Counter(settings, drops, Stock(settings, Path("/nowhere")))
+    desk = Desk(settings, folders)
+    counter = Counter(settings, desk, Stock(settings, Path("/nowhere")))
     seen = {
         (route.method, route.resource.canonical)
-        for route in one.application(drops, counter).router.routes()
+        for route in one.application(desk, counter).router.routes()
         if route.resource is not None
     }
     one.stop()
     counter.close()
-    drops.close()
+    desk.close()
 
     whole = {(method, path) for method, path in seen if not path.endswith("/")}
     assert {(m, f"{p}/") for m, p in whole} <= seen  # every path works with a trailing slash

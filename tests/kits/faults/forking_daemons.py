@@ -186,7 +186,7 @@ def _live(request: Mapping[str, Any]) -> int:
 
 
 def main() -> None:
-    import lipsyncd.daemon  # noqa: F401 - what every fork would import again
+    import lipsyncd.daemon.daemon  # noqa: F401 - what every fork would import again
 
     with socket.socket(fileno=os.dup(0)) as line:
         nothing = os.open(os.devnull, os.O_RDWR)

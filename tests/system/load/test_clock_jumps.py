@@ -112,9 +112,11 @@ def until_well(installation: Installation, clock: WallClock) -> None:
         return abs(float(str(status(installation)["at_ms"])) / 1000 - clock.now_s()) < MAIN_STUCK_S
 
     installation.until(fresh, "a status of this time")
-    with urllib.request.urlopen(f"http://127.0.0.1:{status(home)['web_port']}/health/live", timeout=30) as told:
+    with urllib.request.urlopen(f"http://127.0.0.1:{status(installation)['web_port']}/health/live", timeout=30) as told:
         assert told.status == 200
-    with urllib.request.urlopen(f"http://127.0.0.1:{status(home)['web_port']}/health/ready", timeout=30) as told:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{status(installation)['web_port']}/health/ready", timeout=30
+    ) as told:
         assert told.status == 200
 
 
