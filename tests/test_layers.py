@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -194,9 +195,10 @@ def test_rich_is_imported_where_it_draws_and_not_before() -> None:
 
 def test_commands_import_inside_their_functions() -> None:
     """`lipsyncd --help` pays for click and nothing else."""
-    early = [str(i) for i in OURS if i.importer in loaded_with(ENTRY) and is_early(i) and room(i.target) not in LIGHT]
+    loaded = loaded_with(ENTRY)
+    early = [str(i) for i in OURS if i.importer in loaded and is_early(i) and room(i.target) not in LIGHT]
     assert early == []
-    assert len(loaded_with(ENTRY)) >= 5  # the modules of commands were seen
+    assert len(loaded) >= 5  # the modules of commands were seen
 
 
 def loaded_with(module: str) -> set[str]:
@@ -213,11 +215,14 @@ def is_early(one: Import) -> bool:
 
 
 def is_for_types_only(path: Path, line: int) -> bool:
+    return any(line in block for block in blocks_for_types_only(path))
+
+
+@cache
+def blocks_for_types_only(path: Path) -> list[range]:
+    """The lines of each `if TYPE_CHECKING:` at the top level of a module."""
     blocks = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.If)]
-    return any(
-        ast.unparse(block.test) == "TYPE_CHECKING" and block.lineno <= line <= (block.end_lineno or 0)
-        for block in blocks
-    )
+    return [range(n.lineno, (n.end_lineno or n.lineno) + 1) for n in blocks if ast.unparse(n.test) == "TYPE_CHECKING"]
 
 
 # -- what a command really loads ---------------------------------------------------------------------------------------
