@@ -6,9 +6,11 @@ Owns the table. Leaves the measuring to a child process, since torch is not to b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from lipsyncd.cli.app import Invocation, json_option
 
 if TYPE_CHECKING:
     from lipsyncd.settings import Settings
@@ -16,13 +18,6 @@ if TYPE_CHECKING:
 _MODULE = "lipsyncd.renderers.musetalk.bench.run"
 _HEADINGS = ("stage", "per", "per s", "ms", "GFLOP", "TFLOP/s", "% of ceiling")
 _WIDTHS = (18, 10, 9, 10, 8, 8, 12)
-
-
-class Caller(Protocol):
-    """What the command line hands to each command."""
-
-    @property
-    def settings(self) -> Settings: ...
 
 
 @click.command()
@@ -33,10 +28,10 @@ class Caller(Protocol):
     "--seconds", type=click.FloatRange(0.04, 600), help="Length of the job's sound; 30 on a GPU and 0.2 on a CPU."
 )
 @click.option("--small", is_flag=True, hidden=True, help="Tiny networks, to test the command itself.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@json_option
 @click.pass_obj
 def bench(
-    caller: Caller,
+    invocation: Invocation,
     random_weights: bool,
     device: str,
     batch: int | None,
@@ -50,7 +45,7 @@ def bench(
     """
     from lipsyncd.media import ffmpeg
 
-    settings = caller.settings
+    settings = invocation.settings
     request = {
         "device": device,
         "ffmpeg": str(ffmpeg.find(settings.render.ffmpeg)),

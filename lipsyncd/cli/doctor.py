@@ -8,11 +8,12 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
 from lipsyncd import __version__
+from lipsyncd.cli.app import Invocation, json_option
 from lipsyncd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,18 +25,11 @@ _VERDICT_WIDTH = max(map(len, _COLOURS))
 _NARROWEST = 60
 
 
-class Caller(Protocol):
-    """What the command line hands to each command."""
-
-    @property
-    def settings(self) -> Settings: ...
-
-
 @click.command()
 @click.option("--full", is_flag=True, help="Hash all weights and read the whole ledger; that takes a while.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@json_option
 @click.pass_obj
-def doctor(caller: Caller, full: bool, as_json: bool) -> None:
+def doctor(invocation: Invocation, full: bool, as_json: bool) -> None:
     """Look at everything that jobs need, one line each, with a remedy where something is wrong.
 
     Ends with 0 when all is well, 1 with warnings, 2 with faults.
@@ -43,7 +37,7 @@ def doctor(caller: Caller, full: bool, as_json: bool) -> None:
     from lipsyncd.cli.display import print_json
     from lipsyncd.doctor import examine
 
-    report = examine(_settings(caller), full=full)
+    report = examine(_settings(invocation), full=full)
     if as_json:
         print_json(_as_json(report))
     else:
@@ -52,9 +46,9 @@ def doctor(caller: Caller, full: bool, as_json: bool) -> None:
     sys.exit(report.verdict.exit_status)
 
 
-def _settings(caller: Caller) -> Settings | ConfigError:
+def _settings(invocation: Invocation) -> Settings | ConfigError:
     try:
-        return caller.settings
+        return invocation.settings
     except ConfigError as error:
         return error
 

@@ -9,9 +9,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
+
+from lipsyncd.cli.app import Invocation
 
 if TYPE_CHECKING:
     from lipsyncd.jobs.job import Job, JobEvent
@@ -23,13 +25,6 @@ _NEWEST = 50
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _NAME_WIDTH = 20
 _TOOK_WIDTH = 20
-
-
-class Caller(Protocol):
-    """What the command line hands to each command."""
-
-    @property
-    def view(self) -> LedgerView: ...
 
 
 def _since(_ctx: click.Context, _param: click.Parameter, said: str | None) -> int:
@@ -56,14 +51,16 @@ def _since(_ctx: click.Context, _param: click.Parameter, said: str | None) -> in
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens; of one job, until it has ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object on each line.")
 @click.pass_obj
-def logs(caller: Caller, job_id: str | None, since: int, limit: int | None, follow: bool, as_json: bool) -> None:
+def logs(
+    invocation: Invocation, job_id: str | None, since: int, limit: int | None, follow: bool, as_json: bool
+) -> None:
     """Show what happened to JOB_ID, or to all jobs: when, how long each stage took, and why something went wrong.
 
     JOB_ID may be the beginning or the end of an id. A column tells which stage ended there, and after how long.
     """
     from lipsyncd.ledger.history import Historian
 
-    view = caller.view
+    view = invocation.view
     job = None if job_id is None else view.get(job_id)
     wanted = limit if limit is not None else _NEWEST if job is None and not since else -1
     events = view.latest_events(job_id="" if job is None else job.id, since_ms=since, limit=wanted)

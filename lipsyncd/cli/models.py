@@ -6,20 +6,14 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
+from lipsyncd.cli.app import Invocation, json_option
+
 if TYPE_CHECKING:
-    from lipsyncd.settings import Settings
     from lipsyncd.weights import Present, Step, Store, Weight
-
-
-class Caller(Protocol):
-    """What the command line hands to each command."""
-
-    @property
-    def settings(self) -> Settings: ...
 
 
 @click.group()
@@ -37,7 +31,7 @@ def models() -> None:
 )
 @click.option("--keep-pickles", is_flag=True, help="Leave fetched pickles beside the safetensors made of them.")
 @click.pass_obj
-def pull(caller: Caller, names: tuple[str, ...], source: Path | None, keep_pickles: bool) -> None:
+def pull(invocation: Invocation, names: tuple[str, ...], source: Path | None, keep_pickles: bool) -> None:
     """Fetch the weights that are missing, or those of NAMES; optional ones only by name.
 
     May be stopped and started again: a download goes on where it was. HF_ENDPOINT names a mirror; with HF_HUB_OFFLINE=1
@@ -45,7 +39,7 @@ def pull(caller: Caller, names: tuple[str, ...], source: Path | None, keep_pickl
     """
     from lipsyncd import weights
 
-    store = weights.store_of(caller.settings)
+    store = weights.store_of(invocation.settings)
     chosen = _chosen(store, names)
     with _told() as tell:
         weights.pull(
@@ -54,7 +48,7 @@ def pull(caller: Caller, names: tuple[str, ...], source: Path | None, keep_pickl
             source=source,
             tell=tell,
             keep_pickles=keep_pickles,
-            min_free_mb=caller.settings.paths.min_free_mb,
+            min_free_mb=invocation.settings.paths.min_free_mb,
         )
     click.echo(f"ready in {store.folder}: {', '.join(weight.name for weight in chosen)}")
 
@@ -102,12 +96,12 @@ class _Teller:
 
 @models.command()
 @click.pass_obj
-def verify(caller: Caller) -> None:
+def verify(invocation: Invocation) -> None:
     """Hash every file that is there anew. Ends with 1 when one is damaged, or a needed one is missing."""
     from lipsyncd.errors import WeightsDamaged, WeightsMissing
     from lipsyncd.weights import store_of
 
-    store = store_of(caller.settings)
+    store = store_of(invocation.settings)
     bad = False
     for weight in store.weights:
         try:
@@ -124,15 +118,15 @@ def verify(caller: Caller) -> None:
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@json_option
 @click.pass_obj
-def show(caller: Caller, as_json: bool) -> None:
+def show(invocation: Invocation, as_json: bool) -> None:
     """Show every weight: what it is for, its size and licence, and whether it is there and verified."""
     from lipsyncd.cli.display import print_json
     from lipsyncd.weights import store_of
     from lipsyncd.weights.auto_pull import size_text
 
-    store = store_of(caller.settings)
+    store = store_of(invocation.settings)
     found = store.status()
     if as_json:
         print_json({"folder": str(store.folder), "weights": [_as_json(there) for there in found]})

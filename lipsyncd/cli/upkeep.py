@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
+
+from lipsyncd.cli.app import Invocation, ask_daemon, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lipsyncd.results.retention import Count
-    from lipsyncd.settings import Settings
-    from lipsyncd.storage.folders import Folders
 
 
 _ANSWER_TIMEOUT_S = 3600.0  # a share with many files takes its time
-
-
-class Caller(Protocol):
-    """What the command line hands to each command."""
-
-    @property
-    def settings(self) -> Settings: ...
-
-    @property
-    def folders(self) -> Folders: ...
 
 
 @click.command()
@@ -37,34 +27,33 @@ class Caller(Protocol):
     help="Put the copy there, and remove no older one.",
 )
 @click.pass_obj
-def backup(caller: Caller, folder: Path | None) -> None:
+def backup(invocation: Invocation, folder: Path | None) -> None:
     """Copy the ledger, whether a daemon runs or not, and print where the copy is.
 
     It goes into state/backups, where the newest retention.backups copies stay.
     """
     from lipsyncd.ledger import backups
 
-    state = caller.settings.paths.state
+    state = invocation.settings.paths.state
     copy = backups.make(state / "ledger.db", folder or state / backups.FOLDER)
     if folder is None:
-        backups.turn_over(copy.parent, keep=max(1, caller.settings.retention.backups))
+        backups.turn_over(copy.parent, keep=max(1, invocation.settings.retention.backups))
     click.echo(str(copy))
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only print what would go.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@json_option
 @click.pass_obj
-def prune(caller: Caller, dry_run: bool, as_json: bool) -> None:
+def prune(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
     """Remove what is older or larger than [retention] allows, as every night. Prints how much of each kind."""
-    from lipsyncd.ledger.view import LedgerView
     from lipsyncd.results.retention import Retention
 
     if dry_run:
-        view = LedgerView(caller.settings.paths.state / "ledger.db")
-        counts: Sequence[Count] = Retention(caller.settings, caller.folders, view).count(time.time())
+        retention = Retention(invocation.settings, invocation.folders, invocation.view)
+        counts: Sequence[Count] = retention.count(time.time())
     else:
-        counts = _pruned(caller)
+        counts = _pruned(invocation)
     if as_json:
         from lipsyncd.cli.display import print_json
 
@@ -73,20 +62,18 @@ def prune(caller: Caller, dry_run: bool, as_json: bool) -> None:
         _print(counts, "would free" if dry_run else "freed")
 
 
-def _pruned(caller: Caller) -> Sequence[Count]:
+def _pruned(invocation: Invocation) -> Sequence[Count]:
     """Have the daemon prune, or do it here when none runs."""
-    from lipsyncd.errors import AnotherDaemonRuns, LipsyncdError
+    from lipsyncd.errors import LipsyncdError
     from lipsyncd.results.retention import Count
     from lipsyncd.storage import control_files, locks
 
-    if not locks.is_held(caller.folders.state):
+    if not locks.is_held(invocation.folders.state):
         from lipsyncd.daemon.offline import prune_alone
 
-        return prune_alone(caller.settings)
+        return prune_alone(invocation.settings)
     request = control_files.Request(control_files.PRUNE, "")
-    answer = control_files.ask(caller.folders.control, request, timeout_s=_ANSWER_TIMEOUT_S)
-    if answer is None:
-        raise AnotherDaemonRuns(f"{locks.holder(caller.folders.state) or 'another process'} did not answer")
+    answer = ask_daemon(invocation.folders, request, timeout_s=_ANSWER_TIMEOUT_S)
     if not answer.ok:
         raise LipsyncdError(answer.message)
     return [Count(**count) for count in answer.facts["counts"]]
