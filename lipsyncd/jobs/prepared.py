@@ -14,16 +14,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Picture:
-    """`file` in the job's folder: raw RGB, height x width x 3 bytes."""
+    """`file` in the job's folder: height x width x 3 bytes, RGB, upright and opaque. `notes` are for the sidecar."""
 
     file: str
     width: int
     height: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Video:
-    """`file` in the job's folder: still as it was dropped, to be decoded in the jail as it is shown.
+    """`file` in the job's folder: the video as it was dropped. The render child decodes it in the jail, frame by frame.
 
     kind           of `lipsyncd.media`: mp4 or webm
     width, height  upright, in square pixels
@@ -42,7 +43,11 @@ class Video:
 
 @dataclass(frozen=True)
 class Sound:
-    """Two raw files in the job's folder, both signed 16 bit little endian: 16 kHz mono, and what goes into the MP4."""
+    """Two raw files in the job's folder, both signed 16 bit little endian: 16 kHz mono speech, and the MP4's sound.
+
+    samples   of each channel of the MP4's sound, at `rate` a second
+    channels  1 where the source was mono, else 2, interleaved
+    """
 
     speech_file: str
     speech_samples: int
@@ -50,14 +55,21 @@ class Sound:
     samples: int
     rate: int
     channels: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def duration(self) -> Fraction:
+        """Seconds, exactly: samples that were decoded, never what a header claims."""
+        return Fraction(self.samples, self.rate)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the jail made of the inputs: raw files in the job's folder, nothing else for a renderer to read.
+    """The jail's output for one job: raw files in the job's folder, and nothing else for a renderer to read.
 
-    pad_s  seconds of silence that the sound got behind it
-    video  what moves in place of the picture, which is then its first frame
+    notes  of the whole; picture and sound have their own
+    pad_s  seconds of silence appended to the sound
+    video  moves in place of the picture, which is then its first frame
     """
 
     picture: Picture
@@ -65,6 +77,23 @@ class Prepared:
     notes: tuple[str, ...] = ()
     pad_s: float = 0.0
     video: Video | None = None
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """In the order in which the inputs were decoded, for the sidecar."""
+        return (*self.picture.notes, *self.sound.notes, *self.notes)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Prepared:
+        """What `asdict` made of one. Raises KeyError, TypeError or ValueError."""
+        picture, sound, video = inputs_from_json(data)
+        return cls(picture, sound, tuple(data["notes"]), float(data["pad_s"]), video)
+
+
+def inputs_from_json(data: Mapping[str, Any]) -> tuple[Picture, Sound, Video | None]:
+    """Picture, sound and video of an object that holds them under these names. Raises KeyError or TypeError."""
+    picture, sound = ({**data[name], "notes": tuple(data[name].get("notes", ()))} for name in ("picture", "sound"))
+    return Picture(**picture), Sound(**sound), Video(**data["video"]) if data.get("video") else None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Look through a video once, in the jail, before a job is queued: does it decode, how large is it, how long.
+"""Decode a video once, in the jail, before a job is queued: does it decode, how large is it, how long.
 
-Its frames stay in the file that was dropped; a render child reads them from a jailed ffmpeg when they are shown. What
-is kept here is the first one, so that every renderer has a picture.
+Its frames stay in the file that was dropped; a render child reads them from a jailed ffmpeg when it needs them. The
+first one is kept here, so that every renderer has a picture.
 
-Owns what a scan means. Leaves the command line to `footage`, the meaning of a decoder's failure to `decode`.
+Owns the meaning of a scan. Leaves the command line to `media.video_frames`, the meaning of a decoder's failure to
+`decoder_process`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 
 from lipsyncd import media
 from lipsyncd.errors import ImageNotRecognised, ImageUndecodable
+from lipsyncd.jobs.prepared import Picture
 from lipsyncd.media import Kind, video_frames, videos
 from lipsyncd.media.content import Content
-from lipsyncd.prepare.decoder_process import Picture, complaint, crash, new_files
+from lipsyncd.prepare import decode_picture
+from lipsyncd.prepare.decoder_process import complaint, crash, new_files
 from lipsyncd.sandbox.jail import Completed, Limits, run_jailed
 
 _REPORT_LINE_BYTES = 128  # for each frame, at most
@@ -53,7 +56,7 @@ def screen(
         raise ImageNotRecognised("the video is no MP4, MOV or WebM")
     if found.width and found.height:
         media.check_image_size(found.width, found.height, min_side=min_side, max_megapixels=video_frames.MAX_MEGAPIXELS)
-    with new_files(target_dir / "picture.rgb", target_dir / "frames.txt") as (picture, report):
+    with new_files(target_dir / decode_picture.FILE, target_dir / "frames.txt") as (picture, report):
         ended = run_jailed(
             video_frames.scan_command(ffmpeg, source, kind, fps=fps, frames=frames, report=report, picture=picture),
             readable=[source],
@@ -84,9 +87,9 @@ def _judged(ended: Completed, picture: Path, report: Path, timeout_s: float) -> 
         )
     if ended.returncode < 0:
         raise crash(ended, ImageUndecodable, "video")
-    said = complaint(ended.stderr_tail)
+    fault = complaint(ended.stderr_tail)
     width, height, frames = video_frames.read_report(report.read_text())
     if not frames or picture.stat().st_size != width * height * 3:
-        raise ImageUndecodable(f"the video cannot be decoded: {said or f'ffmpeg ended with {ended.returncode}'}")
-    notes = (f"damaged parts of the video were left out: {said}",) if said else ()
-    return Footage(Picture(picture, width, height, notes), frames)
+        raise ImageUndecodable(f"the video cannot be decoded: {fault or f'ffmpeg ended with {ended.returncode}'}")
+    notes = (f"damaged parts of the video were left out: {fault}",) if fault else ()
+    return Footage(Picture(picture.name, width, height, notes), frames)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Hashable
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +31,14 @@ from lipsyncd.jobs import did_talk
 from lipsyncd.jobs.blocked import packages
 from lipsyncd.jobs.job import Job, JobSpec
 from lipsyncd.jobs.manifest import classify
-from lipsyncd.jobs.prepared import Picture, Prepared, Sound, Video, frame_count
+from lipsyncd.jobs.prepared import Prepared, Sound, Video, frame_count
 from lipsyncd.jobs.retry import BACK_OFF_S
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.media import video_frames
 from lipsyncd.network import fetch
-from lipsyncd.prepare import decode_video, decoder_process, speech
+from lipsyncd.prepare import decode_video, speech
+from lipsyncd.prepare.decode_picture import decode_picture
+from lipsyncd.prepare.decode_sound import decode_sound, padded, shortened
 from lipsyncd.results.duplicates import Linker
 from lipsyncd.results.finish import Finisher
 from lipsyncd.settings import Settings
@@ -125,7 +126,7 @@ class Preparer:
             self.spool.set_prepared(job.id, prepared)
             if self.spool.spec(job.id) != spec:
                 return  # a late manifest has changed what is wanted: look again
-        duration = Fraction(prepared.sound.samples, prepared.sound.rate)
+        duration = prepared.sound.duration
         frames = frame_count(duration, spec.fps)
         self.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
         self._tries.pop(job.id, None)
@@ -149,23 +150,23 @@ class Preparer:
         kind = _kind(audio)
         if kind is None or not kind.is_audio:
             raise AudioNotRecognised(f"{_called(spec, 'audio')} is no sound that we know by its content")
-        sound = decoder_process.decode_sound(
+        sound = decode_sound(
             audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
         )
         if spec.pad_s:
-            sound = decoder_process.padded(sound, spec.pad_s)
+            sound = padded(sound, folder, spec.pad_s)
         if shown.is_video:
             return self._with_video(spec, image, shown, sound)
-        picture = decoder_process.decode_picture(
+        picture = decode_picture(
             image,
             folder,
             background=limits.background_rgb,
             max_megapixels=limits.max_megapixels,
             min_side=limits.min_side_px,
         )
-        return _prepared(spec, picture, sound)
+        return Prepared(picture, sound, pad_s=spec.pad_s)
 
-    def _with_video(self, spec: JobSpec, file: Path, kind: media.Kind, sound: decoder_process.Sound) -> Prepared:
+    def _with_video(self, spec: JobSpec, file: Path, kind: media.Kind, sound: Sound) -> Prepared:
         """A video in place of a picture; where the job says so, the sound ends with it."""
         mode = video_frames.read_mode(spec.options)
         wanted = frame_count(sound.duration, spec.fps)
@@ -173,13 +174,13 @@ class Preparer:
         seen = decode_video.screen(file, kind, folder, ffmpeg=self.ffmpeg, fps=spec.fps, frames=wanted, min_side=least)
         notes: tuple[str, ...] = ()
         if seen.frames < wanted and mode == video_frames.CUT:
-            whole_s, sound = float(sound.duration), decoder_process.shortened(sound, seen.frames / spec.fps)
+            whole_s, sound = float(sound.duration), shortened(sound, folder, seen.frames / spec.fps)
             notes = (f"the sound was cut from {whole_s:.2f} to {float(sound.duration):.2f} s, where the video ends",)
         elif seen.frames < wanted:
             notes = (f"the video has {seen.frames} of {wanted} frames, it goes on by {video_frames.OPTION} = {mode}",)
         size = (seen.picture.width, seen.picture.height)
         video = Video(file.name, kind.value, *size, str(spec.fps), seen.frames, mode)
-        return _prepared(spec, seen.picture, sound, notes, video)
+        return Prepared(seen.picture, sound, notes, spec.pad_s, video)
 
     def _image(self, spec: JobSpec, folder: Path) -> Path:
         path, limits = folder / "image", self.settings.intake
@@ -234,29 +235,6 @@ def _keep(part: Path, path: Path) -> None:
     """Give a whole file its name; a power cut leaves none, or all of it."""
     fsync_file(part)
     part.rename(path)
-
-
-def _prepared(
-    spec: JobSpec,
-    picture: decoder_process.Picture,
-    sound: decoder_process.Sound,
-    notes: tuple[str, ...] = (),
-    video: Video | None = None,
-) -> Prepared:
-    return Prepared(
-        Picture(picture.file.name, picture.width, picture.height),
-        Sound(
-            sound.speech_file.name,
-            sound.speech_samples,
-            sound.sound_file.name,
-            sound.sound_samples,
-            sound.rate,
-            sound.channels,
-        ),
-        (*picture.notes, *sound.notes, *notes),
-        spec.pad_s,
-        video,
-    )
 
 
 def _outdated(prepared: Prepared, spec: JobSpec) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.jobs.job import JobSpec
-from lipsyncd.jobs.prepared import Output, Picture, Prepared, Sound, Video
+from lipsyncd.jobs.prepared import Output, Prepared
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import fsync_file, fsync_folder, read_json, remove_tree, write_json, write_new
 
@@ -103,11 +103,7 @@ class Spool:
     def prepared(self, job_id: str) -> Prepared | None:
         data = read_json(self.folder(job_id) / "prepared.json")
         try:
-            if data is None:
-                return None
-            picture, sound = Picture(**data["picture"]), Sound(**data["sound"])
-            video = Video(**data["video"]) if data.get("video") else None
-            return Prepared(picture, sound, tuple(data["notes"]), float(data["pad_s"]), video)
+            return None if data is None else Prepared.from_json(data)
         except (KeyError, TypeError, ValueError):
             return None
 

@@ -22,7 +22,8 @@ from lipsyncd.errors import AudioNotRecognised, DiskLow, ImageNotRecognised
 from lipsyncd.jobs.manifest import clean_out_name
 from lipsyncd.media import Kind, examine
 from lipsyncd.network.fetch import fetch
-from lipsyncd.prepare import decoder_process
+from lipsyncd.prepare.decode_picture import decode_picture
+from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.prepare.decode_video import screen
 from lipsyncd.settings import Settings
 from lipsyncd.storage.files import free_mb, fsync_file
@@ -101,7 +102,7 @@ class Stock:
                 ).picture  # fmt: skip
                 return replace(upload, width=picture.width, height=picture.height)
             if upload.role == IMAGE:
-                picture = decoder_process.decode_picture(
+                picture = decode_picture(
                     content,
                     Path(scratch),
                     background=limits.background_rgb,
@@ -109,7 +110,7 @@ class Stock:
                     min_side=limits.min_side_px,
                 )
                 return replace(upload, width=picture.width, height=picture.height)
-            sound = decoder_process.decode_sound(
+            sound = decode_sound(
                 content, kind, Path(scratch), ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
             )
             return replace(upload, duration_s=round(float(sound.duration), 3))

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +272,7 @@ class Worker:
             self.weights.require(spec.options)
         if (ahead := self.finisher.obstacles.ahead(self._place(spec.renderer))) is not None:
             raise from_reason(ahead.reason())  # to look again takes a new child, which is not cheap
-        duration = Fraction(prepared.sound.samples, prepared.sound.rate)
+        duration = prepared.sound.duration
         spool.drop_partial_renders(job.id)
         request = self._request(spec, prepared, token, frame_count(duration, spec.fps))
         log.info("job %s starts: %s, %d frames, attempt %d", job.id, spec.renderer, request.frames, job.attempt)
@@ -299,7 +298,7 @@ class Worker:
             render_ms=math.ceil(result.took_s * 1000),
             duration_ms=round(duration * 1000),
             attempt=job.attempt,
-            notes={**result.notes, **({"inputs": list(prepared.notes)} if prepared.notes else {})},
+            notes={**result.notes, **({"inputs": list(prepared.all_notes)} if prepared.all_notes else {})},
             recipe=recipe_of(self.settings),
         )
         spool.keep_output(job.id, rendered, output)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lipsyncd.jobs.prepared import Picture, Sound, Video
+from lipsyncd.jobs.prepared import Picture, Sound, Video, inputs_from_json
 
 CANCELLED = "cancelled"  # the code of the Failure that answers a Cancel
 MAX_LINE_BYTES = 256 * 1024
@@ -120,8 +120,7 @@ def from_line(line: bytes) -> Message:
         body = json.loads(line)
         kind = _KINDS[body.pop("type")]
         if kind is Render:
-            body["picture"], body["sound"] = Picture(**body["picture"]), Sound(**body["sound"])
-            body["video"] = Video(**body["video"]) if body.get("video") else None
+            body["picture"], body["sound"], body["video"] = inputs_from_json(body)
         message: Message = kind(**body)
         _check_types(message)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

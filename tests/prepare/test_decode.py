@@ -15,9 +15,11 @@ import pytest
 from PIL import Image, ImageChops, ImageCms
 
 from lipsyncd.errors import AudioTooLong, AudioTooShort, AudioUndecodable, ImageUndecodable, JailFailed
+from lipsyncd.jobs.prepared import Picture, Sound
 from lipsyncd.media import Kind, sniff
 from lipsyncd.prepare import decoder_process
-from lipsyncd.prepare.decoder_process import Picture, Sound, decode_picture, decode_sound
+from lipsyncd.prepare.decode_picture import decode_picture
+from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.sandbox.jail import Completed
 from tests.kits.media.media_kit import (
     BLUE,
@@ -49,7 +51,7 @@ def decoded_picture(tmp_path):
         source = tmp_path / "image"
         source.write_bytes(data)
         picture = decode_picture(source, tmp_path, background=PAPER, **options)
-        return picture, Image.frombytes("RGB", (picture.width, picture.height), picture.file.read_bytes())
+        return picture, Image.frombytes("RGB", (picture.width, picture.height), (tmp_path / picture.file).read_bytes())
 
     return decode_one
 
@@ -165,13 +167,13 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_comes_out_in_its_colours(decoded_picture, name):
+def test_a_picture_comes_out_in_its_colours(decoded_picture, tmp_path, name):
     make, colours, tolerance = PICTURES[name]
     picture, image = decoded_picture(make())
     assert image.size == (96, 64)
     assert alike(quarters(image), colours, tolerance), quarters(image)
-    assert picture.file.name == "picture.rgb"
-    assert picture.file.stat().st_mode & 0o777 == 0o600
+    assert picture.file == "picture.rgb"
+    assert (tmp_path / picture.file).stat().st_mode & 0o777 == 0o600
 
 
 STORED_AS = {
@@ -245,7 +247,7 @@ def test_the_largest_picture_takes_bounded_memory(tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from lipsyncd.prepare.decoder_process import decode_picture
+from lipsyncd.prepare.decode_picture import decode_picture
 folder = Path({str(tmp_path)!r})
 picture = decode_picture(folder / "image", folder, background=(0, 0, 0))
 print(picture.width * picture.height, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
@@ -309,25 +311,25 @@ SOUNDS = {
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_a_sound_comes_out_in_its_length_and_pitch(decoded_sound, name):
+def test_a_sound_comes_out_in_its_length_and_pitch(decoded_sound, tmp_path, name):
     make, channels, seconds = SOUNDS[name]
     sound = decoded_sound(make())
 
     assert (sound.channels, sound.notes) == (channels, ())
     assert sound.duration == pytest.approx(float(seconds), abs=0.001)
-    assert sound.duration == Fraction(sound.sound_samples, 48_000)
-    assert sound.speech_samples == pytest.approx(sound.sound_samples / 3, abs=1)
-    speech, left = samples(sound.speech_file), samples(sound.sound_file)[::channels]
-    assert (len(speech), len(left)) == (sound.speech_samples, sound.sound_samples)
+    assert sound.duration == Fraction(sound.samples, 48_000)
+    assert sound.speech_samples == pytest.approx(sound.samples / 3, abs=1)
+    speech, left = samples(tmp_path / sound.speech_file), samples(tmp_path / sound.file)[::channels]
+    assert (len(speech), len(left)) == (sound.speech_samples, sound.samples)
     for values, rate in ((speech, 16_000), (left, 48_000)):
         assert hertz(values, rate) == pytest.approx(330, abs=3)
         assert loudness(values) == pytest.approx(16_000 / math.sqrt(2), rel=0.06)
 
 
-def test_more_channels_than_two_become_two(decoded_sound):
+def test_more_channels_than_two_become_two(decoded_sound, tmp_path):
     sound = decoded_sound(converted(".wav", "-ac", "6"))
     assert (sound.channels, sound.duration) == (2, 1)
-    assert hertz(samples(sound.sound_file)[1::2], 48_000) == pytest.approx(330, abs=3)
+    assert hertz(samples(tmp_path / sound.file)[1::2], 48_000) == pytest.approx(330, abs=3)
 
 
 def samples(file: Path) -> array:
@@ -369,8 +371,8 @@ def test_length_is_limited_at_both_ends(decoded_sound, tmp_path, samples, rate, 
 
 
 def test_a_second_decode_replaces_the_first(decoded_sound):
-    assert decoded_sound(wav(tone(2))).sound_samples == 96_000
-    assert decoded_sound(wav(tone(1))).sound_samples == 48_000
+    assert decoded_sound(wav(tone(2))).samples == 96_000
+    assert decoded_sound(wav(tone(1))).samples == 48_000
 
 
 def test_a_sound_that_takes_too_long_is_given_up(decoded_sound, tmp_path):

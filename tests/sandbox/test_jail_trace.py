@@ -339,7 +339,8 @@ def test_walls_are_inherited_over_fork_and_exec_and_by_nobody_else(tmp_path: Pat
 WILLING = """
 import sys
 from pathlib import Path
-from lipsyncd.prepare.decoder_process import decode_picture, decode_sound
+from lipsyncd.prepare.decode_picture import decode_picture
+from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.sandbox.jail import run_jailed
 from lipsyncd.media import Kind
 ffmpeg, job, address = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -66,7 +66,7 @@ _PYTHON_LISTS = (str(_SITE), str(_PACKAGE.parent))
 
 def programs() -> set[str]:
     """The two programs that a user's file is decoded with."""
-    return {os.path.realpath(program) for program in (ffmpeg(), decoder_process._interpreter())}
+    return {os.path.realpath(program) for program in (ffmpeg(), decoder_process.interpreter())}
 
 
 def complaints(events: Iterable[Event], storage: Path) -> list[str]:

@@ -24,8 +24,10 @@ from lipsyncd.errors import (
     InputError,
 )
 from lipsyncd.media import Kind
-from lipsyncd.prepare import decoder_process
-from lipsyncd.prepare.decoder_process import decode_picture, decode_sound
+from lipsyncd.prepare import decode_picture as picture_decoder
+from lipsyncd.prepare import decode_sound as sound_decoder
+from lipsyncd.prepare.decode_picture import decode_picture
+from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.sandbox import landlock
 from lipsyncd.sandbox.jail import Completed, run_jailed
 from tests.kits.media.media_kit import bomb, converted, corners, encoded, ffmpeg, png_of, tone, wav
@@ -79,7 +81,7 @@ def test_a_playlist_is_no_sound_whatever_it_is_called(folder, name, kind):
 
     # The first bytes were enough to refuse it. Without that, and without a jail, ffmpeg's own options refuse it too.
     targets = (folder / "speech.s16", folder / "sound.s16")
-    command = decoder_process._sound_command(ffmpeg(), folder / "input", kind, *targets, max_s=600)
+    command = sound_decoder._sound_command(ffmpeg(), folder / "input", kind, *targets, max_s=600)
     assert subprocess.run(command, capture_output=True).returncode != 0
     assert sum(target.stat().st_size for target in targets if target.exists()) == 0
 
@@ -204,19 +206,19 @@ def test_a_decoder_that_was_taken_over_is_not_believed(folder, name):
     picture.write_bytes(bytes(8 * 8 * 3))
     ended = Completed(0, LIES[name], "", True, False)
     with pytest.raises(ImageUndecodable):
-        decoder_process._checked_picture(decoder_process._answer(ended), picture)
+        picture_decoder._checked_picture(picture_decoder._answer(ended), picture)
 
 
 def test_what_a_decoder_says_is_made_printable(folder):
     (folder / "picture.rgb").write_bytes(bytes(8 * 8 * 3))
     answer = {"width": 8, "height": 8, "notes": ["\x1b[2J\n" + "x" * 5000] * 100}
-    picture = decoder_process._checked_picture(answer, folder / "picture.rgb")
+    picture = picture_decoder._checked_picture(answer, folder / "picture.rgb")
     assert len(picture.notes) == 16
     assert all(note.isprintable() and len(note) <= 200 for note in picture.notes)
 
     reason = {"code": "image-undecodable", "message": "a\x00b\u202ec", "remedy": ""}
     with pytest.raises(ImageUndecodable) as caught:
-        decoder_process._answer(Completed(0, json.dumps({"error": reason}).encode(), "", True, False))
+        picture_decoder._answer(Completed(0, json.dumps({"error": reason}).encode(), "", True, False))
     assert caught.value.message == "a?b?c"
 
 
@@ -291,7 +293,7 @@ def test_a_bomb_costs_neither_time_nor_memory(folder):
     code = f"""
 import resource, time
 from pathlib import Path
-from lipsyncd.prepare.decoder_process import decode_picture
+from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.errors import ImageTooLarge
 folder = Path({str(folder)!r})
 started = time.monotonic()

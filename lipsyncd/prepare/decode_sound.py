@@ -1,0 +1,154 @@
+"""Decode a user's sound into raw samples, once, by a jailed ffmpeg.
+
+Owns the choice of demuxer, codecs and limits. The length of a sound is what was decoded, never what a header claims.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from lipsyncd import media
+from lipsyncd.errors import AudioNotRecognised, AudioTooLong, AudioTooShort, AudioUndecodable
+from lipsyncd.jobs.prepared import Sound
+from lipsyncd.media import Completeness, Kind
+from lipsyncd.prepare.decoder_process import complaint, crash, new_files
+from lipsyncd.sandbox.jail import Limits, run_jailed
+
+SPEECH_FILE, SOUND_FILE = "speech.s16", "sound.s16"
+SPEECH_RATE = 16_000  # samples per second, mono
+SOUND_RATE = 48_000  # samples per second, one or two channels
+
+_SAMPLE_BYTES = 2
+_FEWEST_SAMPLES = 160  # of speech, 10 ms: less does not tell mono from stereo
+
+_SAMPLES = "u8 s8 s16le s16be s24le s24be s32le s32be f32le f32be f64le f64be alaw mulaw"
+_PCM = ",".join(f"pcm_{name}" for name in _SAMPLES.split(" "))
+# For each kind the one demuxer that may open it, and the decoders that may see its packets. Both native and library
+# names, since builds of ffmpeg differ. ffmpeg prefers to guess: by content, by name, and into playlists.
+_FFMPEG = {
+    Kind.WAV: ("wav", f"{_PCM},adpcm_ms,adpcm_ima_wav"),
+    Kind.MP3: ("mp3", "mp3,mp3float"),
+    Kind.M4A: ("mov", "aac,alac"),
+    Kind.MP4: ("mov", "aac,alac"),
+    Kind.OGG: ("ogg", "vorbis,libvorbis,opus,libopus,flac"),
+    Kind.FLAC: ("flac", "flac"),
+}
+
+
+def decode_sound(
+    source: Path,
+    kind: Kind,
+    target_dir: Path,
+    *,
+    ffmpeg: Path,
+    min_s: float = 0.2,
+    max_s: float = 600,
+    timeout_s: float = 120,
+) -> Sound:
+    """Decode a sound into `target_dir/speech.s16` and `target_dir/sound.s16`, in one run of ffmpeg.
+
+    kind  what `media.sniff` took it for; where `media.examine` sees deeper (a FLAC behind an MP3's tag), that counts
+
+    A header may claim hours or nothing at all, so work is bounded by output and the duration is what came out. Raises
+    the Audio* errors of `errors`, and `JailFailed` when the machine failed rather than the sound. Then no file is left
+    behind.
+    """
+    found = _checked_header(source, kind)
+    cut_off = found.completeness is Completeness.TRUNCATED
+    notes = (f"the sound is cut off: {found.note}",) if cut_off else ()
+    with new_files(target_dir / SPEECH_FILE, target_dir / SOUND_FILE) as (speech_file, sound_file):
+        ended = run_jailed(
+            _sound_command(ffmpeg, source, found.kind or kind, speech_file, sound_file, max_s),
+            readable=[source],
+            writable=[speech_file, sound_file],
+            limits=Limits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_sound_bytes(max_s) + (1 << 20)),
+            timeout_s=timeout_s,
+        )
+        if ended.timed_out:
+            raise AudioUndecodable(f"the sound was not decoded within {timeout_s:g} s")
+        if ended.returncode < 0:
+            raise crash(ended, AudioUndecodable, "sound")
+        fault = complaint(ended.stderr_tail)
+        if ended.returncode:
+            raise AudioUndecodable(f"the sound cannot be decoded: {fault or f'ffmpeg ended with {ended.returncode}'}")
+        if fault:
+            notes = (*notes, f"damaged parts of the sound were left out: {fault}")
+        return _checked_sound(speech_file, sound_file, notes, min_s, max_s)
+
+
+def _checked_header(source: Path, kind: Kind) -> media.Structure:
+    """Judge the headers first: their own reader explains a fault better than ffmpeg does."""
+    with source.open("rb") as file:
+        found = media.examine(file.fileno(), source.stat().st_size)
+    if found.kind is None and found.completeness is Completeness.TRUNCATED:
+        raise AudioUndecodable(f"the sound cannot be decoded: {found.note}")
+    if found.kind not in _FFMPEG or kind not in _FFMPEG:
+        raise AudioNotRecognised("the sound is no WAV, MP3, M4A, OGG or FLAC")
+    if found.completeness is Completeness.INVALID:
+        raise AudioUndecodable(f"the sound cannot be decoded: {found.note}")
+    return found
+
+
+def _sound_command(ffmpeg: Path, source: Path, kind: Kind, speech: Path, sound: Path, max_s: float) -> list[str]:
+    demuxer, codecs = _FFMPEG[kind]
+    closed = ["-protocol_whitelist", "file", "-format_whitelist", demuxer, "-codec_whitelist", codecs]
+    return [
+        os.fspath(ffmpeg), "-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-threads", "1",
+        *closed, "-f", demuxer, "-i", f"file:{source}",
+        *_raw_output(speech, SPEECH_RATE, "mono", max_s),
+        *_raw_output(sound, SOUND_RATE, "mono|stereo", max_s),
+    ]  # fmt: skip
+
+
+def _raw_output(target: Path, rate: int, layouts: str, max_s: float) -> list[str]:
+    """The first audio stream, resampled, in the nearest of `layouts`: mono stays mono where both are allowed."""
+    chain = f"aresample={rate},aformat=sample_fmts=s16:channel_layouts={layouts}"
+    return [
+        "-map", "0:a:0", "-vn", "-sn", "-dn", "-map_metadata", "-1", "-af", chain,
+        # One second over the limit tells too long from just long enough. Timestamps can lie to -t, not to -fs.
+        "-t", f"{max_s + 1:g}", "-fs", str(_sound_bytes(max_s)), "-f", "s16le", f"file:{target}",
+    ]  # fmt: skip
+
+
+def _sound_bytes(max_s: float) -> int:
+    return int((max_s + 1) * SOUND_RATE) * 2 * _SAMPLE_BYTES
+
+
+def _checked_sound(speech_file: Path, sound_file: Path, notes: Sequence[str], min_s: float, max_s: float) -> Sound:
+    speech_samples = speech_file.stat().st_size // _SAMPLE_BYTES
+    if speech_samples < _FEWEST_SAMPLES:
+        raise AudioTooShort(f"the sound lasts {speech_samples / SPEECH_RATE:.3f} s, less than {min_s:g} s")
+    values = sound_file.stat().st_size // _SAMPLE_BYTES
+    # Both files come from one stream, so their sizes differ by the rates, times 1 or 2 channels.
+    channels = round(values * SPEECH_RATE / (speech_samples * SOUND_RATE))
+    if channels not in (1, 2) or values % channels:
+        raise AudioUndecodable(f"its decoder wrote {speech_samples} samples of speech beside {values} of sound")
+    sound = Sound(
+        speech_file.name, speech_samples, sound_file.name, values // channels, SOUND_RATE, channels, tuple(notes)
+    )
+    if sound.duration < Fraction(str(min_s)):
+        raise AudioTooShort(f"the sound lasts {float(sound.duration):.3f} s, less than {min_s:g} s")
+    if sound.duration > Fraction(str(max_s)):
+        raise AudioTooLong(f"the sound lasts longer than {max_s:g} s")
+    return sound
+
+
+def padded(sound: Sound, folder: Path, pad_s: float) -> Sound:
+    """The same sound with `pad_s` seconds of silence behind it, in both files in `folder`."""
+    speech, samples = round(pad_s * SPEECH_RATE), round(pad_s * sound.rate)
+    for file, values in ((sound.speech_file, speech), (sound.file, samples * sound.channels)):
+        with (folder / file).open("ab") as raw:
+            raw.write(bytes(values * _SAMPLE_BYTES))
+    return replace(sound, speech_samples=sound.speech_samples + speech, samples=sound.samples + samples)
+
+
+def shortened(sound: Sound, folder: Path, duration: Fraction) -> Sound:
+    """Cut both files of `sound` in `folder` to `duration` seconds, down to a whole sample."""
+    speech, samples = int(duration * SPEECH_RATE), int(duration * sound.rate)
+    os.truncate(folder / sound.speech_file, speech * _SAMPLE_BYTES)
+    os.truncate(folder / sound.file, samples * sound.channels * _SAMPLE_BYTES)
+    return replace(sound, speech_samples=speech, samples=samples)
