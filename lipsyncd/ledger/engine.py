@@ -1,8 +1,10 @@
 """Opening the ledger's file: one connection, its pragmas, its schema brought up to date.
 
 The driver's own handling of transactions is switched off: it begins them late, so that a read and the write after it
-are two transactions. Ours begin with `BEGIN IMMEDIATE`. Pragmas: `synchronous=FULL` in WAL mode means that what was
-committed survives a power cut.
+are two transactions. Ours begin with `BEGIN IMMEDIATE`. Those that only read begin with `BEGIN`, which takes no write
+lock: they do not wait for another process's write and hold none up.
+
+Pragmas: `synchronous=FULL` in WAL mode means that committed changes survive a power cut.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ _PRAGMAS = (
 )
 
 
+READ_ONLY = "lipsyncd_read_only"  # execution option of a transaction that writes nothing
+
+
 def open_engine(path: Path, steps: Sequence[str]) -> Engine:
     """An engine with one connection for all threads, and the schema that `steps` make, one step for each version.
 
@@ -57,7 +62,7 @@ def _on_connect(dbapi: sqlite3.Connection, _record: object) -> None:
 
 
 def _on_begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(READ_ONLY) else "BEGIN IMMEDIATE")
 
 
 def _migrate(engine: Engine, path: Path, steps: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, RowMapping, delete, func, text, update
+from sqlalchemy import ColumnElement, Engine, RowMapping, delete, func, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import Session, col, insert, select
 
@@ -24,7 +24,7 @@ from lipsyncd.errors import IllegalTransition, LedgerUnavailable, LipsyncdError,
 from lipsyncd.jobs.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
 from lipsyncd.ledger.duplicates import FIRST_HAS_ENDED, Redrops
 from lipsyncd.ledger.ended_jobs import Endings
-from lipsyncd.ledger.engine import open_engine
+from lipsyncd.ledger.engine import READ_ONLY, open_engine
 from lipsyncd.ledger.schema import STEPS
 from lipsyncd.ledger.tables import (
     CLAIM,
@@ -70,11 +70,12 @@ class Ledger:
     def __init__(self, path: Path, *, steps: Sequence[str] = STEPS) -> None:
         self.path = path
         self.listeners: list[Callable[[str, Job], None]] = []
-        self.deliveries = Deliveries(self._write)
+        self.deliveries = Deliveries(self._write, self._read)
         self.upkeep = Upkeep(self._write, self._plain)
         self.endings = Endings(self._write)
         self._lock = threading.RLock()
         self._engine = open_engine(path, steps)
+        self._reading = self._engine.execution_options(**{READ_ONLY: True})
         self.redrops = Redrops(self._write, self._read)
 
     def close(self) -> None:
@@ -83,14 +84,14 @@ class Ledger:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with self._session() as session:
+        with self._session(self._engine) as session:
             yield session
             reach("ledger-before-commit")
             session.commit()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with self._session() as session:
+        with self._session(self._reading) as session:
             yield session
 
     @contextmanager
@@ -102,9 +103,9 @@ class Ledger:
             yield driver
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        """A transaction of one thread. Raises `LedgerUnavailable` when the disk is full or somebody holds the file."""
-        with self._lock, Session(self._engine, expire_on_commit=False) as session:
+    def _session(self, engine: Engine) -> Iterator[Session]:
+        """A transaction of one thread. Raises `LedgerUnavailable`: the disk is full, or another process holds the file."""
+        with self._lock, Session(engine, expire_on_commit=False) as session:
             try:
                 yield session
             except OperationalError as error:
@@ -404,7 +405,7 @@ class Ledger:
     # -- reading for those who write -----------------------------------------------------------------------------------
 
     def find(self, job_id: str) -> Job | None:
-        with self._session() as session:
+        with self._read() as session:
             row = session.execute(FIND, {"job_id": job_id}).mappings().one_or_none()
             return None if row is None else _job(row)
 

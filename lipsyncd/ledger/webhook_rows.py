@@ -52,10 +52,15 @@ class Outcome:
 
 
 class Deliveries:
-    """What is still to be told. `write` is the ledger's own transaction."""
+    """Webhooks that are still to be sent. `write` and `read` are the ledger's own transactions."""
 
-    def __init__(self, write: Callable[[], AbstractContextManager[Session]]) -> None:
+    def __init__(
+        self,
+        write: Callable[[], AbstractContextManager[Session]],
+        read: Callable[[], AbstractContextManager[Session]],
+    ) -> None:
         self._write = write
+        self._read = read
 
     def due(self, *, limit: int, besides: Collection[str] = ()) -> list[Delivery]:
         """The deliveries whose time has come, longest due first, without those of the jobs `besides`."""
@@ -69,7 +74,7 @@ class Deliveries:
             .order_by(col(WebhookRow.next_at_ms), col(WebhookRow.webhook_id))
             .limit(limit)
         )
-        with self._write() as session:
+        with self._read() as session:
             return [delivery_from_row(dict(row)) for row in session.execute(wanted).mappings()]
 
     def next_at_ms(self, *, besides: Collection[str] = ()) -> int | None:
@@ -77,7 +82,7 @@ class Deliveries:
         wanted = select(WebhookRow.next_at_ms).where(
             WebhookRow.state == DeliveryState.WAITING.value, col(WebhookRow.job_id).not_in(besides)
         )
-        with self._write() as session:
+        with self._read() as session:
             return session.exec(wanted.order_by(col(WebhookRow.next_at_ms)).limit(1)).first()
 
     def tried(self, delivery: Delivery, outcome: Outcome) -> bool:

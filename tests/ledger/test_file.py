@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from lipsyncd.errors import LedgerTooNew
-from lipsyncd.jobs.job import JOB_COLUMNS
+from lipsyncd.jobs.job import JOB_COLUMNS, JobState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.schema import APPLICATION_ID, STEPS
 from lipsyncd.ledger.tables import JobEventRow, JobRow, JobSourceRow
@@ -154,6 +155,22 @@ def test_two_writers_wait_for_each_other(ledger: Ledger) -> None:
         connection.execute("COMMIT")
         writer.join(10)
     assert len(done) == 1
+
+
+def test_a_read_waits_for_no_writer_and_holds_none_up(ledger: Ledger) -> None:
+    job_id = queued(ledger)
+    with closing(raw(ledger)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        started_s = time.monotonic()
+        assert ledger.get(job_id).state is JobState.QUEUED
+        assert [job.id for job in ledger.in_state(JobState.QUEUED)] == [job_id]
+        assert ledger.deliveries.due(limit=1) == []
+        assert time.monotonic() - started_s < 2.0  # a writer is waited for up to 5 s
+        connection.execute("COMMIT")
+        with ledger._read() as session:
+            session.execute(text("SELECT count(*) FROM job"))
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("COMMIT")
 
 
 @pytest.mark.parametrize(
