@@ -104,7 +104,7 @@ class Ledger:
 
     @contextmanager
     def _session(self, engine: Engine) -> Iterator[Session]:
-        """A transaction of one thread. Raises `LedgerUnavailable`: the disk is full, or another process holds the file."""
+        """A transaction of one thread. Raises `LedgerUnavailable`: no room on the disk, or the file is locked."""
         with self._lock, Session(engine, expire_on_commit=False) as session:
             try:
                 yield session
