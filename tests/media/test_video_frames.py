@@ -170,7 +170,7 @@ def test_no_more_is_decoded_than_the_job_needs(tmp_path: Path) -> None:
 
 def test_the_first_frame_is_kept_as_the_picture(tmp_path: Path) -> None:
     picture = screened(tmp_path, film(".webm", 20, *VP8)).picture
-    pixels = np.fromfile(picture.file, np.uint8).reshape(picture.height, picture.width, 3)
+    pixels = np.fromfile(tmp_path / picture.file, np.uint8).reshape(picture.height, picture.width, 3)
     assert number_of(pixels) == 0
     assert np.abs(pixels[HEIGHT // 2, 2].astype(int) - (220, 30, 30)).max() < 25
 
@@ -188,7 +188,7 @@ def test_odd_sides_stay_as_they_are(tmp_path: Path) -> None:
     odd = film(".mp4", 10, "-c:v", "libx264", "-pix_fmt", "yuv444p", width=161, height=97)
     picture = screened(tmp_path, odd).picture
     assert (picture.width, picture.height) == (161, 97)
-    assert picture.file.stat().st_size == 161 * 97 * 3
+    assert (tmp_path / picture.file).stat().st_size == 161 * 97 * 3
 
 
 def tagged(matrix: str, *tags: str) -> bytes:
@@ -200,7 +200,7 @@ def tagged(matrix: str, *tags: str) -> bytes:
 def test_colours_are_read_by_the_matrix_that_the_film_names(tmp_path: Path, matrix: str) -> None:
     tag = {"bt601": "smpte170m", "bt709": "bt709"}[matrix]
     picture = screened(tmp_path, tagged(matrix, "-colorspace", tag)).picture
-    pixels = np.fromfile(picture.file, np.uint8).reshape(picture.height, picture.width, 3)
+    pixels = np.fromfile(tmp_path / picture.file, np.uint8).reshape(picture.height, picture.width, 3)
     assert np.abs(pixels[10, 2].astype(int) - (220, 30, 30)).max() < 8
 
 
