@@ -155,7 +155,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="bench-rest-"))
     with serving(folder, LIPSYNCD_API_KEY=KEY) as api:
         api.headers["Authorization"] = KEY
-        ledger = api.home.path("state") / "ledger.db"
+        ledger = api.installation.path("state") / "ledger.db"
         done = order(api, 0.3, "flat")
         api.done(done)
         fill(ledger, done, 100)
@@ -164,9 +164,9 @@ def main() -> None:
         process = multiprocessing.Process(target=bare, args=(str(ledger), child), daemon=True)
         process.start()
         bare_port, few = parent.recv(), ids_in(ledger)
-        assert api.home.daemon is not None
+        assert api.installation.daemon is not None
         assert process.pid is not None
-        us, it = (api.home.daemon.pid, api.port), (process.pid, bare_port)
+        us, it = (api.installation.daemon.pid, api.port), (process.pid, bare_port)
         # By turns, so that whatever else this machine does meets both.
         before = [(one_round(*us, few), one_round(*it, few)) for _ in range(ROUNDS)]
         fill(ledger, done, ROWS)

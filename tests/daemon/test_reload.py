@@ -124,15 +124,15 @@ def test_keys_are_read_again_and_a_lost_one_opens_no_door(tmp_path: Path) -> Non
     with serving(tmp_path, changes={"web": {"api_key_file": str(file)}}) as api:
         assert api.get("/credits", Authorization="Bearer old-key-of-anna").status == 200
         file.write_text("new-key-of-anna\n")
-        told = read_again(api.home)
+        told = read_again(api.installation)
         assert "REST: keys: 1 now, were 1" in told
         assert api.get("/credits", Authorization="Bearer old-key-of-anna").status == 401
         assert api.get("/credits", Authorization="Bearer new-key-of-anna").status == 200
         file.write_text("")
-        assert "holds no key" in read_again(api.home)
+        assert "holds no key" in read_again(api.installation)
         assert api.get("/credits", Authorization="Bearer new-key-of-anna").status == 200
         assert api.get("/credits").status == 401
-        assert "key-of-anna" not in api.home.log
+        assert "key-of-anna" not in api.installation.log
 
 
 def test_systemd_hears_of_the_reload_and_of_its_end(installation: Installation) -> None:

@@ -79,14 +79,14 @@ class Api:
     def done(self, job_id: str) -> dict[str, Any]:
         """The status of a job once it has ended, as clients of the original see it."""
         told = self.get(f"/talk-status/{job_id}?wait=50").json
-        assert told["status"] == "done", (told, self.home.log[-2000:])
+        assert told["status"] == "done", (told, self.installation.log[-2000:])
         result: dict[str, Any] = told
         return result
 
     def talk(self, talk_id: str, status: str = "done") -> dict[str, Any]:
         """The talk once it has ended."""
         told = self.get(f"/talks/{talk_id}?wait=50").json
-        assert told["status"] == status, (told, self.home.log[-2000:])
+        assert told["status"] == status, (told, self.installation.log[-2000:])
         result: dict[str, Any] = told
         return result
 

@@ -16,7 +16,8 @@ import pytest
 
 from lipsyncd.errors import BadOption, NoFaceFound, UnknownRenderer
 from lipsyncd.jobs.prepared import Picture, Sound
-from lipsyncd.media import ffmpeg, mp4
+from lipsyncd.media import ffmpeg
+from lipsyncd.worker.check_result import validate
 from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled
 from lipsyncd.worker.protocol import Progress, Render, Result
 from tests.kits.media.preview_kit import astronaut, voice
@@ -80,7 +81,7 @@ class Bench:
         return self.child.render(request, progress=self.progress.append, stop=stop)
 
     def validate(self, request: Render, result: Result) -> None:
-        mp4.validate(
+        validate(
             self.folder / request.out_file,
             frames=request.frames,
             fps=Fraction(request.fps),

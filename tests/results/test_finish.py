@@ -201,14 +201,14 @@ class Vanishing(Outbox):
     by_hand: JobsByHand
 
     def is_staged(self, job_id: str, suffix: str) -> bool:
-        self.shop.unmount("outbox")
+        self.by_hand.unmount("outbox")
         return super().is_staged(job_id, suffix)
 
 
 def test_an_outbox_that_goes_while_we_look_has_shown_nothing(by_hand: JobsByHand) -> None:
     job_id = by_hand.rendered()
     outbox = Vanishing(by_hand.outbox.root, mode=0o644, group="")
-    outbox.shop = by_hand
+    outbox.by_hand = by_hand
     by_hand.finisher.outbox = outbox
     with pytest.raises(OutboxUnavailable):
         by_hand.finisher.publish(job_id)

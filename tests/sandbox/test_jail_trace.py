@@ -105,7 +105,7 @@ class Record:
 
     @property
     def storage(self) -> Path:
-        return self.home.root / "storage"
+        return self.installation.root / "storage"
 
     @cached_property
     def jailed(self) -> list[tuple[Doer, Event]]:
@@ -189,13 +189,13 @@ def test_every_decode_has_walls_and_none_leaves_its_job(record: Record) -> None:
 def test_decoders_have_really_seen_the_files(record: Record) -> None:
     """Else the test above would be content with a daemon that decodes nothing."""
     inputs = {event.led_to for _, event in record.jailed if event.led_to.endswith(("/image", "/audio"))}
-    ids = {job.name: job.id for job in record.home.view.jobs(limit=1000)}
+    ids = {job.name: job.id for job in record.installation.view.jobs(limit=1000)}
     what = {name: what for what, name in record.dropped.items()}
     spool = record.storage / "spool"
     unseen = [name for name, role in record.decoded.items() if str(spool / ids[name] / role) not in inputs]
     assert [what[name] for name in unseen] == []
-    assert record.home.until_done(record.dropped["a good pair"])
-    assert record.home.until_done(record.dropped["a film, mp4"])
+    assert record.installation.until_done(record.dropped["a good pair"])
+    assert record.installation.until_done(record.dropped["a film, mp4"])
 
     commands = {" ".join(doer.program) for doer, _ in record.jailed}
     demuxers = {found for command in commands for found in re.findall(r"-f (\w+) -i", command)}

@@ -121,7 +121,7 @@ def test_links_are_signed_and_open_without_the_key(api: Api) -> None:
         assert api.get(f"{bare}?sig={changed}").status == 401
         assert api.get(f"{bare}?sig=%ff%fe").status == 401
     assert api.get(image["url"].partition("?")[0] + "?" + audio["url"].partition("?")[2]).status == 401
-    secret = api.home.path("state") / "link-secret"
+    secret = api.installation.path("state") / "link-secret"
     assert secret.stat().st_mode & 0o777 == 0o600
 
 
@@ -130,23 +130,23 @@ def test_nobody_gets_all_the_places_for_uploads(api: Api) -> None:
         f"POST /images HTTP/1.1\r\nHost: localhost\r\nAuthorization: {PLAIN}\r\nContent-Length: 900000\r\n"
         "Content-Type: multipart/form-data; boundary=X\r\n\r\n"
     )
-    uploads = api.home.path("state") / "uploads"
+    uploads = api.installation.path("state") / "uploads"
     with contextlib.ExitStack() as lines:
         for _ in range(12):
             line = lines.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=60))
             line.sendall(head.encode())
-        api.home.until(lambda: len(list(uploads.glob(".tmp-in-*"))) == 12, "twelve uploads on their way")
+        api.installation.until(lambda: len(list(uploads.glob(".tmp-in-*"))) == 12, "twelve uploads on their way")
         refused = api.form("/images", headers={"Authorization": PLAIN}, image=("a.png", picture()))
         assert refused.refused(429, "TooManyRequestsError")
         assert refused.headers["Retry-After"]
         assert api.form("/images", headers={"Authorization": KEY}, image=("a.png", picture())).status == 201
-    api.home.until(lambda: not list(uploads.glob(".tmp-in-*")), "their places to be free again")
+    api.installation.until(lambda: not list(uploads.glob(".tmp-in-*")), "their places to be free again")
     assert api.form("/images", headers={"Authorization": PLAIN}, image=("a.png", picture())).status == 201
 
 
 def test_no_key_and_no_secret_stands_in_the_log(api: Api) -> None:
     api.get("/credits", Authorization=f"Basic {KEY}", x_api_key_external='{"elevenlabs": "xyzzy"}')
-    log = api.home.log
+    log = api.installation.log
     assert not any(secret in log for secret in (PASSWORD, PLAIN, DID_KEY, "xyzzy"))
 
 
@@ -170,7 +170,7 @@ def test_another_address_without_a_key_stops_the_start(installation: Installatio
 def test_anonymous_service_is_a_choice_that_is_warned_of_at_each_start(tmp_path: Path) -> None:
     with serving(tmp_path, changes={"web": {"host": "0.0.0.0", "allow_anonymous": True}}) as api:
         assert api.get("/credits").status == 200
-        assert "anybody may use this server" in api.home.log
+        assert "anybody may use this server" in api.installation.log
 
 
 def test_a_key_may_come_from_the_environment_or_from_systemd(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_key_may_come_from_the_environment_or_from_systemd(tmp_path: Path) -> 
         assert api.get("/credits").status == 401
         assert api.get("/credits", Authorization=PLAIN).status == 200
         assert api.get("/credits", Authorization=KEY).status == 200
-        assert "allow_anonymous" not in api.home.log
+        assert "allow_anonymous" not in api.installation.log
 
 
 @pytest.mark.parametrize("content", ["", "#\n", "\n# none yet\n"])
@@ -238,8 +238,8 @@ def test_a_name_that_is_no_address_of_this_machine_stops_the_start(installation:
 
 def test_another_daemon_is_told_before_a_taken_port(tmp_path: Path) -> None:
     with serving(tmp_path) as api:
-        api.home.changes["web"]["port"] = api.port
-        assert api.home.cli("run").returncode == 75
+        api.installation.changes["web"]["port"] = api.port
+        assert api.installation.cli("run").returncode == 75
 
 
 def test_it_can_be_switched_off(installation: Installation) -> None:

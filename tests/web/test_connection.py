@@ -53,7 +53,7 @@ CLOSE = b"Host: localhost\r\nConnection: close\r\n"
 )  # fmt: skip
 def test_what_aiohttp_itself_refuses_has_the_same_shape(api: Api, data: bytes, status: int) -> None:
     """Nobody's handler sees these; no key and no Host is looked at."""
-    before = api.home.log
+    before = api.installation.log
     head, _, body = talked(api, data).partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0].split()[1] == b"%d" % status, head
@@ -63,7 +63,7 @@ def test_what_aiohttp_itself_refuses_has_the_same_shape(api: Api, data: bytes, s
         assert set(told) == {"kind", "description"}
         assert told["kind"] == "BadRequestError"
         assert "\n" not in told["description"]
-    assert "Traceback" not in api.home.log.removeprefix(before)
+    assert "Traceback" not in api.installation.log.removeprefix(before)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nHost: loc"], ids=["nothing", "half a head"])

@@ -62,24 +62,24 @@ def test_upload_create_poll_download_delete(api: Api, body: dict[str, Any]) -> N
     for path in (f"/talks/{made.json['id']}", talk["result_url"]):
         assert api.get(path).refused(404, "NotFoundError")
     assert api.call("DELETE", f"/talks/{made.json['id']}").refused(404, "NotFoundError") == "not found"
-    assert not list(api.home.path("outbox").glob("line 07*"))
-    assert not [p for p in api.home.path("archive").rglob("*") if made.json["id"][-12:] in p.name]
+    assert not list(api.installation.path("outbox").glob("line 07*"))
+    assert not [p for p in api.installation.path("archive").rglob("*") if made.json["id"][-12:] in p.name]
 
 
 def test_a_talk_of_the_inbox_is_listed_and_its_files_stay_when_it_is_deleted(api: Api) -> None:
-    api.home.drop_pair("dropped", seed=5)
-    job = api.home.until_done("dropped")
+    api.installation.drop_pair("dropped", seed=5)
+    job = api.installation.until_done("dropped")
     talk = api.talk(job.id)  # a plain id works as well
     assert (talk["name"], talk["source_url"], talk["user_id"]) == ("dropped", "", "local")
     assert api.call("DELETE", f"/talks/{talk['id']}").status == 200
-    assert (api.home.path("outbox") / "dropped.mp4").exists()
+    assert (api.installation.path("outbox") / "dropped.mp4").exists()
     assert api.get(f"/talks/{talk['id']}").status == 404
 
 
 def test_a_manifest_that_lies_about_a_client_spoils_nobodys_list(api: Api) -> None:
     """Whoever can write the inbox can write `rest` too."""
-    api.home.drop_manifest("liar", image="a.png", audio="a.wav", rest={"created_ms": "now", "config": 7})
-    assert api.home.until_failed("liar").reason_code == "bad-manifest"
+    api.installation.drop_manifest("liar", image="a.png", audio="a.wav", rest={"created_ms": "now", "config": 7})
+    assert api.installation.until_failed("liar").reason_code == "bad-manifest"
     assert "liar" in [talk["name"] for talk in api.get("/talks").json["talks"]]
 
 
@@ -102,7 +102,7 @@ def test_the_list_is_newest_first_and_new_talks_shift_no_page(api: Api, body: di
         token = page["token"]
     api.talk(newer)
     assert seen[0] == newer
-    assert len(seen) == len(set(seen)) == len(api.home.view.jobs(limit=1000))
+    assert len(seen) == len(set(seen)) == len(api.installation.view.jobs(limit=1000))
 
 
 @pytest.mark.parametrize(("limit", "most"), [("0", 1), ("-5", 1), ("1000", 100), ("many", 100), ("", 100)])
@@ -127,7 +127,7 @@ def test_types_are_read_leniently_and_unknown_fields_left_alone(api: Api, body: 
     }  # fmt: skip
     made = api.call("POST", "/talks/", json.dumps(talk).encode(), {"Content-Type": "text/plain"})
     assert made.status == 201
-    [line] = [line for line in api.home.log.splitlines() if "mean nothing here" in line]
+    [line] = [line for line in api.installation.log.splitlines() if "mean nothing here" in line]
     assert line.endswith("'presenter_id', 'config.nonsense'")
     told = api.talk(made.json["id"])
     assert told["config"]["stitch"] is True
@@ -246,11 +246,11 @@ def test_an_upload_that_is_deleted_while_a_talk_waits_for_it_is_still_there_for_
 
 def test_whoever_took_the_video_from_the_outbox_keeps_it(api: Api, body: dict[str, Any]) -> None:
     talk = api.talk(api.post("/talks", {**body, "name": "kept"}).json["id"])
-    empty_outbox(api.home)
-    put(api.home.path("outbox"), "kept.mp4", b"somebody else's")
+    empty_outbox(api.installation)
+    put(api.installation.path("outbox"), "kept.mp4", b"somebody else's")
     assert api.get(talk["result_url"]).body[4:8] == b"ftyp"
     assert api.call("DELETE", f"/talks/{talk['id']}").status == 200
-    assert (api.home.path("outbox") / "kept.mp4").read_bytes() == b"somebody else's"
+    assert (api.installation.path("outbox") / "kept.mp4").read_bytes() == b"somebody else's"
 
 
 def test_a_talk_that_persists_outlives_the_retention(tmp_path: Path) -> None:
@@ -261,20 +261,20 @@ def test_a_talk_that_persists_outlives_the_retention(tmp_path: Path) -> None:
         again = api.form("/audios", audio=("p.wav", sound()), persist="true").json
         kept = api.talk(api.post("/talks", {**talk, "persist": "true"}).json["id"])
         gone = api.talk(api.post("/talks", talk).json["id"])
-        empty_outbox(api.home)
-        api.home.until(lambda: not list(api.home.path("spool").iterdir()), "the spool to be cleared")
+        empty_outbox(api.installation)
+        api.installation.until(lambda: not list(api.installation.path("spool").iterdir()), "the spool to be cleared")
         for path in [
-            *api.home.path("state").glob("results/*"),
-            *api.home.path("archive").glob("*/*/job.json"),
-            *api.home.path("state").glob("uploads/*/facts.json"),
+            *api.installation.path("state").glob("results/*"),
+            *api.installation.path("archive").glob("*/*/job.json"),
+            *api.installation.path("state").glob("uploads/*/facts.json"),
         ]:
             os.utime(path, (time.time() - 40 * 86400,) * 2)
-        assert api.home.cli("prune").returncode == 0
-        assert len(list(api.home.path("archive").glob("*/*/job.json"))) == 1
-        assert [path.name for path in api.home.path("state").glob("uploads/*")] == [again["id"]]
+        assert api.installation.cli("prune").returncode == 0
+        assert len(list(api.installation.path("archive").glob("*/*/job.json"))) == 1
+        assert [path.name for path in api.installation.path("state").glob("uploads/*")] == [again["id"]]
         assert api.call("DELETE", f"/audios/{again['id']}").status == 204
-        assert api.home.cli("prune").returncode == 0
-        assert list(api.home.path("state").glob("uploads/*")) == []
+        assert api.installation.cli("prune").returncode == 0
+        assert list(api.installation.path("state").glob("uploads/*")) == []
         assert api.get(gone["result_url"]).refused(404, "NotFoundError")
         assert api.get(kept["result_url"]).status == 200
 
@@ -287,9 +287,9 @@ def test_a_deletion_that_is_cut_off_is_finished_by_the_next_start(tmp_path: Path
         made = api.talk(api.post("/talks", talk).json["id"])
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             api.call("DELETE", f"/talks/{made['id']}")
-        api.home.start()
-        api.port = port_of(api.home)
-        api.home.until(lambda: api.get(f"/talks/{made['id']}").status == 404, "the next start to finish it")
+        api.installation.start()
+        api.port = port_of(api.installation)
+        api.installation.until(lambda: api.get(f"/talks/{made['id']}").status == 404, "the next start to finish it")
         assert api.call("DELETE", f"/talks/{made['id']}").status == 404
 
 

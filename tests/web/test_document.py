@@ -100,8 +100,8 @@ def test_thousands_of_odd_requests_break_nothing_and_every_answer_is_as_describe
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "Traceback" not in api.home.log
-    assert " error " not in api.home.log
+    assert "Traceback" not in api.installation.log
+    assert " error " not in api.installation.log
 
 
 def test_the_document_is_packaged() -> None:

@@ -44,16 +44,16 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def uploads_of(api: Api) -> list[str]:
-    return sorted(path.name for path in (api.home.path("state") / "uploads").iterdir())
+    return sorted(path.name for path in (api.installation.path("state") / "uploads").iterdir())
 
 
 def drained(api: Api) -> None:
     """Wait until nothing waits or runs."""
     busy = [JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING]
-    for job in api.home.view.jobs(states=busy):
-        ask(api.home.folders.control, Request("cancel", job.id), timeout_s=20)
-    api.home.until(
-        lambda: not api.home.view.jobs(states=busy) and not list(api.home.path("inbox").glob("rest-*")),
+    for job in api.installation.view.jobs(states=busy):
+        ask(api.installation.folders.control, Request("cancel", job.id), timeout_s=20)
+    api.installation.until(
+        lambda: not api.installation.view.jobs(states=busy) and not list(api.installation.path("inbox").glob("rest-*")),
         "the queue's end",
     )
 
@@ -142,8 +142,8 @@ def test_a_client_that_hangs_up_in_the_middle_leaves_nothing(api: Api) -> None:
             b"Content-Type: multipart/form-data; boundary=X\r\n\r\n"
             b'--X\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + bytes(300_000)
         )
-        api.home.until(lambda: len(uploads_of(api)) > len(before), "the upload to arrive")
-    api.home.until(lambda: uploads_of(api) == before, "it to be cleared away")
+        api.installation.until(lambda: len(uploads_of(api)) > len(before), "the upload to arrive")
+    api.installation.until(lambda: uploads_of(api) == before, "it to be cleared away")
 
 
 # -- what is no request ------------------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def test_a_full_queue_says_when_to_come_again_and_the_inbox_is_never_full(api: A
     for answer in refused:
         assert "4 may" in answer.refused(429, "TooManyRequestsError")
         assert 1 <= int(answer.headers["Retry-After"]) <= 3600
-    api.home.drop_pair("dropped")
-    api.home.until_state("dropped", JobState.QUEUED, JobState.RUNNING, JobState.DONE)
+    api.installation.drop_pair("dropped")
+    api.installation.until_state("dropped", JobState.QUEUED, JobState.RUNNING, JobState.DONE)
     drained(api)
     assert api.form("/generate-video", **files).status == 200
     drained(api)
@@ -267,7 +267,7 @@ def test_a_repeated_form_is_the_same_by_the_bytes_of_its_files(api: Api) -> None
 
 
 def test_an_inbox_that_is_not_there_is_503(api: Api) -> None:
-    marker = api.home.path("inbox") / ".lipsyncd"
+    marker = api.installation.path("inbox") / ".lipsyncd"
     hidden = marker.with_name(".elsewhere")
     marker.rename(hidden)
     try:
@@ -286,13 +286,13 @@ def test_a_disk_below_its_floor_is_507(tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_a_fault_of_ours_has_the_same_shape_and_its_traceback_stays_here(api: Api) -> None:
-    before = api.home.log
+    before = api.installation.log
     image = api.form("/images", image=("a.png", picture())).json
-    (api.home.path("state") / "uploads" / image["id"] / "facts.json").write_text('{"nobody": "foresaw this"}')
+    (api.installation.path("state") / "uploads" / image["id"] / "facts.json").write_text('{"nobody": "foresaw this"}')
     answer = api.get(image["url"])
     assert answer.refused(500, "InternalServerError") == "internal server error"
-    assert "Traceback" in api.home.log.removeprefix(before)
-    (api.home.path("state") / "uploads" / image["id"] / "facts.json").unlink()
+    assert "Traceback" in api.installation.log.removeprefix(before)
+    (api.installation.path("state") / "uploads" / image["id"] / "facts.json").unlink()
 
 
 # -- what may be fetched -----------------------------------------------------------------------------------------------
@@ -370,11 +370,11 @@ def test_an_upload_that_a_waiting_job_names_is_in_use(api: Api) -> None:
     drained(api)
     image = api.form("/images", image=("a.png", picture())).json
     api.post("/talks", {**TALK, "source_url": image["url"]})
-    [manifest] = [json.loads(p.read_text()) for p in api.home.path("inbox").glob("rest-*.json")] or [None]
+    [manifest] = [json.loads(p.read_text()) for p in api.installation.path("inbox").glob("rest-*.json")] or [None]
     if manifest is not None:
         assert manifest["rest"]["uploads"] == [image["id"]]
         assert manifest["image"] == f"upload:{image['id']}"
-    api.home.until(lambda: not list(api.home.path("inbox").glob("rest-*.json")), "the job to be taken")
-    told = [json.loads(job.rest or "{}").get("uploads") for job in api.home.view.jobs()]
+    api.installation.until(lambda: not list(api.installation.path("inbox").glob("rest-*.json")), "the job to be taken")
+    told = [json.loads(job.rest or "{}").get("uploads") for job in api.installation.view.jobs()]
     assert [image["id"]] in told
     drained(api)

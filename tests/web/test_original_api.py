@@ -60,7 +60,7 @@ def test_two_files_become_a_video_and_every_field_is_the_originals(api: Api) -> 
 def test_options_of_the_form_reach_the_job(api: Api) -> None:
     job_id = generate(api, stitch="true", fps="29.97", renderer="flat", user_data="scene 7")
     api.done(job_id)
-    job = api.home.view.get(job_id)
+    job = api.installation.view.get(job_id)
     assert (job.stitch, job.fps, job.user_data) == (True, "30000/1001", '"scene 7"')
 
 
@@ -118,9 +118,9 @@ def test_what_is_missing_or_wrong_is_named(api: Api, parts: dict[str, str], path
     ],
 )
 def test_an_upload_is_judged_fully_at_once(api: Api, route: str, content: bytes, status: int, kind: str) -> None:
-    before = sorted(p.name for p in (api.home.path("state") / "uploads").iterdir())
+    before = sorted(p.name for p in (api.installation.path("state") / "uploads").iterdir())
     api.form(route, file=("x", content)).refused(status, kind)
-    assert sorted(p.name for p in (api.home.path("state") / "uploads").iterdir()) == before
+    assert sorted(p.name for p in (api.installation.path("state") / "uploads").iterdir()) == before
 
 
 def test_a_failed_job_says_why(api: Api) -> None:
@@ -155,11 +155,11 @@ def test_ranges_head_and_etag(api: Api) -> None:
 def test_a_consumer_that_empties_the_outbox_takes_nothing_from_a_rest_client(api: Api) -> None:
     job_id = generate(api)
     path = api.done(job_id)["result_url"]
-    empty_outbox(api.home)
+    empty_outbox(api.installation)
     assert api.get(path).status == 200
 
-    api.home.until(lambda: not (api.home.path("spool") / job_id).exists(), "the spool to be cleared")
-    (api.home.path("state") / "results" / f"{job_id}.mp4").unlink()
+    api.installation.until(lambda: not (api.installation.path("spool") / job_id).exists(), "the spool to be cleared")
+    (api.installation.path("state") / "results" / f"{job_id}.mp4").unlink()
     assert "taken from the outbox or expired" in api.get(path).refused(404, "NotFoundError")
 
 
@@ -167,11 +167,11 @@ def test_after_its_retention_a_video_comes_from_the_outbox_while_it_lies_there(a
     job_id = generate(api)
     path = api.done(job_id)["result_url"]
     body = api.get(path).body
-    api.home.until(lambda: not (api.home.path("spool") / job_id).exists(), "the spool to be cleared")
-    (api.home.path("state") / "results" / f"{job_id}.mp4").unlink()
+    api.installation.until(lambda: not (api.installation.path("spool") / job_id).exists(), "the spool to be cleared")
+    (api.installation.path("state") / "results" / f"{job_id}.mp4").unlink()
     assert api.get(path).body == body
 
-    shown = api.home.path("outbox") / f"{api.home.view.get(job_id).out_name}.mp4"
+    shown = api.installation.path("outbox") / f"{api.installation.view.get(job_id).out_name}.mp4"
     shown.rename(shown.with_suffix(".moved"))
     shown.symlink_to("/etc/hostname")  # whoever can write the outbox gets no other file out of us
     assert api.get(path).refused(404, "NotFoundError")
@@ -180,9 +180,9 @@ def test_after_its_retention_a_video_comes_from_the_outbox_while_it_lies_there(a
 def test_a_link_in_the_results_is_not_followed(api: Api) -> None:
     job_id = generate(api)
     path = api.done(job_id)["result_url"]
-    api.home.until(lambda: not (api.home.path("spool") / job_id).exists(), "the spool to be cleared")
-    kept = api.home.path("state") / "results" / f"{job_id}.mp4"
-    empty_outbox(api.home)
+    api.installation.until(lambda: not (api.installation.path("spool") / job_id).exists(), "the spool to be cleared")
+    kept = api.installation.path("state") / "results" / f"{job_id}.mp4"
+    empty_outbox(api.installation)
     kept.unlink()
     kept.symlink_to("/etc/hostname")
     assert api.get(path).refused(404, "NotFoundError")
@@ -210,7 +210,7 @@ def test_an_unknown_id_is_404(api: Api, job_id: str) -> None:
 def test_a_restart_between_the_order_and_the_video_loses_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     changes = {"watch": {"settle_proven_s": 2.0}, "render": {"renderer": "slow"}}
     with serving(tmp_path_factory.mktemp("restart"), changes=changes) as api:
-        installation = api.home
+        installation = api.installation
         first = generate(api, seconds=0.6)
         installation.until_state("anna", JobState.RUNNING)
         second = generate(api, seed=1)

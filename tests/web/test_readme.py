@@ -40,7 +40,7 @@ def test_the_lines_make_a_video(api: Api, tmp_path: Path, language: str, text: s
     (tmp_path / "anna.jpg").write_bytes(buffer.getvalue())
     (tmp_path / "hello.wav").write_bytes(sound())
     (tmp_path / "lines").write_text(text.replace("http://127.0.0.1:8003", api.url))
-    environment = {**api.home.environment(DID_KEY="me:one-long-word"), "NO_PROXY": "*"}
+    environment = {**api.installation.environment(DID_KEY="me:one-long-word"), "NO_PROXY": "*"}
     done = subprocess.run(
         [*PROGRAMS[language], "lines"], cwd=tmp_path, capture_output=True, text=True, timeout=100, env=environment,
         check=False,

@@ -193,10 +193,10 @@ def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
 def test_an_address_that_holds_no_upload_leaves_nothing(
     api: Api, source: str, name: str, status: int, word: str
 ) -> None:
-    before = sorted(path.name for path in (api.home.path("state") / "uploads").iterdir())
+    before = sorted(path.name for path in (api.installation.path("state") / "uploads").iterdir())
     answer = api.form("/images", source_url=f"{source}/{name}")
     assert word in answer.refused(status, "BadRequestError" if status == 400 else "UnsupportedMimeTypeError")
-    assert sorted(path.name for path in (api.home.path("state") / "uploads").iterdir()) == before
+    assert sorted(path.name for path in (api.installation.path("state") / "uploads").iterdir()) == before
 
 
 # -- videos in place of a picture --------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ torch = pytest.importorskip("torch")
 
 from lipsyncd.errors import NoFaceFound, RenderTimeout, WeightsMissing  # noqa: E402
 from lipsyncd.jobs.prepared import Picture, Sound  # noqa: E402
-from lipsyncd.media import ffmpeg, mp4  # noqa: E402
+from lipsyncd.media import ffmpeg  # noqa: E402
+from lipsyncd.worker.check_result import validate  # noqa: E402
 from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled  # noqa: E402
 from lipsyncd.worker.protocol import Progress, Render  # noqa: E402
 from tests.kits.installation import Installation, put  # noqa: E402
@@ -78,7 +79,7 @@ def test_one_child_renders_job_after_job_each_with_its_sound(child: LocalChild, 
     for changed in ({}, {"picture": portrait(241, 221), "fps": "30000/1001", "stitch": True}):
         given, told = request(tmp_path, **changed), list[Progress]()
         result = child.render(given, progress=told.append, stop=never)
-        mp4.validate(
+        validate(
             tmp_path / "out.mp4",
             frames=given.frames,
             fps=Fraction(given.fps),

@@ -73,7 +73,7 @@ def _is_elsewhere(event: Event, installation: Installation) -> bool:
 
 
 def rules_of(record: Record) -> Iterator[Rule]:
-    installation, job_id = record.home, record.job_id
+    installation, job_id = record.installation, record.job_id
     spool, inbox, outbox = (str(installation.path(kind)) for kind in ("spool", "inbox", "outbox"))
     staging, folder, hidden = f"{spool}/.tmp-{job_id}", f"{spool}/{job_id}", f"{outbox}/.lipsyncd"
     accepted = moved(staging, folder)
@@ -283,7 +283,7 @@ def _is_of_a_job(sync: Event, record: Record) -> bool:
 
     Of the ledger's, those count with which a thread ends its transaction.
     """
-    state = str(record.home.path("state"))
+    state = str(record.installation.path("state"))
     if not sync.path.endswith("-wal"):
         return not sync.path.startswith(state) or sync.path.startswith(f"{state}/results")
     before = [e for e in record.events if e.path == sync.path and e.begin < sync.begin and (e.is_sync or is_commit(e))]

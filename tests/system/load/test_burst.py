@@ -38,7 +38,7 @@ def fill_queue(inbox: Path) -> None:
 def test_a_burst_while_the_daemon_is_stopped_is_accepted_whole(installation: Installation) -> None:
     changes = {"render": {"renderer": "missing"}, "watch": {"rescan_s": 3600.0}}
     with serving(installation.root, changes=changes) as api:
-        installation = api.home
+        installation = api.installation
         assert installation.daemon is not None
         os.kill(installation.daemon.pid, signal.SIGSTOP)
         stopped_s = time.monotonic()
