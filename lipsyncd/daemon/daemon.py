@@ -44,9 +44,8 @@ from lipsyncd.monitor.systemd import Pulse
 from lipsyncd.network import address_guard
 from lipsyncd.network.webhooks import Webhooks, load_keys
 from lipsyncd.prepare.preparer import Preparer
-from lipsyncd.results.finish import Finisher
 from lipsyncd.sandbox.jail import landlock_abi
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
 from lipsyncd.storage.files import expect_lease_signals, free_mb, write_json
 from lipsyncd.storage.folders import folders_of
@@ -76,7 +75,7 @@ class Daemon:
     """
 
     def __init__(self, settings: Settings, read_again: Callable[[], Settings] | None = None) -> None:
-        self.settings = settings
+        self.settings = CurrentSettings(settings)
         self._read_again = read_again or (lambda: settings)
         self.folders = folders_of(settings.paths, [queue.name for queue in settings.queues])
         self._stop = threading.Event()
@@ -87,7 +86,7 @@ class Daemon:
         self._workers: list[Worker] = []
         self._rendering: list[tuple[LocalChild, threading.Thread]] = []
         self._failures = 0
-        self._arrivals = Arrivals(settings, self.folders, make_room=lambda: self._housekeeper.make_room())
+        self._arrivals = Arrivals(self.settings, self.folders, make_room=lambda: self._housekeeper.make_room())
         view = LedgerView(self.folders.state / "ledger.db")
         self._pulse = Pulse(Notifier(), facts=lambda: self._vitals.facts(), view=view)
 
@@ -98,9 +97,9 @@ class Daemon:
         started_s = time.monotonic()
         heap.share()
         self._pulse.starting()
-        for note in self.settings.notes:
+        for note in self.settings.now.notes:
             log.info("%s", note)
-        ffmpeg = find_ffmpeg(self.settings.render.ffmpeg)
+        ffmpeg = find_ffmpeg(self.settings.now.render.ffmpeg)
         self._make_folders()
         lock = InstanceLock(self.folders.state)
         lock.acquire(who="lipsyncd run")
@@ -114,7 +113,7 @@ class Daemon:
                 "lipsyncd %s ready in %.2f s, inbox %s",
                 __version__,
                 time.monotonic() - started_s,
-                self.settings.paths.inbox,
+                self.settings.now.paths.inbox,
             )
             self._pulse.ready()
             self._loop()
@@ -159,7 +158,7 @@ class Daemon:
 
     def _make_folders(self) -> None:
         """Make the folders at the very first start; later only those that are ours alone."""
-        paths = self.settings.paths
+        paths = self.settings.now.paths
         if self.folders.known():
             paths.state.mkdir(parents=True, exist_ok=True)
             paths.spool.mkdir(parents=True, exist_ok=True)
@@ -178,16 +177,16 @@ class Daemon:
             )
 
     def _begin(self, ffmpeg: Path) -> None:
-        settings = self.settings
+        settings = self.settings.now
         self._vitals = self._make_vitals()
         self._web = self._make_web(ffmpeg)
         self._ledger = open_ledger(self.folders.state / "ledger.db")
-        self.finisher = finisher_of(settings, self.folders, self._ledger)
+        self.finisher = finisher_of(self.settings, self.folders, self._ledger)
         self._arrivals.open(self.finisher.spool, self._ledger)
         self._ledger.listeners += [self._vitals.tally.see, self._wake_redrops]
         recover(self._arrivals, self.finisher)
         self._housekeeper = Housekeeper(self.finisher)
-        self._preparer = Preparer(settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
+        self._preparer = Preparer(self.settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
         self._webhooks = self._make_webhooks()
         self._weights = AutoPull(
             store_of(settings), allowed=settings.weights.auto_pull, min_free_mb=settings.paths.min_free_mb
@@ -207,7 +206,7 @@ class Daemon:
 
     def _make_web(self, ffmpeg: Path) -> WebServer | None:
         """The REST service, its port bound already; None when it is switched off."""
-        if not self.settings.web.enabled:
+        if not self.settings.now.web.enabled:
             return None
         return WebServer(self.settings, self.folders, ffmpeg, self._is_loaded, self._vitals)
 
@@ -226,14 +225,15 @@ class Daemon:
             webhooks=lambda: {state.value: n for state, n in self._webhooks.tries.items()},
             blocked=address_guard.blocked,
             vram=self._vram,
-            weights=lambda: self._weights.fault() if self.settings.render.renderer == RENDERER else "",
+            weights=lambda: self._weights.fault() if self.settings.now.render.renderer == RENDERER else "",
             jailed=landlock_abi() > 0,
             inflow=lambda: self._arrivals.facts,
         )
 
     def _make_webhooks(self) -> Webhooks:
-        web = self.settings.web
+        web = self.settings.now.web
         keys = load_keys(self.folders.state, web.webhook_secret_file, os.environ)
+        self.settings.before_change(self._prepare_webhook_keys)
         made = Webhooks(self._ledger.deliveries, keys=keys, allow=web.webhook_allow, result_url=self._result_url)
         self._ledger.listeners.append(lambda _step, _job: made.wake())
         return made
@@ -247,14 +247,27 @@ class Daemon:
         return self._web.links.talk(job_id, job.out_name, base)
 
     def _vram(self) -> dict[str, int]:
-        found = gpu.memory(self.settings.render.devices[0])
+        found = gpu.memory(self.settings.now.render.devices[0])
         return {} if found is None else {"used": round(found.used_gb * 1e9), "total": round(found.total_gb * 1e9)}
 
+    def _prepare_webhook_keys(self, settings: Settings) -> Callable[[], None]:
+        """Read the keys again. Raises `ConfigError`."""
+        keys = load_keys(self.folders.state, settings.web.webhook_secret_file, os.environ)
+
+        def take_over() -> None:
+            self._webhooks.keys = keys
+
+        return take_over
+
+    def _render_limits(self) -> Limits:
+        render = self.settings.now.render
+        return Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
+
     def _begin_worker(self, device: str, ffmpeg: Path) -> None:
-        render = self.settings.render
+        render = self.settings.now.render
         child = LocalChild(
             device,
-            Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s),
+            self._render_limits,
             renderers=render.renderers,
             preload="" if render.lazy_load else render.renderer,
             variables={
@@ -285,7 +298,7 @@ class Daemon:
 
     def _end(self) -> int:
         """Let the running job finish, or put it back; then close everything in order."""
-        grace_s = self.settings.render.stop_grace_s
+        grace_s = self.settings.now.render.stop_grace_s
         log.info("stopping: a running job has %g s to finish", grace_s)
         deadline = time.monotonic() + grace_s
         self._vitals.drain()
@@ -335,29 +348,9 @@ class Daemon:
     def _reload(self) -> None:
         self._pulse.reloading()
         try:
-            self.settings = reload(self.settings, self._read_again, self._hand_out)
+            reload(self.settings, self._read_again)
         finally:
             self._pulse.ready()
-
-    def _hand_out(self, settings: Settings) -> None:
-        """Let everybody look into these settings from now on. Raises `ConfigError` before anybody does."""
-        web, render = settings.web, settings.render
-        keys = load_keys(self.folders.state, web.webhook_secret_file, os.environ)
-        if self._web is not None:
-            self._web.use(settings)
-        self._webhooks.keys = keys
-        users: tuple[Preparer | Finisher | Vitals | Worker, ...] = (
-            self._preparer,
-            self.finisher,
-            self._vitals,
-            *self._workers,
-        )
-        for user in users:
-            user.settings = settings
-        self._arrivals.use(settings)
-        self._housekeeper.use(settings)
-        for child, _ in self._rendering:
-            child.limits = Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
 
     def _tidy(self) -> None:
         self.finisher.tidy()

@@ -32,7 +32,7 @@ from lipsyncd.results import leftovers
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.leftovers import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, UPLOADS, Piece
 from lipsyncd.results.retention import LEDGER, Count, Retention, count_of
-from lipsyncd.settings import Settings
+from lipsyncd.settings.sections import Retention as Rules
 from lipsyncd.storage import control_files
 from lipsyncd.storage.files import free_mb, read_json, write_json
 from lipsyncd.storage.uploads import Uploads
@@ -59,7 +59,7 @@ class Housekeeper:
     ) -> None:
         self.finisher = finisher
         self.folders = finisher.folders
-        self.use(finisher.settings)
+        self._view = LedgerView(finisher.ledger.path)
         self._wall, self._steady = wall, steady
         self._clock = WallClock(self.folders.state, wall=wall, steady=steady)
         self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last looked at
@@ -69,10 +69,13 @@ class Housekeeper:
         self._busy = threading.Lock()
         self._record = self.folders.state / "nights.json"
 
-    def use(self, settings: Settings) -> None:
-        """Go by these from the next look on."""
-        self.rules = settings.retention
-        self.retention = Retention(settings, self.folders, LedgerView(self.finisher.ledger.path))
+    @property
+    def rules(self) -> Rules:
+        return self.finisher.settings.now.retention
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.finisher.settings.now, self.folders, self._view)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class Housekeeper:
 
     def _low(self) -> Iterator[tuple[Path, float]]:
         """The folders whose disk is below the floor, with the bytes that are missing."""
-        floor_mb = self.finisher.settings.paths.min_free_mb
+        floor_mb = self.finisher.settings.now.paths.min_free_mb
         outbox = [self.folders.shared["outbox"]] if self.folders.available("outbox") else []
         for folder in (self.folders.spool, *outbox):
             free = free_mb(folder)
@@ -237,7 +240,7 @@ class Housekeeper:
                     self._make_room_for(folder, missing)
             finally:
                 self._busy.release()
-        return free_mb(self.folders.spool) >= self.finisher.settings.paths.min_free_mb
+        return free_mb(self.folders.spool) >= self.finisher.settings.now.paths.min_free_mb
 
     def _make_room_for(self, folder: Path, missing: float) -> None:
         device, now_s = folder.stat().st_dev, self._wall()

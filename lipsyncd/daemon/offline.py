@@ -14,16 +14,17 @@ from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.outbox import Outbox
 from lipsyncd.results.retention import Count
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
 from lipsyncd.storage.folders import Folders, folders_of
 from lipsyncd.storage.locks import InstanceLock
 from lipsyncd.storage.spool import Spool
 
 
-def finisher_of(settings: Settings, folders: Folders, ledger: Ledger) -> Finisher:
+def finisher_of(settings: CurrentSettings, folders: Folders, ledger: Ledger) -> Finisher:
     """What ends jobs; also for a CLI command that holds the lock itself."""
-    outbox = Outbox(folders.shared["outbox"], mode=settings.output.mode_bits, group=settings.output.group)
+    output = settings.now.output
+    outbox = Outbox(folders.shared["outbox"], mode=output.mode_bits, group=output.group)
     return Finisher(settings, folders, Spool(folders.spool), ledger, outbox)
 
 
@@ -47,7 +48,7 @@ def alone(settings: Settings, command: str) -> Iterator[Finisher]:
     lock.acquire(who=f"lipsyncd {command}")
     try:
         with closing(open_ledger(ledger_file)) as ledger:
-            yield finisher_of(settings, folders, ledger)
+            yield finisher_of(CurrentSettings(settings), folders, ledger)
     finally:
         lock.release()
 

@@ -143,7 +143,7 @@ def _remember(finisher: Finisher, spooled: Set[str]) -> None:
     known = {job.id: job.state for job in ledger.in_state(*JobState)}
     found = rebuild.read(folders)
     news = [ended for job_id, ended in found.items() if job_id not in spooled and known.get(job_id) != ended.state]
-    max_attempts = finisher.settings.render.max_attempts
+    max_attempts = finisher.settings.now.render.max_attempts
     ledger.endings.remember(news, max_attempts=max_attempts, note="its end was read from what it left behind")
     if news:
         log.info("endings: the ends of %d jobs were read from what they left behind", len(news))

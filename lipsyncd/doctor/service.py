@@ -25,7 +25,7 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor.status import STATUS_FILE
 from lipsyncd.storage.files import read_json
 from lipsyncd.storage.locks import holder, is_held
-from lipsyncd.web.keys import KEY_VARIABLE, check_bind, is_loopback, read_keys
+from lipsyncd.web.keys import KEY_VARIABLE, is_loopback, read_keys
 
 # Before that, two connections that write or checkpoint at once could damage the file. Ours is written by one.
 _SQLITE_FLOOR = (3, 51, 3)
@@ -173,11 +173,8 @@ def key(installation: Installation) -> Finding:
     answer = None if port is None else _ask(settings.host, port, "/metrics")
     if answer is not None and answer[0] == http.HTTPStatus.UNAUTHORIZED:
         return Finding(Verdict.OK, "the daemon asks for one")
-    if answer is None:
-        keys = read_keys(settings)
-        check_bind(settings, keys)
-        if keys:
-            return Finding(Verdict.OK, f"{len(keys)} configured")
+    if answer is None and (keys := read_keys(settings)):
+        return Finding(Verdict.OK, f"{len(keys)} configured")
     if is_loopback(settings.host):
         return Finding(Verdict.OK, "none, and only this machine gets in")
     remedy = f"set web.api_key_file or {KEY_VARIABLE}, or let a proxy ask for one"

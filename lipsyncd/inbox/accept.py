@@ -32,7 +32,7 @@ from lipsyncd.jobs.manifest import Manifest, classify, clean_out_name
 from lipsyncd.ledger.ledger import DropKnown, Ledger
 from lipsyncd.log import printable
 from lipsyncd.media import Completeness, Structure, check_image_size, video_frames
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import SourceChanged, copy_unchanged, fsync_opened, identity, sha256_of
 from lipsyncd.storage.spool import Spool
@@ -63,7 +63,7 @@ class Intake:
     blocked    files that could not be taken in the last scan, or not be removed after they were, and why
     """
 
-    def __init__(self, settings: Settings, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str = "") -> None:
+    def __init__(self, settings: CurrentSettings, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str = "") -> None:
         self.settings = settings
         self.inbox = inbox
         self.queue = queue
@@ -156,7 +156,7 @@ class Intake:
     def _register_rowless(self) -> list[Accepted]:
         """Give what was accepted its rows, all in one commit. What fails here is not forgotten but tried again."""
         new = [(spec, idempotency_key(spec)) for spec in self._rowless]
-        jobs = self.ledger.insert_all(new, max_attempts=self.settings.render.max_attempts)
+        jobs = self.ledger.insert_all(new, max_attempts=self.settings.now.render.max_attempts)
         accepted = [self._note_accepted(job, spec) for job, (spec, _) in zip(jobs, new, strict=False)]
         if jobs:
             self._rowless = []
@@ -170,7 +170,7 @@ class Intake:
         """Give an accepted job its row; also at start, for jobs that a crash left without one."""
         try:
             job = self.ledger.insert(
-                spec, max_attempts=self.settings.render.max_attempts, idem_key=idempotency_key(spec)
+                spec, max_attempts=self.settings.now.render.max_attempts, idem_key=idempotency_key(spec)
             )
         except DropKnown:
             self.spool.remove(spec.id)
@@ -193,7 +193,7 @@ class Intake:
         return self._spec(job_id, drop, tuple(sources), refusal)
 
     def _spec(self, job_id: str, drop: Drop, sources: tuple[SourceFile, ...], refusal: InputError | None) -> JobSpec:
-        preset = self.settings.queue(self.queue)
+        preset = self.settings.now.queue(self.queue)
         spec = JobSpec(
             id=job_id,
             name=printable(drop.name),
@@ -233,7 +233,7 @@ class Intake:
             cut = structure.completeness is Completeness.TRUNCATED
             return _UNDECODABLE[role](f"{name} {'is cut short' if cut else 'is damaged'}: {structure.note}")
         if role == IMAGE and structure.width and structure.height:
-            limits = self.settings.intake
+            limits = self.settings.now.intake
             most = video_frames.MAX_MEGAPIXELS if kind.is_video else limits.max_megapixels
             try:
                 check_image_size(structure.width, structure.height, min_side=limits.min_side_px, max_megapixels=most)
@@ -296,7 +296,7 @@ class Intake:
 
     def _replace_options(self, job: Job, drop: Drop) -> bool:
         """Let a job do what a late manifest says; False when it is too late, or when that asks for an id of its own."""
-        in_time = now_ms() - job.accepted_ms <= self.settings.watch.manifest_grace_s * 1000
+        in_time = now_ms() - job.accepted_ms <= self.settings.now.watch.manifest_grace_s * 1000
         old, manifest = self.spool.spec(job.id), drop.manifest
         waits = job.state is JobState.QUEUED and job.attempt == 0
         if manifest is None or old is None or not in_time or not waits or manifest.id not in (None, job.id):

@@ -26,7 +26,7 @@ from lipsyncd.inbox.watch import Watch
 from lipsyncd.jobs.job import JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor.facts import Inflow
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage.files import free_mb
 from lipsyncd.storage.folders import HIDDEN, Folders
 from lipsyncd.storage.locks import FolderLock, served
@@ -55,7 +55,9 @@ class Arrivals:
     paused     why nothing is taken although it lies there; "" when it is
     """
 
-    def __init__(self, settings: Settings, folders: Folders, make_room: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, settings: CurrentSettings, folders: Folders, make_room: Callable[[], bool] = lambda: False
+    ) -> None:
         self.settings = settings
         self.folders = folders
         self.make_room = make_room
@@ -78,26 +80,19 @@ class Arrivals:
 
     def open(self, spool: Spool, ledger: Ledger) -> None:
         """Put a desk behind each door; still nobody looks."""
-        names = [queue.name for queue in self.settings.queues]
+        names = [queue.name for queue in self.settings.now.queues]
         for kind in self.folders.inboxes:
             folder = self.folders.shared[kind]
             inbox = Inbox(
                 folder,
-                rules_of(self.settings),
+                rules_of(self.settings.now),
                 network=False,
                 queues=() if queue_of(kind) else names,
                 opened=partial(self.folders.opened, kind),
             )
             intake = Intake(self.settings, inbox, spool, ledger, queue_of(kind))
-            watch = Watch(folder, mode=self.settings.watch.mode, hidden=HIDDEN, bell=self.ring.set)
+            watch = Watch(folder, mode=self.settings.now.watch.mode, hidden=HIDDEN, bell=self.ring.set)
             self.doors.append(Door(kind, inbox, intake, watch, self._locks[kind]))
-
-    def use(self, settings: Settings) -> None:
-        """Look into these settings from now on."""
-        self.settings = settings
-        for door in self.doors:
-            door.intake.settings = settings
-            door.inbox.rules = rules_of(settings)
 
     def register(self, spec: JobSpec) -> Accepted | None:
         """Give a job that was accepted before a crash its row."""
@@ -127,6 +122,7 @@ class Arrivals:
             return False
         door.watch.check()
         door.inbox.network = door.watch.network
+        door.inbox.rules = rules_of(self.settings.now)
         if self.paused:
             return False
         try:
@@ -158,7 +154,7 @@ class Arrivals:
             free = free_mb(self.folders.spool)
         except OSError as error:
             return f"{self.folders.spool} cannot be asked for its room: {error.strerror}"
-        floor = self.settings.paths.min_free_mb
+        floor = self.settings.now.paths.min_free_mb
         low = free < floor and not self.make_room()
         why = f"{self.folders.spool} has less than {floor} MB free" if low else ""
         if why and not self.paused:
@@ -182,7 +178,7 @@ class Arrivals:
     @property
     def scan_due_s(self) -> float:
         """Seconds between two looks when nothing rings."""
-        watch = self.settings.watch
+        watch = self.settings.now.watch
         heard = all(door.watch.events and not door.fault for door in self.doors) and not self.paused
         return watch.rescan_s if heard else watch.poll_s
 
@@ -223,7 +219,7 @@ class Arrivals:
     def _queue(self, door: Door) -> dict[str, Any]:
         name = queue_of(door.kind)
         watch = "events" if door.watch.events else "polling"
-        return {"name": name, "priority": self.settings.queue(name).priority, "fault": door.fault, "watch": watch}
+        return {"name": name, "priority": self.settings.now.queue(name).priority, "fault": door.fault, "watch": watch}
 
 
 def queue_of(kind: str) -> str:

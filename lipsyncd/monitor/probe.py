@@ -20,7 +20,7 @@ from lipsyncd.jobs.job import now_ms
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor import health, metrics, packages
 from lipsyncd.monitor.facts import Facts, Inflow, Worker
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import free_mb
 from lipsyncd.storage.folders import Folders
 
@@ -56,7 +56,7 @@ class Vitals:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: CurrentSettings,
         folders: Folders,
         *,
         touch: Callable[[], None],
@@ -202,7 +202,7 @@ class Vitals:
 
     def _disk_fault(self) -> str:
         """Work stops below the floor on the spool's disk; a result has to fit into the outbox."""
-        floor, spool, outbox = self.settings.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
+        floor, spool, outbox = self.settings.now.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
         rooms = {spool: free_mb(spool)}
         if self._folders.available("outbox"):
             rooms[outbox] = free_mb(outbox)
@@ -213,7 +213,7 @@ class Vitals:
 
     def _renderer_fault(self) -> str:
         """Can the default renderer be loaded? Packages and weights are looked for; blocked jobs tell the rest."""
-        render = self.settings.render
+        render = self.settings.now.render
         if fault := packages.fault(render):
             return fault
         blocked = self._view.blocked(render.renderer, RENDERER_CODES)

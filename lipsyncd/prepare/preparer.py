@@ -41,7 +41,7 @@ from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.prepare.decode_sound import decode_sound, padded, shortened
 from lipsyncd.results.duplicates import Linker
 from lipsyncd.results.finish import Finisher
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import uploads
 from lipsyncd.storage.files import free_mb, fsync_file, says_full
 from lipsyncd.storage.spool import Spool
@@ -54,7 +54,9 @@ _DISK_AGAIN_S = 3.0
 class Preparer:
     """Prepares the jobs of one daemon."""
 
-    def __init__(self, settings: Settings, spool: Spool, ledger: Ledger, finisher: Finisher, ffmpeg: Path) -> None:
+    def __init__(
+        self, settings: CurrentSettings, spool: Spool, ledger: Ledger, finisher: Finisher, ffmpeg: Path
+    ) -> None:
         self.settings = settings
         self.spool = spool
         self.ledger = ledger
@@ -94,7 +96,7 @@ class Preparer:
     def _failed(self, job: Job, error: LipsyncdError) -> None:
         """Try again what may pass; end the job otherwise."""
         self._tries[job.id] += 1
-        tries, limit = self._tries[job.id], self.settings.render.max_attempts
+        tries, limit = self._tries[job.id], self.settings.now.render.max_attempts
         if not (error.permanent or tries >= limit):
             wait_s = BACK_OFF_S[min(tries, len(BACK_OFF_S)) - 1]
             self.ledger.set_blocked(job.id, error.reason(), delay_ms=wait_s * 1000)
@@ -116,7 +118,7 @@ class Preparer:
             raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
-        if self._linker.serve(job, self.settings):
+        if self._linker.serve(job, self.settings.now):
             return
         prepared = self.spool.prepared(job.id)
         if prepared is None or _outdated(prepared, spec):
@@ -134,15 +136,15 @@ class Preparer:
 
     def _sight(self) -> Hashable:
         """Cheap to look at, and different once there is room again or a package was installed."""
-        return free_mb(self.spool.root) >= self.settings.paths.min_free_mb, packages()
+        return free_mb(self.spool.root) >= self.settings.now.paths.min_free_mb, packages()
 
     def _require_space(self) -> None:
-        free, floor = free_mb(self.spool.root), self.settings.paths.min_free_mb
+        free, floor = free_mb(self.spool.root), self.settings.now.paths.min_free_mb
         if free < floor:
             raise DiskLow(f"{self.spool.root} has {free:.0f} MB free; work goes on at {floor} MB")
 
     def _decode(self, spec: JobSpec) -> Prepared:
-        folder, limits = self.spool.folder(spec.id), self.settings.intake
+        folder, limits = self.spool.folder(spec.id), self.settings.now.intake
         image, audio = self._image(spec, folder), self._audio(spec, folder)
         shown = _kind(image)
         if shown is None or not (shown.is_image or shown.is_video):
@@ -170,7 +172,7 @@ class Preparer:
         """A video in place of a picture; where the job says so, the sound ends with it."""
         mode = video_frames.read_mode(spec.options)
         wanted = frame_count(sound.duration, spec.fps)
-        folder, least = self.spool.folder(spec.id), self.settings.intake.min_side_px
+        folder, least = self.spool.folder(spec.id), self.settings.now.intake.min_side_px
         seen = decode_video.screen(file, kind, folder, ffmpeg=self.ffmpeg, fps=spec.fps, frames=wanted, min_side=least)
         notes: tuple[str, ...] = ()
         if seen.frames < wanted and mode == video_frames.CUT:
@@ -183,7 +185,7 @@ class Preparer:
         return Prepared(seen.picture, sound, notes, spec.pad_s, video)
 
     def _image(self, spec: JobSpec, folder: Path) -> Path:
-        path, limits = folder / "image", self.settings.intake
+        path, limits = folder / "image", self.settings.now.intake
         if not path.exists():
             if spec.image_url is None:
                 raise MissingHalf(f"job {spec.id} has no picture")
@@ -197,13 +199,13 @@ class Preparer:
         if spec.text is not None:
             self._speak(spec.text, spec, path)
         elif spec.audio_url is not None:
-            self._fetch(spec.audio_url, path, self.settings.intake.max_audio_mb)
+            self._fetch(spec.audio_url, path, self.settings.now.intake.max_audio_mb)
         else:
             raise MissingHalf(f"job {spec.id} has no sound")
         return path
 
     def _speak(self, text: str, spec: JobSpec, path: Path) -> None:
-        rules = self.settings.speech
+        rules = self.settings.now.speech
         part = path.with_suffix(".part")
         speak = partial(speech.speak_with, rules.command) if rules.command else speech.speak
         speak(
@@ -217,10 +219,10 @@ class Preparer:
         _keep(part, path)
 
     def _fetch(self, url: str, path: Path, max_mb: int) -> None:
-        rules = self.settings.fetch
+        rules = self.settings.now.fetch
         part = path.with_suffix(".part")
         if classify(url) == "upload":
-            uploads.copy(self.settings.paths.state, url, part)
+            uploads.copy(self.settings.now.paths.state, url, part)
             _keep(part, path)
             return
         limit = min(rules.max_mb, max_mb) * 1_000_000

@@ -32,7 +32,7 @@ from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results import archive, sidecar
 from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox
 from lipsyncd.results.republish import Republisher
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import free_mb, fsync_folder, remove_tree, replace_durably
 from lipsyncd.storage.folders import Folders
@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 class Finisher:
     """Ends the jobs of one daemon. Safe to use from several threads: one job is ended by one of them at a time."""
 
-    def __init__(self, settings: Settings, folders: Folders, spool: Spool, ledger: Ledger, outbox: Outbox) -> None:
+    def __init__(
+        self, settings: CurrentSettings, folders: Folders, spool: Spool, ledger: Ledger, outbox: Outbox
+    ) -> None:
         self.settings = settings
         self.folders = folders
         self.spool = spool
@@ -123,7 +125,7 @@ class Finisher:
     def _outbox_sight(self) -> Hashable:
         """Cheap to look at, and different once results may fit into the outbox again."""
         there, root = self.folders.available("outbox"), self.outbox.root
-        return there and (os.access(root, os.W_OK | os.X_OK), free_mb(root) >= self.settings.paths.min_free_mb)
+        return there and (os.access(root, os.W_OK | os.X_OK), free_mb(root) >= self.settings.now.paths.min_free_mb)
 
     def _require_outbox(self) -> None:
         if not self.folders.available("outbox"):
@@ -149,7 +151,7 @@ class Finisher:
                 with contextlib.suppress(FileExistsError):
                     shelf.show(job_id, first, out_name)
                     return out_name
-            if self.settings.output.on_name_conflict == "fail":
+            if self.settings.now.output.on_name_conflict == "fail":
                 raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
             out_name = self.ledger.rename_output(job_id, spec.out_name, out_name)
             job = self.ledger.get(job_id)
@@ -249,7 +251,7 @@ class Finisher:
             name = archive.failed_name(spec, int(ending["at_ms"]))
             reason = sidecar.of_failure(job, spec, ending)
             self.ledger.set_kept(job.id, archive.put(self.folders.shared["failed"], name, spec, folder, reason=reason))
-        elif job.state is JobState.CANCELLED or self.settings.archive.mode == "move":
+        elif job.state is JobState.CANCELLED or self.settings.now.archive.mode == "move":
             self._require("archive")
             why = self.spool.ending(job.id) if job.state is JobState.CANCELLED else None
             told = None if why is None else sidecar.of_failure(job, spec, why)

@@ -7,6 +7,7 @@ whoever comes later wins. A wrong value or an unknown name anywhere is a `Config
 Standard library only, since `lipsyncd status` waits for it. Makes no folder and holds no secret.
 """
 
+from lipsyncd.settings.current import CurrentSettings
 from lipsyncd.settings.loading import Row, describe, load, reference_toml
 from lipsyncd.settings.sections import (
     Archive,
@@ -26,6 +27,7 @@ from lipsyncd.settings.sections import (
 
 __all__ = [
     "Archive",
+    "CurrentSettings",
     "Fetch",
     "Intake",
     "Log",

@@ -17,8 +17,8 @@ from typing import Any
 from aiohttp import web
 
 from lipsyncd.jobs.did_talk import OWNER
-from lipsyncd.settings import Web
-from lipsyncd.web.keys import Key, check_bind, digest_of, is_address
+from lipsyncd.settings import CurrentSettings
+from lipsyncd.web.keys import Key, digest_of, is_address
 from lipsyncd.web.replies import ApiError, Handler, reply_to
 
 _MOST_HEADER_CHARS = 4096
@@ -49,23 +49,17 @@ def _decoded(text: str) -> str:
 
 
 class Doors:
-    """The checks of one server. `keys` empty means that no key is configured.
+    """The checks of one server. `keys` empty means that no key is configured."""
 
-    Raises `ConfigError` when there is no key and others than this machine could reach the server.
-    """
-
-    def __init__(self, settings: Web, keys: list[Key]) -> None:
-        self._own_names: set[str] = set()
-        self.use(settings, keys)
-
-    def use(self, settings: Web, keys: list[Key]) -> None:
-        """Judge by these from now on. Raises as the class does, and then nothing changes."""
-        check_bind(settings, keys)
+    def __init__(self, settings: CurrentSettings, keys: list[Key]) -> None:
         self.settings = settings
+        self.take_keys(keys)
+
+    def take_keys(self, keys: list[Key]) -> None:
+        """Accept these keys only, and check every name of this server anew."""
         self.keys = keys
         self._known: dict[tuple[str | None, str | None], str] = {}
-        self._hosts = {host.lower() for host in settings.allowed_hosts}
-        self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
+        self._own_names: set[str] = set()
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
         """The name of whoever sent a valid key; None without one.
@@ -97,7 +91,7 @@ class Doors:
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The only one: every request comes in here, and every answer goes out, whatever was raised meanwhile."""
         origin = request.headers.get("Origin", "").lower().rstrip("/")
-        welcome = origin in self._origins
+        welcome = origin in {listed.lower().rstrip("/") for listed in self.settings.now.web.cors_origins}
         if welcome and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return web.Response(status=204, headers=self._cors(origin))
         response: web.StreamResponse
@@ -139,7 +133,8 @@ class Doors:
         Remembers what is, as `owner` does.
         """
         name = _name(host)
-        ours = is_address(name) or name in self._hosts or bool(name and "." not in name)
+        listed = map(str.lower, self.settings.now.web.allowed_hosts)
+        ours = is_address(name) or name in listed or bool(name and "." not in name)
         if ours:
             if len(self._own_names) >= _MOST_KNOWN:
                 self._own_names.clear()

@@ -21,7 +21,7 @@ from lipsyncd.inbox.submit import leave
 from lipsyncd.jobs.did_talk import said
 from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
 from lipsyncd.jobs.manifest import MAX_BYTES, Manifest, parse
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
 from lipsyncd.storage.files import NotRegular, free_mb, open_regular, read_json
 from lipsyncd.storage.folders import Folders
@@ -49,7 +49,7 @@ _MANIFEST = re.compile(r"rest-([0-9a-f-]{36})\.json")
 class Desk:
     """Takes orders and answers for jobs. Its plain methods block: `run` takes them to a thread."""
 
-    def __init__(self, settings: Settings, folders: Folders) -> None:
+    def __init__(self, settings: CurrentSettings, folders: Folders) -> None:
         self.settings = settings
         self.folders = folders
         self.view = Reader(folders.state / "ledger.db")
@@ -109,7 +109,7 @@ class Desk:
             return None
 
     def _as_job(self, job_id: str, manifest: Manifest) -> Job:
-        output, render = self.settings.output, self.settings.render
+        output, render = self.settings.now.output, self.settings.now.render
         rest = dict(manifest.rest or {})
         return Job(
             id=job_id,
@@ -189,13 +189,13 @@ class Desk:
         return self._as_job(job_id, manifest)
 
     def _check_room(self) -> None:
-        free, floor = free_mb(self.folders.spool), self.settings.paths.min_free_mb
+        free, floor = free_mb(self.folders.spool), self.settings.now.paths.min_free_mb
         if free < floor:
             raise DiskLow(f"{self.folders.spool} has {free:.0f} MB free; jobs are taken at {floor} MB")
         waiting = self.view.waiting_from_rest() + len(self.pending())
-        most = self.settings.web.max_queue
+        most = self.settings.now.web.max_queue
         if waiting >= most:
-            render = self.settings.render
+            render = self.settings.now.render
             job_s = self.view.recent_job_s() or _GUESSED_JOB_S
             at_a_time = min(len(render.devices), render.max_concurrent_jobs)
             retry_s = min(max(1, math.ceil(waiting * job_s / at_a_time)), _MOST_RETRY_S)

@@ -10,7 +10,7 @@ import hashlib
 import ipaddress
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,8 @@ def key_of(text: str) -> Key:
 def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Key]:
     """The keys of systemd's credentials, of `web.api_key_file` and of the environment, together; one on each line.
 
-    Raises `ConfigError` for a file that cannot be read, for a key that is too short, and when `web.api_key_file` holds
-    none: whoever names a file wants a key.
+    Raises `ConfigError` for a file that cannot be read, for a key that is too short, when the file `web.api_key_file`
+    holds none, and when there is no key at all although other machines could reach the server.
     """
     texts: list[tuple[str, str]] = []
     if folder := environ.get("CREDENTIALS_DIRECTORY"):
@@ -64,6 +64,11 @@ def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Ke
             raise ConfigError(
                 f"a key read from {origin} has {len(text)} characters", remedy=f"allowed: {_SHORTEST_KEY} or more"
             )
+    if not texts and not settings.allow_anonymous and not is_loopback(settings.host):
+        raise ConfigError(
+            f"web.host is {settings.host!r} and no key is configured, so that anybody could use this server",
+            remedy=f"set web.api_key_file or {KEY_VARIABLE}, or write web.allow_anonymous = true",
+        )
     return [key_of(text) for _, text in texts]
 
 
@@ -80,15 +85,6 @@ def _lines(path: Path, *, none_is_well: bool = False) -> list[str]:
     if not found and not none_is_well:
         raise ConfigError(f"{path} holds no key", remedy="put one key on each line, as user:password or one word")
     return found
-
-
-def check_bind(settings: Web, keys: Sequence[Key]) -> None:
-    """Raises `ConfigError` when there is no key and others than this machine could reach the server."""
-    if not keys and not settings.allow_anonymous and not is_loopback(settings.host):
-        raise ConfigError(
-            f"web.host is {settings.host!r} and no key is configured, so that anybody could use this server",
-            remedy=f"set web.api_key_file or {KEY_VARIABLE}, or write web.allow_anonymous = true",
-        )
 
 
 def digest_of(text: str) -> bytes:

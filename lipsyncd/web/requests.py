@@ -16,7 +16,7 @@ from aiohttp import web
 from lipsyncd.errors import FetchRefused
 from lipsyncd.jobs.job import Job
 from lipsyncd.network.address_guard import receivers
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.access import caller
 from lipsyncd.web.forms import Form, Part, read_form
@@ -37,11 +37,11 @@ _FORM_BYTES = 1 << 20  # of a form besides its files
 class Counter:
     """Where requests with files and orders come in."""
 
-    def __init__(self, settings: Settings, desk: Desk, stock: Stock) -> None:
+    def __init__(self, settings: CurrentSettings, desk: Desk, stock: Stock) -> None:
         self.settings = settings
         self.desk = desk
         self.stock = stock
-        self._receivers = receivers(settings.web.webhook_allow)
+        self._receivers = receivers(settings.now.web.webhook_allow)
         self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="web-judge")
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="web-fetch")
         self._taking: collections.Counter[str] = collections.Counter()
@@ -52,7 +52,7 @@ class Counter:
 
     def base(self, request: web.Request) -> str:
         """Where this server is reached: as it is configured, else as the client reached it."""
-        return self.settings.web.public_url.rstrip("/") or f"{request.scheme}://{request.host}"
+        return self.settings.now.web.public_url.rstrip("/") or f"{request.scheme}://{request.host}"
 
     async def body(self, request: web.Request) -> bytes:
         """The body of a request that is no form. Raises 408 when it takes too long."""
@@ -60,7 +60,7 @@ class Counter:
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         try:
-            return await asyncio.wait_for(work, self.settings.web.upload_timeout_s)
+            return await asyncio.wait_for(work, self.settings.now.web.upload_timeout_s)
         except TimeoutError:
             raise ApiError(408, "RequestTimeoutError", "the upload took too long") from None
 
@@ -72,7 +72,7 @@ class Counter:
 
         Raises `ApiError`, `DiskLow`, or what is wrong with a file.
         """
-        limit = self.settings.web.max_upload_mb * 1_000_000
+        limit = self.settings.now.web.max_upload_mb * 1_000_000
         with self._a_place(caller(request)), self.stock.desk_space() as folder:
             reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
             form = await self._in_time(reading)

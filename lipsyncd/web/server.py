@@ -12,7 +12,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from aiohttp import web
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.monitor.probe import Vitals
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage.folders import Folders
 from lipsyncd.web.access import Doors, public
 from lipsyncd.web.connection import Wire
@@ -57,51 +57,56 @@ class WebServer:
     """
 
     def __init__(
-        self, settings: Settings, folders: Folders, ffmpeg: Path, model_loaded: Callable[[], bool], vitals: Vitals
+        self,
+        settings: CurrentSettings,
+        folders: Folders,
+        ffmpeg: Path,
+        model_loaded: Callable[[], bool],
+        vitals: Vitals,
     ) -> None:
         self.settings = settings
         self.folders = folders
         self.ffmpeg = ffmpeg
         self.model_loaded = model_loaded
         self.vitals = vitals
-        self._head_within_s = min(_HEAD_WITHIN_S, settings.web.upload_timeout_s)
-        keys = read_keys(settings.web)
+        self._head_within_s = min(_HEAD_WITHIN_S, settings.now.web.upload_timeout_s)
+        keys = read_keys(settings.now.web)
         self.links = Links(folders.state, signed=bool(keys))
-        self.doors = Doors(settings.web, keys)
-        self._sockets = _bind(settings.web.host, settings.web.port)
+        self.doors = Doors(settings, keys)
+        self._sockets = _bind(settings.now.web.host, settings.now.web.port)
         self.port: int = self._sockets[0].getsockname()[1]
         self._loop = asyncio.new_event_loop()
-        self._users: Sequence[Desk | Stock | Counter] = ()
         self._serving = threading.Event()
         self._closed = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="web")
+        settings.before_change(self._prepare_keys)
 
     def start(self) -> None:
         self._thread.start()
         self._serving.wait()
         told = f"keys: {len(self.doors.keys)}" if self.doors.keys else "no key"
-        log.info("REST on http://%s:%d, %s", _shown(self.settings.web.host), self.port, told)
-        if not self.doors.keys and self.settings.web.allow_anonymous:
+        log.info("REST on http://%s:%d, %s", _shown(self.settings.now.web.host), self.port, told)
+        if not self.doors.keys and self.settings.now.web.allow_anonymous:
             log.warning("REST: no key is configured and web.allow_anonymous is true: anybody may use this server")
 
-    def use(self, settings: Settings) -> None:
-        """Take over new settings and read the keys again. Raises `ConfigError`, and then nothing changes."""
-        keys = read_keys(settings.web)
-        before = self.doors.keys
-        self.doors.use(settings.web, keys)
-        self.links.signed = bool(keys)
-        self.settings = settings
-        for piece in self._users:
-            piece.settings = settings
-        if keys != before:
-            log.info("REST: keys: %d now, were %d", len(keys), len(before))
+    def _prepare_keys(self, settings: Settings) -> Callable[[], None]:
+        """Read the keys again. Raises `ConfigError`."""
+        before, keys = self.doors.keys, read_keys(settings.web)
+
+        def take_over() -> None:
+            self.doors.take_keys(keys)
+            self.links.signed = bool(keys)
+            if keys != before:
+                log.info("REST: keys: %d now, were %d", len(keys), len(before))
+
+        return take_over
 
     @property
     def address(self) -> str:
         """Where clients reach this server, as far as it can know without a request of theirs."""
-        host = self.settings.web.host
+        host = self.settings.now.web.host
         named = socket.gethostname() if host in ("0.0.0.0", "::") else _shown(host)
-        return self.settings.web.public_url.rstrip("/") or f"http://{named}:{self.port}"
+        return self.settings.now.web.public_url.rstrip("/") or f"http://{named}:{self.port}"
 
     def stop(self) -> None:
         """End every request within two seconds. Without a start only the port is given back."""
@@ -127,7 +132,6 @@ class WebServer:
         desk = Desk(self.settings, self.folders)
         stock = Stock(self.settings, self.ffmpeg)
         counter = Counter(self.settings, desk, stock)
-        self._users = (desk, stock, counter)
         runner = web.AppRunner(self.application(desk, counter), shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()
         assert runner.server is not None  # since it is set up
@@ -150,7 +154,7 @@ class WebServer:
             middlewares=[self.doors.middleware],
             client_max_size=_BODY_BYTES,
         )
-        voices = Voices(self.settings.speech, desk)
+        voices = Voices(self.settings.now.speech, desk)
         pieces = (
             Original(counter, desk, self.links, self.model_loaded),
             VitalSigns(self.vitals, desk),

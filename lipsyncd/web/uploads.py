@@ -25,7 +25,7 @@ from lipsyncd.network.fetch import fetch
 from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.prepare.decode_video import screen
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import free_mb, fsync_file
 from lipsyncd.storage.uploads import Upload, Uploads
 from lipsyncd.web.forms import Part
@@ -44,15 +44,15 @@ _OWN = re.compile(r"/files/(image|audio)s/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-
 class Stock:
     """The uploads of one server, and the rules that they have to keep."""
 
-    def __init__(self, settings: Settings, ffmpeg: Path) -> None:
+    def __init__(self, settings: CurrentSettings, ffmpeg: Path) -> None:
         self.settings = settings
         self.ffmpeg = ffmpeg
-        self.uploads = Uploads(settings.paths.state)
+        self.uploads = Uploads(settings.now.paths.state)
 
     @contextmanager
     def desk_space(self) -> Iterator[Path]:
         """A folder for what is on its way in; gone with everything in it afterwards. Raises `DiskLow`."""
-        free, floor = free_mb(self.uploads.root), self.settings.paths.min_free_mb
+        free, floor = free_mb(self.uploads.root), self.settings.now.paths.min_free_mb
         if free < floor:
             raise DiskLow(f"{self.uploads.root} has {free:.0f} MB free; uploads are taken at {floor} MB")
         folder = tempfile.mkdtemp(prefix=".tmp-in-", dir=self.uploads.root)
@@ -63,8 +63,8 @@ class Stock:
 
     def fetch(self, url: str, folder: Path) -> Part:
         """The file at an address, by the rules of every other fetch. Raises `FetchRefused`, `FetchFailed`."""
-        rules, target = self.settings.fetch, folder / "fetched"
-        most = min(self.settings.web.max_upload_mb, rules.max_mb) * 1_000_000
+        rules, target = self.settings.now.fetch, folder / "fetched"
+        most = min(self.settings.now.web.max_upload_mb, rules.max_mb) * 1_000_000
         found = fetch(url, target, max_bytes=most, timeout_s=rules.timeout_s, allow=rules.allow)
         return Part(target, unquote(urlsplit(url).path).rpartition("/")[2], found.size_bytes, found.sha256)
 
@@ -93,7 +93,7 @@ class Stock:
         return kind
 
     def _measured(self, upload: Upload, content: Path, kind: Kind) -> Upload:
-        limits = self.settings.intake
+        limits = self.settings.now.intake
         with tempfile.TemporaryDirectory(prefix=".tmp-try-", dir=self.uploads.root) as scratch:
             if kind.is_video and upload.role == IMAGE:
                 picture = screen(

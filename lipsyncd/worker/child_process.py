@@ -118,7 +118,7 @@ class LocalChild:
     def __init__(
         self,
         device: str,
-        limits: Limits,
+        limits: Callable[[], Limits],
         *,
         renderers: Sequence[str] = (),
         preload: str = "",
@@ -184,7 +184,8 @@ class LocalChild:
         log.info("render child for %s started, pid %d", self.device, popen.pid)
 
     def _wait_ready(self, process: _Process) -> None:
-        deadline = time.monotonic() + self.limits.start_s
+        start_s = self.limits().start_s
+        deadline = time.monotonic() + start_s
         while True:
             message = self._receive(process)
             if isinstance(message, Ready):
@@ -192,7 +193,7 @@ class LocalChild:
             if isinstance(message, Failure):
                 raise from_reason({"code": message.code, "message": message.message, "remedy": message.remedy})
             if time.monotonic() > deadline:
-                raise RenderStalled(f"the render child was not ready after {self.limits.start_s:g} s{_quoted(process)}")
+                raise RenderStalled(f"the render child was not ready after {start_s:g} s{_quoted(process)}")
 
     def close(self) -> None:
         """End the child and everything that it started; nothing happens when there is none."""
@@ -255,7 +256,7 @@ class LocalChild:
         stop: Callable[[], bool],
     ) -> Result | Failure:
         started = heard = time.monotonic()
-        silence_s = self.limits.start_s
+        silence_s = self.limits().start_s
         asked_to_stop: float | None = None
         while True:
             message = self._receive(process)
@@ -266,7 +267,7 @@ class LocalChild:
                 return message
             if isinstance(message, Progress) and message.job_id == request.job_id:
                 progress(message)
-                silence_s = self.limits.start_s if message.stage == LOADING else self.limits.silence_s
+                silence_s = self.limits().start_s if message.stage == LOADING else self.limits().silence_s
             if isinstance(message, Batch) and message.job_id == request.job_id:
                 batch(message)
             if asked_to_stop is None and stop():
@@ -274,8 +275,8 @@ class LocalChild:
                 process.line.sendall(to_line(Cancel(request.job_id)))
             if asked_to_stop is not None and now - asked_to_stop > _CANCEL_GRACE_S:
                 raise RenderCancelled(request.job_id)
-            if now - started > self.limits.deadline_s:
-                raise RenderTimeout(f"job {request.job_id} was not rendered within {self.limits.deadline_s:g} s")
+            if now - started > self.limits().deadline_s:
+                raise RenderTimeout(f"job {request.job_id} was not rendered within {self.limits().deadline_s:g} s")
             if now - heard > silence_s:
                 quiet = f"the render child said nothing for {silence_s:g} s"
                 raise RenderStalled(quiet + _quoted(process))

@@ -39,7 +39,7 @@ from lipsyncd.media import video_frames
 from lipsyncd.monitor import gpu
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.recipe import recipe_of
-from lipsyncd.settings import Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import free_mb, says_full, sha256_of
 from lipsyncd.weights import RENDERER, AutoPull
@@ -73,7 +73,7 @@ class Worker:
     def __init__(
         self,
         device: str,
-        settings: Settings,
+        settings: CurrentSettings,
         finisher: Finisher,
         executor: Executor,
         ffmpeg: Path,
@@ -137,17 +137,17 @@ class Worker:
             return False
 
     def _preload(self) -> None:
-        if self.settings.render.lazy_load:
+        if self.settings.now.render.lazy_load:
             return
         try:
-            if self.settings.render.renderer == RENDERER:
+            if self.settings.now.render.renderer == RENDERER:
                 self.weights.require()
             self.executor.start()
         except LipsyncdError as error:
             log.warning("worker for %s: cannot load ahead of the first job: %s", self.device, error)
 
     def _unload_if_idle(self) -> None:
-        limit_s = self.settings.render.unload_idle_s
+        limit_s = self.settings.now.render.unload_idle_s
         if self.executor.idle_s() > limit_s:
             log.info("worker for %s: no job for %g s, unloading", self.device, limit_s)
             self.executor.close()
@@ -158,7 +158,7 @@ class Worker:
         """Claim and render one job; False when there is none, or no room for its result."""
         if self._unsettled:
             self._settle()
-        if free_mb(self.finisher.spool.root) < self.settings.paths.min_free_mb:
+        if free_mb(self.finisher.spool.root) < self.settings.now.paths.min_free_mb:
             return False
         token = secrets.token_hex(8)
         job = self.finisher.ledger.claim(self.device, token)
@@ -248,7 +248,7 @@ class Worker:
         log.warning("job %s waits: %s", job.id, low)
 
     def _failed(self, job: Job, error: LipsyncdError) -> None:
-        low = free_mb(self.finisher.spool.root) < self.settings.paths.min_free_mb
+        low = free_mb(self.finisher.spool.root) < self.settings.now.paths.min_free_mb
         self.finisher.spool.drop_partial_renders(job.id)
         if says_full(error) or (low and not error.permanent):
             self._no_room(job, error)
@@ -299,7 +299,7 @@ class Worker:
             duration_ms=round(duration * 1000),
             attempt=job.attempt,
             notes={**result.notes, **({"inputs": list(prepared.all_notes)} if prepared.all_notes else {})},
-            recipe=recipe_of(self.settings),
+            recipe=recipe_of(self.settings.now),
         )
         spool.keep_output(job.id, rendered, output)
         self._to_publishing(job.id, token, output)
@@ -316,7 +316,7 @@ class Worker:
         )
 
     def _request(self, spec: JobSpec, prepared: Prepared, token: str, frames: int) -> Render:
-        output = self.settings.output
+        output = self.settings.now.output
         return Render(
             job_id=spec.id,
             renderer=spec.renderer,
@@ -343,7 +343,7 @@ class Worker:
         found = gpu.look(self.device)
         return " ".join(
             [
-                f"cap={self.settings.render.max_vram_gb:g}GB",
+                f"cap={self.settings.now.render.max_vram_gb:g}GB",
                 f"device={self.device if found is None else f'{found.name} {found.memory.total_gb:.1f}GB'}",
                 f"version={__version__}",
                 f"weights={self.weights.store.mark if renderer == RENDERER else '-'}",

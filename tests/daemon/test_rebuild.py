@@ -23,6 +23,7 @@ from lipsyncd.inbox.accept import idempotency_key
 from lipsyncd.jobs.job import Job, JobState, new_id
 from lipsyncd.ledger import backups
 from lipsyncd.results import archive
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.settings.sections import Archive
 from lipsyncd.storage.files import write_json
 from tests.kits.installation import ROOT, Installation
@@ -42,7 +43,7 @@ def start_again(by_hand: JobsByHand) -> None:
     """Open the ledger as a daemon does at its start, whatever lies there, and recover."""
     by_hand.ledger.close()
     by_hand.ledger = open_ledger(by_hand.folders.state / "ledger.db")
-    by_hand.finisher = finisher_of(by_hand.settings, by_hand.folders, by_hand.ledger)
+    by_hand.finisher = finisher_of(CurrentSettings(by_hand.settings), by_hand.folders, by_hand.ledger)
     by_hand.spool, by_hand.outbox = by_hand.finisher.spool, by_hand.finisher.outbox
     by_hand.restart()
 

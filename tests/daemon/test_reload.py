@@ -135,6 +135,14 @@ def test_keys_are_read_again_and_a_lost_one_opens_no_door(tmp_path: Path) -> Non
         assert "key-of-anna" not in api.installation.log
 
 
+def test_a_host_that_is_taken_off_the_list_is_refused_at_once(tmp_path: Path) -> None:
+    """It was remembered as one of ours until the next start."""
+    with serving(tmp_path, changes={"web": {"allowed_hosts": ["media.example.org"]}}) as api:
+        assert api.get("/credits", Host="media.example.org").status == 200
+        read_again(api.installation, web={"allowed_hosts": []})
+        api.get("/credits", Host="media.example.org").refused(403, "PermissionError")
+
+
 def test_systemd_hears_of_the_reload_and_of_its_end(installation: Installation) -> None:
     with listening(installation.root) as manager, installation.running(NOTIFY_SOCKET=manager.address):
         manager.wait_for("READY=1".__eq__)

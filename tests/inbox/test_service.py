@@ -18,6 +18,7 @@ from lipsyncd.inbox.service import Arrivals
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor.status import STATUS_FILE, notes
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import write_json
 from lipsyncd.storage.folders import HIDDEN
 from lipsyncd.storage.locks import FolderLock, InstanceLock
@@ -118,7 +119,7 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
 
     def work() -> list[Any]:
         by_hand = JobsByHand(open_folder)
-        arrivals = Arrivals(by_hand.settings, by_hand.folders)
+        arrivals = Arrivals(CurrentSettings(by_hand.settings), by_hand.folders)
         arrivals.lock()
         arrivals.open(by_hand.spool, by_hand.ledger)
         [door] = arrivals.doors

@@ -24,6 +24,7 @@ from lipsyncd.inbox.service import rules_of
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.media.ffmpeg import find
 from lipsyncd.prepare.preparer import Preparer
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.batch_limits import Ceilings
@@ -79,26 +80,26 @@ class Stage:
         self.home = installation = Installation(root / "home")
         self.complaints = Complaints()
         logging.getLogger("lipsyncd").addHandler(self.complaints)
-        settings, folders = installation.settings, installation.folders
+        folders = installation.folders
+        settings = self.settings = CurrentSettings(installation.settings)
         self.clock = Clock()
         self.ledger = open_ledger(folders.state / "ledger.db")
         self.finisher = finisher_of(settings, folders, self.ledger)
         self.spool = self.finisher.spool
-        inbox = Inbox(folders.shared["inbox"], rules_of(settings), network=False, clock=self.clock)
+        inbox = Inbox(folders.shared["inbox"], rules_of(settings.now), network=False, clock=self.clock)
         self.intake = Intake(settings, inbox, self.spool, self.ledger)
         recover(self.intake, self.finisher)
         self.preparer = Preparer(settings, self.spool, self.ledger, self.finisher, find())
         self.worker = self._worker(ReadyMade(root))
 
     def _worker(self, executor: ReadyMade | LocalChild) -> Worker:
-        settings = self.home.settings
         return Worker(
             "cpu",
-            settings,
+            self.settings,
             self.finisher,
             executor,
             find(),
-            AutoPull(store_of(settings), allowed=False),
+            AutoPull(store_of(self.settings.now), allowed=False),
             Ceilings(self.home.path("state") / "ceilings.json"),
             stopping=threading.Event().is_set,
             cut_off=threading.Event().is_set,
@@ -129,7 +130,7 @@ class Stage:
 
     def make_video(self) -> None:
         """Have the prepared job's video made by a real child, kept beside the installation; the job stays as it is."""
-        child = LocalChild("cpu", Limits(60.0, 60.0, 60.0), renderers=self.home.settings.render.renderers)
+        child = LocalChild("cpu", lambda: Limits(60.0, 60.0, 60.0), renderers=self.home.settings.render.renderers)
         job = self.ledger.claim("cpu", "made")
         assert job is not None
         spec, prepared = self.spool.spec(job.id), self.spool.prepared(job.id)

@@ -13,7 +13,7 @@ from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.inbox.scan import Inbox, Rules
 from lipsyncd.jobs.job import Identity, Job, JobSpec
 from lipsyncd.ledger.ledger import Ledger
-from lipsyncd.settings import Paths, Settings
+from lipsyncd.settings import CurrentSettings, Paths, Settings
 from lipsyncd.storage import files
 from lipsyncd.storage.spool import Spool
 from tests.kits.core_kit import Clock
@@ -73,7 +73,7 @@ class InboxByHand:
             folder.mkdir(exist_ok=True)
         self.ledger = Ledger(root / "ledger.db")
         self.inbox = Inbox(self.inbox_folder, RULES, network=False, clock=self.clock)
-        self.intake = Intake(self.settings, self.inbox, self.spool, self.ledger)
+        self.intake = Intake(CurrentSettings(self.settings), self.inbox, self.spool, self.ledger)
 
     def again(self) -> InboxByHand:
         self.ledger.close()

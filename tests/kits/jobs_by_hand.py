@@ -18,7 +18,7 @@ from lipsyncd.inbox.service import rules_of
 from lipsyncd.jobs.job import Job, JobSpec, JobState, SourceFile, new_id
 from lipsyncd.jobs.prepared import Output, Picture, Prepared, Sound
 from lipsyncd.ledger.ledger import Ledger
-from lipsyncd.settings import Paths, Settings
+from lipsyncd.settings import CurrentSettings, Paths, Settings
 from lipsyncd.storage.files import identity
 from lipsyncd.storage.folders import HIDDEN, folders_of
 from lipsyncd.storage.spool import Spool
@@ -55,7 +55,7 @@ class JobsByHand:
         self.folders = folders_of(self.settings.paths)
         self.folders.initialise()
         self.ledger = Ledger(self.folders.state / "ledger.db")
-        self.finisher = finisher_of(self.settings, self.folders, self.ledger)
+        self.finisher = finisher_of(CurrentSettings(self.settings), self.folders, self.ledger)
         self.spool, self.outbox = self.finisher.spool, self.finisher.outbox
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class JobsByHand:
     def restart(self) -> None:
         """What the daemon does before its first scan."""
         inbox = Inbox(self.folders.shared["inbox"], rules_of(self.settings), network=False)
-        recover(Intake(self.settings, inbox, self.spool, self.ledger), self.finisher)
+        recover(Intake(CurrentSettings(self.settings), inbox, self.spool, self.ledger), self.finisher)
 
     def job(self, job_id: str) -> Job:
         return self.ledger.get(job_id)

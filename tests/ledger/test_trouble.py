@@ -11,6 +11,7 @@ import pytest
 
 from lipsyncd.jobs.job import JobState
 from lipsyncd.media.ffmpeg import find
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.batch_limits import Ceilings
 from lipsyncd.worker.loop import Worker
@@ -99,7 +100,7 @@ def test_a_render_whose_end_cannot_be_written_is_not_done_again(
 def worker_of(by_hand: JobsByHand, executor: LockedOut) -> Worker:
     return Worker(
         "cpu",
-        by_hand.settings,
+        CurrentSettings(by_hand.settings),
         by_hand.finisher,
         executor,
         find(),

@@ -25,6 +25,7 @@ from lipsyncd.monitor.facts import Facts, Worker
 from lipsyncd.monitor.packages import NEEDS
 from lipsyncd.monitor.probe import RENDERER_CODES, Vitals
 from lipsyncd.renderers import NAMES
+from lipsyncd.settings import CurrentSettings
 from tests.kits.core_kit import as_nobody, queued
 from tests.kits.installation import ROOT, Installation
 from tests.kits.webhook_receiver import until
@@ -42,7 +43,7 @@ def ledger(installation: Installation) -> Iterator[Ledger]:
 
 def vitals_of(installation: Installation, ledger: Ledger, **how: Any) -> Vitals:
     given: dict[str, Any] = {"scan_age_s": lambda: 0.0, "scan_due_s": lambda: 10.0, "workers": list, **how}
-    return Vitals(installation.settings, installation.folders, touch=ledger.touch, **given)
+    return Vitals(CurrentSettings(installation.settings), installation.folders, touch=ledger.touch, **given)
 
 
 def failing(vitals: Vitals) -> dict[str, str]:

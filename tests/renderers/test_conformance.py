@@ -114,7 +114,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalChild]:
 
             weights = write_weights(tmp_path_factory.mktemp("weights"))
             environment.setenv("LIPSYNCD_WEIGHTS_DIR", str(weights))
-        child = LocalChild("cpu", LIMITS)
+        child = LocalChild("cpu", lambda: LIMITS)
         yield child
         child.close()
 
@@ -165,7 +165,7 @@ def test_equal_inputs_give_an_equal_file_also_in_another_child(bench: Bench, ren
     request = bench.request(renderer)
     bench.render(request)
     first = bench.digest
-    other = LocalChild("cpu", LIMITS)
+    other = LocalChild("cpu", lambda: LIMITS)
     try:
         replace(bench, child=other).render(request)
     finally:

@@ -18,6 +18,7 @@ from lipsyncd.inbox.accept import Intake
 from lipsyncd.inbox.scan import Inbox
 from lipsyncd.inbox.service import rules_of
 from lipsyncd.jobs.job import Identity, JobSpec, JobState, now_ms
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import read_json
 from lipsyncd.storage.spool import Spool
 from tests.kits.core_kit import Clock
@@ -205,7 +206,7 @@ def test_an_input_is_not_believed_to_be_gone_while_its_inbox_is_away(tmp_path: P
 
     opened = partial(by_hand.folders.opened, "inbox")
     inbox = LeavingInbox(inbox_folder, rules_of(by_hand.settings), network=False, clock=clock, opened=opened)
-    intake = Intake(by_hand.settings, inbox, LeavingSpool(by_hand.spool.root), by_hand.ledger)
+    intake = Intake(CurrentSettings(by_hand.settings), inbox, LeavingSpool(by_hand.spool.root), by_hand.ledger)
     drop_pairs(inbox_folder, [0])
     intake.scan()
     clock.wait(2.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.settings import Web
+from lipsyncd.settings import CurrentSettings, Settings, Web
 from lipsyncd.web.access import Doors
 from lipsyncd.web.keys import key_of, read_keys
 from tests.kits.installation import Installation, picture, sound
@@ -59,7 +59,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     ],
 )
 def test_every_form_of_the_header_that_clients_send_is_taken(api: Api, header: str, owner: str) -> None:
-    doors = Doors(Web(), [key_of(KEY), key_of(PLAIN)])
+    doors = Doors(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
     assert doors.owner({"Authorization": header}) == owner
     assert doors.owner({"X-Api-Key": header}) == owner
     assert api.get("/credits", Authorization=header).status == 200
@@ -75,13 +75,13 @@ def test_every_form_of_the_header_that_clients_send_is_taken(api: Api, header: s
     ],
 )  # fmt: skip
 def test_nothing_else_is(api: Api, header: str) -> None:
-    doors = Doors(Web(), [key_of(KEY), key_of(PLAIN)])
+    doors = Doors(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
     assert doors.owner({"Authorization": header}) is None
     api.get("/credits", Authorization=header).refused(401, "AuthorizationError")
 
 
 def test_bytes_that_are_no_text_are_no_key() -> None:
-    doors = Doors(Web(), [key_of(KEY), key_of(PLAIN)])
+    doors = Doors(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
     assert doors.owner({"Authorization": "Bearer ÿ\udcff"}) is None
 
 

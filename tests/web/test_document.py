@@ -17,7 +17,7 @@ import pytest
 import lipsyncd
 from lipsyncd import __version__
 from lipsyncd.monitor.probe import Vitals
-from lipsyncd.settings import Paths, Settings, Web
+from lipsyncd.settings import CurrentSettings, Paths, Settings, Web
 from lipsyncd.storage.folders import folders_of
 from lipsyncd.web import server
 from lipsyncd.web.jobs import Desk
@@ -50,8 +50,8 @@ def test_it_is_served_as_it_is_committed(api: Api) -> None:
 
 
 def test_every_route_is_described_and_everything_described_has_a_route(tmp_path: Path) -> None:
-    settings = Settings(paths=Paths(storage=tmp_path), web=Web(port=0))
-    folders = folders_of(settings.paths)
+    settings = CurrentSettings(Settings(paths=Paths(storage=tmp_path), web=Web(port=0)))
+    folders = folders_of(settings.now.paths)
     folders.initialise()
     one = server.WebServer(settings, folders, Path("/nowhere"), lambda: False, cast("Vitals", None))
     desk = Desk(settings, folders)

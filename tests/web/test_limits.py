@@ -22,6 +22,7 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results.leftovers import Piece, remove, stored
 from lipsyncd.results.retention import Limits, over
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.control_files import Request, ask
 from lipsyncd.storage.uploads import Upload, Uploads
 from lipsyncd.web.jobs import Desk
@@ -223,7 +224,7 @@ def test_the_wait_is_what_recent_jobs_took(tmp_path: Path) -> None:
             queued(ledger, f"waiting {number}", rest={"created_ms": 1})
         for devices, wait_s in ((["cpu"], "40"), (["cpu", "cuda:0"], "20"), (["cpu", "cuda:0", "cuda:1"], "20")):
             installation.changes["render"] = {"devices": devices, "max_concurrent_jobs": 2}
-            desk = Desk(installation.settings, installation.folders)
+            desk = Desk(CurrentSettings(installation.settings), installation.folders)
             with pytest.raises(ApiError) as refusal:
                 asyncio.run(desk.place(order, owner="local", key=None, base=""))
             desk.close()

@@ -54,7 +54,7 @@ def where_children_find_their_renderers(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @contextmanager
 def child(limits: Limits = PATIENT, *, preload: str = "") -> Iterator[LocalChild]:
-    one = LocalChild("cpu", limits, renderers=RENDERERS, preload=preload)
+    one = LocalChild("cpu", lambda: limits, renderers=RENDERERS, preload=preload)
     try:
         yield one
     finally:
@@ -212,7 +212,7 @@ def test_a_child_that_does_not_come_up_is_ended_and_told(
 ) -> None:
     with child(Limits(start_s=1.0, deadline_s=60, silence_s=60), preload=preload) as one:
         if preload != "slow-at-start":
-            one.limits = PATIENT
+            one.limits = lambda: PATIENT
         pids: list[int | None] = []
         watcher = threading.Thread(target=lambda: pids.append(_first_pid(one)))
         watcher.start()
@@ -295,11 +295,10 @@ def test_loading_a_renderer_has_the_time_of_a_start_and_rendering_has_not(tmp_pa
     with child(Limits(start_s=60, deadline_s=60, silence_s=0.5)) as one:
         one.start()
         render(one, request(tmp_path, "slow-to-load"))
-        one.limits = Limits(start_s=0.5, deadline_s=60, silence_s=60)
         one.close()
-        one.limits, patience = PATIENT, one.limits
+        one.limits = lambda: PATIENT
         one.start()
-        one.limits = patience
+        one.limits = lambda: Limits(start_s=0.5, deadline_s=60, silence_s=60)
         with pytest.raises(RenderStalled, match=r"said nothing for 0\.5 s"):
             render(one, request(tmp_path, "slow-to-load"))
 

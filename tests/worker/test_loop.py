@@ -13,7 +13,7 @@ from lipsyncd.jobs.blocked import Obstacles
 from lipsyncd.jobs.job import JobState, now_ms
 from lipsyncd.media.ffmpeg import find
 from lipsyncd.media.mp4 import inspect
-from lipsyncd.settings import Output
+from lipsyncd.settings import CurrentSettings, Output
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.batch_limits import Ceilings
 from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled
@@ -31,7 +31,7 @@ class Interfered:
     """A real child; `before` and `after` happen around its render, and may raise in its place."""
 
     def __init__(self, *, before: Act = lambda: None, after: Act = lambda: None) -> None:
-        self.child = LocalChild("cpu", Limits(60.0, 60.0, 60.0), renderers=NAMES)
+        self.child = LocalChild("cpu", lambda: Limits(60.0, 60.0, 60.0), renderers=NAMES)
         self.before, self.after = before, after
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ def work(by_hand: JobsByHand, executor: Interfered, *, cut_off: bool = False) ->
     """One round; says whether there was anything to do."""
     worker = Worker(
         "cpu",
-        by_hand.settings,
+        CurrentSettings(by_hand.settings),
         by_hand.finisher,
         executor,
         find(),

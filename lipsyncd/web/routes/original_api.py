@@ -99,7 +99,7 @@ class Original:
     async def health(self, _request: web.Request) -> web.Response:
         """The original's nine fields."""
         waiting, working = await self.desk.run(self.desk.counts)
-        device = self.desk.settings.render.devices[0]
+        device = self.desk.settings.now.render.devices[0]
         memory = await self.desk.run(gpu.memory, device)
         return json_reply(
             {

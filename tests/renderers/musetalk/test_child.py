@@ -41,7 +41,7 @@ def child(weights: Path) -> Iterator[LocalChild]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LIPSYNCD_WEIGHTS_DIR", str(weights))
         environment.setenv("OMP_NUM_THREADS", "1")  # a test shares its machine
-        child = LocalChild("cpu", LIMITS)
+        child = LocalChild("cpu", lambda: LIMITS)
         child.start()
     yield child
     child.close()
@@ -117,19 +117,19 @@ def test_a_cancelled_render_ends_within_a_second(child: LocalChild, tmp_path: Pa
 
 
 def test_a_render_that_takes_too_long_is_ended(child: LocalChild, tmp_path: Path) -> None:
-    child.limits = replace(LIMITS, deadline_s=1.5)
+    child.limits = lambda: replace(LIMITS, deadline_s=1.5)
     given, started = request(tmp_path, seconds=60), time.monotonic()
     with pytest.raises(RenderTimeout):
         child.render(given, progress=lambda _: None, stop=never)
 
     assert time.monotonic() - started < 3
     assert child.pid is None
-    child.limits = LIMITS
+    child.limits = lambda: LIMITS
 
 
 def test_a_child_without_weights_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIPSYNCD_WEIGHTS_DIR", str(tmp_path))
-    child = LocalChild("cpu", LIMITS)
+    child = LocalChild("cpu", lambda: LIMITS)
     with pytest.raises(WeightsMissing, match="musetalkV15/"):
         child.render(request(tmp_path), progress=lambda _: None, stop=never)
     child.close()
