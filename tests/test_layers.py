@@ -43,6 +43,7 @@ FLOORS: dict[str, int] = {
     "sandbox": 2,
     "errors": 1,
     "log": 1,
+    "processes": 1,
     "lipsyncd": 0,
 }
 ENTRY, LIGHT = "lipsyncd.cli.main", {"lipsyncd", "errors", "cli"}

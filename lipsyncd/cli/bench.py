@@ -88,6 +88,7 @@ def _measured(request: dict[str, object]) -> Iterator[dict[str, Any]]:
 
     from lipsyncd.errors import RenderCrashed, RendererNotInstalled, from_reason
     from lipsyncd.monitor.packages import NEEDS
+    from lipsyncd.processes import exit_text
 
     if missing := [name for name in NEEDS["musetalk"] if find_spec(name) is None]:
         raise RendererNotInstalled(
@@ -102,7 +103,9 @@ def _measured(request: dict[str, object]) -> Iterator[dict[str, Any]]:
                 raise from_reason(line["error"])
             yield line
     if child.returncode != 0:
-        raise RenderCrashed(f"the bench ended with {child.returncode}", remedy="its last words are above")
+        raise RenderCrashed(
+            f"the measuring process {exit_text(child.returncode)}", remedy="its own output above says why"
+        )
 
 
 def _print(line: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from lipsyncd.errors import BadResult, EncodeFailed, LedgerError
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media import ffmpeg
 from lipsyncd.monitor import gpu
+from lipsyncd.processes import exit_text, last_line
 from lipsyncd.sandbox.jail import end, landlock_abi, popen_jailed, run_jailed
 from lipsyncd.worker.check_result import validate
 
@@ -69,12 +70,12 @@ def _encode_one_frame(path: Path, folder: Path) -> None:
     encoding = ffmpeg.Encoding(_SIDE_PX, _SIDE_PX, _RATE, sound, channels=1, preset="ultrafast")
     process = popen_jailed(ffmpeg.encode_arguments(path, encoding, target), readable=[sound], writable=[folder])
     try:
-        _, said = process.communicate(bytes(3 * _SIDE_PX * _SIDE_PX), timeout=_ENCODE_TIMEOUT_S)
+        _, output = process.communicate(bytes(3 * _SIDE_PX * _SIDE_PX), timeout=_ENCODE_TIMEOUT_S)
     finally:
         end(process)
     if process.returncode:
-        words = said.decode(errors="replace").strip().splitlines()
-        raise EncodeFailed(f"{path} made no MP4: {words[-1] if words else f'it ended with {process.returncode}'}")
+        why = last_line(output.decode(errors="replace")) or f"it {exit_text(process.returncode)}"
+        raise EncodeFailed(f"{path} made no MP4: {why}")
     validate(
         target, frames=1, fps=_RATE, width=_SIDE_PX, height=_SIDE_PX, duration=1 / _RATE, ffmpeg=path
     )  # fmt: skip

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from lipsyncd.errors import ConfigError
+from lipsyncd.processes import exit_text
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def nvenc_fault(path: Path) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     words = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else words[0] if words else f"it ended with {done.returncode}"
+    return "" if done.returncode == 0 else words[0] if words else f"it {exit_text(done.returncode)}"
 
 
 def _ask(path: Path, question: str) -> str:

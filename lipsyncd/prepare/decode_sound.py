@@ -16,6 +16,7 @@ from lipsyncd.errors import AudioNotRecognised, AudioTooLong, AudioTooShort, Aud
 from lipsyncd.jobs.prepared import Sound
 from lipsyncd.media import Completeness, Kind
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
+from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import Limits, run_jailed
 
 SPEECH_FILE, SOUND_FILE = "speech.s16", "sound.s16"
@@ -74,7 +75,7 @@ def decode_sound(
             raise crash(ended, AudioUndecodable, "sound")
         fault = complaint(ended.stderr_tail)
         if ended.returncode:
-            raise AudioUndecodable(f"the sound cannot be decoded: {fault or f'ffmpeg ended with {ended.returncode}'}")
+            raise AudioUndecodable(f"the sound cannot be decoded: {fault or f'ffmpeg {exit_text(ended.returncode)}'}")
         if fault:
             notes = (*notes, f"damaged parts of the sound were left out: {fault}")
         return _checked_sound(speech_file, sound_file, notes, min_s, max_s)

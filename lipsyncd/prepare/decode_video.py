@@ -20,6 +20,7 @@ from lipsyncd.media import Kind, video_frames, videos
 from lipsyncd.media.content import Content
 from lipsyncd.prepare import decode_picture
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
+from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import Completed, Limits, run_jailed
 
 _REPORT_LINE_BYTES = 128  # for each frame, at most
@@ -90,6 +91,6 @@ def _judged(ended: Completed, picture: Path, report: Path, timeout_s: float) -> 
     fault = complaint(ended.stderr_tail)
     width, height, frames = video_frames.read_report(report.read_text())
     if not frames or picture.stat().st_size != width * height * 3:
-        raise ImageUndecodable(f"the video cannot be decoded: {fault or f'ffmpeg ended with {ended.returncode}'}")
+        raise ImageUndecodable(f"the video cannot be decoded: {fault or f'ffmpeg {exit_text(ended.returncode)}'}")
     notes = (f"damaged parts of the video were left out: {fault}",) if fault else ()
     return Footage(Picture(picture.name, width, height, notes), frames)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lipsyncd.errors import InputError, JailFailed
+from lipsyncd.processes import exit_text, last_line
 from lipsyncd.sandbox.jail import Completed
 
 _LONGEST_MESSAGE = 200  # characters
@@ -52,9 +53,8 @@ def crash(ended: Completed, undecodable: type[InputError], what: str) -> InputEr
     if ended.returncode == -signal.SIGKILL:
         return JailFailed(f"the {what}'s decoder was killed from outside, perhaps for want of memory")
     if ended.returncode < 0:
-        return undecodable(f"the {what}'s decoder crashed on it ({signal.Signals(-ended.returncode).name})")
-    last = next((line for line in reversed(ended.stderr_tail.splitlines()) if line.strip()), "no message")
-    return JailFailed(f"the {what}'s decoder does not run: {printable(last)}")
+        return undecodable(f"the {what}'s decoder crashed on it: it {exit_text(ended.returncode)}")
+    return JailFailed(f"the {what}'s decoder does not run: {printable(last_line(ended.stderr_tail)) or 'no message'}")
 
 
 # Lines that are no complaint: repetitions, and streams that no job uses, which no listed codec may decode.

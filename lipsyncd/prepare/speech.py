@@ -28,6 +28,7 @@ from pathlib import Path
 
 from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
 from lipsyncd.log import printable
+from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import Limits, end, popen_jailed
 
 DEFAULT_VOICE = "en-us"
@@ -156,7 +157,7 @@ def speak_with(
         last_words = printable(words.read().strip())
     name = Path(command[0]).name
     if program.returncode != 0:
-        raise SpeechFailed(f"{name} {_ending(program.returncode)}{': ' if last_words else ''}{last_words}")
+        raise SpeechFailed(f"{name} {exit_text(program.returncode)}{': ' if last_words else ''}{last_words}")
     with target.open("rb") as file:
         head = file.read(12)
     if head[:4] != b"RIFF" or head[8:] != b"WAVE":
@@ -241,16 +242,12 @@ def _run_child(options: list[str], text: bytes, timeout_s: float, *, writable: S
     return listing.decode()
 
 
-def _ending(status: int) -> str:
-    return f"was stopped by signal {-status}" if status < 0 else f"ended with exit status {status}"
-
-
 def _failure(status: int, said: str) -> LipsyncdError:
     if status == _EX_UNAVAILABLE:
         return SpeechNotInstalled(f"there is no speech: {said}")
     if status < 0:
-        return SpeechFailed(f"espeak-ng {_ending(status)} on this text")
-    return SpeechFailed(said or f"espeak-ng {_ending(status)}")
+        return SpeechFailed(f"espeak-ng {exit_text(status)} on this text")
+    return SpeechFailed(said or f"espeak-ng {exit_text(status)}")
 
 
 # -- the child: the only place where the library is loaded -------------------------------------------------------------

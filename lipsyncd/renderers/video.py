@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from lipsyncd.errors import EncodeFailed
 from lipsyncd.media.ffmpeg import Encoding, encode_arguments
+from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import Limits, end, popen_jailed
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
@@ -247,7 +248,7 @@ class Encoder:
         status = self._process.poll()
         said = self._last_lines()
         self.abort()
-        how = "" if status is None else f", killed by signal {-status}" if status < 0 else f", exit status {status}"
+        how = "" if status is None else f" and {exit_text(status)}"
         return EncodeFailed(f"ffmpeg {what}{how}: {said or 'it said nothing'}")
 
     def _last_lines(self) -> str:

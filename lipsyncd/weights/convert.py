@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from lipsyncd.errors import RendererNotInstalled, WeightsDamaged, WeightsUnreachable
+from lipsyncd.processes import exit_text, last_line
 from lipsyncd.sandbox.jail import Limits, run_jailed
 from lipsyncd.weights.lock_list import Weight
 
@@ -57,13 +58,13 @@ def convert(weight: Weight, pickle: Path, target: Path) -> None:
     )
     if ended.returncode == 0:
         return
-    last = next((line for line in reversed(ended.stderr_tail.splitlines()) if line.strip()), "no message")
+    last = last_line(ended.stderr_tail) or "no message"
     if ended.returncode == _REFUSED:
         raise WeightsDamaged(
             f"{pickle} has the right hash and was refused all the same: {last}",
             remedy="do not open it with anything else; correct the lock list that names it (weights.lock)",
         )
-    how = "took too long" if ended.timed_out else f"ended with {ended.returncode}"
+    how = "took too long" if ended.timed_out else exit_text(ended.returncode)
     raise WeightsUnreachable(
         f"the conversion of {weight.name} {how}: {last}", remedy="free memory and disk space, then pull again"
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from lipsyncd.errors import DiskLow, RendererNotInstalled, WeightsDamaged, WeightsMissing, WeightsUnreachable
 from lipsyncd.jobs.job import Identity
+from lipsyncd.processes import exit_text
 from lipsyncd.storage.files import copy_hashed, free_mb, fsync_file, fsync_folder, open_regular
 from lipsyncd.weights.convert import convert
 from lipsyncd.weights.lock_list import Weight
@@ -336,7 +337,7 @@ def _judge(weight: Weight, part: Path, status: int, answer: bytes) -> None:
     try:
         said = str(json.loads(answer)["error"])[:_LONGEST_MESSAGE]
     except (ValueError, KeyError, TypeError):
-        said = f"the download ended with status {status}"
+        said = f"the download {exit_text(status)}"
     if got == 0 or got >= weight.size_bytes:
         part.unlink(missing_ok=True)  # no beginning to go on from: nothing, or whole and yet not what was promised
     raise WeightsUnreachable(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lipsyncd.errors import BadResult
 from lipsyncd.media.mp4 import BT709, Mp4Damaged, Mp4Facts, inspect
+from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import run_jailed
 
 _DECODE_TIMEOUT_S = 60.0
@@ -76,4 +77,4 @@ def _decode_last_second(path: Path, ffmpeg: Path) -> None:
         raise BadResult(f"the MP4's last second does not decode within {_DECODE_TIMEOUT_S:g} s")
     said = " | ".join(done.stderr_tail.split("\n")).strip(" |")
     if done.returncode != 0 or said:
-        raise BadResult(f"the MP4 does not decode to its end: {said[-300:] or f'exit status {done.returncode}'}")
+        raise BadResult(f"the MP4 does not decode to its end: {said[-300:] or f'ffmpeg {exit_text(done.returncode)}'}")

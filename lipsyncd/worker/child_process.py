@@ -31,6 +31,7 @@ from lipsyncd.errors import (
     from_reason,
 )
 from lipsyncd.log import printable
+from lipsyncd.processes import exit_text
 from lipsyncd.worker.oom_kills import Witness, witness_of
 from lipsyncd.worker.protocol import (
     CANCELLED,
@@ -306,7 +307,7 @@ class LocalChild:
             process.popen.wait(timeout=1.0)
         status = process.popen.poll()
         self.close()
-        how = "closed its line" if status is None else _ending(status)
+        how = "closed its line" if status is None else exit_text(status)
         if status == -signal.SIGKILL:
             kills = _kernel_kills(process)
             if kills:
@@ -323,10 +324,6 @@ class LocalChild:
 def _kernel_kills(process: _Process) -> int | None:
     """How many processes the kernel has ended for want of memory since this render began; None when nobody counts."""
     return None if process.witness is None else process.witness.kills()
-
-
-def _ending(status: int) -> str:
-    return f"was ended by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def _quoted(process: _Process) -> str:

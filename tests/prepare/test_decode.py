@@ -267,8 +267,8 @@ def test_a_picture_that_takes_too_long_is_given_up(decoded_picture, tmp_path):
 @pytest.mark.parametrize(
     ("returncode", "error", "text"),
     [
-        (-signal.SIGSEGV, ImageUndecodable, "crashed on it (SIGSEGV)"),
-        (-signal.SIGXFSZ, ImageUndecodable, "crashed on it (SIGXFSZ)"),
+        (-signal.SIGSEGV, ImageUndecodable, "crashed on it: it was killed by SIGSEGV"),
+        (-signal.SIGXFSZ, ImageUndecodable, "crashed on it: it was killed by SIGXFSZ"),
         (-signal.SIGKILL, JailFailed, "killed from outside"),
         (1, JailFailed, "does not run: ImportError: no"),
     ],

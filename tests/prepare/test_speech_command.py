@@ -65,8 +65,8 @@ def test_ssml_is_told_and_still_judged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("import sys; sys.exit('no model\\x1b[31m here')", r"ended with exit status 1: no model\\x1b\[31m here"),
-        ("import os; os.kill(os.getpid(), 11)", "was stopped by signal 11"),
+        ("import sys; sys.exit('no model\\x1b[31m here')", r"exited with status 1: no model\\x1b\[31m here"),
+        ("import os; os.kill(os.getpid(), 11)", "was killed by SIGSEGV"),
         ("print('hello')", "wrote no WAV to its stdout"),
         ("", "wrote no WAV to its stdout"),
         ("import sys; sys.stdin.close()", "wrote no WAV to its stdout"),

@@ -166,10 +166,10 @@ def test_somebody_elses_result_is_not_taken_for_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("renderer", "error", "message"),
     [
-        ("abort", RenderCrashed, "was ended by signal SIGABRT: about to abort"),
-        ("killed", RenderCrashed, "was ended by signal SIGKILL from outside, and not by the kernel"),
-        ("gasps", OutOfMemory, "was ended by signal SIGABRT for want of memory: cannot allocate memory for"),
-        ("leaves", RenderCrashed, "ended with status 3: "),
+        ("abort", RenderCrashed, "was killed by SIGABRT: about to abort"),
+        ("killed", RenderCrashed, "was killed by SIGKILL from outside, and not by the kernel"),
+        ("gasps", OutOfMemory, "was killed by SIGABRT for want of memory: cannot allocate memory for"),
+        ("leaves", RenderCrashed, "exited with status 3: "),
         ("garbage", RenderCrashed, "does not speak our protocol: not a message: b'once upon a time'"),
         ("wrong-types", RenderCrashed, "does not speak our protocol"),
         ("endless", RenderCrashed, "the render child sent a line of more than 262144 bytes"),
@@ -202,7 +202,7 @@ def test_the_last_words_of_a_child_are_its_last_ones_on_one_line(tmp_path: Path)
 @pytest.mark.parametrize(
     ("preload", "error", "message"),
     [
-        ("abort-at-start", RenderCrashed, "was ended by signal SIGABRT: no such \\x1b[31mdevice"),
+        ("abort-at-start", RenderCrashed, "was killed by SIGABRT: no such \\x1b[31mdevice"),
         ("garbage-at-start", RenderCrashed, "does not speak our protocol"),
         ("slow-at-start", RenderStalled, "was not ready after 1 s"),
     ],
