@@ -44,6 +44,9 @@ SOURCES: Mapping[JobState, tuple[JobState, ...]] = {
 }
 
 
+ID_PATTERN = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # the id of a job or of an upload
+
+
 def new_id() -> str:
     """A time-ordered UUID (version 7, RFC 9562) as canonical lower-case text, 36 characters."""
     stamp = time.time_ns() // 1_000_000

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from lipsyncd.errors import BadManifest, BadName, UnsafePath
+from lipsyncd.jobs.job import ID_PATTERN
 from lipsyncd.jobs.rest_fields import check as check_said
 
 MAX_BYTES = 64 * 1024
@@ -37,7 +38,7 @@ MAX_URL_CHARS = 4096
 MAX_NAME_BYTES = 200
 MAX_FILE_NAME_BYTES = 255  # what Linux file systems take
 MAX_RATE_TERM = 1_000_000  # a frame rate's numerator: MP4 and ffmpeg count in 32 bits
-_ID = re.compile(r"tlk_[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ID = re.compile(rf"tlk_[0-9a-f]{{32}}|{ID_PATTERN}")
 
 
 @dataclass(frozen=True)

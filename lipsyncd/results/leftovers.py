@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipsyncd.jobs.job import ID_PATTERN
 from lipsyncd.results import archive
 from lipsyncd.storage.files import NotRegular, open_regular
 from lipsyncd.storage.uploads import Uploads
@@ -34,7 +35,7 @@ from lipsyncd.storage.uploads import Uploads
 OUTBOX, ARCHIVE, FAILED, RESULTS, UPLOADS = KINDS = ("outbox", "archive", "failed", "results", "uploads")
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ID = re.compile(ID_PATTERN)
 _MOST_PROOF_BYTES = 1 << 20
 _GONE = (FileNotFoundError, NotADirectoryError, NotRegular)
 

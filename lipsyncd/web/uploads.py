@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lipsyncd.errors import AudioNotRecognised, DiskLow, ImageNotRecognised
+from lipsyncd.jobs.job import ID_PATTERN
 from lipsyncd.jobs.manifest import clean_out_name
 from lipsyncd.media import Kind, examine
 from lipsyncd.network.fetch import fetch
@@ -38,7 +39,7 @@ _LOOK_FPS, _LOOK_FRAMES = (
     250,
 )  # of a video the first ten seconds; the preparer looks at all that is needed
 # What a client gave back to us: the path that `Links.upload` made, whatever host name it reached us by.
-_OWN = re.compile(r"/files/(image|audio)s/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/[^/]*)?/?")
+_OWN = re.compile(rf"/files/(image|audio)s/({ID_PATTERN})(?:/[^/]*)?/?")
 
 
 class Stock:
