@@ -55,7 +55,7 @@ from lipsyncd.web.server import WebServer
 from lipsyncd.weights import RENDERER, AutoPull, store_of
 from lipsyncd.worker.batch_limits import FILE as CEILINGS_FILE
 from lipsyncd.worker.batch_limits import Ceilings
-from lipsyncd.worker.child_process import Limits, LocalChild
+from lipsyncd.worker.child_process import LocalChild, Timeouts
 from lipsyncd.worker.loop import Worker
 
 log = logging.getLogger(__name__)
@@ -259,15 +259,15 @@ class Daemon:
 
         return take_over
 
-    def _render_limits(self) -> Limits:
+    def _render_timeouts(self) -> Timeouts:
         render = self.settings.now.render
-        return Limits(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
+        return Timeouts(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
 
     def _begin_worker(self, device: str, ffmpeg: Path) -> None:
         render = self.settings.now.render
         child = LocalChild(
             device,
-            self._render_limits,
+            self._render_timeouts,
             renderers=render.renderers,
             preload="" if render.lazy_load else render.renderer,
             variables={

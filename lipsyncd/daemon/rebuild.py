@@ -63,7 +63,7 @@ def read(folders: Folders) -> dict[str, Ended]:
     if folders.available("failed"):
         found |= _told(leftovers.failed(shared["failed"], ()), _without_video)
     if folders.available("outbox"):
-        found |= _told(leftovers.shown(shared["outbox"], ()), lambda piece: _done(piece, orders))
+        found |= _told(leftovers.published(shared["outbox"], ()), lambda piece: _done(piece, orders))
     return found | _told(leftovers.kept_results(folders.results, ()), lambda piece: _done(piece, orders))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lipsyncd import log as logs
 from lipsyncd.errors import ConfigError
-from lipsyncd.jobs.manifest import shown
+from lipsyncd.jobs.manifest import quoted
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.settings.changes import merge, value_of
 
@@ -37,4 +37,4 @@ def reload(settings: CurrentSettings, read: Callable[[], Settings]) -> None:
 
 def _shown(settings: Settings, name: str) -> str:
     value = value_of(settings, name)
-    return shown(str(value) if isinstance(value, Path) else value)
+    return quoted(str(value) if isinstance(value, Path) else value)

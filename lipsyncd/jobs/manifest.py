@@ -112,7 +112,7 @@ def build(said: Mapping[str, Any]) -> Manifest:
     values: dict[str, Any] = {}
     for name, value in said.items():
         if name not in FIELDS:
-            raise BadManifest(f"unknown field {shown(name)}", remedy=f"did you mean {nearest(name, FIELDS)!r}?")
+            raise BadManifest(f"unknown field {quoted(name)}", remedy=f"did you mean {nearest(name, FIELDS)!r}?")
         if value is not None:
             values[_ATTRIBUTES.get(name, name)] = _read(name, value)
     if "image" not in values:
@@ -156,11 +156,11 @@ def classify(source: str) -> Literal["file", "url", "upload"]:
 def check_file_name(name: str) -> str:
     """`name` itself, when it can only mean a visible file in the inbox. Raises `UnsafePath`."""
     if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_FILE_NAME_BYTES:
-        raise UnsafePath(f"{shown(name)} is no file name of 1 to {MAX_FILE_NAME_BYTES} bytes")
+        raise UnsafePath(f"{quoted(name)} is no file name of 1 to {MAX_FILE_NAME_BYTES} bytes")
     if name.startswith("."):
-        raise UnsafePath(f"{shown(name)} starts with '.': hidden files and '..' are never read")
+        raise UnsafePath(f"{quoted(name)} starts with '.': hidden files and '..' are never read")
     if "/" in name or "\0" in name:
-        raise UnsafePath(f"{shown(name)} is a path, not a file name")
+        raise UnsafePath(f"{quoted(name)} is a path, not a file name")
     return name
 
 
@@ -168,14 +168,14 @@ def check_out_name(name: str) -> str:
     """The stem that a result gets: `name` without one `.mp4`. Raises `BadName` with the reason."""
     stem = name[:-4] if name.lower().endswith(".mp4") else name
     if not stem.strip():
-        raise BadName(f"the name {shown(name)} is empty")
+        raise BadName(f"the name {quoted(name)} is empty")
     if (size_bytes := len(stem.encode("utf-8", "surrogatepass"))) > MAX_NAME_BYTES:
-        raise BadName(f"the name {shown(name)} has {size_bytes} bytes")
+        raise BadName(f"the name {quoted(name)} has {size_bytes} bytes")
     if stem[0] in ".-":
-        raise BadName(f"the name {shown(name)} starts with {stem[0]!r}")
+        raise BadName(f"the name {quoted(name)} starts with {stem[0]!r}")
     bad = next((char for char in stem if _unfit(char)), None)
     if bad is not None:
-        raise BadName(f"the name {shown(name)} contains {bad!r}")
+        raise BadName(f"the name {quoted(name)} contains {bad!r}")
     return stem
 
 
@@ -236,7 +236,7 @@ _USER = re.compile(r"(?i)\b(https?:[/\\]*)[^\s\"'/?#]*@")
 _QUERY = re.compile(r"(?i)\b(https?:[^\s\"'?#]*)[?#][^\s\"']*")
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as an error message shows it: short, on one line, nothing in it that a terminal would obey.
 
     Of an address neither user, password nor query: messages end up in logs.
@@ -256,7 +256,7 @@ def _read(name: str, value: object) -> Any:
     try:
         return FIELDS[name](value)
     except ValueError as error:
-        raise BadManifest(f"{name} is {shown(value)}, allowed is {error}") from None
+        raise BadManifest(f"{name} is {quoted(value)}, allowed is {error}") from None
 
 
 def _source(value: object) -> str:
@@ -385,7 +385,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     said = dict(pairs)
     if len(said) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise BadManifest(f"{shown(twice)} stands in the manifest twice")
+        raise BadManifest(f"{quoted(twice)} stands in the manifest twice")
     return said
 
 
@@ -398,7 +398,7 @@ def _integer(digits: str) -> int:
 def _finite(digits: str) -> float:
     number = float(digits)
     if abs(number) == float("inf"):
-        raise BadManifest(f"{shown(digits)} is too large a number")
+        raise BadManifest(f"{quoted(digits)} is too large a number")
     return number
 
 

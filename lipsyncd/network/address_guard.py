@@ -65,7 +65,7 @@ def lookup(host: str, port: int) -> Sequence[tuple[Any, Any, Any, Any, Any]]:
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
-def shown(url: URL) -> str:
+def without_secrets(url: URL) -> str:
     """The address as logs and messages may have it: without user, password, query and fragment, which hold secrets."""
     port = "" if url.is_default_port() or url.explicit_port is None else f":{url.explicit_port}"
     host = url.host or ""
@@ -128,7 +128,9 @@ class Guard:
         if url.scheme not in ("http", "https") or not url.raw_host or port is None:
             raise FetchRefused(f"an address with the scheme {url.scheme[:20]!r}", remedy="use http:// or https://")
         if url.raw_user is not None or url.raw_password is not None:
-            raise FetchRefused(f"{shown(url)} holds a user or a password", remedy="use a signed link or the inbox")
+            raise FetchRefused(
+                f"{without_secrets(url)} holds a user or a password", remedy="use a signed link or the inbox"
+            )
         return url
 
     def door(self, url: URL) -> Door:
@@ -150,7 +152,7 @@ class Guard:
         elif not self._networks:  # else its name may lead into one of them
             fault = self._fault_of_public(port)
         if fault:
-            raise FetchRefused(f"{shown(url)} {fault}")
+            raise FetchRefused(f"{without_secrets(url)} {fault}")
 
     def fault(self, address: str, port: int) -> str:
         """Why nothing may connect to this address and port; an empty text when it may."""

@@ -22,7 +22,7 @@ import aiohttp
 from yarl import URL
 
 from lipsyncd.errors import DiskLow, FetchFailed, FetchRefused, LipsyncdError
-from lipsyncd.network.address_guard import Guard, cause, shown
+from lipsyncd.network.address_guard import Guard, cause, without_secrets
 
 MAX_REDIRECTS = 3
 
@@ -37,7 +37,7 @@ _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "lipsy
 
 @dataclass(frozen=True)
 class Fetched:
-    """What arrived. `final_url` is where the redirects led, as `shown` gives it: without its query."""
+    """What arrived. `final_url` is where the redirects led, as `without_secrets` gives it: without its query."""
 
     size_bytes: int
     sha256: str
@@ -68,10 +68,10 @@ def fetch(
     try:
         return asyncio.run(_within(timeout_s, cancelled, _follow(guard, start, target, max_bytes)))
     except TimeoutError as error:
-        raise FetchFailed(f"{shown(start)} did not arrive within {timeout_s:g} s") from error
+        raise FetchFailed(f"{without_secrets(start)} did not arrive within {timeout_s:g} s") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskLow(f"no room for {shown(start)} in {target.parent}") from error
+            raise DiskLow(f"no room for {without_secrets(start)} in {target.parent}") from error
         raise
 
 
@@ -96,7 +96,9 @@ async def _follow(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetch
         if isinstance(answer, Fetched):
             return answer
         url = answer
-    raise FetchRefused(f"more than {MAX_REDIRECTS} redirects, the last to {shown(url)}", remedy="use its final address")
+    raise FetchRefused(
+        f"more than {MAX_REDIRECTS} redirects, the last to {without_secrets(url)}", remedy="use its final address"
+    )
 
 
 async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched | URL:
@@ -119,13 +121,13 @@ async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched 
             _check_answer(url, response, max_bytes)
             return await _save(url, response, target, max_bytes)
     except aiohttp.ServerTimeoutError as error:
-        raise FetchFailed(f"{shown(url)} fell silent") from error
+        raise FetchFailed(f"{without_secrets(url)} fell silent") from error
     except aiohttp.InvalidURL as error:  # 127.1 and other old ways to write an address
-        raise FetchRefused(f"{shown(url)} names no valid host", remedy="correct it") from error
+        raise FetchRefused(f"{without_secrets(url)} names no valid host", remedy="correct it") from error
     except aiohttp.ClientError as error:
         if door.refused:
-            raise FetchRefused(f"{shown(url)} {door.refused}") from error
-        raise FetchFailed(f"{shown(url)} cannot be fetched: {cause(error)}") from error
+            raise FetchRefused(f"{without_secrets(url)} {door.refused}") from error
+        raise FetchFailed(f"{without_secrets(url)} cannot be fetched: {cause(error)}") from error
 
 
 def _next_hop(guard: Guard, url: URL, location: str) -> URL:
@@ -133,20 +135,20 @@ def _next_hop(guard: Guard, url: URL, location: str) -> URL:
         return guard.check(str(url.join(URL(location))))
     except (ValueError, FetchRefused) as error:
         why = error.message if isinstance(error, FetchRefused) else "no valid URL"
-        raise FetchRefused(f"{shown(url)} redirects to what is not followed: {why}") from error
+        raise FetchRefused(f"{without_secrets(url)} redirects to what is not followed: {why}") from error
 
 
 def _check_answer(url: URL, response: aiohttp.ClientResponse, max_bytes: int) -> None:
     if response.status != 200:
         phrase = http.HTTPStatus(response.status).phrase if response.status in set(http.HTTPStatus) else "?"
-        message = f"{shown(url)} answered {response.status} {phrase}"
+        message = f"{without_secrets(url)} answered {response.status} {phrase}"
         if 400 <= response.status < 500 and response.status not in _COME_AGAIN:
             raise FetchRefused(message, remedy="check the address; a signed link may have expired")
         raise FetchFailed(message)
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
         raise FetchRefused(
-            f"{shown(url)} answered compressed although it was asked not to", remedy="use another server"
+            f"{without_secrets(url)} answered compressed although it was asked not to", remedy="use another server"
         )
     if response.content_length is not None and response.content_length > max_bytes:
         raise _too_large(url, max_bytes)
@@ -166,8 +168,10 @@ async def _save(url: URL, response: aiohttp.ClientResponse, target: Path, max_by
     except BaseException:
         target.unlink(missing_ok=True)
         raise
-    return Fetched(size, digest.hexdigest(), shown(url))
+    return Fetched(size, digest.hexdigest(), without_secrets(url))
 
 
 def _too_large(url: URL, max_bytes: int) -> LipsyncdError:
-    return FetchRefused(f"{shown(url)} is larger than {max_bytes} bytes", remedy="use a smaller file or the inbox")
+    return FetchRefused(
+        f"{without_secrets(url)} is larger than {max_bytes} bytes", remedy="use a smaller file or the inbox"
+    )

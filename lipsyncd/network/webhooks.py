@@ -30,7 +30,7 @@ from lipsyncd.errors import ConfigError, FetchRefused, LedgerUnavailable
 from lipsyncd.jobs.job import now_ms
 from lipsyncd.jobs.webhook_delivery import Delivery, DeliveryState
 from lipsyncd.ledger.webhook_rows import Deliveries, Outcome
-from lipsyncd.network.address_guard import cause, receivers, shown
+from lipsyncd.network.address_guard import cause, receivers, without_secrets
 from lipsyncd.settings.sections import UNSET
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import replace_durably
@@ -157,7 +157,7 @@ class Webhooks:
             await asyncio.sleep(_TROUBLE_WAIT_S)
             return
         self.tries[outcome.state] += 1
-        where, number = _shown(delivery.url), delivery.attempt + 1
+        where, number = _without_secrets(delivery.url), delivery.attempt + 1
         if outcome.state is DeliveryState.DELIVERED:
             log.info("webhook of job %s delivered to %s, attempt %d", delivery.job_id, where, number)
         else:
@@ -217,10 +217,10 @@ class Webhooks:
             ):
                 return response.status
         except aiohttp.InvalidURL as error:
-            raise FetchRefused(f"{shown(url)} names no valid host") from error
+            raise FetchRefused(f"{without_secrets(url)} names no valid host") from error
         except aiohttp.ClientError as error:
             if door.refused:
-                raise FetchRefused(f"{shown(url)} {door.refused}") from error
+                raise FetchRefused(f"{without_secrets(url)} {door.refused}") from error
             raise
 
     def _body(self, delivery: Delivery) -> bytes:
@@ -238,9 +238,9 @@ def exact(text: str) -> URL:
     return URL(text, encoded=text.isascii()).with_fragment(None)
 
 
-def _shown(text: str) -> str:
+def _without_secrets(text: str) -> str:
     try:
-        return shown(exact(text))
+        return without_secrets(exact(text))
     except ValueError:
         return "no valid URL"
 

@@ -24,7 +24,7 @@ from lipsyncd.errors import (
 )
 from lipsyncd.jobs.prepared import Picture
 from lipsyncd.prepare.decoder_process import crash, interpreter, new_files, printable
-from lipsyncd.sandbox.jail import Completed, Limits, run_jailed
+from lipsyncd.sandbox.jail import Completed, ResourceLimits, run_jailed
 
 FILE = "picture.rgb"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -75,7 +75,7 @@ def _run_picture(request: dict[str, Any], source: Path, target: Path, timeout_s:
         readable=[source, _PACKAGE, *libraries],
         writable=[target],
         python_path=[_PACKAGE.parent, site],
-        limits=Limits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_picture_bytes(request["max_megapixels"])),
+        limits=ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_picture_bytes(request["max_megapixels"])),
         timeout_s=timeout_s,
     )
 

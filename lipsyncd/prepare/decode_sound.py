@@ -17,7 +17,7 @@ from lipsyncd.jobs.prepared import Sound
 from lipsyncd.media import Completeness, Kind
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
 from lipsyncd.processes import exit_text
-from lipsyncd.sandbox.jail import Limits, run_jailed
+from lipsyncd.sandbox.jail import ResourceLimits, run_jailed
 
 SPEECH_FILE, SOUND_FILE = "speech.s16", "sound.s16"
 SPEECH_RATE = 16_000  # samples per second, mono
@@ -66,7 +66,7 @@ def decode_sound(
             _sound_command(ffmpeg, source, found.kind or kind, speech_file, sound_file, max_s),
             readable=[source],
             writable=[speech_file, sound_file],
-            limits=Limits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_sound_bytes(max_s) + (1 << 20)),
+            limits=ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_sound_bytes(max_s) + (1 << 20)),
             timeout_s=timeout_s,
         )
         if ended.timed_out:

@@ -21,7 +21,7 @@ from lipsyncd.media.content import Content
 from lipsyncd.prepare import decode_picture
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
 from lipsyncd.processes import exit_text
-from lipsyncd.sandbox.jail import Completed, Limits, run_jailed
+from lipsyncd.sandbox.jail import Completed, ResourceLimits, run_jailed
 
 _REPORT_LINE_BYTES = 128  # for each frame, at most
 _FIRST_FRAME_BYTES = int(4 * 3 * video_frames.MAX_MEGAPIXELS * 1_000_000)  # squaring its pixels may make it larger
@@ -62,7 +62,9 @@ def screen(
             video_frames.scan_command(ffmpeg, source, kind, fps=fps, frames=frames, report=report, picture=picture),
             readable=[source],
             writable=[picture, report],
-            limits=Limits(cpu_s=4 * int(timeout_s) + 1, file_bytes=_FIRST_FRAME_BYTES + frames * _REPORT_LINE_BYTES),
+            limits=ResourceLimits(
+                cpu_s=4 * int(timeout_s) + 1, file_bytes=_FIRST_FRAME_BYTES + frames * _REPORT_LINE_BYTES
+            ),
             timeout_s=timeout_s,
         )
         seen = _judged(ended, picture, report, timeout_s)

@@ -29,7 +29,7 @@ from pathlib import Path
 from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
 from lipsyncd.log import printable
 from lipsyncd.processes import exit_text
-from lipsyncd.sandbox.jail import Limits, end, popen_jailed
+from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
 
 DEFAULT_VOICE = "en-us"
 DEFAULT_WORDS_PER_MINUTE = 165
@@ -39,7 +39,7 @@ MAX_SPOKEN_CHARS = 10_000  # without them
 MAX_SOUND_S = 610  # a little more than a job may last, so that the job fails with `audio-too-long` and not in silence
 
 _PACKAGE = "espeakng_loader"
-_LIMITS = Limits(cpu_s=120, file_bytes=256 << 20, memory_bytes=1 << 30)
+_LIMITS = ResourceLimits(cpu_s=120, file_bytes=256 << 20, memory_bytes=1 << 30)
 _LAST_WORDS_BYTES = 300
 _OUR_VARIABLES = ("LIPSYNCD_", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
 _EX_DATAERR, _EX_UNAVAILABLE = 65, 69  # sysexits.h

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from lipsyncd.errors import EncodeFailed
 from lipsyncd.media.ffmpeg import Encoding, encode_arguments
 from lipsyncd.processes import exit_text
-from lipsyncd.sandbox.jail import Limits, end, popen_jailed
+from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 
@@ -36,7 +36,7 @@ _RING_BYTES = 64 << 20
 _LAST_WORDS_S = 5.0  # how long an ffmpeg that has closed its input may take to end
 _LAST_WORDS_BYTES = 2000
 # The job's own deadline ends a long encode; these only stop an ffmpeg that has gone wild.
-_LIMITS = Limits(cpu_s=24 * 3600, file_bytes=32 << 30, memory_bytes=16 << 30)
+_LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=32 << 30, memory_bytes=16 << 30)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from lipsyncd.errors import RenderCrashed
 from lipsyncd.jobs.prepared import Video
 from lipsyncd.media import video_frames
 from lipsyncd.renderers.video import Picture
-from lipsyncd.sandbox.jail import Limits, end, popen_jailed
+from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
 
 HELD_BYTES = 256 << 20  # frames in memory: a short source as a whole, or a stretch of one that runs backwards
 
@@ -35,7 +35,7 @@ _PIPE_BYTES = 1 << 20  # the largest that every user may have; the usual 64 KiB 
 _SET_PIPE_SIZE = 1031
 _LAST_WORDS_BYTES = 500
 # The job's own deadline ends a long decode; these only stop an ffmpeg that has gone wild. It writes no file.
-_LIMITS = Limits(cpu_s=24 * 3600, file_bytes=0)
+_LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=0)
 
 
 class VideoSource:

@@ -68,7 +68,7 @@ class Piece:
 # -- looking -----------------------------------------------------------------------------------------------------------
 
 
-def shown(root: Path, persisting: Collection[str]) -> Iterator[Piece]:
+def published(root: Path, persisting: Collection[str]) -> Iterator[Piece]:
     """The videos in an outbox, and in the folders of sub-inboxes in it.
 
     A video that was taken leaves its sidecar, and a redrop that was skipped has nothing else.

@@ -143,7 +143,7 @@ class Retention:
 
 
 _LISTED = {
-    OUTBOX: leftovers.shown,
+    OUTBOX: leftovers.published,
     ARCHIVE: leftovers.archived,
     FAILED: leftovers.failed,
     RESULTS: leftovers.kept_results,

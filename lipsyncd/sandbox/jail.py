@@ -45,7 +45,7 @@ _POLL_S = 0.005
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """What one jailed process may use.
 
     cpu_s             of all its threads together; then it is killed
@@ -91,7 +91,7 @@ def run_jailed(
     *,
     readable: Sequence[Path] = (),
     writable: Sequence[Path] = (),
-    limits: Limits = Limits(),
+    limits: ResourceLimits = ResourceLimits(),
     python_path: Sequence[Path] = (),
     timeout_s: float,
 ) -> Completed:
@@ -126,7 +126,7 @@ def popen_jailed(
     *,
     readable: Sequence[Path] = (),
     writable: Sequence[Path] = (),
-    limits: Limits = Limits(),
+    limits: ResourceLimits = ResourceLimits(),
     python_path: Sequence[Path] = (),
     stdin: int | IO[bytes] = subprocess.PIPE,
     stdout: int | IO[bytes] = subprocess.DEVNULL,

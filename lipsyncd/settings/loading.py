@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.jobs.manifest import nearest, shown
+from lipsyncd.jobs.manifest import nearest, quoted
 from lipsyncd.settings.sections import FOLDERS, UNSET, Queue, Rule, Settings, default_storage, home_folder
 
 SYSTEM_FILE = Path("/etc/lipsyncd/lipsyncd.toml")
@@ -190,7 +190,7 @@ def _said_in_file(path: Path, data: bytes) -> Iterator[_Said]:
         if section not in SECTIONS:
             raise _unknown(section, str(path), SECTIONS)
         if not isinstance(table, dict):
-            raise ConfigError(f"{section} is {shown(table)}, read from {path}", remedy=f"allowed: a table [{section}]")
+            raise ConfigError(f"{section} is {quoted(table)}, read from {path}", remedy=f"allowed: a table [{section}]")
         for key, raw in table.items():
             name = f"{section}.{key}"
             if name not in SETTINGS:
@@ -202,14 +202,14 @@ def _queues(path: Path, data: bytes, settings: Settings, environ: Mapping[str, s
     """The tables [queue.NAME] of the file. What one does not say, the sections decide."""
     tables = _tables(path, data).get("queue", {})
     if not isinstance(tables, dict):
-        raise ConfigError(f"queue is {shown(tables)}, read from {path}", remedy="allowed: tables [queue.NAME]")
+        raise ConfigError(f"queue is {quoted(tables)}, read from {path}", remedy="allowed: tables [queue.NAME]")
     queues: list[Queue] = []
     for name, table in tables.items():
         if _QUEUE_NAME.fullmatch(name) is None or name.lower() in {queue.name.lower() for queue in queues}:
             remedy = "allowed: 1 to 64 letters, digits, _ and -, each name once without regard to case"
-            raise ConfigError(f"a queue is called {shown(name)}, read from {path}", remedy=remedy)
+            raise ConfigError(f"a queue is called {quoted(name)}, read from {path}", remedy=remedy)
         if not isinstance(table, dict):
-            raise ConfigError(f"queue.{name} is {shown(table)}, read from {path}", remedy=f"allowed: [queue.{name}]")
+            raise ConfigError(f"queue.{name} is {quoted(table)}, read from {path}", remedy=f"allowed: [queue.{name}]")
         values = {}
         for key, raw in table.items():
             if key not in _QUEUE_KEYS:
@@ -243,7 +243,7 @@ def _unknown(seen: str, origin: str, known: Mapping[str, object]) -> ConfigError
     key = seen.rpartition(".")[2]
     elsewhere = next((name for name in SETTINGS if name.endswith(f".{key}")), None)
     return ConfigError(
-        f"unknown setting {shown(seen)}, read from {origin}",
+        f"unknown setting {quoted(seen)}, read from {origin}",
         remedy=f"did you mean {elsewhere or nearest(seen, known)}?",
     )
 
@@ -276,7 +276,8 @@ def _checked(said: _Said, environ: Mapping[str, str]) -> Any:
     except (TypeError, ValueError, OverflowError):
         pass  # the message below says it for all of them
     raise ConfigError(
-        f"{said.setting.name} is {shown(said.seen)}, read from {said.origin}", remedy=f"allowed: {said.setting.allowed}"
+        f"{said.setting.name} is {quoted(said.seen)}, read from {said.origin}",
+        remedy=f"allowed: {said.setting.allowed}",
     )
 
 
@@ -308,7 +309,7 @@ def _check_apart(settings: Settings) -> None:
         if real[one] == real[other] or real[one] in real[other].parents or real[other] in real[one].parents:
             blamed, kept = (one, other) if settings.origins[f"paths.{other}"] == "default" else (other, one)
             raise ConfigError(
-                f"paths.{blamed} is {shown(str(getattr(settings.paths, blamed)))}, "
+                f"paths.{blamed} is {quoted(str(getattr(settings.paths, blamed)))}, "
                 f"read from {settings.origins[f'paths.{blamed}']}",
                 remedy=f"allowed: a folder apart from paths.{kept}, which is {str(real[kept])!r}",
             )

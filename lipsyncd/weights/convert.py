@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lipsyncd.errors import RendererNotInstalled, WeightsDamaged, WeightsUnreachable
 from lipsyncd.processes import exit_text, last_line
-from lipsyncd.sandbox.jail import Limits, run_jailed
+from lipsyncd.sandbox.jail import ResourceLimits, run_jailed
 from lipsyncd.weights.lock_list import Weight
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ def convert(weight: Weight, pickle: Path, target: Path) -> None:
         readable=[pickle, _CONVERTER, site, *(path for path in _PROCESSOR if path.exists())],
         writable=[target],
         python_path=[site],
-        limits=Limits(
+        limits=ResourceLimits(
             cpu_s=int(_TIMEOUT_S),
             file_bytes=2 * weight.size_bytes + (1 << 20),
             memory_bytes=_MEMORY_BYTES,

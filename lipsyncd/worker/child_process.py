@@ -65,7 +65,7 @@ class RenderCancelled(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class Timeouts:
     """How long a child may take: to start, to render one job, and between two words.
 
     Loading a renderer is part of the start, also when the first job that wants it brings it about: gigabytes from a
@@ -119,14 +119,14 @@ class LocalChild:
     def __init__(
         self,
         device: str,
-        limits: Callable[[], Limits],
+        timeouts: Callable[[], Timeouts],
         *,
         renderers: Sequence[str] = (),
         preload: str = "",
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.device = device
-        self.limits = limits
+        self.timeouts = timeouts
         self._variables = variables or {}
         self._arguments = [f"--renderer={entry}" for entry in renderers]
         if preload:
@@ -185,7 +185,7 @@ class LocalChild:
         log.info("render child for %s started, pid %d", self.device, popen.pid)
 
     def _wait_ready(self, process: _Process) -> None:
-        start_s = self.limits().start_s
+        start_s = self.timeouts().start_s
         deadline = time.monotonic() + start_s
         while True:
             message = self._receive(process)
@@ -257,7 +257,7 @@ class LocalChild:
         stop: Callable[[], bool],
     ) -> Result | Failure:
         started = heard = time.monotonic()
-        silence_s = self.limits().start_s
+        silence_s = self.timeouts().start_s
         asked_to_stop: float | None = None
         while True:
             message = self._receive(process)
@@ -268,7 +268,7 @@ class LocalChild:
                 return message
             if isinstance(message, Progress) and message.job_id == request.job_id:
                 progress(message)
-                silence_s = self.limits().start_s if message.stage == LOADING else self.limits().silence_s
+                silence_s = self.timeouts().start_s if message.stage == LOADING else self.timeouts().silence_s
             if isinstance(message, Batch) and message.job_id == request.job_id:
                 batch(message)
             if asked_to_stop is None and stop():
@@ -276,8 +276,8 @@ class LocalChild:
                 process.line.sendall(to_line(Cancel(request.job_id)))
             if asked_to_stop is not None and now - asked_to_stop > _CANCEL_GRACE_S:
                 raise RenderCancelled(request.job_id)
-            if now - started > self.limits().deadline_s:
-                raise RenderTimeout(f"job {request.job_id} was not rendered within {self.limits().deadline_s:g} s")
+            if now - started > self.timeouts().deadline_s:
+                raise RenderTimeout(f"job {request.job_id} was not rendered within {self.timeouts().deadline_s:g} s")
             if now - heard > silence_s:
                 quiet = f"the render child said nothing for {silence_s:g} s"
                 raise RenderStalled(quiet + _quoted(process))

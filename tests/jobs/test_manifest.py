@@ -24,7 +24,7 @@ from lipsyncd.jobs.manifest import (
     nearest,
     parse,
     parse_fps,
-    shown,
+    quoted,
     to_json,
 )
 
@@ -460,7 +460,7 @@ NO_RATES = (0, 0.99, 121, -25, 10**5000, float("nan"), float("inf"), True, None,
 NO_NUMBERS = ("fast", "25fps", "25/", "1/0", "inf", "nan", "1e2", "1e999999999", "٢٥", "9999999/9999998")
 
 
-@pytest.mark.parametrize("value", [*NO_RATES, *NO_NUMBERS], ids=shown)
+@pytest.mark.parametrize("value", [*NO_RATES, *NO_NUMBERS], ids=quoted)
 def test_a_frame_rate_that_no_video_can_have_is_refused(value):
     with pytest.raises(ValueError, match="from 1 to 120"):
         parse_fps(value)
@@ -483,10 +483,10 @@ HARD_TO_SHOW = (
 )
 
 
-@pytest.mark.parametrize("value", HARD_TO_SHOW, ids=shown)
+@pytest.mark.parametrize("value", HARD_TO_SHOW, ids=quoted)
 def test_a_value_is_shown_short_and_on_one_line(value):
-    assert shown(value).isprintable()
-    assert len(shown(value)) <= 61
+    assert quoted(value).isprintable()
+    assert len(quoted(value)) <= 61
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,7 @@ def test_a_value_is_shown_short_and_on_one_line(value):
     ],
 )
 def test_an_address_is_shown_without_what_may_be_secret_in_it(value, told):
-    assert shown(value) == told
+    assert quoted(value) == told
 
 
 def test_a_manifest_whose_address_has_a_password_is_refused_without_repeating_it():

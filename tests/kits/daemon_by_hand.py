@@ -28,7 +28,7 @@ from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.batch_limits import Ceilings
-from lipsyncd.worker.child_process import Limits, LocalChild
+from lipsyncd.worker.child_process import LocalChild, Timeouts
 from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Render, Result
 from tests.kits.core_kit import Clock
@@ -130,7 +130,7 @@ class Stage:
 
     def make_video(self) -> None:
         """Have the prepared job's video made by a real child, kept beside the installation; the job stays as it is."""
-        child = LocalChild("cpu", lambda: Limits(60.0, 60.0, 60.0), renderers=self.home.settings.render.renderers)
+        child = LocalChild("cpu", lambda: Timeouts(60.0, 60.0, 60.0), renderers=self.home.settings.render.renderers)
         job = self.ledger.claim("cpu", "made")
         assert job is not None
         spec, prepared = self.spool.spec(job.id), self.spool.prepared(job.id)

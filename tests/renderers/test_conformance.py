@@ -18,7 +18,7 @@ from lipsyncd.errors import BadOption, NoFaceFound, UnknownRenderer
 from lipsyncd.jobs.prepared import Picture, Sound
 from lipsyncd.media import ffmpeg
 from lipsyncd.worker.check_result import validate
-from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled
+from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
 from lipsyncd.worker.protocol import Progress, Render, Result
 from tests.kits.media.preview_kit import astronaut, voice
 
@@ -26,7 +26,7 @@ from tests.kits.media.preview_kit import astronaut, voice
 WITH_NETWORKS = find_spec("torch") is not None
 RENDERERS = ["preview", "musetalk"] if WITH_NETWORKS else ["preview"]
 RATES = ["24", "25", "30000/1001", "30", "60"]
-LIMITS = Limits(start_s=60, deadline_s=120, silence_s=60)
+TIMEOUTS = Timeouts(start_s=60, deadline_s=120, silence_s=60)
 
 
 @dataclass
@@ -114,7 +114,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalChild]:
 
             weights = write_weights(tmp_path_factory.mktemp("weights"))
             environment.setenv("LIPSYNCD_WEIGHTS_DIR", str(weights))
-        child = LocalChild("cpu", lambda: LIMITS)
+        child = LocalChild("cpu", lambda: TIMEOUTS)
         yield child
         child.close()
 
@@ -165,7 +165,7 @@ def test_equal_inputs_give_an_equal_file_also_in_another_child(bench: Bench, ren
     request = bench.request(renderer)
     bench.render(request)
     first = bench.digest
-    other = LocalChild("cpu", lambda: LIMITS)
+    other = LocalChild("cpu", lambda: TIMEOUTS)
     try:
         replace(bench, child=other).render(request)
     finally:

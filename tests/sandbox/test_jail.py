@@ -15,7 +15,7 @@ import pytest
 
 from lipsyncd.errors import JailFailed
 from lipsyncd.sandbox import landlock
-from lipsyncd.sandbox.jail import Completed, Limits, end, landlock_abi, popen_jailed, run_jailed
+from lipsyncd.sandbox.jail import Completed, ResourceLimits, end, landlock_abi, popen_jailed, run_jailed
 from tests.kits.media.media_kit import ffmpeg
 
 PYTHON = [str(getattr(sys, "_base_executable", sys.executable)), "-P", "-S", "-c"]
@@ -217,25 +217,25 @@ def test_memory_is_never_writable_and_executable_unless_asked_for():
     if said(probe) != "1":
         pytest.skip("a kernel before 6.3 cannot refuse it")
     assert "PermissionError" in inside(code).stderr_tail
-    assert said(code, limits=Limits(write_or_execute=False)) == "both"
+    assert said(code, limits=ResourceLimits(write_or_execute=False)) == "both"
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
 def test_processor_time_ends():
-    ended = inside("while True: pass", limits=Limits(cpu_s=1))
+    ended = inside("while True: pass", limits=ResourceLimits(cpu_s=1))
     assert ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
     assert not ended.timed_out
 
 
 def test_memory_ends():
-    assert "MemoryError" in inside("bytearray(600 << 20)", limits=Limits(memory_bytes=512 << 20)).stderr_tail
+    assert "MemoryError" in inside("bytearray(600 << 20)", limits=ResourceLimits(memory_bytes=512 << 20)).stderr_tail
 
 
 def test_the_size_of_a_file_ends(tmp_path):
     code = f"import signal; f = open({str(tmp_path / 'f')!r}, 'wb')\nwhile True: f.write(b'x' * 65536)"
-    ended = inside(code, writable=[tmp_path], limits=Limits(file_bytes=1 << 20))
+    ended = inside(code, writable=[tmp_path], limits=ResourceLimits(file_bytes=1 << 20))
     # Python ignores SIGXFSZ and sees an error; other programs are killed by it.
     assert "File too large" in ended.stderr_tail
     assert (tmp_path / "f").stat().st_size == 1 << 20
@@ -243,7 +243,7 @@ def test_the_size_of_a_file_ends(tmp_path):
 
 def test_open_files_and_core_dumps_end():
     code = "import resource as r; print(r.getrlimit(r.RLIMIT_NOFILE), r.getrlimit(r.RLIMIT_CORE))"
-    assert said(code, limits=Limits(open_files=20)) == "(20, 20) (0, 0)"
+    assert said(code, limits=ResourceLimits(open_files=20)) == "(20, 20) (0, 0)"
 
 
 def test_time_ends_and_takes_the_whole_family_along(tmp_path):

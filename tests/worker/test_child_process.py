@@ -23,7 +23,7 @@ from lipsyncd.errors import (
 )
 from lipsyncd.media.ffmpeg import find
 from lipsyncd.media.mp4 import inspect
-from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled
+from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
 from lipsyncd.worker.protocol import Progress, Render, Result
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.installation import ROOT
@@ -43,7 +43,7 @@ RENDERERS = (
     *NAMES,
     *(entry.replace("=", "=tests.kits.faults.faulty_children:") for entry in (*MORE, *AT_START, *OTHERS)),
 )
-PATIENT = Limits(start_s=60.0, deadline_s=60.0, silence_s=60.0)
+PATIENT = Timeouts(start_s=60.0, deadline_s=60.0, silence_s=60.0)
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +53,8 @@ def where_children_find_their_renderers(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @contextmanager
-def child(limits: Limits = PATIENT, *, preload: str = "") -> Iterator[LocalChild]:
-    one = LocalChild("cpu", lambda: limits, renderers=RENDERERS, preload=preload)
+def child(timeouts: Timeouts = PATIENT, *, preload: str = "") -> Iterator[LocalChild]:
+    one = LocalChild("cpu", lambda: timeouts, renderers=RENDERERS, preload=preload)
     try:
         yield one
     finally:
@@ -210,9 +210,9 @@ def test_the_last_words_of_a_child_are_its_last_ones_on_one_line(tmp_path: Path)
 def test_a_child_that_does_not_come_up_is_ended_and_told(
     preload: str, error: type[LipsyncdError], message: str
 ) -> None:
-    with child(Limits(start_s=1.0, deadline_s=60, silence_s=60), preload=preload) as one:
+    with child(Timeouts(start_s=1.0, deadline_s=60, silence_s=60), preload=preload) as one:
         if preload != "slow-at-start":
-            one.limits = lambda: PATIENT
+            one.timeouts = lambda: PATIENT
         pids: list[int | None] = []
         watcher = threading.Thread(target=lambda: pids.append(_first_pid(one)))
         watcher.start()
@@ -282,7 +282,7 @@ def test_a_renderer_that_does_not_listen_is_cancelled_within_a_second_all_the_sa
 
 
 def test_silence_ends_a_render(tmp_path: Path) -> None:
-    with child(Limits(start_s=60, deadline_s=60, silence_s=0.5)) as one:
+    with child(Timeouts(start_s=60, deadline_s=60, silence_s=0.5)) as one:
         one.start()
         pid, started = one.pid, time.monotonic()
         with pytest.raises(RenderStalled, match=r"said nothing for 0\.5 s"):
@@ -292,20 +292,20 @@ def test_silence_ends_a_render(tmp_path: Path) -> None:
 
 
 def test_loading_a_renderer_has_the_time_of_a_start_and_rendering_has_not(tmp_path: Path) -> None:
-    with child(Limits(start_s=60, deadline_s=60, silence_s=0.5)) as one:
+    with child(Timeouts(start_s=60, deadline_s=60, silence_s=0.5)) as one:
         one.start()
         render(one, request(tmp_path, "slow-to-load"))
         one.close()
-        one.limits = lambda: PATIENT
+        one.timeouts = lambda: PATIENT
         one.start()
-        one.limits = lambda: Limits(start_s=0.5, deadline_s=60, silence_s=60)
+        one.timeouts = lambda: Timeouts(start_s=0.5, deadline_s=60, silence_s=60)
         with pytest.raises(RenderStalled, match=r"said nothing for 0\.5 s"):
             render(one, request(tmp_path, "slow-to-load"))
 
 
 def test_the_deadline_ends_a_render_that_goes_on_talking(tmp_path: Path) -> None:
     told: list[Progress] = []
-    with child(Limits(start_s=60, deadline_s=1.5, silence_s=1.0)) as one:
+    with child(Timeouts(start_s=60, deadline_s=1.5, silence_s=1.0)) as one:
         one.start()
         pid = one.pid
         with pytest.raises(RenderTimeout, match=r"job job was not rendered within 1\.5 s"):
@@ -317,7 +317,7 @@ def test_the_deadline_ends_a_render_that_goes_on_talking(tmp_path: Path) -> None
 @pytest.mark.parametrize("end", ["silence", "close"])
 def test_what_a_child_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
     """A helper that ignores every polite signal, in the child's process group."""
-    with child(Limits(start_s=60, deadline_s=60, silence_s=1.5 if end == "silence" else 60)) as one:
+    with child(Timeouts(start_s=60, deadline_s=60, silence_s=1.5 if end == "silence" else 60)) as one:
         one.start()
         closer = threading.Timer(1.5, one.close) if end == "close" else None
         if closer is not None:

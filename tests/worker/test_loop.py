@@ -16,7 +16,7 @@ from lipsyncd.media.mp4 import inspect
 from lipsyncd.settings import CurrentSettings, Output
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.batch_limits import Ceilings
-from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled
+from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
 from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Batch, Progress, Render, Result
 from tests.kits.core_kit import Clock
@@ -31,7 +31,7 @@ class Interfered:
     """A real child; `before` and `after` happen around its render, and may raise in its place."""
 
     def __init__(self, *, before: Act = lambda: None, after: Act = lambda: None) -> None:
-        self.child = LocalChild("cpu", lambda: Limits(60.0, 60.0, 60.0), renderers=NAMES)
+        self.child = LocalChild("cpu", lambda: Timeouts(60.0, 60.0, 60.0), renderers=NAMES)
         self.before, self.after = before, after
 
     def start(self) -> None:

@@ -20,14 +20,14 @@ from lipsyncd.errors import NoFaceFound, RenderTimeout, WeightsMissing  # noqa: 
 from lipsyncd.jobs.prepared import Picture, Sound  # noqa: E402
 from lipsyncd.media import ffmpeg  # noqa: E402
 from lipsyncd.worker.check_result import validate  # noqa: E402
-from lipsyncd.worker.child_process import Limits, LocalChild, RenderCancelled  # noqa: E402
+from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts  # noqa: E402
 from lipsyncd.worker.protocol import Progress, Render  # noqa: E402
 from tests.kits.installation import Installation, put  # noqa: E402
 from tests.kits.media.face_kit import backdrop  # noqa: E402
 from tests.kits.media.media_kit import wav  # noqa: E402
 from tests.kits.media.musetalk_kit import hum, portrait, write_lock, write_weights  # noqa: E402
 
-LIMITS = Limits(start_s=60, deadline_s=60, silence_s=60)
+TIMEOUTS = Timeouts(start_s=60, deadline_s=60, silence_s=60)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def child(weights: Path) -> Iterator[LocalChild]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LIPSYNCD_WEIGHTS_DIR", str(weights))
         environment.setenv("OMP_NUM_THREADS", "1")  # a test shares its machine
-        child = LocalChild("cpu", lambda: LIMITS)
+        child = LocalChild("cpu", lambda: TIMEOUTS)
         child.start()
     yield child
     child.close()
@@ -117,19 +117,19 @@ def test_a_cancelled_render_ends_within_a_second(child: LocalChild, tmp_path: Pa
 
 
 def test_a_render_that_takes_too_long_is_ended(child: LocalChild, tmp_path: Path) -> None:
-    child.limits = lambda: replace(LIMITS, deadline_s=1.5)
+    child.timeouts = lambda: replace(TIMEOUTS, deadline_s=1.5)
     given, started = request(tmp_path, seconds=60), time.monotonic()
     with pytest.raises(RenderTimeout):
         child.render(given, progress=lambda _: None, stop=never)
 
     assert time.monotonic() - started < 3
     assert child.pid is None
-    child.limits = lambda: LIMITS
+    child.timeouts = lambda: TIMEOUTS
 
 
 def test_a_child_without_weights_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIPSYNCD_WEIGHTS_DIR", str(tmp_path))
-    child = LocalChild("cpu", lambda: LIMITS)
+    child = LocalChild("cpu", lambda: TIMEOUTS)
     with pytest.raises(WeightsMissing, match="musetalkV15/"):
         child.render(request(tmp_path), progress=lambda _: None, stop=never)
     child.close()
