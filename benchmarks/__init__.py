@@ -1,1 +1,1 @@
-"""Figures that the README speaks of, printed by scripts: `python -m benchmarks.figures`."""
+"""The figures of benchmarks/README.md, printed by scripts: `python -m benchmarks.figures`."""

@@ -181,7 +181,7 @@ class BadManifest(InputError):
     """A manifest is no JSON object, or a field has a wrong name, type or value."""
 
     code = "bad-manifest"
-    default_remedy = "correct the manifest and drop it again; the README lists its fields"
+    default_remedy = "correct the manifest and drop it again; docs/jobs.md lists its fields"
 
 
 class BadName(InputError):
@@ -347,7 +347,7 @@ class BadOption(RenderError):
 
     code = "bad-option"
     permanent = True
-    default_remedy = "correct the manifest; the README lists the options of each renderer"
+    default_remedy = "correct the manifest; docs/renderers.md lists the options of each renderer"
 
 
 class VideoNotTaken(RenderError):

@@ -1,10 +1,9 @@
-"""README, settings, command line and error tree say the same. `python -m tests.test_docs` writes the tables anew."""
+"""Documentation, settings, command line and error tree agree. `python -m tests.test_docs` writes the tables anew."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 import click
 import pytest
@@ -18,26 +17,18 @@ from lipsyncd.renderers.preview import options
 from lipsyncd.settings import Settings, describe
 from lipsyncd.settings.loading import SETTINGS
 from lipsyncd.weights import read_lock
+from tests.kits.doc_pages import PAGES, README, ROOT, anchor, anchors, headings, links, read, table
 from tests.monitor.test_metrics import NAMES
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-
-
-def table(heading: str) -> list[list[str]]:
-    """The cells of the README's table whose first heading that is, without its two heading rows."""
-    lines = README.splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return rows
+ERRORS = "docs/reference-errors.md"
+DOCS = [page for page in PAGES if page != README]
+TEXT = "\n".join(read(page) for page in PAGES)
+MOST_LINES = {README: 160}
+MOST_LINES_OF_A_PAGE = 250
 
 
 def code_rows() -> list[list[str]]:
-    """What the table of codes has to say: one row for each class, in the order of the tree."""
+    """The rows of the table of codes: one for each class, in the order of the tree."""
     found = {}
     for cls in errors.tree():
         meaning = (cls.__doc__ or "").splitlines()[0]
@@ -78,10 +69,10 @@ def test_the_table_of_variables_is_what_the_settings_read() -> None:
     for variable, name in read.items():
         assert rows[variable][1] == f"`{name}`"
         value = defaults[name]
-        if name not in ("paths.storage", "weights.dir"):  # places, told in words
-            told = re.split("[,;]", rows[variable][2])[0]
-            same = float(told) == value if isinstance(value, float) else told == str(value)
-            assert same or told == str(value).lower(), variable
+        if name not in ("paths.storage", "weights.dir"):  # places, described in words
+            shown = re.split("[,;]", rows[variable][2])[0]
+            same = float(shown) == value if isinstance(value, float) else shown == str(value)
+            assert same or shown == str(value).lower(), variable
 
 
 def test_the_table_of_fields_is_the_grammar_of_manifests() -> None:
@@ -90,8 +81,8 @@ def test_the_table_of_fields_is_the_grammar_of_manifests() -> None:
 
 def test_the_table_of_commands_is_the_command_line() -> None:
     assert isinstance(main, click.Group)
-    told = {re.match(r"`lipsyncd (\w+)", row[0]).group(1) for row in table("command")}  # type: ignore[union-attr]
-    assert told == set(main.commands)
+    listed = {re.match(r"`lipsyncd (\w+)", row[0]).group(1) for row in table("command")}  # type: ignore[union-attr]
+    assert listed == set(main.commands)
 
 
 def test_the_table_of_options_is_what_the_preview_renderer_reads() -> None:
@@ -102,24 +93,26 @@ def test_the_table_of_options_is_what_the_preview_renderer_reads() -> None:
 
 
 def test_the_table_of_exit_statuses_covers_the_error_tree() -> None:
-    told = {int(row[0]): row[1] for row in table("exit status")}
-    assert set(told) == {0, *(cls.exit_status for cls in errors.tree())}
-    assert {status for status, text in told.items() if "`doctor`" in text} == {v.exit_status for v in Verdict}
+    listed = {int(row[0]): row[1] for row in table("exit status")}
+    assert set(listed) == {0, *(cls.exit_status for cls in errors.tree())}
+    assert {status for status, text in listed.items() if "`doctor`" in text} == {v.exit_status for v in Verdict}
 
 
 def test_the_table_of_licences_is_the_lock_list() -> None:
-    told = {row[0].strip("`"): row[1] for row in table("weights")}
-    assert told == {weight.name: weight.licence for weight in read_lock() if not weight.name.endswith("-config")}
+    listed = {row[0].strip("`"): row[1] for row in table("weights")}
+    assert listed == {weight.name: weight.licence for weight in read_lock() if not weight.name.endswith("-config")}
 
 
-def test_the_readme_counts_the_metrics() -> None:
-    assert f"Prometheus text, {len(NAMES)} names" in README
+def test_the_number_of_metrics_is_right() -> None:
+    assert f"Prometheus text, {len(NAMES)} names" in TEXT
 
 
-def test_every_setting_that_the_readme_names_exists() -> None:
+def test_every_setting_that_the_pages_name_exists() -> None:
     sections = {name.partition(".")[0] for name in SETTINGS}
-    named = {n for n in re.findall(r"`([a-z]+\.[a-z_]+)`", README) if n.partition(".")[0] in sections}
-    assert named <= set(SETTINGS), named - set(SETTINGS)
+    named = {n for n in re.findall(r"`([a-z]+\.[a-z_]+)\b", TEXT) if n.partition(".")[0] in sections}
+    files = {"lipsyncd.toml", "log.py"}
+    assert len(named) > 40
+    assert named - set(SETTINGS) - files == set()
 
 
 def test_every_setting_that_a_remedy_names_exists() -> None:
@@ -129,28 +122,63 @@ def test_every_setting_that_a_remedy_names_exists() -> None:
             assert named in SETTINGS or named.partition(".")[0] not in sections, (cls, named)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^    )make ([a-z]+)", README, re.MULTILINE))))
-def test_every_make_target_that_the_readme_names_exists(target: str) -> None:
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^    )(?:sudo )?make ([a-z-]+)", TEXT, re.MULTILINE))))
+def test_every_make_target_that_the_pages_name_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_links_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+def test_every_command_that_the_pages_name_exists() -> None:
+    assert isinstance(main, click.Group)
+    assert set(re.findall(r"(?:`|^    )lipsyncd ([a-z]+)\b", TEXT, re.MULTILINE)) <= main.commands.keys()
 
 
-def test_the_extras_that_the_readme_names_exist() -> None:
+def test_the_extras_that_the_pages_name_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for extra in re.findall(r"extra `(\w+)`", README):
+    for extra in re.findall(r"extra `(\w+)`", TEXT):
         assert extra in project["optional-dependencies"]
 
 
+def test_every_file_of_the_code_that_the_pages_name_exists() -> None:
+    named = set(re.findall(r"(?<![\w./-])((?:lipsyncd|tests|benchmarks|config|systemd)/[\w./-]+)\b", TEXT))
+    assert len(named) > 20
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+# -- the shape of the pages --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_short(page: str) -> None:
+    assert len(read(page).splitlines()) <= MOST_LINES.get(page, MOST_LINES_OF_A_PAGE)
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_a_page_begins_with_a_table_of_contents_of_its_sections(page: str) -> None:
+    before_the_first_section = read(page).partition("\n## ")[0]
+    contents = re.findall(r"^\* \[([^]]+)\]\(#([^)]+)\)$", before_the_first_section, re.MULTILINE)
+    assert contents == [(heading, anchor(heading)) for heading in headings(page)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "benchmarks/README.md"])
+def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
+    for link in links(page):
+        place, _, wanted = link.partition("#")
+        target = (ROOT / page).parent / place if place else ROOT / page
+        assert target.exists(), link
+        if wanted:
+            assert wanted in anchors(str(target.resolve().relative_to(ROOT))), link
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    assert set(DOCS) <= {link.partition("#")[0] for link in links(README)}
+
+
 def write_tables() -> None:
-    """Put the table of codes into the README."""
+    """Put the table of codes into its page."""
     rows = "\n".join("| " + " | ".join(row) + " |" for row in code_rows())
     body = f"| code | meaning | what to do |\n|---|---|---|\n{rows}\n"
-    text = re.sub(r"\| code \| meaning .*?\n\n", lambda _: body + "\n", README, flags=re.DOTALL)
-    (ROOT / "README.md").write_text(text)
+    text = re.sub(r"\| code \| meaning .*?\n\n", lambda _: body + "\n", read(ERRORS), flags=re.DOTALL)
+    (ROOT / ERRORS).write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Who may import whom: the table, held against every import statement of the package, and what each command loads."""
+"""Who may import whom: docs/design.md has the table, and every import statement of the package is held against it."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,36 +17,23 @@ import pytest
 import lipsyncd
 from lipsyncd.ledger.ledger import Ledger
 from tests.kits.core_kit import spec_of
+from tests.kits.doc_pages import table
 from tests.kits.installation import Installation
 
 PACKAGE = Path(lipsyncd.__file__).parent
 
-# The rooms. An import goes to a strictly lower floor, or stays in its room.
-FLOORS: dict[str, int] = {
-    "__main__": 11,
-    "cli": 10,
-    "daemon": 9,
-    "doctor": 9,
-    "web": 8,
-    "renderers": 8,
-    "inbox": 7,
-    "prepare": 7,
-    "worker": 7,
-    "results": 6,
-    "network": 6,
-    "monitor": 6,
-    "ledger": 5,
-    "weights": 5,
-    "storage": 4,
-    "settings": 3,
-    "jobs": 2,
-    "media": 2,
-    "sandbox": 2,
-    "errors": 1,
-    "log": 1,
-    "processes": 1,
-    "lipsyncd": 0,
-}
+
+def rooms_of_the_design() -> list[tuple[str, int]]:
+    """Each room and its floor, from the table of rooms in docs/design.md; `__init__.py` is the package itself."""
+    return [
+        (PACKAGE.name if name == "__init__.py" else name.removesuffix("/").removesuffix(".py"), int(floor))
+        for names, _owns, floor in table("room")
+        for name in re.findall(r"`([\w/.]+)`", names)
+    ]
+
+
+# An import goes to a strictly lower floor, or stays in its room.
+FLOORS = dict(rooms_of_the_design())
 ENTRY, LIGHT = "lipsyncd.cli.main", {"lipsyncd", "errors", "cli"}
 MOST_FILES = 16  # Python files in one folder
 
@@ -90,6 +78,7 @@ class Import:
         return f"{self.importer.replace('.', '/')}.py:{self.line} imports {self.target}"
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
     found = {}
@@ -139,8 +128,9 @@ FOREIGN = [
 
 def test_every_room_has_a_floor_and_every_floor_its_room() -> None:
     rooms = {room(module) for module in modules()}
-    assert rooms - FLOORS.keys() == set(), "a new room: give it a floor, as low as its imports allow"
-    assert FLOORS.keys() - rooms == set(), "these rooms are gone: take them out of the table"
+    assert len(rooms_of_the_design()) == len(FLOORS), "a room has two rows"
+    assert rooms - FLOORS.keys() == set(), "a new room: give it a row in docs/design.md, as low as possible"
+    assert FLOORS.keys() - rooms == set(), "these rooms are gone: take them out of the table in docs/design.md"
 
 
 def test_imports_go_to_a_strictly_lower_floor() -> None:

@@ -352,7 +352,7 @@ def _string(value: object, low: int, high: int) -> str:
     return value
 
 
-# Every word that a manifest may say, with what reads it. The README lists the same words.
+# Every field of a manifest, with the function that reads it. docs/jobs.md lists the same fields.
 FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {
         "image": _source,

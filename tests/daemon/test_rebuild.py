@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -26,7 +25,8 @@ from lipsyncd.results import archive
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.settings.sections import Archive
 from lipsyncd.storage.files import write_json
-from tests.kits.installation import ROOT, Installation
+from tests.kits import doc_pages
+from tests.kits.installation import Installation
 from tests.kits.jobs_by_hand import JobsByHand
 
 NOT_TOLD = ("seq", "finished_ms", "stage", "fraction", "prepared", "inputs_released", "staged", "max_attempts")
@@ -320,14 +320,7 @@ def test_the_log_of_another_ledger_beside_a_copy_does_no_harm(by_hand: JobsByHan
     assert len(list(by_hand.folders.state.glob("ledger.db.corrupt-*-wal"))) == 1
 
 
-def commands(heading: str) -> str:
-    """The indented lines of a section of the README."""
-    section = re.split(r"^## ", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    [found] = [part for part in section if part.startswith(heading)]
-    return "\n".join(line.strip() for line in found.splitlines() if line.startswith("    "))
-
-
-def test_the_readmes_way_to_put_a_copy_back(installation: Installation) -> None:
+def test_the_documented_way_to_put_a_copy_back(installation: Installation) -> None:
     with installation.running():
         for number, name in enumerate(("anna", "bert")):
             installation.drop_pair(name, seed=number)
@@ -342,9 +335,9 @@ def test_the_readmes_way_to_put_a_copy_back(installation: Installation) -> None:
     renders = installation.renders
     [copy] = backups.made(installation.path("state") / "backups")
     installation.path("state").joinpath("ledger.db").write_bytes(b"lost to a bad disk" * 1000)
-    script = commands("Backups").replace("ledger-20261122T033000.118Z.db", copy.name)
+    script = doc_pages.commands("docs/operate.md", "Backups").replace("ledger-20261122T033000.118Z.db", copy.name)
     assert copy.name in script
-    lines = [line for line in script.splitlines() if not line.startswith(("systemctl", "lipsyncd"))]
+    lines = [line for line in script.splitlines() if not line.lstrip().startswith(("systemctl", "lipsyncd"))]
     subprocess.run(["sh", "-eux", "-c", "\n".join(lines)], cwd=installation.path("state"), check=True, timeout=30)
     write_json(installation.path("state") / "nights.json", {"copied": 1.0, "pruned": 1.0})  # it was down at night, too
     with installation.running():

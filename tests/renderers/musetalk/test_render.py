@@ -28,6 +28,7 @@ from lipsyncd.renderers.musetalk.painting.masks import SIDE, blend_square, mask_
 from lipsyncd.renderers.musetalk.painting.parsing import drawn  # noqa: E402
 from lipsyncd.renderers.musetalk.renderer import Grant, MuseTalk  # noqa: E402
 from lipsyncd.weights.lock_list import read_lock  # noqa: E402
+from tests.kits.doc_pages import table  # noqa: E402
 from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
 from tests.kits.media.musetalk_kit import hum, portrait, write_weights  # noqa: E402
 
@@ -193,12 +194,10 @@ def test_options_are_checked(renderer: MuseTalk, wrong: dict[str, Any]) -> None:
         renderer.open(scene(**wrong))
 
 
-def test_the_readme_lists_every_option() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    table = readme.partition("### The musetalk renderer")[2].partition("###")[0]
-    told = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+def test_the_documentation_lists_every_option() -> None:
+    listed = {row[0].strip("`") for row in table("option")}
 
-    assert told == {item.name for item in fields(Options)} | {video_frames.OPTION}
+    assert listed == {item.name for item in fields(Options)} | {video_frames.OPTION}
 
 
 def test_a_face_larger_than_the_painted_patch_is_told_to_look_soft(renderer: MuseTalk) -> None:

@@ -16,6 +16,7 @@ import skimage.data
 from PIL import Image
 
 from lipsyncd.media.mp4 import inspect
+from tests.kits import doc_pages
 from tests.kits.installation import ROOT, picture, sound
 from tests.kits.machine import container_kit
 from tests.kits.machine.virtual_machine import Machine, booted
@@ -23,7 +24,7 @@ from tests.kits.machine.virtual_machine import Machine, booted
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a busy machine installs packages for minutes
 
 SETTINGS = "/etc/lipsyncd/lipsyncd.toml"
-README = (ROOT / "README.md").read_text()
+INSTALL, OPERATE = "docs/install.md", "docs/operate.md"
 SUDO = """#!/bin/sh
 [ "$1" = -u ] || exec "$@"
 user=$2; shift 2; exec runuser --user="$user" -- "$@"
@@ -47,11 +48,11 @@ def machine(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def installed(machine: Machine) -> Machine:
     """After `make install` for a box without a GPU, with a key, a free port, and renderers of the test's own."""
-    said = machine.run(f"cd /usr/src/lipsyncd && {told('sudo make install EXTRAS=')}").stdout
+    said = machine.run(f"cd /usr/src/lipsyncd && {documented('sudo make install EXTRAS=')}").stdout
     for word in (SETTINGS, "cpu-only.conf", "adduser NAME lipsyncd", "systemctl enable --now lipsyncd"):
         assert word in said
     assert "models pull" not in said
-    machine.run("USER=alice; " + told('sudo usermod --append --groups lipsyncd "$USER"'))
+    machine.run("USER=alice; " + documented('sudo usermod --append --groups lipsyncd "$USER"'))
     package = next((machine.root / "opt/lipsyncd/lib").glob("python3*/site-packages"))
     shutil.copy(ROOT / "tests/kits/machine/service_renderers.py", package)
     text = (machine.root / SETTINGS.lstrip("/")).read_text()
@@ -59,23 +60,14 @@ def installed(machine: Machine) -> Machine:
     patience = "stall_timeout_s = 600"  # the first sound that is analysed has numba compile, on a busy machine too
     text = text.replace("[render]", f"[render]\n{own}\n{patience}").replace("[web]", "[web]\nport = 0")
     machine.write(SETTINGS, text)
-    machine.run(told("sudo systemctl enable --now lipsyncd"))
+    machine.run(documented("sudo systemctl enable --now lipsyncd"))
     return machine
 
 
-def told(command: str) -> str:
-    """The command, which the README tells in these very words."""
-    assert command in README
+def documented(command: str) -> str:
+    """The command, which the documentation has in these very words."""
+    assert command in doc_pages.read(INSTALL)
     return command
-
-
-def told_block(beginning: str) -> str:
-    """The commands of the README's paragraph that begins so."""
-    paragraph = README.partition(f"\n**{beginning}")[2]
-    assert paragraph, beginning
-    lines = re.search(r"(?:^    .*\n)+", paragraph, re.MULTILINE)
-    assert lines is not None
-    return lines.group()
 
 
 def give(
@@ -148,7 +140,7 @@ def test_the_service_is_ready_and_says_what_it_does(installed: Machine) -> None:
 
 def test_the_key_comes_as_a_credential(installed: Machine) -> None:
     assert status_of(installed, "/credits") == 200
-    installed.run(told_block("A key"))
+    installed.run(doc_pages.commands(INSTALL, "A key for REST"))
     key = (installed.root / "etc/lipsyncd/api-key").read_text().strip()
     assert re.fullmatch(r"anna:\S{24}", key)
     assert '\nhost = "0.0.0.0"' in (installed.root / SETTINGS.lstrip("/")).read_text()
@@ -161,7 +153,7 @@ def test_the_key_comes_as_a_credential(installed: Machine) -> None:
 
 def test_a_member_of_the_group_drops_a_job_and_takes_its_video(installed: Machine) -> None:
     """The preview renderer under the unit's walls, with the inputs of another user and the drop-in for no GPU."""
-    installed.run(told_block("Drop-ins."))
+    installed.run(doc_pages.commands(INSTALL, "Drop-ins for the unit"))
     assert installed.show("PrivateDevices") == "yes"
     face = io.BytesIO()
     Image.fromarray(skimage.data.astronaut()).save(face, "PNG")
@@ -298,8 +290,8 @@ def test_without_a_key_the_service_starts_on_this_machine_alone(installed: Machi
 
 
 def test_a_share_is_taken_into_use_goes_away_and_comes_back(installed: Machine) -> None:
-    """The README's commands, with a bind mount in place of the file server's."""
-    share = told_block("A share.").replace(
+    """The documented commands, with a bind mount in place of the file server's."""
+    share = doc_pages.commands(INSTALL, "Use folders on a network share").replace(
         "nas:/talking /mnt/share nfs hard,noatime,_netdev", "/nas /mnt/share none bind"
     )
     assert "/nas " in share
@@ -321,7 +313,7 @@ def test_a_share_is_taken_into_use_goes_away_and_comes_back(installed: Machine) 
 
 def test_the_state_moves_to_another_disk(installed: Machine) -> None:
     before = json.loads(installed.run("lipsyncd status --json", user="alice").stdout)["jobs"]
-    installed.run(told_block("Moving the state"))
+    installed.run(doc_pages.commands(OPERATE, "Move to another disk or machine"))
     shutil.rmtree(installed.root / "var/lib/lipsyncd/state")
     order = {"image": picture(6), "voice": sound(0.3, 6), "renderer": "slow", "resolution": 64}
     give(installed, "alice", "moved", inbox="/mnt/share/inbox", **order)

@@ -1,4 +1,4 @@
-"""The lines of the README for clients, each run as it stands there: only the port and the key are of this machine."""
+"""The client programs in the documentation, each run as it stands there: only the port and the key are replaced."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.kits.installation import ROOT, picture, sound
+from tests.kits import doc_pages
+from tests.kits.installation import picture, sound
 from tests.kits.web_kit import Api, serving
 
-REST = (ROOT / "README.md").read_text().partition("\n## REST\n")[2].partition("\n## ")[0]
-BLOCKS = re.findall(r"```(sh|python|js)\n(.*?)```", REST, re.DOTALL)
+BLOCKS = [
+    (page, language, text)
+    for page in ("README.md", "docs/rest.md")
+    for language, text in re.findall(r"```(sh|python|js)\n(.*?)```", doc_pages.read(page), re.DOTALL)
+]
 PROGRAMS = {"sh": ["sh", "-eu"], "python": [sys.executable], "js": ["node"]}
 
 
@@ -27,22 +31,26 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def test_there_are_lines_for_both_apis_in_three_languages() -> None:
-    assert [language for language, _ in BLOCKS] == ["sh", "python", "js"] * 2
+def test_there_are_programs_for_both_apis_in_three_languages() -> None:
+    assert [language for _, language, _ in BLOCKS] == ["sh", *["sh", "python", "js"] * 2]
 
 
-@pytest.mark.parametrize(("language", "text"), BLOCKS, ids=[f"{lang} {n // 3}" for n, (lang, _) in enumerate(BLOCKS)])
-def test_the_lines_make_a_video(api: Api, tmp_path: Path, language: str, text: str) -> None:
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [(language, text) for _, language, text in BLOCKS],
+    ids=[f"{page} {language} {number}" for number, (page, language, _) in enumerate(BLOCKS)],
+)
+def test_the_programs_make_a_video(api: Api, tmp_path: Path, language: str, text: str) -> None:
     if shutil.which("curl" if language == "sh" else PROGRAMS[language][0]) is None:
         pytest.skip(f"this machine has no program for {language}")
     buffer = io.BytesIO()
     Image.open(io.BytesIO(picture(width=200, height=180))).save(buffer, "JPEG")
     (tmp_path / "anna.jpg").write_bytes(buffer.getvalue())
     (tmp_path / "hello.wav").write_bytes(sound())
-    (tmp_path / "lines").write_text(text.replace("http://127.0.0.1:8003", api.url))
+    (tmp_path / "program").write_text(text.replace("http://127.0.0.1:8003", api.url))
     environment = {**api.installation.environment(DID_KEY="me:one-long-word"), "NO_PROXY": "*"}
     done = subprocess.run(
-        [*PROGRAMS[language], "lines"], cwd=tmp_path, capture_output=True, text=True, timeout=100, env=environment,
+        [*PROGRAMS[language], "program"], cwd=tmp_path, capture_output=True, text=True, timeout=100, env=environment,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
