@@ -124,7 +124,7 @@ def _make(
         job = until_ended(view, folders, submission.job_id, told.tell)
     if job.state is not JobState.DONE:
         raise LipsyncdError(f"the demo's job {job.state.value}: {job.reason}", remedy=job.remedy)
-    path = fetch(folders, job, target / f"{name}.mp4")
+    path = fetch(folders, view, job, target / f"{name}.mp4")
     shutil.copyfile(folders.shared["outbox"] / f"{job.out_name}.json", target / f"{name}.json")
     return job, path
 

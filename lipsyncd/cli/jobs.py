@@ -62,7 +62,7 @@ def _wait(invocation: Invocation, job_id: str, out: Path | None, as_json: bool) 
         click.echo(f"lipsyncd: job {job.id} {job.state.value}: {job.reason or 'on request'}", err=True)
         if job.remedy:
             click.echo(f"          {job.remedy}", err=True)
-    result = wait.fetch(invocation.folders, job, out) if job.state is JobState.DONE else None
+    result = wait.fetch(invocation.folders, invocation.view, job, out) if job.state is JobState.DONE else None
     if as_json:
         print_json({**job.to_json(), "file": None if result is None else str(result)})
     elif result is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from lipsyncd.errors import NoDaemon, ResultGone
 from lipsyncd.jobs.job import Job
 from lipsyncd.ledger.view import LedgerView
-from lipsyncd.storage.files import copy_hashed, open_regular
+from lipsyncd.results.find_video import open_video
+from lipsyncd.storage.files import copy_hashed
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.locks import is_held
 
@@ -40,21 +41,16 @@ def until_ended(view: LedgerView, folders: Folders, job_id: str, tell: Callable[
         time.sleep(_LOOK_EVERY_S)
 
 
-def fetch(folders: Folders, job: Job, out: Path | None) -> Path:
+def fetch(folders: Folders, view: LedgerView, job: Job, out: Path | None) -> Path:
     """The video of a finished job: a copy at `out`, or where it lies. Raises `ResultGone`."""
-    kept, shown = folders.results / f"{job.id}.mp4", folders.shared["outbox"] / f"{job.place}.mp4"
-    first = folders.results / f"{job.duplicate_of}.mp4"  # a redrop may have no video of its own
     if out is None:
-        return shown
-    for source in (kept, shown, first):
-        try:
-            descriptor = open_regular(source)
-        except OSError:
-            continue
-        try:
-            out.unlink(missing_ok=True)
-            copy_hashed(descriptor, out, mode=0o644)
-        finally:
-            os.close(descriptor)
-        return out
-    raise ResultGone(f"the video of job {job.id} is in neither {shown.parent} nor {kept.parent}")
+        return folders.shared["outbox"] / f"{job.place}.mp4"
+    descriptor = open_video(folders, view, job)
+    if descriptor is None:
+        raise ResultGone(f"the video of job {job.id} is in neither {folders.shared['outbox']} nor {folders.results}")
+    try:
+        out.unlink(missing_ok=True)
+        copy_hashed(descriptor, out, mode=0o644)
+    finally:
+        os.close(descriptor)
+    return out

@@ -19,12 +19,14 @@ from pathlib import Path
 from lipsyncd.errors import IllegalTransition
 from lipsyncd.jobs.job import Job
 from lipsyncd.jobs.prepared import Output
+from lipsyncd.results.find_video import sidecar_of, video_paths
 from lipsyncd.results.finish import Finisher
-from lipsyncd.results.outbox import SIDECAR, VIDEO
+from lipsyncd.results.leftovers import facts_in
+from lipsyncd.results.outbox import VIDEO
 from lipsyncd.results.recipe import recipe_of
 from lipsyncd.settings import Settings
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import copy_hashed, open_regular, read_json, sha256_of
+from lipsyncd.storage.files import copy_hashed, open_regular, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +61,10 @@ class Linker:
         return False
 
     def _results(self, first: Job, recipe: str) -> Iterator[tuple[Path, Output]]:
-        """Where the video of a finished job may lie, with its facts, when today's settings would make the same.
-
-        In the order in which it wanders, so that one that moves on meanwhile is found at the next place.
-        """
-        finisher = self.finisher
-        places = [(finisher.spool.video(first.id), finisher.spool.output(first.id))]
-        kept = finisher.result(first.id, VIDEO)
-        places.append((kept, _facts(first, finisher.result(first.id, SIDECAR))))
-        if finisher.folders.available("outbox"):
-            shelf = finisher.outbox.shelf(first.queue)
-            facts = _facts(first, shelf.path(first.out_name, SIDECAR))
-            places.append((shelf.path(first.out_name, VIDEO), facts))
-        for video, facts in places:
+        """Where the video of a finished job may lie, with its facts, if today's settings would make the same."""
+        spool = self.finisher.spool
+        for video in video_paths(self.finisher.folders, first):
+            facts = spool.output(first.id) if video == spool.video(first.id) else _facts(first, sidecar_of(video))
             if facts is not None and facts.recipe == recipe:
                 yield video, replace(facts, duplicate_of=first.id)
 
@@ -116,8 +109,8 @@ class Linker:
 
 def _facts(first: Job, sidecar: Path) -> Output | None:
     """What a sidecar says of its video; None when it is gone, damaged, or another job's."""
-    said = read_json(sidecar)
-    if said is None or said.get("id") != first.id or first.out_sha256 is None:
+    said = facts_in(sidecar)
+    if said.get("id") != first.id or first.out_sha256 is None:
         return None
     try:
         return Output(

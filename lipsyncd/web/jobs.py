@@ -23,9 +23,8 @@ from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
 from lipsyncd.jobs.manifest import MAX_BYTES, Manifest, parse
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
-from lipsyncd.storage.files import NotRegular, free_mb, open_regular, read_json
+from lipsyncd.storage.files import NotRegular, free_mb, open_regular
 from lipsyncd.storage.folders import Folders
-from lipsyncd.storage.spool import Spool
 from lipsyncd.storage.uploads import PREFIX
 from lipsyncd.web.ledger_reader import Reader, Standing
 from lipsyncd.web.orders import Order, job_id_of
@@ -54,7 +53,6 @@ class Desk:
         self.folders = folders
         self.view = Reader(folders.state / "ledger.db")
         self.closing = False
-        self._spool = Spool(folders.spool)
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="web-read")
         self._rows = Turns("web-row")
         self._one_at_a_time = asyncio.Lock()
@@ -205,26 +203,6 @@ class Desk:
             )  # fmt: skip
 
     # -- afterwards ----------------------------------------------------------------------------------------------------
-
-    def open_video(self, job: Job) -> int | None:
-        """A descriptor of the finished video: as it was kept, as it is about to be, or as it lies in the outbox."""
-        kept = self.folders.results / f"{job.id}.mp4"
-        for path in (kept, self._spool.video(job.id), kept):
-            try:
-                return open_regular(path)
-            except OSError:
-                continue
-        shown = self.folders.shared["outbox"] / f"{job.out_name}.mp4"
-        try:
-            if (read_json(shown.with_name(f"{job.out_name}.json")) or {}).get("id") != job.id:
-                return None
-            descriptor = open_regular(shown)
-        except OSError:
-            return None
-        if os.fstat(descriptor).st_size == job.out_size:
-            return descriptor
-        os.close(descriptor)
-        return None
 
     def delete(self, job_id: str) -> control_files.Answer | None:
         """Ask the daemon to forget an ended job, with its files."""

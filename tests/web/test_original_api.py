@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lipsyncd.jobs.job import JobState
-from tests.kits.installation import picture, sound
+from tests.kits.installation import picture, put, sound
 from tests.kits.web_kit import Api, empty_outbox, port_of, serving
 
 STATUS_FIELDS = {
@@ -19,7 +19,7 @@ INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with serving(tmp_path_factory.mktemp("original")) as api:
+    with serving(tmp_path_factory.mktemp("original"), changes={"queue.night": {"priority": 1}}) as api:
         yield api
 
 
@@ -175,6 +175,19 @@ def test_after_its_retention_a_video_comes_from_the_outbox_while_it_lies_there(a
     shown.rename(shown.with_suffix(".moved"))
     shown.symlink_to("/etc/hostname")  # whoever can write the outbox gets no other file out of us
     assert api.get(path).refused(404, "NotFoundError")
+
+
+def test_the_video_of_a_queue_comes_from_its_folder_in_the_outbox_after_its_retention(api: Api) -> None:
+    inbox = api.installation.path("inbox") / "night"
+    put(inbox, "nora.png", picture(7))
+    put(inbox, "nora.wav", sound(seed=7))
+    job_id = api.installation.until_done("nora").id
+    path = api.done(job_id)["result_url"]
+    body = api.get(path).body
+    api.installation.until(lambda: not (api.installation.path("spool") / job_id).exists(), "the spool to be cleared")
+    (api.installation.path("state") / "results" / f"{job_id}.mp4").unlink()
+    assert (api.installation.path("outbox") / "night" / "nora.mp4").read_bytes() == body
+    assert api.get(path).body == body
 
 
 def test_a_link_in_the_results_is_not_followed(api: Api) -> None:

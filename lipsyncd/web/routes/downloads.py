@@ -11,6 +11,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from lipsyncd.jobs.job import JobState
 from lipsyncd.jobs.manifest import canonical_id
+from lipsyncd.results.find_video import open_video
 from lipsyncd.storage.files import open_regular
 from lipsyncd.storage.uploads import Uploads
 from lipsyncd.web.access import Doors, public
@@ -53,7 +54,7 @@ class Files:
             raise not_found()
         if job.state is not JobState.DONE:
             raise not_found(f"there is no video yet: the job is {job.state.value}")
-        descriptor = await self.desk.run(self.desk.open_video, job)
+        descriptor = await self.desk.run(open_video, self.desk.folders, self.desk.view, job)
         if descriptor is None:
             raise not_found(_GONE)
         return _reply(request, descriptor, "video/mp4", f"{job.out_name}.mp4")
