@@ -47,7 +47,8 @@ from lipsyncd.prepare.preparer import Preparer
 from lipsyncd.sandbox.jail import landlock_abi
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
-from lipsyncd.storage.files import expect_lease_signals, free_mb, write_json
+from lipsyncd.storage.disk_space import free_mb
+from lipsyncd.storage.files import expect_lease_signals, write_json
 from lipsyncd.storage.folders import folders_of
 from lipsyncd.storage.locks import InstanceLock
 from lipsyncd.storage.mounts import known_network

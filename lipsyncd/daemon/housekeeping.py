@@ -34,7 +34,8 @@ from lipsyncd.results.leftovers import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, 
 from lipsyncd.results.retention import LEDGER, Count, Retention, count_of
 from lipsyncd.settings.sections import Retention as Rules
 from lipsyncd.storage import control_files
-from lipsyncd.storage.files import free_mb, read_json, write_json
+from lipsyncd.storage.disk_space import free_mb, shortage
+from lipsyncd.storage.files import read_json, write_json
 from lipsyncd.storage.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -224,9 +225,8 @@ class Housekeeper:
         floor_mb = self.finisher.settings.now.paths.min_free_mb
         outbox = [self.folders.shared["outbox"]] if self.folders.available("outbox") else []
         for folder in (self.folders.spool, *outbox):
-            free = free_mb(folder)
-            if free < floor_mb:
-                yield folder, (floor_mb * _SPARE - free) * _MB
+            if shortage(folder, floor_mb):
+                yield folder, (floor_mb * _SPARE - free_mb(folder)) * _MB
 
     def make_room(self) -> bool:
         """Prune for a disk that is below its floor, at most once a minute; says whether the spool has room now.
@@ -240,7 +240,7 @@ class Housekeeper:
                     self._make_room_for(folder, missing)
             finally:
                 self._busy.release()
-        return free_mb(self.folders.spool) >= self.finisher.settings.now.paths.min_free_mb
+        return not shortage(self.folders.spool, self.finisher.settings.now.paths.min_free_mb)
 
     def _make_room_for(self, folder: Path, missing: float) -> None:
         device, now_s = folder.stat().st_dev, self._wall()

@@ -12,7 +12,8 @@ from lipsyncd.inbox.watch import refusal
 from lipsyncd.log import printable
 from lipsyncd.monitor.status import STATUS_FILE
 from lipsyncd.storage import mounts
-from lipsyncd.storage.files import free_mb, read_json
+from lipsyncd.storage.disk_space import free_mb, shortage
+from lipsyncd.storage.files import read_json
 from lipsyncd.storage.locks import is_held
 from lipsyncd.weights.auto_pull import size_text
 
@@ -101,7 +102,7 @@ def _room(installation: Installation, path: Path) -> Finding:
         owner = installation.owner.name
         remedy = f"let user {owner} read, write and enter it: `ls -ld {path}`, and is it mounted read-only?"
         return Finding(Verdict.FAULT, f"{path} is closed to user {owner}", remedy)
-    if free < floor:
+    if shortage(path, floor):
         return Finding(Verdict.FAULT, f"{seen}: less than {floor} MB, so jobs wait", DiskLow.default_remedy)
     if free < floor * _ROOMY:
         return Finding(Verdict.WARNING, f"{seen}: at {floor} MB jobs begin to wait", "free space there")

@@ -27,7 +27,7 @@ from lipsyncd.jobs.job import JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor.facts import Inflow
 from lipsyncd.settings import CurrentSettings, Settings
-from lipsyncd.storage.files import free_mb
+from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.folders import HIDDEN, Folders
 from lipsyncd.storage.locks import FolderLock, served
 from lipsyncd.storage.spool import Spool
@@ -150,17 +150,17 @@ class Arrivals:
         door.fault = why
 
     def _why_paused(self) -> str:
+        spool = self.folders.spool
         try:
-            free = free_mb(self.folders.spool)
+            why = shortage(spool, self.settings.now.paths.min_free_mb)
         except OSError as error:
-            return f"{self.folders.spool} cannot be asked for its room: {error.strerror}"
-        floor = self.settings.now.paths.min_free_mb
-        low = free < floor and not self.make_room()
-        why = f"{self.folders.spool} has less than {floor} MB free" if low else ""
+            return f"the free space of {spool} cannot be read: {error.strerror}"
+        if why and self.make_room():
+            why = ""
         if why and not self.paused:
             log.warning("nothing is taken in or rendered: %s", why)
         elif self.paused and not why:
-            log.info("there is room again: %.0f MB in %s", free, self.folders.spool)
+            log.info("%s has room again", spool)
         return why
 
     def _pause_s(self) -> float:

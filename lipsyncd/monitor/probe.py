@@ -21,7 +21,7 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor import health, metrics, packages
 from lipsyncd.monitor.facts import Facts, Inflow, Worker
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.storage.files import free_mb
+from lipsyncd.storage.disk_space import free_mb, shortage
 from lipsyncd.storage.folders import Folders
 
 log = logging.getLogger(__name__)
@@ -208,8 +208,7 @@ class Vitals:
             rooms[outbox] = free_mb(outbox)
         self._spool_free = round(rooms[spool] * 1_000_000)
         self._outbox_free = round(rooms[outbox] * 1_000_000) if outbox in rooms else None
-        low = [f"{folder} has {free:.0f} MB free of {floor} MB" for folder, free in rooms.items() if free < floor]
-        return "; ".join(low)
+        return "; ".join(filter(None, (shortage(folder, floor) for folder in rooms)))
 
     def _renderer_fault(self) -> str:
         """Can the default renderer be loaded? Packages and weights are looked for; blocked jobs tell the rest."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import http
 import os
@@ -23,6 +22,7 @@ from yarl import URL
 
 from lipsyncd.errors import DiskLow, FetchFailed, FetchRefused, LipsyncdError
 from lipsyncd.network.address_guard import Guard, cause, without_secrets
+from lipsyncd.storage.disk_space import says_full
 
 MAX_REDIRECTS = 3
 
@@ -70,7 +70,7 @@ def fetch(
     except TimeoutError as error:
         raise FetchFailed(f"{without_secrets(start)} did not arrive within {timeout_s:g} s") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if says_full(error):
             raise DiskLow(f"no room for {without_secrets(start)} in {target.parent}") from error
         raise
 

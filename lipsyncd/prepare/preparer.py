@@ -42,8 +42,8 @@ from lipsyncd.prepare.decode_sound import decode_sound, padded, shortened
 from lipsyncd.results.duplicates import Linker
 from lipsyncd.results.finish import Finisher
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.storage import uploads
-from lipsyncd.storage.files import free_mb, fsync_file, says_full
+from lipsyncd.storage import disk_space, uploads
+from lipsyncd.storage.files import fsync_file
 from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Preparer:
         except Blocked as blocked:
             self._waits(job, blocked)
         except LipsyncdError as error:
-            if says_full(error):
+            if disk_space.says_full(error):
                 self._waits(job, DiskLow(f"cannot prepare job {job.id}: {error.message}"))
             else:
                 self._failed(job, error)
@@ -122,7 +122,7 @@ class Preparer:
             return
         prepared = self.spool.prepared(job.id)
         if prepared is None or _outdated(prepared, spec):
-            self._require_space()
+            disk_space.require(self.spool.root, self.settings.now.paths.min_free_mb)
             self.ledger.set_stage(job.id, "preparing")
             prepared = self._decode(spec)
             self.spool.set_prepared(job.id, prepared)
@@ -136,12 +136,7 @@ class Preparer:
 
     def _sight(self) -> Hashable:
         """Cheap to look at, and different once there is room again or a package was installed."""
-        return free_mb(self.spool.root) >= self.settings.now.paths.min_free_mb, packages()
-
-    def _require_space(self) -> None:
-        free, floor = free_mb(self.spool.root), self.settings.now.paths.min_free_mb
-        if free < floor:
-            raise DiskLow(f"{self.spool.root} has {free:.0f} MB free; work goes on at {floor} MB")
+        return disk_space.shortage(self.spool.root, self.settings.now.paths.min_free_mb) == "", packages()
 
     def _decode(self, spec: JobSpec) -> Prepared:
         folder, limits = self.spool.folder(spec.id), self.settings.now.intake

@@ -33,8 +33,9 @@ from lipsyncd.results import archive, sidecar
 from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox
 from lipsyncd.results.republish import Republisher
 from lipsyncd.settings import CurrentSettings
+from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import free_mb, fsync_folder, remove_tree, replace_durably
+from lipsyncd.storage.files import fsync_folder, remove_tree, replace_durably
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.spool import Spool
 
@@ -125,7 +126,7 @@ class Finisher:
     def _outbox_sight(self) -> Hashable:
         """Cheap to look at, and different once results may fit into the outbox again."""
         there, root = self.folders.available("outbox"), self.outbox.root
-        return there and (os.access(root, os.W_OK | os.X_OK), free_mb(root) >= self.settings.now.paths.min_free_mb)
+        return there and (os.access(root, os.W_OK | os.X_OK), not shortage(root, self.settings.now.paths.min_free_mb))
 
     def _require_outbox(self) -> None:
         if not self.folders.available("outbox"):

@@ -30,9 +30,6 @@ _AT_FDCWD = -100
 _NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # what CIFS and some FUSE servers answer
 _NO_SUCH_FLAG = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
-# Reasons that belong to the network or the moment: look again at the next scan, never fail a job for them.
-TRANSIENT_ERRNOS = frozenset({errno.ESTALE, errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EINTR})
-
 
 class NotRegular(OSError):
     """What lies under a name is a link, a FIFO, a device or a folder."""
@@ -259,14 +256,3 @@ def umask() -> int:
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
     return 0o022  # kernels before 4.7 do not say
-
-
-def says_full(error: Exception) -> bool:
-    """Was it a disk without room? Also in the words of a program that we ran."""
-    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
-
-
-def free_mb(folder: Path) -> float:
-    """Space that we may still use there, in megabytes (10^6 bytes)."""
-    stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize / 1e6

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from lipsyncd.errors import DiskLow, InputError
+from lipsyncd.errors import InputError
 from lipsyncd.inbox.submit import leave
 from lipsyncd.jobs.did_talk import said
 from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
 from lipsyncd.jobs.manifest import MAX_BYTES, Manifest, parse
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.storage import control_files
-from lipsyncd.storage.files import NotRegular, free_mb, open_regular
+from lipsyncd.storage import control_files, disk_space
+from lipsyncd.storage.files import NotRegular, open_regular
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.uploads import PREFIX
 from lipsyncd.web.ledger_reader import Reader, Standing
@@ -187,9 +187,7 @@ class Desk:
         return self._as_job(job_id, manifest)
 
     def _check_room(self) -> None:
-        free, floor = free_mb(self.folders.spool), self.settings.now.paths.min_free_mb
-        if free < floor:
-            raise DiskLow(f"{self.folders.spool} has {free:.0f} MB free; jobs are taken at {floor} MB")
+        disk_space.require(self.folders.spool, self.settings.now.paths.min_free_mb)
         waiting = self.view.waiting_from_rest() + len(self.pending())
         most = self.settings.now.web.max_queue
         if waiting >= most:

@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lipsyncd.errors import AudioNotRecognised, DiskLow, ImageNotRecognised
+from lipsyncd.errors import AudioNotRecognised, ImageNotRecognised
 from lipsyncd.jobs.job import ID_PATTERN
 from lipsyncd.jobs.manifest import clean_out_name
 from lipsyncd.media import Kind, examine
@@ -27,7 +27,8 @@ from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.prepare.decode_video import screen
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.storage.files import free_mb, fsync_file
+from lipsyncd.storage import disk_space
+from lipsyncd.storage.files import fsync_file
 from lipsyncd.storage.uploads import Upload, Uploads
 from lipsyncd.web.forms import Part
 
@@ -53,9 +54,7 @@ class Stock:
     @contextmanager
     def desk_space(self) -> Iterator[Path]:
         """A folder for what is on its way in; gone with everything in it afterwards. Raises `DiskLow`."""
-        free, floor = free_mb(self.uploads.root), self.settings.now.paths.min_free_mb
-        if free < floor:
-            raise DiskLow(f"{self.uploads.root} has {free:.0f} MB free; uploads are taken at {floor} MB")
+        disk_space.require(self.uploads.root, self.settings.now.paths.min_free_mb)
         folder = tempfile.mkdtemp(prefix=".tmp-in-", dir=self.uploads.root)
         try:
             yield Path(folder)

@@ -10,7 +10,6 @@ Owns the order of these steps and the process that downloads. Leaves the proofs 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import glob
 import importlib.util
@@ -26,7 +25,8 @@ from pathlib import Path
 from lipsyncd.errors import DiskLow, RendererNotInstalled, WeightsDamaged, WeightsMissing, WeightsUnreachable
 from lipsyncd.jobs.job import Identity
 from lipsyncd.processes import exit_text
-from lipsyncd.storage.files import copy_hashed, free_mb, fsync_file, fsync_folder, open_regular
+from lipsyncd.storage.disk_space import says_full, shortage
+from lipsyncd.storage.files import copy_hashed, fsync_file, fsync_folder, open_regular
 from lipsyncd.weights.convert import convert
 from lipsyncd.weights.lock_list import Weight
 from lipsyncd.weights.store import Store, digest_of
@@ -93,7 +93,7 @@ def pull(
 
 
 def _no_room(folder: Path, error: OSError) -> WeightsMissing | DiskLow:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if says_full(error):
         return DiskLow(f"weights do not fit into {folder}: {error.strerror}")
     return WeightsMissing(
         f"weights are missing, and {folder} cannot be filled: {error}",
@@ -158,11 +158,9 @@ class _Pull:
     def require_space(self, weights: Sequence[Weight], min_free_mb: float) -> None:
         """Raises `DiskLow` when what is still to be written does not fit."""
         needed_mb = sum(self._to_write_bytes(weight) for weight in weights) / 1e6
-        free = free_mb(self.store.folder)
-        if needed_mb > free - min_free_mb:
+        if found := shortage(self.store.folder, needed_mb + min_free_mb):
             raise DiskLow(
-                f"{self.store.folder} has {free:.0f} MB free; the weights need {needed_mb:.0f} MB,"
-                f" and {min_free_mb:.0f} MB have to stay",
+                f"{found}: {needed_mb:.0f} MB for the weights, and {min_free_mb:.0f} MB have to stay",
                 remedy="free space there, or name another folder with weights.dir (MODELS_DIR)",
             )
 

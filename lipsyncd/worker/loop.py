@@ -40,8 +40,9 @@ from lipsyncd.monitor import gpu
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.recipe import recipe_of
 from lipsyncd.settings import CurrentSettings
+from lipsyncd.storage.disk_space import says_full, shortage
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import free_mb, says_full, sha256_of
+from lipsyncd.storage.files import sha256_of
 from lipsyncd.weights import RENDERER, AutoPull
 from lipsyncd.worker.batch_limits import Ceilings
 from lipsyncd.worker.check_result import validate
@@ -158,7 +159,7 @@ class Worker:
         """Claim and render one job; False when there is none, or no room for its result."""
         if self._unsettled:
             self._settle()
-        if free_mb(self.finisher.spool.root) < self.settings.now.paths.min_free_mb:
+        if shortage(self.finisher.spool.root, self.settings.now.paths.min_free_mb):
             return False
         token = secrets.token_hex(8)
         job = self.finisher.ledger.claim(self.device, token)
@@ -248,7 +249,7 @@ class Worker:
         log.warning("job %s waits: %s", job.id, low)
 
     def _failed(self, job: Job, error: LipsyncdError) -> None:
-        low = free_mb(self.finisher.spool.root) < self.settings.now.paths.min_free_mb
+        low = shortage(self.finisher.spool.root, self.settings.now.paths.min_free_mb)
         self.finisher.spool.drop_partial_renders(job.id)
         if says_full(error) or (low and not error.permanent):
             self._no_room(job, error)

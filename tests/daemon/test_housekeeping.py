@@ -19,7 +19,7 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger import backups
 from lipsyncd.settings import Paths
 from lipsyncd.settings.sections import Retention as Rules
-from lipsyncd.storage.files import free_mb
+from lipsyncd.storage.disk_space import free_mb
 from tests.kits.installation import Installation
 from tests.kits.jobs_by_hand import JobsByHand
 

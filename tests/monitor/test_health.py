@@ -124,7 +124,7 @@ def test_a_disk_below_its_floor_is_told_with_both_numbers(installation: Installa
     vitals = vitals_of(installation, ledger)
     vitals.probe()
     assert list(failing(vitals)) == ["disk"]
-    assert f"of {1 << 40} MB" in failing(vitals)["disk"]
+    assert f"MB free; {1 << 40} MB are needed" in failing(vitals)["disk"]
 
 
 def test_a_ledger_that_somebody_locks_is_told_while_answers_come_at_once(

@@ -239,5 +239,5 @@ def test_the_status_line_counts_what_waits_and_names_what_runs(ledger: Ledger) -
     queued(ledger, "bert")
     queued(ledger, "cleo")
     assert doing(WELL, view) == f"rendering job {running} 45%, 2 queued"
-    full = replace(WELL, faults={"disk": "/spool has 3 MB free of 500 MB"})
-    assert doing(full, view).endswith("2 queued; not ready: disk: /spool has 3 MB free of 500 MB")
+    full = replace(WELL, faults={"disk": "/spool has 3 MB free; 500 MB are needed"})
+    assert doing(full, view).endswith("2 queued; not ready: disk: /spool has 3 MB free; 500 MB are needed")

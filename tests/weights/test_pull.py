@@ -287,7 +287,7 @@ def test_a_damaged_file_in_place_is_set_aside_and_brought_anew(hub: Hub, store: 
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(hub: Hub, store: Store) -> None:
-    with pytest.raises(DiskLow, match=r"MB free; the weights need 24 MB, and \d+ MB have to stay"):
+    with pytest.raises(DiskLow, match=r"MB free; \d+ MB are needed: 24 MB for the weights, and \d+ MB have to stay"):
         pull(store, BOTH, min_free_mb=1e12)
     assert hub.asked == []
 
