@@ -14,6 +14,7 @@ from enum import StrEnum
 
 MAX_STEPS = 4096  # headers that are followed in one file
 TAIL_BYTES = 1 << 16
+ZEROS = "zeros where content belongs"  # as in a file of its final size that a copier still fills
 
 
 class Completeness(StrEnum):
@@ -67,4 +68,4 @@ def invalid(note: str) -> Ending:
 
 def broken(found: bytes, note: str) -> Ending:
     """Something else stands where a header belongs. Zeros do so while a copier fills a file of its final size."""
-    return invalid(note) if any(found) else truncated("zeros where content belongs")
+    return invalid(note) if any(found) else truncated(ZEROS)

@@ -11,17 +11,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
+
+from lipsyncd.media.content import Content
+from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
 MAX_MOOV_BYTES = 32 << 20  # ten minutes at 120 fps need 2 MiB
 _MAX_TOP_LEVEL_BOXES = 1000
 
 _T = TypeVar("_T")
-
-
-class Mp4Damaged(ValueError):
-    """The bytes are no MP4 with one picture and one sound, or contradict themselves."""
 
 
 @dataclass(frozen=True)
@@ -87,62 +87,40 @@ def inspect(path: Path) -> Mp4Facts:
     are, and `OSError` when the file cannot be read.
     """
     with path.open("rb") as file:
-        top = _top_level(file)
-        places = [kind for kind, _, _ in top]
-        if "ftyp" not in places[:1]:
+        content = Content(file.fileno(), os.fstat(file.fileno()).st_size)
+        top = list(islice(boxes(content.at, 0, content.size), _MAX_TOP_LEVEL_BOXES + 1))
+        if len(top) > _MAX_TOP_LEVEL_BOXES:
+            raise Mp4Damaged(f"it has more than {_MAX_TOP_LEVEL_BOXES} boxes")
+        kinds = [box.kind for box in top]
+        if b"ftyp" not in kinds[:1]:
             raise Mp4Damaged("it does not begin with ftyp")
-        if "moov" not in places:
-            raise Mp4Damaged("it has no moov: whoever wrote it did not finish")
-        _, start, size = top[places.index("moov")]
-        if size > MAX_MOOV_BYTES:
-            raise Mp4Damaged(f"its moov claims {size} bytes")
-        file.seek(start)
-        moov = file.read(size)
-        end = file.seek(0, os.SEEK_END)
-    truncated = any(at + length > end for _, at, length in top)
-    moov_first = "mdat" not in places[: places.index("moov")]
+        if b"moov" not in kinds:
+            raise Mp4Damaged("it has no moov: it was not written to its end")
+        index = top[kinds.index(b"moov")]
+        if index.end - index.payload > MAX_MOOV_BYTES:
+            raise Mp4Damaged(f"its moov claims {index.end - index.payload} bytes")
+        moov = content.at(index.payload, index.end - index.payload)
     try:
         video, audio = _tracks(memoryview(moov))
     except (struct.error, IndexError) as error:
         raise Mp4Damaged(f"its moov contradicts itself: {error}") from error
-    return Mp4Facts(moov_first=moov_first, truncated=truncated, video=video, audio=audio)
+    return Mp4Facts(
+        moov_first=b"mdat" not in kinds[: kinds.index(b"moov")],
+        truncated=any(box.end > content.size for box in top),
+        video=video,
+        audio=audio,
+    )
 
 
-# -- boxes -------------------------------------------------------------------------------------------------------------
-
-
-def _top_level(file: BinaryIO) -> list[tuple[str, int, int]]:
-    """(kind, where the payload starts, payload bytes as claimed) of each box, reading 16 bytes of each."""
-    end = file.seek(0, os.SEEK_END)
-    found: list[tuple[str, int, int]] = []
-    at = 0
-    while at + 8 <= end:
-        if len(found) >= _MAX_TOP_LEVEL_BOXES:
-            raise Mp4Damaged(f"it has more than {_MAX_TOP_LEVEL_BOXES} boxes")
-        file.seek(at)
-        head = file.read(16)
-        size, kind = struct.unpack_from(">I4s", head)
-        header = 8
-        if size == 1 and len(head) == 16:
-            size, header = struct.unpack_from(">Q", head, 8)[0], 16
-        elif size == 0:
-            size = end - at
-        if size < header:
-            raise Mp4Damaged(f"the box at byte {at} claims {size} bytes")
-        found.append((kind.decode("latin-1"), at + header, size - header))
-        at += size
-    return found
+# -- boxes inside the moov ---------------------------------------------------------------------------------------------
 
 
 def _boxes(data: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """The boxes inside a payload. Here, unlike at the top, a box that reaches beyond its parent is a contradiction."""
-    at = 0
-    while at + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, at)
-        if size < 8 or at + size > len(data):
-            raise Mp4Damaged(f"its box {kind!r} claims {size} bytes of {len(data) - at}")
-        yield kind.decode("latin-1"), data[at + 8 : at + size]
-        at += size
+    """The boxes inside a payload. Here, unlike in the file, a box that reaches beyond its parent is a contradiction."""
+    for box in boxes(lambda offset, count: data[offset : offset + count], 0, len(data)):
+        if not box.sized or box.end > len(data):
+            raise Mp4Damaged(f"its box {box.kind!r} does not end inside its parent")
+        yield box.kind.decode("latin-1"), data[box.payload : box.end]
 
 
 def _child(data: memoryview, *path: str) -> memoryview:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 
 from lipsyncd.media.content import (
     MAX_STEPS,
     TAIL_BYTES,
+    ZEROS,
     Content,
     Ending,
     broken,
@@ -20,6 +22,7 @@ from lipsyncd.media.content import (
     plausible,
     truncated,
 )
+from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
 # Writers that stream put 0 or a number near 2 or 4 GiB where the length belongs, and often never come back to correct
 # it (arecord, sox, ffmpeg into a pipe). A true 2 GiB is far over the longest sound that we take.
@@ -65,7 +68,7 @@ def ogg(content: Content) -> Ending:
     tail = content.tail(2 * TAIL_BYTES)  # the largest page takes 65,307 bytes
     page = tail[max(0, tail.rfind(b"OggS\0")) :]
     if not page.startswith(b"OggS\0"):
-        return plausible("no Ogg page near the end") if any(tail) else truncated("zeros where content belongs")
+        return plausible("no Ogg page near the end") if any(tail) else truncated(ZEROS)
     segments = page[26] if len(page) > 26 else 255
     length = 27 + segments + sum(page[27 : 27 + segments])
     if length > len(page):
@@ -78,24 +81,18 @@ def ogg(content: Content) -> Ending:
 
 def mp4(content: Content) -> Ending:
     found: set[bytes] = set()
-    offset = 0
-    for _ in range(MAX_STEPS):
-        if b"mfra" in found or ({b"moov", b"mdat"} <= found and b"moof" not in found):
-            return complete()
-        head = content.at(offset, 16)
-        if len(head) < 8:
-            break
-        length, name = struct.unpack(">I4s", head[:8])
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        elif length == 0 and any(name):
-            return plausible("the last box of the MP4 has no length")
-        if length < 8:
-            return broken(head[:8], "a box of the MP4 is damaged")
-        if offset + length > content.size:
-            return truncated(f"the box {name.decode('latin-1')!r} ends {offset + length - content.size} bytes later")
-        found.add(name)
-        offset += length
+    try:
+        for box in islice(boxes(content.at, 0, content.size), MAX_STEPS):
+            if not box.sized:
+                return plausible("the last box of the MP4 has no length") if any(box.kind) else truncated(ZEROS)
+            if box.end > content.size:
+                kind = box.kind.decode("latin-1")
+                return truncated(f"the box {kind!r} ends {box.end - content.size} bytes later")
+            found.add(box.kind)
+            if b"mfra" in found or ({b"moov", b"mdat"} <= found and b"moof" not in found):
+                return complete()
+    except Mp4Damaged:
+        return invalid("a box of the MP4 is damaged")
     if b"moof" in found:
         return plausible("a fragmented MP4: more fragments may come")
     return truncated("the MP4 has no index or no samples yet")

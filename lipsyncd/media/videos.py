@@ -5,32 +5,32 @@ The same container carries songs, so a handler in its index decides. Nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 
 from lipsyncd.media.content import MAX_STEPS, Content, Ending, broken, complete, plausible, truncated
+from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _HDR_TRANSFERS = (b"\x00\x10", b"\x00\x12")
 _ENTRY_BYTES = 4096  # of a track's description, with its decoder's settings
+_SAMPLE_DESCRIPTION = (b"mdia", b"minf", b"stbl", b"stsd")  # below a trak
 _WEBM = b"\x42\x82\x84webm"  # the element DocType
 
 
 def picture_size(content: Content) -> tuple[int, int] | None:
     """Width and height, as stored, of the first track of an MP4 that holds pictures; None when there is none."""
-    walk = _Boxes(content)
-    for moov in walk.named(b"moov", 0, content.size):
-        for trak in walk.named(b"trak", *moov):
-            for mdia in walk.named(b"mdia", *trak):
-                handlers = [content.at(start + 8, 4) for start, _ in walk.named(b"hdlr", *mdia)]
-                if handlers[:1] == [b"vide"]:
-                    return _stored_size(walk, trak)
+    walk = _Walk(content)
+    for trak in walk.inside(walk.file, b"moov", b"trak"):
+        if any(content.at(start + 8, 4) == b"vide" for start, _ in walk.inside(trak, b"mdia", b"hdlr")):
+            return _stored_size(walk, trak)
     return None
 
 
-def _stored_size(walk: _Boxes, trak: tuple[int, int]) -> tuple[int, int]:
-    """Out of the first sample entry, which has both sides 24 bytes behind its head. Zeros without one."""
-    for start, _ in _sample_descriptions(walk, trak):
+def _stored_size(walk: _Walk, trak: tuple[int, int]) -> tuple[int, int]:
+    """From the first sample entry, which holds both sides 24 bytes behind its header. Zeros without one."""
+    for start, _ in walk.inside(trak, *_SAMPLE_DESCRIPTION):
         sides = walk.content.at(start + 8 + 8 + 24, 4)
         if len(sides) == 4:
             width, height = struct.unpack(">HH", sides)
@@ -39,50 +39,35 @@ def _stored_size(walk: _Boxes, trak: tuple[int, int]) -> tuple[int, int]:
 
 
 def is_hdr(content: Content) -> bool:
-    """Does an MP4 say that its brightness goes beyond a usual screen's (transfer PQ or HLG, ISO/IEC 23091-2)?"""
-    walk = _Boxes(content)
-    for moov in walk.named(b"moov", 0, content.size):
-        for trak in walk.named(b"trak", *moov):
-            for start, end in _sample_descriptions(walk, trak):
-                described = content.at(start, min(end - start, _ENTRY_BYTES))
-                _, found, tags = described.partition(b"colrnclx")
-                if found and tags[2:4] in _HDR_TRANSFERS:
-                    return True
+    """Does an MP4 declare a transfer function beyond a usual screen's range (PQ or HLG, ISO/IEC 23091-2)?"""
+    walk = _Walk(content)
+    for start, end in walk.inside(walk.file, b"moov", b"trak", *_SAMPLE_DESCRIPTION):
+        described = content.at(start, min(end - start, _ENTRY_BYTES))
+        _, found, tags = described.partition(b"colrnclx")
+        if found and tags[2:4] in _HDR_TRANSFERS:
+            return True
     return False
 
 
-def _sample_descriptions(walk: _Boxes, trak: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    for mdia in walk.named(b"mdia", *trak):
-        for minf in walk.named(b"minf", *mdia):
-            for stbl in walk.named(b"stbl", *minf):
-                yield from walk.named(b"stsd", *stbl)
+class _Walk:
+    """The boxes of an MP4 by their path. All walks together take a bounded number of steps, however boxes are nested.
 
-
-class _Boxes:
-    """The boxes of an MP4, by position. All walks together take a bounded number of steps, however boxes are nested."""
+    Damage ends a walk without an error: whether the file is whole is judged elsewhere.
+    """
 
     def __init__(self, content: Content) -> None:
         self.content = content
-        self._steps_left = MAX_STEPS
+        self.file = (0, content.size)
+        self._steps = iter(range(MAX_STEPS))
 
-    def named(self, wanted: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of the payload of each box of that name between two places."""
-        while start + 8 <= end and self._steps_left > 0:
-            self._steps_left -= 1
-            head = self.content.at(start, 16)
-            if len(head) < 8:
-                return
-            length, name = struct.unpack(">I4s", head[:8])
-            header = 8
-            if length == 1 and len(head) == 16:
-                length, header = int.from_bytes(head[8:], "big"), 16
-            elif length == 0:
-                length = end - start
-            if length < header:
-                return
-            if name == wanted:
-                yield start + header, min(start + length, end)
-            start += length
+    def inside(self, parent: tuple[int, int], kind: bytes, *path: bytes) -> Iterator[tuple[int, int]]:
+        """(start, end) of the payload of each box of that kind, and path below it, between two positions."""
+        start, end = parent
+        with contextlib.suppress(Mp4Damaged):
+            for box, _ in zip(boxes(self.content.at, start, end), self._steps, strict=False):
+                if box.kind == kind:
+                    found = (box.payload, min(box.end, end))
+                    yield from self.inside(found, *path) if path else (found,)
 
 
 def is_webm(head: bytes) -> bool:

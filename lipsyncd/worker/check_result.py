@@ -14,7 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from lipsyncd.errors import BadResult
-from lipsyncd.media.mp4 import BT709, Mp4Damaged, Mp4Facts, inspect
+from lipsyncd.media.mp4 import BT709, Mp4Facts, inspect
+from lipsyncd.media.mp4_boxes import Mp4Damaged
 from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import run_jailed
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lipsyncd.errors import BadResult
-from lipsyncd.media.mp4 import BT709, Colour, Mp4Damaged, inspect
+from lipsyncd.media.mp4 import BT709, Colour, inspect
+from lipsyncd.media.mp4_boxes import Mp4Damaged
 from lipsyncd.renderers.video import Encoder
 from lipsyncd.worker.check_result import validate
 from tests.kits.media.video_kit import FFMPEG, chirp, drifting, encoding, make, run_ffmpeg

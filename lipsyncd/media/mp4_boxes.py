@@ -1,0 +1,52 @@
+"""Walk the boxes of an MP4: the one reader of box headers, over a file or over bytes in memory.
+
+Owns the header of a box (ISO/IEC 14496-12, 4.2). Leaves what stands in the boxes to `mp4`, `videos` and `sounds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+_HEADER_BYTES, _LARGE_HEADER_BYTES = 8, 16
+
+
+class Mp4Damaged(ValueError):
+    """The bytes are not the MP4 that they should be, or contradict themselves."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box, by position.
+
+    kind     its four letters
+    payload  where its content starts
+    end      where it ends as its header claims, which may be beyond its parent or the file
+    sized    False: it has no length of its own and reaches to the end of its parent
+    """
+
+    kind: bytes
+    payload: int
+    end: int
+    sized: bool
+
+
+def boxes(read: Callable[[int, int], bytes | memoryview], start: int, end: int) -> Iterator[Box]:
+    """The boxes between two positions, in order. A header that is cut off ends the walk.
+
+    read  gives up to `count` bytes from `offset`; only headers are read
+
+    Raises `Mp4Damaged` for a box that claims to be shorter than its own header.
+    """
+    while start + _HEADER_BYTES <= end:
+        header = bytes(read(start, min(_LARGE_HEADER_BYTES, end - start)))
+        size, kind, payload = int.from_bytes(header[:4], "big"), header[4:8], start + _HEADER_BYTES
+        if size == 1:  # the length follows the kind, in 64 bits
+            size, payload = int.from_bytes(header[8:], "big"), start + _LARGE_HEADER_BYTES
+        if len(header) < payload - start:
+            return
+        box = Box(kind, payload, start + size if size else end, sized=size != 0)
+        if box.end < payload:
+            raise Mp4Damaged(f"the box {kind!r} at byte {start} claims {size} bytes")
+        yield box
+        start = box.end
