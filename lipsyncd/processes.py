@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 
@@ -18,3 +19,10 @@ def exit_text(status: int) -> str:
 def last_line(output: str) -> str:
     """The last line of a process's output that is not blank; "" when there is none."""
     return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
+
+
+def last_lines(descriptor: int, count: int = 3, most_bytes: int = 2000) -> str:
+    """The last lines that a process wrote into an open file, joined by " | "; "" when there are none."""
+    start = max(0, os.fstat(descriptor).st_size - most_bytes)
+    lines = os.pread(descriptor, most_bytes, start).decode(errors="replace").splitlines()
+    return " | ".join([line.strip() for line in lines if line.strip()][-count:])

@@ -25,16 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.errors import EncodeFailed
+from lipsyncd.log import printable
 from lipsyncd.media.ffmpeg import Encoding, encode_arguments
-from lipsyncd.processes import exit_text
+from lipsyncd.processes import exit_text, last_lines
 from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 
 _RING_FRAMES = 6  # fewer where a frame is so large that they would need more than
 _RING_BYTES = 64 << 20
-_LAST_WORDS_S = 5.0  # how long an ffmpeg that has closed its input may take to end
-_LAST_WORDS_BYTES = 2000
+_EXIT_S = 5.0  # how long an ffmpeg that has closed its input may take to end
 # The job's own deadline ends a long encode; these only stop an ffmpeg that has gone wild.
 _LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=32 << 30, memory_bytes=16 << 30)
 
@@ -244,18 +244,12 @@ class Encoder:
             return EncodeFailed("ffmpeg was stopped before")
         # An ffmpeg that closed its input is about to end by itself; killing it would hide its own exit status.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LAST_WORDS_S if self._broken else 0)
+            self._process.wait(_EXIT_S if self._broken else 0)
         status = self._process.poll()
-        said = self._last_lines()
+        output = printable(last_lines(self._log))
         self.abort()
         how = "" if status is None else f" and {exit_text(status)}"
-        return EncodeFailed(f"ffmpeg {what}{how}: {said or 'it said nothing'}")
-
-    def _last_lines(self) -> str:
-        size = os.fstat(self._log).st_size
-        text = os.pread(self._log, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES)).decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return " | ".join("".join(c if c.isprintable() else "?" for c in line) for line in lines[-3:])
+        return EncodeFailed(f"ffmpeg {what}{how}: {output or 'it printed no error'}")
 
     def _close(self) -> None:
         if self._log < 0:

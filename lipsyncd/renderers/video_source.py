@@ -25,7 +25,9 @@ import numpy as np
 
 from lipsyncd.errors import RenderCrashed
 from lipsyncd.jobs.prepared import Video
+from lipsyncd.log import printable
 from lipsyncd.media import video_frames
+from lipsyncd.processes import last_lines
 from lipsyncd.renderers.video import Picture
 from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
 
@@ -33,7 +35,6 @@ HELD_BYTES = 256 << 20  # frames in memory: a short source as a whole, or a stre
 
 _PIPE_BYTES = 1 << 20  # the largest that every user may have; the usual 64 KiB switch processes 90 times a frame
 _SET_PIPE_SIZE = 1031
-_LAST_WORDS_BYTES = 500
 # The job's own deadline ends a long decode; these only stop an ffmpeg that has gone wild. It writes no file.
 _LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=0)
 
@@ -139,9 +140,9 @@ class VideoSource:
                 for number in range(count):
                     picture = np.empty(self._shape, np.uint8)
                     if pipe.readinto(picture.data.cast("B")) != picture.nbytes:
+                        output = printable(last_lines(log)) or "it printed no error"
                         raise RenderCrashed(
-                            f"the video's decoder gave {number} frames from number {start} on, where {count} were due: "
-                            f"{_last_words(log)}"
+                            f"the video's decoder gave {number} of {count} frames, from number {start} on: {output}"
                         )
                     self._alive()
                     yield picture
@@ -149,9 +150,3 @@ class VideoSource:
                 end(process)
         finally:
             os.close(log)
-
-
-def _last_words(log: int) -> str:
-    size = os.fstat(log).st_size
-    text = os.pread(log, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES)).decode(errors="replace")
-    return "".join(c if c.isprintable() else " " for c in text).strip() or "it said nothing"

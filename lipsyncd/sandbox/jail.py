@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from lipsyncd.errors import JailFailed
+from lipsyncd.processes import last_line
 from lipsyncd.sandbox import landlock
 
 log = logging.getLogger(__name__)
@@ -216,23 +217,23 @@ def _landlock_around(process: JailedProcess, program: str, reported: IO[bytes]) 
         report.update(json.loads(line))
     abi = report.get("landlock")
     if "error" in report or not isinstance(abi, int):
-        raise JailFailed(f"{program} does not start in the jail: {report.get('error') or _last_words(process)}")
+        why = report.get("error") or _why_it_died(process) or "its launcher ended without a report"
+        raise JailFailed(f"{program} does not start in the jail: {why}")
     return abi
 
 
 def _read_before(deadline: float, stream: IO[bytes]) -> bytes:
     if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        raise JailFailed(f"the jail's launcher said nothing for {_START_TIMEOUT_S:.0f} s")
+        raise JailFailed(f"the jail's launcher reported nothing for {_START_TIMEOUT_S:.0f} s")
     return os.read(stream.fileno(), _BLOCK_BYTES)
 
 
-def _last_words(process: subprocess.Popen[bytes]) -> str:
-    """The last line of a launcher that died without a report: Python's own word on why."""
+def _why_it_died(process: subprocess.Popen[bytes]) -> str:
+    """Why a launcher ended without a report: the last line that Python itself printed."""
     if process.stderr is None:
-        return "its launcher died"
+        return ""
     os.killpg(process.pid, signal.SIGKILL)
-    lines = process.stderr.read().decode(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line), "its launcher died")
+    return last_line(process.stderr.read().decode(errors="replace"))
 
 
 def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str, bool]:
