@@ -30,7 +30,7 @@ import numpy as np
 from lipsyncd.errors import BadResult, LipsyncdError, RenderCrashed, RendererNotInstalled, UnknownRenderer
 from lipsyncd.media.ffmpeg import Encoding
 from lipsyncd.renderers import NAMES, Renderer, Scene
-from lipsyncd.renderers.video import Encoder
+from lipsyncd.renderers.encoder import Encoder
 from lipsyncd.renderers.video_source import VideoSource
 from lipsyncd.worker.protocol import (
     CANCELLED,

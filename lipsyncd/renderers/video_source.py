@@ -28,7 +28,7 @@ from lipsyncd.jobs.prepared import Video
 from lipsyncd.log import printable
 from lipsyncd.media import video_frames
 from lipsyncd.processes import last_lines
-from lipsyncd.renderers.video import Picture
+from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
 
 HELD_BYTES = 256 << 20  # frames in memory: a short source as a whole, or a stretch of one that runs backwards
@@ -72,7 +72,7 @@ class VideoSource:
         """How many different ones the job shows."""
         return self._video.frames
 
-    def read(self, start: int = 0, count: int | None = None) -> Generator[Picture]:
+    def read(self, start: int = 0, count: int | None = None) -> Generator[RgbImage]:
         """`count` frames from number `start` on, (H, W, 3) uint8 RGB each, in memory of their own.
 
         Raises `RenderCrashed` when the decoder gives fewer.
@@ -82,12 +82,12 @@ class VideoSource:
             raise ValueError(f"frames {start} to {start + count} of a source of {self.frames}")
         return self._decode(start, count)
 
-    def play(self, count: int) -> Generator[tuple[int, Picture]]:
+    def play(self, count: int) -> Generator[tuple[int, RgbImage]]:
         """The frames of a video of `count` frames, each with its number in the source.
 
         Pictures may come again; whoever writes into one writes into a copy.
         """
-        kept: list[Picture] = []
+        kept: list[RgbImage] = []
         for stretch in video_frames.stretches(count, self.frames, self._video.mode):
             if len(kept) == self.frames:
                 yield from ((number, kept[number]) for number in stretch)
@@ -98,7 +98,7 @@ class VideoSource:
                     kept.append(picture)
                 yield number, picture
 
-    def _stretch(self, numbers: range) -> Iterator[tuple[int, Picture]]:
+    def _stretch(self, numbers: range) -> Iterator[tuple[int, RgbImage]]:
         if numbers.step > 0:
             with contextlib.closing(self._decode(numbers.start, len(numbers))) as pictures:
                 yield from zip(numbers, pictures, strict=True)
@@ -109,7 +109,7 @@ class VideoSource:
             while pictures_back:
                 yield part[-len(pictures_back)], pictures_back.pop()
 
-    def _decode(self, start: int, count: int) -> Generator[Picture]:
+    def _decode(self, start: int, count: int) -> Generator[RgbImage]:
         if not count:
             return
         video = self._video

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lipsyncd.errors import BadResult
 from lipsyncd.media.mp4 import BT709, Colour, inspect
 from lipsyncd.media.mp4_boxes import Mp4Damaged
-from lipsyncd.renderers.video import Encoder
+from lipsyncd.renderers.encoder import Encoder
 from lipsyncd.worker.check_result import validate
 from tests.kits.media.video_kit import FFMPEG, chirp, drifting, encoding, make, run_ffmpeg
 

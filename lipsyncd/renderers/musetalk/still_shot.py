@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.renderers import Scene
+from lipsyncd.renderers.framing import Box, RgbImage, SquareView, make_even, square_around
 from lipsyncd.renderers.musetalk.audio_features import Track
 from lipsyncd.renderers.musetalk.painting.pipeline import Ahead, Pipeline, Wanted
 from lipsyncd.renderers.musetalk.painting.prepared_face import Look
-from lipsyncd.renderers.video import Box, Picture, SquareView, make_even, square_around
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class StillShot:
     def notes(self) -> Mapping[str, object]:
         return self._notes
 
-    def frames(self) -> Iterator[Picture]:
+    def frames(self) -> Iterator[RgbImage]:
         """See `Shot.frames`."""
         weights = self._voice.weights
         frame, quiet = self._canvas.copy(), self._shown(self._canvas)
@@ -89,5 +89,5 @@ class StillShot:
         for number in np.flatnonzero(self._voice.weights):
             yield Wanted(self._look.latents, self._voice.track.window(int(number)), paste)
 
-    def _shown(self, picture: Picture) -> Picture:
+    def _shown(self, picture: RgbImage) -> RgbImage:
         return picture if self._view is None else self._view.of(picture)

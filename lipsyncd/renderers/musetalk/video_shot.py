@@ -14,12 +14,12 @@ from contextlib import closing
 from itertools import islice
 
 from lipsyncd.renderers import Scene, Source
+from lipsyncd.renderers.framing import RgbImage, SquareView, make_even, square_around
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound
 from lipsyncd.renderers.musetalk.face.track import FaceTrack
 from lipsyncd.renderers.musetalk.painting.pipeline import Ahead, Pipeline, Wanted
 from lipsyncd.renderers.musetalk.painting.prepared_face import Look
 from lipsyncd.renderers.musetalk.still_shot import Voice
-from lipsyncd.renderers.video import Picture, SquareView, make_even, square_around
 
 TOGETHER = 16  # a usual batch
 _KEPT_BYTES = 128 << 20  # of masks, for the frames that show again; the latents beside them are small
@@ -33,7 +33,7 @@ class MovingShot:
         scene: Scene,
         source: Source,
         track: FaceTrack,
-        prepare: Callable[[Picture, FaceFound], Look],
+        prepare: Callable[[RgbImage, FaceFound], Look],
         voice: Voice,
         pipeline: Pipeline,
         *,
@@ -72,7 +72,7 @@ class MovingShot:
     def notes(self) -> Mapping[str, object]:
         return self._notes
 
-    def frames(self) -> Iterator[Picture]:
+    def frames(self) -> Iterator[RgbImage]:
         """See `Shot.frames`."""
         finished = self._finished()
         try:
@@ -85,14 +85,14 @@ class MovingShot:
             self._notes["frames_without_face"] = self._source.frames - len(self._track.found)
             self._done(self._notes)
 
-    def _finished(self) -> Generator[Picture]:
+    def _finished(self) -> Generator[RgbImage]:
         """Every frame as it is shown, on the thread ahead."""
         with closing(self._source.play(self._scene.frames)) as playing:
             numbered = enumerate(playing)
             while some := list(islice(numbered, self._at_once)):
                 yield from self._together([(number, *shown) for number, shown in some])
 
-    def _together(self, some: list[tuple[int, int, Picture]]) -> Iterator[Picture]:
+    def _together(self, some: list[tuple[int, int, RgbImage]]) -> Iterator[RgbImage]:
         """Paint a few frames, each with its number in the video and in the source."""
         weights = [self._weight(number, index) for number, index, _ in some]
         looks = [
@@ -119,7 +119,7 @@ class MovingShot:
         """How much of a frame is painted: nothing in a pause and where there is no face."""
         return float(self._voice.weights[number] * self._track.strength[index])
 
-    def _look(self, index: int, picture: Picture) -> Look:
+    def _look(self, index: int, picture: RgbImage) -> Look:
         look = self._looks.get(index)
         if look is None:
             face = self._track.faces[index]
@@ -130,5 +130,5 @@ class MovingShot:
                 self._kept_bytes += look.paste.alpha.nbytes
         return look
 
-    def _shown(self, picture: Picture) -> Picture:
+    def _shown(self, picture: RgbImage) -> RgbImage:
         return make_even(picture) if self._view is None else self._view.of(picture)

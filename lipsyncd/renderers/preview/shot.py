@@ -14,17 +14,17 @@ import numpy as np
 
 from lipsyncd.renderers import Scene
 from lipsyncd.renderers.audio import frame_times
+from lipsyncd.renderers.framing import RgbImage, crop_square, make_even, square_around
 from lipsyncd.renderers.preview.draw.blink import lid_closure, lids
 from lipsyncd.renderers.preview.draw.mouth_inside import Inside
 from lipsyncd.renderers.preview.draw.sway import Sway
 from lipsyncd.renderers.preview.draw.warp import Edges, Pose, Warp, edges, reach
 from lipsyncd.renderers.preview.find.choose_face import Speaker
 from lipsyncd.renderers.preview.find.face import Face
-from lipsyncd.renderers.preview.find.face_coordinates import Field, Picture, PixelBox, Plane, Window, displaced
+from lipsyncd.renderers.preview.find.face_coordinates import Field, PixelBox, Plane, Window, displaced
 from lipsyncd.renderers.preview.find.mouth import Mouth
 from lipsyncd.renderers.preview.options import Options
 from lipsyncd.renderers.preview.voice import motion
-from lipsyncd.renderers.video import crop_square, make_even, square_around
 
 FIELD_SCALE = 64.0  # cells for each unit of the displacement, at most: it is smooth
 HOLE_HALF, HOLE_ABOVE, HOLE_BELOW = 0.56, 0.24, 0.52  # units around the line: every opening lies inside
@@ -34,7 +34,7 @@ TABLE_SCALE = 512.0  # entries for each unit of the edges of the lips
 class SpeakingMouth:
     """The lower face of one canvas, in any pose."""
 
-    def __init__(self, canvas: Picture, plane: Plane, mouth: Mouth, seed: int) -> None:
+    def __init__(self, canvas: RgbImage, plane: Plane, mouth: Mouth, seed: int) -> None:
         self._canvas, self._plane, self._mouth = canvas, plane, mouth
         moving = reach(mouth)
         self._field = Window(*moving, scale=min(FIELD_SCALE, max(plane.unit_px, 24.0)))
@@ -52,7 +52,7 @@ class SpeakingMouth:
         self._hole = PixelBox.around(plane, hole, canvas).within(self._box)
         self._inside = Inside(canvas, plane, mouth, self._hole, seed)
 
-    def draw(self, frame: Picture, pose: Pose) -> None:
+    def draw(self, frame: RgbImage, pose: Pose) -> None:
         """Draw the lower face in this pose into `frame`."""
         lips = edges(self._mouth, pose, self._table_u)
         upper, lower = self._warp.sheets(pose)
@@ -62,7 +62,7 @@ class SpeakingMouth:
         self._part_lips(face, pose, lips, upper, lower)
         frame[self._box.slices] = face
 
-    def _part_lips(self, face: Picture, pose: Pose, lips: Edges, upper: Field, lower: Field) -> None:
+    def _part_lips(self, face: RgbImage, pose: Pose, lips: Edges, upper: Field, lower: Field) -> None:
         """Draw what lies around the line between the lips again, pixel by pixel, with the inside of the mouth."""
         inside = np.abs(self._table_u - self._mouth.middle) <= max(lips.half, self._mouth.half)
         margin = 3.0 / self._field.scale
@@ -83,7 +83,7 @@ class SpeakingMouth:
             colour += (painted - colour) * weight
         face[here] = np.rint(colour).clip(0, 255)
 
-    def _moved(self, sheet: Field, box: PixelBox) -> Picture:
+    def _moved(self, sheet: Field, box: PixelBox) -> RgbImage:
         """The canvas in `box`, displaced by what `sheet` says for the cells of the plane; (h, w, 3)."""
         to_box = self._plane.to_pixels(self._field) - [[0, 0, box.left], [0, 0, box.top]]
         in_pixels = (sheet @ self._axes).astype(np.float32)
@@ -122,7 +122,7 @@ class PreviewShot:
     def notes(self) -> Mapping[str, object]:
         return self._notes
 
-    def frames(self) -> Iterator[Picture]:
+    def frames(self) -> Iterator[RgbImage]:
         """See `Shot.frames`. Only what changes is drawn, so silence costs nothing."""
         frame = self._canvas.copy()
         swayed = frame.copy()
@@ -149,7 +149,7 @@ class PreviewShot:
         return ((float(a), float(b), float(c), float(d)) for a, b, c, d in zip(*curves, strict=True))
 
 
-def stage(scene: Scene, face: Face) -> tuple[Picture, Plane]:
+def stage(scene: Scene, face: Face) -> tuple[RgbImage, Plane]:
     """The canvas of a scene, (H, W, 3) with even sides, and where the face lies on it."""
     if scene.stitch:
         return make_even(scene.picture), face.plane

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper, save
 
+from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.musetalk.face.landmarks import FACE, HEIGHT, WIDTH
 
-Picture = NDArray[np.uint8]
 BACKDROP = (90, 90, 90)
 _BLOB = 2 / np.sqrt(np.pi)  # diameter of a disc whose area is 1
 
 
-def backdrop(width: int = 640, height: int = 360) -> Picture:
+def backdrop(width: int = 640, height: int = 360) -> RgbImage:
     return np.full((height, width, 3), BACKDROP, np.uint8)
 
 
-def draw_head(picture: Picture, x: float, y: float, size: float, *, red: int = 255, aside: float = 0.0) -> Picture:
+def draw_head(picture: RgbImage, x: float, y: float, size: float, *, red: int = 255, aside: float = 0.0) -> RgbImage:
     """A head around (x, y), `size` pixels wide, drawn into `picture`; gives it back.
 
     red    255 is a sure face, 0 is none; the networks' scores follow

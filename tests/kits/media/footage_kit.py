@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lipsyncd.renderers import Scene
+from lipsyncd.renderers.framing import RgbImage
 from tests.kits.media.media_kit import ffmpeg
-
-Picture = NDArray[np.uint8]
 
 WIDTH, HEIGHT = 160, 96
 _BITS = 8
@@ -26,7 +24,7 @@ REPLAY = "replay=tests.kits.media.footage_kit:Replay"
 PONDER = "ponder=tests.kits.media.footage_kit:Ponder"
 
 
-def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> Picture:
+def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> RgbImage:
     """A grey picture with a bar for each binary digit of `number` in its middle rows; the left edge is red."""
     picture = np.full((height, width, 3), 90, np.uint8)
     for bit in range(_BITS):
@@ -36,7 +34,7 @@ def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> Picture:
     return picture
 
 
-def number_of(picture: Picture) -> int:
+def number_of(picture: RgbImage) -> int:
     """The number that `numbered` has put into a picture, whatever its size."""
     height, width = picture.shape[:2]
     return sum(
@@ -50,7 +48,7 @@ def film(suffix: str, frames: int, *options: str, rate: str = "25", width: int =
     return written(suffix, [numbered(number, width, height) for number in range(frames)], *options, rate=rate)
 
 
-def written(suffix: str, pictures: Sequence[Picture], *options: str, rate: str = "25") -> bytes:
+def written(suffix: str, pictures: Sequence[RgbImage], *options: str, rate: str = "25") -> bytes:
     """A file of that suffix with those frames."""
     height, width = pictures[0].shape[:2]
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +84,7 @@ class ReplayShot:
     def height(self) -> int:
         return self.scene.picture.shape[0] // 2 * 2
 
-    def frames(self) -> Iterator[Picture]:
+    def frames(self) -> Iterator[RgbImage]:
         assert self.scene.video is not None
         for _, picture in self.scene.video.play(self.scene.frames):
             yield np.ascontiguousarray(picture[: self.height, : self.width])

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 
 from lipsyncd.prepare.speech import speak
 from lipsyncd.renderers import SPEECH_RATE, Scene
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.preview import Preview
 from lipsyncd.renderers.preview.find.face_coordinates import Plane, Window
-from lipsyncd.renderers.video import Box
 from tests.kits.media.preview_people import PEOPLE, portrait
 
-Picture = NDArray[np.uint8]
 Speech = NDArray[np.int16]
 Values = NDArray[np.floating]
 Box4 = tuple[float, float, float, float]
@@ -62,7 +61,7 @@ class Subject:
     """A portrait and the truth about it: its eyes, and how far below them mouth and chin are, in eye distances."""
 
     name: str
-    picture: Picture
+    picture: RgbImage
     left_eye: tuple[float, float]
     right_eye: tuple[float, float]
     mouth_v: float
@@ -125,7 +124,7 @@ def subjects() -> list[Subject]:
 MEASURED = 100  # cells for each eye distance
 
 
-def openings(frames: Sequence[Picture], subject: Subject) -> NDArray[np.float64]:
+def openings(frames: Sequence[RgbImage], subject: Subject) -> NDArray[np.float64]:
     """The opening between the lips in each frame, segmented by colour alone.
 
     Inside a mouth it is darker than skin and lips, or, on teeth, much paler.
@@ -148,11 +147,11 @@ def _opening(lab: Values, skin: Values) -> tuple[float, float]:
     return float(np.mean(heights)) / MEASURED, (float(np.ptp(columns)) + 1 if len(columns) else 0.0) / MEASURED
 
 
-def _lab(picture: Picture) -> NDArray[np.float32]:
+def _lab(picture: RgbImage) -> NDArray[np.float32]:
     return cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 
-def moved_down(before: Picture, after: Picture, subject: Subject, part: Box4) -> NDArray[np.float64]:
+def moved_down(before: RgbImage, after: RgbImage, subject: Subject, part: Box4) -> NDArray[np.float64]:
     """Optical flow down the face, in eye distances, in the part (left, top, right, bottom) of the face's plane."""
     grey = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (before, after))
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
@@ -162,7 +161,7 @@ def moved_down(before: Picture, after: Picture, subject: Subject, part: Box4) ->
     return cut @ np.array([-plane.along_y, plane.along_x]) / plane.unit_px**2
 
 
-def mouth_change(frames: Sequence[Picture], closed: Picture, box: Box) -> NDArray[np.float64]:
+def mouth_change(frames: Sequence[RgbImage], closed: RgbImage, box: Box) -> NDArray[np.float64]:
     """m(t): the mean absolute difference of each frame from the closed mouth, in the lower half of the face box."""
     low = np.s_[box.y + box.height // 2 : box.bottom, box.x : box.right]
     return np.array([np.abs(frame[low].astype(np.int16) - closed[low]).mean() for frame in frames])
@@ -179,14 +178,14 @@ def loudness(speech: Speech, frames: int, fps: Fraction = Fraction(25)) -> NDArr
 # -- renders -----------------------------------------------------------------------------------------------------------
 
 
-def scene(picture: Picture, speech: Speech, **changed: object) -> Scene:
+def scene(picture: RgbImage, speech: Speech, **changed: object) -> Scene:
     """A job of the renderer: 25 frames per second and the whole picture, unless `changed`."""
     fps = cast(Fraction, changed.get("fps", Fraction(25)))
     values = {"fps": fps, "frames": -(-len(speech) * fps // SPEECH_RATE), "stitch": True, "resolution": 256}
     return Scene(picture=picture, speech=speech, **(values | changed))  # type: ignore[arg-type]
 
 
-def render(picture: Picture, speech: Speech, **changed: object) -> list[Picture]:
+def render(picture: RgbImage, speech: Speech, **changed: object) -> list[RgbImage]:
     """All frames, copied: a renderer owns its picture again after each."""
     return [frame.copy() for frame in Preview().open(scene(picture, speech, **changed)).frames()]
 

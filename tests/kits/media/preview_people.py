@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
+from lipsyncd.renderers.framing import RgbImage
+
 Plane = NDArray[np.float64]  # one value for each pixel
 RGB = tuple[float, float, float]
 
@@ -56,7 +57,7 @@ PEOPLE = {
 }  # fmt: skip
 
 
-def portrait(who: Person, side: int = 512) -> Picture:
+def portrait(who: Person, side: int = 512) -> RgbImage:
     """Paint one person, (side, side, 3) RGB; the eyes are a fifth of the side apart."""
     unit = side / 5.0
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
@@ -71,7 +72,7 @@ class _Painting:
         self.random = np.random.default_rng(who.seed)
         self.rgb = np.empty((*u.shape, 3))
 
-    def picture(self) -> Picture:
+    def picture(self) -> RgbImage:
         self.backdrop()
         self.head()
         for side in (-1, 1):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.media import ffmpeg
-from lipsyncd.renderers.video import Encoder
+from lipsyncd.renderers.encoder import Encoder
 
 FFMPEG = ffmpeg.find()
 RATES = [Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30), Fraction(60)]

@@ -12,7 +12,7 @@ import skimage.data
 from numpy.typing import NDArray
 
 from lipsyncd.errors import BadOption, FaceTooSmall, NoFaceFound
-from lipsyncd.renderers.video import Box
+from lipsyncd.renderers.framing import Box
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

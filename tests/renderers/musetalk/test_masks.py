@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from lipsyncd.renderers.framing import Box
 from lipsyncd.renderers.musetalk.painting.blend import Paste, mixed
 from lipsyncd.renderers.musetalk.painting.masks import MODES, SIDE, WIDE_RIM, blend_square, cut_square, mask_of, place
 from lipsyncd.renderers.musetalk.painting.scaling import bicubic, bilinear, resize
-from lipsyncd.renderers.video import Box
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 FACES = ("centre", "near_edge", "odd")

@@ -15,12 +15,12 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 from transformers import WhisperConfig, WhisperModel  # noqa: E402
 
+from lipsyncd.renderers.framing import Box  # noqa: E402
 from lipsyncd.renderers.musetalk.audio_features import BEFORE, BLOCK, STEP, WINDOW, Ear, Track  # noqa: E402
 from lipsyncd.renderers.musetalk.painting import networks  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.networks import Painter, filled, positions, published, to_bytes  # noqa: E402
-from lipsyncd.renderers.video import Box  # noqa: E402
 from tests.kits.media.musetalk_kit import (  # noqa: E402
     GOLDENS,
     astronaut,

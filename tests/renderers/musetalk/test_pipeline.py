@@ -17,11 +17,11 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 from lipsyncd.errors import OutOfMemory, RenderError  # noqa: E402
+from lipsyncd.renderers.framing import Box  # noqa: E402
 from lipsyncd.renderers.musetalk.gpu_memory import Batch, exhausted  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.blend import Paste  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.networks import Painter  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.pipeline import Ahead, Pipeline, Wanted, scaled  # noqa: E402
-from lipsyncd.renderers.video import Box  # noqa: E402
 from tests.kits.media.musetalk_kit import tiny_painter  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from lipsyncd.errors import FaceTooSmall, NoFaceFound
-from lipsyncd.renderers.video import Box
+from lipsyncd.renderers.framing import Box, RgbImage
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -19,8 +18,6 @@ from lipsyncd.renderers.musetalk.face.find_face import FaceFound
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
 from lipsyncd.renderers.musetalk.face.track import follow_face, smoothed, steadied, strength
 from tests.kits.media.face_kit import backdrop, draw_head, write_dwpose, write_yunet
-
-Picture = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +29,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Landma
 Networks = tuple[Detector, LandmarkNet]
 
 
-def walk(count: int, *, step: float = 4.0, size: float = 100) -> list[Picture]:
+def walk(count: int, *, step: float = 4.0, size: float = 100) -> list[RgbImage]:
     """A head that goes to the right."""
     return [draw_head(backdrop(), 150 + step * number, 180, size) for number in range(count)]
 

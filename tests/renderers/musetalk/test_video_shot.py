@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -21,6 +20,7 @@ from lipsyncd.media import Kind  # noqa: E402
 from lipsyncd.media.video_frames import BOUNCE, CUT, source_index  # noqa: E402
 from lipsyncd.prepare.decode_video import screen  # noqa: E402
 from lipsyncd.renderers import Scene  # noqa: E402
+from lipsyncd.renderers.framing import RgbImage  # noqa: E402
 from lipsyncd.renderers.musetalk.renderer import Grant, MuseTalk  # noqa: E402
 from lipsyncd.renderers.video_source import VideoSource  # noqa: E402
 from tests.kits.installation import Installation, put, sound  # noqa: E402
@@ -28,8 +28,6 @@ from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
 from tests.kits.media.footage_kit import written  # noqa: E402
 from tests.kits.media.media_kit import ffmpeg  # noqa: E402
 from tests.kits.media.musetalk_kit import hum, write_lock, write_weights  # noqa: E402
-
-Picture = NDArray[np.uint8]
 
 WIDTH, HEIGHT = 240, 180
 # Without loss and in RGB, so that a frame that nobody paints comes out as it went in.
@@ -49,7 +47,7 @@ def renderer(weights: Path) -> Iterator[MuseTalk]:
     torch.set_num_threads(before)
 
 
-def walk(count: int, *, without: tuple[int, ...] = (), width: int = WIDTH, height: int = HEIGHT) -> list[Picture]:
+def walk(count: int, *, without: tuple[int, ...] = (), width: int = WIDTH, height: int = HEIGHT) -> list[RgbImage]:
     """A head that goes to the right, and the number of each frame in its first pixels."""
     pictures = []
     for number in range(count):
@@ -62,7 +60,7 @@ def walk(count: int, *, without: tuple[int, ...] = (), width: int = WIDTH, heigh
 
 
 def scene_of(
-    folder: Path, pictures: list[Picture], seconds: float, *, mode: str = BOUNCE, stitch: bool = True, **options: Any
+    folder: Path, pictures: list[RgbImage], seconds: float, *, mode: str = BOUNCE, stitch: bool = True, **options: Any
 ) -> Scene:
     (folder / "image").write_bytes(written(".mp4", pictures, *LOSSLESS))
     fps, voice = Fraction(25), (hum(seconds) * 24_000).astype(np.int16)
@@ -75,11 +73,11 @@ def scene_of(
     return Scene(first, voice, fps, frames, stitch, 96, options=options, video=source)
 
 
-def render(renderer: MuseTalk, scene: Scene) -> list[Picture]:
+def render(renderer: MuseTalk, scene: Scene) -> list[RgbImage]:
     return [frame.copy() for frame in renderer.open(scene).frames()]
 
 
-def changed(frame: Picture, source: Picture) -> tuple[float, float] | None:
+def changed(frame: RgbImage, source: RgbImage) -> tuple[float, float] | None:
     """The middle of what differs, in pixels; None when nothing does."""
     rows, columns = np.nonzero(np.abs(frame.astype(int) - source).max(axis=2) > 8)
     return (float(columns.mean()), float(rows.mean())) if len(rows) else None

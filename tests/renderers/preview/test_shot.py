@@ -16,9 +16,9 @@ import pytest
 from lipsyncd.errors import BadOption, NoFaceFound
 from lipsyncd.renderers import NAMES, Renderer
 from lipsyncd.renderers.audio import frame_times
+from lipsyncd.renderers.framing import crop_square, square_around
 from lipsyncd.renderers.preview import Preview, content_seed
 from lipsyncd.renderers.preview.draw.blink import EVERY_S, lid_closure
-from lipsyncd.renderers.video import crop_square, square_around
 from tests.kits.media.preview_kit import Subject, astronaut, moved_down, painted, render, scene, silence, voice
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -138,7 +138,7 @@ def test_notes_are_json_and_say_what_was_found():
 
 
 def _box(notes):
-    from lipsyncd.renderers.video import Box
+    from lipsyncd.renderers.framing import Box
 
     return Box(*notes["face"])
 

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lipsyncd.renderers import SPEECH_RATE, Scene
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk import renderer
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound
 from lipsyncd.renderers.musetalk.painting import networks
 from lipsyncd.renderers.musetalk.painting.masks import FACE, SIDE, Labels
-from lipsyncd.renderers.video import Box, Picture
 
 Configs = Mapping[str, Mapping[str, Any]]  # of `unet`, `vae`, `whisper`
 
@@ -87,7 +87,7 @@ def face() -> FaceFound:
     return FaceFound(PLACE, np.zeros((68, 2), np.float32), 1.0, 0.0, PLACE, 1.0)
 
 
-def labels_of(_: Picture, square: Box, face: FaceFound) -> Labels:
+def labels_of(_: RgbImage, square: Box, face: FaceFound) -> Labels:
     """A face as an ellipse that fills its box."""
     labels = np.zeros((SIDE, SIDE), np.uint8)
     axes = (face.box.width * SIDE // (2 * square.width), face.box.height * SIDE // (2 * square.height))

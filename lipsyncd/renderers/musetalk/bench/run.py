@@ -36,6 +36,8 @@ from lipsyncd.errors import DeviceMissing, LipsyncdError, OutOfMemory, UsageErro
 from lipsyncd.media.ffmpeg import SOUND_RATE, Encoding
 from lipsyncd.renderers import SPEECH_RATE, Scene
 from lipsyncd.renderers.audio import FULL_SCALE
+from lipsyncd.renderers.encoder import Encoder
+from lipsyncd.renderers.framing import SquareView, square_around
 from lipsyncd.renderers.musetalk import renderer
 from lipsyncd.renderers.musetalk.audio_features import BLOCK, OVERLAP, STEPS_PER_S, Ear, Track
 from lipsyncd.renderers.musetalk.bench import random_inputs
@@ -47,7 +49,6 @@ from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, to_byt
 from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline, scaled
 from lipsyncd.renderers.musetalk.painting.prepared_face import look_at
 from lipsyncd.renderers.musetalk.still_shot import StillShot, Voice
-from lipsyncd.renderers.video import Encoder, SquareView, square_around
 
 _SMALL_ROUNDS_S = 0.1
 _ENCODED_FRAMES = 250  # at least: the start of ffmpeg would hide the speed of less

@@ -14,7 +14,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from lipsyncd.renderers.video import Box, Picture
+from lipsyncd.renderers.framing import Box, RgbImage
 
 SURE = 0.6  # score from which something counts as a face
 
@@ -44,7 +44,7 @@ class Detector:
     def __init__(self, model: Path) -> None:
         self._net = cv2.FaceDetectorYN.create(os.fspath(model), "", (320, 320), _GUESS, _OVERLAP, _MOST)
 
-    def passes(self, picture: Picture) -> Iterator[list[Detected]]:
+    def passes(self, picture: RgbImage) -> Iterator[list[Detected]]:
         """What each way of looking finds, the largest box first; whoever is content stops and pays for no more.
 
         picture  (H, W, 3) uint8 RGB
@@ -57,7 +57,7 @@ class Detector:
                 seen.add(scale)
                 yield self._look(picture, scale)
 
-    def _look(self, picture: Picture, scale: float) -> list[Detected]:
+    def _look(self, picture: RgbImage, scale: float) -> list[Detected]:
         height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
         shown = picture if scale == 1 else cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
         self._net.setInputSize((width, height))

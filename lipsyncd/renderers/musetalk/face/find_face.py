@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.errors import BadOption, FaceTooSmall, NoFaceFound
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.face.detector import SURE, Detected, Detector
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet, Points
-from lipsyncd.renderers.video import Box, Picture
 
 Choice = int | tuple[float, float] | Box | None
 
@@ -74,7 +74,7 @@ def read_choice(value: object) -> Choice:
 
 
 def find_face(
-    picture: Picture,
+    picture: RgbImage,
     detector: Detector,
     landmarks: LandmarkNet,
     *,
@@ -121,7 +121,7 @@ def find_face(
 # -- which face --------------------------------------------------------------------------------------------------------
 
 
-def _chosen(picture: Picture, detector: Detector, choose: Choice) -> Detected:
+def _chosen(picture: RgbImage, detector: Detector, choose: Choice) -> Detected:
     most: list[Detected] = []
     surest = 0.0
     for found in detector.passes(picture):
@@ -148,7 +148,7 @@ def _pick(faces: Sequence[Detected], choose: Choice) -> Detected | None:
     )
 
 
-def _not_there(faces: Sequence[Detected], surest: float, choose: Choice, picture: Picture) -> NoFaceFound:
+def _not_there(faces: Sequence[Detected], surest: float, choose: Choice, picture: RgbImage) -> NoFaceFound:
     height, width = picture.shape[:2]
     where = f"the picture of {width}x{height} pixels"
     if not faces:
@@ -167,7 +167,7 @@ def _not_there(faces: Sequence[Detected], surest: float, choose: Choice, picture
 # -- its points --------------------------------------------------------------------------------------------------------
 
 
-def _points(picture: Picture, landmarks: LandmarkNet, face: Box, flip_test: bool) -> tuple[Points, float]:
+def _points(picture: RgbImage, landmarks: LandmarkNet, face: Box, flip_test: bool) -> tuple[Points, float]:
     """The 68 points of the face in that box and their score. Raises `NoFaceFound` when they are not clear.
 
     Head and shoulders suit the network best. But they may show a neighbour, whose face it then takes; closer looks do

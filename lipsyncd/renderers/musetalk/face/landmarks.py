@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lipsyncd.renderers.video import Box, Picture
+from lipsyncd.renderers.framing import Box, RgbImage
 
 Array = NDArray[np.float32]
 
@@ -86,9 +86,9 @@ class Crop:
         x, y = (float(value) for value in self.center)
         return np.array([[factor, 0, WIDTH / 2 - factor * x], [0, factor, HEIGHT / 2 - factor * y]])
 
-    def of(self, picture: Picture) -> Picture:
+    def of(self, picture: RgbImage) -> RgbImage:
         """(HEIGHT, WIDTH, 3) uint8 out of a picture (H, W, 3) uint8; black where it reaches outside."""
-        return cast(Picture, cv2.warpAffine(picture, self.matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR))
+        return cast(RgbImage, cv2.warpAffine(picture, self.matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR))
 
     def to_picture(self, points: Array) -> Array:
         """Points (n, 2) in pixels of the crop, in pixels of the picture."""
@@ -96,7 +96,7 @@ class Crop:
         return (shown + self.center - 0.5 * self.size).astype(np.float32)
 
 
-def network_input(crop: Picture) -> Array:
+def network_input(crop: RgbImage) -> Array:
     """(1, 3, HEIGHT, WIDTH) float32 out of a crop (HEIGHT, WIDTH, 3) uint8 RGB."""
     normal = (crop.astype(np.float32) - _MEAN) / _DEVIATION
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
@@ -145,7 +145,7 @@ class LandmarkNet:
         self._session = onnxruntime.InferenceSession(os.fspath(model), options, providers=providers)
         self._input = self._session.get_inputs()[0].name
 
-    def find(self, picture: Picture, box: Box, *, flip_test: bool = True) -> Points:
+    def find(self, picture: RgbImage, box: Box, *, flip_test: bool = True) -> Points:
         """The 133 points of the person in `box`, in pixels of `picture`.
 
         picture    (H, W, 3) uint8 RGB
@@ -161,7 +161,7 @@ class LandmarkNet:
         found = read_simcc(simcc_x, simcc_y)
         return Points(crop.to_picture(found.at), found.score)
 
-    def _look(self, crop: Picture) -> tuple[Array, Array]:
+    def _look(self, crop: RgbImage) -> tuple[Array, Array]:
         """(133, 2 WIDTH) and (133, 2 HEIGHT) float32."""
         said = self._session.run(None, {self._input: network_input(crop)})
         simcc_x, simcc_y = sorted((answer[0] for answer in said), key=lambda answer: int(answer.shape[-1]))

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.errors import FaceTooSmall, NoFaceFound
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.face.detector import Detector
 from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, Choice, FaceFound, find_face, overlap
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
-from lipsyncd.renderers.video import Box, Picture
 
 Values = NDArray[np.float64]  # (frames, values)
 
@@ -53,7 +53,7 @@ class FaceTrack:
 
 
 def follow_face(
-    pictures: Iterable[Picture],
+    pictures: Iterable[RgbImage],
     detector: Detector,
     landmarks: LandmarkNet,
     *,
@@ -93,7 +93,7 @@ def follow_face(
     return FaceTrack(tuple(steadied(found)), strength(found))
 
 
-def _is_there(picture: Picture, detector: Detector, place: Box) -> bool:
+def _is_there(picture: RgbImage, detector: Detector, place: Box) -> bool:
     return any(
         overlap(face.box, place) >= _SAME_SHOT and face.sure for faces in detector.passes(picture) for face in faces
     )

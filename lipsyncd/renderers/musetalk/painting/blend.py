@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.painting.masks import Mask
-from lipsyncd.renderers.video import Box, Picture
 
 OPAQUE = 255
 
@@ -35,7 +35,7 @@ class Paste:
     alpha: NDArray[np.uint16]
 
     @classmethod
-    def through(cls, mask: Mask, square: Box, face: Box, picture: Picture) -> Self:
+    def through(cls, mask: Mask, square: Box, face: Box, picture: RgbImage) -> Self:
         """The paste of a face through the alpha of its blend square, as `masks.place` makes it."""
         height, width = picture.shape[:2]
         left, top = max(face.x, square.x, 0), max(face.y, square.y, 0)
@@ -50,17 +50,17 @@ class Paste:
         area = Box(left + int(first), top + int(first_row), int(last - first), int(last_row - first_row))
         return cls(face, area, seen[first_row:last_row, first:last, None].astype(np.uint16))
 
-    def onto(self, source: Picture, patch: Picture, target: Picture, *, weight: float = 1.0) -> None:
+    def onto(self, source: RgbImage, patch: RgbImage, target: RgbImage, *, weight: float = 1.0) -> None:
         """Mix a whole patch into the area of `target`, over the pixels of `source`; both may be one array.
 
         patch   (h, w, 3) uint8 of any size; it is stretched over the face box
         weight  0 leaves the source, 1 paints it over as far as the mask says
         """
         size = (self.face.width, self.face.height)
-        face = patch if patch.shape[1::-1] == size else cast(Picture, cv2.resize(patch, size))
+        face = patch if patch.shape[1::-1] == size else cast(RgbImage, cv2.resize(patch, size))
         self.lay(source, face[self.inside], target, weight=weight)
 
-    def lay(self, source: Picture, painted: Picture, target: Picture, *, weight: float = 1.0) -> None:
+    def lay(self, source: RgbImage, painted: RgbImage, target: RgbImage, *, weight: float = 1.0) -> None:
         """The same with `painted` (area.height, area.width, 3), stretched and cut already."""
         area = self.area
         place = np.s_[area.y : area.bottom, area.x : area.right]
@@ -74,7 +74,7 @@ class Paste:
         return slice(top, top + self.area.height), slice(left, left + self.area.width)
 
 
-def mixed(over: Picture, under: Picture, alpha: NDArray[np.uint16]) -> Picture:
+def mixed(over: RgbImage, under: RgbImage, alpha: NDArray[np.uint16]) -> RgbImage:
     """`alpha` / 255 of one picture and the rest of the other, rounded as Pillow's paste rounds: (h, w, 3) uint8.
 
     The sum is at most 255 x 255 + 128 + 254, which fits into 16 bits.

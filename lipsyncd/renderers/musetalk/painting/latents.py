@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter
-from lipsyncd.renderers.video import Box, Picture
 
 
-def crop_face(picture: Picture, face: Box) -> Picture:
+def crop_face(picture: RgbImage, face: Box) -> RgbImage:
     """The pixels of a face box that lies in the picture, as (256, 256, 3) uint8 RGB."""
     cut = picture[face.y : face.bottom, face.x : face.right]
-    return cast(Picture, cv2.resize(cut, (PATCH, PATCH), interpolation=cv2.INTER_LANCZOS4))
+    return cast(RgbImage, cv2.resize(cut, (PATCH, PATCH), interpolation=cv2.INTER_LANCZOS4))
 
 
-def latents_of(painter: Painter, crop: Picture) -> Tensor:
+def latents_of(painter: Painter, crop: RgbImage) -> Tensor:
     """(1, 8, 32, 32): the crop without its lower half, then the whole crop as reference, on the painter's device."""
     whole = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float() / 255
     masked = whole.clone()

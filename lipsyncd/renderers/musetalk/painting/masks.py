@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.painting.scaling import bicubic, resize
-from lipsyncd.renderers.video import Box, Picture
 
 Labels = NDArray[np.uint8]  # (512, 512), one class for each pixel of the blend square
 Mask = NDArray[np.uint8]  # 255: painted anew, 0: as in the source
@@ -38,7 +38,7 @@ def blend_square(face: Box) -> Box:
     return Box(x - half, y - half, 2 * half, 2 * half)
 
 
-def cut_square(picture: Picture, square: Box) -> Picture:
+def cut_square(picture: RgbImage, square: Box) -> RgbImage:
     """The pixels in `square`, black where it leaves the picture: (side, side, 3) uint8."""
     height, width = picture.shape[:2]
     left, top = max(square.x, 0), max(square.y, 0)

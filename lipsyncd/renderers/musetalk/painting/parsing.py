@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
 from lipsyncd.renderers.musetalk.painting.masks import FACE, NOSE, SIDE, UPPER_LIP, Labels, cut_square
 from lipsyncd.renderers.musetalk.painting.scaling import bilinear, resize
-from lipsyncd.renderers.video import Box, Picture
 
 Points = NDArray[np.float32]  # (68, 2) x, y in pixels of the picture
 
@@ -27,7 +27,7 @@ _BRIDGE, _WINGS, _LIPS = 27, slice(31, 36), slice(48, 60)
 _WING_SIZE = 0.35  # the points lie under the nose; its wings are this much of their distance further out
 
 
-def parsed(network: BiSeNet, picture: Picture, square: Box) -> Labels:
+def parsed(network: BiSeNet, picture: RgbImage, square: Box) -> Labels:
     """The labels of the pixels in `square`, which may reach out of the picture: (512, 512) uint8, one of 19 classes."""
     shown = resize(cut_square(picture, square), SIDE, bilinear)
     parameter = next(network.parameters())

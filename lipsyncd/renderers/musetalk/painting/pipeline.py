@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipsyncd.errors import RenderError
+from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.musetalk.gpu_memory import Batch, exhausted, give_back, on
 from lipsyncd.renderers.musetalk.painting.blend import Paste
 from lipsyncd.renderers.musetalk.painting.networks import Painter, to_bytes
-from lipsyncd.renderers.video import Picture
 
 Item = TypeVar("Item")
 
@@ -78,7 +78,7 @@ class Pipeline:
         self._painter, self._batch, self._asked, self._tell = painter, batch, size, tell
         self._told = 0
 
-    def patches(self, wanted: Iterable[Wanted]) -> Iterator[Picture]:
+    def patches(self, wanted: Iterable[Wanted]) -> Iterator[RgbImage]:
         """What belongs into the area of each paste, in order: (h, w, 3) uint8 RGB; a whole patch is 256 x 256.
 
         Raises `OutOfMemory` when a single frame does not fit, `RenderError` when the answer is not finite.
@@ -148,7 +148,7 @@ class Pipeline:
         done.record()
         return _Flight(batch, dtype, there[:-1], there[-1], done.synchronize)
 
-    def _land(self, flight: _Flight) -> Iterator[Picture]:
+    def _land(self, flight: _Flight) -> Iterator[RgbImage]:
         flight.landed()
         if bool(flight.finite):
             for patches in flight.patches:

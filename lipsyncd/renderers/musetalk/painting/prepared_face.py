@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipsyncd.errors import OutOfMemory, RenderError
+from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound
 from lipsyncd.renderers.musetalk.gpu_memory import exhausted
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
@@ -20,9 +21,8 @@ from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of
 from lipsyncd.renderers.musetalk.painting.masks import Labels, blend_square, mask_of, place
 from lipsyncd.renderers.musetalk.painting.networks import Painter
 from lipsyncd.renderers.musetalk.painting.parsing import drawn, parsed
-from lipsyncd.renderers.video import Box, Picture
 
-Labeller = Callable[[Picture, Box, FaceFound], Labels]
+Labeller = Callable[[RgbImage, Box, FaceFound], Labels]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Look:
     paste: Paste
 
 
-def by_points(_: Picture, square: Box, face: FaceFound) -> Labels:
+def by_points(_: RgbImage, square: Box, face: FaceFound) -> Labels:
     """Labels drawn from the landmarks."""
     return drawn(face.landmarks, square)
 
@@ -47,7 +47,7 @@ def by_parsing(network: BiSeNet) -> Labeller:
     return lambda picture, square, _: parsed(network, picture, square)
 
 
-def look_at(picture: Picture, face: FaceFound, painter: Painter, labels: Labeller, mode: str) -> Look:
+def look_at(picture: RgbImage, face: FaceFound, painter: Painter, labels: Labeller, mode: str) -> Look:
     """Prepare the face in a picture (H, W, 3) uint8 RGB.
 
     Raises `OutOfMemory`, and `RenderError` when the encoder's answer is not finite in full precision either.
@@ -58,7 +58,7 @@ def look_at(picture: Picture, face: FaceFound, painter: Painter, labels: Labelle
     return Look(_finite_latents(painter, crop_face(picture, face.box)), paste)
 
 
-def _finite_latents(painter: Painter, crop: Picture) -> Tensor:
+def _finite_latents(painter: Painter, crop: RgbImage) -> Tensor:
     with torch.inference_mode():
         try:
             latents = latents_of(painter, crop)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.preview.find.eye import Eye, find_eye
-from lipsyncd.renderers.preview.find.face_coordinates import Field, Picture, PixelBox, Plane, displaced, smoothstep
+from lipsyncd.renderers.preview.find.face_coordinates import Field, PixelBox, Plane, displaced, smoothstep
 
 EVERY_S = (3.0, 6.0)
 DOWN_S, SHUT_S, UP_S = 0.09, 0.04, 0.15
@@ -36,7 +37,7 @@ def lid_closure(at_s: NDArray[np.float64], seed: int) -> Field:
 class Lid:
     """One eye on a canvas, ready to close."""
 
-    def __init__(self, canvas: Picture, plane: Plane, eye: Eye) -> None:
+    def __init__(self, canvas: RgbImage, plane: Plane, eye: Eye) -> None:
         self._canvas = canvas
         self._unit_px = np.float32(plane.unit_px)
         half = CORNERS * eye.half
@@ -53,7 +54,7 @@ class Lid:
         self._top = lid - eye.skin * np.minimum(3 * arch, 1.0)
         self._inside = ((arch > 0) & (self._v > self._top) & (self._v < self._shut + 1.5 / self._unit_px))[..., None]
 
-    def close(self, frame: Picture, closure: float) -> None:
+    def close(self, frame: RgbImage, closure: float) -> None:
         """Draw the lid into `frame`: 0 leaves the eye as it is on the canvas, 1 shuts it."""
         edge = self._open + np.float32(closure) * (self._shut - self._open)
         share = np.clip((self._v - self._top) / np.maximum(edge - self._top, np.float32(1e-4)), 0.0, 1.0)
@@ -65,7 +66,7 @@ class Lid:
         np.copyto(frame[self._box.slices], mixed, where=self._inside)
 
 
-def lids(canvas: Picture, plane: Plane) -> list[Lid]:
+def lids(canvas: RgbImage, plane: Plane) -> list[Lid]:
     """Both eyes, or none: a wink would be worse than no blink."""
     left, right = (find_eye(canvas, plane, side) for side in (-1, 1))
     return [] if left is None or right is None else [Lid(canvas, plane, left), Lid(canvas, plane, right)]

@@ -13,9 +13,10 @@ from typing import cast
 import cv2
 import numpy as np
 
+from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.preview.draw.photo_colours import Look, look_at
 from lipsyncd.renderers.preview.draw.warp import Edges, Pose, source_edges
-from lipsyncd.renderers.preview.find.face_coordinates import Field, Picture, PixelBox, Plane, eased, smoothstep
+from lipsyncd.renderers.preview.find.face_coordinates import Field, PixelBox, Plane, eased, smoothstep
 from lipsyncd.renderers.preview.find.mouth import Mouth
 
 Part = tuple[slice, slice]
@@ -37,7 +38,7 @@ TOOTH_GAPS = (0.0, 0.115, 0.205, 0.275)  # sideways
 class Inside:
     """The inside of one mouth, on a box of canvas pixels."""
 
-    def __init__(self, canvas: Picture, plane: Plane, mouth: Mouth, box: PixelBox, seed: int) -> None:
+    def __init__(self, canvas: RgbImage, plane: Plane, mouth: Mouth, box: PixelBox, seed: int) -> None:
         """`seed` fixes the grain."""
         self._mouth, self._look = mouth, look_at(canvas, plane, mouth)
         tints = (HOLLOW, FLOOR, TONGUE, CONTACT, WARMTH)

@@ -11,7 +11,8 @@ from typing import cast
 import cv2
 import numpy as np
 
-from lipsyncd.renderers.preview.find.face_coordinates import Field, Picture, PixelBox, Plane, Window, eased
+from lipsyncd.renderers.framing import RgbImage
+from lipsyncd.renderers.preview.find.face_coordinates import Field, PixelBox, Plane, Window, eased
 from lipsyncd.renderers.preview.find.mouth import Mouth
 
 SCALE = 64  # cells for each unit: colours need no detail
@@ -49,7 +50,7 @@ class Look:
         return cast(Field, grey + (colour - grey) * share)
 
 
-def look_at(canvas: Picture, plane: Plane, mouth: Mouth) -> Look:
+def look_at(canvas: RgbImage, plane: Plane, mouth: Mouth) -> Look:
     """Measure the photograph around the mouth."""
     window = Window(mouth.middle - 0.6, 0.55, mouth.middle + 0.6, mouth.chin, SCALE)
     patch = plane.cut(canvas, window).astype(np.float32)
@@ -66,7 +67,7 @@ def look_at(canvas: Picture, plane: Plane, mouth: Mouth) -> Look:
     )
 
 
-def _texture(canvas: Picture, plane: Plane) -> dict[str, float]:
+def _texture(canvas: RgbImage, plane: Plane) -> dict[str, float]:
     """Blur and grain, from the pixels between the brows and the chin."""
     box = PixelBox.around(plane, (-0.8, -0.4, 0.8, 1.6), canvas)
     grey = cast(Field, cv2.cvtColor(canvas[box.slices], cv2.COLOR_RGB2GRAY).astype(np.float32))

@@ -10,15 +10,8 @@ from typing import cast
 
 import numpy as np
 
-from lipsyncd.renderers.preview.find.face_coordinates import (
-    Field,
-    Picture,
-    PixelBox,
-    Plane,
-    displaced,
-    eased,
-    smoothstep,
-)
+from lipsyncd.renderers.framing import RgbImage
+from lipsyncd.renderers.preview.find.face_coordinates import Field, PixelBox, Plane, displaced, eased, smoothstep
 
 CENTRE_V = 0.35
 WHOLE, ENDED = 1.6, 2.7  # units from the centre: the head moves up to the first, nothing from the second on
@@ -29,7 +22,7 @@ STARTS_S = 1.5  # the first frame is still
 class Sway:
     """The drift of one head on one canvas."""
 
-    def __init__(self, canvas: Picture, plane: Plane, percent: float, seed: int) -> None:
+    def __init__(self, canvas: RgbImage, plane: Plane, percent: float, seed: int) -> None:
         """`percent` of the shorter side is the furthest that it goes to each side."""
         reach = (-ENDED, CENTRE_V - ENDED, ENDED, CENTRE_V + ENDED)
         self._box = PixelBox.around(plane, reach, canvas)
@@ -47,6 +40,6 @@ class Sway:
         there = np.sin(angles) @ np.array([0.6, 0.4]) * np.array([1.0, 0.5])
         return cast(Field, (there * self._most_px * eased(time_s / STARTS_S)).astype(np.float32))
 
-    def apply(self, still: Picture, moved: Picture, time_s: float) -> None:
+    def apply(self, still: RgbImage, moved: RgbImage, time_s: float) -> None:
         """Draw `still` into `moved`, drifted; both are whole frames."""
         moved[self._box.slices] = displaced(still, self._here - self._share * self.at(time_s))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipsyncd.errors import NoFaceFound
+from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.preview.find.face import Face, faces
-from lipsyncd.renderers.preview.find.face_coordinates import Picture
 from lipsyncd.renderers.preview.find.mouth import Mouth, find_mouth
 
 LEAST_EYES_PX = 16.0  # from eye to eye: a mouth is 11 pixels wide then
@@ -27,7 +27,7 @@ class Speaker:
     mouth: Mouth
 
 
-def find_speaker(picture: Picture) -> Speaker:
+def find_speaker(picture: RgbImage) -> Speaker:
     """The one face that will speak.
 
     picture  (H, W, 3) uint8 RGB
@@ -58,7 +58,7 @@ def _merit(speaker: Speaker) -> float:
     return min(speaker.mouth.score, 1.0) - level - 0.2 * speaker.face.unusual
 
 
-def _fault(speaker: Speaker, picture: Picture) -> tuple[str, str | None] | None:
+def _fault(speaker: Speaker, picture: RgbImage) -> tuple[str, str | None] | None:
     """Why this face cannot speak, and what helps; None when it can."""
     face, mouth = speaker.face, speaker.mouth
     eyes_px, tilt = face.plane.unit_px, face.plane.roll_deg

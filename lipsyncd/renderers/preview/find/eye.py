@@ -14,7 +14,8 @@ from itertools import product
 import cv2
 import numpy as np
 
-from lipsyncd.renderers.preview.find.face_coordinates import Field, Picture, Plane, Window
+from lipsyncd.renderers.framing import RgbImage
+from lipsyncd.renderers.preview.find.face_coordinates import Field, Plane, Window
 
 AT_U = 0.5  # left and right of the middle
 AROUND = (0.42, 0.34, 0.42)  # of the eye that is looked at: sideways, up, down
@@ -53,7 +54,7 @@ class Eye:
     skin: float
 
 
-def find_eye(canvas: Picture, plane: Plane, side: int) -> Eye | None:
+def find_eye(canvas: RgbImage, plane: Plane, side: int) -> Eye | None:
     """The eye on the left (-1) or right (+1) of the picture; None where it is not clear enough to close it well."""
     middle = side * AT_U
     sideways, up, down = AROUND

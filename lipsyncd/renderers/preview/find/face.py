@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipsyncd.renderers.preview.find.face_coordinates import Picture, Plane
-from lipsyncd.renderers.video import Box
+from lipsyncd.renderers.framing import Box, RgbImage
+from lipsyncd.renderers.preview.find.face_coordinates import Plane
 
 Grey = NDArray[np.uint8]  # (height, width)
 Point = tuple[float, float]
@@ -47,7 +47,7 @@ class Face:
     unusual: float = 0.0  # how far these eyes lie from where they usually do: sum of squared spreads
 
 
-def faces(picture: Picture) -> Iterator[list[Face]]:
+def faces(picture: RgbImage) -> Iterator[list[Face]]:
     """Every face that may be one, likely ones first: large before small, seen eyes before guessed ones.
 
     picture  (H, W, 3) uint8 RGB

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]  # (height, width, 3) RGB
+from lipsyncd.renderers.framing import RgbImage
+
 Field = NDArray[np.float32]
 Curve = NDArray[np.float64]  # one value for each column
 Parabola = NDArray[np.float64]  # (3,) highest power first, as numpy.polyval wants it: v of u
@@ -39,14 +40,14 @@ def eased(value: float) -> float:
     return held * held * (3.0 - 2.0 * held)
 
 
-def displaced(picture: Picture, came_from: Field) -> Picture:
+def displaced(picture: RgbImage, came_from: Field) -> RgbImage:
     """The picture, read at other places: cubic, because a linear blend would blur whatever moves.
 
     came_from  (h, w, 2) float32, x and y in pixels of `picture`; outside of it the edges are replicated
     returns    (h, w, 3) uint8
     """
     x, y = cv2.split(came_from)
-    return cast(Picture, cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+    return cast(RgbImage, cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,17 @@ class Plane:
         v = (dy * self.along_x - dx * self.along_y) / square
         return u.astype(np.float32), v.astype(np.float32)
 
-    def cut(self, picture: Picture, window: Window) -> Picture:
+    def cut(self, picture: RgbImage, window: Window) -> RgbImage:
         """The picture as the window sees it, upright: (rows, columns, 3) uint8, edges replicated."""
         margin = 8 / window.scale  # what filters at the border of the box can reach
         part = (window.left - margin, window.top - margin, window.right + margin, window.bottom + margin)
         box = PixelBox.around(self, part, picture)
         source, plane = picture[box.slices], self.rescaled(1.0, -box.left, -box.top)
         while plane.unit_px > 2 * window.scale:  # a cubic alone would alias
-            source, plane = cast(Picture, cv2.pyrDown(source)), plane.rescaled(0.5, 0.0, 0.0)
+            source, plane = cast(RgbImage, cv2.pyrDown(source)), plane.rescaled(0.5, 0.0, 0.0)
         size, flags = (window.columns, window.rows), cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
         matrix = plane.to_pixels(window)
-        return cast(Picture, cv2.warpAffine(source, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
+        return cast(RgbImage, cv2.warpAffine(source, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
 
     def rescaled(self, factor: float, dx: float, dy: float) -> Plane:
         """The same plane in a picture whose pixel (x, y) is `factor` x this one's + (dx, dy)."""
@@ -148,7 +149,7 @@ class PixelBox:
     bottom: int
 
     @classmethod
-    def around(cls, plane: Plane, part: tuple[float, float, float, float], picture: Picture) -> PixelBox:
+    def around(cls, plane: Plane, part: tuple[float, float, float, float], picture: RgbImage) -> PixelBox:
         """The smallest box in the picture around a part of a plane: its left, top, right and bottom, in units.
 
         Of a part outside of the picture it holds the pixels at the edge that are nearest.

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipsyncd.renderers.preview.find.face_coordinates import LOWER_FACE, Curve, Field, Parabola, Picture, Plane
+from lipsyncd.renderers.framing import RgbImage
+from lipsyncd.renderers.preview.find.face_coordinates import LOWER_FACE, Curve, Field, Parabola, Plane
 from lipsyncd.renderers.preview.find.parted_lips import find_opening
 
 WELL_LIT, MOST_GAIN = 0.5, 4.0  # median of the lower face, of full scale; how much a dark one is lightened at most
@@ -67,7 +68,7 @@ class Mouth:
         return not np.array_equal(self.upper, self.lower)
 
 
-def find_mouth(picture: Picture, plane: Plane) -> Mouth:
+def find_mouth(picture: RgbImage, plane: Plane) -> Mouth:
     """The mouth below the eyes of `plane`; the caller judges its score."""
     patch = plane.cut(picture, LOWER_FACE).astype(np.float32) / 255
     # Thresholds of colour are those of a well lit face.

@@ -1,10 +1,7 @@
-"""Squares out of pictures, and frames into an MP4.
+"""Encode the frames of one video with a running ffmpeg.
 
-Every renderer cuts its square with `square_around` and `crop_square`, so that the same portrait gives the same framing
-whoever renders it.
-
-Owns the geometry of a frame and the running encoder. Leaves finding the face to the renderers, ffmpeg's arguments to
-`lipsyncd.media.ffmpeg`, and judging the result to `lipsyncd.mp4`.
+Owns the running encoder. Leaves ffmpeg's arguments to `lipsyncd.media.ffmpeg`, and judging the result to
+`lipsyncd.worker.check_result`.
 """
 
 from __future__ import annotations
@@ -15,110 +12,24 @@ import os
 import subprocess
 import threading
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from lipsyncd.errors import EncodeFailed
 from lipsyncd.log import printable
 from lipsyncd.media.ffmpeg import Encoding, encode_arguments
 from lipsyncd.processes import exit_text, last_lines
+from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
-
-Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 
 _RING_FRAMES = 6  # fewer where a frame is so large that they would need more than
 _RING_BYTES = 64 << 20
 _EXIT_S = 5.0  # how long an ffmpeg that has closed its input may take to end
-# The job's own deadline ends a long encode; these only stop an ffmpeg that has gone wild.
+# The job's own deadline ends a long encode; these only stop an ffmpeg that runs wild.
 _LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=32 << 30, memory_bytes=16 << 30)
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels. It may reach beyond the picture: the pixels out there repeat the edge."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-    @property
-    def right(self) -> int:
-        """The first column behind the box."""
-        return self.x + self.width
-
-    @property
-    def bottom(self) -> int:
-        """The first row below the box."""
-        return self.y + self.height
-
-
-def square_around(box: Box, picture_width: int, picture_height: int) -> Box:
-    """The square that a job without `stitch` shows, shifted into the picture; its side is 1.5 x the face's longer side.
-
-    A square larger than the picture keeps the whole picture inside, as close to centred on the face as that allows.
-    """
-    side = -(-3 * max(box.width, box.height) // 2)
-    x = box.x + (box.width - side) // 2
-    y = box.y + (box.height - side) // 2
-    return Box(_shifted(x, side, picture_width), _shifted(y, side, picture_height), side, side)
-
-
-def _shifted(start: int, side: int, available: int) -> int:
-    slack = available - side
-    return min(max(start, min(slack, 0)), max(slack, 0))
-
-
-def crop_square(picture: Picture, square: Box, resolution: int) -> Picture:
-    """Cut `square` out of one picture and scale it; see `SquareView`, which does that for many.
-
-    picture  (H, W, 3) uint8
-    returns  (resolution, resolution, 3) uint8, memory of its own
-    """
-    height, width = picture.shape[:2]
-    return SquareView(width, height, square, resolution).of(picture)
-
-
-class SquareView:
-    """One square of a picture, cut and scaled alike for each frame; edges are replicated where it reaches outside."""
-
-    def __init__(self, picture_width: int, picture_height: int, square: Box, resolution: int) -> None:
-        left, top = max(square.x, 0), max(square.y, 0)
-        right, bottom = min(square.right, picture_width), min(square.bottom, picture_height)
-        if left >= right or top >= bottom:
-            raise ValueError(f"{square} lies outside a picture of {picture_width}x{picture_height}")
-        self._inside = np.s_[top:bottom, left:right]
-        self._borders = (top - square.y, square.bottom - bottom, left - square.x, square.right - right)
-        self._size = (resolution, resolution)
-        self._scaled = square.width != resolution
-        # Area averages when shrinking, so that nothing aliases; a cubic keeps the edges of lips and eyes when growing.
-        self._method = cv2.INTER_AREA if square.width > resolution else cv2.INTER_CUBIC
-
-    def of(self, picture: Picture) -> Picture:
-        """The square as (resolution, resolution, 3) uint8, never a view of `picture`."""
-        cut = picture[self._inside]
-        if any(self._borders):
-            cut = cast(Picture, cv2.copyMakeBorder(cut, *self._borders, cv2.BORDER_REPLICATE))
-        if self._scaled:
-            return cast(Picture, cv2.resize(cut, self._size, interpolation=self._method))
-        return cut.copy()
-
-
-def make_even(picture: Picture) -> Picture:
-    """Repeat the last row and column where a side is odd: yuv420p has one chroma sample for each 2x2 pixels.
-
-    returns  (H or H + 1, W or W + 1, 3) uint8; `picture` itself when both sides are even
-    """
-    height, width = picture.shape[:2]
-    if height % 2 == 0 and width % 2 == 0:
-        return picture
-    return cast(Picture, cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))
 
 
 class Encoder:
@@ -146,7 +57,7 @@ class Encoder:
         self._changed = threading.Condition()
         places = min(max(_RING_BYTES // math.prod(self._shape), 2), _RING_FRAMES)
         self._free = deque(np.empty(self._shape, np.uint8) for _ in range(places))
-        self._full: deque[Picture] = deque()
+        self._full: deque[RgbImage] = deque()
         self._ended = False  # no frame comes any more
         self._broken = False  # ffmpeg takes no frame any more
         # In memory, so that ffmpeg's last words survive a full disk and a chatty ffmpeg never blocks on a pipe.
@@ -170,7 +81,7 @@ class Encoder:
         """Of ffmpeg, which leads a process group of its own."""
         return self._process.pid
 
-    def write(self, picture: Picture) -> None:
+    def write(self, picture: RgbImage) -> None:
         """Queue one frame (height, width, 3) uint8 RGB; it is copied, the caller may reuse its buffer at once.
 
         Raises `EncodeFailed` when ffmpeg has ended or has taken nothing for `stall_s` seconds.
@@ -234,7 +145,7 @@ class Encoder:
         with self._changed:
             self._changed.notify_all()
 
-    def _next(self) -> Picture | None:
+    def _next(self) -> RgbImage | None:
         with self._changed:
             self._changed.wait_for(lambda: self._full or self._ended)
             return self._full.popleft() if self._full and not self._broken else None

@@ -1,0 +1,98 @@
+"""The geometry of a frame: boxes, and squares cut out of pictures.
+
+Every renderer cuts its square with `square_around` and `crop_square`, so that the same portrait is framed alike by each
+of them. Leaves finding the face to the renderers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+RgbImage = NDArray[np.uint8]  # (height, width, 3)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels. It may reach beyond the picture: the pixels out there repeat the edge."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        """The first column behind the box."""
+        return self.x + self.width
+
+    @property
+    def bottom(self) -> int:
+        """The first row below the box."""
+        return self.y + self.height
+
+
+def square_around(box: Box, picture_width: int, picture_height: int) -> Box:
+    """The square that a job without `stitch` shows, shifted into the picture; its side is 1.5 x the face's longer side.
+
+    A square larger than the picture keeps the whole picture inside, as close to centred on the face as that allows.
+    """
+    side = -(-3 * max(box.width, box.height) // 2)
+    x = box.x + (box.width - side) // 2
+    y = box.y + (box.height - side) // 2
+    return Box(_shifted(x, side, picture_width), _shifted(y, side, picture_height), side, side)
+
+
+def _shifted(start: int, side: int, available: int) -> int:
+    slack = available - side
+    return min(max(start, min(slack, 0)), max(slack, 0))
+
+
+def crop_square(picture: RgbImage, square: Box, resolution: int) -> RgbImage:
+    """Cut `square` out of one picture and scale it; see `SquareView`, which does that for many.
+
+    picture  (H, W, 3) uint8
+    returns  (resolution, resolution, 3) uint8, memory of its own
+    """
+    height, width = picture.shape[:2]
+    return SquareView(width, height, square, resolution).of(picture)
+
+
+class SquareView:
+    """One square of a picture, cut and scaled alike for each frame; edges are replicated where it reaches outside."""
+
+    def __init__(self, picture_width: int, picture_height: int, square: Box, resolution: int) -> None:
+        left, top = max(square.x, 0), max(square.y, 0)
+        right, bottom = min(square.right, picture_width), min(square.bottom, picture_height)
+        if left >= right or top >= bottom:
+            raise ValueError(f"{square} lies outside a picture of {picture_width}x{picture_height}")
+        self._inside = np.s_[top:bottom, left:right]
+        self._borders = (top - square.y, square.bottom - bottom, left - square.x, square.right - right)
+        self._size = (resolution, resolution)
+        self._scaled = square.width != resolution
+        # Area averages when shrinking, so that nothing aliases; a cubic keeps the edges of lips and eyes when growing.
+        self._method = cv2.INTER_AREA if square.width > resolution else cv2.INTER_CUBIC
+
+    def of(self, picture: RgbImage) -> RgbImage:
+        """The square as (resolution, resolution, 3) uint8, never a view of `picture`."""
+        cut = picture[self._inside]
+        if any(self._borders):
+            cut = cast(RgbImage, cv2.copyMakeBorder(cut, *self._borders, cv2.BORDER_REPLICATE))
+        if self._scaled:
+            return cast(RgbImage, cv2.resize(cut, self._size, interpolation=self._method))
+        return cut.copy()
+
+
+def make_even(picture: RgbImage) -> RgbImage:
+    """Repeat the last row and column where a side is odd: yuv420p has one chroma sample for each 2x2 pixels.
+
+    returns  (H or H + 1, W or W + 1, 3) uint8; `picture` itself when both sides are even
+    """
+    height, width = picture.shape[:2]
+    if height % 2 == 0 and width % 2 == 0:
+        return picture
+    return cast(RgbImage, cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))
