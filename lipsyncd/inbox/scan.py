@@ -233,7 +233,7 @@ class Inbox:
                 self._ignore(entry.name, "is no regular file")
             elif role is None:
                 self._left_alone.add(entry.name)
-                self._ignore(entry.name, "its suffix is none of a picture, a sound or a manifest")
+                self._ignore(entry.name, "has no suffix of a picture, a sound or a manifest")
             elif status.st_size > (limit := self._limit(role, entry.name)):
                 why = f"has {status.st_size / 1e6:.0f} MB; at most {limit / 1e6:.0f} MB are taken"
                 self._unusable[entry.name] = BadManifest(f"the manifest names {shown}, which {why}")

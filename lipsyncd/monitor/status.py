@@ -50,7 +50,7 @@ def notes(view: LedgerView, state: Path) -> list[str]:
         for w in said.get("waiting", [])
         if w["name"] not in said.get("blocked", {})
     ]
-    ignored = [f"{name}: left alone, it {why}" for name, why in said.get("ignored", {}).items()]
+    ignored = [f"{name}: left in the inbox, since it {why}" for name, why in said.get("ignored", {}).items()]
     stuck = [f"{name}: blocked, {why}" for name, why in said.get("blocked", {}).items()]
     more = [*stuck, *waiting, *ignored]
     lines += more[:_MOST_NOTES]

@@ -200,7 +200,7 @@ def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(bo
 def test_other_files_are_left_alone_and_told(box: Box, name: str) -> None:
     (box.root / name).write_bytes(SOUND)
     assert box.scan(after_s=90_000) == []
-    assert box.inbox.ignored == {name: "its suffix is none of a picture, a sound or a manifest"}
+    assert box.inbox.ignored == {name: "has no suffix of a picture, a sound or a manifest"}
     assert (box.root / name).exists()
 
 
