@@ -23,7 +23,7 @@ from lipsyncd.settings import Settings, load
 from lipsyncd.settings.changes import LIVE, merge, value_of
 from lipsyncd.settings.loading import SETTINGS
 from lipsyncd.storage.locks import is_held
-from tests.kits.installation import Installation, picture, put, sound
+from tests.kits.installation import READY, Installation, picture, put, sound
 from tests.kits.machine.service_manager import listening
 from tests.kits.web_kit import serving
 
@@ -177,7 +177,7 @@ def in_a_terminal(installation: Installation, *, nohup: bool = False) -> Iterato
             os._exit(70)
     try:
         installation.until(
-            lambda: (installation.root / "daemon.log").exists() and " ready in " in installation.log,
+            lambda: (installation.root / "daemon.log").exists() and READY in installation.log,
             "the daemon's start",
         )
         yield pid, terminal

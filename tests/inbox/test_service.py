@@ -24,7 +24,7 @@ from lipsyncd.storage.files import write_json
 from lipsyncd.storage.folders import HIDDEN
 from lipsyncd.storage.locks import FolderLock, InstanceLock
 from tests.kits.core_kit import as_nobody
-from tests.kits.installation import ROOT, Installation, picture, put, sound
+from tests.kits.installation import READY, ROOT, Installation, picture, put, sound
 from tests.kits.jobs_by_hand import JobsByHand
 from tests.kits.machine.world_kit import needs_root, tmpfs
 
@@ -240,7 +240,7 @@ def test_a_daemon_without_events_says_so_and_serves_all_the_same(installation: I
         installation.daemon = subprocess.Popen(
             [*command, "run"], stdout=log, stderr=log, env=installation.environment()
         )
-    installation.until(lambda: " ready in " in installation.log or installation.daemon.poll() is not None, "the start")  # type: ignore[union-attr]
+    installation.until(lambda: READY in installation.log or installation.daemon.poll() is not None, "the start")  # type: ignore[union-attr]
     installation.drop_pair("anna")
     installation.until_done("anna")
     found = installation.until(lambda: (s := status(installation))["degraded"] and s, "the note")

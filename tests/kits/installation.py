@@ -23,9 +23,12 @@ from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.settings import Settings, load
 from lipsyncd.storage.folders import Folders, folders_of
+from tests.kits import forking_daemons
 from tests.kits.faults.faulty_renderers import NAMES
+from tests.kits.forking_daemons import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
+READY = " ready in "  # stands in the log after each start
 WAIT_S = 90.0  # on an idle machine nothing takes a tenth of it
 
 
@@ -67,7 +70,7 @@ class Installation:
 
     root: Path
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    daemon: subprocess.Popen[bytes] | None = None
+    daemon: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def config(self) -> Path:
@@ -121,16 +124,22 @@ class Installation:
 
     # -- the daemon ----------------------------------------------------------------------------------------------------
 
-    def start(self, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "lipsyncd", "--config", str(self.config), "run"]
-        starts = self.log.count(" ready in ") if (self.root / "daemon.log").exists() else 0
-        with (self.root / "daemon.log").open("ab") as log:
-            self.daemon = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=log, stdout=log, env=self.environment(**environment)
-            )
+    def start(self, *, wait: bool = True, fresh: bool = False, **environment: str) -> subprocess.Popen[bytes] | Forked:
+        """Start the daemon: a fork of a process that has imported everything, or with `fresh` a new interpreter."""
+        arguments = ["--config", str(self.config), "run"]
+        log, variables = self.root / "daemon.log", self.environment(**environment)
+        log.touch()
+        starts = self.log.count(READY)
+        if fresh or "LD_PRELOAD" in environment:
+            with log.open("ab") as output:
+                command = [sys.executable, "-m", "lipsyncd", *arguments]
+                self.daemon = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stderr=output, stdout=output, env=variables
+                )
+        else:
+            self.daemon = forking_daemons.shared().start(arguments, log, variables)
         if wait:
-            up = " ready in "
-            self.until(lambda: self.log.count(up) > starts or self.daemon.poll() is not None, "the daemon's start")
+            self.until(lambda: self.log.count(READY) > starts or self.daemon.poll() is not None, "the daemon's start")
             assert self.daemon.poll() is None, self.log
         return self.daemon
 

@@ -27,13 +27,11 @@ from typing import Any
 import lipsyncd
 from lipsyncd.jobs.job import Job, JobState, new_id
 from lipsyncd.storage.files import write_json
-from tests.kits.faults.forking_daemons import Forked, ForkingDaemons
 from tests.kits.installation import Installation
 from tests.kits.webhook_receiver import Answer, Receiver
 
 PACKAGE = Path(lipsyncd.__file__).parent
 SETTLE_S = 90.0
-_READY = " ready in "
 _DELIVERED = ("anna", "fay", "joe", "kim")
 _DAY_MS = 86_400_000
 
@@ -125,14 +123,12 @@ class World:
     kim    was delivered and taken, and is to be published again: delivered once more
     """
 
-    def __init__(self, installation: Installation, forking: ForkingDaemons, *, greedy: bool) -> None:
+    def __init__(self, installation: Installation, *, greedy: bool) -> None:
         self.home = installation
-        self.forking = forking
         self.kills = 0
         self.receiver = Receiver("127.0.0.1", [Answer()])
         installation.changes.setdefault("web", {})["webhook_allow"] = [f"127.0.0.1:{self.receiver.port}"]
         self.outlook = OutboxWatcher(installation.path("outbox"), greedy=greedy)
-        self.config = installation.config
 
     def __enter__(self) -> World:
         self.outlook.__enter__()
@@ -164,16 +160,9 @@ class World:
             request = {"action": action, "job_id": job.id, "value": 0}
             write_json(installation.folders.control / f"{new_id()}.json", request, mode=0o660)
 
-    def start(self, fail: str = "") -> Forked:
-        installation = self.home
-        environment = installation.environment(TEST_FACE_IN_VIEW="yes")
-        daemon = self.forking.start(self.config, installation.root / "log", environment, fail=fail)
-        installation.daemon = daemon  # type: ignore[assignment]
-        return daemon
-
     def crash_at(self, name: str) -> bool:
-        """Let a daemon work until it dies at the failpoint, or has nothing left to do; says whether it died."""
-        daemon = self.start(fail=name)
+        """Let a daemon work until it dies at the failpoint, or has nothing left to do; did it die?"""
+        daemon = self.home.start(wait=False, TEST_FACE_IN_VIEW="yes", LIPSYNCD_FAIL=name)
         self.until(lambda: daemon.poll() is not None or self.is_settled(), f"the crash at {name}")
         if daemon.poll() is None:
             time.sleep(0.05)  # the last failpoints come a moment after a job looks ended
@@ -185,9 +174,7 @@ class World:
 
     def finish(self) -> None:
         """Let a daemon do all that is left, and stop it."""
-        starts = self.log.count(_READY)
-        daemon = self.start()
-        self.until(lambda: daemon.poll() is not None or self.log.count(_READY) > starts, "the daemon's start")
+        daemon = self.home.start(TEST_FACE_IN_VIEW="yes")
         self.until(lambda: daemon.poll() is not None or self.is_settled(), "the end of all work")
         daemon.send_signal(signal.SIGTERM)
         status = daemon.wait(SETTLE_S)
@@ -212,8 +199,7 @@ class World:
 
     @property
     def log(self) -> str:
-        path = self.home.root / "log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return self.home.log
 
     def until(self, done: Callable[[], Any], what: str, *, seconds: float = SETTLE_S) -> None:
         deadline = time.monotonic() + seconds
@@ -312,13 +298,10 @@ def damage(ledger: Path) -> list[str]:
 # -- the installation that every case begins with ----------------------------------------------------------------------
 
 
-def make_template(root: Path, forking: ForkingDaemons) -> Installation:
+def make_template(root: Path) -> Installation:
     """An installation in which fay has failed, gus, ida and kim are delivered, and hal waits."""
     installation = Installation(root)
-    daemon = forking.start(installation.config, root / "log", installation.environment())
-    installation.daemon = daemon  # type: ignore[assignment]
-    installation.until(installation.path("inbox").is_dir, "the first start")
-    installation.until(lambda: (installation.path("state") / "ledger.db").exists(), "the ledger")
+    installation.start()
     installation.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
     installation.drop_pair("fay", seed=next_number())
     installation.until_failed("fay")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from tests.kits.faults.crash_kit import World, copied, failpoints, make_template
-from tests.kits.faults.forking_daemons import ForkingDaemons
 from tests.kits.installation import Installation
 from tests.kits.long_run_figures import count
 
@@ -41,15 +40,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def forking() -> Iterator[ForkingDaemons]:
-    forking = ForkingDaemons()
-    yield forking
-    forking.close()
-
-
-@pytest.fixture(scope="module")
-def template(forking: ForkingDaemons, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return make_template(tmp_path_factory.mktemp("template"), forking)
+def template(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return make_template(tmp_path_factory.mktemp("template"))
 
 
 @dataclass(frozen=True)
@@ -60,9 +52,9 @@ class Outcome:
     faults: Sequence[str]
 
 
-def carried_out(case: Case, template: Installation, forking: ForkingDaemons, root: Path) -> Outcome:
+def carried_out(case: Case, template: Installation, root: Path) -> Outcome:
     root.mkdir()
-    with World(copied(template, root), forking, greedy=case.greedy) as world:
+    with World(copied(template, root), greedy=case.greedy) as world:
         world.drop()
         died = tuple([world.crash_at(place) for place in case.places])
         world.finish()
@@ -72,12 +64,10 @@ def carried_out(case: Case, template: Installation, forking: ForkingDaemons, roo
     return Outcome(case, died, renders, faults)
 
 
-def all_of(cases: Sequence[Case], template: Installation, forking: ForkingDaemons, root: Path) -> list[Outcome]:
+def all_of(cases: Sequence[Case], template: Installation, root: Path) -> list[Outcome]:
     """Carry out all cases, some at once since they mostly wait; what went wrong in any is told in one message."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = list(
-            pool.map(lambda n: carried_out(cases[n], template, forking, root / f"case{n}"), range(len(cases)))
-        )
+        outcomes = list(pool.map(lambda n: carried_out(cases[n], template, root / f"case{n}"), range(len(cases))))
     wrong = [f"{outcome.case}: {'; '.join(outcome.faults)}" for outcome in outcomes if outcome.faults]
     assert not wrong, "\n".join([f"seed {SEED}, folders under {root}", *wrong])
     return outcomes
@@ -115,9 +105,9 @@ def test_the_drawn_pairs_have_every_failpoint_first_and_every_one_second() -> No
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.timeout(1800)
 def test_a_crash_anywhere_costs_no_job_and_delivers_none_twice(
-    template: Installation, forking: ForkingDaemons, tmp_path: Path, greedy: bool
+    template: Installation, tmp_path: Path, greedy: bool
 ) -> None:
-    outcomes = all_of([Case((name,), greedy) for name in POINTS], template, forking, tmp_path)
+    outcomes = all_of([Case((name,), greedy) for name in POINTS], template, tmp_path)
     never = {outcome.case.places[0] for outcome in outcomes if not outcome.died[0]}
     assert never == {"recover-registered"}  # a row is made again only after an earlier crash
     kills = len(outcomes) - len(never)
@@ -126,13 +116,11 @@ def test_a_crash_anywhere_costs_no_job_and_delivers_none_twice(
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", PARTS)
-def test_a_crash_and_another_one_in_the_recovery_cost_no_job(
-    template: Installation, forking: ForkingDaemons, tmp_path: Path, part: str
-) -> None:
+def test_a_crash_and_another_one_in_the_recovery_cost_no_job(template: Installation, tmp_path: Path, part: str) -> None:
     number, of, parts = part.partition("/")
     cases = part_of_all(int(number), int(parts)) if of else drawn(random.Random(SEED), int(number))
     print(f"{len(cases)} pairs, LIPSYNCD_TEST_PAIRS={part} LIPSYNCD_TEST_SEED={SEED}")
-    outcomes = all_of(cases, template, forking, tmp_path)
+    outcomes = all_of(cases, template, tmp_path)
     reached = [sum(outcome.died[n] for outcome in outcomes) for n in (0, 1)]
     print(f"first reached {reached[0]} times, second {reached[1]} times")
     assert reached[0] >= len(cases) * 0.9

@@ -15,15 +15,14 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.kits.faults.crash_kit import OutboxWatcher, damage, leftovers, next_number, visible
-from tests.kits.faults.forking_daemons import ForkingDaemons
-from tests.kits.installation import Installation
+from tests.kits.installation import READY, Installation
 from tests.kits.long_run_figures import count
 
 SEED = int(os.environ.get("LIPSYNCD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -92,9 +91,7 @@ class Feeder:
                 self._home.drop_pair(f"job{number}", seed=number)
 
 
-def endure(
-    root: Path, forking: ForkingDaemons, kills: int, seed: int, spoil: Spoil | None, *, greedy: bool
-) -> tuple[Counter[str], list[str]]:
+def endure(root: Path, kills: int, seed: int, spoil: Spoil | None, *, greedy: bool) -> tuple[Counter[str], list[str]]:
     """One installation through so many kills, then to its peace; gives its figures, and what is wrong."""
     chance = random.Random(seed)
     root.mkdir()
@@ -103,7 +100,7 @@ def endure(
     figures = Counter(kills=kills)
     with OutboxWatcher(installation.path("outbox"), greedy=greedy) as watcher, Feeder(installation, chance) as feeder:
         for number in range(1, kills + 1):
-            daemon = forking.start(installation.config, root / "log", installation.environment())
+            daemon = installation.start(wait=False)
             time.sleep(chance.uniform(0, LONGEST_LIFE_S))
             daemon.kill()
             daemon.wait(60)
@@ -111,9 +108,9 @@ def endure(
                 spoil(installation.path("state"), chance)
                 figures["spoilt"] += 1
         feeder.__exit__()
-        daemon = forking.start(installation.config, root / "log", installation.environment())
+        daemon = installation.start(wait=False)
         peace = _until(lambda: _is_quiet(installation, watcher, feeder) or daemon.poll() is not None, DRAIN_S)
-        installation.until(lambda: " ready in " in (root / "log").read_text(), "the start")
+        installation.until(lambda: READY in installation.log, "the start")
         daemon.send_signal(15)
         status = daemon.wait(60)
     figures.update(jobs=len(feeder.good), refused=len(feeder.bad), renders=installation.renders)
@@ -157,16 +154,9 @@ def _faults(installation: Installation, watcher: OutboxWatcher, feeder: Feeder, 
         faults.append(f"the archive lacks {Counter(feeder.good) - archived}, has {archived - Counter(feeder.good)}")
     if installation.renders > len(feeder.good) + kills:
         faults.append(f"{installation.renders} renders of {len(feeder.good)} jobs with {kills} kills")
-    if "Traceback" in (installation.root / "log").read_text():
+    if "Traceback" in installation.log:
         faults.append("the daemon has logged a failure that it did not expect")
     return faults
-
-
-@pytest.fixture(scope="module")
-def forking() -> Iterator[ForkingDaemons]:
-    forking = ForkingDaemons()
-    yield forking
-    forking.close()
 
 
 @pytest.mark.timeout(3 * 3600)
@@ -179,13 +169,13 @@ def forking() -> Iterator[ForkingDaemons]:
     ],
 )
 def test_kills_at_random_lose_nothing_and_deliver_nothing_twice(
-    forking: ForkingDaemons, tmp_path: Path, what: str, kills: int, spoil: Spoil | None
+    tmp_path: Path, what: str, kills: int, spoil: Spoil | None
 ) -> None:
     print(f"LIPSYNCD_TEST_SEED={SEED}")
     shares = [len(range(n, kills, INSTALLATIONS)) for n in range(INSTALLATIONS)]
     with ThreadPoolExecutor(INSTALLATIONS) as pool:
         ran = [
-            pool.submit(endure, tmp_path / f"home{n}", forking, share, SEED + n, spoil, greedy=n > 0)
+            pool.submit(endure, tmp_path / f"home{n}", share, SEED + n, spoil, greedy=n > 0)
             for n, share in enumerate(shares)
         ]
         ended = [one.result() for one in ran]

@@ -1,13 +1,15 @@
-"""Daemons by the dozen: a process that has imported everything once and forks a daemon for each request.
+"""Daemons without the cost of their imports: a process that has imported everything forks one for each request.
 
-    python -m tests.kits.faults.forking_daemons   reads one JSON request a line, answers on the same socket (its stdin)
+    python -m tests.kits.forking_daemons   reads one JSON request a line, answers on the same socket (its stdin)
 
-Importing costs more than the whole life of a small job, and the crash tests start thousands of daemons. What runs in
-the fork is `Daemon.run()` itself, with real threads, locks, signals and children of its own.
+The imports cost more processor time than the whole life of a small job, and the tests start thousands of daemons. The
+fork runs the command line's `main` with the same arguments, environment, output and session as a new interpreter would
+have, so its threads, locks, signals and children are real.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -18,16 +20,19 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 60.0
+
+_shared: ForkingDaemons | None = None
+_sharing = threading.Lock()
 
 
 class Forked:
-    """A forked daemon, with what tests use of `subprocess.Popen`."""
+    """A forked daemon, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -53,33 +58,38 @@ class Forked:
 
 
 class ForkingDaemons:
-    """Our end. Safe to use from several threads."""
+    """The process that forks, as seen by the tests. Several threads may use it."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.kits.faults.forking_daemons"],
+                [sys.executable, "-m", "tests.kits.forking_daemons"],
                 stdin=theirs,
                 cwd=ROOT,
                 env={**kept, "PYTHONPATH": str(ROOT)},
                 start_new_session=True,
             )
         self._socket = ours
-        self._asking = threading.Lock()
-        self._born = threading.Semaphore(0)
+        self._requesting = threading.Lock()
+        self._started = threading.Semaphore(0)
         self._newest: Forked | None = None
         self._living: dict[int, Forked] = {}
-        self._reader = threading.Thread(target=self._read, name="forking daemons")
+        self._reader = threading.Thread(target=self._read, name="forking daemons", daemon=True)
         self._reader.start()
 
-    def start(self, config: Path, log: Path, environment: Mapping[str, str], *, fail: str = "") -> Forked:
-        """Begin a daemon with those settings; its output goes behind what `log` has."""
-        request = {"config": str(config), "log": str(log), "environment": dict(environment), "fail": fail}
-        with self._asking:
+    def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Forked:
+        """Run `lipsyncd` with these arguments; its output is appended to `log`."""
+        request = {
+            "arguments": list(arguments),
+            "log": str(log),
+            "environment": dict(environment),
+            "folder": os.getcwd(),
+        }
+        with self._requesting:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
-            if not self._born.acquire(timeout=WAIT_S):
+            if not self._started.acquire(timeout=WAIT_S):
                 raise AssertionError("the process that forks daemons does not answer")
             assert self._newest is not None, "the process that forks daemons has ended"
             return self._newest
@@ -96,45 +106,50 @@ class ForkingDaemons:
     def _read(self) -> None:
         with self._socket.makefile("rb") as lines:
             for line in lines:
-                said = json.loads(line)
-                if "born" in said:
-                    self._newest = self._living[said["born"]] = Forked(said["born"])
-                    self._born.release()
+                report = json.loads(line)
+                if "started" in report:
+                    self._newest = self._living[report["started"]] = Forked(report["started"])
+                    self._started.release()
                 else:
-                    daemon = self._living.pop(said["ended"])
-                    daemon.returncode = said["status"]
+                    daemon = self._living.pop(report["ended"])
+                    daemon.returncode = report["status"]
                     daemon.ended.set()
         self._newest = None
-        self._born.release()
+        self._started.release()
+
+
+def shared() -> ForkingDaemons:
+    """One for all tests of this process. It ends with this process."""
+    global _shared
+    with _sharing:
+        if _shared is None:
+            _shared = ForkingDaemons()
+            atexit.register(_shared.close)
+        return _shared
 
 
 # -- in the process that forks ----------------------------------------------------------------------------------------
 
 
 def serve(line: socket.socket) -> None:
-    """Fork for each request, and tell of each end; until the other side closes, then kill what lives."""
-    ear, voice = os.pipe()
-    os.set_blocking(voice, False)
-    os.set_blocking(ear, False)
-    signal.set_wakeup_fd(voice)
+    """Fork for each request and report each end, until the other side closes; then kill every daemon that lives."""
+    wake_reader, wake_writer = os.pipe()
+    os.set_blocking(wake_writer, False)
+    os.set_blocking(wake_reader, False)
+    signal.set_wakeup_fd(wake_writer)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     living: set[int] = set()
     buffer = b""
     while True:
-        ready, _, _ = select.select([line, ear], [], [])
-        if ear in ready:
-            os.read(ear, 4096)
+        ready, _, _ = select.select([line, wake_reader], [], [])
+        if wake_reader in ready:
+            os.read(wake_reader, 4096)
             for pid, status in _reaped(living):
                 line.sendall(json.dumps({"ended": pid, "status": status}).encode() + b"\n")
         if line in ready:
             block = line.recv(1 << 16)
-            if not block and not living:
-                return
             if not block:
-                for pid in living:
-                    os.kill(pid, signal.SIGKILL)
-                for pid in living:
-                    os.waitpid(pid, 0)
+                _end(living)
                 return
             *requests, buffer = (buffer + block).split(b"\n")
             for request in requests:
@@ -142,11 +157,18 @@ def serve(line: socket.socket) -> None:
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    for descriptor in (line.fileno(), ear, voice):
+                    for descriptor in (line.fileno(), wake_reader, wake_writer):
                         os.close(descriptor)
-                    os._exit(_live(json.loads(request)))
+                    os._exit(_run(json.loads(request)))
                 living.add(pid)
-                line.sendall(json.dumps({"born": pid}).encode() + b"\n")
+                line.sendall(json.dumps({"started": pid}).encode() + b"\n")
+
+
+def _end(living: set[int]) -> None:
+    for pid in living:
+        os.kill(pid, signal.SIGKILL)
+    for pid in living:
+        os.waitpid(pid, 0)
 
 
 def _reaped(living: set[int]) -> list[tuple[int, int]]:
@@ -159,38 +181,45 @@ def _reaped(living: set[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _live(request: Mapping[str, Any]) -> int:
-    """What `lipsyncd run` does, in a fork."""
-    from lipsyncd import log
-    from lipsyncd.daemon.daemon import Daemon
-    from lipsyncd.settings import load
+def _run(request: Mapping[str, Any]) -> int:
+    """What `python -m lipsyncd` does, in a fork; gives the exit status."""
+    from lipsyncd.cli.main import main
     from lipsyncd.storage import failpoints
 
     try:
         os.setsid()
+        os.chdir(request["folder"])
         output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
+        os.close(output)
         os.environ.clear()
         os.environ.update(request["environment"])
-        failpoints.arm(request["fail"])
-        settings = load(Path(request["config"]), environ=request["environment"])
-        log.setup(settings.log.level, settings.log.format)
-        return Daemon(settings).run()
+        failpoints.arm(os.environ.get("LIPSYNCD_FAIL", ""))
+        main(request["arguments"], prog_name="lipsyncd")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         return 70
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    return 0
+
+
+def import_all() -> None:
+    """Import what every fork would import again."""
+    import lipsyncd.cli.main
+    import lipsyncd.daemon.daemon  # noqa: F401
 
 
 def main() -> None:
-    import lipsyncd.daemon.daemon  # noqa: F401 - what every fork would import again
-
+    import_all()
     with socket.socket(fileno=os.dup(0)) as line:
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
+        os.close(nothing)
         serve(line)
 
 
