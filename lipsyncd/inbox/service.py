@@ -22,7 +22,7 @@ from typing import Any
 from lipsyncd.inbox.accept import Accepted, Intake
 from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
 from lipsyncd.inbox.scan import VIDEO, Inbox, Rules
-from lipsyncd.inbox.watch import Watch
+from lipsyncd.inbox.watch import Overflows, Watch
 from lipsyncd.jobs.job import JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor.facts import Inflow
@@ -63,6 +63,7 @@ class Arrivals:
         self.make_room = make_room
         self.doors: list[Door] = []
         self.ring = threading.Event()
+        self._overflows = Overflows(self.ring.set)
         self.paused = ""
         self._locks: dict[str, FolderLock] = {}
         self._scanned_s = time.monotonic()
@@ -114,6 +115,7 @@ class Arrivals:
             self.ring.wait(self._pause_s())
         for door in self.doors:
             door.watch.stop()
+        self._overflows.close()
 
     def _look(self, door: Door, stop: Callable[[], bool]) -> bool:
         """Serve one door; True when that made jobs."""
@@ -189,7 +191,7 @@ class Arrivals:
             paused=self.paused,
             degraded="; ".join(watch.degraded for watch in watches if watch.degraded),
             blocked=len(self.blocked),
-            overflows=sum(watch.overflows for watch in watches),
+            overflows=self._overflows.count,
             restarts=sum(watch.restarts for watch in watches),
         )
 

@@ -1,15 +1,15 @@
-"""Hear about changes in a folder soon, where the kernel tells; say how often to look where it does not.
+"""Ring when something changes in a folder. Where the kernel reports no changes, the folder is polled instead.
 
-An event is only a doorbell: it says "look now", never what happened. Losing events therefore costs time and no job.
-Other machines' writes to a network folder raise no event here, so such folders are looked at often instead. Which kind
-a folder is, its mount tells: trying it out proves nothing, since our own writes do raise events.
+An event only means "scan now", never what happened, so a lost event costs time and no job: the rescan finds the file.
+Changes that other machines make in a network folder raise no event here, so such folders are polled. The mount tells
+which kind a folder is; a trial would prove nothing, since our own writes do raise events.
 
-A watch heals itself. Where the kernel refuses one (a limit is reached) the folder is polled and the kernel asked again
-later; a reader that ended, or that no longer hears its own tick, is replaced; so is a watch on a folder that another
-one has taken the place of.
+A watch heals itself. Where the kernel refuses one (a limit is reached), the folder is polled and the kernel is asked
+again later. A reader that has ended, or that does not hear its own tick, is replaced. So is a watch when another folder
+lies under the path.
 
-watchdog brings the events. What it keeps to itself is asked for here: that events were lost, that the folder moved or
-was unmounted, that it may not be read.
+watchdog brings the events, through its public interface. Some changes raise no event that way: a change of mode, a
+folder that is moved or unmounted. The rescan finds these; the tick finds a watch that an unmount has ended.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
-from watchdog.events import DirDeletedEvent, FileSystemEvent, FileSystemEventHandler
-from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
-from watchdog.observers.inotify_c import InotifyConstants as In
-from watchdog.utils import BaseThread
+from watchdog.events import (
+    EVENT_TYPE_DELETED,
+    DirDeletedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
 
 from lipsyncd.storage.mounts import file_system_type, is_network
-
-if TYPE_CHECKING:  # names that watchdog 6 has not
-    from watchdog.observers.inotify_c import Mask
-    from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,12 @@ HEARD_WITHIN_S = 5.0
 ASK_AGAIN_S = 60.0
 END_WITHIN_S = 2.0
 
-# No MOVED_FROM: watchdog keeps it for 0.5 s, to see whether the other half of a move follows, and every later event
-# behind it. Whatever comes by a rename is MOVED_TO; that a file was moved away is seen at the next look.
-_NEWS = In.IN_CREATE | In.IN_CLOSE_WRITE | In.IN_MOVED_TO | In.IN_DELETE | In.IN_ATTRIB | In.IN_ONLYDIR
-_END = In.IN_MOVE_SELF | In.IN_UNMOUNT  # the kernel tells the second one unasked
+# Neither what our own scan causes (a file is opened) nor each write to a file that grows.
+_NEWS = [FileCreatedEvent, FileMovedEvent, FileClosedEvent, FileDeletedEvent, DirDeletedEvent]
 
-# The one line at this level says that the kernel's queue was full (since watchdog 7.1; 6 says nothing).
-_overflow_log = logging.getLogger("watchdog.observers.inotify_c")
+_TICK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_watchdog_log = logging.getLogger("watchdog")
 
 
 class Watch:
@@ -55,12 +56,11 @@ class Watch:
 
     `start`, `check` and `stop` belong to one thread, which calls `check` at each of its looks.
 
-    hidden     name of the folder of our own inside `folder`
-    network    other machines may write there, whom no event shows
-    events     changes are heard; False: look often
-    degraded   why changes are not heard although they should be; "" when all is as it should be
-    overflows  how often the kernel's queue was full and events were lost
-    restarts   how often the reader had to be replaced
+    hidden    name of our own folder inside `folder`
+    network   other machines may write there, and their changes raise no event
+    events    changes are heard; False: poll
+    degraded  why changes are not heard although they should be; "" otherwise
+    restarts  how often the reader was replaced
     """
 
     def __init__(
@@ -75,7 +75,6 @@ class Watch:
         self.folder = folder
         self.network = False
         self.degraded = ""
-        self.overflows = 0
         self.restarts = 0
         self._mode = mode
         self._bell = bell
@@ -104,9 +103,9 @@ class Watch:
         fault = self._fault()
         if fault:
             self.restarts += 1
-            log.warning("watch: %s for %s; it is begun anew", fault, self.folder)
+            log.warning("watch: %s for %s; it is started anew", fault, self.folder)
             self._end()
-            self._bell()  # nobody has listened for a while
+            self._bell()  # changes were not heard for a while
         if self._reader is None and (fault or self._clock() >= self._ask_again_s):
             self._begin()
         self._tick()
@@ -117,7 +116,7 @@ class Watch:
     def _begin(self) -> None:
         try:
             self._place = _place(self.folder)
-            self._reader = _Reader(self.folder, self._hidden, self._on_change, self._on_overflow)
+            self._reader = _Reader(self.folder, self._hidden, self._bell)
         except OSError as error:
             self._ask_again_s = self._clock() + ASK_AGAIN_S
             if not self.degraded:
@@ -142,76 +141,59 @@ class Watch:
         if not reader.is_alive():
             return "the reader of events has ended"
         if reader.ended or _place(self.folder) != self._place:
-            return "another folder has come in place of the one that was watched"
+            return "another folder lies in place of the one that was watched"
         unheard_s = 0.0 if reader.heard.is_set() else self._clock() - self._ticked_s
         return "the reader of events hears nothing" if unheard_s > HEARD_WITHIN_S else ""
 
     def _tick(self) -> None:
-        """Make an event of our own, which the reader has to hear. Where nothing may be written there is no tick."""
+        """Close a file of ours that was open for writing: the reader has to hear it. No tick where we may not write."""
         if self._reader is None or self._clock() - self._ticked_s < TICK_EVERY_S or not self._reader.hears_ticks:
             return
         self._ticked_s = self._clock()
         self._reader.heard.clear()
-        tick = self._hidden / TICK
         try:
-            tick.touch()
-            os.utime(tick)  # a file that is new was not heard: only changes of attributes are listened to there
+            os.close(os.open(self._hidden / TICK, _TICK_FLAGS, 0o644))
         except OSError:
             self._reader.heard.set()
 
-    def _on_change(self) -> None:
-        self._bell()
-
-    def _on_overflow(self) -> None:
-        self.overflows += 1
-        log.warning("watch: the kernel's queue of events for %s was full; looking now", self.folder)
-        self._bell()
-
 
 class _Reader:
-    """watchdog's threads for one folder. Raises OSError when the kernel gives no watch.
+    """watchdog's threads for one folder. Raises OSError when the kernel refuses a watch.
 
-    heard        cleared before a tick, set when it is heard
-    ended        the folder itself is gone: no more events will come
+    heard        cleared before a tick, set when the event of the tick arrives
+    ended        the folder was deleted: no more events will come
     hears_ticks  the hidden folder is watched as well
     """
 
-    def __init__(
-        self, folder: Path, hidden: Path, on_change: Callable[[], None], on_overflow: Callable[[], None]
-    ) -> None:
+    def __init__(self, folder: Path, hidden: Path, on_change: Callable[[], None]) -> None:
         self.heard = threading.Event()
         self.heard.set()
         self.ended = False
         self.hears_ticks = hidden.is_dir() and os.access(hidden, os.R_OK)
         self._on_change = on_change
-        self._folder = os.path.realpath(folder)  # watchdog would watch a link and not where it leads
-        self._tick = os.path.join(os.path.realpath(hidden), TICK)  # noqa: PTH118 - compared with watchdog's strings
-        os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))  # watchdog passes over a refusal to read it
-        others = set(threading.enumerate())
-        self._observer = _Observer()
+        self._folder, self._tick = str(folder), str(hidden / TICK)
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # watchdog ignores a refusal to read the folder
+        self._observer = Observer()
+        self._observer.name = f"watch-{folder.name}"
         try:
-            self._observer.schedule(_Handler(self._hear), self._folder)
+            self._schedule(self._on_event, self._folder, _NEWS)
             if self.hears_ticks:
-                self._observer.schedule(_Handler(self._hear_tick), os.path.dirname(self._tick))  # noqa: PTH120
+                self._schedule(self._on_tick, str(hidden), [FileClosedEvent])
             self._observer.start()
         except OSError:
-            self._observer.stop()  # a part of it runs already
+            self._observer.stop()  # some of its threads run already
             raise
-        # One thread reads, one for each folder sorts, one calls us: any of them may end alone.
-        self._threads = [t for t in threading.enumerate() if isinstance(t, BaseThread) and t not in others]
-        for thread in self._threads:
-            thread.name = f"watch-{folder.name}"
-        self._overflows = _Overflows(self._threads, on_overflow)
-        _overflow_log.setLevel(logging.WARNING)  # whatever is logged: it is a signal here
-        _overflow_log.propagate = False
-        _overflow_log.addHandler(self._overflows)
+
+    def _schedule(
+        self, call: Callable[[FileSystemEvent], None], path: str, events: list[type[FileSystemEvent]]
+    ) -> None:
+        self._observer.schedule(_Handler(call), path, event_filter=events, follow_symlink=True)
 
     def is_alive(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
+        return self._observer.is_alive() and all(emitter.is_alive() for emitter in self._observer.emitters)
 
     def close(self) -> None:
         """End the threads. One that hangs is left behind with what it holds: watchdog waits for it without a limit."""
-        _overflow_log.removeHandler(self._overflows)
         ending = threading.Thread(target=self._end, name="watch-end", daemon=True)
         ending.start()
         ending.join(END_WITHIN_S)
@@ -220,62 +202,51 @@ class _Reader:
         self._observer.stop()
         self._observer.join()
 
-    def _hear(self, event: FileSystemEvent) -> None:
-        self.ended = self.ended or (event.event_type == "deleted" and event.src_path == self._folder)
+    def _on_event(self, event: FileSystemEvent) -> None:
+        self.ended = self.ended or (event.event_type == EVENT_TYPE_DELETED and event.src_path == self._folder)
         self._on_change()
 
-    def _hear_tick(self, event: FileSystemEvent) -> None:
+    def _on_tick(self, event: FileSystemEvent) -> None:
         if event.src_path == self._tick:
             self.heard.set()
 
 
-class _Observer(InotifyObserver):
-    """watchdog's own, with emitters of ours: a plain `BaseObserver` would share one queue that is never replaced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._emitter_class = _Emitter
-
-
-class _Emitter(InotifyEmitter):
-    """watchdog's watch on one folder, which asks for our news and tells that the folder has moved or is unmounted."""
-
-    def get_event_mask_from_filter(self) -> Mask:
-        return cast("Mask", _NEWS | In.IN_DELETE_SELF | In.IN_MOVE_SELF)
-
-    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = False) -> None:
-        """Called by watchdog 7 for each event; with 6 these ends are found at the next look or tick."""
-        if (one := getattr(event, "ev", None)) is not None and one.mask & _END:
-            self.queue_event(DirDeletedEvent(self.watch.path))
-        else:
-            super().build_and_queue_event(event, full_events=full_events)
-
-
 class _Handler(FileSystemEventHandler):
-    def __init__(self, hear: Callable[[FileSystemEvent], None]) -> None:
-        self._hear = hear
+    def __init__(self, call: Callable[[FileSystemEvent], None]) -> None:
+        self._call = call
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        self._hear(event)
+        self._call(event)
 
 
-class _Overflows(logging.Handler):
-    """watchdog tells of lost events in its log alone, from the thread that has read of them."""
+class Overflows(logging.Handler):
+    """Counts how often the kernel's queue was full and events were lost, for all folders, and rings each time.
 
-    def __init__(self, threads: list[BaseThread], on_overflow: Callable[[], None]) -> None:
+    watchdog reports it as a warning in its log, and does not name the folder.
+    """
+
+    def __init__(self, bell: Callable[[], None]) -> None:
         super().__init__(logging.WARNING)
-        self._threads = threads
-        self._on_overflow = on_overflow
+        self.count = 0
+        self._bell = bell
+        _watchdog_log.setLevel(logging.WARNING)  # at whatever level we log: the warning is a signal here
+        _watchdog_log.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if threading.current_thread() in self._threads and "overflow" in record.getMessage():
-            self._on_overflow()
+        if "overflow" in record.getMessage():
+            self.count += 1
+            log.warning("watch: events were lost, since the kernel's queue was full; every inbox is scanned now")
+            self._bell()
+
+    def close(self) -> None:
+        _watchdog_log.removeHandler(self)
+        super().close()
 
 
 def refusal(folder: Path) -> OSError | None:
     """Why the kernel would not tell us of changes in `folder`: a real watch is set, and taken away again."""
     try:
-        _Reader(folder, folder / "no ticks", lambda: None, lambda: None).close()
+        _Reader(folder, folder / "no ticks", lambda: None).close()
     except OSError as error:
         return error
     return None

@@ -1,4 +1,4 @@
-"""The doorbell, with the kernel's own events, and what the table of mounts says about a folder."""
+"""Changes in a folder ring, by the kernel's own events; what the table of mounts says about a folder."""
 
 from __future__ import annotations
 
@@ -72,7 +72,6 @@ def test_every_way_to_bring_a_file_rings(inbox: Path, tmp_path: Path) -> None:
             lambda: outside.rename(inbox / "b.wav"),
             lambda: (inbox / "b.wav").rename(inbox / "c.wav"),
             lambda: os.link(inbox / "c.wav", inbox / "d.wav"),
-            lambda: (inbox / "a.wav").chmod(0o600),
             lambda: (inbox / "a.wav").unlink(),
         ):
             change()
@@ -82,7 +81,7 @@ def test_every_way_to_bring_a_file_rings(inbox: Path, tmp_path: Path) -> None:
 
 
 def test_our_own_looking_does_not_ring(inbox: Path) -> None:
-    """Else each scan would wake the next one, for ever."""
+    """Otherwise each scan would start the next one, forever."""
     (inbox / "a.wav").write_bytes(b"x")
     with watching(inbox) as (_, bell):
         os.listdir(inbox)
@@ -153,8 +152,8 @@ def test_a_stopped_watch_rings_no_more(inbox: Path) -> None:
         assert threading.active_count() <= before
 
 
-def test_a_change_is_heard_at_once(inbox: Path) -> None:
-    """A rename into the folder, which is how careful writers drop: no waiting for a second half of the move."""
+def test_a_rename_into_the_folder_is_heard_at_once(inbox: Path) -> None:
+    """This is how careful writers drop: no waiting for a second half of the move."""
     outside = inbox.parent / "outside"
     outside.mkdir()
     with watching(inbox) as (_, bell):
@@ -234,10 +233,11 @@ def test_an_overflow_is_counted_and_makes_us_look_at_every_level_of_the_log(inbo
 import logging, os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from lipsyncd.inbox.watch import Watch
+from lipsyncd.inbox.watch import Overflows, Watch
 
 logging.getLogger().setLevel(logging.ERROR)
-ring = lambda: os.write(1, b"rung %d %d." % (watch.overflows, other.overflows))
+ring = lambda: os.write(1, b"rung %d." % overflows.count)
+overflows = Overflows(ring)
 watch = Watch(Path({str(inbox)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
 other = Watch(Path({str(inbox.parent)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
 watch.check()
@@ -268,13 +268,13 @@ other.stop()
 
         def overflowed() -> bool:
             heard.extend(told())
-            return b"rung 1 0." in heard
+            return b"rung 1." in heard
 
         until(overflowed)
         while told(within_s=0.3):
             pass
         (inbox / "c").touch()
-        assert told().startswith(b"rung 1 0."), "it hears on after an overflow"
+        assert told().startswith(b"rung 1."), "it hears on after an overflow"
         child.stdin.close()
     assert child.returncode == 0
 
@@ -289,21 +289,19 @@ def inotify_descriptors() -> set[int]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_reader_that_has_ended_is_replaced_at_the_next_look(inbox: Path) -> None:
-    others = inotify_descriptors()
-    with watching(inbox) as (watch, bell):
-        reader = watch._reader
-        assert reader is not None
+def test_a_reader_that_has_ended_is_found_by_its_tick_and_replaced(inbox: Path) -> None:
+    (inbox / ".lipsyncd").mkdir()
+    clock, others = Clock(), inotify_descriptors()
+    with watching(inbox, clock=clock) as (watch, bell):
         [queue] = inotify_descriptors() - others
         unreadable = os.open(inbox, os.O_RDONLY)
         os.dup2(unreadable, queue)
         (inbox / "a.wav").touch()  # wakes the thread that reads, and it fails
-        until(lambda: not reader.is_alive())
         while bell.rings(within_s=0.2):
             pass
-        watch.check()
+        tick_unheard(watch, clock)
         assert (watch.restarts, watch.events) == (1, True)
-        assert bell.rings(within_s=5), "what came meanwhile is looked for"
+        assert bell.rings(within_s=5), "the folder is scanned for what came meanwhile"
         while bell.rings(within_s=0.2):
             pass
         (inbox / "b.wav").touch()
@@ -311,7 +309,15 @@ def test_a_reader_that_has_ended_is_replaced_at_the_next_look(inbox: Path) -> No
     os.close(unreadable)
 
 
-def test_a_reader_that_hangs_is_found_out_by_its_tick_and_replaced(inbox: Path) -> None:
+def tick_unheard(watch: Watch, clock: Clock) -> None:
+    """The looks of a little more than a minute, in which the watch ticks and does not hear it."""
+    clock.wait(TICK_EVERY_S)
+    watch.check()
+    clock.wait(HEARD_WITHIN_S + 0.1)
+    watch.check()
+
+
+def test_a_reader_that_hangs_is_found_by_its_tick_and_replaced(inbox: Path) -> None:
     (inbox / ".lipsyncd").mkdir()
     clock, hang, hangs = Clock(), threading.Event(), threading.Event()
 
@@ -325,11 +331,8 @@ def test_a_reader_that_hangs_is_found_out_by_its_tick_and_replaced(inbox: Path) 
     try:
         (inbox / "a.wav").touch()
         assert hangs.wait(10)
-        clock.wait(TICK_EVERY_S)
-        watch.check()
-        clock.wait(HEARD_WITHIN_S + 0.1)
         started = time.monotonic()
-        watch.check()
+        tick_unheard(watch, clock)
         assert time.monotonic() - started < END_WITHIN_S + 10, "it is not waited for"
         assert (watch.restarts, watch.events) == (1, True)
     finally:
@@ -337,7 +340,7 @@ def test_a_reader_that_hangs_is_found_out_by_its_tick_and_replaced(inbox: Path) 
         watch.stop()
 
 
-def test_a_reader_that_works_hears_its_ticks_and_nobody_else_does(inbox: Path) -> None:
+def test_a_reader_that_works_hears_its_ticks_and_does_not_ring_for_them(inbox: Path) -> None:
     (inbox / ".lipsyncd").mkdir()
     clock = Clock()
     with watching(inbox, clock=clock) as (watch, bell):
@@ -358,8 +361,7 @@ def test_another_folder_under_the_same_path_is_watched_in_place_of_the_old_one(i
     with watching(inbox) as (watch, bell):
         inbox.rename(inbox.with_name("away"))
         inbox.mkdir()
-        assert bell.rings(within_s=5)
-        watch.check()
+        watch.check()  # at the next rescan: the move itself raises no event
         while bell.rings(within_s=0.3):
             pass
         (inbox / "a.wav").touch()
@@ -400,25 +402,27 @@ def test_the_same_folder_made_anew_is_watched_again(inbox: Path) -> None:
 
 
 @needs_root
-def test_an_unmount_rings_and_the_same_file_system_again_is_watched_again(inbox: Path) -> None:
-    """Mounted twice, it has the same numbers again: only the kernel's word tells that the watch has ended."""
+def test_after_an_unmount_the_same_file_system_is_heard_again_within_a_minute(inbox: Path) -> None:
+    """Mounted again, it has the same numbers: only the tick tells that the watch has ended. The rescan goes on."""
     work = """
 import subprocess, threading
+from tests.inbox.test_watch import tick_unheard
 rung = threading.Event()
 watch = Watch(folder, mode="inotify", hidden=".lipsyncd", bell=rung.set, clock=clock)
-def mounted(*words):
-    subprocess.run(words, check=True)
-mounted("mount", "-t", "tmpfs", "none", str(folder))
+def mount():
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True)
+    (folder / ".lipsyncd").mkdir()
+mount()
 watch.check()
-mounted("umount", str(folder))
-print(rung.wait(10))
-mounted("mount", "-t", "tmpfs", "none", str(folder))
-watch.check()
+subprocess.run(["umount", str(folder)], check=True)
+mount()
+tick_unheard(watch, clock)
+print(rung.is_set(), watch.restarts)
 rung.clear()
 (folder / "a").touch()
-print(rung.wait(10), watch.restarts)
+print(rung.wait(10))
 """
-    assert limited("max_inotify_watches", f"allow(100)\n{work}", inbox, "--mount") == ["True", "True 1"]
+    assert limited("max_inotify_watches", f"allow(100)\n{work}", inbox, "--mount") == ["True 1", "True"]
 
 
 def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
@@ -450,8 +454,8 @@ def test_a_folder_that_may_not_be_read_is_not_said_to_be_heard(inbox: Path) -> N
     assert as_nobody(lambda: refusal(inbox) is None)
 
 
-def test_a_file_that_leaves_holds_nothing_up(inbox: Path) -> None:
-    """watchdog would wait for the other half of its move, and what comes meanwhile would wait behind it."""
+def test_what_comes_right_after_a_file_has_left_is_heard_within_a_second(inbox: Path) -> None:
+    """watchdog waits half a second for the other half of a move, and what comes meanwhile waits behind it."""
     (inbox / "old.wav").touch()
     with watching(inbox) as (_, bell):
         for number in range(5):
@@ -459,9 +463,9 @@ def test_a_file_that_leaves_holds_nothing_up(inbox: Path) -> None:
             started = time.monotonic()
             (inbox / f"{number}.wav").touch()
             assert bell.rings(within_s=5)
-            assert time.monotonic() - started < 0.4
+            assert time.monotonic() - started < 1.5
             inbox.with_name("old.wav").rename(inbox / "old.wav")
-            while bell.rings(within_s=0.1):
+            while bell.rings(within_s=0.7):
                 pass
 
 
