@@ -120,8 +120,8 @@ def _make(
     """One video: dropped, waited for with a bar, and copied with its sidecar."""
     submission = drop(folders, Manifest(image=str(portrait), audio=str(voice), out_name=name, stitch=stitch))
     view = LedgerView(settings.paths.state / "ledger.db")
-    with progress(name) as told:
-        job = until_ended(view, folders, submission.job_id, told.tell)
+    with progress(name) as bar:
+        job = until_ended(view, folders, submission.job_id, bar.show)
     if job.state is not JobState.DONE:
         raise LipsyncdError(f"the demo's job {job.state.value}: {job.reason}", remedy=job.remedy)
     path = fetch(folders, view, job, target / f"{name}.mp4")

@@ -176,19 +176,19 @@ def delivery_line(delivery: Delivery) -> str:
 
 
 class Progress:
-    """Tells how far a job is: a bar in a terminal, else a line for each change of state and each quarter."""
+    """Shows the progress of a job: a bar in a terminal, else a line for each change of state and each quarter."""
 
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar = bar
         self._task = task
-        self._told: tuple[str, int] | None = None
+        self._printed: tuple[str, int] | None = None
 
-    def tell(self, state: str, stage: str, fraction: float) -> None:
+    def show(self, state: str, stage: str, fraction: float) -> None:
         label = stage if state == JobState.RUNNING else state
         if self._bar is not None:
             self._bar.update(self._task, completed=fraction, stage=label)
-        elif (label, int(fraction * 4)) != self._told:
-            self._told = (label, int(fraction * 4))
+        elif (label, int(fraction * 4)) != self._printed:
+            self._printed = (label, int(fraction * 4))
             click.echo(f"{label} {fraction:.0%}", err=True)
 
 

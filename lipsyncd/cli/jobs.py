@@ -56,8 +56,8 @@ def _wait(invocation: Invocation, job_id: str, out: Path | None, as_json: bool) 
     from lipsyncd.cli.display import print_json, progress
     from lipsyncd.jobs.job import JobState
 
-    with progress(job_id[-12:]) as told:
-        job = wait.until_ended(invocation.view, invocation.folders, job_id, told.tell)
+    with progress(job_id[-12:]) as bar:
+        job = wait.until_ended(invocation.view, invocation.folders, job_id, bar.show)
     if job.state is not JobState.DONE:
         click.echo(f"lipsyncd: job {job.id} {job.state.value}: {job.reason or 'on request'}", err=True)
         if job.remedy:

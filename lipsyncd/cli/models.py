@@ -1,10 +1,10 @@
-"""`lipsyncd models`: bring the weights, prove them, show them. Imports wait until a command runs."""
+"""`lipsyncd models`: fetch the weights, verify them, list them. Imports wait until a command runs."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def models() -> None:
-    """Weights of the musetalk renderer: fetch them, check them, list them."""
+    """Fetch, verify or list the weights of the musetalk renderer."""
 
 
 @models.command()
@@ -27,26 +27,26 @@ def models() -> None:
     "--from",
     "source",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Take what this folder has (the layout of the original's models/) before asking the hub.",
+    help="Copy from this folder first (same layout as the original's models/), then ask the hub.",
 )
-@click.option("--keep-pickles", is_flag=True, help="Leave fetched pickles beside the safetensors made of them.")
+@click.option("--keep-pickles", is_flag=True, help="Keep downloaded pickles beside the safetensors made of them.")
 @click.pass_obj
 def pull(invocation: Invocation, names: tuple[str, ...], source: Path | None, keep_pickles: bool) -> None:
-    """Fetch the weights that are missing, or those of NAMES; optional ones only by name.
+    """Fetch missing weights: NAMES, or all that every render needs.
 
-    May be stopped and started again: a download goes on where it was. HF_ENDPOINT names a mirror; with HF_HUB_OFFLINE=1
-    only --from is asked.
+    An interrupted download is resumed the next time. HF_ENDPOINT names a mirror of the hub; with HF_HUB_OFFLINE=1 only
+    --from is used.
     """
     from lipsyncd import weights
 
     store = weights.store_of(invocation.settings)
     chosen = _chosen(store, names)
-    with _told() as tell:
+    with contextlib.closing(_PullProgress()) as progress:
         weights.pull(
             store,
             chosen,
             source=source,
-            tell=tell,
+            report=progress.show,
             keep_pickles=keep_pickles,
             min_free_mb=invocation.settings.paths.min_free_mb,
         )
@@ -58,46 +58,37 @@ def _chosen(store: Store, names: Sequence[str]) -> list[Weight]:
 
     known = {weight.name: weight for weight in store.weights}
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"there are no weights {unknown[0]!r}", remedy=f"choose from {', '.join(known)}")
+        raise UsageError(f"no weights are named {unknown[0]!r}", remedy=f"choose from {', '.join(known)}")
     return [known[name] for name in names] or store.needed()
 
 
-@contextlib.contextmanager
-def _told() -> Iterator[_Teller]:
-    teller = _Teller()
-    try:
-        yield teller
-    finally:
-        teller.close()
-
-
-class _Teller:
-    """Shows each step of each weight: one bar after another in a terminal, else a line for each quarter."""
+class _PullProgress:
+    """The progress of each weight in turn: a bar in a terminal, else a line for each quarter of each step."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
-        self._shown: Weight | None = None
+        self._weight: Weight | None = None
 
-    def __call__(self, step: Step) -> None:
+    def show(self, step: Step) -> None:
         from lipsyncd.cli.display import progress
         from lipsyncd.weights.auto_pull import size_text
 
-        if step.weight != self._shown:
+        if step.weight != self._weight:
             self.close()
-            self._shown = step.weight
+            self._weight = step.weight
             self._bar = self._stack.enter_context(progress(size_text(step.weight.size_bytes)))
         fraction = 1.0 if step.doing == "ready" else step.done_bytes / max(step.total_bytes, 1)
-        self._bar.tell(f"{step.weight.name} {step.doing}", "", min(fraction, 1.0))
+        self._bar.show(f"{step.weight.name} {step.doing}", "", min(fraction, 1.0))
 
     def close(self) -> None:
         self._stack.close()
-        self._shown = None
+        self._weight = None
 
 
 @models.command()
 @click.pass_obj
 def verify(invocation: Invocation) -> None:
-    """Hash every file that is there anew. Ends with 1 when one is damaged, or a needed one is missing."""
+    """Hash every file again. Exits with 1 when a file is damaged or a required one is missing."""
     from lipsyncd.errors import WeightsDamaged, WeightsMissing
     from lipsyncd.weights import store_of
 
@@ -121,20 +112,20 @@ def verify(invocation: Invocation) -> None:
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, as_json: bool) -> None:
-    """Show every weight: what it is for, its size and licence, and whether it is there and verified."""
+    """List the weights: name, state, size, purpose and licence."""
     from lipsyncd.cli.display import print_json
     from lipsyncd.weights import store_of
     from lipsyncd.weights.auto_pull import size_text
 
     store = store_of(invocation.settings)
-    found = store.status()
+    status = store.status()
     if as_json:
-        print_json({"folder": str(store.folder), "weights": [_as_json(there) for there in found]})
+        print_json({"folder": str(store.folder), "weights": [_as_json(present) for present in status]})
         return
     rows = [
-        (w.name, there.state, size_text(w.size_bytes), w.purpose + (" (optional)" if w.optional else ""), w.licence)
-        for there in found
-        for w in [there.weight]
+        (w.name, present.state, size_text(w.size_bytes), w.purpose + (" (optional)" if w.optional else ""), w.licence)
+        for present in status
+        for w in [present.weight]
     ]
     click.echo(store.folder)
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -143,13 +134,13 @@ def show(invocation: Invocation, as_json: bool) -> None:
         click.echo("  ".join([*cells, licence]))
 
 
-def _as_json(there: Present) -> dict[str, object]:
-    weight = there.weight
+def _as_json(present: Present) -> dict[str, object]:
+    weight = present.weight
     return {
         "name": weight.name,
-        "state": there.state,
-        "path": None if there.path is None else str(there.path),
-        "size_bytes": there.size_bytes,
+        "state": present.state,
+        "path": None if present.path is None else str(present.path),
+        "size_bytes": present.size_bytes,
         "optional": weight.optional,
         "only_for": dict(weight.only_for),
         "purpose": weight.purpose,

@@ -14,7 +14,7 @@ from lipsyncd.errors import DeviceMissing, RendererNotInstalled, WeightsDamaged,
 from lipsyncd.monitor import gpu, packages
 from lipsyncd.settings import Render
 from lipsyncd.weights.auto_pull import size_text
-from lipsyncd.weights.store import NOT_READY, Present, Store, digest_of, total_bytes
+from lipsyncd.weights.store import NOT_READY, Present, Store, hash_file, total_bytes
 
 _WANTED_GB = 6.0  # of GPU memory for batches of 16
 
@@ -76,10 +76,10 @@ def _damaged(store: Store, there: list[Present], *, full: bool) -> Iterator[str]
         weight, path = present.weight, present.path
         if path is None or present.state in NOT_READY:
             continue
-        wanted_bytes = store.wanted_bytes(weight)
-        if wanted_bytes is not None and present.size_bytes != wanted_bytes:
-            yield f"{weight.name} has {present.size_bytes} bytes of {wanted_bytes}"
-        elif full and digest_of(path)[0] != store.wanted(weight):
+        expected_bytes = store.expected_bytes(weight)
+        if expected_bytes is not None and present.size_bytes != expected_bytes:
+            yield f"{weight.name} has {present.size_bytes} bytes of {expected_bytes}"
+        elif full and hash_file(path)[0] != store.expected_sha256(weight):
             yield f"{weight.name} has another hash than the lock list says"
 
 

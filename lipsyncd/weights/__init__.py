@@ -1,12 +1,15 @@
 """The weights that a renderer needs: which files, from where, with which hash, and the folder that holds them.
 
-`lock.json` names every file with its repository, revision, size, SHA-256 and licence. Whoever brings a file, the hub, a
-mirror, another folder or the person at the keyboard: our own hash of it decides, and no render runs on a file without
-one. The two pickles among them become safetensors once (`renderers/musetalk/convert.py`, in the jail) and are never
-opened again.
+`lock.json` lists every file with its repository, revision, size, SHA-256 and licence. A file may come from the hub, a
+mirror, another folder, or the operator: only our own hash of it counts, and no render opens a file without one. The two
+pickles in the list are converted to safetensors once, in the jail (`renderers/musetalk/convert.py`).
 
-`lock` reads the list, `store` knows the folder, `pulling` fills it, `hub` is the process that downloads, `automatic`
-pulls in the background of a daemon. Standard library only; huggingface_hub lives in `hub`'s process.
+    lock_list  reads the list
+    store      the folder, its files and their proofs
+    pull       fills the folder
+    download   the process that downloads, the only one that loads huggingface_hub
+    convert    runs the conversion in the jail
+    auto_pull  pulls in the background of a daemon
 """
 
 from lipsyncd.weights.auto_pull import AutoPull

@@ -1,7 +1,7 @@
 """Pull missing weights in the background of a daemon, while other jobs go on.
 
-A worker asks `require` before each render. While weights are missing it raises `WeightsMissing`, which blocks that job
-and costs no attempt; where pulling is allowed, a thread has begun to bring them, and the message tells how far it is.
+A worker calls `require` before each render. While weights are missing it raises `WeightsMissing`, which blocks that job
+and costs no attempt. If pulling is allowed, it also starts a thread that fetches them; the message gives its progress.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LONGEST_WAIT_S = 3600.0
 
 
 class AutoPull:
-    """The one that pulls for a daemon. Any thread may call it.
+    """Pulls missing weights in a thread of its own, one pull at a time. Any thread may call it.
 
     allowed      `weights.auto_pull`
-    min_free_mb  what has to stay free on the disk
+    min_free_mb  space that has to stay free on the disk
     clock        seconds, never going back
     """
 
@@ -46,35 +46,37 @@ class AutoPull:
         self._not_before_s = 0.0
 
     def require(self, options: Mapping[str, object] | None = None) -> None:
-        """Return when a render with these options may open its weights; otherwise see to it that somebody brings them.
+        """Return if a render with these options may open its weights; otherwise start a pull, if that is allowed.
 
-        Raises `WeightsMissing` while that goes on or where it is not allowed, or whatever ended the last pull.
+        Raises `WeightsMissing` while the pull runs or if none is allowed, and afterwards the error that ended it.
         """
         missing = self.store.missing(options)
         if not missing:
             self.store.require(options)
             return
-        doable = self._doable(missing)
-        if not doable:
-            raise self._absent(missing)
-        self._start(doable)
+        obtainable = self._obtainable(missing)
+        if not obtainable:
+            raise self._cannot_pull(missing)
+        self._start(obtainable)
         names = ", ".join(weight.name for weight in missing)
         if self._failure is not None and not self.busy:
             raise from_reason(self._failure.reason())
-        raise WeightsMissing(f"weights are being pulled: {self.state() or names}", remedy="the job goes on by itself")
+        raise WeightsMissing(
+            f"weights are being pulled: {self.progress() or names}", remedy="the job goes on by itself"
+        )
 
     def fault(self) -> str:
-        """Why no render could have its weights; "" when they are there, or come with the first job."""
+        """Why renders will not get their weights; "" if they are there, or if the first job pulls them."""
         missing = self.store.missing()
-        return "" if not missing or self._doable(missing) else str(self._absent(missing))
+        return "" if not missing or self._obtainable(missing) else str(self._cannot_pull(missing))
 
-    def _doable(self, missing: list[Weight]) -> list[Weight]:
-        """Those that we may bring: all from the hub, or only what lies there and has to be converted or linked."""
-        may_fetch = self._allowed and not offline()
-        return missing if may_fetch else [weight for weight in missing if self.store.lying(weight)]
+    def _obtainable(self, missing: list[Weight]) -> list[Weight]:
+        """Those that a pull can make ready: all from the hub, or only local files to be converted or linked."""
+        may_download = self._allowed and not offline()
+        return missing if may_download else [weight for weight in missing if self.store.find_original(weight)]
 
-    def _absent(self, missing: list[Weight]) -> WeightsMissing:
-        why = "HF_HUB_OFFLINE forbids to fetch them" if self._allowed else "weights.auto_pull is off"
+    def _cannot_pull(self, missing: list[Weight]) -> WeightsMissing:
+        why = "HF_HUB_OFFLINE forbids fetching them" if self._allowed else "weights.auto_pull is off"
         names = ", ".join(weight.name for weight in missing)
         return WeightsMissing(f"weights are missing in {self.store.folder}, and {why}: {names}")
 
@@ -82,8 +84,8 @@ class AutoPull:
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def state(self) -> str:
-        """What goes on, such as "unet fetching 37 % of 3.4 GB"; "" when nothing does."""
+    def progress(self) -> str:
+        """The step under way, such as "unet fetching, 37 % of 3.4 GB"; "" when no pull runs."""
         step = self._step
         if step is None or not self.busy:
             return ""
@@ -93,7 +95,7 @@ class AutoPull:
         return f"{step.weight.name} {step.doing}, {percent} % of {size_text(step.total_bytes)}"
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End a pull that goes on; what it fetched is kept."""
+        """End a running pull; the bytes that it fetched are kept."""
         self._stop.set()
         thread = self._thread
         if thread is not None:
@@ -111,9 +113,9 @@ class AutoPull:
         log.info("pulling weights into %s: %s", self.store.folder, ", ".join(weight.name for weight in missing))
         started_s = self._clock()
         try:
-            pull(self.store, missing, tell=self._tell, stop=self._stop.is_set, min_free_mb=self._min_free_mb)
+            pull(self.store, missing, report=self._report, stop=self._stop.is_set, min_free_mb=self._min_free_mb)
         except PullStopped:
-            log.info("pulling weights was stopped; what was fetched is kept")
+            log.info("pulling weights was stopped; the fetched bytes are kept")
         except Exception as error:
             self._failed(error)
         else:
@@ -126,12 +128,12 @@ class AutoPull:
         self._not_before_s = self._clock() + wait_s
         if isinstance(error, Blocked):
             self._failure = error
-            log.warning("pulling weights failed, next in %.0f s: %s", wait_s, error)
+            log.warning("pulling weights failed, next attempt in %.0f s: %s", wait_s, error)
         else:
             self._failure = WeightsMissing(f"weights cannot be pulled: {type(error).__name__}: {error}")
-            log.exception("pulling weights: unexpected failure")
+            log.exception("pulling weights failed unexpectedly, next attempt in %.0f s", wait_s)
 
-    def _tell(self, step: Step) -> None:
+    def _report(self, step: Step) -> None:
         self._step = step
 
 

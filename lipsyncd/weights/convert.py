@@ -1,6 +1,6 @@
-"""Have a pickle turned into safetensors by a jailed process that sees nothing but the pickle and its own output.
+"""Run the conversion of a pickle to safetensors in a jailed process that sees only the pickle and its own output.
 
-Owns the choice of walls and the judgement of how the process ended. Leaves the work to `renderers/musetalk/convert.py`.
+Owns the limits of that process and the meaning of its exit status. Leaves the work to `renderers/musetalk/convert.py`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from lipsyncd.sandbox.jail import ResourceLimits, run_jailed
 from lipsyncd.weights.lock_list import Weight
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# Started by its path: as a module it would import the whole renderer, and every library of it.
+# Started by its path: as a module it would import the whole renderer and all of its libraries.
 _CONVERTER = _PACKAGE / "renderers" / "musetalk" / "convert.py"
-_PROCESSOR = (Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu"))  # torch asks what it may calculate with
+_PROCESSOR = (Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu"))  # torch reads the processor's features
 _TIMEOUT_S = 1800.0
-_MEMORY_BYTES = 32 << 30  # of address space: the pickle is mapped whole, and so are a CUDA build's libraries
-_REFUSED = 3  # the converter's exit status for a file that is not what it should be
+_MEMORY_BYTES = 32 << 30  # of address space: the whole pickle is mapped, and so are the libraries of a CUDA build
+_REFUSED = 3  # the converter's exit status for a file with anything but tensors
 
 
 def convert(weight: Weight, pickle: Path, target: Path) -> None:
-    """Write the tensors of `pickle`, whose hash was right, to `target`, a new file.
+    """Write the tensors of `pickle`, whose hash was right, to the new file `target`.
 
-    Raises `WeightsDamaged` when it holds anything but tensors, `RendererNotInstalled` without torch, and
-    `WeightsUnreachable` when the process failed otherwise (memory, disk).
+    Raises `WeightsDamaged` if it holds anything but tensors, `RendererNotInstalled` without torch, and
+    `WeightsUnreachable` if the process fails for another reason (memory, disk).
     """
     torch = importlib.util.find_spec("torch")
     if torch is None or torch.origin is None:
@@ -40,7 +40,7 @@ def convert(weight: Weight, pickle: Path, target: Path) -> None:
     site = Path(torch.origin).resolve().parent.parent
     target.unlink(missing_ok=True)
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-    pickle = pickle.resolve()  # a link's own name means nothing in the jail
+    pickle = pickle.resolve()  # the jail opens the file itself, not a link to it
     request = {"pickle": str(pickle), "target": str(target), "dtype": weight.dtype, "from": weight.sha256}
     ended = run_jailed(
         [getattr(sys, "_base_executable", "") or sys.executable, "-P", "-S", str(_CONVERTER), json.dumps(request)],
@@ -52,7 +52,7 @@ def convert(weight: Weight, pickle: Path, target: Path) -> None:
             file_bytes=2 * weight.size_bytes + (1 << 20),
             memory_bytes=_MEMORY_BYTES,
             open_files=256,
-            write_or_execute=False,  # torch makes code for itself when it starts
+            write_or_execute=False,  # torch generates code when it starts
         ),
         timeout_s=_TIMEOUT_S,
     )
@@ -61,8 +61,8 @@ def convert(weight: Weight, pickle: Path, target: Path) -> None:
     last = last_line(ended.stderr_tail) or "no message"
     if ended.returncode == _REFUSED:
         raise WeightsDamaged(
-            f"{pickle} has the right hash and was refused all the same: {last}",
-            remedy="do not open it with anything else; correct the lock list that names it (weights.lock)",
+            f"{pickle} has the right hash but was refused: {last}",
+            remedy="do not open it with another program; correct the lock list that names it (weights.lock)",
         )
     how = "took too long" if ended.timed_out else exit_text(ended.returncode)
     raise WeightsUnreachable(

@@ -1,6 +1,6 @@
-"""The lock list: every file of weights that is used, pinned by revision, size and SHA-256.
+"""The lock list: every file of weights in use, pinned by revision, size and SHA-256.
 
-Owns the grammar of `lock.json`, and of a list that an operator writes for weights of their own (`weights.lock`).
+Owns the grammar of `lock.json`, and of the list that an operator writes for other weights (`weights.lock`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DTYPES = ("float16", "float32")
 class Weight:
     """One file of the list.
 
-    name        how commands and messages call it
+    name        its name in commands and messages
     repository  owner/name on the hub; revision: 40 hex digits; path: of the file in the repository
-    file        where it lies in the folder of weights, as in the original's `models/`
-    becomes     the safetensors file that a pickle is turned into, "" for a file that is used as it is
-    dtype       of the floating-point tensors in that file
-    only_for    the renderer's options under which it is needed; empty means always
+    file        its path in the folder of weights, as in the original's `models/`
+    becomes     the safetensors file to convert a pickle to, "" for a file that is used unchanged
+    dtype       of the floating-point tensors in that safetensors file
+    only_for    the renderer's options that need it; empty: every render needs it
     """
 
     name: str
@@ -45,7 +45,7 @@ class Weight:
 
     @property
     def used_file(self) -> str:
-        """What a renderer opens."""
+        """The file that a renderer opens."""
         return self.becomes or self.file
 
     @property
@@ -64,12 +64,12 @@ def read_lock(path: Path = LOCK_LIST) -> tuple[Weight, ...]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"the lock list {path} cannot be read: {error}") from None
     if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"the lock list {path} has to be a JSON array of weights")
+        raise ConfigError(f"the lock list {path} is not a JSON array of weights")
     weights = tuple(_weight(entry, f"{path}, entry {n}") for n, entry in enumerate(entries, start=1))
-    for what in ("name", "file", "used_file"):
-        seen = [getattr(weight, what) for weight in weights]
+    for attribute in ("name", "file", "used_file"):
+        seen = [getattr(weight, attribute) for weight in weights]
         if twice := next((value for value in seen if seen.count(value) > 1), None):
-            raise ConfigError(f"the lock list {path} has {twice} twice")
+            raise ConfigError(f"the lock list {path} names {twice} twice")
     return weights
 
 
@@ -79,13 +79,13 @@ def _weight(entry: Any, where: str) -> Weight:
     known = {item.name for item in fields(Weight)}
     needed = {item.name for item in fields(Weight) if item.default is MISSING and item.default_factory is MISSING}
     if wrong := sorted(entry.keys() - known) or sorted(needed - entry.keys()):
-        raise ConfigError(f"{where}: {wrong[0]} is {'not known' if wrong[0] not in known else 'not there'}")
+        raise ConfigError(f"{where}: {wrong[0]} is {'unknown' if wrong[0] not in known else 'missing'}")
     for name, value in entry.items():
         if not _RULES.get(name, _is_text)(value):
             raise ConfigError(f"{where}: {name} cannot be {value!r}")
     weight = Weight(**entry)
     if bool(weight.becomes) != bool(weight.dtype):
-        raise ConfigError(f"{where}: becomes and dtype come together")
+        raise ConfigError(f"{where}: give becomes and dtype together, or neither")
     return weight
 
 
@@ -94,7 +94,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_inside(value: object) -> bool:
-    """A path with every part named: nothing leads out of the folder, and nothing is hidden."""
+    """Is it a relative path that stays inside the folder and has no hidden part?"""
     parts = PurePosixPath(value).parts if isinstance(value, str) and _is_text(value) else ()
     return bool(parts) and "\\" not in str(value) and not any(part.startswith((".", "/")) for part in parts)
 
@@ -108,7 +108,7 @@ def _is_size(value: object) -> bool:
 
 
 def _are_options(value: object) -> bool:
-    return isinstance(value, dict) and all(_is_text(key) and _is_text(wanted) for key, wanted in value.items())
+    return isinstance(value, dict) and all(_is_text(key) and _is_text(setting) for key, setting in value.items())
 
 
 _RULES: Mapping[str, Any] = {

@@ -1,8 +1,9 @@
-"""Fill the folder of weights: from a folder that somebody has, or from the hub, whatever breaks on the way.
+"""Fill the folder of weights, from another folder or from the hub.
 
-A download grows under a hidden name that carries its hash, so that the next try goes on where this one ended. When it
-is whole, our hash decides: it gets its name and its proof, or it is removed. A pickle never gets a name: it becomes
-safetensors in the jail and goes. One pull at a time works on a folder; a second one waits and then finds the work done.
+A download is written under a hidden name that contains the expected hash, so that an interrupted one is resumed. Once
+it is complete we hash it: a right file gets its name and its proof, a wrong one is removed. A downloaded pickle is
+converted to safetensors in the jail and then removed. One pull at a time works on a folder; a second one waits, and
+then finds the files ready.
 
 Owns the order of these steps and the process that downloads. Leaves the proofs to `store`.
 """
@@ -29,7 +30,7 @@ from lipsyncd.storage.disk_space import says_full, shortage
 from lipsyncd.storage.files import copy_hashed, fsync_file, fsync_folder, open_regular
 from lipsyncd.weights.convert import convert
 from lipsyncd.weights.lock_list import Weight
-from lipsyncd.weights.store import Store, digest_of
+from lipsyncd.weights.store import Store, hash_file
 
 _TRUE = ("1", "ON", "YES", "TRUE")
 _POLL_S = 0.1
@@ -37,12 +38,12 @@ _LONGEST_MESSAGE = 300  # characters
 
 
 class PullStopped(Exception):
-    """The caller asked to stop. What was fetched so far is kept for the next pull."""
+    """The caller stopped the pull. The bytes fetched so far are kept for the next one."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """How far one weight is. `doing`: waiting, checking, fetching, copying, converting, ready."""
+    """The progress of one weight. `doing`: waiting, checking, fetching, copying, converting, ready."""
 
     weight: Weight
     doing: str
@@ -51,7 +52,7 @@ class Step:
 
 
 def offline(environ: Mapping[str, str] = os.environ) -> bool:
-    """Has somebody forbidden to ask the hub, in the way that huggingface_hub understands?"""
+    """Is access to the hub switched off, by the variables that huggingface_hub reads?"""
     return (environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or "").upper() in _TRUE
 
 
@@ -60,39 +61,40 @@ def pull(
     weights: Sequence[Weight],
     *,
     source: Path | None = None,
-    tell: Callable[[Step], None] = lambda _: None,
+    report: Callable[[Step], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     keep_pickles: bool = False,
     min_free_mb: float = 0.0,
 ) -> None:
-    """Bring these weights into the folder, proved and ready to be opened. What is there already is only checked.
+    """Put these weights into the folder, ready to be opened. Those that are there already are only checked.
 
-    source        a folder of the same layout, such as an original `models/`, that is asked first; it stays as it is
-    stop          asked several times a second while something is fetched
-    keep_pickles  leave a fetched pickle beside what it became
-    min_free_mb   what has to stay free on the disk
+    source        a folder of the same layout, such as an original `models/`, to copy from first; it is only read
+    report        gets each step
+    stop          called several times a second during a download; true ends the pull
+    keep_pickles  keep a downloaded pickle beside the safetensors made of it
+    min_free_mb   space that has to stay free on the disk
 
     Raises `WeightsMissing` (offline, or a folder that cannot be written), `WeightsDamaged`, `WeightsUnreachable`,
     `DiskLow`, `RendererNotInstalled`, `PullStopped`.
     """
-    pull = _Pull(store, source, tell, stop, keep_pickles)
+    pull = _Pull(store, source, report, stop, keep_pickles)
     try:
-        wanted = [weight for weight in weights if not pull.is_ready(weight) or pull.leftovers(weight)]
-        if not wanted:
+        todo = [weight for weight in weights if not pull.is_ready(weight) or pull.stale_parts(weight)]
+        if not todo:
             return
         store.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(store.folder, lambda: pull.wait(wanted[0])) as lock:
-            for weight in wanted:
-                pull.sweep(weight)
-            wanted = [weight for weight in wanted if not pull.is_ready(weight)]
-            pull.require_space(wanted, min_free_mb)
-            for weight in wanted:
-                pull.bring(weight, lock)
+        with _folder_lock(store.folder, lambda: pull.wait(todo[0])) as lock:
+            for weight in todo:
+                pull.remove_stale_parts(weight)
+            todo = [weight for weight in todo if not pull.is_ready(weight)]
+            pull.require_space(todo, min_free_mb)
+            for weight in todo:
+                pull.make_ready(weight, lock)
     except OSError as error:
-        raise _no_room(store.folder, error) from error
+        raise _write_error(store.folder, error) from error
 
 
-def _no_room(folder: Path, error: OSError) -> WeightsMissing | DiskLow:
+def _write_error(folder: Path, error: OSError) -> WeightsMissing | DiskLow:
     if says_full(error):
         return DiskLow(f"weights do not fit into {folder}: {error.strerror}")
     return WeightsMissing(
@@ -102,8 +104,11 @@ def _no_room(folder: Path, error: OSError) -> WeightsMissing | DiskLow:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, wait: Callable[[], None]) -> Iterator[int]:
-    """Hold the folder's lock. The downloading process inherits it, so the orphan of a killed pull keeps others out."""
+def _folder_lock(folder: Path, wait: Callable[[], None]) -> Iterator[int]:
+    """Hold the folder's lock; yields its descriptor, and calls `wait` while another pull holds it.
+
+    The downloading process inherits the descriptor: if it outlives a killed pull, it still keeps other pulls out.
+    """
     descriptor = os.open(folder / ".pull.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o664)
     try:
         while True:
@@ -119,113 +124,115 @@ def _alone(folder: Path, wait: Callable[[], None]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class _Pull:
-    """One pull: its arguments, and the steps that it is made of."""
+    """One pull: its arguments, and the steps that it consists of."""
 
     store: Store
     source: Path | None
-    tell: Callable[[Step], None]
+    report: Callable[[Step], None]
     stop: Callable[[], bool]
     keep_pickles: bool
 
     def is_ready(self, weight: Weight) -> bool:
-        """Is it there and proved? A damaged file is set aside and counts as missing, unless it cannot be moved."""
+        """Can a render open it? A damaged file is renamed and counts as missing; raises if it cannot be renamed."""
         try:
-            self.store.check(weight, self._counted(weight, "checking"))
+            self.store.check(weight, self._reporter(weight, "checking"))
         except WeightsDamaged:
             if self.store.path(weight.name).exists():
                 raise
             return False
         except WeightsMissing:
             return False
-        self.tell(Step(weight, "ready"))
+        self.report(Step(weight, "ready"))
         return True
 
-    def leftovers(self, weight: Weight) -> list[Path]:
-        """Partial files that no pull goes on from: of another revision, or of a pull that died before its last step."""
-        path, part = self.store.original(weight), self._part(weight)
+    def stale_parts(self, weight: Weight) -> list[Path]:
+        """Partial files that no pull will resume: of another revision, or of a pull killed before its last step."""
+        path, part = self.store.original_path(weight), self._part(weight)
         parts = path.parent.glob(f".{glob.escape(path.name)}.*.part")
         return [other for other in parts if other != part or self.store.path(weight.name).exists()]
 
-    def sweep(self, weight: Weight) -> None:
-        for path in self.leftovers(weight):
+    def remove_stale_parts(self, weight: Weight) -> None:
+        for path in self.stale_parts(weight):
             path.unlink(missing_ok=True)
 
     def wait(self, weight: Weight) -> None:
-        self.tell(Step(weight, "waiting"))
-        self._heed()
+        """Let a moment pass while another pull holds the folder. Raises `PullStopped`."""
+        self.report(Step(weight, "waiting"))
+        self._raise_if_stopped()
         time.sleep(_POLL_S)
 
     def require_space(self, weights: Sequence[Weight], min_free_mb: float) -> None:
-        """Raises `DiskLow` when what is still to be written does not fit."""
-        needed_mb = sum(self._to_write_bytes(weight) for weight in weights) / 1e6
+        """Raises `DiskLow` when these weights do not fit on the disk."""
+        needed_mb = sum(self._bytes_to_write(weight) for weight in weights) / 1e6
         if found := shortage(self.store.folder, needed_mb + min_free_mb):
             raise DiskLow(
                 f"{found}: {needed_mb:.0f} MB for the weights, and {min_free_mb:.0f} MB have to stay",
                 remedy="free space there, or name another folder with weights.dir (MODELS_DIR)",
             )
 
-    def _to_write_bytes(self, weight: Weight) -> int:
+    def _bytes_to_write(self, weight: Weight) -> int:
         halved = weight.size_bytes // 2 if weight.dtype == "float16" else weight.size_bytes
         converted = halved if weight.becomes else 0
-        if (lying := self._lying(weight)) is not None:
-            return converted or (0 if self.store.shelves(lying) else weight.size_bytes)
+        if (local := self._find_local(weight)) is not None:
+            return converted or (0 if self.store.is_read_only(local) else weight.size_bytes)
         part = self._part(weight)
         return converted + weight.size_bytes - (part.stat().st_size if part.exists() else 0)
 
     # -- one weight ----------------------------------------------------------------------------------------------------
 
-    def bring(self, weight: Weight, lock: int) -> None:
-        """Make one weight ready."""
-        self._heed()
-        part, lying = self._part(weight), self._lying(weight)
+    def make_ready(self, weight: Weight, lock: int) -> None:
+        """Copy, link, convert or download one weight. `lock` is the descriptor of the folder's lock."""
+        self._raise_if_stopped()
+        part, local = self._part(weight), self._find_local(weight)
         part.parent.mkdir(parents=True, exist_ok=True)
-        if (converted := self._converted_in_source(weight)) is not None:
+        if (converted := self._find_converted(weight)) is not None:
             self._copy(weight, *converted)
-        elif lying is not None and weight.becomes:
-            self._require_hash(weight, lying)
-            self._convert(weight, lying)
-        elif lying is not None and self.store.shelves(lying):
-            self._require_hash(weight, lying)
-            self._link(weight, lying)
-        elif lying is not None:
-            self._copy(weight, lying, weight.sha256)
+        elif local is not None and weight.becomes:
+            self._require_hash(weight, local)
+            self._convert(weight, local)
+        elif local is not None and self.store.is_read_only(local):
+            self._require_hash(weight, local)
+            self._link(weight, local)
+        elif local is not None:
+            self._copy(weight, local, weight.sha256)
         else:
-            self._fetch(weight, part, lock)
-            self._require_hash(weight, part, ours=True)
+            self._download(weight, part, lock)
+            self._require_hash(weight, part, downloaded=True)
             if weight.becomes:
                 self._convert(weight, part)
-                self._let_go(weight, part)
+                self._finish_pickle(weight, part)
             else:
-                self._place(weight, part, weight.sha256)
-        self.tell(Step(weight, "ready"))
+                self._install(weight, part, weight.sha256)
+        self.report(Step(weight, "ready"))
 
-    def _lying(self, weight: Weight) -> Path | None:
-        """The file as the hub has it, where somebody has put it: here (a pickle), on the shelf, or in the source."""
-        if (there := self.store.lying(weight)) is not None:
-            return there
+    def _find_local(self, weight: Weight) -> Path | None:
+        """An existing file as the hub has it: in the folder (a pickle), in the read-only folder, or in the source."""
+        if (found := self.store.find_original(weight)) is not None:
+            return found
         given = None if self.source is None else self.source / weight.file
         return given if given is not None and given.is_file() else None
 
-    def _converted_in_source(self, weight: Weight) -> tuple[Path, str] | None:
-        """What another lipsyncd has made of a pickle, with the hash that it noted."""
+    def _find_converted(self, weight: Weight) -> tuple[Path, str] | None:
+        """The source's safetensors that another lipsyncd converted from a pickle, with the hash that it recorded."""
         if self.source is None or not weight.becomes:
             return None
         other = Store(self.source, self.store.weights)
-        path, noted = other.path(weight.name), other.wanted(weight)
-        return (path, noted) if noted and path.is_file() else None
+        path, recorded = other.path(weight.name), other.expected_sha256(weight)
+        return (path, recorded) if recorded and path.is_file() else None
 
     def _part(self, weight: Weight) -> Path:
-        """Where the download grows. Another revision of the file has another hash, and so another name."""
-        path = self.store.original(weight)
+        """The partial file of a download. Another revision of the file has another hash, and so another name."""
+        path = self.store.original_path(weight)
         return path.with_name(f".{path.name}.{weight.sha256[:12]}.part")
 
-    def _require_hash(self, weight: Weight, path: Path, *, ours: bool = False) -> None:
-        """Raises `WeightsDamaged` for a wrong hash; a file that we fetched is removed."""
-        found, _ = digest_of(path, self._counted(weight, "checking"))
+    def _require_hash(self, weight: Weight, path: Path, *, downloaded: bool = False) -> None:
+        """Raises `WeightsDamaged` for a wrong hash, and removes the file if we downloaded it."""
+        found, _ = hash_file(path, self._reporter(weight, "checking"))
         if found == weight.sha256:
             return
-        if not ours:
-            remedy = f"bring the right one, or take it out of {self.store.shelf}" if self.store.shelves(path) else None
+        if not downloaded:
+            folder = self.store.read_only
+            remedy = f"replace it, or take it out of {folder}" if self.store.is_read_only(path) else None
             raise WeightsDamaged(f"{path} has sha256 {found}, not {weight.sha256}", remedy=remedy)
         path.unlink()
         raise WeightsDamaged(
@@ -233,63 +240,65 @@ class _Pull:
         )
 
     def _convert(self, weight: Weight, pickle: Path) -> None:
-        self.tell(Step(weight, "converting", 0, weight.size_bytes))
-        hidden = self._hidden(weight)
-        hidden.parent.mkdir(parents=True, exist_ok=True)
+        self.report(Step(weight, "converting", 0, weight.size_bytes))
+        new = self._new_file(weight)
+        new.parent.mkdir(parents=True, exist_ok=True)
         try:
-            convert(weight, pickle, hidden)
-            self._place(weight, hidden, digest_of(hidden)[0])
+            convert(weight, pickle, new)
+            self._install(weight, new, hash_file(new)[0])
         finally:
-            hidden.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
 
-    def _link(self, weight: Weight, lying: Path) -> None:
-        """Use a file of the shelf in place: gigabytes that lie there already are not written again."""
-        hidden = self._hidden(weight)
-        hidden.unlink(missing_ok=True)
-        hidden.symlink_to(lying)
-        self._place(weight, hidden, weight.sha256)
+    def _link(self, weight: Weight, file: Path) -> None:
+        """Link a file of the read-only folder, so that its gigabytes are not written again."""
+        new = self._new_file(weight)
+        new.unlink(missing_ok=True)
+        new.symlink_to(file)
+        self._install(weight, new, weight.sha256)
 
-    def _copy(self, weight: Weight, lying: Path, wanted: str) -> None:
-        self.tell(Step(weight, "copying", 0, weight.size_bytes))
-        hidden = self._hidden(weight)
-        hidden.unlink(missing_ok=True)
-        descriptor = open_regular(lying.resolve())
+    def _copy(self, weight: Weight, file: Path, expected: str) -> None:
+        self.report(Step(weight, "copying", 0, weight.size_bytes))
+        new = self._new_file(weight)
+        new.unlink(missing_ok=True)
+        descriptor = open_regular(file.resolve())
         try:
-            _, found = copy_hashed(descriptor, hidden, mode=0o644)
-            if found != wanted:
-                raise WeightsDamaged(f"{lying} has sha256 {found}, not {wanted}")
-            self._place(weight, hidden, found)
+            _, found = copy_hashed(descriptor, new, mode=0o644)
+            if found != expected:
+                raise WeightsDamaged(f"{file} has sha256 {found}, not {expected}")
+            self._install(weight, new, found)
         finally:
             os.close(descriptor)
-            hidden.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
 
-    def _hidden(self, weight: Weight) -> Path:
+    def _new_file(self, weight: Weight) -> Path:
+        """The hidden path at which a file is built before `_install` renames it."""
         path = self.store.path(weight.name)
         return path.with_name(f".{path.name}.new")
 
-    def _place(self, weight: Weight, hidden: Path, sha256: str) -> None:
-        """Give a file whose hash we know its name, durably, and note its proof. Nobody else writes it: we are alone."""
+    def _install(self, weight: Weight, new: Path, sha256: str) -> None:
+        """Rename a file of known hash to its final name, durably, and save its proof. We hold the folder's lock."""
         path = self.store.path(weight.name)
-        fsync_file(hidden)
-        hidden.replace(path)
+        fsync_file(new)
+        new.replace(path)
         fsync_folder(path.parent)
-        self.store.prove(weight, sha256, Identity.of(path.stat()))
+        self.store.save_proof(weight, sha256, Identity.of(path.stat()))
 
-    def _let_go(self, weight: Weight, part: Path) -> None:
+    def _finish_pickle(self, weight: Weight, part: Path) -> None:
+        """Remove a converted pickle, or give it its name if pickles are kept."""
         if self.keep_pickles:
-            part.replace(self.store.original(weight))
+            part.replace(self.store.original_path(weight))
         else:
             part.unlink()
         fsync_folder(part.parent)
 
     # -- the hub -------------------------------------------------------------------------------------------------------
 
-    def _fetch(self, weight: Weight, part: Path, lock: int) -> None:
-        """Have `part` made whole by a process of its own; its growth is the progress."""
+    def _download(self, weight: Weight, part: Path, lock: int) -> None:
+        """Run a process that completes `part`, and report its growing size."""
         if offline():
             raise WeightsMissing(
-                f"{weight.name} is missing in {self.store.folder}, and HF_HUB_OFFLINE forbids to fetch it",
-                remedy="unset HF_HUB_OFFLINE, or bring it with `lipsyncd models pull --from DIR`",
+                f"{weight.name} is missing in {self.store.folder}, and HF_HUB_OFFLINE forbids fetching it",
+                remedy="unset HF_HUB_OFFLINE, or copy it with `lipsyncd models pull --from DIR`",
             )
         if importlib.util.find_spec("huggingface_hub") is None:
             raise RendererNotInstalled(
@@ -308,8 +317,8 @@ class _Pull:
         )
         try:
             while process.poll() is None:
-                self._heed()
-                self.tell(Step(weight, "fetching", _size(part), weight.size_bytes))
+                self._raise_if_stopped()
+                self.report(Step(weight, "fetching", _size(part), weight.size_bytes))
                 time.sleep(_POLL_S)
             answer = process.communicate()[0]
         finally:
@@ -317,30 +326,31 @@ class _Pull:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-        _judge(weight, part, process.returncode, answer)
+        _require_complete(weight, part, process.returncode, answer)
 
-    def _heed(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.stop():
             raise PullStopped
 
-    def _counted(self, weight: Weight, doing: str) -> Callable[[int], None]:
-        return lambda done: self.tell(Step(weight, doing, done, weight.size_bytes))
+    def _reporter(self, weight: Weight, doing: str) -> Callable[[int], None]:
+        """A function that reports how many bytes of this step are done."""
+        return lambda done_bytes: self.report(Step(weight, doing, done_bytes, weight.size_bytes))
 
 
-def _judge(weight: Weight, part: Path, status: int, answer: bytes) -> None:
-    """Return when the file is as long as it should be; else say what the hub or its client said."""
-    got = _size(part)
-    if status == 0 and got == weight.size_bytes:
+def _require_complete(weight: Weight, part: Path, status: int, answer: bytes) -> None:
+    """Raises `WeightsUnreachable`, with the error that the hub or its client gave, unless the file has its size."""
+    size = _size(part)
+    if status == 0 and size == weight.size_bytes:
         return
     try:
-        said = str(json.loads(answer)["error"])[:_LONGEST_MESSAGE]
+        error = str(json.loads(answer)["error"])[:_LONGEST_MESSAGE]
     except (ValueError, KeyError, TypeError):
-        said = f"the download {exit_text(status)}"
-    if got == 0 or got >= weight.size_bytes:
-        part.unlink(missing_ok=True)  # no beginning to go on from: nothing, or whole and yet not what was promised
+        error = f"the download {exit_text(status)}"
+    if size == 0 or size >= weight.size_bytes:
+        part.unlink(missing_ok=True)  # nothing to resume: it is empty, or complete with wrong content
     raise WeightsUnreachable(
-        f"{weight.path} of {weight.repository} at {weight.revision[:12]} did not come whole"
-        f" ({got} of {weight.size_bytes} bytes): {said}"
+        f"{weight.path} of {weight.repository} at {weight.revision[:12]} was not downloaded completely"
+        f" ({size} of {weight.size_bytes} bytes): {error}"
     )
 
 

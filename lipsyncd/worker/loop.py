@@ -347,7 +347,7 @@ class Worker:
                 f"cap={self.settings.now.render.max_vram_gb:g}GB",
                 f"device={self.device if found is None else f'{found.name} {found.memory.total_gb:.1f}GB'}",
                 f"version={__version__}",
-                f"weights={self.weights.store.mark if renderer == RENDERER else '-'}",
+                f"weights={self.weights.store.fingerprint if renderer == RENDERER else '-'}",
             ]
         )
 

@@ -161,7 +161,7 @@ def test_list_in_json_has_what_a_mirror_needs(installation: Installation) -> Non
         "only_for": {},
         "purpose": "is eyes",
         "licence": "MIT",
-        "repository": "somebody/eyes",
+        "repository": "example/eyes",
         "revision": EYES_ENTRY.revision,
         "source_file": "eyes.bin",
         "source_size_bytes": len(EYES),

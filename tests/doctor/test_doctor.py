@@ -30,7 +30,7 @@ from lipsyncd.monitor import gpu
 from lipsyncd.sandbox import landlock
 from lipsyncd.settings import load
 from lipsyncd.weights import store_of
-from lipsyncd.weights.store import digest_of
+from lipsyncd.weights.store import hash_file
 from tests.kits.core_kit import queued
 from tests.kits.doctor_kit import fault, free_port, seen
 from tests.kits.hub_kit import noise, weight, write_lock
@@ -345,7 +345,7 @@ def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_w
     path = store.path("eyes")
     path.parent.mkdir(parents=True)
     path.write_bytes(EYES)
-    store.prove(converted, *digest_of(path))
+    store.save_proof(converted, *hash_file(path))
     assert seen(made, "weights").verdict is Verdict.OK
     path.write_bytes(EYES[:70_000])
     fault(made, "weights", "eyes has 70000 bytes of 100000")

@@ -27,7 +27,7 @@ def weight(name: str, content: bytes, **changes: object) -> Weight:
     """An entry of a lock list for that content."""
     entry: dict[str, object] = {
         "name": name,
-        "repository": f"somebody/{name}",
+        "repository": f"example/{name}",
         "revision": REVISION,
         "path": f"{name}.bin",
         "file": f"{name}/{name}.bin",
@@ -40,7 +40,7 @@ def weight(name: str, content: bytes, **changes: object) -> Weight:
 
 
 def lock_of(folder: Path) -> list[Weight]:
-    """A lock list for whatever lies in a folder: each file is a weight that is used as it is."""
+    """A lock list for the files of a folder: each is a weight that is used unchanged."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return [
         weight(f"w{number}", path.read_bytes(), file=str(path.relative_to(folder))) for number, path in enumerate(files)
@@ -54,7 +54,7 @@ def write_lock(path: Path, weights: Sequence[Weight]) -> Path:
 
 
 def put(folder: Path, entry: Weight, content: bytes) -> Path:
-    """Lay a file where the layout of the folder wants it."""
+    """Write a file at its path in a folder of weights."""
     path = folder / entry.file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Pickles: read once, in the jail, after their hash was right; what they become; and those that are refused."""
+"""Pickles: each is read once, in the jail, after its hash was checked; how it is converted, and which are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TENSORS = {
     "counted": torch.tensor(7),
     "empty": torch.zeros(0, 3),
 }
-BOTH_FORMATS = pytest.mark.parametrize("archive", [True, False], ids=["archive", "as before torch 1.6"])
+BOTH_FORMATS = pytest.mark.parametrize("archive", [True, False], ids=["archive", "before torch 1.6"])
 
 
 def saved(path: Path, value: object, *, archive: bool = True) -> bytes:
@@ -44,7 +44,7 @@ def entry_of(content: bytes) -> Weight:
 
 
 def given(tmp_path: Path, content: bytes) -> Store:
-    """A folder in which somebody has laid a pickle whose hash is in the lock list."""
+    """A folder with a pickle whose hash is in the lock list."""
     entry = entry_of(content)
     put(tmp_path / "models", entry, content)
     return Store(tmp_path / "models", [entry])
@@ -52,7 +52,7 @@ def given(tmp_path: Path, content: bytes) -> Store:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Such a folder after a pull. Not to be changed."""
+    """Such a folder after a pull. Tests must not change it."""
     folder = tmp_path_factory.mktemp("converted")
     store = given(folder, saved(folder / "x", TENSORS))
     assert store.status()[0].state == "unconverted"
@@ -64,11 +64,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def copied(converted: Store, tmp_path: Path) -> Store:
     """A copy of it, without the pickle."""
     store = Store(Path(shutil.copytree(converted.folder, tmp_path / "copied")), converted.weights)
-    store.original(store.weights[0]).unlink()
+    store.original_path(store.weights[0]).unlink()
     return store
 
 
-# -- what becomes of a pickle ------------------------------------------------------------------------------------------
+# -- the conversion ----------------------------------------------------------------------------------------------------
 
 
 def test_a_pickle_becomes_safetensors_of_half_precision(converted: Store) -> None:
@@ -83,7 +83,7 @@ def test_a_pickle_becomes_safetensors_of_half_precision(converted: Store) -> Non
         assert file.metadata() == {"format": "pt", "sha256_of_source": converted.weights[0].sha256}
 
 
-def test_a_pickle_that_was_somebodys_stays_and_nothing_else_does(converted: Store) -> None:
+def test_a_pickle_that_was_there_before_stays_and_nothing_else_does(converted: Store) -> None:
     assert sorted(os.listdir(converted.folder / "unet")) == [".unet.safetensors.proof", "unet.pth", "unet.safetensors"]
 
 
@@ -94,7 +94,7 @@ def test_both_formats_of_torch_are_read(tmp_path: Path, archive: bool) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
 
 
-def test_full_precision_is_kept_where_the_list_says_so_and_bytes_repeat(tmp_path: Path) -> None:
+def test_full_precision_is_kept_if_the_list_requires_it_and_the_bytes_are_reproducible(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).touch()
         write(TENSORS, tmp_path / name, dtype=torch.float32, made_from="f" * 64)
@@ -102,7 +102,7 @@ def test_full_precision_is_kept_where_the_list_says_so_and_bytes_repeat(tmp_path
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_the_header_says_where_each_tensor_lies(converted: Store) -> None:
+def test_the_header_gives_the_offsets_of_each_tensor(converted: Store) -> None:
     data = converted.path("unet").read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
@@ -112,7 +112,7 @@ def test_the_header_says_where_each_tensor_lies(converted: Store) -> None:
     assert 8 + length + ends[-1] == len(data)
 
 
-def test_a_fetched_pickle_stays_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fetched_pickle_stays_if_pickles_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("huggingface_hub")
     content = saved(tmp_path / "x", TENSORS)
     entry = entry_of(content)
@@ -123,10 +123,10 @@ def test_a_fetched_pickle_stays_when_it_is_asked_for(tmp_path: Path, monkeypatch
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         pull(store, [entry], keep_pickles=True)
     assert load_file(store.path("unet")).keys() == TENSORS.keys()
-    assert store.original(entry).read_bytes() == content
+    assert store.original_path(entry).read_bytes() == content
 
 
-def test_one_tensor_is_in_memory_at_a_time_and_not_the_file(tmp_path: Path) -> None:
+def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
     torch.save({f"layer{n}": torch.full((2 << 20,), float(n)) for n in range(36)}, tmp_path / "x")  # 36 of 8 MB
     target = tmp_path / "y"
     target.touch()
@@ -136,7 +136,7 @@ def test_one_tensor_is_in_memory_at_a_time_and_not_the_file(tmp_path: Path) -> N
 
 
 def peak_of_anonymous_kb(work: Callable[[], None]) -> int:
-    """How much memory that is no file's `work` needs beyond what there is."""
+    """How much anonymous memory `work` needs at most, beyond what this process has."""
     before, peak, done = anonymous_kb(), [0], threading.Event()
 
     def look() -> None:
@@ -156,11 +156,11 @@ def anonymous_kb() -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- refused pickles ---------------------------------------------------------------------------------------------------
 
 
 class Evil:
-    """Does something when it is read without care."""
+    """Runs a command when it is unpickled without limits."""
 
     def __init__(self, done: Path) -> None:
         self.done = done
@@ -171,7 +171,7 @@ class Evil:
 
 def test_an_evil_pickle_is_refused_although_its_hash_is_right(tmp_path: Path) -> None:
     store = given(tmp_path, saved(tmp_path / "x", {"w": Evil(tmp_path / "done")}))
-    with pytest.raises(WeightsDamaged, match=r"refused all the same: .*unsupported GLOBAL posix.system") as caught:
+    with pytest.raises(WeightsDamaged, match=r"but was refused: .*unsupported GLOBAL posix.system") as caught:
         pull(store, store.weights)
     assert "weights_only" not in str(caught.value)  # torch's advice to turn safety off is not passed on
     assert not (tmp_path / "done").exists()
@@ -189,14 +189,14 @@ def test_an_evil_pickle_of_the_older_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_pickle_with_a_wrong_hash_is_not_opened(tmp_path: Path) -> None:
     store = given(tmp_path, saved(tmp_path / "x", TENSORS))
-    store.original(store.weights[0]).write_bytes(b"another")
+    store.original_path(store.weights[0]).write_bytes(b"another")
     with pytest.raises(WeightsDamaged, match=f"not {store.weights[0].sha256}"):
         pull(store, store.weights)
     assert not store.path("unet").exists()
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ([torch.zeros(1)], "it holds a list"),
         ({}, "it holds a dict"),
@@ -206,14 +206,14 @@ def test_a_pickle_with_a_wrong_hash_is_not_opened(tmp_path: Path) -> None:
     ],
     ids=["list", "nothing", "nested", "complex", "number"],
 )
-def test_what_is_no_mapping_of_names_to_tensors_is_refused(tmp_path: Path, value: object, told: str) -> None:
+def test_a_pickle_that_is_not_a_mapping_to_tensors_is_refused(tmp_path: Path, value: object, message: str) -> None:
     saved(tmp_path / "x", value)
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         load(tmp_path / "x")
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "torch.save"),
         (bytes(1000), "torch.save"),
@@ -222,9 +222,9 @@ def test_what_is_no_mapping_of_names_to_tensors_is_refused(tmp_path: Path, value
     ],
     ids=["empty", "zeros", "bare pickle", "no zip"],
 )
-def test_what_torch_has_not_written_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_torch_has_not_written_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         load(tmp_path / "x")
 
 
@@ -235,10 +235,10 @@ def test_a_pickle_that_was_cut_short_is_refused(tmp_path: Path) -> None:
             load(tmp_path / "y")
 
 
-# -- afterwards --------------------------------------------------------------------------------------------------------
+# -- converted files ---------------------------------------------------------------------------------------------------
 
 
-def test_a_converted_file_is_known_by_the_hash_that_it_had(copied: Store) -> None:
+def test_a_changed_converted_file_is_found_by_its_recorded_hash(copied: Store) -> None:
     path = copied.path("unet")
     copied.require()
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -246,7 +246,7 @@ def test_a_converted_file_is_known_by_the_hash_that_it_had(copied: Store) -> Non
         copied.require()
 
 
-def test_a_box_without_a_network_takes_what_another_one_has_converted(
+def test_a_machine_without_a_network_copies_the_files_that_another_converted(
     copied: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -256,12 +256,12 @@ def test_a_box_without_a_network_takes_what_another_one_has_converted(
     assert here.path("unet").read_bytes() == copied.path("unet").read_bytes()
 
 
-def test_a_converted_file_without_a_record_is_made_again_although_pulling_is_off(tmp_path: Path) -> None:
+def test_a_converted_file_without_a_proof_is_converted_again_although_pulling_is_off(tmp_path: Path) -> None:
     store = given(tmp_path, saved(tmp_path / "x", TENSORS))
     path = store.path("unet")
     path.write_bytes(b"from somewhere")
     auto = AutoPull(store, allowed=False)
-    with pytest.raises(WeightsDamaged, match="has no record of what made it"):
+    with pytest.raises(WeightsDamaged, match="was made from an unknown file"):
         auto.require()
     with pytest.raises(WeightsMissing, match="being pulled"):
         auto.require()

@@ -1,4 +1,4 @@
-"""Jobs that need weights, in a real daemon: they wait, others go on, and nothing is rendered by somebody else."""
+"""Jobs that need weights, in a real daemon: they wait, other jobs go on, and no other renderer takes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENTRY = weight("eyes", EYES)
 
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[Installation]:
-    """An installation whose `musetalk` is a stand-in that opens nothing, with a lock list of one small file."""
+    """An installation whose `musetalk` is a stand-in that opens no weights, with a lock list of one small file."""
     lock = write_lock(tmp_path / "lock.json", [ENTRY])
     installation = Installation(
         tmp_path,
@@ -48,7 +48,7 @@ def drop(installation: Installation, name: str, renderer: str, seed: int) -> Non
     installation.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", renderer=renderer, out_name=name)
 
 
-def test_a_job_without_weights_waits_costs_nothing_and_goes_on_when_they_have_come(
+def test_a_job_without_weights_waits_without_an_attempt_and_goes_on_once_they_are_there(
     installation: Installation, tmp_path: Path
 ) -> None:
     with installation.running():
@@ -71,7 +71,7 @@ def test_a_job_without_weights_waits_costs_nothing_and_goes_on_when_they_have_co
     assert installation.renders == 2
 
 
-def test_weights_that_come_end_a_wait_that_has_grown(installation: Installation, tmp_path: Path) -> None:
+def test_new_weights_end_a_wait_that_has_grown(installation: Installation, tmp_path: Path) -> None:
     def waits_long() -> Job | None:
         job = installation.job("anna")
         return job if job is not None and job.not_before_ms > now_ms() + 8_000 else None
@@ -83,19 +83,19 @@ def test_weights_that_come_end_a_wait_that_has_grown(installation: Installation,
         assert installation.cli("models", "pull", "--from", tmp_path / "given").returncode == 0
         done = installation.until_done("anna")
     runs = [event.at_ms for event in installation.view.events(done.id) if event.state == JobState.RUNNING]
-    assert runs[-1] < waiting.not_before_ms, "the job went on before its time"
+    assert runs[-1] < waiting.not_before_ms, "the job went on before its next attempt was due"
     assert "looking again at 1 jobs that wait: weights-missing" in installation.log
 
 
-def test_readiness_tells_of_missing_weights_before_any_job_has_come(installation: Installation) -> None:
+def test_readiness_reports_missing_weights_before_the_first_job(installation: Installation) -> None:
     installation.changes["render"]["renderer"] = "musetalk"
     installation.changes["web"] = {"enabled": True, "port": 0}
     with installation.running():
         status = installation.path("state") / "status.json"
         port = installation.until(lambda: (read_json(status) or {}).get("web_port"), "the port")
-        told = installation.until(lambda: "weights" in (body := ready(port)) and body, "the probe")
-    assert "weights.auto_pull is off: eyes" in told
-    assert "lipsyncd models pull" in told
+        answer = installation.until(lambda: "weights" in (body := ready(port)) and body, "the probe")
+    assert "weights.auto_pull is off: eyes" in answer
+    assert "lipsyncd models pull" in answer
 
 
 def ready(port: int) -> str:
@@ -115,7 +115,7 @@ def test_the_first_job_pulls_what_it_needs(installation: Installation, hub: Hub,
     assert len(hub.asked) == 1
 
 
-def test_a_damaged_weight_is_found_before_it_is_rendered_with(installation: Installation) -> None:
+def test_a_damaged_weight_is_found_before_the_render(installation: Installation) -> None:
     path = put(installation.path("models"), ENTRY, EYES[::-1])
     with installation.running():
         drop(installation, "anna", "musetalk", seed=1)

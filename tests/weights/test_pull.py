@@ -1,4 +1,4 @@
-"""Pulling weights: the real huggingface_hub client, in its real process, against a hub that breaks in every way."""
+"""Pulling weights: the real huggingface_hub client, in its real process, against a hub with every kind of fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.kits.installation import ROOT
 
 pytest.importorskip("huggingface_hub")
 
-CHUNK = 10 << 20  # what huggingface_hub reads before it writes: less than that is lost when a line breaks
+CHUNK = 10 << 20  # what huggingface_hub reads before it writes: a broken download loses at most that
 EYES, EARS = noise(24_000_000), noise(40, seed=1)
 EYES_ENTRY, EARS_ENTRY = weight("eyes", EYES), weight("ears", EARS)
 BOTH = (EYES_ENTRY, EARS_ENTRY)
@@ -28,7 +28,7 @@ BOTH = (EYES_ENTRY, EARS_ENTRY)
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that has both files, and an environment that leads to it and nowhere else."""
+    """A hub that has both files, and an environment that names this hub only."""
     with running_hub() as hub:
         hub.has(EYES_ENTRY, EYES)
         hub.has(EARS_ENTRY, EARS)
@@ -46,13 +46,13 @@ def store(tmp_path: Path) -> Store:
 
 
 def left_over(store: Store) -> list[str]:
-    """What lies in the folder beside weights, proofs and the lock."""
+    """Files in the folder other than weights, proofs and the lock."""
     names = [path.name for path in store.folder.rglob("*") if path.is_file()]
     return sorted(n for n in names if not n.endswith(".proof") and n not in (".pull.lock", "eyes.bin", "ears.bin"))
 
 
 def part_of(store: Store) -> Path:
-    """Where the download of `eyes` grows."""
+    """The partial file of the download of `eyes`."""
     return store.path("eyes").with_name(f".eyes.bin.{EYES_ENTRY.sha256[:12]}.part")
 
 
@@ -66,34 +66,32 @@ def wait_for(done: object, seconds: float = 20.0) -> None:
 # -- from the hub ------------------------------------------------------------------------------------------------------
 
 
-def test_a_pull_brings_everything_proved_and_leaves_nothing_else(hub: Hub, store: Store) -> None:
+def test_a_pull_fetches_and_verifies_everything_and_leaves_nothing_else(hub: Hub, store: Store) -> None:
     steps: list[Step] = []
-    pull(store, BOTH, tell=steps.append)
+    pull(store, BOTH, report=steps.append)
     assert store.path("eyes").read_bytes() == EYES
     assert store.path("ears").read_bytes() == EARS
-    assert [there.state for there in store.status()] == ["verified", "verified"]
+    assert [present.state for present in store.status()] == ["verified", "verified"]
     assert left_over(store) == []
     assert [s.weight.name for s in steps if s.doing == "ready"] == ["eyes", "ears"]
     assert all(0 <= s.done_bytes <= s.weight.size_bytes for s in steps)
 
 
-def test_a_second_pull_asks_nobody(hub: Hub, store: Store) -> None:
+def test_a_second_pull_sends_no_request(hub: Hub, store: Store) -> None:
     pull(store, BOTH)
     hub.asked.clear()
     pull(store, BOTH)
     assert hub.asked == []
 
 
-def test_a_line_that_breaks_is_taken_up_where_it_broke(hub: Hub, store: Store) -> None:
+def test_a_broken_download_resumes_where_it_broke(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(cut_at=15_000_000)
     pull(store, [EYES_ENTRY])
     assert hub.ranges(EYES_ENTRY) == ["", f"bytes={CHUNK}-"]
     assert store.path("eyes").read_bytes() == EYES
 
 
-def test_a_file_that_the_hub_keeps_elsewhere_is_fetched_there_without_our_token(
-    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_redirected_download_does_not_get_our_token(hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.troubles["eyes.bin"] = Trouble(moved=True)
     part_of(store).parent.mkdir(parents=True)
@@ -104,7 +102,7 @@ def test_a_file_that_the_hub_keeps_elsewhere_is_fetched_there_without_our_token(
     assert hub.tokens == ["Bearer hf_secret", ""]
 
 
-def test_a_pull_that_was_stopped_goes_on_where_it_was(hub: Hub, store: Store) -> None:
+def test_a_stopped_pull_is_resumed(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(hold_at=0)
     part = part_of(store)
     part.parent.mkdir(parents=True)
@@ -120,7 +118,7 @@ def test_a_pull_that_was_stopped_goes_on_where_it_was(hub: Hub, store: Store) ->
     assert store.path("eyes").read_bytes() == EYES
 
 
-def test_the_download_of_a_killed_pull_ends_with_it_and_the_next_one_goes_on(hub: Hub, store: Store) -> None:
+def test_the_download_of_a_killed_pull_ends_with_it_and_the_next_pull_resumes_it(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(hold_at=15_000_000)
     code = (
         "from tests.weights.test_pull import *; import sys, pathlib\n"
@@ -138,17 +136,17 @@ def test_the_download_of_a_killed_pull_ends_with_it_and_the_next_one_goes_on(hub
     assert left_over(store) == []
 
 
-def test_while_one_pull_works_another_one_waits(hub: Hub, store: Store) -> None:
+def test_a_second_pull_waits_for_the_first(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(hold_at=15_000_000)
     first = threading.Thread(target=pull, args=(store, BOTH))
     first.start()
     assert hub.held.wait(20)
     doing: list[str] = []
     with pytest.raises(PullStopped):
-        pull(store, BOTH, tell=lambda step: doing.append(step.doing), stop=lambda: len(doing) > 2)
+        pull(store, BOTH, report=lambda step: doing.append(step.doing), stop=lambda: len(doing) > 2)
     assert doing == ["waiting"] * 3
     hub.troubles.clear()
-    hub.closing.set()  # the first one's line breaks, and it goes on
+    hub.closing.set()  # the first one's connection breaks, and it resumes
     first.join()
     store.require()
 
@@ -159,17 +157,17 @@ def test_two_pulls_at_once_fetch_each_file_once(hub: Hub, store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [there.state for there in store.status()] == ["verified", "verified"]
+    assert [present.state for present in store.status()] == ["verified", "verified"]
     assert sorted(path.rpartition("/")[2] for path, _ in hub.asked) == ["ears.bin", "eyes.bin"]
 
 
-def test_other_bytes_of_the_same_size_are_removed_and_named_with_both_hashes(hub: Hub, store: Store) -> None:
+def test_a_download_with_a_wrong_hash_is_removed_and_both_hashes_are_named(hub: Hub, store: Store) -> None:
     wrong = EYES[:-1] + bytes([EYES[-1] ^ 1])
     hub.has(EYES_ENTRY, wrong)
     with pytest.raises(WeightsDamaged) as caught:
         pull(store, [EYES_ENTRY])
-    for told in ("eyes.bin of somebody/eyes", weight("eyes", wrong).sha256, EYES_ENTRY.sha256, "models pull"):
-        assert told in str(caught.value)
+    for text in ("eyes.bin of example/eyes", weight("eyes", wrong).sha256, EYES_ENTRY.sha256, "models pull"):
+        assert text in str(caught.value)
     assert not store.path("eyes").exists()
     assert left_over(store) == []
     hub.has(EYES_ENTRY, EYES)
@@ -177,7 +175,7 @@ def test_other_bytes_of_the_same_size_are_removed_and_named_with_both_hashes(hub
     assert store.path("eyes").read_bytes() == EYES
 
 
-def test_a_file_that_is_shorter_on_the_hub_is_no_weight(hub: Hub, store: Store) -> None:
+def test_a_file_that_is_shorter_on_the_hub_is_refused(hub: Hub, store: Store) -> None:
     hub.has(EYES_ENTRY, EYES[:-1])
     with pytest.raises(WeightsUnreachable, match=r"23999999 of 24000000 bytes\): OSError: Consistency check failed"):
         pull(store, [EYES_ENTRY])
@@ -185,7 +183,7 @@ def test_a_file_that_is_shorter_on_the_hub_is_no_weight(hub: Hub, store: Store) 
 
 
 @pytest.mark.parametrize(("entry", "content"), [(EYES_ENTRY, EYES), (EARS_ENTRY, EARS)], ids=["large", "small"])
-def test_a_hub_that_sends_more_than_it_should_fills_no_disk(
+def test_a_hub_that_sends_too_many_bytes_cannot_fill_the_disk(
     hub: Hub, store: Store, entry: object, content: bytes
 ) -> None:
     hub.has(entry, content + noise(5_000_000))  # type: ignore[arg-type]
@@ -195,7 +193,7 @@ def test_a_hub_that_sends_more_than_it_should_fills_no_disk(
     assert not store.path(entry.name).exists()  # type: ignore[attr-defined]
 
 
-def test_partial_files_that_nobody_goes_on_from_are_swept_up(hub: Hub, store: Store) -> None:
+def test_stale_partial_files_are_removed(hub: Hub, store: Store) -> None:
     pull(store, [EYES_ENTRY])
     part_of(store).write_bytes(EYES)  # as after a power cut between the last two steps
     part_of(store).with_name(".eyes.bin.0123456789ab.part").write_bytes(b"of another revision")
@@ -203,7 +201,7 @@ def test_partial_files_that_nobody_goes_on_from_are_swept_up(hub: Hub, store: St
     assert left_over(store) == []
 
 
-def test_a_hub_without_ranges_begins_again_and_gives_the_whole(hub: Hub, store: Store) -> None:
+def test_a_hub_without_ranges_sends_the_whole_file_again(hub: Hub, store: Store) -> None:
     part = part_of(store)
     part.parent.mkdir(parents=True)
     part.write_bytes(EYES[:1000])
@@ -213,7 +211,7 @@ def test_a_hub_without_ranges_begins_again_and_gives_the_whole(hub: Hub, store: 
 
 
 @pytest.mark.parametrize(
-    ("trouble", "told"),
+    ("trouble", "error"),
     [
         (Trouble(status=404, code="RevisionNotFound"), "RevisionNotFoundError"),
         (Trouble(status=404, code="EntryNotFound"), "EntryNotFoundError"),
@@ -222,12 +220,12 @@ def test_a_hub_without_ranges_begins_again_and_gives_the_whole(hub: Hub, store: 
     ],
     ids=["revision", "entry", "gated", "broken"],
 )
-def test_what_the_hub_refuses_is_told_in_its_words(hub: Hub, store: Store, trouble: Trouble, told: str) -> None:
+def test_an_error_of_the_hub_is_quoted(hub: Hub, store: Store, trouble: Trouble, error: str) -> None:
     hub.troubles["eyes.bin"] = trouble
     with pytest.raises(WeightsUnreachable) as caught:
         pull(store, [EYES_ENTRY])
-    assert told in caught.value.message
-    assert "eyes.bin of somebody/eyes at 555555555555" in caught.value.message
+    assert error in caught.value.message
+    assert "eyes.bin of example/eyes at 555555555555" in caught.value.message
     assert left_over(store) == []
 
 
@@ -240,7 +238,7 @@ def test_a_revision_that_the_hub_does_not_have_is_named(hub: Hub, store: Store) 
 # -- without the hub ---------------------------------------------------------------------------------------------------
 
 
-def test_offline_nobody_is_asked_and_the_remedy_is_named(
+def test_offline_no_request_is_sent_and_the_remedy_is_named(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -256,17 +254,17 @@ def test_offline_a_complete_folder_is_enough(hub: Hub, store: Store, monkeypatch
     store.require()
 
 
-def test_a_folder_that_somebody_has_is_taken_first_and_left_as_it_is(hub: Hub, store: Store, tmp_path: Path) -> None:
+def test_a_source_folder_is_used_first_and_stays_unchanged(hub: Hub, store: Store, tmp_path: Path) -> None:
     given = put(tmp_path / "given", EYES_ENTRY, EYES)
     pull(store, BOTH, source=tmp_path / "given")
-    assert [there.state for there in store.status()] == ["verified", "verified"]
+    assert [present.state for present in store.status()] == ["verified", "verified"]
     assert hub.ranges(EYES_ENTRY) == []
     assert hub.ranges(EARS_ENTRY) == [""]
     assert given.read_bytes() == EYES
     assert os.listdir(given.parent) == ["eyes.bin"]
 
 
-def test_a_wrong_file_in_that_folder_is_told_and_neither_taken_nor_removed(
+def test_a_wrong_file_in_the_source_folder_is_named_and_neither_used_nor_removed(
     hub: Hub, store: Store, tmp_path: Path
 ) -> None:
     given = put(tmp_path / "given", EYES_ENTRY, EYES[::-1])
@@ -279,14 +277,14 @@ def test_a_wrong_file_in_that_folder_is_told_and_neither_taken_nor_removed(
     assert left_over(store) == []
 
 
-def test_a_damaged_file_in_place_is_set_aside_and_brought_anew(hub: Hub, store: Store) -> None:
+def test_a_damaged_file_is_renamed_and_fetched_again(hub: Hub, store: Store) -> None:
     put(store.folder, EYES_ENTRY, EYES[::-1])
     pull(store, BOTH)
     assert store.path("eyes").read_bytes() == EYES
     assert left_over(store) == ["eyes.bin.damaged"]
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(hub: Hub, store: Store) -> None:
+def test_a_disk_that_is_too_small_is_reported_before_any_download(hub: Hub, store: Store) -> None:
     with pytest.raises(DiskLow, match=r"MB free; \d+ MB are needed: 24 MB for the weights, and \d+ MB have to stay"):
         pull(store, BOTH, min_free_mb=1e12)
     assert hub.asked == []
@@ -295,13 +293,13 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(hub: Hub, s
 # -- in the background -------------------------------------------------------------------------------------------------
 
 
-def test_the_first_job_starts_a_pull_and_is_told_how_far_it_is(hub: Hub, store: Store) -> None:
+def test_the_first_job_starts_a_pull_and_its_reason_gives_the_progress(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(hold_at=15_000_000)
     auto = AutoPull(store, allowed=True)
     with pytest.raises(WeightsMissing, match=r"weights are being pulled: eyes"):
         auto.require()
     assert hub.held.wait(20)
-    wait_for(lambda: auto.state() == "eyes fetching, 43 % of 24.0 MB")
+    wait_for(lambda: auto.progress() == "eyes fetching, 43 % of 24.0 MB")
     with pytest.raises(WeightsMissing, match=r"eyes fetching, 43 % of 24.0 MB; the job goes on by itself"):
         auto.require()
     assert len(hub.ranges(EYES_ENTRY)) == 1  # the second job started no second pull
@@ -309,7 +307,7 @@ def test_the_first_job_starts_a_pull_and_is_told_how_far_it_is(hub: Hub, store: 
     hub.closing.set()
     wait_for(lambda: not auto.busy)
     auto.require()
-    assert auto.state() == ""
+    assert auto.progress() == ""
 
 
 def test_a_pull_in_the_background_ends_with_the_daemon(hub: Hub, store: Store) -> None:
@@ -324,7 +322,7 @@ def test_a_pull_in_the_background_ends_with_the_daemon(hub: Hub, store: Store) -
     assert time.monotonic() - started_s < 2.0
 
 
-def test_a_pull_that_failed_is_told_and_tried_again_later(hub: Hub, store: Store) -> None:
+def test_a_failed_pull_is_reported_and_tried_again_later(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(status=500)
     clock = Clock()
     auto = AutoPull(store, allowed=True, clock=clock)
@@ -355,12 +353,12 @@ def test_where_pulling_is_not_allowed_the_job_waits_for_the_command(
     assert ("weights.auto_pull is off" in str(caught.value)) is not allowed
     assert ("HF_HUB_OFFLINE" in str(caught.value)) is allowed
     assert "lipsyncd models pull" in str(caught.value)
-    assert auto.fault() == str(caught.value), "health checks say it before any job has come"
+    assert auto.fault() == str(caught.value), "health checks report it before the first job"
     assert not auto.busy
     assert hub.asked == []
 
 
-def test_a_pull_that_does_not_fit_blocks_the_job_for_that_reason(hub: Hub, store: Store) -> None:
+def test_a_pull_that_does_not_fit_blocks_the_job_as_disk_low(hub: Hub, store: Store) -> None:
     auto = AutoPull(store, allowed=True, min_free_mb=1e12)
     with pytest.raises(Blocked):
         auto.require()

@@ -1,4 +1,4 @@
-"""The lock list and the folder of weights: what is trusted, what is hashed again, what is set aside."""
+"""The lock list and the folder of weights: which files are trusted, hashed again, or renamed as damaged."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ ENTRY = weight("eyes", CONTENT)
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A folder that holds one good weight, not proved yet."""
+    """A folder with one good weight that has no proof yet."""
     put(tmp_path / "models", ENTRY, CONTENT)
     return Store(tmp_path / "models", [ENTRY])
 
 
 def state_of(store: Store) -> str:
-    [there] = store.status()
-    return there.state
+    [present] = store.status()
+    return present.state
 
 
 def bytes_read(store: Store) -> int:
-    """How much a check reads."""
-    told = [0]
-    store.check(ENTRY, told.append)
-    return told[-1]
+    """How many bytes a check reads."""
+    read = [0]
+    store.check(ENTRY, read.append)
+    return read[-1]
 
 
 # -- the lock list -----------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_the_built_in_list_pins_everything_that_the_renderer_opens() -> None:
     assert sum(w.size_bytes for w in weights.values()) == 4_073_704_318
 
 
-def test_the_settings_name_the_list_of_the_package_and_one_of_your_own(tmp_path: Path) -> None:
+def test_the_settings_name_the_packages_list_or_the_operators(tmp_path: Path) -> None:
     assert store_of(Settings()).weights == read_lock()
     own = write_lock(tmp_path / "own.json", [ENTRY])
     settings = Settings()
@@ -93,7 +93,7 @@ def test_a_lock_list_with_a_wrong_field_is_refused_by_name(tmp_path: Path, field
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1]", "[{}]"])
-def test_a_lock_list_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_lock_list_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "lock.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"lock\.json"):
@@ -109,7 +109,7 @@ def test_two_weights_cannot_share_a_name_or_a_file(tmp_path: Path) -> None:
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_folder_misses_everything_and_says_what_to_do(tmp_path: Path) -> None:
+def test_an_empty_folder_misses_everything_and_the_error_gives_the_remedy(tmp_path: Path) -> None:
     store = Store(tmp_path / "models", [ENTRY])
     assert state_of(store) == "missing"
     with pytest.raises(WeightsMissing, match=r"eyes; `lipsyncd models pull`"):
@@ -154,33 +154,33 @@ def test_a_change_that_keeps_size_and_date_is_seen(store: Store) -> None:
         store.require()
 
 
-def test_a_damaged_file_is_named_with_both_hashes_and_set_aside(store: Store) -> None:
+def test_a_damaged_file_is_named_with_both_hashes_and_renamed(store: Store) -> None:
     wrong = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     path = put(store.folder, ENTRY, wrong)
     with pytest.raises(WeightsDamaged) as caught:
         store.require()
     found = weight("eyes", wrong).sha256
-    for told in (str(path), found, ENTRY.sha256, "eyes.bin.damaged", "lipsyncd models pull"):
-        assert told in str(caught.value)
+    for text in (str(path), found, ENTRY.sha256, "eyes.bin.damaged", "lipsyncd models pull"):
+        assert text in str(caught.value)
     assert not path.exists()
     assert path.with_name("eyes.bin.damaged").read_bytes() == wrong
 
 
-def test_verify_hashes_although_there_is_a_proof(store: Store) -> None:
+def test_verify_hashes_a_file_that_has_a_proof(store: Store) -> None:
     store.require()
-    told = [0]
-    store.check(ENTRY, told.append, again=True)
-    assert told[-1] == len(CONTENT)
+    read = [0]
+    store.check(ENTRY, read.append, again=True)
+    assert read[-1] == len(CONTENT)
 
 
-def test_a_proof_for_another_entry_of_the_list_is_worth_nothing(store: Store) -> None:
+def test_a_proof_for_another_entry_of_the_list_does_not_count(store: Store) -> None:
     store.require()
     other = replace(ENTRY, sha256="0" * 64)
     with pytest.raises(WeightsDamaged, match="0" * 64):
         Store(store.folder, [other]).require()
 
 
-def test_a_folder_that_is_copied_is_hashed_again_and_good(store: Store, tmp_path: Path) -> None:
+def test_a_copied_folder_is_hashed_again_and_verified(store: Store, tmp_path: Path) -> None:
     store.require()
     copied = Store(Path(shutil.copytree(store.folder, tmp_path / "copy")), [ENTRY])
     assert state_of(copied) == "unverified"
@@ -188,7 +188,7 @@ def test_a_folder_that_is_copied_is_hashed_again_and_good(store: Store, tmp_path
     assert state_of(copied) == "verified"
 
 
-def test_a_link_into_a_cache_is_a_weight_like_any_other(tmp_path: Path) -> None:
+def test_a_link_into_a_cache_is_hashed_like_a_file(tmp_path: Path) -> None:
     blob = tmp_path / "blob"
     blob.write_bytes(CONTENT)
     store = Store(tmp_path / "models", [ENTRY])
@@ -201,7 +201,7 @@ def test_a_link_into_a_cache_is_a_weight_like_any_other(tmp_path: Path) -> None:
     assert blob.exists()
 
 
-def test_proofs_of_a_folder_that_cannot_be_written_lie_elsewhere(tmp_path: Path) -> None:
+def test_proofs_for_a_folder_that_cannot_be_written_go_into_the_state_folder(tmp_path: Path) -> None:
     models, proofs = tmp_path / "models", tmp_path / "state"
     put(models, ENTRY, CONTENT)
     proofs.mkdir()
@@ -216,16 +216,16 @@ def test_proofs_of_a_folder_that_cannot_be_written_lie_elsewhere(tmp_path: Path)
     assert as_nobody(twice, tmp_path) == (len(CONTENT), 0, ["eyes.bin"])
 
 
-def test_a_pull_into_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_a_pull_into_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir(mode=0o555)
 
-    def told() -> str:
+    def pull_error() -> str:
         try:
             pull(Store(models, [ENTRY]), [ENTRY])
         except WeightsMissing as error:
             return str(error)
         return "no error"
 
-    said = as_nobody(told, tmp_path)
-    assert re.search(r"models cannot be filled: .*Permission denied.*; make it writable", said), said
+    message = as_nobody(pull_error, tmp_path)
+    assert re.search(r"models cannot be filled: .*Permission denied.*; make it writable", message), message

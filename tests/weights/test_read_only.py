@@ -25,7 +25,7 @@ needs_mounts = pytest.mark.skipif(bool(cannot_run("mount")), reason=cannot_run("
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """`models/`, mounted read-only over what the test has put there before it calls for the mount."""
+    """`models/` with one weight, mounted read-only."""
     folder = tmp_path / "models"
     put(folder, EYES_ENTRY, EYES)
     subprocess.run(["mount", "--bind", folder, folder], check=True)
@@ -35,7 +35,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_mounts
-def test_a_job_uses_what_a_read_only_mount_has_and_fetches_the_rest(tmp_path: Path, mounted: Path) -> None:
+def test_a_job_uses_the_files_of_a_read_only_mount_and_fetches_the_rest(tmp_path: Path, mounted: Path) -> None:
     lock = write_lock(tmp_path / "lock.json", [EYES_ENTRY, EARS_ENTRY])
     installation = Installation(
         tmp_path,
@@ -60,7 +60,7 @@ def test_a_job_uses_what_a_read_only_mount_has_and_fetches_the_rest(tmp_path: Pa
 
 
 @needs_mounts
-def test_before_the_first_job_they_lie_on_the_shelf_and_the_doctor_says_so(tmp_path: Path, mounted: Path) -> None:
+def test_before_the_first_job_the_files_are_unlinked_and_the_doctor_reports_it(tmp_path: Path, mounted: Path) -> None:
     lock = write_lock(tmp_path / "lock.json", [EYES_ENTRY])
     installation = Installation(
         tmp_path,
@@ -69,54 +69,54 @@ def test_before_the_first_job_they_lie_on_the_shelf_and_the_doctor_says_so(tmp_p
             "render": {"renderer": "musetalk"},
         },
     )
-    [there] = store_of(installation.settings).status()
-    assert (there.state, there.path) == ("on the shelf", mounted / EYES_ENTRY.file)
-    assert "eyes on the shelf" in installation.cli("doctor").stdout
+    [present] = store_of(installation.settings).status()
+    assert (present.state, present.path) == ("unlinked", mounted / EYES_ENTRY.file)
+    assert "eyes unlinked" in installation.cli("doctor").stdout
     assert installation.cli("models", "pull").returncode == 0
-    [there] = store_of(installation.settings).status()
-    assert there.state == "verified"
+    [present] = store_of(installation.settings).status()
+    assert present.state == "verified"
 
 
-def test_a_pickle_on_the_shelf_is_converted_beside_it(tmp_path: Path) -> None:
+def test_a_pickle_in_a_read_only_folder_is_converted_into_our_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save({"up.weight": torch.ones(2, 3)}, tmp_path / "saved")
     content = (tmp_path / "saved").read_bytes()
     entry = weight("net", content, becomes="net/net.safetensors", dtype="float16")
-    put(tmp_path / "shelf", entry, content)
-    store = Store(tmp_path / "own", [entry], shelf=tmp_path / "shelf")
-    assert [there.state for there in store.status()] == ["on the shelf"]
+    put(tmp_path / "given", entry, content)
+    store = Store(tmp_path / "own", [entry], read_only=tmp_path / "given")
+    assert [present.state for present in store.status()] == ["unlinked"]
     pull(store, [entry])
     store.require()
     assert store.path("net") == tmp_path / "own" / "net" / "net.safetensors"
-    assert [path.name for path in (tmp_path / "shelf" / "net").iterdir()] == ["net.bin"]
+    assert [path.name for path in (tmp_path / "given" / "net").iterdir()] == ["net.bin"]
 
 
-def test_a_file_of_the_shelf_that_is_something_else_is_refused_by_name(tmp_path: Path) -> None:
-    lying = put(tmp_path / "shelf", EYES_ENTRY, EYES[:-1] + b"?")
-    store = Store(tmp_path / "own", [EYES_ENTRY], shelf=tmp_path / "shelf")
+def test_a_wrong_file_in_a_read_only_folder_is_refused_by_name(tmp_path: Path) -> None:
+    file = put(tmp_path / "given", EYES_ENTRY, EYES[:-1] + b"?")
+    store = Store(tmp_path / "own", [EYES_ENTRY], read_only=tmp_path / "given")
     with pytest.raises(WeightsDamaged) as refused:
         pull(store, [EYES_ENTRY])
-    assert str(lying) in str(refused.value)
-    assert f"take it out of {tmp_path / 'shelf'}" in refused.value.remedy
-    assert lying.exists()
+    assert str(file) in str(refused.value)
+    assert f"take it out of {tmp_path / 'given'}" in refused.value.remedy
+    assert file.exists()
     assert not store.path("eyes").exists()
 
 
-def test_a_folder_that_can_be_written_is_no_shelf(tmp_path: Path) -> None:
+def test_a_folder_that_can_be_written_is_filled_itself(tmp_path: Path) -> None:
     installation = Installation(tmp_path, changes={"weights": {"dir": str(tmp_path / "models")}})
     for _ in "before", "after":
         store = store_of(load(installation.config, environ={"HOME": str(tmp_path)}))
-        assert (store.folder, store.shelf) == (tmp_path / "models", None)
+        assert (store.folder, store.read_only) == (tmp_path / "models", None)
         (tmp_path / "models").mkdir(exist_ok=True)
 
 
-def test_a_file_that_changes_on_the_shelf_is_hashed_again(tmp_path: Path) -> None:
-    lying = put(tmp_path / "shelf", EYES_ENTRY, EYES)
-    store = Store(tmp_path / "own", [EYES_ENTRY], shelf=tmp_path / "shelf")
+def test_a_file_that_changes_in_a_read_only_folder_is_hashed_again(tmp_path: Path) -> None:
+    file = put(tmp_path / "given", EYES_ENTRY, EYES)
+    store = Store(tmp_path / "own", [EYES_ENTRY], read_only=tmp_path / "given")
     pull(store, [EYES_ENTRY])
     store.require()
-    lying.write_bytes(EYES[:-1] + b"?")
+    file.write_bytes(EYES[:-1] + b"?")
     with pytest.raises(WeightsDamaged):
         store.require()
-    assert lying.exists()
+    assert file.exists()
     assert (read_json(store.folder / "eyes" / ".eyes.bin.proof") or {})["from"] == EYES_ENTRY.sha256
