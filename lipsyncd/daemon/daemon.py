@@ -5,7 +5,7 @@
     prepare   fetches, speaks, decodes what waits
     worker    one for each device: renders and publishes
     web       answers REST, in an event loop of its own
-    pulse     tells systemd how we do, when it listens
+    systemd   reports to systemd
     keeper    prunes what has had its time, copies the ledger
 
 Threads tell each other with events only; what is to be done stands in the ledger.
@@ -38,9 +38,8 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
 from lipsyncd.monitor import facts, gpu
 from lipsyncd.monitor.probe import Vitals
-from lipsyncd.monitor.sd_notify import Notifier
 from lipsyncd.monitor.status import STATUS_FILE
-from lipsyncd.monitor.systemd import Pulse
+from lipsyncd.monitor.systemd import Notifier, SystemdReporter
 from lipsyncd.network import address_guard
 from lipsyncd.network.webhooks import Webhooks, load_keys
 from lipsyncd.prepare.preparer import Preparer
@@ -89,7 +88,7 @@ class Daemon:
         self._failures = 0
         self._arrivals = Arrivals(self.settings, self.folders, make_room=lambda: self._housekeeper.make_room())
         view = LedgerView(self.folders.state / "ledger.db")
-        self._pulse = Pulse(Notifier(), facts=lambda: self._vitals.facts(), view=view)
+        self._systemd = SystemdReporter(Notifier(), facts=lambda: self._vitals.facts(), view=view)
 
     # -- start and stop ------------------------------------------------------------------------------------------------
 
@@ -97,7 +96,7 @@ class Daemon:
         """Work until SIGTERM or SIGINT. Raises `ConfigError` or `AnotherDaemonRuns` when it cannot begin."""
         started_s = time.monotonic()
         heap.share()
-        self._pulse.starting()
+        self._systemd.starting()
         for note in self.settings.now.notes:
             log.info("%s", note)
         ffmpeg = find_ffmpeg(self.settings.now.render.ffmpeg)
@@ -116,12 +115,12 @@ class Daemon:
                 time.monotonic() - started_s,
                 self.settings.now.paths.inbox,
             )
-            self._pulse.ready()
+            self._systemd.ready()
             self._loop()
             return self._end()
         finally:
             lock.release()
-            self._pulse.end()
+            self._systemd.end()
 
     def stop(self) -> None:
         self._stop.set()
@@ -303,7 +302,7 @@ class Daemon:
         log.info("stopping: a running job has %g s to finish", grace_s)
         deadline = time.monotonic() + grace_s
         self._vitals.drain()
-        self._pulse.stopping(grace_s)
+        self._systemd.stopping(grace_s)
         self._arrivals.ring.set()
         self._prepare.set()
         self._weights.stop(0)
@@ -347,11 +346,11 @@ class Daemon:
             self._stop.wait(_TICK_S)
 
     def _reload(self) -> None:
-        self._pulse.reloading()
+        self._systemd.reloading()
         try:
             reload(self.settings, self._read_again)
         finally:
-            self._pulse.ready()
+            self._systemd.ready()
 
     def _tidy(self) -> None:
         self.finisher.tidy()

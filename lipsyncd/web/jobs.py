@@ -26,10 +26,9 @@ from lipsyncd.storage import control_files, disk_space
 from lipsyncd.storage.files import NotRegular, open_regular
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.uploads import PREFIX
-from lipsyncd.web.ledger_reader import Reader, Standing
+from lipsyncd.web.ledger_reader import BatchThread, JobStatus, LedgerReader
 from lipsyncd.web.orders import Order, job_id_of
 from lipsyncd.web.replies import ApiError, bad_request
-from lipsyncd.web.turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,10 +50,10 @@ class Desk:
     def __init__(self, settings: CurrentSettings, folders: Folders) -> None:
         self.settings = settings
         self.folders = folders
-        self.view = Reader(folders.state / "ledger.db")
+        self.view = LedgerReader(folders.state / "ledger.db")
         self.closing = False
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="web-read")
-        self._rows = Turns("web-row")
+        self._rows = BatchThread("web-row")
         self._one_at_a_time = asyncio.Lock()
         self._waiting = 0
 
@@ -79,18 +78,18 @@ class Desk:
 
         One thread reads rows alone: more of them would only wait for each other, and it waits for no inbox.
         """
-        return await self._rows.ask(self.view.exact, job_id) or await self.run(self.find, job_id)
+        return await self._rows.run(self.view.exact, job_id) or await self.run(self.find, job_id)
 
-    async def standing(self, job_id: str) -> Standing | None:
+    async def status(self, job_id: str) -> JobStatus | None:
         """How the job stands: as `look`, with fewer columns."""
-        return await self._rows.ask(self.view.standing, job_id) or await self.run(self._pending_standing, job_id)
+        return await self._rows.run(self.view.status, job_id) or await self.run(self._pending_status, job_id)
 
-    def _pending_standing(self, job_id: str) -> Standing | None:
+    def _pending_status(self, job_id: str) -> JobStatus | None:
         job = self.find(job_id)
         if job is None:
             return None
         created_ms = said(job).get("created_ms", job.accepted_ms)
-        return Standing(job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy)
+        return JobStatus(job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy)
 
     def _pending(self, job_id: str) -> Job | None:
         """A job whose manifest lies in the inbox still."""
@@ -145,7 +144,7 @@ class Desk:
         deadline = time.monotonic() + min(wait_s, MOST_WAIT_S)
         try:
             while not self.closing and (left_s := deadline - time.monotonic()) > 0:
-                job = await self.standing(job_id)
+                job = await self.status(job_id)
                 if job is None or job.state.ended:
                     return
                 await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
@@ -169,16 +168,16 @@ class Desk:
         """
         if key is not None and not 0 < len(key) <= _MOST_KEY_CHARS:
             raise bad_request(f"an Idempotency-Key has 1 to {_MOST_KEY_CHARS} characters")
-        order = order.with_said(by=owner, base=base, created_ms=now_ms(), **_uploads_of(order))
+        order = order.with_rest(by=owner, base=base, created_ms=now_ms(), **_uploads_of(order))
         if key is not None:
-            order = order.with_said(digest=order.digest)
+            order = order.with_rest(digest=order.digest)
         async with self._one_at_a_time:  # two orders see each other in the queue, and under one key
             return await self.run(self._place, order, job_id_of(owner, key) if key else new_id(), known=key is not None)
 
     def _place(self, order: Order, job_id: str, *, known: bool) -> Job:
         earlier = self.find(job_id) if known else None
         if earlier is not None:
-            if said(earlier).get("digest") != order.said["digest"]:
+            if said(earlier).get("digest") != order.rest["digest"]:
                 raise ApiError(422, "IdempotencyError", "this Idempotency-Key was used for another request before")
             return earlier
         manifest = order.manifest(job_id)

@@ -1,21 +1,30 @@
-"""The ledger's view for a server: the same read-only `sqlite3`, with connections that stay open, and its own questions.
+"""Reads the ledger for the web server: the same read-only `sqlite3` as `ledger.view`, made for many requests.
 
-Opening the file costs more than the question does, and the server asks often. Each thread keeps one connection. Nothing
-here outlives the daemon, and while it runs nobody replaces the file.
+`LedgerReader` keeps one open connection for each thread, since opening the file costs more than a query, and has the
+queries that only the server needs. No connection outlives the daemon, and nothing replaces the file while it runs.
+
+`BatchThread` runs short calls in one thread, many at a time. To hand one call to a thread and its result back costs
+several times what a row of the ledger costs. So the calls that come while the thread is busy go over to it together.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lipsyncd.errors import LedgerError
 from lipsyncd.jobs.job import JOB_COLUMNS, JOB_FLAGS, Job, JobState
 from lipsyncd.ledger.view import LedgerView
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 _COLUMNS = ", ".join(JOB_COLUMNS)
 _RECENT_JOBS = 20
@@ -23,8 +32,8 @@ _STATE = JOB_COLUMNS.index("state")
 _FLAGS = [JOB_COLUMNS.index(name) for name in JOB_FLAGS]
 
 
-class Standing(NamedTuple):
-    """How a job stands, in the columns that clients poll for: a tenth of the time that its whole row takes."""
+class JobStatus(NamedTuple):
+    """The columns that clients poll for; reading them takes a tenth of the time of the whole row."""
 
     state: JobState
     fraction: float
@@ -35,13 +44,13 @@ class Standing(NamedTuple):
     remedy: str | None = None
 
 
-_STANDING = (
+_STATUS_QUERY = (
     "SELECT state, fraction, coalesce(json_extract(rest, '$.created_ms'), accepted_ms), started_ms, finished_ms, "
     "reason, remedy FROM job WHERE id=?"
 )
 
 
-class Reader(LedgerView):
+class LedgerReader(LedgerView):
     """The ledger at `path`, for several threads."""
 
     def __init__(self, path: Path) -> None:
@@ -53,10 +62,10 @@ class Reader(LedgerView):
         try:
             yield self._connection()
         except sqlite3.Error as error:
-            raise self._lost(error) from error
+            raise self._unreadable(error) from error
 
     def _connection(self) -> sqlite3.Connection:
-        """The calling thread's own."""
+        """The calling thread's connection."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._connect()
@@ -64,26 +73,26 @@ class Reader(LedgerView):
             self._local.connection = connection
         return connection
 
-    def _lost(self, error: sqlite3.Error) -> LedgerError:
-        """What to raise; the next question of this thread opens the file anew."""
+    def _unreadable(self, error: sqlite3.Error) -> LedgerError:
+        """What to raise; this thread's next query opens the file again."""
         self._local.connection = None
         return LedgerError(f"cannot read the ledger {self.path}: {error}")
 
     def exact(self, job_id: str) -> Job | None:
-        """The job with exactly that id: one look into the primary key, however many jobs there are."""
+        """The job with exactly that id: one lookup in the primary key, however many jobs there are."""
         with self._open() as connection:
             if connection is None:
                 return None
             row = _plain(connection).execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
             return None if row is None else _job(row)
 
-    def standing(self, job_id: str) -> Standing | None:
+    def status(self, job_id: str) -> JobStatus | None:
         """The same for a few of its columns."""
         try:
-            row = _plain(self._connection()).execute(_STANDING, (job_id,)).fetchone()
+            row = _plain(self._connection()).execute(_STATUS_QUERY, (job_id,)).fetchone()
         except sqlite3.Error as error:
-            raise self._lost(error) from error
-        return None if row is None else Standing(JobState(row[0]), *row[1:])
+            raise self._unreadable(error) from error
+        return None if row is None else JobStatus(JobState(row[0]), *row[1:])
 
     def page(self, before_seq: int | None, limit: int) -> list[Job]:
         """Jobs from the newest on, or from the one before `before_seq` on. New jobs never shift a page."""
@@ -99,21 +108,21 @@ class Reader(LedgerView):
         return int(self._one("SELECT count(*) FROM job WHERE rest IS NOT NULL AND state='queued'") or 0)
 
     def recent_job_s(self) -> float | None:
-        """How long the last jobs took from their start to their end, on average; None before the first."""
+        """How long the last jobs took from start to end, on average; None before the first."""
         found = self._one(
             "SELECT avg(finished_ms - started_ms) / 1000.0 FROM (SELECT finished_ms, started_ms FROM job "
             f"WHERE state='done' AND started_ms IS NOT NULL ORDER BY seq DESC LIMIT {_RECENT_JOBS})"
         )
         return None if found is None else float(found)
 
-    def _one(self, question: str) -> int | float | None:
+    def _one(self, query: str) -> int | float | None:
         with self._open() as connection:
-            found: int | float | None = None if connection is None else connection.execute(question).fetchone()[0]
+            found: int | float | None = None if connection is None else connection.execute(query).fetchone()[0]
             return found
 
 
 def _plain(connection: sqlite3.Connection) -> sqlite3.Cursor:
-    """A cursor whose rows are tuples: looking up 38 names in each row takes longer than the question does."""
+    """A cursor whose rows are tuples: looking up 38 names in each row takes longer than the query does."""
     cursor = connection.cursor()
     cursor.row_factory = None
     return cursor
@@ -126,3 +135,49 @@ def _job(row: tuple[Any, ...]) -> Job:
     for place in _FLAGS:
         values[place] = bool(values[place])
     return Job(*values)
+
+
+class BatchThread:
+    """One thread that runs the calls of one event loop, in batches. After `close` the open calls get no result."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._calls: list[tuple[asyncio.Future[Any], Callable[[Any], Any], Any]] = []
+        self._busy = False
+
+    def run(self, function: Callable[[A], R], argument: A) -> asyncio.Future[R]:
+        """What `function(argument)` returns or raises in the thread."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._calls.append((future, function, argument))
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._begin, loop)  # after all other calls of this round of the loop
+        return future
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        calls, self._calls = self._calls, []
+        self._thread.submit(self._run, loop, calls)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, calls: list[Any]) -> None:
+        """In the thread. It settles no future, since only the loop may."""
+        results: list[tuple[asyncio.Future[Any], Callable[[], None]]] = []
+        for future, function, argument in calls:
+            try:
+                results.append((future, partial(future.set_result, function(argument))))
+            except Exception as error:
+                results.append((future, partial(future.set_exception, error)))
+        loop.call_soon_threadsafe(self._end, loop, results)
+
+    def _end(
+        self, loop: asyncio.AbstractEventLoop, results: list[tuple[asyncio.Future[Any], Callable[[], None]]]
+    ) -> None:
+        for future, settle in results:
+            if not future.done():  # its client may have hung up
+                settle()
+        self._busy = bool(self._calls)
+        if self._busy:
+            self._begin(loop)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lipsyncd.monitor.sd_notify import Notifier
+from lipsyncd.monitor.systemd import Notifier
 from tests.kits.machine.service_manager import ServiceManager
 from tests.kits.webhook_receiver import until
 
@@ -20,9 +20,9 @@ def test_each_message_arrives_as_one_datagram(tmp_path: Path, abstract: bool) ->
     manager = ServiceManager(address)
     try:
         notifier = Notifier({"NOTIFY_SOCKET": address})
-        assert notifier.heard
-        notifier.tell("READY=1", "STATUS=idle")
-        notifier.tell("STATUS=two\nSTOPPING=1 of a forger")
+        assert notifier.has_listener
+        notifier.send("READY=1", "STATUS=idle")
+        notifier.send("STATUS=two\nSTOPPING=1 of a forger")
         until(lambda: len(manager.messages) == 2, "both messages")
         assert manager.messages == [["READY=1", "STATUS=idle"], ["STATUS=two STOPPING=1 of a forger"]]
     finally:
@@ -50,13 +50,13 @@ def test_the_watchdog_is_ours_only_when_it_names_us_or_nobody(environ: dict[str,
 
 def test_without_systemd_nothing_is_told() -> None:
     notifier = Notifier({})
-    assert not notifier.heard
-    notifier.tell("READY=1")
+    assert not notifier.has_listener
+    notifier.send("READY=1")
 
 
 @pytest.mark.parametrize("address", ["/nowhere/at/all", "@nobody-listens-here", "vsock:2:9999", "/dev/null"])
 def test_a_systemd_that_does_not_listen_costs_nothing(address: str) -> None:
-    Notifier({"NOTIFY_SOCKET": address}).tell("WATCHDOG=1")
+    Notifier({"NOTIFY_SOCKET": address}).send("WATCHDOG=1")
 
 
 def test_a_systemd_that_reads_nothing_costs_two_seconds_at_most(tmp_path: Path) -> None:
@@ -69,5 +69,5 @@ def test_a_systemd_that_reads_nothing_costs_two_seconds_at_most(tmp_path: Path) 
                 for _ in range(100_000):
                     filling.sendto(b"STATUS=more", str(tmp_path / "notify"))
         began_s = time.monotonic()
-        notifier.tell("WATCHDOG=1")
+        notifier.send("WATCHDOG=1")
         assert 1.0 < time.monotonic() - began_s < 20.0

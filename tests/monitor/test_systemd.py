@@ -17,8 +17,7 @@ from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor import health
 from lipsyncd.monitor.facts import Facts, Worker
-from lipsyncd.monitor.sd_notify import Notifier
-from lipsyncd.monitor.systemd import Pulse, doing
+from lipsyncd.monitor.systemd import Notifier, SystemdReporter, activity
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.machine.service_manager import ServiceManager, listening
@@ -214,15 +213,15 @@ def test_a_stuck_daemon_is_not_fed_and_says_so_once(
     installation: Installation, ledger: Ledger, manager: ServiceManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = WELL
-    pulse = Pulse(Notifier(watched(manager, limit_s=0.3)), facts=lambda: now, view=LedgerView(ledger.path))
-    pulse.ready()
-    pulse.beat()
+    reporter = SystemdReporter(Notifier(watched(manager, limit_s=0.3)), facts=lambda: now, view=LedgerView(ledger.path))
+    reporter.ready()
+    reporter.report()
     manager.wait_for("WATCHDOG=1".__eq__)
     fed = manager.lines.count("WATCHDOG=1")
     now = replace(WELL, tick_age_s=health.MAIN_STUCK_S + 1)
-    pulse.beat()
-    pulse.beat()
-    pulse.stopping(1.0)  # heard after all the others
+    reporter.report()
+    reporter.report()
+    reporter.stopping(1.0)  # heard after all the others
     manager.wait_for("STOPPING=1".__eq__)
     assert manager.lines.count("WATCHDOG=1") == fed
     assert [r.levelname for r in caplog.records if "stuck: the main loop" in r.message] == ["CRITICAL"]
@@ -233,11 +232,11 @@ def test_a_stuck_daemon_is_not_fed_and_says_so_once(
 
 def test_the_status_line_counts_what_waits_and_names_what_runs(ledger: Ledger) -> None:
     view = LedgerView(ledger.path)
-    assert doing(WELL, view) == "idle"
+    assert activity(WELL, view) == "idle"
     running = claimed(ledger, "anna")
     ledger.set_progress(running, "t", "rendering", 0.454)
     queued(ledger, "bert")
     queued(ledger, "cleo")
-    assert doing(WELL, view) == f"rendering job {running} 45%, 2 queued"
+    assert activity(WELL, view) == f"rendering job {running} 45%, 2 queued"
     full = replace(WELL, faults={"disk": "/spool has 3 MB free; 500 MB are needed"})
-    assert doing(full, view).endswith("2 queued; not ready: disk: /spool has 3 MB free; 500 MB are needed")
+    assert activity(full, view).endswith("2 queued; not ready: disk: /spool has 3 MB free; 500 MB are needed")

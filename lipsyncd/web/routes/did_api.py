@@ -18,9 +18,9 @@ from lipsyncd.jobs.job import Job, utc_text
 from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.jobs import Desk
 from lipsyncd.web.links import Links
-from lipsyncd.web.orders import read_json, read_talk
 from lipsyncd.web.replies import ApiError, bad_request, json_reply, not_found
 from lipsyncd.web.requests import Counter, wait_s
+from lipsyncd.web.routes.did_request import read_json, read_talk
 from lipsyncd.web.routes.downloads import id_in
 from lipsyncd.web.routes.voices import Voices
 from lipsyncd.web.uploads import AUDIO, IMAGE

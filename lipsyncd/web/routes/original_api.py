@@ -14,12 +14,12 @@ from lipsyncd.monitor import gpu
 from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.access import public
 from lipsyncd.web.jobs import Desk
-from lipsyncd.web.ledger_reader import Standing
+from lipsyncd.web.ledger_reader import JobStatus
 from lipsyncd.web.links import Links
-from lipsyncd.web.orders import read_generate
 from lipsyncd.web.replies import bad_request, json_reply, not_found
 from lipsyncd.web.requests import Counter, wait_s
 from lipsyncd.web.routes.downloads import id_in
+from lipsyncd.web.routes.original_request import read_generate
 from lipsyncd.web.uploads import AUDIO, IMAGE
 
 _STATUS = {
@@ -62,12 +62,12 @@ class Original:
         """How a job stands; with `?wait=SECONDS` as soon as it has ended."""
         job_id = id_in(request)
         await self.desk.until_ended(job_id, wait_s(request))
-        job = await self.desk.standing(job_id)
+        job = await self.desk.status(job_id)
         if job is None:
             raise not_found("no job has that id")
         return json_reply(self._told(job_id, job), headers=None if job.state.ended else _LOOK_AGAIN)
 
-    def _told(self, job_id: str, job: Standing) -> dict[str, Any]:
+    def _told(self, job_id: str, job: JobStatus) -> dict[str, Any]:
         done = job.state is JobState.DONE
         failed = job.state.ended and not done
         return {

@@ -183,7 +183,7 @@ def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(inst
                     for one in lonely:
                         one.look()
                     until_well(installation, clock)
-                    installation.until(lambda fed=fed: systemd.lines.count("WATCHDOG=1") > fed, f"the pulse, {what}")
+                    installation.until(lambda fed=fed: systemd.lines.count("WATCHDOG=1") > fed, f"a message, {what}")
                 for name in drops.accepted:
                     installation.until_done(name)
                 for one in lonely:
