@@ -1,11 +1,11 @@
-"""Run a program with nothing but the files that it needs: every decode of a user's file, and each encode.
+"""Run a program that can reach only the files it needs: every decode of a user's file, and each encode.
 
-Such a program gets a bare environment, the files that its caller lists and no others, no network, limits on processor
-time, memory, file size and open files, no way to new privileges, no memory that is both writable and executable, a
-process group of its own, and its end when we end. Where the kernel has no Landlock it runs all the same, after one
+A jailed program has a bare environment, only the files that its caller lists, no network, no way to new privileges and
+no memory that is both writable and executable. Its processor time, memory, file size and open files are limited. It has
+a process group of its own and is killed when we end. Where the kernel has no Landlock it runs all the same, after one
 warning.
 
-Owns starting, watching and ending jailed processes. Leaves the walls to `launcher`, `landlock` and `seccomp`.
+Owns starting, watching and killing jailed processes. Leaves the restrictions to `launcher`, `landlock` and `seccomp`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lipsyncd.sandbox import landlock
 
 log = logging.getLogger(__name__)
 
-# What programs are made of and all users may read. Those that a machine does not have are left out.
+# Libraries and other files that programs need and all users may read. Those that a machine does not have are left out.
 _SYSTEM = (
     "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store",
     "/etc/ld.so.cache", "/dev/urandom",
@@ -49,11 +49,11 @@ _POLL_S = 0.005
 class ResourceLimits:
     """What one jailed process may use.
 
-    cpu_s             of all its threads together; then it is killed
+    cpu_s             processor time of all its threads together; after that it is killed
     file_bytes        largest file that it may write
-    memory_bytes      of address space, which a program maps more of than it uses
+    memory_bytes      of address space; a program maps more than it uses
     open_files        descriptors
-    write_or_execute  memory is never both in turn; a program that compiles code for itself needs False
+    write_or_execute  memory that was writable never becomes executable; a program with a JIT compiler needs False
     """
 
     cpu_s: int = 600
@@ -67,10 +67,10 @@ class ResourceLimits:
 class Completed:
     """How a jailed process ended.
 
-    returncode   as `subprocess` has it: minus the signal's number when one ended it
+    returncode   as in `subprocess`: minus the signal's number when a signal killed it
     stdout       the first 64 KiB
     stderr_tail  the last 16 KiB, undecodable bytes replaced
-    landlock     False: this kernel has none, and the file walls were missing
+    landlock     False: this kernel has no Landlock, so the files were not restricted
     timed_out    it was killed at `timeout_s`
     """
 
@@ -82,7 +82,7 @@ class Completed:
 
 
 class JailedProcess(subprocess.Popen[bytes]):
-    """A running program. `landlock_abi` is that of the walls around it, 0 where there are none."""
+    """A running program. `landlock_abi` is the Landlock version that restricts it; 0 without Landlock."""
 
     landlock_abi = 0
 
@@ -96,12 +96,12 @@ def run_jailed(
     python_path: Sequence[Path] = (),
     timeout_s: float,
 ) -> Completed:
-    """Run `argv` to its end, or to `timeout_s`, and return what it said. Its stdin is empty, its folder is `/`.
+    """Run `argv` to its end, or until `timeout_s`, and return its output. Its stdin is empty, its working folder `/`.
 
     argv         the program by its absolute path, then its arguments
-    readable     files and folders that exist, with all below them
-    writable     the same, also to be written; in a folder regular files may be made and removed, and nothing else
-    python_path  folders that a jailed Python imports from; it may list them, and read what `readable` has of them
+    readable     files and folders that exist, with everything below them
+    writable     the same, also for writing; in a folder only regular files may be created and removed
+    python_path  folders that a jailed Python imports from; it may list them, but read only what `readable` covers
 
     No process of its group outlives the call. Raises `JailFailed` when the program cannot be started.
     """
@@ -133,13 +133,13 @@ def popen_jailed(
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.PIPE,
 ) -> JailedProcess:
-    """Start `argv` as `run_jailed` does and return once it runs; the caller ends it with `end`.
+    """Start `argv` as `run_jailed` does and return once it runs; the caller kills and reaps it with `end`.
 
-    The kernel kills it when the *thread* that called this ends, so call from one that outlives it.
+    The kernel kills the program when the *thread* that called this ends: call from a thread that outlives it.
     """
     landlock_abi()  # for its warning
-    report, told = os.pipe2(os.O_CLOEXEC)
-    with os.fdopen(report, "rb", buffering=0) as reported:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(read_end, "rb", buffering=0) as report:
         try:
             request = {
                 "argv": [os.fspath(part) for part in argv],
@@ -149,25 +149,25 @@ def popen_jailed(
                 "writable": [*(os.fspath(path) for path in writable), "/dev/null"],
                 "limits": asdict(limits),
                 "parent": os.getpid(),
-                "report": told,
+                "report": write_end,
             }
             process = JailedProcess(
-                # -P and -S: neither the current folder nor any site configuration chooses what is imported.
+                # -P and -S: neither the current folder nor a site configuration decides what is imported.
                 [sys.executable, "-P", "-S", "-m", "lipsyncd.sandbox.launcher", json.dumps(request)],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 cwd="/",
                 env=_environment(python_path),
-                pass_fds=(told,),
+                pass_fds=(write_end,),
                 start_new_session=True,
             )
         except OSError as error:
             raise JailFailed(f"{sys.executable} does not start: {error.strerror or error}") from error
         finally:
-            os.close(told)
+            os.close(write_end)
         try:
-            process.landlock_abi = _landlock_around(process, str(argv[0]), reported)
+            process.landlock_abi = _await_start(process, str(argv[0]), report)
         except BaseException:
             end(process)
             raise
@@ -175,14 +175,14 @@ def popen_jailed(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the whole process group and reap it. Harmless when it has ended already."""
-    if process.returncode is None:  # once reaped, its number may be a stranger's
+    """Kill the whole process group and reap the process. Harmless when it has ended already."""
+    if process.returncode is None:  # once it is reaped, its number may belong to another process
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
-            with contextlib.suppress(OSError):  # what stdin's buffer still holds goes nowhere
+            with contextlib.suppress(OSError):  # stdin may still hold data that can no longer be written
                 stream.close()
 
 
@@ -201,23 +201,23 @@ def _environment(python_path: Sequence[Path]) -> Mapping[str, str]:
 
 
 def _program_files(program: str) -> list[str]:
-    """What `program` may read and run: itself, the system's libraries, and those that were installed beside it."""
+    """The files that `program` may read and run: itself, the system's libraries, and those installed beside it."""
     real = Path(program).resolve()
     return [os.fspath(path) for path in (real, real.parent.parent / "lib", *map(Path, _SYSTEM)) if path.exists()]
 
 
-def _landlock_around(process: JailedProcess, program: str, reported: IO[bytes]) -> int:
-    """Read the launcher's report to its end, which is the moment when the program starts."""
+def _await_start(process: JailedProcess, program: str, report: IO[bytes]) -> int:
+    """Read the launcher's report to its end: the pipe closes when the program starts. Returns the Landlock version."""
     deadline = time.monotonic() + _START_TIMEOUT_S
-    said = b""
-    while block := _read_before(deadline, reported):
-        said += block
-    report: dict[str, object] = {}
-    for line in said.splitlines():
-        report.update(json.loads(line))
-    abi = report.get("landlock")
-    if "error" in report or not isinstance(abi, int):
-        why = report.get("error") or _why_it_died(process) or "its launcher ended without a report"
+    text = b""
+    while block := _read_before(deadline, report):
+        text += block
+    facts: dict[str, object] = {}
+    for line in text.splitlines():
+        facts.update(json.loads(line))
+    abi = facts.get("landlock")
+    if "error" in facts or not isinstance(abi, int):
+        why = facts.get("error") or _launcher_error(process) or "its launcher ended without a report"
         raise JailFailed(f"{program} does not start in the jail: {why}")
     return abi
 
@@ -228,7 +228,7 @@ def _read_before(deadline: float, stream: IO[bytes]) -> bytes:
     return os.read(stream.fileno(), _BLOCK_BYTES)
 
 
-def _why_it_died(process: subprocess.Popen[bytes]) -> str:
+def _launcher_error(process: subprocess.Popen[bytes]) -> str:
     """Why a launcher ended without a report: the last line that Python itself printed."""
     if process.stderr is None:
         return ""
@@ -237,7 +237,7 @@ def _why_it_died(process: subprocess.Popen[bytes]) -> str:
 
 
 def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str, bool]:
-    """Read both outputs, keeping the start of one and the end of the other, until the process ends or time is up."""
+    """Read both outputs until the process ends or time is up, keeping the start of stdout and the end of stderr."""
     assert process.stdout is not None
     assert process.stderr is not None
     stdout, stderr = bytearray(), bytearray()
@@ -256,7 +256,7 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
 
 
 def _ended_before(deadline: float, pid: int) -> bool:
-    """Wait without reaping: the group may hold others, and keeps its number only until its first process is reaped."""
+    """Wait without reaping: the group may hold more processes, and its number is only ours until we reap the first."""
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() >= deadline:
             return False

@@ -1,7 +1,8 @@
-"""The kernel's Landlock: take away, from this process and all that it starts, every file but those listed.
+"""Landlock: deny this process, and every process it starts, all files except those listed.
 
-An ordinary process may do this to itself without privileges, and nothing gives the rights back. Beside files it refuses
-TCP (since ABI 4), device ioctls (5), abstract unix sockets of others and signals to others (6). It does not know UDP.
+An ordinary process may restrict itself without privileges, and cannot lift the restriction again. Besides files,
+Landlock denies TCP (since ABI 4), device ioctls (5), and abstract unix sockets of and signals to other processes (6).
+It does not cover UDP.
 
 Owns the three system calls. Leaves the choice of files to `jail`.
 Source: Linux, Documentation/userspace-api/landlock.rst.
@@ -25,7 +26,7 @@ RUN = READ | _EXECUTE
 WRITE = READ | _WRITE_FILE | _TRUNCATE | _MAKE_REGULAR | _REMOVE_FILE  # regular files alone: no links, no folders
 
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
-_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights each ABI knows; later ones know no more
+_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights each ABI has; later ones have no more
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _ASK_VERSION = 1
@@ -38,22 +39,22 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def abi() -> int:
-    """The kernel's version of Landlock; 0 where there is none, or where a filter on system calls hides it."""
+    """The kernel's version of Landlock; 0 where there is none, or where a system call filter blocks it."""
     version: int = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_ASK_VERSION))
     return max(version, 0)
 
 
 def restrict(rules: Iterable[tuple[str, int]]) -> int:
-    """Leave this process the files and folders in `rules`, each with `LIST`, `READ`, `RUN` or `WRITE`, and no TCP.
+    """Allow this process only the files and folders in `rules`, each with `LIST`, `READ`, `RUN` or `WRITE`; no TCP.
 
-    A folder's right covers all below it. The process must have set no_new_privs. Returns the ABI that was used; at 0
-    nothing has changed. Raises OSError, for a path in `rules` too: what is not there cannot be promised.
+    A folder's right covers everything below it. The process must have set no_new_privs. Returns the ABI that was used;
+    with 0 nothing has changed. Raises OSError, also when a path in `rules` does not exist.
     """
     version = abi()
     if not version:
         return 0
     known = (1 << _FS_BITS[min(version, 5)]) - 1
-    # A kernel that knows fewer fields takes the longer struct as long as those are zero.
+    # A kernel that has fewer fields accepts the longer struct as long as the rest is zero.
     fields = struct.pack("=QQQ", known, _ALL_TCP if version >= 4 else 0, _ALL_SCOPES if version >= 6 else 0)
     ruleset = _call(_CREATE_RULESET, fields, ctypes.c_size_t(len(fields)), ctypes.c_uint32(0))
     try:

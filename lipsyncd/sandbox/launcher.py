@@ -1,12 +1,12 @@
-"""Lock this process in, then become another program: the inside of the jail's door.
+"""Restrict this process, then become the jailed program.
 
     python -m lipsyncd.sandbox.launcher REQUEST
 
-`jail` starts it with REQUEST, a JSON object, in a process of its own. A fresh program may set its limits one after the
-other; between fork and exec of a daemon with threads (`preexec_fn`) it could not do so safely.
+`jail` starts it with REQUEST, a JSON object, in a process of its own. A fresh process can set its limits step by step;
+between fork and exec of a daemon with threads (`preexec_fn`) that is not safe.
 
-Owns the order in which the walls go up. Leaves what goes into REQUEST to `jail`. Imports almost nothing: this is paid
-for each decode.
+Owns the order of the restrictions. Leaves the content of REQUEST to `jail`. Imports almost nothing, since every decode
+waits for it.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ _REFUSE_GAINED_EXECUTE = 1
 
 
 def main(request: dict[str, Any]) -> None:
-    """Put up the walls and exec `request["argv"]`. Returns never.
+    """Apply all restrictions and exec `request["argv"]`. Never returns.
 
-    Says `{"landlock": ABI}` on the descriptor `request["report"]` after the last wall, and `{"error": text}` when one
-    of them or the program fails. The descriptor closes by itself once the program runs.
+    Writes `{"landlock": ABI}` to the descriptor `request["report"]` after the last restriction, or `{"error": text}`
+    when a restriction or the exec fails. The descriptor closes by itself once the program runs.
     """
     report = request["report"]
     try:
         os.set_inheritable(report, False)
-        _die_with(request["parent"])
+        _set_parent_death_signal(request["parent"])
         os.umask(0o077)
-        _forget_signals()
+        _reset_signals()
         _set_limits(request["limits"])
-        _tell(report, landlock=_lock_in(request))
+        _write(report, landlock=_restrict(request))
         os.execv(request["argv"][0], request["argv"])
     except OSError as error:
-        _tell(report, error=str(error))
+        _write(report, error=str(error))
         os._exit(127)
 
 
-def _tell(report: int, **said: object) -> None:
-    os.write(report, json.dumps(said).encode() + b"\n")
+def _write(report: int, **facts: object) -> None:
+    os.write(report, json.dumps(facts).encode() + b"\n")
 
 
-def _die_with(parent: int) -> None:
+def _set_parent_death_signal(parent: int) -> None:
     _prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(127)
 
 
-def _forget_signals() -> None:
-    """Undo what a program inherits: Python ignores two signals, and a thread of the daemon may block some."""
+def _reset_signals() -> None:
+    """Undo what the program would inherit: Python ignores two signals, and a thread of the daemon may block some."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -78,17 +78,17 @@ def _limit(which: int, wanted: int) -> None:
     resource.setrlimit(which, (allowed, allowed))
 
 
-def _lock_in(request: dict[str, Any]) -> int:
+def _restrict(request: dict[str, Any]) -> int:
     _prctl(_SET_NO_NEW_PRIVILEGES, 1)
     if request["limits"]["write_or_execute"]:
-        with contextlib.suppress(OSError):  # a kernel before 6.3; the other walls stand without it
+        with contextlib.suppress(OSError):  # a kernel before 6.3; the other restrictions work without it
             _prctl(_SET_WRITE_OR_EXECUTE, _REFUSE_GAINED_EXECUTE)
     rules = [(path, landlock.RUN) for path in request["programs"]]
     rules += [(path, landlock.LIST) for path in request["listable"]]
     rules += [(path, landlock.READ) for path in request["readable"]]
     rules += [(path, landlock.WRITE) for path in request["writable"]]
     abi = landlock.restrict(rules)
-    with contextlib.suppress(OSError):  # a kernel without filters
+    with contextlib.suppress(OSError):  # a kernel without seccomp filters
         seccomp.restrict()
     return abi
 

@@ -1,8 +1,8 @@
-"""The kernel's system call filter: no sockets, and none of the calls that a decoder has no honest use for.
+"""A system call filter: no sockets, and none of the calls that a decoder has no legitimate use for.
 
-Landlock refuses files and TCP. UDP and named unix sockets (a container engine's, for one) pass it, so `socket` itself
-goes, with `io_uring`, which could make one behind the filter's back. The rest are calls into other processes and into
-parts of the kernel where most escapes were found.
+Landlock covers files and TCP, but neither UDP nor named unix sockets (a container engine's, for example). So `socket`
+itself is refused, and `io_uring`, which could open one past the filter. The other calls reach into other processes, or
+into parts of the kernel where most escapes were found.
 
 Owns the filter. Leaves the moment to `launcher`. Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
 """
@@ -32,9 +32,10 @@ _SET_SECCOMP, _FILTER = 22, 2
 
 
 def restrict() -> bool:
-    """Refuse those calls (EACCES) to this process and all that it starts. False where the machine is none of ours.
+    """Refuse those calls (EACCES) to this process and every process it starts.
 
-    The process must have set no_new_privs. Raises OSError where the kernel has no filters.
+    Returns False on an architecture that is not in the table. The process must have set no_new_privs. Raises OSError
+    where the kernel has no filters.
     """
     known = _MACHINES.get(os.uname().machine)
     if known is None:
@@ -50,8 +51,8 @@ def restrict() -> bool:
 
 
 def _program(machine: int, refused: Sequence[int]) -> list[bytes]:
-    """The filter as BPF. A call of another machine's numbering (32 bit, x32) is refused whole, for no list fits it."""
-    refusal = len(refused) + 5  # where the last instruction stands; a jump counts from the one behind it
+    """The filter as BPF. Calls with another numbering (32 bit, x32) are all refused, since the table does not fit."""
+    refusal = len(refused) + 5  # index of the last instruction; a jump is counted from the instruction after it
     return [
         _instruction(_LOAD, _MACHINE_AT),
         _instruction(_IF_EQUAL, machine, otherwise=refusal - 2),

@@ -1,4 +1,4 @@
-"""What a jailed program can and cannot do. Each test runs a real one: mostly a Python that tries."""
+"""What a jailed program can and cannot do. Each test runs a real program, mostly a Python that tries something."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ PYTHON = [str(getattr(sys, "_base_executable", sys.executable)), "-P", "-S", "-c
 needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
 
 
-# To begin a program with: a filter on system calls makes this kernel one without Landlock.
+# Prepended to a program: a system call filter makes this kernel look like one without Landlock.
 WITHOUT_LANDLOCK = """
 import ctypes
 from lipsyncd.sandbox import seccomp
@@ -38,8 +38,8 @@ def inside(code: str, *, timeout_s: float = 20.0, **given) -> Completed:
     return run_jailed([*PYTHON, textwrap.dedent(code)], timeout_s=timeout_s, **given)
 
 
-def said(code: str, **given) -> str:
-    """What that code prints; it has to end well."""
+def output_of(code: str, **given) -> str:
+    """What Python code prints in the jail; it has to succeed."""
     ended = inside(code, **given)
     assert ended.returncode == 0, ended.stderr_tail
     return ended.stdout.decode().strip()
@@ -50,7 +50,7 @@ def said(code: str, **given) -> str:
 
 @needs_landlock
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/status", "/proc/cpuinfo", "/bin/sh", str(Path.home())])
-def test_files_that_nobody_listed_cannot_be_opened(path):
+def test_files_that_are_not_listed_cannot_be_opened(path):
     ended = inside(f"import os; os.open({path!r}, os.O_RDONLY)")
     assert "PermissionError" in ended.stderr_tail
 
@@ -61,7 +61,7 @@ def test_a_file_next_to_a_listed_one_cannot_be_opened(tmp_path):
     listed.write_text("mine")
     other.write_text("yours")
 
-    assert said(f"print(open({str(listed)!r}).read())", readable=[listed]) == "mine"
+    assert output_of(f"print(open({str(listed)!r}).read())", readable=[listed]) == "mine"
     assert "PermissionError" in inside(f"open({str(other)!r})", readable=[listed]).stderr_tail
 
 
@@ -79,7 +79,7 @@ def test_a_file_next_to_a_listed_one_cannot_be_opened(tmp_path):
         "os.truncate(listed, 0)",
     ],
 )
-def test_outside_its_folder_nothing_can_be_written_and_inside_only_regular_files(tmp_path, attempt):
+def test_nothing_is_written_outside_its_folder_and_only_regular_files_inside(tmp_path, attempt):
     folder, listed = tmp_path / "job", tmp_path / "listed"
     folder.mkdir()
     listed.write_text("input")
@@ -93,7 +93,7 @@ def test_outside_its_folder_nothing_can_be_written_and_inside_only_regular_files
     assert (listed.read_text(), (folder / "mine").read_text()) == ("input", "result")
 
 
-def test_a_program_may_fill_a_file_made_for_it_and_make_none_beside_it(tmp_path):
+def test_a_program_may_fill_a_file_made_for_it_and_create_none_beside_it(tmp_path):
     target = tmp_path / "target"
     target.touch(0o600)
 
@@ -118,7 +118,7 @@ def test_a_file_outside_cannot_be_reached_through_a_link_inside(tmp_path):
 
 @pytest.mark.parametrize("family", ["AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"])
 @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
-def test_no_socket_can_be_made(family, kind):
+def test_no_socket_can_be_opened(family, kind):
     ended = inside(f"import socket; socket.socket(socket.{family}, socket.{kind})")
     assert "PermissionError" in ended.stderr_tail or "not supported" in ended.stderr_tail
 
@@ -139,7 +139,7 @@ def test_ffmpeg_cannot_reach_a_server_on_this_machine():
 
 @pytest.mark.skipif(landlock.abi() < 4, reason="Landlock refuses TCP since ABI 4")
 def test_landlock_alone_refuses_tcp():
-    """The wall that stands on a machine whose system calls our filter does not know."""
+    """What is left on an architecture that the system call filter does not know."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         code = f"""
@@ -171,16 +171,18 @@ def test_landlock_alone_refuses_tcp():
         pytest.param(250, 219, id="keyctl"),
     ],
 )
-def test_calls_into_other_processes_and_the_depths_of_the_kernel_are_refused(x86_64, aarch64):
+def test_calls_into_other_processes_and_dangerous_parts_of_the_kernel_are_refused(x86_64, aarch64):
     number = {"x86_64": x86_64, "aarch64": aarch64}[os.uname().machine]
     call = f"libc.syscall({number}, 0, 0, 0, 0, 0)"
-    assert said(f"import ctypes; libc = ctypes.CDLL(None, use_errno=True); {call}; print(ctypes.get_errno())") == "13"
+    assert (
+        output_of(f"import ctypes; libc = ctypes.CDLL(None, use_errno=True); {call}; print(ctypes.get_errno())") == "13"
+    )
 
 
-# -- what it is born with ----------------------------------------------------------------------------------------------
+# -- what a program starts with ----------------------------------------------------------------------------------------
 
 
-def test_it_starts_with_three_descriptors_a_bare_environment_and_nobody_elses_rights(monkeypatch):
+def test_it_starts_with_three_descriptors_a_bare_environment_and_no_new_privileges(monkeypatch):
     monkeypatch.setenv("API_KEY", "secret")
     leaked = os.open("/etc/passwd", os.O_RDONLY)
     os.set_inheritable(leaked, True)
@@ -197,16 +199,16 @@ def test_it_starts_with_three_descriptors_a_bare_environment_and_nobody_elses_ri
             print(open_now, "API_KEY" in os.environ, "HOME" in os.environ, oct(os.umask(0)), os.getcwd())
             print(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), os.getsid(0) == os.getpgid(0) == os.getpid())
         """
-        assert said(code).splitlines() == ["[0, 1, 2] False False 0o77 /", "1 True"]
+        assert output_of(code).splitlines() == ["[0, 1, 2] False False 0o77 /", "1 True"]
     finally:
         os.close(leaked)
 
 
-def test_its_signals_are_as_new_although_a_thread_of_ours_blocks_some():
+def test_its_signals_are_reset_although_a_thread_of_ours_blocks_some():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         code = "import signal; print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
-        assert said(code) == "0"
+        assert output_of(code) == "0"
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
@@ -214,26 +216,26 @@ def test_its_signals_are_as_new_although_a_thread_of_ours_blocks_some():
 def test_memory_is_never_writable_and_executable_unless_asked_for():
     code = "import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC); print('both')"
     probe = "import ctypes; print(ctypes.CDLL(None).prctl(66, 0, 0, 0, 0))"
-    if said(probe) != "1":
+    if output_of(probe) != "1":
         pytest.skip("a kernel before 6.3 cannot refuse it")
     assert "PermissionError" in inside(code).stderr_tail
-    assert said(code, limits=ResourceLimits(write_or_execute=False)) == "both"
+    assert output_of(code, limits=ResourceLimits(write_or_execute=False)) == "both"
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
-def test_processor_time_ends():
+def test_processor_time_is_limited():
     ended = inside("while True: pass", limits=ResourceLimits(cpu_s=1))
     assert ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
     assert not ended.timed_out
 
 
-def test_memory_ends():
+def test_memory_is_limited():
     assert "MemoryError" in inside("bytearray(600 << 20)", limits=ResourceLimits(memory_bytes=512 << 20)).stderr_tail
 
 
-def test_the_size_of_a_file_ends(tmp_path):
+def test_the_size_of_a_file_is_limited(tmp_path):
     code = f"import signal; f = open({str(tmp_path / 'f')!r}, 'wb')\nwhile True: f.write(b'x' * 65536)"
     ended = inside(code, writable=[tmp_path], limits=ResourceLimits(file_bytes=1 << 20))
     # Python ignores SIGXFSZ and sees an error; other programs are killed by it.
@@ -241,12 +243,12 @@ def test_the_size_of_a_file_ends(tmp_path):
     assert (tmp_path / "f").stat().st_size == 1 << 20
 
 
-def test_open_files_and_core_dumps_end():
+def test_open_files_and_core_dumps_are_limited():
     code = "import resource as r; print(r.getrlimit(r.RLIMIT_NOFILE), r.getrlimit(r.RLIMIT_CORE))"
-    assert said(code, limits=ResourceLimits(open_files=20)) == "(20, 20) (0, 0)"
+    assert output_of(code, limits=ResourceLimits(open_files=20)) == "(20, 20) (0, 0)"
 
 
-def test_time_ends_and_takes_the_whole_family_along(tmp_path):
+def test_the_timeout_kills_the_whole_process_group(tmp_path):
     pids = tmp_path / "pids"
     code = f"""
         import os, time
@@ -264,7 +266,7 @@ def test_time_ends_and_takes_the_whole_family_along(tmp_path):
     assert _gone([int(pid) for pid in pids.read_text().split()])
 
 
-def test_a_child_left_behind_dies_with_its_program(tmp_path):
+def test_a_child_left_behind_is_killed_with_its_program(tmp_path):
     pid = tmp_path / "pid"
     code = f"""
         import os, time
@@ -278,7 +280,7 @@ def test_a_child_left_behind_dies_with_its_program(tmp_path):
     assert _gone([int(pid.read_text())])
 
 
-def test_it_dies_when_we_do(tmp_path):
+def test_it_is_killed_when_its_parent_dies(tmp_path):
     pid = tmp_path / "pid"
     code = f"""
         import sys, time
@@ -297,10 +299,10 @@ def test_it_dies_when_we_do(tmp_path):
     assert _gone([int(pid.read_text())])
 
 
-# -- talking to it -----------------------------------------------------------------------------------------------------
+# -- input and output --------------------------------------------------------------------------------------------------
 
 
-def test_a_flood_of_words_is_kept_short():
+def test_of_much_output_only_a_part_is_kept():
     ended = inside("import sys; sys.stdout.write('o' * 9_000_000); sys.stderr.write('e' * 9_000_000 + 'end')")
     assert ended.stdout == b"o" * 65_536
     assert len(ended.stderr_tail) == 16_384
@@ -326,7 +328,7 @@ def test_a_long_running_program_reads_from_our_pipe_and_is_ended_by_us(tmp_path)
 
 def test_many_threads_start_jails_at_once():
     results: list[str] = []
-    threads = [threading.Thread(target=lambda n=n: results.append(said(f"print({n})"))) for n in range(8)]
+    threads = [threading.Thread(target=lambda n=n: results.append(output_of(f"print({n})"))) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -334,18 +336,18 @@ def test_many_threads_start_jails_at_once():
     assert sorted(results) == [str(n) for n in range(8)]
 
 
-def test_a_program_that_is_not_there_is_a_failure_of_the_jail(tmp_path):
+def test_a_missing_program_is_a_failure_of_the_jail(tmp_path):
     with pytest.raises(JailFailed, match=r"no-such-program does not start in the jail: .*No such file"):
         run_jailed([str(tmp_path / "no-such-program")], timeout_s=5)
 
 
 @needs_landlock
-def test_a_promise_that_cannot_be_kept_is_a_failure_of_the_jail(tmp_path):
+def test_a_missing_listed_file_is_a_failure_of_the_jail(tmp_path):
     with pytest.raises(JailFailed, match="No such file"):
         run_jailed(["/bin/true"], readable=[tmp_path / "missing"], timeout_s=5)
 
 
-def test_a_kernel_without_landlock_is_named_once_and_work_goes_on():
+def test_a_kernel_without_landlock_is_logged_once_and_work_goes_on():
     code = """
         import logging
         logging.basicConfig(format="%(levelname)s %(message)s")
@@ -361,7 +363,7 @@ def test_a_kernel_without_landlock_is_named_once_and_work_goes_on():
 
 
 @needs_landlock
-def test_the_result_says_that_the_walls_stood(caplog):
+def test_the_result_tells_that_landlock_was_active(caplog):
     with caplog.at_level(logging.WARNING):
         assert run_jailed(["/bin/true"], timeout_s=10).landlock
     assert not caplog.records
@@ -375,7 +377,7 @@ def _wait_until(condition, timeout_s: float = 20.0) -> None:
 
 
 def _gone(pids: list[int]) -> bool:
-    """True once none of them lives; a zombie that nobody has reaped yet is dead too."""
+    """True once none of them runs; a zombie that is not reaped yet counts as gone."""
 
     def living(pid: int) -> bool:
         try:

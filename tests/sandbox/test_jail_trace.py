@@ -1,8 +1,8 @@
-"""Every decode of hostile files, as the kernel saw it: walls first, and behind them no file outside and no network.
+"""Every decode of hostile files as the kernel saw it: restricted first, then no file outside its job and no network.
 
-`test_hostile_jobs` watches a secret and a port. Here strace records every open, every program and every socket of a
-daemon and all its children, so that what nobody thought of watching counts too. `wall_kit` judges. That it is sharp is
-shown by the record, from which walls are taken away, and by a run on a kernel that has none.
+`tests/system/hostile/test_jobs.py` watches one secret file and one port. Here strace records every open, exec and
+socket of a daemon and all its children, so that an unexpected access counts too. `wall_kit` judges the record. Two
+checks show that its judgement is strict: records from which a restriction is removed, and a run without Landlock.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MVG = "push graphic-context\nviewbox 0 0 99 99\nimage over 0,0 0,0 '{there}'\npo
 
 
 def decodable(there: str) -> dict[str, tuple[str, bytes]]:
-    """Files that are what they say and reach a decoder, with `there` inside, a file or an address: half and bytes."""
+    """Valid files that reach a decoder and refer to `there`, a file or an address: their suffix and bytes."""
     svg = f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{there}"/></svg>'.encode()
     playlist = f"#EXTM3U\n#EXTINF:1,\n{there}\n#EXT-X-ENDLIST\n".encode()
     comment = MVG.format(there=there).encode()
@@ -82,7 +82,7 @@ def _sized(comment: bytes) -> bytes:
 
 
 def damaged(data: bytes, seed: str) -> bytes:
-    """The same with some bytes of its middle third changed, so that its structure still holds."""
+    """The same file with some bytes of its middle third changed, so that its structure stays valid."""
     chance, changed = random.Random(seed), bytearray(data)
     for _ in range(12):
         changed[chance.randrange(len(data) // 3, 2 * len(data) // 3)] ^= 1 << chance.randrange(8)
@@ -91,10 +91,10 @@ def damaged(data: bytes, seed: str) -> bytes:
 
 @dataclass(frozen=True)
 class Record:
-    """The calls of a daemon and its children while it was given files.
+    """The system calls of a daemon and its children while files were dropped.
 
     dropped  names of the jobs by what was dropped
-    decoded  the input, "image" or "audio", that a decoder must have seen, by the name of its job
+    decoded  the input, "image" or "audio", that a decoder must have opened, by the name of its job
     """
 
     events: tuple[Event, ...]
@@ -112,7 +112,7 @@ class Record:
         return [(doer, event) for doer, event in with_doers(self.events) if doer.walls]
 
     def of_one(self, event: Event) -> list[Event]:
-        """All calls of the thread that made `event`, behind the one that names the daemon."""
+        """All calls of the thread that made `event`, after the exec of the daemon."""
         return [self.events[0], *(each for each in self.events if each.thread == event.thread)]
 
     @cached_property
@@ -121,7 +121,7 @@ class Record:
 
 
 def drop_all(installation: Installation, canary: Canary) -> tuple[dict[str, str], dict[str, str]]:
-    """Put everything into the inbox; gives `dropped` and `decoded` of the record."""
+    """Put everything into the inbox; returns `dropped` and `decoded` of the record."""
     inbox, dropped, decoded = installation.path("inbox"), dict[str, str](), dict[str, str]()
 
     def drop(what: str, files: Mapping[str, bytes]) -> str:
@@ -173,10 +173,10 @@ def _ended(installation: Installation) -> int:
     return sum(job.state.ended for job in installation.view.jobs(limit=1000))
 
 
-# -- what the record says ----------------------------------------------------------------------------------------------
+# -- what the record shows ---------------------------------------------------------------------------------------------
 
 
-def test_every_decode_has_walls_and_none_leaves_its_job(record: Record) -> None:
+def test_every_decode_is_restricted_and_none_leaves_its_job(record: Record) -> None:
     assert complaints(record.events, record.storage) == []
     opened = [event for _, event in record.jailed if event.name in OPENS and not event.error]
     tell(
@@ -186,8 +186,8 @@ def test_every_decode_has_walls_and_none_leaves_its_job(record: Record) -> None:
     )
 
 
-def test_decoders_have_really_seen_the_files(record: Record) -> None:
-    """Else the test above would be content with a daemon that decodes nothing."""
+def test_decoders_have_really_opened_the_files(record: Record) -> None:
+    """Otherwise the test above would pass for a daemon that decodes nothing."""
     inputs = {event.led_to for _, event in record.jailed if event.led_to.endswith(("/image", "/audio"))}
     ids = {job.name: job.id for job in record.installation.view.jobs(limit=1000)}
     what = {name: what for what, name in record.dropped.items()}
@@ -209,10 +209,10 @@ def test_decoders_have_really_seen_the_files(record: Record) -> None:
         assert any(sign in command for command in commands), sign
 
 
-def test_nobody_even_tries_what_a_file_refers_to(record: Record) -> None:
-    """Demuxers are chosen, not guessed, and follow no reference: no open names the secret, worked or refused.
+def test_no_process_even_tries_to_open_what_a_file_refers_to(record: Record) -> None:
+    """Demuxers are chosen, not guessed, and follow no reference: no open, allowed or refused, names the secret.
 
-    A socket that the jail's filter refuses leaves no line in this record; those of a willing decoder below do.
+    A socket that the jail's filter refuses leaves no line in this record; see the willing decoder below for those.
     """
     outside = f"{record.canary.folder}/"
     assert not [event for event in record.events if any(outside in p for p in (*event.paths, event.led_to))]
@@ -221,10 +221,10 @@ def test_nobody_even_tries_what_a_file_refers_to(record: Record) -> None:
     ]
 
 
-# -- that the judge is sharp -------------------------------------------------------------------------------------------
+# -- the judgement is strict -------------------------------------------------------------------------------------------
 
 
-def test_without_the_walls_of_any_one_process_there_are_complaints(record: Record) -> None:
+def test_a_record_without_the_restriction_of_one_process_brings_complaints(record: Record) -> None:
     assert len(record.locks) > len(record.decoded)
     for lock in record.locks:
         alone = record.of_one(lock)
@@ -232,7 +232,7 @@ def test_without_the_walls_of_any_one_process_there_are_complaints(record: Recor
         assert complaints([each for each in alone if each is not lock], record.storage), lock.thread
 
 
-def test_walls_that_come_after_an_input_is_opened_are_too_late(record: Record) -> None:
+def test_a_restriction_after_an_input_is_opened_is_too_late(record: Record) -> None:
     inputs = {e.thread: e for _, e in record.jailed if e.led_to.endswith(("/image", "/audio"))}
     for opened in inputs.values():
         alone = record.of_one(opened)
@@ -268,8 +268,8 @@ def test_an_open_of_anything_else_is_a_complaint(record: Record, what: str) -> N
 @pytest.mark.parametrize(
     "name", ["socket", "connect", "sendto", "ptrace", "io_uring_setup", "unlink", "execve", "chmod"]
 )
-def test_any_other_call_that_works_behind_the_walls_is_a_complaint(record: Record, name: str) -> None:
-    """Put after all that the process did, so that nothing else changes."""
+def test_any_other_call_that_succeeds_in_the_jail_is_a_complaint(record: Record, name: str) -> None:
+    """The call is appended to the calls of the process, so that nothing else changes."""
     _, opened = next((d, e) for d, e in record.jailed if e.led_to.endswith("/audio"))
     alone, strange = record.of_one(opened), replace(opened, name=name, led_to="", arguments="AF_UNIX")
     assert len(complaints([*alone, strange], record.storage)) == 1
@@ -306,10 +306,10 @@ def test_what_an_unjailed_child_of_the_daemon_may_do(what: str) -> None:
         Event(2, "execve", ("/bin/python", "python", "-m", "lipsyncd.renderers"), "", 3, 3),
     ]
     found = complaints([daemon, *child, event], Path("/s"))
-    assert [complaint in said for said in found] == [True] * bool(complaint)
+    assert [complaint in each for each in found] == [True] * bool(complaint)
 
 
-def test_walls_are_inherited_over_fork_and_exec_and_by_nobody_else(tmp_path: Path) -> None:
+def test_a_restriction_is_inherited_over_fork_and_exec_and_nowhere_else(tmp_path: Path) -> None:
     """Lines as strace writes them, of calls that overlap."""
     (tmp_path / "record").write_text(
         "1 vfork( <unfinished ...>\n"
@@ -354,7 +354,7 @@ for source in (["-f", "concat", "-safe", "0", "-i", str(job / "list")], ["-f", "
 
 @dataclass(frozen=True)
 class Willing:
-    """What an ffmpeg did that was told to follow a reference and an address, and what decodes did beside it."""
+    """What an ffmpeg did whose command names a reference and an address, and what ordinary decodes did before it."""
 
     events: list[Event]
     storage: Path
@@ -382,7 +382,7 @@ def willing(tmp_path: Path) -> Callable[[str], Willing]:
     return run
 
 
-def test_walls_refuse_a_willing_decoder_and_the_record_shows_it(willing: Callable[[str], Willing]) -> None:
+def test_the_jail_refuses_a_willing_decoder_and_the_record_shows_it(willing: Callable[[str], Willing]) -> None:
     ran = willing("")
     assert complaints(ran.events, ran.storage) == []
     tried = [e for e in ran.events if e.name in OPENS and e.path.endswith(str(ran.secret))]
@@ -394,8 +394,8 @@ def test_walls_refuse_a_willing_decoder_and_the_record_shows_it(willing: Callabl
 def test_on_a_kernel_without_landlock_the_same_decodes_bring_complaints(willing: Callable[[str], Willing]) -> None:
     ran = willing(WITHOUT_LANDLOCK)
     found = complaints(ran.events, ran.storage)
-    assert sum("decodes without walls" in said for said in found) == 4
+    assert sum("decodes without walls" in complaint for complaint in found) == 4
     for name in ("audio", "image"):
-        assert any("opens a file of a user without walls" in said and said.endswith(f"/{name}") for said in found)
+        assert any("opens a file of a user without walls" in each and each.endswith(f"/{name}") for each in found)
     assert [e for e in ran.events if e.led_to == str(ran.secret)], "the trap does not work, so the test proves nothing"
     assert ran.loot.stat().st_size > 0
