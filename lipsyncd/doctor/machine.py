@@ -26,7 +26,7 @@ _RATE = Fraction(25)
 _ENCODE_TIMEOUT_S = 8.0
 _FIRST_YEAR, _LAST_YEAR = 2026, 2099  # a clock before the program was written is wrong, and so is one that ran away
 _AHEAD_S = 120.0
-_FLOOR = ".".join(map(str, ffmpeg.FLOOR))
+_MIN_VERSION = ".".join(map(str, ffmpeg.MIN_VERSION))
 _GET_WRITE_OR_EXECUTE = 66  # prctl; Linux 6.3
 
 
@@ -35,14 +35,14 @@ def ffmpeg_program(installation: Installation) -> Finding:
     path = ffmpeg.find(installation.settings.render.ffmpeg)
     version = ffmpeg.version(path)
     seen = f"{version}, {'of imageio-ffmpeg' if 'imageio_ffmpeg' in path.parts else path}"
-    old = ffmpeg.below_floor(version)
+    old = ffmpeg.is_outdated(version)
     if old is None:
-        return Finding(Verdict.NOTE, f"{seen}; that version cannot be compared with {_FLOOR}")
+        return Finding(Verdict.NOTE, f"{seen}; that version cannot be compared with {_MIN_VERSION}")
     if not old:
         return Finding(Verdict.OK, seen)
     return Finding(
         Verdict.WARNING,
-        f"{seen} is older than {_FLOOR}, which closed holes in its decoders",
+        f"{seen} is older than {_MIN_VERSION}, which closed holes in its decoders",
         "install a newer one, or `pip install -U imageio-ffmpeg` and name its binary with render.ffmpeg",
     )
 

@@ -1,11 +1,11 @@
-"""What a file is, by its bytes, and whether it is whole.
+"""What format a file has, judged by its bytes, and whether it is whole.
 
-Names and types that come with a file are only hints: a playlist named `a.wav` would have ffmpeg open what it lists, an
-SVG named `a.png` what it links. So the first bytes choose from a closed list of ten formats, and whatever is none of
-them stays unopened.
+The name and type that come with a file are only hints: a playlist named `a.wav` would make ffmpeg open what it lists,
+an SVG named `a.png` what it links. So the first bytes decide among a closed list of ten formats, and no other file is
+opened by a decoder.
 
-Owns that list and its limits. Leaves the headers of each format to `pictures`, `sounds` and `videos`, decoding
-to `lipsyncd.prepare.decoder_process`.
+Owns that list and its limits. Leaves the headers of each format to `pictures`, `sounds` and `videos`, and decoding to
+`lipsyncd.prepare`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = [
 MIN_SIDE = 64  # pixels
 MAX_MEGAPIXELS = 40
 
-# What counts as one half of a pair in a folder. A name chooses nothing else.
+# Names that can be one half of a pair in a folder. Nothing else depends on a file's name.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 AUDIO_SUFFIXES = frozenset({".wav", ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".flac"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # they take the picture's part
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # in place of a picture
 
-# Brands of MP4 that hold sound and film. The same container carries HEIC and AVIF pictures under other brands.
+# Brands of MP4 with sound or video. The same container carries HEIC and AVIF pictures under other brands.
 _MP4_BRANDS = (b"M4A", b"M4B", b"M4V", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt")
 
 _HEAD_BYTES = 512
@@ -54,7 +54,7 @@ class Kind(StrEnum):
     M4A = "m4a"
     OGG = "ogg"
     FLAC = "flac"
-    MP4 = "mp4"  # with moving pictures; one without is M4A, whatever it calls itself
+    MP4 = "mp4"  # with a video track; without one it is M4A, whatever its name and brand
     WEBM = "webm"
 
     @property
@@ -67,7 +67,7 @@ class Kind(StrEnum):
 
     @property
     def is_audio(self) -> bool:
-        """Can it be a voice? Of an MP4 the sound is taken, and the pictures are left alone."""
+        """Can it be a voice? Of an MP4 the sound is used and the video ignored."""
         return not self.is_image and self is not Kind.WEBM
 
 
@@ -75,9 +75,9 @@ class Kind(StrEnum):
 class Structure:
     """A file as its headers describe it.
 
-    kind           None when it is none of our formats
-    width, height  pixels as stored, before any rotation; 0 for sound, WebM and what cannot be read yet
-    note           why it is not complete, for people
+    kind           None when it has none of our formats
+    width, height  pixels as stored, before any rotation; 0 for sound, for WebM, and while they cannot be read yet
+    note           why it is not complete, for messages
     """
 
     kind: Kind | None
@@ -88,9 +88,9 @@ class Structure:
 
 
 def sniff(head: bytes) -> Kind | None:
-    """The format of a file that starts with `head` (64 bytes or more are enough); None when it is none of ours.
+    """The format of a file that starts with `head` (64 bytes are enough); None when it is none of ours.
 
-    Whether an MP4 holds moving pictures stands further on: `examine` says so, here it is `M4A`.
+    An MP4 is `M4A` here: its video track is described further on, where `examine` finds it.
     """
     if head.startswith(b"\xff\xd8\xff"):
         return Kind.JPEG
@@ -116,7 +116,7 @@ def sniff(head: bytes) -> Kind | None:
     return None
 
 
-_ENDINGS = {
+_CHECKS = {
     Kind.JPEG: pictures.jpeg,
     Kind.PNG: pictures.png,
     Kind.WEBP: pictures.webp,
@@ -130,9 +130,9 @@ _ENDINGS = {
 
 
 def examine(fd: int, size_bytes: int) -> Structure:
-    """Judge the first `size_bytes` bytes of an open file by its headers and its end, without decoding anything.
+    """Judge the first `size_bytes` bytes of an open file by their headers and their end, without decoding anything.
 
-    The file's position is neither used nor moved. No content makes this raise; OSError comes from the storage alone.
+    The file's position is neither used nor moved. No content makes this raise; an OSError comes from the storage.
     """
     content = Content(fd, size_bytes)
     head = content.at(0, _HEAD_BYTES)
@@ -142,10 +142,10 @@ def examine(fd: int, size_bytes: int) -> Structure:
     if kind is None and len(head) < 12:
         return Structure(None, Completeness.TRUNCATED, note=f"only {len(head)} bytes")
     if kind is None:
-        return Structure(None, Completeness.INVALID, note="none of the formats that are taken")
+        return Structure(None, Completeness.INVALID, note="none of the accepted formats")
     if kind is Kind.MP3 and content.at(sounds.mp3_start(content), 4) == b"fLaC":
         return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
-    found = _ENDINGS[kind](content)
+    found = _CHECKS[kind](content)
     if kind is Kind.M4A and (size := videos.picture_size(content)) is not None:
         return Structure(Kind.MP4, found.completeness, *size, found.note)
     return Structure(kind, found.completeness, found.width, found.height, found.note)
@@ -154,7 +154,7 @@ def examine(fd: int, size_bytes: int) -> Structure:
 def check_image_size(
     width: int, height: int, *, min_side: int = MIN_SIDE, max_megapixels: float = MAX_MEGAPIXELS
 ) -> None:
-    """Raise `ImageTooSmall` or `ImageTooLarge`, with the size in pixels, before anything of that size is allocated."""
+    """Raise `ImageTooSmall` or `ImageTooLarge`, with the size in pixels, before memory of that size is allocated."""
     if min(width, height) < min_side:
         raise ImageTooSmall(f"the picture has {width} x {height} pixels, fewer than {min_side} on a side")
     if width * height > max_megapixels * 1_000_000:

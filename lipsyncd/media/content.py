@@ -1,9 +1,9 @@
-"""Reading an open file by position, and the words for what its headers say about its end.
+"""Read an open file by position, and the verdicts on whether it is whole.
 
-A file in an inbox may still be growing. What looks at it reads a few headers and the end, never all of it, so that no
+A file in an inbox may still be growing. Its format's check reads a few headers and the end, never all of it, so no
 content can cause more than a bounded amount of work.
 
-Owns the access to bytes and the verdicts. Leaves the formats to `pictures` and `sounds`.
+Owns the access to bytes and the verdicts. Leaves the formats to `pictures`, `sounds` and `videos`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ZEROS = "zeros where content belongs"  # as in a file of its final size that a c
 class Completeness(StrEnum):
     COMPLETE = "complete"  # the file's own structure proves that it ends here
     PLAUSIBLE = "plausible"  # no proof either way
-    TRUNCATED = "truncated"  # its structure says that more must come
-    INVALID = "invalid"  # more bytes cannot help
+    TRUNCATED = "truncated"  # its structure announces more data
+    INVALID = "invalid"  # damaged: more data cannot repair it
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What one format's function found. `width` and `height` in pixels, 0 for sound; `note` is for people."""
+class Integrity:
+    """The verdict of one format's check. `width` and `height` in pixels, 0 for sound; `note` is for messages."""
 
     completeness: Completeness
     width: int = 0
@@ -42,7 +42,7 @@ class Content:
         self.size = size_bytes
 
     def at(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes from `offset`; fewer at the end. OSError is the storage's, not the content's."""
+        """Up to `count` bytes from `offset`; fewer at the end. An OSError comes from the storage."""
         wanted = min(count, self.size - offset)
         return os.pread(self._descriptor, wanted, offset) if wanted > 0 else b""
 
@@ -50,22 +50,22 @@ class Content:
         return self.at(max(0, self.size - count), count)
 
 
-def complete(width: int = 0, height: int = 0) -> Ending:
-    return Ending(Completeness.COMPLETE, width, height)
+def complete(width: int = 0, height: int = 0) -> Integrity:
+    return Integrity(Completeness.COMPLETE, width, height)
 
 
-def plausible(note: str, width: int = 0, height: int = 0) -> Ending:
-    return Ending(Completeness.PLAUSIBLE, width, height, note)
+def plausible(note: str, width: int = 0, height: int = 0) -> Integrity:
+    return Integrity(Completeness.PLAUSIBLE, width, height, note)
 
 
-def truncated(note: str, width: int = 0, height: int = 0) -> Ending:
-    return Ending(Completeness.TRUNCATED, width, height, note)
+def truncated(note: str, width: int = 0, height: int = 0) -> Integrity:
+    return Integrity(Completeness.TRUNCATED, width, height, note)
 
 
-def invalid(note: str) -> Ending:
-    return Ending(Completeness.INVALID, note=note)
+def invalid(note: str) -> Integrity:
+    return Integrity(Completeness.INVALID, note=note)
 
 
-def broken(found: bytes, note: str) -> Ending:
-    """Something else stands where a header belongs. Zeros do so while a copier fills a file of its final size."""
+def broken(found: bytes, note: str) -> Integrity:
+    """`found` is not the expected header. Zeros are not damage: a copier may still fill a file of its final size."""
     return invalid(note) if any(found) else truncated(ZEROS)

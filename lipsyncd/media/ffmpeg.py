@@ -1,7 +1,7 @@
-"""Which ffmpeg runs, and the argument list that turns raw frames and raw sound into an MP4.
+"""Which ffmpeg is used, and the arguments that make an MP4 of raw frames and raw sound.
 
-Owns the choice of the program and the meaning of each encoding option. Leaves running it to the jail, decoding what
-people drop to `lipsyncd.sandbox.jail`, and judging the result to `lipsyncd.mp4`.
+Owns the choice of the program and the encoding options. Leaves running it to `lipsyncd.sandbox.jail`, decoding to
+`lipsyncd.prepare`, and checking the result to `lipsyncd.worker.check_result`.
 """
 
 from __future__ import annotations
@@ -22,46 +22,45 @@ log = logging.getLogger(__name__)
 
 SOUND_RATE = 48_000  # samples per second of the raw sound and of the AAC track
 ENCODERS = ("libx264", "aac")  # what `encode_arguments` needs
-# Older ones let a playlist in a file escape the protocols and extensions that are allowed (CVE-2026-107697). Forced
-# demuxers and the jail stand before that, too.
-FLOOR = (8, 1, 3)
+# In older versions a playlist can get around the allowed protocols and extensions (CVE-2026-107697). Forced demuxers
+# and the jail protect against that, too.
+MIN_VERSION = (8, 1, 3)
 
-_ASK_TIMEOUT_S = 30
+_TIMEOUT_S = 30
 _LARGEST_RATE_TERM = 1_001_000  # ffmpeg rounds a rate whose reduced terms are larger
-_KEYFRAME_INTERVAL_S = 2  # how far a player has to decode after a jump, at most
-# Without these the scaler takes shortcuts that are visible as a colour shift of one or two steps, and that differ
-# between processors.
+_KEYFRAME_INTERVAL_S = 2  # after a jump a player decodes at most this much
+# Without these flags the scaler takes shortcuts that shift colours by one or two levels and differ between processors.
 _SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 
 
 def find(setting: str = "") -> Path:
-    """The ffmpeg to use: `setting` (render.ffmpeg), else one on PATH, else the binary that imageio-ffmpeg carries.
+    """The ffmpeg to use: `setting` (render.ffmpeg), else the one on PATH, else the binary bundled with imageio-ffmpeg.
 
-    A setting is never overruled. An ffmpeg on PATH that cannot encode H.264 and AAC is passed over with a warning.
+    A setting is never replaced. An ffmpeg on PATH that cannot encode H.264 and AAC is skipped with a warning.
 
-    Raises `ConfigError` when the setting names none that works, or when there is none at all.
+    Raises `ConfigError` when the configured one does not work, or when there is none at all.
     """
     if setting:
-        return _as_set(setting)
+        return _configured(setting)
     on_path = shutil.which("ffmpeg")
     if on_path is not None:
         path = Path(on_path).absolute()
         fault = _fault(path)
         if not fault:
             return path
-        log.warning("ffmpeg on PATH passed over: %s %s", path, fault)
-    carried, fault = _carried()
-    if carried is None or fault:
+        log.warning("ffmpeg on PATH is not used: %s %s", path, fault)
+    bundled, fault = _bundled()
+    if bundled is None or fault:
         raise ConfigError(
             f"no ffmpeg with {' and '.join(ENCODERS)} found: {fault}",
             remedy="install ffmpeg or the package imageio-ffmpeg, or name one with render.ffmpeg",
         )
-    return carried
+    return bundled
 
 
-def _as_set(setting: str) -> Path:
+def _configured(setting: str) -> Path:
     found = shutil.which(Path(setting).expanduser())
-    fault = "is no program that can be run" if found is None else _fault(Path(found))
+    fault = "is not an executable program" if found is None else _fault(Path(found))
     if found is None or fault:
         raise ConfigError(
             f"render.ffmpeg = {setting!r} {fault}", remedy="name an ffmpeg with libx264 and aac, or leave it empty"
@@ -69,7 +68,7 @@ def _as_set(setting: str) -> Path:
     return Path(found).absolute()
 
 
-def _carried() -> tuple[Path | None, str]:
+def _bundled() -> tuple[Path | None, str]:
     try:
         import imageio_ffmpeg
     except ImportError:
@@ -77,14 +76,14 @@ def _carried() -> tuple[Path | None, str]:
     try:
         path = Path(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
-        return None, f"imageio-ffmpeg carries none for this machine ({error})"
+        return None, f"imageio-ffmpeg has none for this machine ({error})"
     return path, _fault(path)
 
 
 def _fault(path: Path) -> str:
-    """Why the program at `path` cannot encode for us; an empty text when it can."""
+    """Why the program at `path` cannot be used for encoding; "" when it can."""
     try:
-        listing = _ask(path, "-encoders")
+        listing = _output_of(path, "-encoders")
     except OSError as error:
         return f"does not run: {error.strerror or error}"
     except subprocess.SubprocessError as error:
@@ -95,27 +94,27 @@ def _fault(path: Path) -> str:
 
 
 def version(path: Path) -> str:
-    """What the program calls its own version, for example `9.0.2` or `n9.0.2-17-g2a571b6068`.
+    """The version that the program reports, for example `9.0.2` or `n9.0.2-17-g2a571b6068`.
 
-    Raises `ConfigError` when it does not run, or when it is something other than ffmpeg.
+    Raises `ConfigError` when it does not run or is not ffmpeg.
     """
     try:
-        words = _ask(path, "-version").split(maxsplit=3)
+        words = _output_of(path, "-version").split(maxsplit=3)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"{path} does not run: {error}") from error
     if words[:2] != ["ffmpeg", "version"] or len(words) < 3:
-        raise ConfigError(f"{path} does not answer as ffmpeg does; it begins with {' '.join(words)[:60]!r}")
+        raise ConfigError(f"{path} is not ffmpeg: its output begins with {' '.join(words)[:60]!r}")
     return words[2]
 
 
-def below_floor(version: str) -> bool | None:
-    """Is a version, as `version` gives it, older than `FLOOR`? None for one that does not begin with numbers."""
+def is_outdated(version: str) -> bool | None:
+    """Is a version, as `version` returns it, older than `MIN_VERSION`? None when it does not begin with numbers."""
     found = re.match(r"n?(\d+)\.(\d+)(?:\.(\d+))?", version)
-    return None if found is None else tuple(int(part or 0) for part in found.groups()) < FLOOR
+    return None if found is None else tuple(int(part or 0) for part in found.groups()) < MIN_VERSION
 
 
 def nvenc_fault(path: Path) -> str:
-    """Why the GPU does not encode H.264 for this ffmpeg; "" when it made a frame. No jail: the input is ours."""
+    """Why this ffmpeg cannot encode H.264 on the GPU; "" when it encoded a frame. Not jailed: the input is ours."""
     source = ["-f", "lavfi", "-i", "color=size=256x256:rate=25"]
     command = [os.fspath(path), "-v", "error", "-nostdin", *source, "-frames:v", "1", "-c:v", "h264_nvenc"]
     try:
@@ -123,7 +122,7 @@ def nvenc_fault(path: Path) -> str:
             [*command, "-f", "null", "-"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_ASK_TIMEOUT_S,
+            timeout=_TIMEOUT_S,
             errors="replace",
             check=False,
         )
@@ -133,17 +132,17 @@ def nvenc_fault(path: Path) -> str:
     return "" if done.returncode == 0 else words[0] if words else f"it {exit_text(done.returncode)}"
 
 
-def _ask(path: Path, question: str) -> str:
-    command = [os.fspath(path), "-hide_banner", question]
-    answer = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_TIMEOUT_S, check=True, errors="replace"
+def _output_of(path: Path, option: str) -> str:
+    command = [os.fspath(path), "-hide_banner", option]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=True, errors="replace"
     )
-    return answer.stdout
+    return done.stdout
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """One MP4 to make out of raw frames and raw sound.
+    """One MP4 to encode from raw frames and raw sound.
 
     width, height  of the frames, even
     fps            exact frame rate
@@ -151,7 +150,7 @@ class Encoding:
     channels       1 or 2
     crf            x264's quality: 0 is lossless, 18 looks like the source, 51 is worst
     preset         x264's speed, `ultrafast` to `placebo`
-    threads        part of the result: the same input gives the same bytes only with the same number
+    threads        changes the result: the same input gives the same bytes only with the same number
     """
 
     width: int
@@ -168,7 +167,7 @@ class Encoding:
         if self.width < 2 or self.height < 2 or self.width % 2 or self.height % 2:
             raise ValueError(f"a frame of {self.width}x{self.height} cannot be yuv420p; make both sides even")
         if self.channels not in (1, 2):
-            raise ValueError(f"{self.channels} channels; the sound of a video is mono or stereo")
+            raise ValueError(f"{self.channels} channels; the sound of a video has 1 or 2")
         if not 0 < self.fps.numerator <= _LARGEST_RATE_TERM or self.fps.denominator > _LARGEST_RATE_TERM:
             raise ValueError(f"a frame rate of {self.fps}; ffmpeg keeps terms up to {_LARGEST_RATE_TERM} exactly")
 
@@ -176,11 +175,11 @@ class Encoding:
 def encode_arguments(ffmpeg: Path, encoding: Encoding, target: Path) -> list[str]:
     """The command that reads rgb24 frames from stdin and writes `target`: H.264 High yuv420p and AAC, `moov` first.
 
-    The matrix is bt709 in the limited range, and all four colour fields say so in the stream and in the container:
-    ffmpeg's own choice for RGB would be an untagged BT.601, which players show with a shifted skin. Sound and video
-    both end where their input ends; nothing is cut to the shorter one.
+    The matrix is bt709 in the limited range, and all four colour fields are set in the stream and in the container:
+    ffmpeg's default for RGB would be an untagged BT.601, which players show with shifted skin colours. Sound and video
+    each end where their input ends; neither is cut to the shorter one.
 
-    The `bitexact` flags keep dates and versions of libraries out of the file.
+    The `bitexact` flags keep dates and library versions out of the file.
     """
     import ffmpeg as graph
 
@@ -220,5 +219,5 @@ def encode_arguments(ffmpeg: Path, encoding: Encoding, target: Path) -> list[str
 
 
 def _file_url(path: Path) -> str:
-    # The prefix keeps a colon in a folder's name from being read as a protocol.
+    # Without the prefix, a colon in a folder's name would be read as a protocol.
     return f"file:{path.absolute()}"

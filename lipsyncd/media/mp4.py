@@ -1,7 +1,7 @@
-"""What an MP4 really holds, read from its own boxes.
+"""The tracks of an MP4, read from its boxes.
 
-Owns the reading of MP4 boxes (ISO/IEC 14496-12). Leaves making the file to `lipsyncd.media.ffmpeg`, and whether it is
-what a render should have made to `lipsyncd.worker.check_result`.
+Owns the meaning of the boxes (ISO/IEC 14496-12). Leaves their headers to `mp4_boxes`, encoding to `ffmpeg`, and the
+comparison with what a job requested to `lipsyncd.worker.check_result`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ BT709 = Colour(primaries=1, transfer=1, matrix=1, full_range=False)
 
 @dataclass(frozen=True)
 class VideoTrack:
-    """The picture.
+    """The video track.
 
-    rate      frames per second, exact; None when the frames do not all last equally long
-    start_s   when the first frame shows, after the edit list
+    rate      frames per second, exact; None when not all frames have the same duration
+    start_s   when the first frame is shown, after the edit list
     duration  seconds that are shown, after the edit list
     """
 
@@ -58,7 +58,7 @@ class VideoTrack:
 
 @dataclass(frozen=True)
 class AudioTrack:
-    """The sound; `start_s` and `duration` as in `VideoTrack`, so without the encoder's priming samples."""
+    """The audio track; `start_s` and `duration` as in `VideoTrack`, so without the encoder's priming samples."""
 
     codec: str
     rate: int
@@ -68,10 +68,10 @@ class AudioTrack:
 
 @dataclass(frozen=True)
 class Mp4Facts:
-    """One video track and one audio track, as the boxes tell them.
+    """One video track and one audio track, as the boxes describe them.
 
-    moov_first  the index comes before the media, so that a player can start from the first bytes
-    truncated   a box says that it goes on beyond the end of the file
+    moov_first  the index comes before the media, so that a player can start with the first bytes
+    truncated   a box claims to reach beyond the end of the file
     """
 
     moov_first: bool
@@ -160,7 +160,7 @@ def _tracks(moov: memoryview) -> tuple[VideoTrack, AudioTrack]:
 
 def _single(tracks: list[_T], what: str) -> _T:
     if len(tracks) != 1:
-        raise Mp4Damaged(f"it has {len(tracks)} {what} tracks where one is wanted")
+        raise Mp4Damaged(f"it has {len(tracks)} {what} tracks instead of one")
     return tracks[0]
 
 
@@ -194,7 +194,7 @@ def _sample_entry(trak: memoryview) -> tuple[str, memoryview]:
     described = _child(trak, "mdia", "minf", "stbl", "stsd")
     first = next(_boxes(described[8:]), None)
     if first is None:
-        raise Mp4Damaged("a track does not say its codec")
+        raise Mp4Damaged("a track names no codec")
     return first
 
 
@@ -219,13 +219,13 @@ def _runs(box: memoryview, layout: str) -> list[tuple[int, int]]:
 def _shown_until(trak: memoryview) -> int:
     """When the last sample ends on the track's own clock, in ticks.
 
-    Frames are stored in decoding order; `ctts` moves each to the time when it shows. Both tables are run-length coded
-    and walked so: a claim of four billion samples costs one step.
+    Frames are stored in decoding order; `ctts` gives the delay until each is shown. Both tables are run-length coded
+    and are read run by run: a claim of four billion samples costs one step.
     """
     late = _optional(_child(trak, "mdia", "minf", "stbl"), "ctts")
     delays = [] if late is None else _runs(late, ">Ii")[::-1]
     at = until = 0
-    waiting, delay = 0, 0  # samples that the current delay still holds for
+    waiting, delay = 0, 0  # how many more samples the current delay applies to
     for count, step in _sample_times(trak):
         while count:
             while waiting == 0:
@@ -239,10 +239,10 @@ def _shown_until(trak: memoryview) -> int:
 
 
 def _presented(trak: memoryview, movie_scale: int) -> tuple[Fraction, Fraction]:
-    """(start, duration) in seconds of what the edit list lets through.
+    """(start, duration) in seconds of what is shown after the edit list.
 
-    An edit is measured in ticks of the movie (usually 1 ms) and so rounded; where it agrees with the media to within
-    one such tick, the media's own ticks are the truth.
+    The length of an edit is rounded to ticks of the movie (usually 1 ms). Where it agrees with the media to within one
+    such tick, the media's own, finer ticks are used.
     """
     scale = _scale(trak)
     until = Fraction(_shown_until(trak), scale)
@@ -250,11 +250,11 @@ def _presented(trak: memoryview, movie_scale: int) -> tuple[Fraction, Fraction]:
     shown: Fraction | None = None
     for length, media_time in _edits(trak):
         edit = Fraction(length, movie_scale)
-        if media_time < 0:  # an empty edit: nothing shows for that long
+        if media_time < 0:  # an empty edit: nothing is shown for that long
             start += edit
             continue
         if shown is not None:
-            raise Mp4Damaged("a track is cut into several pieces")
+            raise Mp4Damaged("the edit list of a track has several parts")
         left = until - Fraction(media_time, scale)
         shown = left if abs(edit - left) <= Fraction(1, movie_scale) else min(edit, left)
     return start, until if shown is None else max(shown, Fraction(0))
@@ -277,10 +277,10 @@ def _scale(trak: memoryview) -> int:
 
 
 def _ticks_per_second(header: memoryview) -> int:
-    """The clock of an mvhd or mdhd; version 1 has longer dates in front of it."""
+    """The time scale of an mvhd or mdhd; version 1 has longer dates before it."""
     (scale,) = struct.unpack_from(">I", header, 20 if header[0] == 1 else 12)
     if scale == 0:
-        raise Mp4Damaged("a clock has no ticks per second")
+        raise Mp4Damaged("a time scale is 0")
     return int(scale)
 
 

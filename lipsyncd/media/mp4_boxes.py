@@ -1,6 +1,6 @@
-"""Walk the boxes of an MP4: the one reader of box headers, over a file or over bytes in memory.
+"""Walk the boxes of an MP4, in a file or in memory.
 
-Owns the header of a box (ISO/IEC 14496-12, 4.2). Leaves what stands in the boxes to `mp4`, `videos` and `sounds`.
+Owns the header of a box (ISO/IEC 14496-12, 4.2). Leaves the content of the boxes to `mp4`, `videos` and `sounds`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _HEADER_BYTES, _LARGE_HEADER_BYTES = 8, 16
 
 
 class Mp4Damaged(ValueError):
-    """The bytes are not the MP4 that they should be, or contradict themselves."""
+    """The bytes are no MP4 that we can use, or contradict themselves."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Box:
     kind     its four letters
     payload  where its content starts
     end      where it ends as its header claims, which may be beyond its parent or the file
-    sized    False: it has no length of its own and reaches to the end of its parent
+    sized    False: its header gives no length, so it reaches to the end of its parent
     """
 
     kind: bytes
@@ -34,7 +34,7 @@ class Box:
 def boxes(read: Callable[[int, int], bytes | memoryview], start: int, end: int) -> Iterator[Box]:
     """The boxes between two positions, in order. A header that is cut off ends the walk.
 
-    read  gives up to `count` bytes from `offset`; only headers are read
+    read  takes an offset and a count, and returns that many bytes or fewer; it is asked for headers only
 
     Raises `Mp4Damaged` for a box that claims to be shorter than its own header.
     """

@@ -1,4 +1,4 @@
-"""Size and end of PNG, JPEG and WebP, by their headers.
+"""Size and completeness of PNG, JPEG and WebP files, by their headers.
 
 Owns the reading of those headers. Nothing is decoded here; `lipsyncd.prepare.picture_child` does that, in the jail.
 """
@@ -11,7 +11,7 @@ from lipsyncd.media.content import (
     MAX_STEPS,
     TAIL_BYTES,
     Content,
-    Ending,
+    Integrity,
     broken,
     complete,
     invalid,
@@ -19,16 +19,16 @@ from lipsyncd.media.content import (
     truncated,
 )
 
-_MAX_SCAN_BYTES = 32 << 20  # of a JPEG that does not end with its end
+_MAX_SCAN_BYTES = 32 << 20  # of a JPEG whose last bytes are no end marker
 _SCAN_BLOCK_BYTES = 1 << 20
 _PNG_END = bytes.fromhex("0000000049454e44ae426082")
 _JPEG_END = b"\xff\xd9"
 
 
-def png(content: Content) -> Ending:
+def png(content: Content) -> Integrity:
     header = content.at(8, 16)
     if len(header) < 16:
-        return truncated("ends inside the PNG header")
+        return truncated("the file ends inside the PNG header")
     length, name, width, height = struct.unpack(">I4sII", header)
     if name != b"IHDR" or length != 13 or not width or not height:
         return broken(header, "the PNG header is damaged")
@@ -38,23 +38,23 @@ def png(content: Content) -> Ending:
     for _ in range(MAX_STEPS):
         head = content.at(offset, 8)
         if len(head) < 8:
-            return truncated("no IEND at the end of the PNG", width, height)
+            return truncated("the PNG has no IEND at its end", width, height)
         length, name = struct.unpack(">I4s", head)
         if not name.isalpha():
             return broken(head, "a PNG chunk is damaged")
         offset += 12 + length
         if name == b"IEND" and offset <= content.size:
             return complete(width, height)
-    return plausible("a PNG of very many chunks", width, height)
+    return plausible("the PNG has very many chunks", width, height)
 
 
-def jpeg(content: Content) -> Ending:
+def jpeg(content: Content) -> Integrity:
     width = height = 0
     offset = 2
     for _ in range(MAX_STEPS):
         head = content.at(offset, 9)
         if len(head) < 9:
-            return truncated("ends inside the JPEG header", width, height)
+            return truncated("the file ends inside the JPEG header", width, height)
         if head[0] != 0xFF:
             return broken(head, "the JPEG header is damaged")
         marker = head[1]
@@ -63,8 +63,8 @@ def jpeg(content: Content) -> Ending:
             continue
         if marker == 0xDA:
             if not width or not height:
-                return invalid("a JPEG without a size")
-            return _jpeg_ending(content, offset, width, height)
+                return invalid("the JPEG gives no size")
+            return _jpeg_integrity(content, offset, width, height)
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a body
             offset += 2
             continue
@@ -74,13 +74,13 @@ def jpeg(content: Content) -> Ending:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", head[5:9])
         offset += 2 + length
-    return invalid("a JPEG of too many segments")
+    return invalid("the JPEG has too many segments")
 
 
-def _jpeg_ending(content: Content, scan: int, width: int, height: int) -> Ending:
-    """Look for the end marker behind `scan`. Coded data cannot hold it: there each FF is followed by 00 or a restart.
+def _jpeg_integrity(content: Content, scan: int, width: int, height: int) -> Integrity:
+    """Look for the end marker after `scan`. Coded data cannot hold it: there FF is followed by 00 or a restart marker.
 
-    Most files end with it. Phones append more (a second picture, a film), so else all of the scan is searched.
+    Most files end with the marker. Phones append a second picture or a video, so otherwise the scan is searched.
     """
     if content.tail(TAIL_BYTES).rstrip(b"\0").endswith(_JPEG_END):
         return complete(width, height)
@@ -89,14 +89,14 @@ def _jpeg_ending(content: Content, scan: int, width: int, height: int) -> Ending
         if _JPEG_END in content.at(offset, _SCAN_BLOCK_BYTES + 1):
             return complete(width, height)
     if limit < content.size:
-        return plausible("a JPEG with much behind its picture", width, height)
-    return truncated("no end marker in the JPEG", width, height)
+        return plausible("the JPEG has much data after its picture", width, height)
+    return truncated("the JPEG has no end marker", width, height)
 
 
-def webp(content: Content) -> Ending:
+def webp(content: Content) -> Integrity:
     head = content.at(0, 30)
     if len(head) < 30:
-        return truncated("ends inside the WebP header")
+        return truncated("the file ends inside the WebP header")
     width, height = _webp_size(head)
     if not width or not height:
         return broken(head[12:], "the WebP header is damaged")
@@ -106,7 +106,7 @@ def webp(content: Content) -> Ending:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Width and height out of the first chunk; the canvas for an extended file. Zeros when there is none."""
+    """Width and height from the first chunk; the canvas of an extended file. Zeros when there is none."""
     if head[12:16] == b"VP8X":
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
     if head[12:16] == b"VP8L" and head[20] == 0x2F:

@@ -1,6 +1,6 @@
-"""The end of WAV, Ogg, MP4, FLAC and MP3 files, by their headers and their last frames.
+"""Whether a WAV, Ogg, MP4, FLAC or MP3 file is whole, by its headers and its last frames.
 
-Owns the reading of those headers. Nothing is decoded here, so nothing here knows how long a sound is.
+Owns the reading of those headers. Nothing is decoded here, so the duration of a sound stays unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lipsyncd.media.content import (
     TAIL_BYTES,
     ZEROS,
     Content,
-    Ending,
+    Integrity,
     broken,
     complete,
     invalid,
@@ -24,47 +24,47 @@ from lipsyncd.media.content import (
 )
 from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
-# Writers that stream put 0 or a number near 2 or 4 GiB where the length belongs, and often never come back to correct
-# it (arecord, sox, ffmpeg into a pipe). A true 2 GiB is far over the longest sound that we take.
+# Programs that stream write 0 or a number near 2 or 4 GiB as the length, and often never correct it (arecord, sox,
+# ffmpeg into a pipe). A real 2 GiB is far beyond the longest sound that is accepted.
 _UNKNOWN_WAV_BYTES = 0x7FFF0000
-_MOST_CHANNELS, _HIGHEST_RATE = 64, 768_000  # what ffmpeg can mix down, and the highest rate that recorders know
+_MOST_CHANNELS, _HIGHEST_RATE = 64, 768_000  # what ffmpeg can mix down; the highest rate of any recorder
 _OGG_SUM, _FLAC_HEADER_SUM, _FLAC_FRAME_SUM = (0x104C11DB7, 32), (0x107, 8), (0x18005, 16)  # polynomial, bits
 
 
-def wav(content: Content) -> Ending:
-    large_bytes = 0  # what RF64 puts into its chunk ds64
+def wav(content: Content) -> Integrity:
+    large_bytes = 0  # the length in RF64's chunk ds64
     offset, has_format = 12, False
     for _ in range(MAX_STEPS):
         head = content.at(offset, 24)
         if len(head) < 8:
-            return truncated("ends before the samples of the WAV")
+            return truncated("the WAV ends before its samples")
         name, length = struct.unpack("<4sI", head[:8])
         if name == b"data":
             if not has_format:
-                return invalid("the WAV says nothing about its samples")
-            return _wav_ending(content.size - offset - 8, large_bytes if length == 0xFFFFFFFF else length)
+                return invalid("the WAV does not describe the format of its samples")
+            return _wav_integrity(content.size - offset - 8, large_bytes if length == 0xFFFFFFFF else length)
         if name == b"fmt " and len(head) >= 16:
             has_format = True
             _, channels, rate = struct.unpack("<HHI", head[8:16])
             if not 0 < channels <= _MOST_CHANNELS or not 0 < rate <= _HIGHEST_RATE:
-                return invalid(f"the WAV says {channels} channels at {rate} Hz")
+                return invalid(f"the WAV claims {channels} channels at {rate} Hz")
         elif name == b"ds64" and len(head) == 24:
             large_bytes = int.from_bytes(head[16:24], "little")
         elif not all(0x20 <= letter < 0x7F for letter in name):
             return broken(head, "a WAV chunk is damaged")
         offset += 8 + length + length % 2
-    return invalid("a WAV of too many chunks")
+    return invalid("the WAV has too many chunks")
 
 
-def _wav_ending(present_bytes: int, declared_bytes: int) -> Ending:
+def _wav_integrity(present_bytes: int, declared_bytes: int) -> Integrity:
     if not declared_bytes or (declared_bytes >= _UNKNOWN_WAV_BYTES and declared_bytes > present_bytes):
         return plausible("the WAV header was written before the length was known")
     whole = declared_bytes <= present_bytes
     return complete() if whole else truncated(f"{present_bytes} of {declared_bytes} bytes of samples")
 
 
-def ogg(content: Content) -> Ending:
-    """The last page has to be whole. The flag on it that ends the stream is proof; streamed recordings lack it."""
+def ogg(content: Content) -> Integrity:
+    """The last page has to be whole. Its end-of-stream flag is proof of completeness; streamed recordings lack it."""
     tail = content.tail(2 * TAIL_BYTES)  # the largest page takes 65,307 bytes
     page = tail[max(0, tail.rfind(b"OggS\0")) :]
     if not page.startswith(b"OggS\0"):
@@ -72,14 +72,14 @@ def ogg(content: Content) -> Ending:
     segments = page[26] if len(page) > 26 else 255
     length = 27 + segments + sum(page[27 : 27 + segments])
     if length > len(page):
-        return truncated("ends inside an Ogg page")
+        return truncated("the file ends inside an Ogg page")
     unsummed = page[:22] + b"\0\0\0\0" + page[26:length]
     if _checksum(unsummed, *_OGG_SUM) != int.from_bytes(page[22:26], "little"):
         return truncated("the last Ogg page is damaged or not written yet")
     return complete() if page[5] & 4 else plausible("the last Ogg page does not end the stream")
 
 
-def mp4(content: Content) -> Ending:
+def mp4(content: Content) -> Integrity:
     found: set[bytes] = set()
     try:
         for box in islice(boxes(content.at, 0, content.size), MAX_STEPS):
@@ -87,39 +87,39 @@ def mp4(content: Content) -> Ending:
                 return plausible("the last box of the MP4 has no length") if any(box.kind) else truncated(ZEROS)
             if box.end > content.size:
                 kind = box.kind.decode("latin-1")
-                return truncated(f"the box {kind!r} ends {box.end - content.size} bytes later")
+                return truncated(f"the last {box.end - content.size} bytes of the MP4's box {kind!r} are missing")
             found.add(box.kind)
             if b"mfra" in found or ({b"moov", b"mdat"} <= found and b"moof" not in found):
                 return complete()
     except Mp4Damaged:
         return invalid("a box of the MP4 is damaged")
     if b"moof" in found:
-        return plausible("a fragmented MP4: more fragments may come")
+        return plausible("a fragmented MP4 does not tell how many fragments it has")
     return truncated("the MP4 has no index or no samples yet")
 
 
-def flac(content: Content) -> Ending:
+def flac(content: Content) -> Integrity:
     info = content.at(4, 38)
     if len(info) < 38:
-        return truncated("ends inside the FLAC header")
+        return truncated("the file ends inside the FLAC header")
     if info[0] & 0x7F or int.from_bytes(info[1:4], "big") != 34:
         return broken(info, "the FLAC header is damaged")
     block_size = int.from_bytes(info[4:6], "big")
     total = int.from_bytes(info[14:22], "big") & (1 << 36) - 1
     if not total:
-        return plausible("the FLAC does not say how long it is")
+        return plausible("the FLAC header gives no length")
     tail = content.tail(TAIL_BYTES)
     starts = {end: start for start, end in _flac_frames(tail, block_size) if end <= total}
     if total in starts:
         whole = not _checksum(tail[starts[total] :], *_FLAC_FRAME_SUM)
-        return complete() if whole else plausible("the last FLAC frame is not whole, or something follows it")
+        return complete() if whole else plausible("the last FLAC frame is not whole, or other data follows it")
     if starts or not any(tail) or content.size <= TAIL_BYTES:
-        return truncated(f"the FLAC promises {total} samples; its last frames are missing")
+        return truncated(f"the last frames of the FLAC's {total} samples are missing")
     return plausible("no FLAC frame near the end")
 
 
 def _flac_frames(tail: bytes, block_size: int) -> Iterator[tuple[int, int]]:
-    """Where frames start in `tail`, the last one first, each with the number of the sample behind its last one."""
+    """Where frames start in `tail`, the last one first, each with the number of the first sample after it."""
     position = len(tail)
     for _ in range(MAX_STEPS):
         position = tail.rfind(b"\xff", 0, position)
@@ -130,9 +130,9 @@ def _flac_frames(tail: bytes, block_size: int) -> Iterator[tuple[int, int]]:
 
 
 def _flac_frame_end(head: bytes, block_size: int) -> int:
-    """The number of the sample behind this frame's last one; 0 when `head` starts no frame. Source: RFC 9639, 9.1.
+    """The number of the first sample after this frame; 0 when `head` starts no frame. Source: RFC 9639, 9.1.
 
-    A frame of the stream's fixed `block_size` is numbered by frames, one of variable size by its first sample.
+    Frames of the stream's fixed `block_size` count frames in their header, frames of variable size count samples.
     """
     if len(head) < 6 or head[1] not in (0xF8, 0xF9) or head[3] & 1:
         return 0
@@ -153,24 +153,24 @@ def _flac_frame_end(head: bytes, block_size: int) -> int:
     return (number if head[1] & 1 else number * block_size) + samples
 
 
-def mp3(content: Content) -> Ending:
+def mp3(content: Content) -> Integrity:
     start = mp3_start(content)
     if start >= content.size:
-        return truncated("ends inside the tag before the sound")
+        return truncated("the file ends inside the tag before the sound")
     window = content.at(start, TAIL_BYTES)
     first = _first_mp3_frame(window)
     if first is None:
-        return broken(window, "no MP3 frame after its tag")
+        return broken(window, "no MP3 frame follows the tag")
     declared = _mp3_bytes(window[first : first + 192])
     if not declared:
-        return plausible("an MP3 does not say where it ends")
+        return plausible("the MP3 gives no length")
     if start + first + declared > content.size:
         return truncated(f"{content.size - start - first} of {declared} bytes of MP3")
     return complete()
 
 
 def mp3_start(content: Content) -> int:
-    """Where the sound begins behind the ID3v2 tags, which may be several."""
+    """Where the sound begins, after one or several ID3v2 tags."""
     offset = 0
     for _ in range(8):
         head = content.at(offset, 10)
@@ -184,7 +184,7 @@ def mp3_start(content: Content) -> int:
 
 
 def _first_mp3_frame(window: bytes) -> int | None:
-    """Where the first frame starts that is followed by another one, or by the end of `window`."""
+    """Where the first frame starts that another frame follows, or the end of `window`."""
     position = -1
     for _ in range(MAX_STEPS):
         position = window.find(b"\xff", position + 1)
@@ -198,7 +198,7 @@ def _first_mp3_frame(window: bytes) -> int | None:
 
 
 def mp3_frame_bytes(head: bytes) -> int:
-    """Length of the layer III frame that starts with these 4 bytes; 0 when none does. Source: ISO/IEC 11172-3."""
+    """Length of the layer III frame that starts with these 4 bytes; 0 for no frame. Source: ISO/IEC 11172-3."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3  # version 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5
@@ -214,7 +214,7 @@ def mp3_frame_bytes(head: bytes) -> int:
 
 
 def _mp3_bytes(frame: bytes) -> int:
-    """How many bytes the sound takes, as the first frame may say in a Xing or Info header; else 0."""
+    """How many bytes the sound takes by the Xing or Info header in the first frame; 0 without one."""
     mono = frame[3] >> 6 == 3
     side_bytes = (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
     header = frame[4 + side_bytes :]
@@ -229,18 +229,18 @@ def _mp3_bytes(frame: bytes) -> int:
 
 
 def _checksum(data: bytes, polynomial: int, bits: int) -> int:
-    """A cyclic check sum, highest bit first, from 0, as Ogg and FLAC have it; 0 when `data` ends with its own sum."""
-    table, mask, rest = _checksum_table(polynomial, bits), (1 << bits) - 1, 0
+    """The CRC of Ogg and FLAC: most significant bit first, initial value 0. Data that ends with its CRC gives 0."""
+    table, mask, crc = _checksum_table(polynomial, bits), (1 << bits) - 1, 0
     for byte in data:
-        rest = (rest << 8 & mask) ^ table[rest >> bits - 8 ^ byte]
-    return rest
+        crc = (crc << 8 & mask) ^ table[crc >> bits - 8 ^ byte]
+    return crc
 
 
 @cache
 def _checksum_table(polynomial: int, bits: int) -> tuple[int, ...]:
     table: list[int] = []
-    for rest in range(0, 256 << bits - 8, 1 << bits - 8):
+    for crc in range(0, 256 << bits - 8, 1 << bits - 8):
         for _ in range(8):
-            rest = rest << 1 ^ (polynomial if rest >> bits - 1 else 0)
-        table.append(rest)
+            crc = crc << 1 ^ (polynomial if crc >> bits - 1 else 0)
+        table.append(crc)
     return tuple(table)

@@ -1,6 +1,6 @@
-"""What an MP4 or WebM file is by its headers: does it hold moving pictures, of which size, and is it whole.
+"""MP4 and WebM by their headers: whether there is a video track, its size, and whether the file is whole.
 
-The same container carries songs, so a handler in its index decides. Nothing is decoded here.
+The same containers carry music, so the handler of a track decides. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import contextlib
 import struct
 from collections.abc import Iterator
 
-from lipsyncd.media.content import MAX_STEPS, Content, Ending, broken, complete, plausible, truncated
+from lipsyncd.media.content import MAX_STEPS, Content, Integrity, broken, complete, plausible, truncated
 from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _HDR_TRANSFERS = (b"\x00\x10", b"\x00\x12")
-_ENTRY_BYTES = 4096  # of a track's description, with its decoder's settings
+_ENTRY_BYTES = 4096  # of a track's sample entry, which includes the decoder's configuration
 _SAMPLE_DESCRIPTION = (b"mdia", b"minf", b"stbl", b"stsd")  # below a trak
 _WEBM = b"\x42\x82\x84webm"  # the element DocType
 
 
 def picture_size(content: Content) -> tuple[int, int] | None:
-    """Width and height, as stored, of the first track of an MP4 that holds pictures; None when there is none."""
+    """Width and height, as stored, of an MP4's first video track; None when there is none."""
     walk = _Walk(content)
     for trak in walk.inside(walk.file, b"moov", b"trak"):
         if any(content.at(start + 8, 4) == b"vide" for start, _ in walk.inside(trak, b"mdia", b"hdlr")):
@@ -29,7 +29,7 @@ def picture_size(content: Content) -> tuple[int, int] | None:
 
 
 def _stored_size(walk: _Walk, trak: tuple[int, int]) -> tuple[int, int]:
-    """From the first sample entry, which holds both sides 24 bytes behind its header. Zeros without one."""
+    """From the first sample entry, which holds both 24 bytes after its header. Zeros without one."""
     for start, _ in walk.inside(trak, *_SAMPLE_DESCRIPTION):
         sides = walk.content.at(start + 8 + 8 + 24, 4)
         if len(sides) == 4:
@@ -52,7 +52,7 @@ def is_hdr(content: Content) -> bool:
 class _Walk:
     """The boxes of an MP4 by their path. All walks together take a bounded number of steps, however boxes are nested.
 
-    Damage ends a walk without an error: whether the file is whole is judged elsewhere.
+    Damage ends a walk without an error: `sounds.mp4` judges whether the file is whole.
     """
 
     def __init__(self, content: Content) -> None:
@@ -61,7 +61,7 @@ class _Walk:
         self._steps = iter(range(MAX_STEPS))
 
     def inside(self, parent: tuple[int, int], kind: bytes, *path: bytes) -> Iterator[tuple[int, int]]:
-        """(start, end) of the payload of each box of that kind, and path below it, between two positions."""
+        """(start, end) of the payload of each box with this path of kinds below `parent`, itself a payload."""
         start, end = parent
         with contextlib.suppress(Mp4Damaged):
             for box, _ in zip(boxes(self.content.at, start, end), self._steps, strict=False):
@@ -71,27 +71,27 @@ class _Walk:
 
 
 def is_webm(head: bytes) -> bool:
-    """Is that the start of a WebM? Its parent Matroska may hold anything, so only the DocType's word counts."""
+    """Is this the start of a WebM? A Matroska file may hold anything, so the DocType has to be `webm`."""
     return head.startswith(_EBML) and _WEBM in head[:64]
 
 
-def webm(content: Content) -> Ending:
+def webm(content: Content) -> Integrity:
     _, length, behind = _element(content, 0)
     name, length, behind = _element(content, behind + (length or 0))
     if not name:
-        return truncated("ends inside the WebM header")
+        return truncated("the file ends inside the WebM header")
     if name != _SEGMENT:
         return broken(name, "the WebM header is damaged")
     if length is None:
-        return plausible("a WebM that was written before its length was known")
+        return plausible("the WebM header was written before the length was known")
     missing = behind + length - content.size
-    return complete() if missing <= 0 else truncated(f"the WebM ends {missing} bytes later")
+    return complete() if missing <= 0 else truncated(f"the last {missing} bytes of the WebM are missing")
 
 
 def _element(content: Content, offset: int) -> tuple[bytes, int | None, int]:
-    """Name, length and the place of the payload of an EBML element; no name at the end of the file.
+    """Name, length and payload position of an EBML element; an empty name at the end of the file.
 
-    The length is None where it was not known. Source: RFC 8794, sections 4 to 6.
+    The length is None where it is marked as unknown. Source: RFC 8794, sections 4 to 6.
     """
     head = content.at(offset, 12)
     id_bytes = _width(head[:1])
@@ -105,5 +105,5 @@ def _element(content: Content, offset: int) -> tuple[bytes, int | None, int]:
 
 
 def _width(first: bytes) -> int:
-    """How many bytes a number takes whose first byte that is; 0 for none."""
+    """How many bytes the number that starts with this byte takes; 0 for an invalid byte."""
     return 9 - first[0].bit_length() if first and first[0] else 0

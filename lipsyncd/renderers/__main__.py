@@ -212,7 +212,7 @@ def load_scene(
         options=request.options,
         video=None
         if request.video is None
-        else VideoSource(request.video, folder, Path(request.encode["ffmpeg"]), alive=alive),
+        else VideoSource(request.video, folder, Path(request.encode["ffmpeg"]), on_frame=alive),
         most=request.most,
         tell_batch=tell_batch,
     )

@@ -53,18 +53,18 @@ class VideoSource:
         ffmpeg: Path,
         *,
         held_bytes: int = HELD_BYTES,
-        alive: Callable[[], None] = lambda: None,
+        on_frame: Callable[[], None] = lambda: None,
     ) -> None:
         """A source for what `lipsyncd.prepare.decode_video.screen` has found in `folder`. Nothing runs before the first
         frame.
 
-        alive  called for each frame that is read; what it raises ends the reading
+        on_frame  called for each frame that is read; what it raises ends the reading
         """
         self._video = video
         self._file = folder / video.file
         self._ffmpeg = ffmpeg
         self._shape = (video.height, video.width, 3)
-        self._alive = alive
+        self._on_frame = on_frame
         self._held = max(1, held_bytes // math.prod(self._shape))
 
     @property
@@ -144,7 +144,7 @@ class VideoSource:
                         raise RenderCrashed(
                             f"the video's decoder gave {number} of {count} frames, from number {start} on: {output}"
                         )
-                    self._alive()
+                    self._on_frame()
                     yield picture
             finally:
                 end(process)

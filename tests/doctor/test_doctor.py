@@ -244,7 +244,7 @@ def test_an_ffmpeg_of_no_release_is_a_note(installation: Installation) -> None:
     ],
 )  # fmt: skip
 def test_versions_are_compared_as_numbers(version: str, old: bool | None) -> None:
-    assert ffmpeg.below_floor(version) is old
+    assert ffmpeg.is_outdated(version) is old
 
 
 def test_encoders_that_are_listed_and_do_not_encode_are_a_fault(installation: Installation) -> None:

@@ -42,7 +42,7 @@ def test_a_setting_that_does_not_work_is_never_overruled(setting):
 
 
 def test_a_setting_with_another_program_behind_it_has_no_version(tmp_path):
-    with pytest.raises(ConfigError, match="does not answer as ffmpeg does"):
+    with pytest.raises(ConfigError, match="is not ffmpeg"):
         ffmpeg.version(script(tmp_path / "ffmpeg", "echo mplayer 1.5"))
 
 

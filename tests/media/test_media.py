@@ -1,4 +1,4 @@
-"""What a file is and whether it is whole, judged without decoding it."""
+"""The format of a file and whether it is whole, judged without decoding it."""
 
 import os
 import struct
@@ -17,7 +17,7 @@ TRUNCATED, INVALID = Completeness.TRUNCATED, Completeness.INVALID
 
 
 def phone_jpeg() -> bytes:
-    """A picture with a second one behind it, as phones write depth maps."""
+    """A picture followed by a second one, as phones write depth maps."""
     return encoded(corners(), "MPO", save_all=True, append_images=[corners(48, 32)])
 
 
@@ -48,7 +48,7 @@ WHOLE_SOUNDS = {
 }
 WHOLE = WHOLE_PICTURES | WHOLE_SOUNDS
 
-NOT_OURS = {
+OTHER_FORMATS = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
     "ffconcat": b"ffconcat version 1.0\nfile other.wav\n",
     "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.wav\n",
@@ -69,7 +69,7 @@ NOT_OURS = {
 
 @pytest.fixture
 def judged(tmp_path):
-    """Writes bytes to a file and examines it."""
+    """Writes bytes to a file and examines them."""
 
     def judge(data: bytes):
         path = tmp_path / "file"
@@ -84,7 +84,7 @@ def judged(tmp_path):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_file_is_known_by_its_bytes_and_proven_complete(judged, name):
+def test_a_whole_file_is_recognised_by_its_bytes_and_proven_complete(judged, name):
     kind, make = WHOLE[name]
     data = make()
 
@@ -97,9 +97,9 @@ def test_a_whole_file_is_known_by_its_bytes_and_proven_complete(judged, name):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_no_beginning_of_a_file_passes_for_the_whole(judged, name):
+def test_no_beginning_of_a_file_counts_as_complete(judged, name):
     data = WHOLE[name][1]()
-    # A phone's picture is whole once its first picture is; what follows it is an extra.
+    # A phone's file is complete once its first picture is; the data after it is optional.
     whole_bytes = data.index(b"\xff\xd9", 600) + 2 if name == "jpeg, from a phone" else len(data)
     cuts = {0, 1, 3, 7, 11, 12, 20, 40, whole_bytes - 2, whole_bytes - 1} | {whole_bytes * n // 40 for n in range(40)}
 
@@ -110,12 +110,12 @@ def test_no_beginning_of_a_file_passes_for_the_whole(judged, name):
     assert verdicts.count(TRUNCATED) >= 0.9 * len(verdicts)
 
 
-# The others say how long they are and nothing at their end: there only waiting helps.
+# The other formats declare a length and mark no end: a file of the final size looks complete.
 WITH_AN_END = ["jpeg", "jpeg, progressive", "png", "m4a", "ogg vorbis", "ogg opus", "flac", "flac, long"]
 
 
 @pytest.mark.parametrize("name", WITH_AN_END)
-def test_a_file_that_a_copier_made_at_full_size_and_still_fills_is_not_complete(judged, name):
+def test_a_preallocated_file_that_is_still_being_filled_is_not_complete(judged, name):
     data = WHOLE[name][1]()
     for filled in (0.0, 0.3, 0.7, 0.9):
         count = int(len(data) * filled)
@@ -123,17 +123,17 @@ def test_a_file_that_a_copier_made_at_full_size_and_still_fills_is_not_complete(
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if not name.startswith(("flac", "ogg"))])
-@pytest.mark.parametrize("garbage", [b"\0" * 5000, b"garbage behind the end " * 300])
-def test_what_follows_the_end_does_no_harm(judged, name, garbage):
+@pytest.mark.parametrize("garbage", [b"\0" * 5000, b"garbage after the end " * 300])
+def test_data_after_the_end_does_no_harm(judged, name, garbage):
     kind, make = WHOLE[name]
     found = judged(make() + garbage)
     assert (found.kind, found.completeness) == (kind, COMPLETE), found.note
 
 
-@pytest.mark.parametrize("name", NOT_OURS)
-def test_other_formats_are_nobodys(judged, name):
-    assert sniff(NOT_OURS[name]) is None
-    found = judged(NOT_OURS[name])
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_other_formats_are_not_recognised(judged, name):
+    assert sniff(OTHER_FORMATS[name]) is None
+    found = judged(OTHER_FORMATS[name])
     assert (found.kind, found.completeness) == (None, INVALID)
 
 
@@ -151,7 +151,7 @@ def test_other_formats_are_nobodys(judged, name):
         (0x7000000, 32_000, TRUNCATED),
     ],
 )
-def test_a_wav_header_is_believed_only_as_far_as_it_can_be_true(judged, declared, present, verdict):
+def test_a_wav_header_counts_only_as_far_as_it_can_be_true(judged, declared, present, verdict):
     assert judged(wav(b"\1\2" * 16_000, data_bytes=declared)[: 44 + present]).completeness is verdict
 
 
@@ -159,7 +159,7 @@ def test_a_wav_header_is_believed_only_as_far_as_it_can_be_true(judged, declared
     ("lie", "note"),
     [({"channels": 0}, "0 channels"), ({"rate": 0}, "0 Hz"), ({"channels": 255}, "255 channels")],
 )
-def test_a_wav_that_nothing_could_play_is_invalid_with_the_value_seen(judged, lie, note):
+def test_an_unplayable_wav_is_invalid_with_the_value_seen(judged, lie, note):
     found = judged(wav(tone(0.1), **lie))
     assert found.completeness is INVALID
     assert note in found.note
@@ -169,7 +169,13 @@ def test_an_mp3_without_a_count_is_plausible(judged):
     assert judged(converted(".mp3", "-write_xing", "0")).completeness is PLAUSIBLE
 
 
-def test_a_flac_behind_an_mp3_tag_is_a_flac(judged):
+def test_a_copy_that_stops_inside_a_64_bit_box_length_is_truncated(judged):
+    large = struct.pack(">I4sQ", 1, b"mdat", 1 << 20)
+    for cut in (9, 12, 15):
+        assert judged(WHOLE["m4a"][1]()[:28] + large[:cut]).completeness is TRUNCATED
+
+
+def test_a_flac_after_an_id3_tag_is_a_flac(judged):
     found = judged(b"ID3\x04\0\0\0\0\0\x0a" + b"\0" * 10 + converted(".flac"))
     assert found.kind is Kind.FLAC
 
@@ -180,7 +186,7 @@ def test_the_size_of_a_bomb_is_read_from_its_header(judged):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_judging_reads_little_of_a_large_file(tmp_path, name):
+def test_examining_reads_little_of_a_large_file(tmp_path, name):
     data = WHOLE[name][1]()
     path = tmp_path / "large"
     path.write_bytes(data)
@@ -190,7 +196,7 @@ def test_judging_reads_little_of_a_large_file(tmp_path, name):
     examine(descriptor, 8 << 30)
     read = _bytes_read() - before
     os.close(descriptor)
-    # Only a JPEG without an end at its end is searched, and that up to a limit.
+    # Only a JPEG without an end marker at its end is searched, up to a limit.
     assert read < (40 << 20 if name.startswith("jpeg") else 1 << 20)
 
 
@@ -199,14 +205,14 @@ def _bytes_read() -> int:
 
 
 @given(st.sampled_from([b"", *(make()[:40] for _, make in WHOLE.values())]), st.binary(max_size=300))
-def test_no_bytes_make_the_judge_raise(head, rest):
+def test_no_bytes_make_examine_raise(head, rest):
     assert _examined(head + rest).completeness in Completeness
 
 
 @given(
     st.sampled_from(list(WHOLE)), st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), max_size=6)
 )
-def test_no_damage_makes_the_judge_raise(name, damages):
+def test_no_damage_makes_examine_raise(name, damages):
     data = bytearray(WHOLE[name][1]()[:60_000])
     for where, replacement in damages:
         at = int(where * len(data))
@@ -215,7 +221,7 @@ def test_no_damage_makes_the_judge_raise(name, damages):
 
 
 def _examined(data: bytes):
-    descriptor = os.memfd_create("judged")
+    descriptor = os.memfd_create("examined")
     try:
         os.write(descriptor, data)
         return examine(descriptor, len(data))
@@ -234,7 +240,7 @@ def _examined(data: bytes):
         (30_000, 30_000, ImageTooLarge),
     ],
 )
-def test_a_picture_is_refused_by_its_size_with_the_size_seen(width, height, error):
+def test_a_picture_of_a_refused_size_is_named_with_its_size(width, height, error):
     if error is None:
         check_image_size(width, height)
         return

@@ -1,4 +1,4 @@
-"""Box facts against what ffmpeg says, results that must be refused, and bytes that lie."""
+"""What the boxes of an MP4 tell against what ffmpeg tells, results to refuse, and hostile bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def made(tmp_path_factory):
     return make(tmp_path_factory.mktemp("made"), fps=Fraction(30000, 1001), samples=100_000, channels=2, width=48)
 
 
-def asked(made, **changes):
+def requested(made, **changes):
     return {
         "frames": made.frames,
         "fps": made.fps,
@@ -48,8 +48,8 @@ def test_every_fact_of_our_own_file_is_exact(made):
     assert (audio.codec, audio.rate, audio.start_s, audio.duration) == ("mp4a", 48_000, 0, Fraction(100_000, 48_000))
 
 
-def test_reordered_frames_are_all_counted_as_shown(made, tmp_path):
-    """With B-frames the last frame in the file is not the last one on the screen."""
+def test_reordered_frames_count_by_the_time_when_they_are_shown(made, tmp_path):
+    """With B-frames the last frame in the file is not the last one shown."""
     plain = tmp_path / "plain.mp4"
     assert run_ffmpeg("-i", str(made.path), "-c:a", "copy", "-c:v", "libx264", "-bf", "0", str(plain)).returncode == 0
 
@@ -74,7 +74,7 @@ def test_uneven_frames_have_no_rate(made, tmp_path):
     assert inspect(uneven).video.rate is None
 
 
-def test_colour_tags_are_read_as_they_stand(made, tmp_path):
+def test_colour_tags_are_read_unchanged(made, tmp_path):
     other = tmp_path / "bt601.mp4"
     tags = "setparams=range=pc:color_primaries=smpte170m:color_trc=smpte170m:colorspace=smpte170m"
     assert run_ffmpeg("-i", str(made.path), "-vf", tags, "-c:a", "copy", str(other)).returncode == 0
@@ -89,18 +89,18 @@ def test_another_codec_is_named(made, tmp_path, codec):
 
     assert inspect(other).video.codec != "avc1"
     with pytest.raises(BadResult, match="not avc1"):
-        validate(faststart(other, tmp_path), **asked(made))
+        validate(faststart(other, tmp_path), **requested(made))
 
 
-# -- what must be refused ----------------------------------------------------------------------------------------------
+# -- results to refuse -------------------------------------------------------------------------------------------------
 
 
-def test_a_result_as_it_was_asked_for_passes(made):
-    validate(made.path, **asked(made))
+def test_a_result_as_requested_passes(made):
+    validate(made.path, **requested(made))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "fault"),
     [
         ({"frames": 62}, "63 frames, not 62"),
         ({"frames": 64}, "63 frames, not 64"),
@@ -112,13 +112,13 @@ def test_a_result_as_it_was_asked_for_passes(made):
         ({"duration": Fraction(102_000, 48_000)}, "sound lasts"),
     ],
 )
-def test_a_result_that_differs_from_what_was_asked_is_refused(made, changes, said):
-    with pytest.raises(BadResult, match=said):
-        validate(made.path, **asked(made, **changes))
+def test_a_result_that_differs_from_the_request_is_refused(made, changes, fault):
+    with pytest.raises(BadResult, match=fault):
+        validate(made.path, **requested(made, **changes))
 
 
 @pytest.mark.parametrize("missing", [2, 10])
-def test_frames_that_never_came_show(tmp_path, missing):
+def test_missing_frames_are_noticed(tmp_path, missing):
     samples = chirp(96_000, 1)
     with Encoder(FFMPEG, encoding(tmp_path, Fraction(25), samples, 32, 32), tmp_path / "o.mp4") as encoder:
         for picture in drifting(50 - missing, 32, 32):
@@ -132,7 +132,7 @@ def test_frames_that_never_came_show(tmp_path, missing):
         validate(tmp_path / "o.mp4", frames=50 - missing, **wanted)
 
 
-def test_frames_that_do_not_all_last_equally_long_are_refused(made, tmp_path):
+def test_frames_of_unequal_duration_are_refused(made, tmp_path):
     shaken = tmp_path / "shaken.mp4"
     filters = ("-vf", "settb=1/30000,setpts=if(eq(N\\,20)\\,PTS+300\\,PTS)", "-enc_time_base", "1:30000", "-bf", "0")
     done = run_ffmpeg("-i", str(made.path), *filters, "-c:a", "copy", "-movflags", "+faststart", str(shaken))
@@ -140,17 +140,17 @@ def test_frames_that_do_not_all_last_equally_long_are_refused(made, tmp_path):
 
     assert inspect(shaken).video.duration == inspect(made.path).video.duration
     with pytest.raises(BadResult, match="at None a second"):
-        validate(shaken, **asked(made))
+        validate(shaken, **requested(made))
 
 
-def test_an_index_behind_the_media_is_refused(made, tmp_path):
+def test_an_index_after_the_media_is_refused(made, tmp_path):
     late = tmp_path / "late.mp4"
     keep = ("-map", "0", "-c", "copy", "-fflags", "+bitexact")
     assert run_ffmpeg("-i", str(made.path), *keep, str(late)).returncode == 0
 
     assert not inspect(late).moov_first
     with pytest.raises(BadResult, match="first byte"):
-        validate(late, **asked(made))
+        validate(late, **requested(made))
 
 
 def test_a_late_sound_is_refused(made, tmp_path):
@@ -159,26 +159,26 @@ def test_a_late_sound_is_refused(made, tmp_path):
     assert run_ffmpeg(*inputs, "-c", "copy", "-movflags", "+faststart", str(late)).returncode == 0
 
     with pytest.raises(BadResult, match="starts at"):
-        validate(late, **asked(made))
+        validate(late, **requested(made))
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 2000, -1, -40, -2000])
-def test_a_torn_file_is_refused(made, tmp_path, kept):
+def test_a_truncated_file_is_refused(made, tmp_path, kept):
     torn = tmp_path / "torn.mp4"
     torn.write_bytes(made.path.read_bytes()[:kept])
 
     with pytest.raises(BadResult, match=r"damaged|ends before"):
-        validate(torn, **asked(made))
+        validate(torn, **requested(made))
 
 
 @pytest.mark.parametrize("size", [400, 4000])
-def test_an_end_that_was_overwritten_shows_although_the_boxes_are_whole(made, tmp_path, size):
+def test_an_overwritten_end_is_noticed_although_the_boxes_are_whole(made, tmp_path, size):
     holed = tmp_path / "holed.mp4"
     holed.write_bytes(made.path.read_bytes()[:-size] + bytes(size))
 
     assert inspect(holed) == inspect(made.path)
     with pytest.raises(BadResult, match="does not decode to its end"):
-        validate(holed, **asked(made))
+        validate(holed, **requested(made))
 
 
 def test_an_encode_that_was_killed_leaves_nothing_that_passes(tmp_path):
@@ -195,10 +195,10 @@ def test_an_encode_that_was_killed_leaves_nothing_that_passes(tmp_path):
 
 def test_a_missing_file_is_a_bad_result_and_no_crash(made, tmp_path):
     with pytest.raises(BadResult, match="cannot be read"):
-        validate(tmp_path / "nothing.mp4", **asked(made))
+        validate(tmp_path / "nothing.mp4", **requested(made))
 
 
-# -- bytes that lie ----------------------------------------------------------------------------------------------------
+# -- hostile bytes -----------------------------------------------------------------------------------------------------
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -222,7 +222,7 @@ def box(kind: bytes, *parts: bytes) -> bytes:
         pytest.param(box(b"ftyp") + box(b"moov", box(b"mvhd", b"\x01")), id="half a clock"),
     ],
 )
-def test_what_is_no_mp4_is_said_to_be_damaged(tmp_path, data):
+def test_bytes_that_are_no_mp4_are_damaged(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
 
     with pytest.raises(Mp4Damaged):
@@ -230,7 +230,7 @@ def test_what_is_no_mp4_is_said_to_be_damaged(tmp_path, data):
 
 
 def patched(made, kind: bytes, offset: int, value: bytes) -> bytes:
-    """The file with `value` written `offset` bytes behind the name of its first box `kind`."""
+    """The file with `value` written `offset` bytes after the name of its first box `kind`."""
     data = bytearray(made.path.read_bytes())
     at = data.index(kind) + 4 + offset
     data[at : at + len(value)] = value
@@ -249,7 +249,7 @@ def patched(made, kind: bytes, offset: int, value: bytes) -> bytes:
         (b"hdlr", 8, b"soun"),  # two sounds and no picture
     ],
 )
-def test_tables_that_claim_more_than_there_is_are_damage(made, tmp_path, kind, offset, value):
+def test_tables_that_claim_more_than_the_file_holds_are_damage(made, tmp_path, kind, offset, value):
     (tmp_path / "x").write_bytes(patched(made, kind, offset, value))
 
     with pytest.raises(Mp4Damaged):
@@ -257,7 +257,7 @@ def test_tables_that_claim_more_than_there_is_are_damage(made, tmp_path, kind, o
 
 
 def test_a_claim_of_four_billion_samples_costs_no_time(made, tmp_path):
-    """stts and stsz agree on the lie; walking it sample by sample would take minutes."""
+    """stts and stsz make the same false claim; reading it sample by sample would take minutes."""
     data = bytearray(patched(made, b"stts", 8, b"\xff\xff\xff\xff"))
     at = data.index(b"stsz") + 4
     data[at + 8 : at + 12] = b"\xff\xff\xff\xff"

@@ -1,4 +1,4 @@
-"""Videos whose frames carry their own number, and a renderer that only shows them."""
+"""Videos whose frames carry their own number, and renderers that only show them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from lipsyncd.media import Kind
+from lipsyncd.prepare.decode_video import Footage, screen
 from lipsyncd.renderers import Scene
 from lipsyncd.renderers.framing import RgbImage
 from tests.kits.media.media_kit import ffmpeg
@@ -21,7 +24,7 @@ _BITS = 8
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-g", "30", "-bf", "3")
 VP8 = ("-c:v", "libvpx", "-b:v", "1M", "-g", "20")
 REPLAY = "replay=tests.kits.media.footage_kit:Replay"
-PONDER = "ponder=tests.kits.media.footage_kit:Ponder"
+SLOW_READER = "slow-reader=tests.kits.media.footage_kit:SlowReader"
 
 
 def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> RgbImage:
@@ -35,7 +38,7 @@ def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> RgbImage:
 
 
 def number_of(picture: RgbImage) -> int:
-    """The number that `numbered` has put into a picture, whatever its size."""
+    """The number that `numbered` has drawn into a picture of any size."""
     height, width = picture.shape[:2]
     return sum(
         int(picture[height // 2, round(width * (0.135 + 0.1 * bit))].mean() > 128) << bit for bit in range(_BITS)
@@ -44,12 +47,12 @@ def number_of(picture: RgbImage) -> int:
 
 @functools.cache
 def film(suffix: str, frames: int, *options: str, rate: str = "25", width: int = WIDTH, height: int = HEIGHT) -> bytes:
-    """A file of that suffix with numbered frames, as ffmpeg writes it with those options."""
+    """A video file with numbered frames, encoded by ffmpeg with these options."""
     return written(suffix, [numbered(number, width, height) for number in range(frames)], *options, rate=rate)
 
 
 def written(suffix: str, pictures: Sequence[RgbImage], *options: str, rate: str = "25") -> bytes:
-    """A file of that suffix with those frames."""
+    """A video file with these frames."""
     height, width = pictures[0].shape[:2]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "film" + suffix)
@@ -69,9 +72,17 @@ def changed(data: bytes, suffix: str, before: tuple[str, ...] = (), after: tuple
         return target.read_bytes()
 
 
+def screened(folder: Path, data: bytes, *, fps: str = "25", frames: int = 1000, **options: float) -> Footage:
+    """A video written to `folder/image` and scanned there."""
+    file = folder / "image"
+    file.write_bytes(data)
+    kind = Kind.WEBM if data.startswith(b"\x1a\x45") else Kind.MP4
+    return screen(file, kind, folder, ffmpeg=ffmpeg(), fps=Fraction(fps), frames=frames, **options)
+
+
 @dataclass
 class ReplayShot:
-    """The source, as it is."""
+    """The frames of the source, unchanged."""
 
     scene: Scene
     notes: Mapping[str, object] = field(default_factory=lambda: {"made_by": "replay"})
@@ -90,8 +101,8 @@ class ReplayShot:
             yield np.ascontiguousarray(picture[: self.height, : self.width])
 
 
-class Ponder:
-    """Looks at each frame for a tenth of a second before it begins."""
+class SlowReader:
+    """Reads every frame first, a tenth of a second for each, and then shows the video as it is."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -107,7 +118,7 @@ class Ponder:
 
 
 class Replay:
-    """Shows the video of a scene and leaves its faces alone."""
+    """Shows the video of a scene unchanged."""
 
     def __init__(self, device: str) -> None:
         self.device = device

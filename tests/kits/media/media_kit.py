@@ -1,4 +1,4 @@
-"""Pictures and sounds for tests, good and hostile, all made here: nothing is stored beside the tests."""
+"""Pictures and sounds for tests, good and hostile. All are made here; no media files are stored in the tests."""
 
 from __future__ import annotations
 
@@ -74,29 +74,29 @@ def tone(seconds: float, *, rate: int = RATE, hertz: float = 330.0) -> bytes:
 
 
 def stereo(samples: bytes) -> bytes:
-    """The same on two channels: (2n,) int16, interleaved."""
+    """The same sound on two channels: (2n,) int16, interleaved."""
     return b"".join(samples[n : n + 2] * 2 for n in range(0, len(samples), 2))
 
 
 def wav(samples: bytes, *, channels: int = 1, rate: int = RATE, bits: int = 16, data_bytes: int | None = None) -> bytes:
-    """A WAV whose header may say anything; `data_bytes` replaces the true number of bytes."""
+    """A WAV whose header may claim anything; `data_bytes` replaces the true number of bytes."""
     frame_bytes = channels * bits // 8
     form = struct.pack("<HHIIHH", 1, channels, rate, rate * frame_bytes & 0xFFFFFFFF, frame_bytes & 0xFFFF, bits)
-    said = len(samples) if data_bytes is None else data_bytes
-    body = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", said) + samples
+    declared = len(samples) if data_bytes is None else data_bytes
+    body = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", declared) + samples
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 @functools.cache
 def converted(suffix: str, *options: str, seconds: float = 1.0, channels: int = 1) -> bytes:
-    """A tone as ffmpeg writes it into a file of that suffix."""
+    """A tone, encoded by ffmpeg into a file of that suffix."""
     samples = tone(seconds, rate=44_100)
     sound = wav(samples if channels == 1 else stereo(samples), rate=44_100, channels=channels)
     return _through_ffmpeg([sound], suffix, *options)
 
 
 def with_cover(sound: bytes, suffix: str) -> bytes:
-    """The same sound with a picture in it, as music shops sell them."""
+    """The same sound with a cover picture in it, as in purchased music."""
     cover = encoded(corners(), "JPEG")
     return _through_ffmpeg([sound, cover], suffix, *_COPY_BOTH, *_AS_COVER)
 
@@ -119,7 +119,7 @@ _SRGB_PRIMARIES = {b"r": (0.4361, 0.2225, 0.0139), b"g": (0.3851, 0.7169, 0.0971
 
 
 def swapping_profile() -> bytes:
-    """A display on which red and green have changed places, else like sRGB with a gamma of 2.2."""
+    """A display with red and green exchanged, otherwise like sRGB with a gamma of 2.2."""
     primaries = {b"r": _SRGB_PRIMARIES[b"g"], b"g": _SRGB_PRIMARIES[b"r"], b"b": _SRGB_PRIMARIES[b"b"]}
     tags = {name + b"XYZ": _xyz(*value) for name, value in primaries.items()}
     tags |= {name + b"TRC": _gamma(2.2) for name in primaries}
@@ -131,7 +131,7 @@ def linear_grey_profile() -> bytes:
 
 
 def _profile(space: bytes, name: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC profile, version 2, of those tags. Source: ICC.1:2001-04."""
+    """An ICC profile, version 2, with these tags. Source: ICC.1:2001-04."""
     text = b"desc" + bytes(4) + struct.pack(">I", len(name) + 1) + name + bytes(1 + 8 + 3 + 67)
     tags = {b"desc": text, b"wtpt": _xyz(0.9642, 1.0, 0.8249), **tags}
     table, body = struct.pack(">I", len(tags)), b""

@@ -1,4 +1,4 @@
-"""Small videos made and taken apart with the real ffmpeg."""
+"""Small videos, encoded and decoded with the real ffmpeg."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RATES = [Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30), Fracti
 
 @dataclass(frozen=True)
 class Made:
-    """An MP4 and what went into it; `samples` (N, channels) int16 at 48 kHz."""
+    """An MP4 and its inputs; `samples` (N, channels) int16 at 48 kHz."""
 
     path: Path
     frames: int
@@ -31,14 +31,14 @@ class Made:
 
 
 def chirp(samples: int, channels: int) -> NDArray[np.int16]:
-    """(samples, channels) int16: a sweep, which matches itself at one lag only; the second channel is another sweep."""
+    """(samples, channels) int16: a frequency sweep, which correlates at one lag only, and another one for channel 2."""
     seconds = np.arange(samples) / ffmpeg.SOUND_RATE
     sweeps = [np.sin(2 * np.pi * (200 + 90 * channel + 40 * seconds) * seconds) for channel in range(channels)]
     return np.round(np.stack(sweeps, axis=1) * 12_000).astype("<i2")
 
 
 def drifting(frames: int, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
-    """`frames` pictures (height, width, 3): a grey step that moves a pixel each frame, all in one reused buffer."""
+    """`frames` pictures (height, width, 3): a grey edge that moves one pixel per frame, all in one reused buffer."""
     picture = np.full((height, width, 3), 60, np.uint8)
     for frame in range(frames):
         picture[:] = 60
@@ -63,7 +63,7 @@ def make(
     height: int = 32,
     name: str = "out.mp4",
 ) -> Made:
-    """A whole MP4 of ceil(duration x fps) frames, made as the render child makes it."""
+    """A complete MP4 of ceil(duration x fps) frames, encoded as the render child does it."""
     duration = Fraction(samples, ffmpeg.SOUND_RATE)
     frames = math.ceil(duration * fps)
     sweep = chirp(samples, channels)
@@ -76,14 +76,14 @@ def make(
 
 
 def run_ffmpeg(*arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    """ffmpeg with these arguments; its exit status is the caller's to judge."""
+    """Run ffmpeg with these arguments; the caller checks the exit status."""
     return subprocess.run(
         [str(FFMPEG), "-hide_banner", "-nostdin", *arguments], input=data or b"", capture_output=True, timeout=120
     )
 
 
 def decoded_frames(path: Path, width: int, height: int, *before_input: str) -> NDArray[np.uint8]:
-    """(N, height, width, 3) uint8 RGB, converted back with the matrix that the stream's own tags name."""
+    """(N, height, width, 3) uint8 RGB, converted with the matrix that the stream's tags name."""
     options = ["-loglevel", "error", *before_input, "-i", str(path), "-map", "0:v", "-fps_mode", "passthrough"]
     scale = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:out_range=pc"
     done = run_ffmpeg(*options, "-vf", scale, "-pix_fmt", "rgb24", "-f", "rawvideo", "-")
@@ -92,7 +92,7 @@ def decoded_frames(path: Path, width: int, height: int, *before_input: str) -> N
 
 
 def decoded_sound(path: Path, channels: int) -> NDArray[np.int16]:
-    """(N, channels) int16 at 48 kHz, as a player hears it: after the edit list."""
+    """(N, channels) int16 at 48 kHz, as a player plays it: after the edit list."""
     done = run_ffmpeg("-loglevel", "error", "-i", str(path), "-map", "0:a", "-f", "s16le", "-ac", str(channels), "-")
     assert done.returncode == 0, done.stderr
     return np.frombuffer(done.stdout, "<i2").reshape(-1, channels)

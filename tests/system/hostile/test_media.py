@@ -326,7 +326,10 @@ LYING_WAVS = {
     "8 bits": (lambda: wav(bytes(range(100, 156)) * 300, bits=8), 1.05),
     "0 bits": (lambda: wav(SECOND, bits=0), (AudioUndecodable, "")),
     "no data": (lambda: wav(SECOND)[:36], (AudioUndecodable, "")),
-    "no format": (lambda: b"RIFF\x10\0\0\0WAVEdata\x04\0\0\0abcd", (AudioUndecodable, "nothing about its samples")),
+    "no format": (
+        lambda: b"RIFF\x10\0\0\0WAVEdata\x04\0\0\0abcd",
+        (AudioUndecodable, "does not describe the format of its samples"),
+    ),
 }
 
 
