@@ -18,8 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lipsyncd.inbox.accept import idempotency_key
-from lipsyncd.jobs.job import Identity, JobSpec, JobState, SourceFile
+from lipsyncd.jobs.job import Identity, JobSpec, JobState, SourceFile, idempotency_key
 from lipsyncd.ledger.ended_jobs import Ended
 from lipsyncd.results import archive, leftovers
 from lipsyncd.results.leftovers import Piece, facts_in

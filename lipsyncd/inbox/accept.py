@@ -1,55 +1,44 @@
 """Inbox to spool to ledger: take what is ready, as private copies, each drop exactly once.
 
 The order is what makes it safe: nothing before the spool's commit touches the inbox, nothing after it can lose the job.
-Copy into a staging folder by descriptor while hashing; look again that nobody wrote meanwhile; `job.json`, fsync,
-rename: accepted. Then the row. Then the inbox's names are unlinked, if they still stand for the bytes that were copied.
+Copy into a staging folder by descriptor while hashing; check that no file has changed meanwhile; `job.json`, fsync,
+rename: accepted. Then the row. Then `release` removes the files from the inbox.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from lipsyncd.errors import (
-    AudioNotRecognised,
-    AudioUndecodable,
-    ImageNotRecognised,
-    ImageUndecodable,
-    InputError,
-    InputsAlreadyTaken,
-)
-from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST, Drop, Found
+from lipsyncd.errors import InputError, InputsAlreadyTaken
+from lipsyncd.inbox import check_input
+from lipsyncd.inbox.late_manifest import LateManifests
+from lipsyncd.inbox.pairing import Drop, Found
+from lipsyncd.inbox.release import Release, unlink_same
 from lipsyncd.inbox.scan import Inbox
-from lipsyncd.jobs.job import Identity, Job, JobSpec, JobState, SourceFile, new_id, now_ms
-from lipsyncd.jobs.manifest import Manifest, classify, clean_out_name
+from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Job, JobSpec, SourceFile, idempotency_key, new_id, now_ms
+from lipsyncd.jobs.manifest import clean_out_name, with_manifest
 from lipsyncd.ledger.ledger import DropKnown, Ledger
 from lipsyncd.log import printable
-from lipsyncd.media import Completeness, Structure, check_image_size, video_frames
+from lipsyncd.media import Structure, check_image_size, video_frames
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import SourceChanged, copy_unchanged, fsync_opened, identity, sha256_of
+from lipsyncd.storage.files import SourceChanged, copy_unchanged, sha256_of
 from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
 
 _BATCH = 32  # jobs whose rows share one commit
 _SHORTEST_PASS_S = 2.0
-_PASS_PER_LOOK = 4.0  # a large inbox takes long to look through: then more is taken before the next look
-_TAKEN_LOOKBACK_MS = 600_000  # a manifest that comes this late for its files is told which job took them
-_NOT_RECOGNISED = {IMAGE: ImageNotRecognised, AUDIO: AudioNotRecognised}
-_UNDECODABLE = {IMAGE: ImageUndecodable, AUDIO: AudioUndecodable}
+_PASS_PER_SCAN = 4.0  # a large inbox takes long to scan: then more is taken before the next scan
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """What became of one drop."""
+    """One drop that has become a job."""
 
     job: Job
     refused: bool
@@ -58,9 +47,8 @@ class Accepted:
 class Intake:
     """Takes the drops of one inbox. Runs in one thread.
 
-    queue      whose folder that is, "" for the inbox itself: its preset is what jobs get when they do not say it
-    cut_short  the last scan left drops behind that could have been taken: look again at once
-    blocked    files that could not be taken in the last scan, or not be removed after they were, and why
+    queue      the queue of that folder, "" for the inbox itself: its preset holds for what a manifest leaves open
+    cut_short  the last scan left drops behind that could have been taken: scan again at once
     """
 
     def __init__(self, settings: CurrentSettings, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str = "") -> None:
@@ -70,52 +58,43 @@ class Intake:
         self.spool = spool
         self.ledger = ledger
         self.cut_short = False
-        self._refused: dict[str, str] = {}
-        self._stuck: dict[str, str] = {}
+        self.release = Release(inbox, spool, ledger, queue)
+        self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
+        self._held: dict[str, str] = {}
         self._rowless: list[JobSpec] = []
-        self._unreleased: dict[str, tuple[SourceFile, ...]] = {}
-        for job_id in ledger.unreleased():
-            spec = spool.spec(job_id)
-            if spec is None and not queue:
-                self._unreleased[job_id] = ()
-            elif spec is not None and spec.queue == queue:
-                self._unreleased[job_id] = spec.sources
 
     def scan(self, stop: Callable[[], bool] = lambda: False) -> list[Accepted]:
-        """Look once and take what is ready, until `stop`; gives the jobs that are new.
+        """Scan once and take what is ready, until `stop`; gives the new jobs.
 
-        A burst is taken in passes, so that names are given back, and newcomers seen, while it lasts. Raises OSError
-        when the folder cannot be listed; what one drop brings up stays with that drop.
+        A burst is taken in passes, so that files are released, and new ones noticed, while it lasts. Raises OSError
+        when the folder cannot be listed; an error with one drop concerns that drop alone.
         """
         accepted = self._register_rowless()
         began_s = time.monotonic()
-        drops = self.inbox.ready(self._taken())
-        looked_s = time.monotonic()
-        until_s = looked_s + max(_SHORTEST_PASS_S, _PASS_PER_LOOK * (looked_s - began_s))
+        drops = self.inbox.ready(self.release.taken)
+        scanned_s = time.monotonic()
+        until_s = scanned_s + max(_SHORTEST_PASS_S, _PASS_PER_SCAN * (scanned_s - began_s))
         self.cut_short = False
-        refused, self._refused = self._refused, {}
+        known, self._held = self._held, {}
         for drop in drops:
             if stop() or time.monotonic() > until_s:
                 self.cut_short = True
                 break
             if len(self._rowless) >= _BATCH or self._asks_for_id_of_rowless(drop):
                 accepted += self._register_rowless()
-            spec = self._try_accept(drop, refused)
+            spec = self._try_accept(drop, known)
             if spec is not None:
                 self._rowless.append(spec)
         accepted += self._register_rowless()
         if not self.cut_short:
             self._serve_late_manifests()
-        self.release()
+        self.release.run()
         return accepted
 
     @property
-    def blocked(self) -> dict[str, str]:
-        return {**self._refused, **self._stuck}
-
-    def _taken(self) -> dict[bytes, Identity]:
-        """Files of accepted jobs that may still lie in the inbox."""
-        return {os.fsencode(s.name): s.identity for sources in self._unreleased.values() for s in sources}
+    def held(self) -> dict[str, str]:
+        """Files that could not be taken in the last scan, or not be removed after they were, and why."""
+        return {**self._held, **self.release.held}
 
     # -- one drop ------------------------------------------------------------------------------------------------------
 
@@ -124,10 +103,10 @@ class Intake:
         try:
             return self._accept(drop)
         except SourceChanged as changed:
-            log.info("intake: %s changed while it was copied; looking again", changed)
+            log.info("intake: %s changed while it was copied; scanning again", changed)
         except OSError as error:
             name, why = printable(drop.name), f"cannot be taken: {error.strerror or error}"
-            self._refused[name] = why
+            self._held[name] = why
             if known.get(name) != why:
                 log.warning("intake: %s waits: %s", name, error)
         return None
@@ -178,7 +157,7 @@ class Intake:
         return None if job is None else self._note_accepted(job, spec)
 
     def _note_accepted(self, job: Job, spec: JobSpec) -> Accepted:
-        self._unreleased[spec.id] = spec.sources
+        self.release.add(spec)
         reach("intake-inserted")
         log.info("job %s accepted: %s, %s", job.id, spec.name, "refused" if spec.refusal else spec.renderer)
         return Accepted(job, refused=spec.refusal is not None)
@@ -223,28 +202,24 @@ class Intake:
         return None
 
     def _judge_file(self, role: str, file: Found, structure: Structure) -> InputError | None:
-        name = repr(printable(file.text))
-        kind = structure.kind
-        shows = kind is not None and (kind.is_image or kind.is_video)
-        if kind is None or not (shows if role == IMAGE else kind.is_audio):
-            seen = f"is {kind}" if kind else f"is none that we know ({file.identity.size} bytes)"
-            return _NOT_RECOGNISED[role](f"{name} {seen}")
-        if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
-            cut = structure.completeness is Completeness.TRUNCATED
-            return _UNDECODABLE[role](f"{name} {'is cut short' if cut else 'is damaged'}: {structure.note}")
+        size_bytes = file.identity.size
+        error = check_input.fault(role, structure, shown=repr(printable(file.text)), size_bytes=size_bytes)
+        if error is not None:
+            return error
         if role == IMAGE and structure.width and structure.height:
             limits = self.settings.now.intake
-            most = video_frames.MAX_MEGAPIXELS if kind.is_video else limits.max_megapixels
+            is_video = structure.kind is not None and structure.kind.is_video
+            most = video_frames.MAX_MEGAPIXELS if is_video else limits.max_megapixels
             try:
                 check_image_size(structure.width, structure.height, min_side=limits.min_side_px, max_megapixels=most)
-            except InputError as error:
-                return error
+            except InputError as too_large:
+                return too_large
         return None
 
-    # -- an id that is known already -----------------------------------------------------------------------------------
+    # -- a drop whose id is known --------------------------------------------------------------------------------------
 
     def _is_repetition(self, drop: Drop, job_id: str) -> bool:
-        """Was that very work accepted as that job? Somebody who got no answer has then simply asked again."""
+        """Was that very work accepted as that job? Then a client that got no answer has sent its request again."""
         taken = self.ledger.source_hashes(job_id)
         sources = tuple(
             SourceFile(role, file.text, file.identity, sha256_of(self.inbox.path(file.name)))
@@ -261,160 +236,13 @@ class Intake:
         log.info("intake: %s repeats job %s, which is accepted already", drop.name, job_id)
         for file in drop.files.values():
             if not file.taken:
-                self._unlink_same(file)
-
-    def _unlink_same(self, file: Found) -> None:
-        path = self.inbox.path(file.name)
-        if identity(path) == file.identity:
-            os.unlink(path)  # noqa: PTH108 - names are bytes
-
-    # -- manifests that come after their files -------------------------------------------------------------------------
+                unlink_same(self.inbox, file)
 
     def _serve_late_manifests(self) -> None:
-        """A manifest whose files were just accepted as a pair replaces that job's options; later it is refused."""
-        for drop in self.inbox.without_files(self._taken()):
-            job = None if drop.manifest is None else self._pair_of(drop.manifest)
-            if job is None:
-                continue
+        for drop in self.inbox.without_files(self.release.taken):
             try:
-                if not self._replace_options(job, drop):
-                    late = f"the files of {drop.name} were accepted as job {job.id}, which is {job.state}"
-                    self._take(replace(drop, manifest=None, refusal=InputsAlreadyTaken(late)))
+                refusal = self._late_manifests.serve(drop)
+                if refusal is not None:
+                    self._take(replace(drop, manifest=None, refusal=refusal))
             except (SourceChanged, OSError) as error:
                 log.info("intake: %s waits: %s", drop.name, error)
-
-    def _pair_of(self, manifest: Manifest) -> Job | None:
-        """The job that took exactly the files that a manifest names, as a pair and not long ago."""
-        names = [s for s in (manifest.image, manifest.audio) if s is not None and classify(s) == "file"]
-        latest = [self.ledger.latest_with_source(os.fsencode(name), queue=self.queue) for name in names]
-        jobs = {job.id: job for job in latest if job is not None}
-        if len(jobs) != 1 or len(names) != 2:
-            return None
-        [job] = jobs.values()
-        recent = now_ms() - job.accepted_ms <= _TAKEN_LOOKBACK_MS
-        return job if recent and self.ledger.source_hashes(job.id).keys() == {IMAGE, AUDIO} else None
-
-    def _replace_options(self, job: Job, drop: Drop) -> bool:
-        """Let a job do what a late manifest says; False when it is too late, or when that asks for an id of its own."""
-        in_time = now_ms() - job.accepted_ms <= self.settings.now.watch.manifest_grace_s * 1000
-        old, manifest = self.spool.spec(job.id), drop.manifest
-        waits = job.state is JobState.QUEUED and job.attempt == 0
-        if manifest is None or old is None or not in_time or not waits or manifest.id not in (None, job.id):
-            return False
-        spec = with_manifest(old, manifest)
-        self.spool.rewrite(spec)
-        if not self.ledger.set_options(spec, idem_key=idempotency_key(spec)):
-            self.spool.rewrite(old)
-            return False
-        log.info("job %s takes the options of %s", job.id, drop.name)
-        self._unlink_same(drop.files[MANIFEST])
-        return True
-
-    # -- giving the names back -----------------------------------------------------------------------------------------
-
-    def release(self) -> None:
-        """Unlink the inputs of accepted jobs from the inbox, except those that a waiting manifest names as well.
-
-        All through one descriptor: in the folder that has come in place of an unmounted one no input can be found, and
-        one that is believed to be gone would be another drop when its folder is back.
-        """
-        if not self._unreleased:
-            return
-        with self.inbox.opened() as folder:
-            if folder is not None:
-                self._release_in(folder)
-
-    def _release_in(self, folder: int) -> None:
-        needed = self.inbox.named_by_manifests(self._taken())
-        known, self._stuck = self._stuck, {}
-        left = {
-            job_id: tuple(
-                s for source in sources if (s := self._release_file(folder, job_id, source, needed, known)) is not None
-            )
-            for job_id, sources in self._unreleased.items()
-        }
-        released = [job_id for job_id, sources in left.items() if not sources]
-        if released:
-            fsync_opened(folder)
-            reach("intake-unlinked")
-            self.ledger.set_released(released)
-        self._unreleased = {job_id: sources for job_id, sources in left.items() if sources}
-
-    def _release_file(
-        self, folder: int, job_id: str, source: SourceFile, needed: Container[bytes], known: Mapping[str, str]
-    ) -> SourceFile | None:
-        """None when the name no longer stands for the bytes that were copied, else what still lies there."""
-        name = os.fsencode(source.name)
-        try:
-            now = identity(name, folder=folder)
-            if now is None or not self._is_same(folder, name, source, now):
-                return None
-            source = replace(source, identity=now)
-            if name in needed:
-                return source
-            reach("intake-before-unlink")
-            os.unlink(name, dir_fd=folder)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            shown, why = printable(source.name), f"job {job_id} has it, and it cannot be removed: {error.strerror}"
-            if known.get(shown) != why:
-                log.warning("intake: cannot remove %s from the inbox: %s", shown, error.strerror)
-            self._stuck[shown] = why
-            return source
-        return None
-
-    @staticmethod
-    def _is_same(folder: int, name: bytes, source: SourceFile, now: Identity) -> bool:
-        """The bytes we copied, also when only the inode's own data changed (a chmod, a backup tool)."""
-        if now == source.identity:
-            return True
-        unchanged = replace(now, ctime_ns=0) == replace(source.identity, ctime_ns=0)
-        return unchanged and sha256_of(name, folder=folder) == source.sha256
-
-
-def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:
-    """What the settings say, overruled by what the manifest says."""
-    said = {
-        "renderer": manifest.renderer,
-        "stitch": manifest.stitch,
-        "resolution": manifest.resolution,
-        "fps": manifest.fps,
-        "priority": manifest.priority,
-        "out_name": manifest.out_name,
-        "name": manifest.out_name,
-    }
-    changes: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
-    return replace(
-        spec,
-        **changes,
-        image_url=manifest.image if classify(manifest.image) != "file" else None,
-        audio_url=manifest.audio if manifest.audio is not None and classify(manifest.audio) != "file" else None,
-        text=manifest.text,
-        voice=manifest.voice,
-        ssml=manifest.ssml,
-        user_data=manifest.user_data,
-        webhook=manifest.webhook,
-        options=dict(manifest.options),
-        pad_s=manifest.pad_s or 0.0,
-        rest=manifest.rest,
-    )
-
-
-def idempotency_key(spec: JobSpec) -> str | None:
-    """Equal for equal work: the same bytes with the same options. None when what is fetched may differ each time."""
-    if spec.image_url or spec.audio_url or spec.refusal:
-        return None
-    content: Mapping[str, object] = {s.role: s.sha256 for s in spec.sources if s.role in (IMAGE, AUDIO)}
-    asked = {
-        "renderer": spec.renderer,
-        "stitch": spec.stitch,
-        "resolution": None if spec.stitch else spec.resolution,
-        "fps": str(spec.fps),
-        "text": spec.text,
-        "voice": spec.voice,
-        "ssml": spec.ssml,
-        "options": spec.options,
-        "pad_s": spec.pad_s,
-    }
-    return hashlib.sha256(json.dumps([content, asked], sort_keys=True).encode()).hexdigest()

@@ -14,11 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf
-from lipsyncd.jobs.job import Identity
+from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest, classify
-
-IMAGE, AUDIO, MANIFEST = "image", "audio", "manifest"
-OTHER = "other"  # of no suffix that we know: only a manifest can make it a picture or a sound
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ from functools import partial
 from typing import Any
 
 from lipsyncd.inbox.accept import Accepted, Intake
-from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
-from lipsyncd.inbox.scan import VIDEO, Inbox, Rules
+from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.inbox.watch import Overflows, Watch
 from lipsyncd.jobs.job import JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor.facts import Inflow
-from lipsyncd.settings import CurrentSettings, Settings
+from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.folders import HIDDEN, Folders
 from lipsyncd.storage.locks import FolderLock, served
@@ -123,8 +122,8 @@ class Arrivals:
         if door.fault:
             return False
         door.watch.check()
-        door.inbox.network = door.watch.network
-        door.inbox.rules = rules_of(self.settings.now)
+        door.inbox.settling.network = door.watch.network
+        door.inbox.settling.rules = rules_of(self.settings.now)
         if self.paused:
             return False
         try:
@@ -167,7 +166,7 @@ class Arrivals:
 
     def _pause_s(self) -> float:
         """Seconds until the next look, if nothing rings before."""
-        asked = [door.inbox.next_look_s for door in self.doors if not door.fault and not self.paused]
+        asked = [door.inbox.settling.next_look_s for door in self.doors if not door.fault and not self.paused]
         soon = [seconds + 0.005 for seconds in asked if seconds is not None]
         return min([self.scan_due_s, *soon])
 
@@ -198,7 +197,7 @@ class Arrivals:
     @property
     def blocked(self) -> dict[str, str]:
         """Files that lie in an inbox and cannot be taken, or not be removed after they were, and why."""
-        return dict(_named(self.doors, lambda door: {**door.inbox.unreadable, **door.intake.blocked}))
+        return dict(_named(self.doors, lambda door: {**door.inbox.settling.unreadable, **door.intake.held}))
 
     def status(self) -> dict[str, Any]:
         """What `lipsyncd status` shows of the inboxes."""
@@ -239,21 +238,3 @@ def _named(doors: Iterable[Door], ask: Callable[[Door], Mapping[str, Any]]) -> I
 
 def _waiting(door: Door) -> dict[str, Any]:
     return {w.name: w for w in door.inbox.waiting}
-
-
-def rules_of(settings: Settings) -> Rules:
-    """The inbox's rules, out of the settings."""
-    watch, intake = settings.watch, settings.intake
-    return Rules(
-        settle_s=watch.settle_s,
-        settle_proven_s=watch.settle_proven_s,
-        settle_network_s=watch.settle_network_s,
-        incomplete_timeout_s=watch.incomplete_timeout_s,
-        pair_timeout_s=watch.pair_timeout_s,
-        max_bytes={
-            IMAGE: intake.max_image_mb * 1_000_000,
-            VIDEO: intake.max_video_mb * 1_000_000,
-            AUDIO: intake.max_audio_mb * 1_000_000,
-            MANIFEST: intake.max_manifest_kb * 1024,
-        },
-    )

@@ -13,20 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lipsyncd.errors import (
-    AudioNotRecognised,
-    AudioUndecodable,
-    BadManifest,
-    BadName,
-    ImageNotRecognised,
-    ImageUndecodable,
-    InboxUnavailable,
-    MissingFile,
-    UsageError,
-)
+from lipsyncd.errors import BadManifest, BadName, InboxUnavailable, MissingFile, UsageError
+from lipsyncd.inbox import check_input
 from lipsyncd.jobs.job import new_id
 from lipsyncd.jobs.manifest import Manifest, build, classify, clean_out_name, to_json
-from lipsyncd.media import Completeness, Kind, examine
+from lipsyncd.media import Kind, examine
 from lipsyncd.storage.files import copy_hashed, fsync_folder, open_regular, open_to_group, rename_no_replace, write_new
 from lipsyncd.storage.folders import HIDDEN, INBOX_OF, Folders
 
@@ -134,18 +125,15 @@ def _checked(path: Path, role: str) -> str:
             f"cannot read {str(path)!r}: {error.strerror}", remedy="name a file that you can read"
         ) from None
     try:
-        structure = examine(descriptor, os.fstat(descriptor).st_size)
+        size_bytes = os.fstat(descriptor).st_size
+        structure = examine(descriptor, size_bytes)
     finally:
         os.close(descriptor)
-    kind = structure.kind
-    shows = kind is not None and (kind.is_image or kind.is_video)
-    if kind is None or not (shows if role == "image" else kind.is_audio):
-        seen = f"is {kind}" if kind else "is none that we know"
-        raise (ImageNotRecognised if role == "image" else AudioNotRecognised)(f"{str(path)!r} {seen}")
-    if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
-        how = "is cut short" if structure.completeness is Completeness.TRUNCATED else "is damaged"
-        raise (ImageUndecodable if role == "image" else AudioUndecodable)(f"{str(path)!r} {how}: {structure.note}")
-    return _SUFFIX.get(kind, f".{kind.value}")
+    fault = check_input.fault(role, structure, shown=repr(str(path)), size_bytes=size_bytes)
+    if fault is not None:
+        raise fault
+    assert structure.kind is not None  # otherwise it is a fault
+    return _SUFFIX.get(structure.kind, f".{structure.kind.value}")
 
 
 def _copy_in(inbox: Path, path: Path, name: str) -> None:

@@ -5,6 +5,8 @@ Pure data. The spool keeps a `JobSpec` as `job.json`; the ledger keeps a `Job` a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 import uuid
@@ -82,6 +84,10 @@ class Identity:
     @classmethod
     def of(cls, stat: os.stat_result) -> Identity:
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+# The roles of a job's files. OTHER: no suffix that we know; only a manifest can make it a picture or a sound.
+IMAGE, AUDIO, MANIFEST, OTHER = "image", "audio", "manifest", "other"
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,25 @@ class JobSpec:
             SourceFile(s["role"], s["name"], Identity(**s["identity"]), s["sha256"]) for s in values["sources"]
         )
         return cls(**values)
+
+
+def idempotency_key(spec: JobSpec) -> str | None:
+    """Equal for equal work: the same bytes with the same options. None when what is fetched may differ each time."""
+    if spec.image_url or spec.audio_url or spec.refusal:
+        return None
+    content: Mapping[str, object] = {s.role: s.sha256 for s in spec.sources if s.role in (IMAGE, AUDIO)}
+    asked = {
+        "renderer": spec.renderer,
+        "stitch": spec.stitch,
+        "resolution": None if spec.stitch else spec.resolution,
+        "fps": str(spec.fps),
+        "text": spec.text,
+        "voice": spec.voice,
+        "ssml": spec.ssml,
+        "options": spec.options,
+        "pad_s": spec.pad_s,
+    }
+    return hashlib.sha256(json.dumps([content, asked], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

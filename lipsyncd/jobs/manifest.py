@@ -18,13 +18,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Literal
 
 from lipsyncd.errors import BadManifest, BadName, UnsafePath
-from lipsyncd.jobs.job import ID_PATTERN
+from lipsyncd.jobs.job import ID_PATTERN, JobSpec
 from lipsyncd.jobs.rest_fields import check as check_said
 
 MAX_BYTES = 64 * 1024
@@ -431,3 +431,31 @@ def _unfit(char: str) -> bool:
 def _ntsc(rate: Fraction) -> Fraction:
     exact = (Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001))
     return next((ntsc for ntsc in exact if abs(ntsc - rate) <= Fraction(1, 10_000)), rate)
+
+
+def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:
+    """The job with the manifest's fields in place of the values that the settings gave."""
+    given = {
+        "renderer": manifest.renderer,
+        "stitch": manifest.stitch,
+        "resolution": manifest.resolution,
+        "fps": manifest.fps,
+        "priority": manifest.priority,
+        "out_name": manifest.out_name,
+        "name": manifest.out_name,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(
+        spec,
+        **changes,
+        image_url=manifest.image if classify(manifest.image) != "file" else None,
+        audio_url=manifest.audio if manifest.audio is not None and classify(manifest.audio) != "file" else None,
+        text=manifest.text,
+        voice=manifest.voice,
+        ssml=manifest.ssml,
+        user_data=manifest.user_data,
+        webhook=manifest.webhook,
+        options=dict(manifest.options),
+        pad_s=manifest.pad_s or 0.0,
+        rest=manifest.rest,
+    )

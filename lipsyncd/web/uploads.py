@@ -88,7 +88,7 @@ class Stock:
         with part.path.open("rb") as file:
             kind = examine(file.fileno(), part.size_bytes).kind
         if kind is None or not (kind.is_image or kind.is_video if role == IMAGE else kind.is_audio):
-            seen = f"is {kind.value}" if kind else f"is none that we know ({part.size_bytes} bytes)"
+            seen = f"is {kind.value}" if kind else f"has no known format ({part.size_bytes} bytes)"
             raise (ImageNotRecognised if role == IMAGE else AudioNotRecognised)(f"the uploaded {role} {seen}")
         return kind
 

@@ -18,8 +18,7 @@ from lipsyncd.daemon.housekeeping import Housekeeper
 from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import open_ledger
 from lipsyncd.errors import NoFaceFound
-from lipsyncd.inbox.accept import idempotency_key
-from lipsyncd.jobs.job import Job, JobState, new_id
+from lipsyncd.jobs.job import Job, JobState, idempotency_key, new_id
 from lipsyncd.ledger import backups
 from lipsyncd.results import archive
 from lipsyncd.settings import CurrentSettings

@@ -205,13 +205,18 @@ def test_an_inbox_from_which_nothing_may_be_removed_is_served_once(tmp_path: Pat
         inbox_by_hand = InboxByHand(tmp_path)
         jobs = [len(inbox_by_hand.take()), len(inbox_by_hand.take()), len(inbox_by_hand.scan(after_s=10_000))]
         inbox_by_hand.ledger.close()
-        return [jobs, inbox_by_hand.inbox.next_look_s, inbox_by_hand.inbox.waiting, inbox_by_hand.left]
+        return [jobs, inbox_by_hand.inbox.settling.next_look_s, inbox_by_hand.inbox.waiting, inbox_by_hand.left]
 
     def second() -> list[object]:
         inbox_by_hand = InboxByHand(tmp_path)
         jobs = [len(inbox_by_hand.take()), len(inbox_by_hand.take())]
         inbox_by_hand.ledger.close()
-        return [jobs, inbox_by_hand.inbox.next_look_s, inbox_by_hand.inbox.waiting, len(os.listdir(tmp_path / "spool"))]
+        return [
+            jobs,
+            inbox_by_hand.inbox.settling.next_look_s,
+            inbox_by_hand.inbox.waiting,
+            len(os.listdir(tmp_path / "spool")),
+        ]
 
     assert as_nobody(first, tmp_path) == [[1, 0, 0], None, [], ["anna.png", "anna.wav"]]
     time.sleep(0.011)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
-from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST, OTHER, Found, Grouping, group, pairing_key
-from lipsyncd.jobs.job import Identity
+from lipsyncd.inbox.pairing import Found, Grouping, group, pairing_key
+from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, OTHER, Identity
 from lipsyncd.jobs.manifest import Manifest
 
 TIMEOUT_S = 100.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import BadManifest
-from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
+from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST
 from lipsyncd.storage import files
 from tests.kits.core_kit import as_nobody
 from tests.kits.inbox_kit import NOTHING, RULES, Box
@@ -148,7 +148,7 @@ def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: Box) ->
         assert box.scan() == []
         assert box.scan(after_s=3600) == []
         assert box.waits["a.wav"] == "a program has it open for writing"
-        assert box.inbox.next_look_s == RULES.settle_s
+        assert box.inbox.settling.next_look_s == RULES.settle_s
         writer.stdin.close()
         writer.wait(10)
     assert box.scan() == ["a"]
@@ -192,7 +192,7 @@ def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(bo
     assert box.scan(after_s=90_000) == []
     assert box.inbox.ignored == {}
     assert box.inbox.waiting == []
-    assert box.inbox.next_look_s is None
+    assert box.inbox.settling.next_look_s is None
     assert len(os.listdir(box.root)) == len(LEFT_BY_WRITERS)
 
 
@@ -270,8 +270,8 @@ def test_a_manifest_may_name_a_file_of_any_suffix(box: Box) -> None:
     looks = 0
     while not drops:
         looks += 1
-        assert box.inbox.next_look_s is not None
-        drops = box.scan(after_s=box.inbox.next_look_s)
+        assert box.inbox.settling.next_look_s is not None
+        drops = box.scan(after_s=box.inbox.settling.next_look_s)
     assert drops == ["order"]
     assert looks <= 4
     assert box.inbox.ignored == {}
@@ -314,7 +314,7 @@ def test_any_name_is_taken_and_shown_on_one_line(box: Box, stem: bytes, shown: s
 def test_what_may_not_be_read_waits_with_its_reason_and_heals_alone(root: Path) -> None:
     def work() -> list[object]:
         box = Box(root)
-        told: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.next_look_s]
+        told: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.settling.next_look_s]
         (root / "go").touch()
         while (root / "go").exists():
             time.sleep(0.01)

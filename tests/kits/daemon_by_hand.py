@@ -19,8 +19,7 @@ from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import open_ledger, recover
 from lipsyncd.errors import LipsyncdError
 from lipsyncd.inbox.accept import Intake
-from lipsyncd.inbox.scan import Inbox
-from lipsyncd.inbox.service import rules_of
+from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.media.ffmpeg import find
 from lipsyncd.prepare.preparer import Preparer

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.inbox.accept import Accepted, Intake
-from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
-from lipsyncd.inbox.scan import Inbox, Rules
-from lipsyncd.jobs.job import Identity, Job, JobSpec
+from lipsyncd.inbox.scan import Inbox
+from lipsyncd.inbox.settle import InboxRules
+from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity, Job, JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.settings import CurrentSettings, Paths, Settings
 from lipsyncd.storage import files
@@ -19,7 +19,7 @@ from lipsyncd.storage.spool import Spool
 from tests.kits.core_kit import Clock
 from tests.kits.installation import picture, put, sound
 
-RULES = Rules(
+RULES = InboxRules(
     settle_s=1.0,
     settle_proven_s=0.2,
     settle_network_s=5.0,
@@ -52,9 +52,9 @@ class Box:
         """Seconds until the first drop is ready, when we look at the moments that the inbox itself asks for."""
         begun_s = self.clock.now_s
         while not self.scan():
-            assert self.inbox.next_look_s is not None, self.waits
-            assert self.inbox.next_look_s > 0
-            self.clock.wait(self.inbox.next_look_s + 0.001)
+            assert self.inbox.settling.next_look_s is not None, self.waits
+            assert self.inbox.settling.next_look_s > 0
+            self.clock.wait(self.inbox.settling.next_look_s + 0.001)
             assert self.clock.now_s - begun_s <= limit_s, self.waits
         return round(self.clock.now_s - begun_s, 1)
 

@@ -13,8 +13,7 @@ import numpy as np
 from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import recover
 from lipsyncd.inbox.accept import Intake
-from lipsyncd.inbox.scan import Inbox
-from lipsyncd.inbox.service import rules_of
+from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.jobs.job import Job, JobSpec, JobState, SourceFile, new_id
 from lipsyncd.jobs.prepared import Output, Picture, Prepared, Sound
 from lipsyncd.ledger.ledger import Ledger

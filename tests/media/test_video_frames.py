@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import BadOption
-from lipsyncd.inbox.pairing import AUDIO, IMAGE, MANIFEST
-from lipsyncd.inbox.scan import VIDEO, Inbox, Rules
+from lipsyncd.inbox.scan import VIDEO, Inbox
+from lipsyncd.inbox.settle import InboxRules
+from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST
 from lipsyncd.media import Completeness, Kind, Structure, examine, video_frames, videos
 from lipsyncd.media.content import Content
 from lipsyncd.media.video_frames import BOUNCE, CUT, LOOP, MODES, source_index, stretches
@@ -130,7 +131,7 @@ class _Counting(Content):
 
 def test_a_video_may_be_larger_than_a_picture(tmp_path: Path) -> None:
     film_bytes, limits = film(".mp4", 30, *H264), {IMAGE: 1000, VIDEO: 100_000, AUDIO: 1000, MANIFEST: 1000}
-    rules = Rules(0, 0, 0, incomplete_timeout_s=9, pair_timeout_s=9, max_bytes=limits)
+    rules = InboxRules(0, 0, 0, incomplete_timeout_s=9, pair_timeout_s=9, max_bytes=limits)
     (tmp_path / "film.MP4").write_bytes(film_bytes)
     (tmp_path / "picture.png").write_bytes(bytes(1001))
     inbox = Inbox(tmp_path, rules, network=False)

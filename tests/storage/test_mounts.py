@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.inbox.accept import Intake
-from lipsyncd.inbox.scan import Inbox
-from lipsyncd.inbox.service import rules_of
+from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.jobs.job import Identity, JobSpec, JobState, now_ms
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import read_json

@@ -186,7 +186,7 @@ def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
         ("slow.png", 400, "did not arrive"),
         ("inwards.png", 400, "no public address"),
         ("gone.png", 400, "404"),
-        ("page.png", 415, "none that we know"),
+        ("page.png", 415, "no known format"),
         ("hello.wav", 415, "is wav"),
     ],
 )

@@ -195,7 +195,7 @@ def _is(state: JobState) -> Callable[[Stage], bool]:
 
 
 def _is_accepted(stage: Stage) -> bool:
-    return stage.job() is not None and not stage.intake._unreleased and not stage.intake._rowless
+    return stage.job() is not None and not stage.intake.release.taken and not stage.intake._rowless
 
 
 def _is_prepared(stage: Stage) -> bool:

@@ -1,0 +1,25 @@
+"""Whether a file can be the picture or the sound of a job, as far as its structure shows: no pixel is decoded here."""
+
+from __future__ import annotations
+
+from lipsyncd.errors import AudioNotRecognised, AudioUndecodable, ImageNotRecognised, ImageUndecodable, InputError
+from lipsyncd.jobs.job import IMAGE
+from lipsyncd.media import Completeness, Structure
+
+_NOT_RECOGNISED = {True: ImageNotRecognised, False: AudioNotRecognised}
+_UNDECODABLE = {True: ImageUndecodable, False: AudioUndecodable}
+
+
+def fault(role: str, structure: Structure, *, shown: str, size_bytes: int) -> InputError | None:
+    """The reason why the file cannot be used in that role; None when none is known.
+
+    shown  the file's name, for the message
+    """
+    kind, is_image = structure.kind, role == IMAGE
+    if kind is None or not (kind.is_image or kind.is_video if is_image else kind.is_audio):
+        seen = f"is {kind}" if kind else f"has no known format ({size_bytes} bytes)"
+        return _NOT_RECOGNISED[is_image](f"{shown} {seen}")
+    if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
+        cut = structure.completeness is Completeness.TRUNCATED
+        return _UNDECODABLE[is_image](f"{shown} {'is cut short' if cut else 'is damaged'}: {structure.note}")
+    return None

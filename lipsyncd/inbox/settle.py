@@ -1,0 +1,161 @@
+"""Decide whether a file in the inbox is finished.
+
+A file is finished when nothing has changed it for a while, no process of this machine holds it open for writing, and
+its own structure does not announce more content. When the structure proves the end (a PNG's IEND, a WAV with the
+length of its header), a short while is enough.
+
+Times are differences of one monotonic clock: the file server's clock and ours may disagree by any amount.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+
+from lipsyncd.errors import InputError
+from lipsyncd.inbox.pairing import Found
+from lipsyncd.jobs.job import MANIFEST, Identity
+from lipsyncd.jobs.manifest import Manifest
+from lipsyncd.log import printable
+from lipsyncd.media import Completeness, Structure, examine
+from lipsyncd.storage.files import NotRegular, open_regular, written_by_others
+
+
+@dataclass(frozen=True)
+class InboxRules:
+    """How long files may take and how large they may be: the settings of the same names."""
+
+    settle_s: float
+    settle_proven_s: float
+    settle_network_s: float
+    incomplete_timeout_s: float
+    pair_timeout_s: float
+    max_bytes: Mapping[str, int]
+
+
+@dataclass
+class _Seen:
+    """What is remembered of a name between scans."""
+
+    identity: Identity
+    first_s: float
+    still_since_s: float
+    structure: Structure | None = None
+    settled: bool = False
+    why: str = "still being written"
+
+
+class Settling:
+    """The files of one inbox, from the first scan that finds them until they are finished.
+
+    path        gives the whole path of a name
+    manifest    gives the content of a manifest; None when it cannot be read just now
+    unreadable  files that cannot be read, and why, as of the last scan
+    next_look_s seconds until a file may be finished; None when the next rescan is early enough
+    """
+
+    def __init__(
+        self,
+        path: Callable[[bytes], bytes],
+        manifest: Callable[[bytes, Identity], Manifest | InputError | None],
+        rules: InboxRules,
+        *,
+        network: bool,
+    ) -> None:
+        self.rules = rules
+        self.network = network
+        self.unreadable: dict[str, str] = {}
+        self.next_look_s: float | None = None
+        self._path = path
+        self._manifest = manifest
+        self._now_s = 0.0
+        self._seen: dict[bytes, _Seen] = {}
+
+    def begin(self, now_s: float) -> None:
+        """A scan begins."""
+        self._now_s = now_s
+        self.next_look_s = None
+        self.unreadable = {}
+
+    def observe(self, name: bytes, role: str, identity: Identity, *, taken: bool) -> Found:
+        """Note what lies under a name in this scan, and decide whether it is finished."""
+        seen = self._seen.get(name)
+        if seen is None or seen.identity != identity:
+            replaced = seen is None or seen.identity.ino != identity.ino
+            first_s = self._now_s if seen is None or replaced else seen.first_s
+            seen = self._seen[name] = _Seen(identity, first_s=first_s, still_since_s=self._now_s)
+        if not (seen.settled or taken):
+            self._settle(name, role, seen)
+        return Found(name, role, identity, settled=seen.settled or taken, taken=taken, age_s=self._now_s - seen.first_s)
+
+    def structure(self, name: bytes) -> Structure | None:
+        """What the last look into that file found; None for manifests."""
+        seen = self._seen.get(name)
+        return None if seen is None else seen.structure
+
+    def why(self, name: bytes) -> str:
+        """Why a file is not finished; "" when it is, and for a name that is unknown."""
+        seen = self._seen.get(name)
+        return "" if seen is None or seen.settled else seen.why
+
+    def keep_only(self, names: Container[bytes]) -> None:
+        """Forget all other names."""
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+
+    def look_in(self, seconds: float) -> None:
+        """Have the next scan begin in so many seconds, or earlier."""
+        self.next_look_s = seconds if self.next_look_s is None else min(self.next_look_s, seconds)
+
+    def _settle(self, name: bytes, role: str, seen: _Seen) -> None:
+        """Decide whether a file is finished, and when to look again if not."""
+        still_s = self._now_s - seen.still_since_s
+        shortest_s = self.rules.settle_network_s if self.network else self.rules.settle_proven_s
+        if still_s < shortest_s:
+            self.look_in(shortest_s - still_s)
+            return
+        try:
+            descriptor = open_regular(self._path(name))
+        except (FileNotFoundError, NotRegular):
+            return
+        except OSError as error:
+            seen.why = f"cannot be read: {error.strerror}"
+            self.unreadable[printable(name)] = seen.why
+            return
+        try:
+            # An open also makes an NFS client ask the server again: only then fstat is the truth.
+            if Identity.of(os.fstat(descriptor)) != seen.identity:
+                self.look_in(self.rules.settle_s)
+                return
+            busy = written_by_others(descriptor)
+            if role != MANIFEST:
+                seen.structure = examine(descriptor, seen.identity.size)
+        finally:
+            os.close(descriptor)
+        seen.settled = self._finished(self._completeness(name, role, seen), seen, still_s, busy)
+
+    def _completeness(self, name: bytes, role: str, seen: _Seen) -> Completeness:
+        """What the content itself shows about its end. A manifest that parses is whole: its last brace is there."""
+        if role != MANIFEST:
+            return Completeness.PLAUSIBLE if seen.structure is None else seen.structure.completeness
+        whole = isinstance(self._manifest(name, seen.identity), Manifest)
+        return Completeness.COMPLETE if whole else Completeness.PLAUSIBLE
+
+    def _finished(self, completeness: Completeness, seen: _Seen, still_s: float, busy: bool | None) -> bool:
+        if busy:
+            seen.why = "a program has it open for writing"
+            self.look_in(self.rules.settle_s)
+            return False
+        if completeness is Completeness.TRUNCATED:
+            seen.why = "its content ends before its own header says"
+            return self._after(self.rules.incomplete_timeout_s, still_s)
+        if self.network:
+            return self._after(self.rules.settle_network_s, still_s)
+        proven = completeness is Completeness.COMPLETE and busy is False
+        return self._after(self.rules.settle_proven_s if proven else self.rules.settle_s, still_s)
+
+    def _after(self, needed_s: float, still_s: float) -> bool:
+        if still_s >= needed_s:
+            return True
+        self.look_in(needed_s - still_s)
+        return False
