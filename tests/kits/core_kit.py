@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -60,6 +61,13 @@ def claimed(ledger: Ledger, name: str = "anna", *, device: str = "cpu", token: s
     assert job is not None
     assert job.id == job_id
     return job_id
+
+
+def connected(ledger: Ledger) -> sqlite3.Connection:
+    """Another connection to the same file, as another process with `sqlite3` has it."""
+    connection = sqlite3.connect(ledger.path, isolation_level=None, timeout=5)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 def as_nobody(work: Callable[[], T], *readable: Path) -> T:

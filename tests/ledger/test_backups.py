@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,13 +24,6 @@ from tests.kits.installation import Installation
 from tests.ledger.test_migrations import written_by
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path / "ledger.db")
-    yield ledger
-    ledger.close()
 
 
 def test_a_copy_holds_everything_that_was_committed(ledger: Ledger, tmp_path: Path) -> None:

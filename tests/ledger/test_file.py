@@ -5,9 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -18,21 +16,7 @@ from lipsyncd.jobs.job import JOB_COLUMNS, JobState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.schema import APPLICATION_ID, STEPS
 from lipsyncd.ledger.tables import JobEventRow, JobRow, JobSourceRow
-from tests.kits.core_kit import claimed, queued
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path / "ledger.db")
-    yield ledger
-    ledger.close()
-
-
-def raw(ledger: Ledger) -> sqlite3.Connection:
-    """Another connection to the same file, as a stranger with `sqlite3` would have it."""
-    connection = sqlite3.connect(ledger.path, isolation_level=None, timeout=5)
-    connection.row_factory = sqlite3.Row
-    return connection
+from tests.kits.core_kit import claimed, connected, queued
 
 
 def test_what_is_committed_survives_a_power_cut(ledger: Ledger) -> None:
@@ -55,7 +39,7 @@ def test_what_is_committed_survives_a_power_cut(ledger: Ledger) -> None:
 @pytest.mark.parametrize("row", [JobRow, JobSourceRow, JobEventRow])
 def test_the_classes_and_the_tables_have_the_same_columns(ledger: Ledger, row: type[JobRow]) -> None:
     columns = row.__table__.columns  # type: ignore[attr-defined]
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         table = list(connection.execute(f"PRAGMA table_info({row.__tablename__})"))
     assert [c["name"] for c in table] == [c.name for c in columns]
     assert {c["name"] for c in table if c["pk"]} == {c.name for c in columns if c.primary_key}
@@ -76,7 +60,7 @@ def test_opening_it_again_keeps_everything(ledger: Ledger) -> None:
     assert again.get(job_id) == before
     again.check()
     again.close()
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         assert connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
 
@@ -84,12 +68,12 @@ def test_opening_it_again_keeps_everything(ledger: Ledger) -> None:
 def test_a_ledger_of_a_later_program_is_refused_and_left_as_it_is(ledger: Ledger) -> None:
     queued(ledger)
     ledger.close()
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         connection.execute("PRAGMA user_version=99")
     with pytest.raises(LedgerTooNew, match="schema 99; this program knows up to") as caught:
         Ledger(ledger.path)
     assert caught.value.exit_status == 78
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         assert connection.execute("SELECT count(*) FROM job").fetchone()[0] == 1
         assert connection.execute("PRAGMA user_version").fetchone()[0] == 99
 
@@ -104,7 +88,7 @@ def test_a_migration_keeps_a_copy_of_what_was(ledger: Ledger) -> None:
     assert newer.get(job_id).name == "anna"
     newer.close()
     [copy] = (ledger.path.parent / "backups").glob(f"ledger-v{len(STEPS)}-*.db")
-    with closing(sqlite3.connect(copy)) as old, closing(raw(ledger)) as new:
+    with closing(sqlite3.connect(copy)) as old, closing(connected(ledger)) as new:
         assert old.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
         assert old.execute("SELECT id FROM job").fetchall() == [(job_id,)]
         assert new.execute("PRAGMA user_version").fetchone()[0] == len(STEPS) + 1
@@ -121,7 +105,7 @@ def test_a_migration_that_fails_half_way_leaves_the_ledger_as_it_was(ledger: Led
     again = Ledger(ledger.path)
     assert again.get(job_id).name == "anna"
     again.close()
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         assert "mood" not in [row["name"] for row in connection.execute("PRAGMA table_info(job)")]
 
 
@@ -145,7 +129,7 @@ def test_damage_is_noticed(ledger: Ledger) -> None:
 
 def test_two_writers_wait_for_each_other(ledger: Ledger) -> None:
     """The CLI may hold the file for a moment: that costs time and no error."""
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         done: list[str] = []
         writer = threading.Thread(target=lambda: done.append(queued(ledger)))
@@ -159,7 +143,7 @@ def test_two_writers_wait_for_each_other(ledger: Ledger) -> None:
 
 def test_a_read_waits_for_no_writer_and_holds_none_up(ledger: Ledger) -> None:
     job_id = queued(ledger)
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         started_s = time.monotonic()
         assert ledger.get(job_id).state is JobState.QUEUED
@@ -191,5 +175,5 @@ def test_a_read_waits_for_no_writer_and_holds_none_up(ledger: Ledger) -> None:
 )
 def test_the_database_refuses_rows_that_contradict_themselves(ledger: Ledger, change: str) -> None:
     job_id = queued(ledger)
-    with closing(raw(ledger)) as connection, pytest.raises(sqlite3.IntegrityError):
+    with closing(connected(ledger)) as connection, pytest.raises(sqlite3.IntegrityError):
         connection.execute(f"UPDATE job SET {change} WHERE id=?", (job_id,))

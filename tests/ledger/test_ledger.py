@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,24 +13,10 @@ from sqlalchemy.exc import IntegrityError
 from lipsyncd.errors import IllegalTransition, RenderCrashed, UnknownJob
 from lipsyncd.jobs.job import SOURCES, Identity, JobState, SourceFile, new_id, now_ms
 from lipsyncd.ledger.ledger import DropKnown, Ledger
-from tests.kits.core_kit import claimed, queued, spec_of
+from tests.kits.core_kit import claimed, connected, queued, spec_of
 
 CRASHED = RenderCrashed("as asked").reason()
 SHA = "a" * 64
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path / "ledger.db")
-    yield ledger
-    ledger.close()
-
-
-def raw(ledger: Ledger) -> sqlite3.Connection:
-    """Another connection to the same file, as a stranger with `sqlite3` would have it."""
-    connection = sqlite3.connect(ledger.path, isolation_level=None, timeout=5)
-    connection.row_factory = sqlite3.Row
-    return connection
 
 
 def publish(ledger: Ledger, job_id: str, token: str | None = None) -> None:
@@ -97,7 +82,7 @@ def test_the_database_itself_refuses_moves_that_the_table_does_not_know(
     job_id = in_state(ledger, source)
     whole = "run_token=iif(:to='running','t',NULL), device=iif(:to='running','cpu',NULL), reason_code='x'"
     change = f"UPDATE job SET state=:to, out_sha256='{SHA}', {whole} WHERE id=:id"
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         if source in SOURCES[to]:
             assert connection.execute(change, {"to": to.value, "id": job_id}).rowcount == 1
         else:
@@ -107,7 +92,7 @@ def test_the_database_itself_refuses_moves_that_the_table_does_not_know(
 
 def test_every_move_leaves_one_line_of_history(ledger: Ledger) -> None:
     job_id = in_state(ledger, JobState.DONE)
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         told = [tuple(row) for row in connection.execute("SELECT state, note FROM job_event ORDER BY id")]
     assert told == [
         ("queued", "accepted"),
@@ -187,7 +172,7 @@ def test_a_claim_walks_the_queue_by_its_index(ledger: Ledger) -> None:
     """A plan that sorts would read every finished job of the last 90 days for each claim."""
     wanted = """SELECT id FROM job WHERE state='queued' AND prepared=1 AND not_before_ms<=0 AND cancel_requested=0
                 AND attempt<max_attempts ORDER BY priority DESC, seq LIMIT 1"""
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         plan = [row["detail"] for row in connection.execute(f"EXPLAIN QUERY PLAN {wanted}")]
     assert plan == ["SCAN job USING INDEX job_ready"]
 
@@ -279,7 +264,7 @@ def test_a_reason_to_wait_is_written_into_the_history_once(ledger: Ledger) -> No
     for _ in range(3):
         assert ledger.set_blocked(job_id, CRASHED, delay_ms=10)
     assert ledger.get(job_id).blocked
-    with closing(raw(ledger)) as connection:
+    with closing(connected(ledger)) as connection:
         [count] = connection.execute("SELECT count(*) FROM job_event WHERE note LIKE 'waits:%'").fetchone()
     assert count == 1
 

@@ -10,7 +10,6 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -31,14 +30,6 @@ from tests.kits.installation import ROOT, Installation
 from tests.kits.webhook_receiver import until
 
 WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
-
-
-@pytest.fixture
-def ledger(installation: Installation) -> Iterator[Ledger]:
-    installation.folders.initialise()
-    ledger = Ledger(installation.path("state") / "ledger.db")
-    yield ledger
-    ledger.close()
 
 
 def vitals_of(installation: Installation, ledger: Ledger, **how: Any) -> Vitals:

@@ -32,14 +32,6 @@ def manager(installation: Installation) -> Iterator[ServiceManager]:
         yield manager
 
 
-@pytest.fixture
-def ledger(installation: Installation) -> Iterator[Ledger]:
-    installation.folders.initialise()
-    ledger = Ledger(installation.path("state") / "ledger.db")
-    yield ledger
-    ledger.close()
-
-
 def watched(manager: ServiceManager, limit_s: float = 3.0) -> dict[str, str]:
     """The variables that systemd gives to a service with WatchdogSec."""
     return {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": str(round(limit_s * 1e6))}
