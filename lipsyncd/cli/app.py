@@ -56,7 +56,22 @@ class Invocation:
 
 
 class Commands(click.Group):
-    """A group of commands that prints one of our errors as one line and exits with the status of its class."""
+    """A group with sections in its help. One of our errors ends a command with one line and the error's status."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._sections: dict[str, list[click.Command]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        self._sections[title] = list(commands)
+        for command in commands:
+            self.add_command(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        room = formatter.width - 6 - max(map(len, self.commands))
+        for title, commands in self._sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(one.name), one.get_short_help_str(room)) for one in commands])
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 gets an escape for "→" and "日本"

@@ -1,6 +1,6 @@
-"""`lipsyncd bench`: how fast MuseTalk is on this machine, as a table. Imports wait until the command runs.
+"""`lipsyncd bench`: the speed of MuseTalk on this machine, as a table. Imports wait until the command runs.
 
-Owns the table. Leaves the measuring to a child process, since torch is not to be loaded here.
+Owns the table. Leaves the measuring to a child process, which loads torch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _WIDTHS = (18, 10, 9, 10, 8, 8, 12)
 
 
 @click.command()
-@click.option("--random-weights", is_flag=True, help="Make weights up, of the real sizes; none need to be there.")
-@click.option("--device", default="auto", show_default=True, help="auto (the first GPU), cuda:1, cpu.")
-@click.option("--batch", type=click.IntRange(1, 64), help="Frames at a time; 16 on a GPU and 1 on a CPU.")
+@click.option("--random-weights", is_flag=True, help="Use random weights of the real sizes; none need to be installed.")
+@click.option("--device", default="auto", show_default=True, help="auto (the first GPU), a GPU such as cuda:1, or cpu.")
+@click.option("--batch", type=click.IntRange(1, 64), help="Frames per batch; default: 16 on a GPU, 1 on a CPU.")
 @click.option(
-    "--seconds", type=click.FloatRange(0.04, 600), help="Length of the job's sound; 30 on a GPU and 0.2 on a CPU."
+    "--seconds", type=click.FloatRange(0.04, 600), help="Length of the sound; default: 30 on a GPU, 0.2 on a CPU."
 )
 @click.option("--small", is_flag=True, hidden=True, help="Tiny networks, to test the command itself.")
 @json_option
@@ -39,9 +39,10 @@ def bench(
     small: bool,
     as_json: bool,
 ) -> None:
-    """Measure MuseTalk on this machine: each stage, then a whole job, beside a matrix product (extra `musetalk`).
+    """Measure the speed of musetalk on this machine.
 
-    A frame takes 800 GFLOP: some seconds on a CPU, which is used only when --device says so.
+    Times each stage and a whole job, and a matrix product as the ceiling. Needs the extra `musetalk`. A frame takes 800
+    GFLOP, some seconds on a CPU, so a CPU is used only with --device cpu.
     """
     from lipsyncd.media import ffmpeg
 
@@ -49,28 +50,28 @@ def bench(
     request = {
         "device": device,
         "ffmpeg": str(ffmpeg.find(settings.render.ffmpeg)),
-        "weights": "" if random_weights or small else _proved_weights(settings),
+        "weights": "" if random_weights or small else _verified_weights(settings),
         "batch": batch or 0,
         "seconds": seconds or 0.0,
         "max_vram_gb": settings.render.max_vram_gb,
         "small": small,
     }
-    told: dict[str, Any] = {"stages": []}
+    result: dict[str, Any] = {"stages": []}
     for line in _measured(request):
         if "stage" in line:
-            told["stages"].append(line["stage"])
+            result["stages"].append(line["stage"])
         else:
-            told |= line
+            result |= line
         if not as_json:
             _print(line)
     if as_json:
         from lipsyncd.cli.display import print_json
 
-        print_json(told)
+        print_json(result)
 
 
-def _proved_weights(settings: Settings) -> str:
-    """The folder of the weights. Raises `WeightsMissing`, `WeightsDamaged`."""
+def _verified_weights(settings: Settings) -> str:
+    """The folder of the weights, all of them hashed. Raises `WeightsMissing`, `WeightsDamaged`."""
     from lipsyncd.weights import store_of
 
     store = store_of(settings)
@@ -80,7 +81,7 @@ def _proved_weights(settings: Settings) -> str:
 
 
 def _measured(request: dict[str, object]) -> Iterator[dict[str, Any]]:
-    """What the child says, line by line. Raises the error that it tells, `RenderCrashed` when it ends without one."""
+    """The child's results, one by one. Raises the error that it reports; `RenderCrashed` if it fails without one."""
     import json
     import subprocess
     import sys
@@ -129,12 +130,12 @@ def _print(line: dict[str, Any]) -> None:
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    words = zip(cells, _WIDTHS, strict=True)
-    return "  ".join(c.ljust(w) if n < 2 else c.rjust(w) for n, (c, w) in enumerate(words)).rstrip()
+    columns = enumerate(zip(cells, _WIDTHS, strict=True))
+    return "  ".join(cell.ljust(width) if n < 2 else cell.rjust(width) for n, (cell, width) in columns).rstrip()
 
 
 def _number(value: float | None) -> str:
-    """Three digits that mean something."""
+    """Three significant digits."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

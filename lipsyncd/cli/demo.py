@@ -1,7 +1,7 @@
-"""`lipsyncd demo`: a real daemon on a scratch folder, a spoken sentence, a face, and two videos to look at.
+"""`lipsyncd demo`: a real daemon in a temporary folder makes two videos of a portrait and a spoken sentence.
 
-Nothing here is a short cut: the sentence is spoken by the program's own speech, the pair is dropped into the inbox like
-anybody's, and the videos come out of the outbox.
+It takes no short cut: lipsyncd speaks the sentence, the two files go into the inbox as a user's would, and the videos
+come out of the outbox.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEFAULT_TEXT = (
     "Hello! My name is Eileen. I was a photograph a moment ago, and now I am talking to you. "
     "Maybe we may go to the moon, above the blue sea, before autumn."
 )
-_PASSED_ON = ("HOME", "LANG", "PATH", "TMPDIR", "VIRTUAL_ENV")
+_KEPT_VARIABLES = ("HOME", "LANG", "PATH", "TMPDIR", "VIRTUAL_ENV")
 _START_S = 30.0
 _STOP_S = 40.0
 _SHEET_COLUMNS, _SHEET_ROWS = 6, 3
@@ -46,7 +46,7 @@ _SHEET_TILE_PX = 240
 
 
 def show(text: str, target: Path) -> None:
-    """Make the demo's videos and contact sheet in `target`, and say what was made."""
+    """Make the videos and the contact sheet in `target`, and print their paths."""
     portrait = _portrait()
     started_s = time.monotonic()
     target.mkdir(parents=True, exist_ok=True)
@@ -62,34 +62,34 @@ def show(text: str, target: Path) -> None:
             ]
     sheet = target / "contact-sheet.png"
     _contact_sheet(find_ffmpeg(), made[0][1], sheet)
-    for (job, path), remark in zip(made, (", with loading", ""), strict=True):
+    for (job, path), remark in zip(made, (", loading included", ""), strict=True):
         click.echo(f"{path}  {job.frames} frames in {(job.render_ms or 0) / 1000:.1f} s{remark}")
     click.echo(f"{sheet}")
-    click.echo(f"all in {time.monotonic() - started_s:.0f} s")
+    click.echo(f"total time {time.monotonic() - started_s:.0f} s")
 
 
 def _portrait() -> Path:
-    """The astronaut Eileen Collins (NASA, public domain), a picture that scikit-image carries."""
+    """The astronaut Eileen Collins (NASA, public domain), a picture that comes with scikit-image."""
     found = importlib.util.find_spec("skimage")
     picture = None if found is None or found.origin is None else Path(found.origin).parent / "data" / "astronaut.png"
     if picture is None or not picture.exists():
-        raise UsageError("the demo needs scikit-image's astronaut", remedy="pip install 'lipsyncd[demo]'")
+        raise UsageError("the demo needs a picture that comes with scikit-image", remedy="pip install 'lipsyncd[demo]'")
     return picture
 
 
 def _settings(scratch: Path) -> Settings:
-    """Defaults but for the place and the renderer; whatever the caller's environment says about them."""
+    """Defaults, except for the folders, the renderer and the resolution. The user's own settings do not count."""
     config = scratch / "demo.toml"
     config.write_text(
         f'[paths]\nstorage = "{scratch}/storage"\n[render]\nrenderer = "preview"\n[output]\nresolution = 512\n'
-        "[web]\nenabled = false\n"  # another daemon may well have the port
+        "[web]\nenabled = false\n"  # another daemon may have the port
     )
     return load(config, environ=_clean_environment())
 
 
 @contextlib.contextmanager
 def _daemon(settings: Settings) -> Iterator[None]:
-    """A daemon in a process of its own, stopped as systemd would stop it."""
+    """A daemon in a process of its own, stopped with SIGTERM."""
     log = settings.paths.storage.parent / "daemon.log"
     command = [sys.executable, "-m", "lipsyncd", "--config", str(settings.file), "run"]
     with log.open("wb") as lines:
@@ -110,27 +110,27 @@ def _daemon(settings: Settings) -> Iterator[None]:
 
 
 def _clean_environment() -> dict[str, str]:
-    """What a program needs to run, and nothing that would change the demo's settings."""
-    return {name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith("PYTHON")}
+    """The variables that any program needs, and none that would change the demo's settings."""
+    return {name: value for name, value in os.environ.items() if name in _KEPT_VARIABLES or name.startswith("PYTHON")}
 
 
 def _make(
     folders: Folders, settings: Settings, portrait: Path, voice: Path, target: Path, *, name: str, stitch: bool
 ) -> tuple[Job, Path]:
-    """One video: dropped, waited for with a bar, and copied with its sidecar."""
+    """Submit one job, wait for it with a progress bar, and copy its video and sidecar."""
     submission = drop(folders, Manifest(image=str(portrait), audio=str(voice), out_name=name, stitch=stitch))
     view = LedgerView(settings.paths.state / "ledger.db")
     with progress(name) as bar:
         job = until_ended(view, folders, submission.job_id, bar.show)
     if job.state is not JobState.DONE:
-        raise LipsyncdError(f"the demo's job {job.state.value}: {job.reason}", remedy=job.remedy)
+        raise LipsyncdError(f"the demo's job is {job.state.value}: {job.reason}", remedy=job.remedy)
     path = fetch(folders, view, job, target / f"{name}.mp4")
     shutil.copyfile(folders.shared["outbox"] / f"{job.out_name}.json", target / f"{name}.json")
     return job, path
 
 
 def _contact_sheet(ffmpeg: Path, video: Path, sheet: Path) -> None:
-    """Every second frame of the first words, in reading order, as one PNG."""
+    """Write every second frame of the first words into one PNG, in reading order."""
     chosen = rf"select=gte(n\,{_SHEET_FIRST})*not(mod(n-{_SHEET_FIRST}\,{_SHEET_EVERY}))"
     picked = f"{chosen},scale={_SHEET_TILE_PX}:-2,tile={_SHEET_COLUMNS}x{_SHEET_ROWS}:padding=4"
     command: Sequence[str | Path] = (

@@ -1,4 +1,4 @@
-"""How jobs look in a terminal: drawn by `rich` where there is one, as plain lines where there is none."""
+"""Tables and progress of jobs: drawn by `rich` in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def print_json(value: Any) -> None:
 
 
 def age(ms: int) -> str:
-    """The time since then in one unit and its fraction: 12s, 3m05s, 2h10m, 4d."""
+    """The time since `ms` (milliseconds since 1970): 12s, 3m05s, 2h10m, 4d."""
     seconds = max(0, (now_ms() - ms) // 1000)
     if seconds < 60:
         return f"{seconds}s"
@@ -48,7 +48,7 @@ def age(ms: int) -> str:
 
 
 def row(job: Job) -> tuple[str, ...]:
-    """One line of the table; the stage of a job that waits or failed is the reason."""
+    """The cells of a job; a blocked or failed job has the code of its reason as its stage."""
     stage = job.reason_code if job.reason_code and job.state in (JobState.QUEUED, JobState.FAILED) else job.stage
     speed, name = job.render_fps, f"{job.queue}/{job.name}" if job.queue else job.name
     return (
@@ -64,7 +64,7 @@ def row(job: Job) -> tuple[str, ...]:
 
 
 def plain_table(jobs: Sequence[Job]) -> str:
-    """The table as text, columns aligned."""
+    """The table as text with aligned columns."""
     rows = [_HEADINGS, *map(row, jobs)]
     widths = [max(len(r[n]) for r in rows) for n in range(len(_HEADINGS))]
     lines = []
@@ -78,7 +78,7 @@ def plain_table(jobs: Sequence[Job]) -> str:
 
 
 def drawn_table(jobs: Sequence[Job]) -> Any:
-    """The same for a terminal."""
+    """The table for a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -94,7 +94,7 @@ def drawn_table(jobs: Sequence[Job]) -> Any:
 
 
 def print_jobs(jobs: Sequence[Job], notes: Sequence[str]) -> None:
-    """The table of jobs, and below it what else is to be said."""
+    """Print the table of jobs, and the notes below it."""
     if not is_terminal():
         click.echo(plain_table(jobs) if jobs else "no jobs")
         for note in notes:
@@ -112,27 +112,27 @@ def print_jobs(jobs: Sequence[Job], notes: Sequence[str]) -> None:
 
 
 def watch(look: Callable[[], tuple[Sequence[Job], Sequence[str]]], *, every_s: float) -> None:
-    """Redraw the table until Ctrl-C."""
+    """Redraw the table and the notes that `look` returns, until Ctrl-C."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    def picture() -> Group:
+    def screen() -> Group:
         jobs, notes = look()
         body = drawn_table(jobs) if jobs else Text("no jobs", style="bright_black")
         return Group(body, *(Text(note, style="yellow") for note in notes))
 
     try:
-        with Live(picture(), auto_refresh=False, screen=is_terminal()) as live:
+        with Live(screen(), auto_refresh=False, screen=is_terminal()) as live:
             while True:
                 time.sleep(every_s)
-                live.update(picture(), refresh=True)
+                live.update(screen(), refresh=True)
     except KeyboardInterrupt:
         return
 
 
 def print_job(job: Job, events: Sequence[JobEvent], deliveries: Sequence[Delivery] = ()) -> None:
-    """One job with its history, and whether those who asked were told of its end."""
+    """Print one job with its history and its webhooks."""
     facts = [
         ("id", job.id),
         ("name", job.name),
@@ -166,7 +166,7 @@ def print_job(job: Job, events: Sequence[JobEvent], deliveries: Sequence[Deliver
 
 
 def delivery_line(delivery: Delivery) -> str:
-    """A webhook in one line; its address stays out of it, since that may hold somebody's secret."""
+    """A webhook in one line, without its URL, which may contain a secret."""
     attempts = f"{delivery.attempt} {'attempt' if delivery.attempt == 1 else 'attempts'}"
     parts = [delivery.state.value, attempts, delivery.last_error or ""]
     if delivery.state is DeliveryState.WAITING and delivery.attempt:
@@ -194,7 +194,7 @@ class Progress:
 
 @contextmanager
 def progress(name: str) -> Iterator[Progress]:
-    """A `Progress` on stderr, so that stdout holds nothing but results."""
+    """A `Progress` on stderr, so that stdout has only results."""
     if not sys.stderr.isatty():
         yield Progress(None, None)
         return

@@ -1,6 +1,6 @@
-"""`lipsyncd doctor`: one screen that says how an installation is. Imports wait until the command runs.
+"""`lipsyncd doctor`: the state of an installation on one screen. Imports wait until the command runs.
 
-Owns the looks of that screen. Leaves the looking to `doctor`.
+Owns the format of that screen. Leaves the checks to `lipsyncd.doctor`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _NARROWEST = 60
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="Hash all weights and read the whole ledger; that takes a while.")
+@click.option("--full", is_flag=True, help="Also hash all weights and read the whole ledger; takes minutes.")
 @json_option
 @click.pass_obj
 def doctor(invocation: Invocation, full: bool, as_json: bool) -> None:
-    """Look at everything that jobs need, one line each, with a remedy where something is wrong.
+    """Check the installation and give a remedy for each fault.
 
-    Ends with 0 when all is well, 1 with warnings, 2 with faults.
+    Prints one line for each check. Exits with 0 if all is well, 1 with warnings, 2 with faults.
     """
     from lipsyncd.cli.display import print_json
     from lipsyncd.doctor import examine
@@ -54,7 +54,7 @@ def _settings(invocation: Invocation) -> Settings | ConfigError:
 
 
 def _width() -> int | None:
-    """Columns of the terminal; None where there is none and lines may be as long as they are."""
+    """Columns of the terminal; None if the output is no terminal, and lines are not wrapped."""
     return max(_NARROWEST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
@@ -69,7 +69,7 @@ def _lines(report: Report, width: int | None) -> list[str]:
         lines.append(f"{verdict}  {click.style(name.ljust(names), bold=True)}  {first}")
         lines += [" " * margin + line for line in more]
         if not found.remedy or (after and after.remedy == found.remedy):
-            continue  # one remedy for several lines stands below the last of them
+            continue  # a remedy that several lines share is printed below the last of them
         for number, line in enumerate(_wrapped(found.remedy, width, margin + 2)):
             lines.append(" " * margin + ("  " if number else "→ ") + line)
     return [*lines, _summary(report)]
@@ -83,8 +83,8 @@ def _wrapped(text: str, width: int | None, margin: int) -> list[str]:
 
 def _summary(report: Report) -> str:
     counts = ", ".join(f"{n} {name if n == 1 or name == 'ok' else name + 's'}" for name, n in _counts(report))
-    word = {"fault": "not well", "warning": "works, with warnings"}.get(report.verdict.value, "all is well")
-    return f"lipsyncd {__version__}: {click.style(word, fg=_COLOURS[report.verdict.value], bold=True)} ({counts})"
+    result = {"fault": "faults found", "warning": "works, with warnings"}.get(report.verdict.value, "all is well")
+    return f"lipsyncd {__version__}: {click.style(result, fg=_COLOURS[report.verdict.value], bold=True)} ({counts})"
 
 
 def _counts(report: Report) -> list[tuple[str, int]]:

@@ -19,30 +19,30 @@ _ANSWER_TIMEOUT_S = 10.0
 @click.command()
 @click.argument("image")
 @click.argument("audio", required=False)
-@click.option("--text", help="Speak this in place of a sound file (needs the extra `tts`).")
+@click.option("--text", help="Text to speak in place of AUDIO (extra `tts`).")
 @click.option("--voice", help="Voice for --text.")
-@click.option("--stitch/--square", default=None, help="The whole picture, or the square around the face.")
-@click.option("--resolution", type=int, help="Side of the square in pixels.")
+@click.option("--stitch/--square", default=None, help="Show the whole picture, or the square around the face.")
+@click.option("--resolution", type=int, help="Side of the square in pixels: even, 64 to 2048.")
 @click.option("--fps", help="Frame rate, such as 25, 29.97 or 30000/1001.")
-@click.option("--renderer", help="Renderer to use.")
-@click.option("--priority", type=int, help="-100 to 100; higher comes first.")
-@click.option("--queue", default="", help="Folder of the inbox to drop it into: one with a table [queue.NAME].")
+@click.option("--renderer", help="Renderer, such as preview or musetalk.")
+@click.option("--priority", type=int, help="-100 to 100; jobs with a higher priority run first.")
+@click.option("--queue", default="", help="Queue to submit to: a folder of the inbox, configured in [queue.NAME].")
 @click.option("--name", help="Name of the result, without .mp4.")
-@click.option("--id", "job_id", help="UUID that the job gets.")
+@click.option("--id", "job_id", help="UUID for the job; without it a new one.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the renderer; VALUE is JSON.")
-@click.option("--wait", is_flag=True, help="Show progress and end with the job.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Copy the result there (implies --wait).")
+@click.option("--wait", is_flag=True, help="Show progress until the job has ended.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Copy the video here (implies --wait).")
 @json_option
 @click.pass_obj
-def submit(invocation: Invocation, /, queue: str, wait: bool, out: Path | None, as_json: bool, **said: Any) -> None:
-    """Drop a job into the inbox: IMAGE and AUDIO are files or http(s) addresses.
+def submit(invocation: Invocation, /, queue: str, wait: bool, out: Path | None, as_json: bool, **fields: Any) -> None:
+    """Submit a job: IMAGE and AUDIO are files or http(s) URLs.
 
-    Works whether the daemon runs or not. Prints the job's id.
+    Puts the job into the inbox and prints its id, with or without a running daemon.
     """
     from lipsyncd.cli.display import print_json
-    from lipsyncd.inbox import submit as submitting
+    from lipsyncd.inbox.submit import drop, manifest_of
 
-    submission = submitting.drop(invocation.folders, submitting.manifest_of(**said), queue=queue)
+    submission = drop(invocation.folders, manifest_of(**fields), queue=queue)
     if wait or out is not None:
         _wait(invocation, submission.job_id, out, as_json)
     elif as_json:
@@ -52,6 +52,7 @@ def submit(invocation: Invocation, /, queue: str, wait: bool, out: Path | None, 
 
 
 def _wait(invocation: Invocation, job_id: str, out: Path | None, as_json: bool) -> None:
+    """Show progress until the job has ended, and print the path of its video. Exits with 1 unless it is done."""
     from lipsyncd.cli import wait
     from lipsyncd.cli.display import print_json, progress
     from lipsyncd.jobs.job import JobState
@@ -73,12 +74,15 @@ def _wait(invocation: Invocation, job_id: str, out: Path | None, as_json: bool) 
 
 @click.command()
 @click.argument("job_id", required=False)
-@click.option("--watch", is_flag=True, help="Redraw every second.")
-@click.option("--limit", default=50, show_default=True, help="How many jobs to show.")
+@click.option("--watch", is_flag=True, help="Redraw every second until Ctrl-C.")
+@click.option("--limit", default=50, show_default=True, help="Show at most this many jobs.")
 @json_option
 @click.pass_obj
 def status(invocation: Invocation, job_id: str | None, watch: bool, limit: int, as_json: bool) -> None:
-    """Show the jobs, or one job with its history. JOB_ID may be the beginning or the end of an id."""
+    """Show the jobs, or one job with its history.
+
+    JOB_ID may be the beginning or the end of an id.
+    """
     from lipsyncd.cli import display
     from lipsyncd.monitor import status
 
@@ -87,8 +91,8 @@ def status(invocation: Invocation, job_id: str | None, watch: bool, limit: int, 
         job = view.get(job_id)
         events, deliveries = view.events(job.id), view.deliveries(job.id)
         if as_json:
-            told = {"events": [status.event_json(e) for e in events], "webhooks": [d.to_json() for d in deliveries]}
-            display.print_json({**job.to_json(), **told})
+            history = {"events": [status.event_json(e) for e in events], "webhooks": [d.to_json() for d in deliveries]}
+            display.print_json({**job.to_json(), **history})
         else:
             display.print_job(job, events, deliveries)
     elif as_json:
@@ -103,7 +107,10 @@ def status(invocation: Invocation, job_id: str | None, watch: bool, limit: int, 
 @click.argument("job_id")
 @click.pass_obj
 def cancel(invocation: Invocation, job_id: str) -> None:
-    """Stop JOB_ID. A render in progress ends within a second; a finished job is left as it is."""
+    """Cancel the waiting or running JOB_ID.
+
+    A running render ends within a second. A finished job does not change.
+    """
     _change(invocation, "cancel", job_id)
 
 
@@ -111,7 +118,10 @@ def cancel(invocation: Invocation, job_id: str) -> None:
 @click.argument("job_id")
 @click.pass_obj
 def retry(invocation: Invocation, job_id: str) -> None:
-    """Queue JOB_ID again, which failed or was cancelled, with a fresh set of attempts."""
+    """Queue the failed or cancelled JOB_ID again.
+
+    Its attempts are counted from zero.
+    """
     _change(invocation, "retry", job_id)
 
 
@@ -120,7 +130,10 @@ def retry(invocation: Invocation, job_id: str) -> None:
 @click.argument("value", type=click.IntRange(-100, 100))
 @click.pass_obj
 def priority(invocation: Invocation, job_id: str, value: int) -> None:
-    """Give the waiting JOB_ID another priority, -100 to 100; higher comes first."""
+    """Change the priority of the waiting JOB_ID.
+
+    VALUE is -100 to 100; jobs with a higher priority run first.
+    """
     _change(invocation, "priority", job_id, value)
 
 
@@ -128,7 +141,7 @@ def priority(invocation: Invocation, job_id: str, value: int) -> None:
 @click.argument("job_id")
 @click.pass_obj
 def republish(invocation: Invocation, job_id: str) -> None:
-    """Put the video of the finished JOB_ID into the outbox once more."""
+    """Put the video of the finished JOB_ID into the outbox again."""
     _change(invocation, "republish", job_id)
 
 
@@ -144,7 +157,7 @@ def _change(invocation: Invocation, action: str, job_id: str, value: int = 0) ->
 
 
 def _carry_out(invocation: Invocation, request: Request) -> Answer:
-    """Have the daemon carry it out, or do it here when none runs."""
+    """Let the daemon carry it out, or do it here if none runs."""
     from lipsyncd.storage import locks
 
     if not locks.is_held(invocation.folders.state):

@@ -1,4 +1,4 @@
-"""The command line: the group of all commands, and those that concern the installation as a whole.
+"""The command line: the group of all commands, and the commands run, init, config and demo.
 
 Each command parses, calls one function and prints; imports wait until it runs.
 """
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from lipsyncd.storage.folders import Folders
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", type=click.Path(path_type=Path), help="Settings file to use in place of the usual ones.")
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done; 1 a job failed or a request was refused; 2 wrong usage; 75 another daemon runs; "
+    "77 not allowed; 78 a wrong setting.",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file to use instead of the default ones.")
 @click.version_option(__version__, prog_name="lipsyncd")
 @click.pass_context
 def main(ctx: click.Context, config: Path | None) -> None:
@@ -35,18 +40,18 @@ def main(ctx: click.Context, config: Path | None) -> None:
     ctx.obj = Invocation(config)
 
 
-# -- the daemon --------------------------------------------------------------------------------------------------------
-
-
-@main.command()
+@click.command()
 @click.pass_obj
 def run(invocation: Invocation) -> None:
-    """Run the daemon in the foreground, until SIGTERM or Ctrl-C; SIGHUP has it read its settings again."""
+    """Run the daemon in the foreground until SIGTERM or Ctrl-C.
+
+    SIGHUP makes it read its settings again.
+    """
     import logging
 
     from lipsyncd import log
 
-    log.setup()  # for the case that the settings cannot say how
+    log.setup()  # until the settings are read
     try:
         settings = invocation.settings
         log.setup(settings.log.level, settings.log.format)
@@ -54,44 +59,48 @@ def run(invocation: Invocation) -> None:
         from lipsyncd.daemon.daemon import Daemon
 
         status = Daemon(settings, invocation.read_settings).run()
-    except LipsyncdError as error:  # a line of the log like any other, since nobody may be at a terminal
+    except LipsyncdError as error:  # into the log, since a service has no terminal
         logging.getLogger("lipsyncd").error("%s", error)
         status = error.exit_status
     sys.exit(status)
 
 
 def _refuse_a_second(folders: Folders) -> None:
-    """Raises `AnotherDaemonRuns` before the daemon's imports, which take a second.
+    """Raises `AnotherDaemonRuns` early, before the daemon's imports, which take a second.
 
-    A share may hang for minutes, and systemd is not told yet that we start: its lock is left to the daemon.
+    The lock of an inbox on a share is left to the daemon: a share may hang for minutes, and only the daemon asks
+    systemd for that time.
     """
     from lipsyncd.storage.locks import refuse_a_second
     from lipsyncd.storage.mounts import known_network
 
-    with contextlib.suppress(OSError):  # told by the daemon, with its remedy
+    with contextlib.suppress(OSError):  # the daemon reports it, with its remedy
         known = folders.known()
-        ours = [
+        checked = [
             kind for kind in folders.inboxes
             if not known_network(folders.shared[kind]) and (kind not in known or folders.available(kind))
         ]  # fmt: skip
-        refuse_a_second(folders.state, [folders.lock_file(kind) for kind in ours])
+        refuse_a_second(folders.state, [folders.lock_file(kind) for kind in checked])
 
 
-@main.command()
-@click.option("--adopt", is_flag=True, help="Take the folders that lie there now for the right ones.")
+@click.command()
+@click.option("--adopt", is_flag=True, help="Accept the folders that are there now, and mark those without a marker.")
 @click.pass_obj
 def init(invocation: Invocation, adopt: bool) -> None:
-    """Make the folders and mark them. Doing it again changes nothing."""
+    """Create the folders and mark them.
+
+    Running it again changes nothing. A folder that has lost its marker counts as not mounted, until --adopt.
+    """
     done = invocation.folders.initialise(adopt=adopt)
-    for line in done or ["nothing to do: all folders are there and marked"]:
+    for line in done or ["nothing to do: all folders exist and are marked"]:
         click.echo(line)
 
 
-@main.command()
+@click.command()
 @json_option
 @click.pass_obj
 def config(invocation: Invocation, as_json: bool) -> None:
-    """Show every setting: its value and where that was read."""
+    """Show every setting, its value and where it was read."""
     from lipsyncd.settings import describe
 
     rows = describe(invocation.settings)
@@ -106,21 +115,26 @@ def config(invocation: Invocation, as_json: bool) -> None:
         click.echo(f"{row.name.ljust(width)} = {row.value}{origin}")
 
 
-# -- trying it out -----------------------------------------------------------------------------------------------------
-
-
-@main.command()
+@click.command()
 @click.argument("text", required=False)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-out"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for the videos and a contact sheet.",
+)
 @click.pass_obj
 def demo(invocation: Invocation, text: str | None, out: Path) -> None:
-    """Make two videos of a spoken sentence with a daemon of its own, and show where they lie (extra `demo`)."""
+    """Make two sample videos with a temporary daemon.
+
+    TEXT is the sentence to speak. The configured folders are not used. Needs the extra `demo`.
+    """
     from lipsyncd.cli.demo import DEFAULT_TEXT, show
 
     show(text or DEFAULT_TEXT, out)
 
 
-# -- the commands that live elsewhere ----------------------------------------------------------------------------------
-
-for command in (submit, status, cancel, retry, priority, republish, logs, doctor, models, backup, prune, bench):
-    main.add_command(command)
+main.add_section("Start", demo, init, config, doctor, run)
+main.add_section("Jobs", submit, status, logs, cancel, retry, priority, republish)
+main.add_section("Maintenance", models, backup, prune, bench)

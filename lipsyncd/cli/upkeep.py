@@ -1,4 +1,4 @@
-"""`lipsyncd backup` and `lipsyncd prune`: by hand what the daemon does every night. Imports wait until one runs."""
+"""`lipsyncd backup` and `lipsyncd prune`: the daemon's nightly work on request. Imports wait until one runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lipsyncd.results.retention import Count
 
 
-_ANSWER_TIMEOUT_S = 3600.0  # a share with many files takes its time
+_ANSWER_TIMEOUT_S = 3600.0  # a share with many files may take long
 
 
 @click.command()
@@ -24,13 +24,13 @@ _ANSWER_TIMEOUT_S = 3600.0  # a share with many files takes its time
     "--to",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Put the copy there, and remove no older one.",
+    help="Write the copy into this folder, and delete no older copies.",
 )
 @click.pass_obj
 def backup(invocation: Invocation, folder: Path | None) -> None:
-    """Copy the ledger, whether a daemon runs or not, and print where the copy is.
+    """Copy the ledger, with or without a running daemon.
 
-    It goes into state/backups, where the newest retention.backups copies stay.
+    Prints the path of the copy: in state/backups, which keeps the newest retention.backups copies, or in --to.
     """
     from lipsyncd.ledger import backups
 
@@ -42,11 +42,14 @@ def backup(invocation: Invocation, folder: Path | None) -> None:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only print what would go.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
 @json_option
 @click.pass_obj
 def prune(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
-    """Remove what is older or larger than [retention] allows, as every night. Prints how much of each kind."""
+    """Delete what is older or larger than [retention] allows.
+
+    The daemon does the same every night. Prints number and size for each kind.
+    """
     from lipsyncd.results.retention import Retention
 
     if dry_run:
@@ -63,7 +66,7 @@ def prune(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
 
 
 def _pruned(invocation: Invocation) -> Sequence[Count]:
-    """Have the daemon prune, or do it here when none runs."""
+    """Let the daemon prune, or do it here if none runs."""
     from lipsyncd.errors import LipsyncdError
     from lipsyncd.results.retention import Count
     from lipsyncd.storage import control_files, locks
@@ -80,7 +83,7 @@ def _pruned(invocation: Invocation) -> Sequence[Count]:
 
 
 def _print(counts: Sequence[Count], verb: str) -> None:
-    rows = [("KIND", "GOES", "FREES", "OF", "HOLDING")]
+    rows = [("KIND", "DELETED", "SIZE", "OF", "SIZE")]
     for count in counts:
         sizes = (_size(count.frees_bytes), _size(count.holds_bytes)) if count.kind != "ledger" else ("-", "-")
         rows.append((count.kind, str(count.goes), sizes[0], str(count.holds), sizes[1]))
@@ -92,7 +95,7 @@ def _print(counts: Sequence[Count], verb: str) -> None:
 
 
 def _size(size_bytes: int) -> str:
-    """In the unit that reads best: 0 B, 340 kB, 12.1 MB, 3.4 GB."""
+    """A size in the unit that suits it: 0 B, 340 kB, 12.1 MB, 3.4 GB."""
     if size_bytes < 1000:
         return f"{size_bytes} B"
     if size_bytes < 1_000_000:

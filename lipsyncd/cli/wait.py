@@ -1,4 +1,4 @@
-"""Follow one job until it has ended, and bring its video home: `submit --wait`."""
+"""`submit --wait`: follow one job until it has ended, and copy its video."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from lipsyncd.storage.files import copy_hashed
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.locks import is_held
 
-_LOOK_EVERY_S = 0.1
-_DAEMON_EVERY_S = 1.0
+_POLL_S = 0.1
+_DAEMON_POLL_S = 1.0
 
 
-def until_ended(view: LedgerView, folders: Folders, job_id: str, tell: Callable[[str, str, float], None]) -> Job:
-    """Wait for the end of a job, telling (state, stage, fraction) meanwhile.
+def until_ended(view: LedgerView, folders: Folders, job_id: str, report: Callable[[str, str, float], None]) -> Job:
+    """Wait for the end of a job, and report its state, stage and fraction meanwhile.
 
-    Raises `NoDaemon` within two seconds when there is none to do the work, or none any more.
+    Raises `NoDaemon` within two seconds if no daemon runs, or if it ends meanwhile.
     """
-    asked_s = float("-inf")
+    checked_s = float("-inf")
     while True:
         job = view.find(job_id)
         if job is not None and job.state.ended:
-            tell(job.state, job.stage, 1.0)
+            report(job.state, job.stage, 1.0)
             return job
-        if time.monotonic() - asked_s >= _DAEMON_EVERY_S:
-            asked_s = time.monotonic()
+        if time.monotonic() - checked_s >= _DAEMON_POLL_S:
+            checked_s = time.monotonic()
             if not is_held(folders.state):
                 raise NoDaemon(f"no daemon runs; job {job_id} waits in the inbox")
         if job is None:
-            tell("waiting", "", 0.0)
+            report("waiting", "", 0.0)
         else:
-            tell(job.state, job.stage, job.fraction)
-        time.sleep(_LOOK_EVERY_S)
+            report(job.state, job.stage, job.fraction)
+        time.sleep(_POLL_S)
 
 
 def fetch(folders: Folders, view: LedgerView, job: Job, out: Path | None) -> Path:
-    """The video of a finished job: a copy at `out`, or where it lies. Raises `ResultGone`."""
+    """The path of a finished job's video: `out`, after copying it there, or else in the outbox. Raises `ResultGone`."""
     if out is None:
         return folders.shared["outbox"] / f"{job.place}.mp4"
     descriptor = open_video(folders, view, job)

@@ -1,4 +1,4 @@
-"""The command line as a person and a script use it: real processes, a real daemon where one is needed."""
+"""The command line, used by people and by scripts: real processes, and a real daemon where one is needed."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def test_submit_works_before_any_daemon_has_run(installation: Installation, file
     assert job.id == job_id
 
 
-def test_submit_wait_brings_the_video_home(
-    installation: Installation, files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_submit_wait_copies_the_video(installation: Installation, files: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "result.mp4"
     with installation.running():
         done = installation.cli(
@@ -66,7 +64,7 @@ def test_submit_wait_in_json_prints_the_job_and_nothing_else(
     assert Path(job["file"]).exists()
 
 
-def test_submit_wait_says_at_once_that_no_daemon_runs(installation: Installation, files: tuple[Path, Path]) -> None:
+def test_submit_wait_reports_at_once_that_no_daemon_runs(installation: Installation, files: tuple[Path, Path]) -> None:
     installation.cli("init")
     started = time.monotonic()
     done = installation.cli("submit", *files, "--wait")
@@ -99,7 +97,7 @@ def test_the_query_of_an_address_becomes_no_name(installation: Installation) -> 
     assert json.loads(done.stdout)["name"] == "anna-hello"
 
 
-def test_a_file_that_cannot_become_a_video_is_refused_before_it_is_dropped(
+def test_a_file_that_cannot_become_a_video_is_refused_at_submission(
     installation: Installation, files: tuple[Path, Path]
 ) -> None:
     image, voice = files
@@ -112,7 +110,7 @@ def test_a_file_that_cannot_become_a_video_is_refused_before_it_is_dropped(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["submit"], "IMAGE"),
         (["submit", "a.png"], "AUDIO or --text"),
@@ -129,11 +127,11 @@ def test_a_file_that_cannot_become_a_video_is_refused_before_it_is_dropped(
     ],
 )
 def test_wrong_usage_ends_with_2_and_names_the_thing(
-    installation: Installation, arguments: list[str], told: str
+    installation: Installation, arguments: list[str], message: str
 ) -> None:
     done = installation.cli(*arguments)
     assert done.returncode == 2, done
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_a_wrong_setting_ends_with_78_in_one_line(installation: Installation) -> None:
@@ -145,7 +143,7 @@ def test_a_wrong_setting_ends_with_78_in_one_line(installation: Installation) ->
         assert all(word in line for word in ("output.resolution", "65", "lipsyncd.toml"))
 
 
-def test_config_tells_where_each_value_comes_from(installation: Installation) -> None:
+def test_config_shows_where_each_value_comes_from(installation: Installation) -> None:
     done = installation.cli("config", "--json", OUTPUT_FPS="30")
     values = json.loads(done.stdout)
     assert values["output.fps"]["value"] == "30"
@@ -169,7 +167,7 @@ def test_status_shows_a_table_that_scripts_can_cut(installation: Installation) -
     assert table[-1] == "1 done"
 
 
-def test_status_of_one_job_tells_its_history(installation: Installation) -> None:
+def test_status_of_one_job_shows_its_history(installation: Installation) -> None:
     with installation.running():
         installation.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="nosuch")
         installation.drop_pair("anna")
@@ -184,7 +182,7 @@ def test_status_of_one_job_tells_its_history(installation: Installation) -> None
     assert events[-1]["state"] == "failed"
 
 
-def test_status_in_json_has_everything(installation: Installation) -> None:
+def test_status_in_json_is_complete(installation: Installation) -> None:
     empty = json.loads(installation.cli("status", "--json").stdout)
     assert empty == {"daemon": {"running": False}, "counts": dict.fromkeys(JobState, 0), "jobs": []}
     with installation.running():
@@ -200,10 +198,10 @@ def test_status_in_json_has_everything(installation: Installation) -> None:
     assert status["daemon"]["waiting"][0]["name"] == "half.png"
     assert "notes.txt" in status["daemon"]["ignored"]
     assert "half.png: waits for a sound of the same stem" in plain
-    assert "notes.txt: left alone" in plain
+    assert "notes.txt: left in the inbox, since it has no suffix" in plain
 
 
-def test_status_says_when_no_daemon_runs(installation: Installation) -> None:
+def test_status_reports_that_no_daemon_runs(installation: Installation) -> None:
     done = installation.cli("status")
     assert done.returncode == 0
     assert "no daemon runs" in done.stdout
@@ -227,7 +225,7 @@ def test_cancel_ends_a_running_job_within_a_second(installation: Installation) -
     assert (kept / "long.png").exists()
 
 
-def test_cancel_ends_a_job_whose_renderer_does_not_listen(installation: Installation) -> None:
+def test_cancel_ends_a_job_whose_renderer_does_not_react(installation: Installation) -> None:
     with installation.running():
         installation.drop_manifest("hung", image="hung.png", audio="hung.wav", renderer="hang")
         installation.drop_pair("hung")
@@ -269,7 +267,7 @@ def test_a_failed_job_is_retried_with_a_daemon(installation: Installation) -> No
         )
 
 
-def test_republish_brings_a_taken_video_back(installation: Installation) -> None:
+def test_republish_puts_a_taken_video_back(installation: Installation) -> None:
     with installation.running():
         installation.drop_pair("anna")
         job = installation.until_done("anna")
@@ -285,9 +283,9 @@ def test_republish_brings_a_taken_video_back(installation: Installation) -> None
     assert installation.renders == 1
 
 
-def test_init_may_be_repeated_and_adopts_only_when_told(installation: Installation) -> None:
+def test_init_may_be_repeated_and_adopts_only_with_its_option(installation: Installation) -> None:
     assert f"marked {installation.path('inbox')} as inbox" in installation.cli("init").stdout
-    assert installation.cli("init").stdout == "nothing to do: all folders are there and marked\n"
+    assert installation.cli("init").stdout == "nothing to do: all folders exist and are marked\n"
     marker = installation.path("inbox") / ".lipsyncd" / "inbox-id"
     marker.unlink()
     installation.cli("init")
@@ -296,7 +294,7 @@ def test_init_may_be_repeated_and_adopts_only_when_told(installation: Installati
     assert installation.folders.available("inbox")
 
 
-def test_help_tells_what_each_command_does(installation: Installation) -> None:
+def test_help_describes_each_command(installation: Installation) -> None:
     text = installation.cli("--help").stdout
     for command in ("run", "submit", "status", "cancel", "retry", "priority", "republish", "init", "config", "demo"):
         assert re.search(rf"^  {command} +\w", text, re.MULTILINE), command
@@ -304,7 +302,7 @@ def test_help_tells_what_each_command_does(installation: Installation) -> None:
 
 
 def read_terminal(installation: Installation, *arguments: str, seconds: float, width: int = 120) -> str:
-    """What a command writes to a terminal of its own in that time."""
+    """The output of a command in a terminal of its own, within that time."""
     pid, descriptor = pty.fork()
     if pid == 0:
         os.environ.update(installation.environment(TERM="xterm-256color", COLUMNS=str(width), LINES="30"))
@@ -320,7 +318,7 @@ def read_terminal(installation: Installation, *arguments: str, seconds: float, w
             if not data:
                 break
             written += data
-    os.kill(pid, signal.SIGKILL)  # a terminal that goes ends nobody who was started under nohup
+    os.kill(pid, signal.SIGKILL)  # closing the terminal ends no process that was started under nohup
     os.waitpid(pid, 0)
     os.close(descriptor)
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""`lipsyncd demo` as a newcomer runs it; and the README's picture is what it makes."""
+"""`lipsyncd demo` as a newcomer runs it, and the picture in the README against its output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kits.installation import Installation
 SHEET = Path(__file__).resolve().parents[2] / "benchmarks" / "contact-sheet.jpg"
 
 
-def test_the_demo_leaves_two_videos_and_the_contact_sheet_of_the_readme(
+def test_the_demo_makes_two_videos_and_the_contact_sheet_of_the_readme(
     installation: Installation, tmp_path: Path
 ) -> None:
     started = time.monotonic()
@@ -45,10 +45,12 @@ def test_the_demo_leaves_two_videos_and_the_contact_sheet_of_the_readme(
     assert difference.mean() < 2.5, "the README's contact sheet is out of date: copy the demo's new one"
 
 
-def test_the_demo_speaks_any_sentence_whatever_else_runs_or_is_set(installation: Installation, tmp_path: Path) -> None:
+def test_the_demo_speaks_any_sentence_beside_other_daemons_and_settings(
+    installation: Installation, tmp_path: Path
+) -> None:
     out = tmp_path / "own"
     with ExitStack() as stack:
-        with suppress(OSError):  # then it is taken already, as by another daemon's web server
+        with suppress(OSError):  # the port is in use already, for example by another daemon
             stack.enter_context(socket.create_server(("127.0.0.1", 8003)))
         others = {"STORAGE_DIR": "/nonexistent", "LIPSYNCD_RENDER_RENDERER": "musetalk"}
         done = installation.cli("demo", "One two.", "--out", out, **others)
@@ -57,7 +59,7 @@ def test_the_demo_speaks_any_sentence_whatever_else_runs_or_is_set(installation:
 
 
 def test_the_demo_needs_no_torch() -> None:
-    """Importing everything that the demo's daemon and child import loads none of the heavy libraries."""
+    """The modules that the demo's daemon and child import load none of the heavy libraries."""
     modules = "lipsyncd.cli.demo, lipsyncd.daemon.daemon, lipsyncd.renderers.__main__, lipsyncd.renderers.preview"
     code = f"import sys, {modules}; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

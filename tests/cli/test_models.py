@@ -1,4 +1,4 @@
-"""`lipsyncd models` as a person uses it: real processes, the real client, a hub on loopback."""
+"""`lipsyncd models` as a user runs it: real processes, the real client, a hub on loopback."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def states(installation: Installation) -> dict[str, str]:
     return {entry["name"]: entry["state"] for entry in listed["weights"]}
 
 
-def test_pull_brings_what_is_needed_and_by_name_what_is_optional(installation: Installation, hub: Hub) -> None:
+def test_pull_fetches_required_weights_and_optional_ones_by_name(installation: Installation, hub: Hub) -> None:
     pulled = models(installation, "pull", HF_ENDPOINT=hub.url)
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stdout == f"ready in {installation.path('models')}: eyes\n"
@@ -55,7 +55,7 @@ def test_pull_brings_what_is_needed_and_by_name_what_is_optional(installation: I
     assert states(installation) == {"eyes": "verified", "mask": "verified"}
 
 
-def test_in_a_terminal_a_bar_tells_how_far_a_pull_is(installation: Installation, hub: Hub) -> None:
+def test_in_a_terminal_a_bar_shows_the_progress_of_a_pull(installation: Installation, hub: Hub) -> None:
     terminal, theirs = os.openpty()
     command = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "models", "pull"]
     environment = installation.environment(
@@ -65,8 +65,8 @@ def test_in_a_terminal_a_bar_tells_how_far_a_pull_is(installation: Installation,
         os.close(theirs)
         shown = b""
         with suppress(OSError):  # the terminal is closed when the command ends
-            while told := os.read(terminal, 65536):
-                shown += told
+            while output := os.read(terminal, 65536):
+                shown += output
     os.close(terminal)
     assert pulling.returncode == 0, shown
     assert "━━━━━━━━" in shown.decode()
@@ -81,7 +81,7 @@ def test_pull_from_a_folder_needs_no_hub(installation: Installation, tmp_path: P
     assert states(installation)["eyes"] == "verified"
 
 
-def test_weights_of_your_own_need_a_lock_list_and_no_hub(tmp_path: Path) -> None:
+def test_other_weights_need_a_lock_list_and_no_hub(tmp_path: Path) -> None:
     given = tmp_path / "trained"
     (given / "musetalkV15").mkdir(parents=True)
     (given / "musetalkV15" / "unet.safetensors").write_bytes(EYES)
@@ -93,23 +93,21 @@ def test_weights_of_your_own_need_a_lock_list_and_no_hub(tmp_path: Path) -> None
     assert states(installation) == {"w0": "verified", "w1": "verified"}
 
 
-def test_a_pull_that_cannot_be_done_is_one_line_with_the_remedy(
-    installation: Installation, hub: Hub, tmp_path: Path
-) -> None:
+def test_a_failed_pull_prints_one_line_with_the_remedy(installation: Installation, hub: Hub, tmp_path: Path) -> None:
     hub.troubles["eyes.bin"] = Trouble(status=404, code="RepoNotFound")
-    for environment, told in (
+    for environment, message in (
         ({"HF_HUB_OFFLINE": "1"}, "--from DIR"),
         ({"HF_ENDPOINT": hub.url}, "RepositoryNotFoundError"),
     ):
         failed = models(installation, "pull", **environment)
         assert failed.returncode == 1
         [line] = [line for line in failed.stderr.splitlines() if line.startswith("lipsyncd: ")]
-        assert told in line
+        assert message in line
         assert "Traceback" not in failed.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["pull", "ears"], "choose from eyes, mask"),
         (["pull", "--from", "/nonexistent"], "/nonexistent"),
@@ -117,13 +115,13 @@ def test_a_pull_that_cannot_be_done_is_one_line_with_the_remedy(
     ],
     ids=["name", "folder", "command"],
 )
-def test_wrong_usage_ends_with_2(installation: Installation, arguments: list[str], told: str) -> None:
+def test_wrong_usage_ends_with_2(installation: Installation, arguments: list[str], message: str) -> None:
     wrong = models(installation, *arguments)
     assert wrong.returncode == 2
-    assert told in wrong.stderr
+    assert message in wrong.stderr
 
 
-def test_verify_finds_what_is_damaged_and_what_is_missing(installation: Installation) -> None:
+def test_verify_finds_damaged_and_missing_files(installation: Installation) -> None:
     assert models(installation, "verify").returncode == 1
     put(installation.path("models"), EYES_ENTRY, EYES)
     good = models(installation, "verify")
@@ -150,7 +148,7 @@ def test_list_shows_every_weight_of_the_package_with_its_licence(tmp_path: Path)
     assert "research only" in lines[-1]
 
 
-def test_list_in_json_has_what_a_mirror_needs(installation: Installation) -> None:
+def test_list_in_json_has_the_fields_that_a_mirror_needs(installation: Installation) -> None:
     listed = json.loads(models(installation, "list", "--json").stdout)
     assert listed["weights"][0] == {
         "name": "eyes",
