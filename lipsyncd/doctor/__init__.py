@@ -1,12 +1,12 @@
-"""Look at an installation once, as an administrator would, and say what is well, what is not, and what to do about it.
+"""Check an installation once: what works, what does not, and the remedy.
 
-    findings   verdicts, and how checks are run: all at once, each for a limited time
-    machine    what this computer gives: ffmpeg, the walls around it, the clock
+    findings   findings and verdicts, and how checks are run: all at the same time, each within a time limit
+    machine    this computer: ffmpeg, the jail around it, the clock
     rendering  what a render needs: packages, weights, a device, a voice for texts
-    places     the folders, and how changes in the inbox are noticed
+    folders    the folders, and how changes in the inbox are noticed
     service    the ledger, the daemon, its port and its key
 
-Every check looks and changes nothing; none needs a daemon, and none loads a renderer.
+No check changes anything, needs a daemon or loads a renderer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lipsyncd.settings import Settings
 
 __all__ = ["CHECKS", "Finding", "Report", "Verdict", "examine"]
 
-# In the order in which they are told.
+# Checks that need no settings file. All checks are printed in the order of these tables.
 _OF_THE_MACHINE: Mapping[str, Check] = {
     "ffmpeg": machine.ffmpeg_program,
     "encoders": machine.encoders,
@@ -50,29 +50,29 @@ CHECKS: Mapping[str, Check] = {
 def examine(settings: Settings | ConfigError, *, full: bool = False) -> Report:
     """Run every check.
 
-    settings  or what is wrong with them; then only the machine is looked at
-    full      read every byte of the weights and of the ledger: minutes instead of a second
+    settings  or the error in them; then only the machine is checked
+    full      also read every byte of the weights and of the ledger: minutes instead of a second
     """
     if isinstance(settings, Settings):
         installation = Installation(settings, full=full)
         found = {"settings": _settings(installation)}
         return Report({**found, **run_checks(CHECKS, installation)})
     broken = Finding(Verdict.FAULT, settings.message, settings.remedy)
-    unseen = Finding(Verdict.NOTE, "folders, weights, daemon and port: looked at once the settings are right")
+    unchecked = Finding(Verdict.NOTE, "folders, weights, daemon and port are checked once the settings are right")
     try:
         plain = Installation(Settings(), full=full)
-    except ConfigError:  # not even a home folder to put the defaults in
-        return Report({"settings": broken, "the rest": unseen})
-    return Report({"settings": broken, **run_checks(_OF_THE_MACHINE, plain), "the rest": unseen})
+    except ConfigError:  # without a home folder there are no default paths
+        return Report({"settings": broken, "the rest": unchecked})
+    return Report({"settings": broken, **run_checks(_OF_THE_MACHINE, plain), "the rest": unchecked})
 
 
 def _settings(installation: Installation) -> Finding:
     settings, user = installation.settings, installation.user
     where = str(settings.file or "no file, defaults")
     changed = sum(origin.startswith("environment") for origin in settings.origins.values())
-    seen = f"{where}{f', {changed} from the environment' if changed else ''}, seen as user {user.name}"
+    seen = f"{where}{f', {changed} from the environment' if changed else ''}, checked as user {user.name}"
     owner = installation.owner
     if owner.uid == user.uid:
         return Finding(Verdict.OK, seen)
-    remedy = f"`{installation.as_owner} lipsyncd doctor` sees what the daemon sees"
-    return Finding(Verdict.NOTE, f"{seen}, and the state folder is {owner.name}'s", remedy)
+    remedy = f"`{installation.as_owner} lipsyncd doctor` checks with the daemon's rights"
+    return Finding(Verdict.NOTE, f"{seen}; the state folder belongs to {owner.name}", remedy)

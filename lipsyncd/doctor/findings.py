@@ -1,7 +1,7 @@
-"""What a check found, and the running of all checks: at once, and each for a limited time.
+"""The findings of checks, and how checks are run: all at the same time, within a time limit.
 
-A dead file server holds whoever asks for minutes. So each check has a thread of its own, and one that does not come
-back is a finding like any other.
+A dead file server blocks a check for minutes. So each check has a thread of its own, and one that does not return in
+time becomes a finding, too.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lipsyncd.errors import LipsyncdError
+from lipsyncd.monitor.status import STATUS_FILE
 from lipsyncd.settings import Settings
+from lipsyncd.storage.files import read_json
 from lipsyncd.storage.folders import Folders, folders_of
+from lipsyncd.storage.locks import is_held
 
 LIMIT_S = 10.0  # for all checks together
 _FULL_LIMIT_S = 3600.0
 _ACCESS_TIMEOUT_S = 5.0
-# Run as the service's user: names, NUL after each, what it may not read, write and enter.
-_MAY_NOT = 'for f; do test -r "$f" && test -w "$f" && test -x "$f" || printf "%s\\0" "$f"; done'
+# Run as the daemon's user: prints, each with a NUL, the folders that it may not read, write and enter.
+_PRINT_CLOSED = 'for f; do test -r "$f" && test -w "$f" && test -x "$f" || printf "%s\\0" "$f"; done'
 
 
 class Verdict(StrEnum):
-    """How it stands with one thing, from best to worst. The worst of all decides the exit status."""
+    """The result of a check, from best to worst. The worst of all decides the exit status."""
 
     OK = "ok"
-    NOTE = "note"  # good to know
-    WARNING = "warning"  # works, and will not for ever, or less well than it could
-    FAULT = "fault"  # jobs wait or fail until somebody does something
+    NOTE = "note"  # worth knowing
+    WARNING = "warning"  # works, but less well than it could, or not for ever
+    FAULT = "fault"  # jobs wait or fail until it is repaired
 
     @property
     def severity(self) -> int:
@@ -44,13 +47,13 @@ class Verdict(StrEnum):
 
     @property
     def exit_status(self) -> int:
-        """0, 1 or 2, which is also what plugins of Nagios and its relatives end with."""
+        """0, 1 or 2, as plugins of Nagios and similar programs exit."""
         return max(0, self.severity - 1)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw, in one line, and what to do about it."""
+    """What one check saw, in one line, and the remedy."""
 
     verdict: Verdict
     seen: str
@@ -59,7 +62,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings by the names of their checks, in the order in which they are told."""
+    """All findings by the names of their checks, in the order in which they are printed."""
 
     findings: Mapping[str, Finding]
 
@@ -82,9 +85,9 @@ class User:
 
 @dataclass(frozen=True)
 class Installation:
-    """What is looked at: settings, and who works with them.
+    """The installation to check: its settings and folders, and the users concerned.
 
-    full  nothing is taken on trust, however long that takes
+    full  also hash the weights and read the whole ledger
     """
 
     settings: Settings
@@ -96,12 +99,12 @@ class Installation:
 
     @cached_property
     def user(self) -> User:
-        """Whoever runs this."""
+        """The user of this process."""
         return _user(os.geteuid(), os.getegid())
 
     @cached_property
     def owner(self) -> User:
-        """The daemon's user: whose the state folder is. Before there is one, whoever runs this."""
+        """The daemon's user: the owner of the state folder, or the user of this process while there is none."""
         try:
             info = self.folders.state.stat()
         except OSError:
@@ -110,13 +113,18 @@ class Installation:
 
     @property
     def as_owner(self) -> str:
-        """What comes before a command to see what the daemon sees."""
+        """The `sudo` that runs a command with the daemon's rights."""
         return "sudo" if self.owner.uid in (0, self.user.uid) else f"sudo -u {self.owner.name}"
 
-    def closed(self, folders: Sequence[Path]) -> list[Path]:
-        """Those that the daemon's user may not read, write and enter. Who is neither that user nor root cannot tell.
+    def daemon_status(self) -> Mapping[str, Any]:
+        """The status that the running daemon wrote last; {} if none runs, or if it has not written one."""
+        state = self.folders.state
+        return (read_json(state / STATUS_FILE) if is_held(state) else None) or {}
 
-        Asked of the kernel, not read from modes: of access lists, read-only mounts and file servers those know nothing.
+    def closed(self, folders: Sequence[Path]) -> list[Path]:
+        """The folders that the daemon's user may not read, write and enter; [] if this user cannot find out.
+
+        The kernel decides: mode bits alone say nothing of access lists, read-only mounts and file servers.
         """
         if self.owner.uid == self.user.uid:
             wanted = os.R_OK | os.W_OK | os.X_OK
@@ -125,7 +133,7 @@ class Installation:
             return []
         owner = self.owner
         answer = subprocess.run(
-            ["/bin/sh", "-c", _MAY_NOT, "sh", *folders],
+            ["/bin/sh", "-c", _PRINT_CLOSED, "sh", *folders],
             user=owner.uid,
             group=owner.gid,
             extra_groups=os.getgrouplist(owner.name, owner.gid) if owner.name else [],
@@ -143,13 +151,13 @@ Check: TypeAlias = Callable[[Installation], Finding]
 def run_checks(
     checks: Mapping[str, Check], installation: Installation, *, limit_s: float | None = None
 ) -> Mapping[str, Finding]:
-    """What each check finds, in their order. One that does not come back within `limit_s` is a fault."""
+    """The finding of each check, in their order. A check without a result after `limit_s` is a fault."""
     if limit_s is None:
         limit_s = _FULL_LIMIT_S if installation.full else LIMIT_S
     deadline = time.monotonic() + limit_s
     answers: dict[str, SimpleQueue[Finding]] = {name: SimpleQueue() for name in checks}
     for name, check in checks.items():
-        # Not waited for at the end: a thread that hangs in a dead share must not keep this process.
+        # A daemon thread: one that hangs in a dead share must not keep this process alive.
         threading.Thread(target=_answer, args=(check, installation, answers[name]), name=name, daemon=True).start()
     return {name: _within(deadline, answer, limit_s) for name, answer in answers.items()}
 
@@ -164,26 +172,26 @@ def _guarded(check: Check, installation: Installation) -> Finding:
     except LipsyncdError as error:
         return Finding(Verdict.FAULT, error.message, error.remedy)
     except PermissionError as error:
-        # Says nothing about the daemon, whose user may look there.
-        remedy = f"`{installation.as_owner} lipsyncd doctor` sees more"
-        return Finding(Verdict.WARNING, f"{error.filename}: you may not look there", remedy)
+        # A warning only: the daemon's user may well have the right.
+        remedy = f"`{installation.as_owner} lipsyncd doctor` checks with the daemon's rights"
+        return Finding(Verdict.WARNING, f"{error.filename}: not readable for you", remedy)
     except OSError as error:
-        return Finding(Verdict.FAULT, str(error), "see the kernel's log (`dmesg`) and the file system's")
+        return Finding(Verdict.FAULT, str(error), "look into the kernel's log (`dmesg`) and the file system's")
     except Exception as error:
         fault = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(Verdict.FAULT, fault, "this check itself is at fault: report it")
+        return Finding(Verdict.FAULT, fault, "this is a bug in the check: report it")
 
 
 def _within(deadline: float, answer: SimpleQueue[Finding], limit_s: float) -> Finding:
     try:
         return answer.get(timeout=max(0.0, deadline - time.monotonic()))
     except Empty:
-        remedy = "something there hangs, a file server most likely: see `dmesg` and `mount`"
+        remedy = "something hangs, most likely a file server: see `dmesg` and `mount`"
         return Finding(Verdict.FAULT, f"no answer within {limit_s:g} s", remedy)
 
 
 def _user(uid: int, gid: int) -> User:
     try:
         return User(uid, gid, pwd.getpwuid(uid).pw_name)
-    except KeyError:  # containers run as numbers without a name
+    except KeyError:  # in a container a user may be a number without a name
         return User(uid, gid, str(uid))

@@ -1,4 +1,4 @@
-"""The folders: there, ours, open to the daemon, with room; and how changes in the inbox are noticed."""
+"""The folders: existing, marked, open to the daemon, with free space; and how changes in the inbox are noticed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ from lipsyncd.doctor.findings import Check, Finding, Installation, Verdict
 from lipsyncd.errors import DiskLow, InboxUnavailable
 from lipsyncd.inbox.watch import refusal
 from lipsyncd.log import printable
-from lipsyncd.monitor.status import STATUS_FILE
 from lipsyncd.storage import mounts
 from lipsyncd.storage.disk_space import free_mb, shortage
-from lipsyncd.storage.files import read_json
-from lipsyncd.storage.locks import is_held
 from lipsyncd.weights.auto_pull import size_text
 
-_ROOMY = 10  # times `paths.min_free_mb`: below that somebody should look
+_ENOUGH = 10  # times `paths.min_free_mb`; less free space is a warning
 _LIMITS = Path("/proc/sys/fs/inotify")
+_INIT = "`lipsyncd init` or the first `lipsyncd run` creates it"
 
 
 def shared(kind: str) -> Check:
-    """The check of a folder that people share with the daemon."""
+    """The check of a folder that users share with the daemon."""
 
     def check(installation: Installation) -> Finding:
         folders = installation.folders
         path = folders.shared[kind]
         if kind not in folders.known():
-            seen = f"{path} is not marked yet" if path.is_dir() else f"{path} is not made yet"
-            return Finding(Verdict.NOTE, seen, "`lipsyncd init` does it, and so does the first `lipsyncd run`")
+            seen = f"{path} is not marked yet" if path.is_dir() else f"{path} does not exist yet"
+            return Finding(Verdict.NOTE, seen, _INIT)
         if not path.is_dir():
-            return Finding(Verdict.FAULT, f"{path} is not there", _mount(kind))
+            return Finding(Verdict.FAULT, f"{path} does not exist", _mount(kind))
         if not folders.available(kind):
-            seen = f"{path} has not the marker of our {kind}: it is not mounted, or is another folder"
+            seen = f"{path} has no marker of our {kind}: it is not mounted, or it is another folder"
             return Finding(Verdict.FAULT, seen, _mount(kind))
         return _room(installation, path)
 
@@ -41,17 +39,16 @@ def shared(kind: str) -> Check:
 
 
 def inboxes(installation: Installation) -> Finding:
-    """All folders that jobs come in by as one line: the worst of them, else the first; and what lies there blocked."""
+    """The inbox and its queues in one line: the worst of them, else the first; and the files that are blocked."""
     folders = installation.folders
     found = [shared(kind)(installation) for kind in folders.inboxes]
     worst = max(found, key=lambda finding: finding.verdict.severity)
-    told = (read_json(folders.state / STATUS_FILE) or {}) if is_held(folders.state) else {}
-    blocked = told.get("blocked") or {}
+    blocked = installation.daemon_status().get("blocked") or {}
     if worst.verdict is Verdict.OK and blocked:
         name, why = next(iter(blocked.items()))
-        seen = f"{worst.seen}; {len(blocked)} blocked there, such as {printable(name)}: {why}"
+        seen = f"{worst.seen}; {len(blocked)} files blocked, such as {printable(name)}: {why}"
         return Finding(
-            Verdict.WARNING, seen, "`lipsyncd status` names each; let the daemon's user read and remove them"
+            Verdict.WARNING, seen, "`lipsyncd status` lists them; let the daemon's user read and delete them"
         )
     if worst.verdict is Verdict.OK and len(found) > 1:
         return Finding(Verdict.OK, f"{worst.seen}, and {len(found) - 1} more")
@@ -76,7 +73,7 @@ def spool(installation: Installation) -> Finding:
         if apart:
             return Finding(
                 Verdict.FAULT,
-                f"{folders.spool} lies on another disk than {folders.state}",
+                f"{folders.spool} is not on the disk of {folders.state}",
                 "put both on one local disk",
             )
     return found
@@ -85,27 +82,26 @@ def spool(installation: Installation) -> Finding:
 def _private(installation: Installation, path: Path) -> Finding:
     if not path.is_dir():
         if path.exists():
-            return Finding(Verdict.FAULT, f"{path} is no folder", "move that file away, or set another path")
-        remedy = "`lipsyncd init` does it, and so does the first `lipsyncd run`"
-        return Finding(Verdict.NOTE, f"{path} is not made yet", remedy)
+            return Finding(Verdict.FAULT, f"{path} is not a folder", "move that file away, or set another path")
+        return Finding(Verdict.NOTE, f"{path} does not exist yet", _INIT)
     if mounts.is_network(path):
-        seen = f"{path} lies on {mounts.file_system_type(path) or 'an unknown file system'}"
-        return Finding(Verdict.FAULT, seen, "put it on a local disk: SQLite's ledger is not safe on a network folder")
+        seen = f"{path} is on {mounts.file_system_type(path) or 'an unknown file system'}"
+        return Finding(Verdict.FAULT, seen, "put it on a local disk: SQLite is not safe on a network file system")
     return _room(installation, path)
 
 
 def _room(installation: Installation, path: Path) -> Finding:
-    """Open to the daemon's user, and with space left."""
+    """Is it open to the daemon's user, with enough free space?"""
     free, floor = free_mb(path), installation.settings.paths.min_free_mb
     seen = f"{path}, {mounts.file_system_type(path) or 'unknown'}, {size_text(round(free * 1e6))} free"
     if installation.closed([path]):
         owner = installation.owner.name
-        remedy = f"let user {owner} read, write and enter it: `ls -ld {path}`, and is it mounted read-only?"
+        remedy = f"let user {owner} read, write and enter it: see `ls -ld {path}`, and whether it is mounted read-only"
         return Finding(Verdict.FAULT, f"{path} is closed to user {owner}", remedy)
     if shortage(path, floor):
         return Finding(Verdict.FAULT, f"{seen}: less than {floor} MB, so jobs wait", DiskLow.default_remedy)
-    if free < floor * _ROOMY:
-        return Finding(Verdict.WARNING, f"{seen}: at {floor} MB jobs begin to wait", "free space there")
+    if free < floor * _ENOUGH:
+        return Finding(Verdict.WARNING, f"{seen}; jobs wait when less than {floor} MB are free", "free space there")
     return Finding(Verdict.OK, seen)
 
 
@@ -113,22 +109,22 @@ def _room(installation: Installation, path: Path) -> Finding:
 
 
 def watch(installation: Installation) -> Finding:
-    """By events or by polling, and why. Where events are wanted a real watch is set, and taken away again."""
+    """Is the inbox watched by events or by polling, and why? If by events, a real watch is set and removed again."""
     settings, folders = installation.settings.watch, installation.folders
     inbox = folders.shared["inbox"]
     polling = f"polling every {settings.poll_s:g} s"
     if settings.mode == "poll":
-        return Finding(Verdict.OK, f"{polling}, as watch.mode says")
+        return Finding(Verdict.OK, f"{polling}, since watch.mode is poll")
     if not inbox.is_dir():
-        return Finding(Verdict.NOTE, "nothing to watch: the inbox is not there")
+        return Finding(Verdict.NOTE, "nothing to watch: the inbox does not exist")
     kind = mounts.file_system_type(inbox) or "an unknown file system"
     if settings.mode == "auto" and mounts.is_network(inbox):
-        return Finding(Verdict.OK, f"{polling}: {kind} tells nothing of what other machines write")
+        return Finding(Verdict.OK, f"{polling}, since {kind} gives no events for writes of other machines")
     instances, watches = _limit("max_user_instances"), _limit("max_user_watches")
-    told = read_json(folders.state / STATUS_FILE) if is_held(folders.state) else None
+    status = installation.daemon_status()
     fault = _inotify_fault(inbox)
-    if fault or (told or {}).get("watch") == "polling":
-        why = fault or (told or {}).get("degraded") or "the daemon hears none"
+    if fault or status.get("watch") == "polling":
+        why = fault or status.get("degraded") or "the daemon gets none"
         remedy = "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (`sysctl -w`)"
         limits = f"limits of this user: {instances} instances, {watches} watches"
         return Finding(Verdict.WARNING, f"{polling}, since the kernel gives no events: {why} ({limits})", remedy)
@@ -136,14 +132,14 @@ def watch(installation: Installation) -> Finding:
 
 
 def _inotify_fault(folder: Path) -> str:
-    """Why the kernel would not tell us of changes in `folder`; "" when it does."""
+    """Why the kernel gives no events for `folder`; "" if it does."""
     error = refusal(folder)
-    return "" if error is None else _words(error.errno or 0)
+    return "" if error is None else _inotify_text(error.errno or 0)
 
 
-def _words(code: int) -> str:
-    """What these two mean to inotify has little to do with the words that the system has for them."""
-    known = {errno.EMFILE: "all instances are taken", errno.ENOSPC: "all watches are taken"}
+def _inotify_text(code: int) -> str:
+    """An error of inotify in words. The system's text does not fit two of them ("No space left on device")."""
+    known = {errno.EMFILE: "all inotify instances are in use", errno.ENOSPC: "all inotify watches are in use"}
     return known.get(code, os.strerror(code))
 
 

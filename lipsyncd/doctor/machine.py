@@ -1,4 +1,4 @@
-"""What this computer gives: an ffmpeg that encodes, a kernel that walls it in, a clock that is right."""
+"""This computer: an ffmpeg that encodes, a kernel that can jail it, a clock that is right."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from lipsyncd.processes import exit_text, last_line
 from lipsyncd.sandbox.jail import end, landlock_abi, popen_jailed, run_jailed
 from lipsyncd.worker.check_result import validate
 
-_SIDE_PX = 256  # NVENC takes no frame that is much smaller
+_SIDE_PX = 256  # NVENC refuses much smaller frames
 _RATE = Fraction(25)
 _ENCODE_TIMEOUT_S = 8.0
-_FIRST_YEAR, _LAST_YEAR = 2026, 2099  # a clock before the program was written is wrong, and so is one that ran away
+_FIRST_YEAR, _LAST_YEAR = 2026, 2099  # a clock outside these years is wrong
 _AHEAD_S = 120.0
 _MIN_VERSION = ".".join(map(str, ffmpeg.MIN_VERSION))
 _GET_WRITE_OR_EXECUTE = 66  # prctl; Linux 6.3
 
 
 def ffmpeg_program(installation: Installation) -> Finding:
-    """Which ffmpeg, and is it one whose known holes are closed?"""
+    """Which ffmpeg is used, and is it recent enough to have its known vulnerabilities fixed?"""
     path = ffmpeg.find(installation.settings.render.ffmpeg)
     version = ffmpeg.version(path)
-    seen = f"{version}, {'of imageio-ffmpeg' if 'imageio_ffmpeg' in path.parts else path}"
+    seen = f"{version}, {'from imageio-ffmpeg' if 'imageio_ffmpeg' in path.parts else path}"
     old = ffmpeg.is_outdated(version)
     if old is None:
-        return Finding(Verdict.NOTE, f"{seen}; that version cannot be compared with {_MIN_VERSION}")
+        return Finding(Verdict.NOTE, f"{seen}; this version cannot be compared with {_MIN_VERSION}")
     if not old:
         return Finding(Verdict.OK, seen)
     return Finding(
         Verdict.WARNING,
-        f"{seen} is older than {_MIN_VERSION}, which closed holes in its decoders",
+        f"{seen} is older than {_MIN_VERSION}, which fixed vulnerabilities in its decoders",
         "install a newer one, or `pip install -U imageio-ffmpeg` and name its binary with render.ffmpeg",
     )
 
 
 def encoders(installation: Installation) -> Finding:
-    """One frame and its sound, made by the very command of a render, in the jail, and decoded again."""
+    """Can the jailed ffmpeg encode one frame and its sound, with a render's own command, and decode them again?"""
     path = ffmpeg.find(installation.settings.render.ffmpeg)
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lipsyncd-doctor-") as folder:
@@ -56,11 +56,11 @@ def encoders(installation: Installation) -> Finding:
             _encode_one_frame(path, Path(folder))
         except (EncodeFailed, BadResult) as error:
             return Finding(Verdict.FAULT, error.message, EncodeFailed.default_remedy)
-    seen = f"libx264 and aac made a frame of MP4 in {time.monotonic() - started_s:.1f} s"
+    seen = f"libx264 and aac encoded one frame in {time.monotonic() - started_s:.1f} s"
     if gpu.look("auto") is None:
         return Finding(Verdict.OK, seen)
     fault = ffmpeg.nvenc_fault(path)
-    return Finding(Verdict.OK, f"{seen}; h264_nvenc, which is not used, {f'fails: {fault}' if fault else 'works too'}")
+    return Finding(Verdict.OK, f"{seen}; h264_nvenc (not used) {f'fails: {fault}' if fault else 'works, too'}")
 
 
 def _encode_one_frame(path: Path, folder: Path) -> None:
@@ -82,37 +82,37 @@ def _encode_one_frame(path: Path, folder: Path) -> None:
 
 
 def jail(_: Installation) -> Finding:
-    """The walls as a jailed process sees them, asked of the kernel about a real one."""
+    """Which protections has a real jailed process, as the kernel reports them?"""
     done = run_jailed(["/bin/cat", "/proc/self/status"], readable=[Path("/proc")], timeout_s=_ENCODE_TIMEOUT_S)
     filtered = re.search(rb"^Seccomp:\s*2$", done.stdout, re.MULTILINE) is not None
     if not done.landlock:
         return Finding(
             Verdict.WARNING,
-            "no Landlock: a decoder that is broken into reaches every file of this user",
-            "take a kernel from 5.13 on with `landlock` in lsm=; a container's seccomp profile has to pass landlock_*",
+            "no Landlock: an exploited decoder can reach every file of this user",
+            "use kernel 5.13 or newer with `landlock` in lsm=; in a container, allow landlock_* in its seccomp profile",
         )
     if not filtered:
         return Finding(
             Verdict.WARNING,
-            "no filter for system calls: a decoder that is broken into may open UDP and unix sockets",
+            "no system call filter: an exploited decoder can open UDP and unix sockets",
             "use a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64",
         )
     strict = ctypes.CDLL(None).prctl(_GET_WRITE_OR_EXECUTE, *(ctypes.c_ulong(0),) * 4) >= 0
     seen = f"Landlock {landlock_abi()}, seccomp"
     if not strict:
-        return Finding(Verdict.NOTE, f"{seen}; memory may be written and then run, which kernels from 6.3 on refuse")
-    return Finding(Verdict.OK, f"{seen}, no memory that is both written and run")
+        return Finding(Verdict.NOTE, f"{seen}; memory can be writable and executable; kernel 6.3 forbids it")
+    return Finding(Verdict.OK, f"{seen}, no memory that is writable and executable")
 
 
 def clock(installation: Installation) -> Finding:
-    """Is it set at all, and has it not gone back behind what the ledger remembers?"""
+    """Is the clock set, and not behind the ledger's newest event?"""
     now = datetime.now(UTC)
     seen = f"{now:%Y-%m-%d %H:%M} UTC, Python {sys.version.split()[0]}"
-    remedy = "set it (`timedatectl set-ntp true`): signed links, webhooks and retention go by it"
+    remedy = "set the clock (`timedatectl set-ntp true`): signed links, webhooks and retention need it"
     if not _FIRST_YEAR <= now.year <= _LAST_YEAR:
         return Finding(Verdict.FAULT, f"{seen} cannot be right", remedy)
     newest_ms = None
-    with contextlib.suppress(PermissionError, LedgerError):  # the ledger's own line tells of that
+    with contextlib.suppress(PermissionError, LedgerError):  # the check `ledger` reports it
         newest_ms = LedgerView(installation.folders.state / "ledger.db").newest_event_ms()
     ahead_s = 0.0 if newest_ms is None else newest_ms / 1000 - now.timestamp()
     if ahead_s > _AHEAD_S:

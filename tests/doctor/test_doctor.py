@@ -1,4 +1,4 @@
-"""`lipsyncd doctor`: a healthy installation is told so on one screen, and each fault, really made, with its remedy."""
+"""`lipsyncd doctor`: the screen of a healthy installation, and real faults of the machine and of renders."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ENTRY = weight("eyes", EYES)
 
 @pytest.fixture
 def made(installation: Installation) -> Installation:
-    """An installation whose folders are made, and no daemon."""
+    """An installation with its folders and no daemon."""
     installation.folders.initialise()
     return installation
 
@@ -53,7 +53,7 @@ def made(installation: Installation) -> Installation:
 # -- all is well -------------------------------------------------------------------------------------------------------
 
 
-def test_a_healthy_installation_is_well_on_one_screen(installation: Installation) -> None:
+def test_a_healthy_installation_fits_on_one_screen(installation: Installation) -> None:
     installation.changes["web"] = {"enabled": True}
     with installation.running():
         installation.drop_pair("anna")
@@ -62,7 +62,7 @@ def test_a_healthy_installation_is_well_on_one_screen(installation: Installation
         started_s = time.monotonic()
         done = installation.cli("doctor")
         took_s = time.monotonic() - started_s
-        told = json.loads(installation.cli("doctor", "--json").stdout)
+        report = json.loads(installation.cli("doctor", "--json").stdout)
         shown = screen(installation)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
@@ -71,28 +71,28 @@ def test_a_healthy_installation_is_well_on_one_screen(installation: Installation
     assert summary.startswith("lipsyncd 0.") and ": all is well (" in summary
     assert not re.search(r"^(warning|fault)", done.stdout, re.MULTILINE)
     assert "\x1b" not in done.stdout
-    assert re.search(r"^ok +encoders +libx264 and aac made a frame", done.stdout, re.MULTILINE)
-    assert re.search(rf"^ok +daemon +lipsyncd run, pid {home_pid(told)}, version", done.stdout, re.MULTILINE)
-    assert f"127.0.0.1:{port} is the daemon's, which is ready" in done.stdout
+    assert re.search(r"^ok +encoders +libx264 and aac encoded one frame", done.stdout, re.MULTILINE)
+    assert re.search(rf"^ok +daemon +lipsyncd run, pid {daemon_pid(report)}, version", done.stdout, re.MULTILINE)
+    assert f"the daemon on 127.0.0.1:{port} is ready" in done.stdout
     assert "1 done" in done.stdout
     assert took_s < 30  # three seconds on an idle machine
 
-    assert told["verdict"] == "note"
-    assert [check["name"] for check in told["checks"]] == ["settings", *CHECKS]
-    assert {check["verdict"] for check in told["checks"]} <= {"ok", "note"}
+    assert report["verdict"] == "note"
+    assert [check["name"] for check in report["checks"]] == ["settings", *CHECKS]
+    assert {check["verdict"] for check in report["checks"]} <= {"ok", "note"}
 
     assert "\x1b[32mok" in shown  # colour on a terminal
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
     assert max(map(len, plain.splitlines())) <= 100
 
 
-def home_pid(told: dict[str, Any]) -> str:
-    [daemon] = [check["seen"] for check in told["checks"] if check["name"] == "daemon"]
+def daemon_pid(report: dict[str, Any]) -> str:
+    [daemon] = [check["seen"] for check in report["checks"] if check["name"] == "daemon"]
     return re.search(r"pid (\d+)", daemon)[1]  # type: ignore[index]
 
 
 def screen(installation: Installation) -> str:
-    """What the command writes to a terminal of 100 columns."""
+    """The output of the command in a terminal of 100 columns."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "doctor"]
     with subprocess.Popen(command, stdout=theirs, env=installation.environment(COLUMNS="100", TERM="xterm")) as process:
@@ -111,31 +111,31 @@ def screen(installation: Installation) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
-def test_before_the_first_start_there_is_nothing_wrong(installation: Installation) -> None:
+def test_before_the_first_start_there_is_no_fault(installation: Installation) -> None:
     report = examine(installation.settings)
     assert report.verdict is Verdict.NOTE, report
     assert list(report.findings) == ["settings", *CHECKS]
-    assert "not made yet" in report.findings["inbox"].seen
+    assert "does not exist yet" in report.findings["inbox"].seen
     assert "lipsyncd init" in report.findings["inbox"].remedy
-    assert not installation.path("state").exists()  # looking makes nothing
+    assert not installation.path("state").exists()  # a check creates nothing
 
 
 # -- the command and its checks ----------------------------------------------------------------------------------------
 
 
-def test_wrong_settings_are_a_fault_and_the_machine_is_looked_at_all_the_same(installation: Installation) -> None:
+def test_wrong_settings_are_a_fault_and_the_machine_is_still_checked(installation: Installation) -> None:
     installation.changes["output"] = {"fps": 0}
     done = installation.cli("doctor", "--json")
-    told = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 2
-    assert told["settings"]["verdict"] == "fault"
-    assert "output.fps" in told["settings"]["seen"]
-    assert "allowed" in told["settings"]["remedy"]
-    assert told["encoders"]["verdict"] == told["jail"]["verdict"] == "ok"
-    assert "inbox" not in told
+    assert checks["settings"]["verdict"] == "fault"
+    assert "output.fps" in checks["settings"]["seen"]
+    assert "allowed" in checks["settings"]["remedy"]
+    assert checks["encoders"]["verdict"] == checks["jail"]["verdict"] == "ok"
+    assert "inbox" not in checks
 
 
-def test_a_terminal_that_knows_no_arrow_gets_an_escape_for_it(installation: Installation) -> None:
+def test_a_terminal_without_unicode_gets_escapes(installation: Installation) -> None:
     installation.changes["output"] = {"fps": 0}
     done = installation.cli("doctor", PYTHONIOENCODING="latin-1")
     assert done.returncode == 2
@@ -143,7 +143,7 @@ def test_a_terminal_that_knows_no_arrow_gets_an_escape_for_it(installation: Inst
     assert done.stderr == ""
 
 
-def test_settings_without_any_home_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_without_a_home_folder_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pathlib.Path.home", _no_home)
     with pytest.raises(ConfigError) as caught:
@@ -175,7 +175,7 @@ def test_warnings_end_with_1() -> None:
     assert [verdict.exit_status for verdict in Verdict] == [0, 0, 1, 2]
 
 
-def test_a_check_that_hangs_is_a_fault_and_holds_up_no_other(made: Installation) -> None:
+def test_a_check_that_hangs_is_a_fault_and_delays_no_other(made: Installation) -> None:
     never = threading.Event()
 
     def hanging(_: Examined) -> Finding:
@@ -190,7 +190,7 @@ def test_a_check_that_hangs_is_a_fault_and_holds_up_no_other(made: Installation)
     assert found["clock"].verdict is Verdict.OK
 
 
-def test_a_check_that_fails_itself_says_so(made: Installation) -> None:
+def test_a_bug_in_a_check_is_reported_as_one(made: Installation) -> None:
     def faulty(_: Examined) -> Finding:
         raise ZeroDivisionError("once\nmore")
 
@@ -202,14 +202,14 @@ def test_a_check_that_fails_itself_says_so(made: Installation) -> None:
 # -- the machine -------------------------------------------------------------------------------------------------------
 
 
-def test_an_ffmpeg_that_is_not_there_is_named_with_its_setting(installation: Installation) -> None:
+def test_a_missing_ffmpeg_is_named_with_its_setting(installation: Installation) -> None:
     installation.changes["render"] = {"ffmpeg": "/nowhere/ffmpeg"}
     fault(installation, "ffmpeg", "/nowhere/ffmpeg", "render.ffmpeg")
     fault(installation, "encoders", "/nowhere/ffmpeg", "render.ffmpeg")
 
 
 def program(installation: Installation, text: str) -> None:
-    """Make an ffmpeg of our own out of the real one."""
+    """Configure a script in place of ffmpeg; `$real` is the real one."""
     real = shlex(str(ffmpeg.find("")))
     path = installation.root / "ffmpeg"
     path.write_text(f"#!/bin/sh\nreal={real}\n{text}\n")
@@ -256,14 +256,14 @@ def test_encoders_that_are_listed_and_do_not_encode_are_a_fault(installation: In
     fault(installation, "encoders")
 
 
-def test_the_gpus_encoder_is_tried_and_not_believed() -> None:
-    """Without a GPU its reason comes from the real ffmpeg, which lists the encoder all the same."""
+def test_the_gpus_encoder_is_really_tried() -> None:
+    """Without a GPU the real ffmpeg gives the reason, although it lists the encoder."""
     if gpu.look("auto") is None:
         assert ffmpeg.nvenc_fault(ffmpeg.find(""))
     assert "No such file" in ffmpeg.nvenc_fault(Path("/nowhere/ffmpeg"))
 
 
-@pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock to take away")
+@pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock to switch off")
 def test_a_kernel_without_landlock_is_a_warning() -> None:
     code = """
         from lipsyncd.doctor import machine
@@ -272,13 +272,13 @@ def test_a_kernel_without_landlock_is_a_warning() -> None:
     """
     command = [sys.executable, "-c", WITHOUT_LANDLOCK + textwrap.dedent(code)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    verdict, told, remedy = ended.stdout.split("|")
+    verdict, text, remedy = ended.stdout.split("|")
     assert verdict == "warning"
-    assert told.startswith("no Landlock")
+    assert text.startswith("no Landlock")
     assert "landlock" in remedy
 
 
-def test_a_clock_that_went_back_is_told(made: Installation) -> None:
+def test_a_clock_that_went_back_is_a_warning(made: Installation) -> None:
     ledger = Ledger(made.path("state") / "ledger.db")
     queued(ledger)
     ledger.close()
@@ -299,8 +299,8 @@ def test_a_renderer_that_is_not_installed_or_not_known_is_a_fault(installation: 
 
 
 @pytest.fixture
-def weighed(made: Installation) -> Installation:
-    """MuseTalk with a lock list of one small file, which is there and proved."""
+def with_weights(made: Installation) -> Installation:
+    """MuseTalk with a lock list of one small file, which is installed and verified."""
     lock = write_lock(made.root / "lock.json", [ENTRY])
     made.changes["render"] = {"renderer": "musetalk"}
     made.changes["weights"] = {"lock": str(lock), "auto_pull": False}
@@ -314,30 +314,30 @@ def the_weight(installation: Installation) -> Path:
     return installation.path("models") / ENTRY.used_file
 
 
-def test_weights_that_are_there_and_verified_are_well(weighed: Installation) -> None:
-    found = seen(weighed, "weights")
+def test_verified_weights_are_ok(with_weights: Installation) -> None:
+    found = seen(with_weights, "weights")
     assert found.verdict is Verdict.OK
     assert "1 files, 100.0 kB, verified" in found.seen
 
 
-def test_missing_weights_are_a_fault_unless_the_first_job_pulls_them(
-    weighed: Installation, monkeypatch: pytest.MonkeyPatch
+def test_missing_weights_are_a_fault_unless_the_first_job_downloads_them(
+    with_weights: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    the_weight(weighed).unlink()
-    fault(weighed, "weights", "missing eyes", "weights.auto_pull is off", WeightsMissing.default_remedy)
-    weighed.changes["weights"]["auto_pull"] = True
-    fault(weighed, "weights", "missing eyes", "the first job pulls them", verdict=Verdict.NOTE)
+    the_weight(with_weights).unlink()
+    fault(with_weights, "weights", "missing eyes", "weights.auto_pull is off", WeightsMissing.default_remedy)
+    with_weights.changes["weights"]["auto_pull"] = True
+    fault(with_weights, "weights", "missing eyes", "the first job downloads them", verdict=Verdict.NOTE)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    fault(weighed, "weights", "missing eyes", "HF_HUB_OFFLINE")
+    fault(with_weights, "weights", "missing eyes", "HF_HUB_OFFLINE")
 
 
-def test_a_truncated_weight_is_seen_by_its_size(weighed: Installation) -> None:
-    with the_weight(weighed).open("r+b") as file:
+def test_a_truncated_weight_is_found_by_its_size(with_weights: Installation) -> None:
+    with the_weight(with_weights).open("r+b") as file:
         file.truncate(60_000)
-    fault(weighed, "weights", "eyes has 60000 bytes of 100000", "models pull")
+    fault(with_weights, "weights", "eyes has 60000 bytes instead of 100000", "models pull")
 
 
-def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_was_noted(made: Installation) -> None:
+def test_a_truncated_converted_weight_is_found_by_its_recorded_size(made: Installation) -> None:
     converted = replace(ENTRY, becomes="eyes/eyes.safetensors", dtype="float16")
     made.changes["render"] = {"renderer": "musetalk"}
     made.changes["weights"] = {"lock": str(write_lock(made.root / "lock.json", [converted]))}
@@ -348,24 +348,24 @@ def test_a_truncated_weight_that_was_made_of_a_pickle_is_seen_by_the_size_that_w
     store.save_proof(converted, *hash_file(path))
     assert seen(made, "weights").verdict is Verdict.OK
     path.write_bytes(EYES[:70_000])
-    fault(made, "weights", "eyes has 70000 bytes of 100000")
+    fault(made, "weights", "eyes has 70000 bytes instead of 100000")
 
 
-def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(weighed: Installation) -> None:
-    the_weight(weighed).write_bytes(EYES[::-1])
-    fault(weighed, "weights", "not hashed yet: eyes", verdict=Verdict.NOTE)
-    fault(weighed, "weights", "another hash", "models pull", full=True)
-    assert the_weight(weighed).exists()  # `models verify` sets it aside, a look does not
+def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(with_weights: Installation) -> None:
+    the_weight(with_weights).write_bytes(EYES[::-1])
+    fault(with_weights, "weights", "not hashed yet: eyes", verdict=Verdict.NOTE)
+    fault(with_weights, "weights", "does not have the hash in the lock list", "models pull", full=True)
+    assert the_weight(with_weights).exists()  # `models verify` renames it, a check does not
 
 
 @pytest.mark.skipif(gpu.look("auto") is not None, reason="this machine has a GPU")
 @pytest.mark.parametrize("devices", [["auto"], ["cuda:0"], ["cpu", "cuda:0"]])
-def test_a_gpu_that_is_asked_for_and_absent_is_a_fault(installation: Installation, devices: list[str]) -> None:
+def test_a_configured_gpu_that_does_not_exist_is_a_fault(installation: Installation, devices: list[str]) -> None:
     installation.changes["render"] = {"renderer": "musetalk", "devices": devices}
     fault(installation, "device", "no such GPU", "nvidia-smi", 'render.devices = ["cpu"]')
 
 
-def test_a_renderer_that_needs_no_gpu_asks_for_none(installation: Installation) -> None:
+def test_a_renderer_that_needs_no_gpu_is_ok_without_one(installation: Installation) -> None:
     installation.changes["render"] = {"renderer": "preview", "devices": ["auto"]}
     assert seen(installation, "device").verdict is Verdict.OK
     installation.changes["render"] = {"renderer": "musetalk", "devices": ["cpu"]}
@@ -373,7 +373,7 @@ def test_a_renderer_that_needs_no_gpu_asks_for_none(installation: Installation) 
 
 
 class Nvml:
-    """NVIDIA's library as it answers for one H200 with driver 570, at the calls that `gpu` makes."""
+    """NVIDIA's library for one H200 with driver 570, with the functions that `gpu` calls."""
 
     def __init__(self, used_gb: int) -> None:
         self.used_gb = used_gb
@@ -394,7 +394,7 @@ class Nvml:
         return 0
 
 
-def test_a_gpu_is_told_with_driver_and_memory(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_shown_with_driver_and_memory(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_library", lambda: Nvml(used_gb=30))
     installation.changes["render"] = {"renderer": "preview", "devices": ["cuda:0"]}
     assert seen(installation, "device").seen == "cuda:0: NVIDIA H200, driver 570.86.15, 120.0 of 150.0 GB free"
@@ -413,7 +413,7 @@ def _torch_version() -> str:
     return version("torch")
 
 
-def test_a_voice_that_is_no_program_is_a_fault(installation: Installation) -> None:
+def test_a_speech_command_that_is_no_program_is_a_fault(installation: Installation) -> None:
     installation.changes["speech"] = {"command": ["/nowhere/piper"]}
     fault(installation, "speech", "/nowhere/piper", "speech.command")
     installation.changes["speech"] = {"command": ["/bin/cat"]}

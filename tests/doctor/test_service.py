@@ -1,4 +1,4 @@
-"""`lipsyncd doctor` on folders, ledger, daemon, port and key: each fault really made."""
+"""`lipsyncd doctor` on folders, ledger, daemon, port and key, each with a real fault."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.kits.doctor_kit import fault, seen
 from tests.kits.installation import Installation
 from tests.kits.web_kit import port_of
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask what another user may do, and mount")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and check the rights of another user")
 
 
 @pytest.fixture
 def made(installation: Installation) -> Installation:
-    """An installation whose folders are made, and no daemon."""
+    """An installation with its folders and no daemon."""
     installation.folders.initialise()
     return installation
 
@@ -43,31 +43,31 @@ def made(installation: Installation) -> Installation:
 @pytest.mark.parametrize("kind", ["inbox", "outbox", "failed", "archive"])
 def test_a_folder_without_its_marker_is_not_mounted(made: Installation, kind: str) -> None:
     (made.path(kind) / ".lipsyncd" / f"{kind}-id").unlink()
-    fault(made, kind, f"has not the marker of our {kind}", f"mount the {kind}", "lipsyncd init --adopt")
+    fault(made, kind, f"has no marker of our {kind}", f"mount the {kind}", "lipsyncd init --adopt")
     shutil.rmtree(made.path(kind))
-    fault(made, kind, "is not there", f"mount the {kind}")
+    fault(made, kind, "does not exist", f"mount the {kind}")
 
 
-def test_files_that_the_daemon_cannot_take_are_told_beside_their_inbox(made: Installation) -> None:
+def test_blocked_files_are_listed_with_their_inbox(made: Installation) -> None:
     lock = InstanceLock(made.path("state"))
     lock.acquire(who="lipsyncd run")
     try:
         write_json(made.path("state") / "status.json", {"blocked": {"anna\n.png": "permission denied"}})
-        fault(made, "inbox", "1 blocked there, such as anna\\n.png: permission denied", verdict=Verdict.WARNING)
+        fault(made, "inbox", "1 files blocked, such as anna\\n.png: permission denied", verdict=Verdict.WARNING)
     finally:
         lock.release()
     assert seen(made, "inbox").verdict is Verdict.OK
 
 
-def test_a_state_folder_that_is_a_file_is_told(installation: Installation) -> None:
+def test_a_state_folder_that_is_a_file_is_a_fault(installation: Installation) -> None:
     installation.root.joinpath("storage").mkdir()
     installation.path("state").write_text("")
-    fault(installation, "state", "is no folder")
+    fault(installation, "state", "is not a folder")
 
 
 @as_root
-def test_a_folder_that_is_closed_to_the_daemons_user_is_told_to_root(made: Installation) -> None:
-    """Root itself may write everywhere, so the daemon's user is asked for."""
+def test_root_sees_that_a_folder_is_closed_to_the_daemons_user(made: Installation) -> None:
+    """Root itself may write everywhere, so the check runs as the daemon's user."""
     for folder in (made.root, *made.root.parents):
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o111)
@@ -79,7 +79,7 @@ def test_a_folder_that_is_closed_to_the_daemons_user_is_told_to_root(made: Insta
     assert "sudo -u" in examine(made.settings).findings["settings"].remedy
 
 
-def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(made: Installation) -> None:
+def test_a_user_without_access_to_the_state_folder_gets_warnings(made: Installation) -> None:
     made.path("state").chmod(0o700)
     made.path("outbox").chmod(0o755)
     settings = made.settings
@@ -88,13 +88,13 @@ def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(made: Instal
         return
     for name in ("inbox", "outbox", "ledger", "daemon", "jobs"):
         assert found[name].verdict is Verdict.WARNING, (name, found[name])
-        assert "you may not look there" in found[name].seen
-        assert "lipsyncd doctor` sees more" in found[name].remedy
+        assert "not readable for you" in found[name].seen
+        assert "lipsyncd doctor` checks with the daemon's rights" in found[name].remedy
     assert found["clock"].verdict is found["ffmpeg"].verdict is Verdict.OK
 
 
-def test_whoever_is_neither_the_daemons_user_nor_root_does_not_guess_for_him(made: Installation) -> None:
-    """A member of the group may read here and not write: that says nothing about the daemon."""
+def test_another_user_does_not_judge_the_rights_of_the_daemons_user(made: Installation) -> None:
+    """A member of the group may read and not write here, which says nothing about the daemon."""
     made.path("outbox").chmod(0o755)
     made.path("state").chmod(0o755)
     (made.path("state") / "folders.json").chmod(0o644)
@@ -107,7 +107,7 @@ def test_whoever_is_neither_the_daemons_user_nor_root_does_not_guess_for_him(mad
 
 @contextmanager
 def small_disk(folder: Path, size_kb: int) -> Iterator[None]:
-    """A real file system of that size on `folder`."""
+    """Mount a real file system of that size on `folder`."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k,mode=0777", "lipsyncd-test", str(folder)]
     mounted = subprocess.run(command, capture_output=True, check=False)
     if mounted.returncode:
@@ -119,33 +119,38 @@ def small_disk(folder: Path, size_kb: int) -> Iterator[None]:
 
 
 @as_root
-def test_a_disk_that_fills_is_a_warning_and_a_full_one_a_fault(installation: Installation) -> None:
+def test_a_nearly_full_disk_is_a_warning_and_a_full_one_a_fault(installation: Installation) -> None:
     installation.path("outbox").mkdir(parents=True)
     with small_disk(installation.path("outbox"), 4000):
         installation.folders.initialise()
-        found = fault(installation, "outbox", "tmpfs", "at 1 MB jobs begin to wait", verdict=Verdict.WARNING)
+        found = fault(
+            installation, "outbox", "tmpfs", "jobs wait when less than 1 MB are free", verdict=Verdict.WARNING
+        )
         assert "4.1 MB free" in found.seen
         (installation.path("outbox") / "large").write_bytes(bytes(3_500_000))
         fault(installation, "outbox", "less than 1 MB, so jobs wait", "paths.min_free_mb")
 
 
-def test_a_network_folder_is_polled_and_may_not_hold_the_ledger(
+def test_a_network_folder_is_polled_and_cannot_have_the_ledger(
     made: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lipsyncd.storage.mounts.file_system_type", lambda folder: "nfs4")
-    assert "polling every 2 s: nfs4 tells nothing" in seen(made, "watch").seen
-    fault(made, "state", "lies on nfs4", "local disk")
-    fault(made, "spool", "lies on nfs4", "local disk")
+    assert "polling every 2 s, since nfs4 gives no events" in seen(made, "watch").seen
+    fault(made, "state", "is on nfs4", "local disk")
+    fault(made, "spool", "is on nfs4", "local disk")
 
 
-def test_events_are_promised_only_where_the_kernel_gives_them(made: Installation) -> None:
+def test_events_are_reported_only_if_the_kernel_gives_them(made: Installation) -> None:
     assert "events (" in seen(made, "watch").seen
     assert folders._inotify_fault(Path("/nowhere")) == "No such file or directory"
-    assert _with_no_descriptor_left(lambda: folders._inotify_fault(made.path("inbox"))) == "all instances are taken"
+    assert (
+        _with_no_descriptor_left(lambda: folders._inotify_fault(made.path("inbox")))
+        == "all inotify instances are in use"
+    )
 
 
 def _with_no_descriptor_left(work: Any) -> str:
-    """What `work` gives in a process that may open nothing more."""
+    """The result of `work` in a process that can open no more files."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -170,7 +175,7 @@ def test_a_ledger_of_a_newer_program_and_a_damaged_one_are_faults(made: Installa
     assert seen(made, "ledger", full=True).verdict in (Verdict.OK, Verdict.NOTE)
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("PRAGMA user_version=99")
-    fault(made, "ledger", "schema 99", "newer lipsyncd")
+    fault(made, "ledger", "schema 99", "run the version that wrote it")
     with path.open("r+b") as raw:
         raw.seek(8192)
         raw.write(os.urandom(16_384))
@@ -179,16 +184,16 @@ def test_a_ledger_of_a_newer_program_and_a_damaged_one_are_faults(made: Installa
     fault(made, "ledger", "spool", full=True)
 
 
-def test_jobs_that_wait_are_told_with_their_reason_and_its_remedy(made: Installation) -> None:
+def test_blocked_jobs_are_shown_with_their_reason_and_its_remedy(made: Installation) -> None:
     ledger = Ledger(made.path("state") / "ledger.db")
     ledger.set_blocked(queued(ledger), WeightsMissing("weights are missing: unet").reason(), delay_ms=1)
     queued(ledger, "bert")
     ledger.close()
-    found = fault(made, "jobs", "2 queued; 1 wait: weights-missing: weights are missing", verdict=Verdict.WARNING)
+    found = fault(made, "jobs", "2 queued; 1 blocked (weights-missing): weights are missing", verdict=Verdict.WARNING)
     assert found.remedy == WeightsMissing.default_remedy
 
 
-def test_a_backup_is_told_with_its_age(made: Installation) -> None:
+def test_a_backup_is_shown_with_its_age(made: Installation) -> None:
     Ledger(made.path("state") / "ledger.db").close()
     assert seen(made, "backup").verdict is Verdict.NOTE
     assert made.cli("backup").returncode == 0
@@ -198,7 +203,7 @@ def test_a_backup_is_told_with_its_age(made: Installation) -> None:
     fault(made, "backup", "72 h old", verdict=Verdict.WARNING)
 
 
-def test_a_daemon_is_told_with_its_pid_and_one_that_hangs_is_a_fault(installation: Installation) -> None:
+def test_a_daemon_is_shown_with_its_pid_and_one_that_hangs_is_a_fault(installation: Installation) -> None:
     installation.changes["web"] = {"enabled": True}
     daemon = installation.start()
     port = port_of(installation)
@@ -206,46 +211,46 @@ def test_a_daemon_is_told_with_its_pid_and_one_that_hangs_is_a_fault(installatio
     daemon.send_signal(signal.SIGSTOP)
     installation.until(lambda: _stopped(daemon.pid), "the last thread's stop")
     status = installation.path("state") / "status.json"
-    said = read_json(status)
-    assert said is not None
+    written = read_json(status)
+    assert written is not None
     fault(installation, "web", f"127.0.0.1:{port}", "does not answer", "restart it")
-    write_json(status, {**said, "at_ms": said["at_ms"] - 60_000})
-    fault(installation, "daemon", f"pid {daemon.pid}", "silent for", "restart it")
-    write_json(status, {**said, "version": "0.0.1", "at_ms": time.time() * 1000})
-    fault(installation, "daemon", "version 0.0.1; installed is", verdict=Verdict.WARNING)
+    write_json(status, {**written, "at_ms": written["at_ms"] - 60_000})
+    fault(installation, "daemon", f"pid {daemon.pid}", "no status for", "restart it")
+    write_json(status, {**written, "version": "0.0.1", "at_ms": time.time() * 1000})
+    fault(installation, "daemon", "version 0.0.1; version", verdict=Verdict.WARNING)
     daemon.send_signal(signal.SIGCONT)
     installation.stop()
-    assert seen(installation, "daemon").seen == "none runs"
+    assert seen(installation, "daemon").seen == "not running"
 
 
 def _stopped(pid: int) -> bool:
-    """Do all of its threads stand? A signal stops them one after the other."""
-    told = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(text.rpartition(") ")[2].startswith("T") for text in told)
+    """Are all of its threads stopped? A signal stops them one after the other."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(text.rpartition(") ")[2].startswith("T") for text in stats)
 
 
-def test_a_running_daemon_is_asked_whether_it_wants_a_key_and_whether_it_is_ready(installation: Installation) -> None:
-    """A key that only the unit gets shows nowhere else."""
+def test_a_running_daemon_is_asked_whether_it_requires_a_key_and_is_ready(installation: Installation) -> None:
+    """A key from the unit is visible only to the daemon."""
     installation.changes["web"] = {"enabled": True}
-    with installation.running(LIPSYNCD_API_KEY="somebody:secret-word"):
+    with installation.running(LIPSYNCD_API_KEY="client:secret-word"):
         port_of(installation)
-        assert seen(installation, "key").seen == "the daemon asks for one"
+        assert seen(installation, "key").seen == "the daemon requires one"
         (installation.path("outbox") / ".lipsyncd" / "outbox-id").unlink()
-        installation.until(lambda: seen(installation, "web").verdict is Verdict.WARNING, "the daemon's own word")
+        installation.until(lambda: seen(installation, "web").verdict is Verdict.WARNING, "the daemon's answer")
         fault(installation, "web", "is not ready: outbox: ", verdict=Verdict.WARNING)
 
 
-def test_a_port_that_another_program_has_is_a_fault(installation: Installation) -> None:
+def test_a_port_that_another_program_uses_is_a_fault(installation: Installation) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         installation.changes["web"] = {"enabled": True, "port": port}
-        fault(installation, "web", f"127.0.0.1:{port} is taken", "web.port")
+        fault(installation, "web", f"127.0.0.1:{port} is used", "web.port")
     assert seen(installation, "web").verdict is Verdict.OK
-    installation.changes["web"]["host"] = "192.0.2.7"  # nobody's
-    fault(installation, "web", "cannot be had", "web.host")
+    installation.changes["web"]["host"] = "192.0.2.7"  # belongs to no machine here
+    fault(installation, "web", "cannot be opened", "web.host")
 
 
-def test_a_server_without_a_key_is_fine_at_home_and_nowhere_else(
+def test_a_server_without_a_key_is_ok_on_loopback_only(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installation.changes["web"] = {"enabled": True}
@@ -253,8 +258,8 @@ def test_a_server_without_a_key_is_fine_at_home_and_nowhere_else(
     installation.changes["web"]["host"] = "0.0.0.0"
     fault(installation, "key", "no key is configured", "web.api_key_file")
     installation.changes["web"]["allow_anonymous"] = True
-    fault(installation, "key", "anybody", verdict=Verdict.WARNING)
-    monkeypatch.setenv("LIPSYNCD_API_KEY", "somebody:secret-word")
+    fault(installation, "key", "every client", verdict=Verdict.WARNING)
+    monkeypatch.setenv("LIPSYNCD_API_KEY", "client:secret-word")
     found = seen(installation, "key")
     assert (found.verdict, found.seen) == (Verdict.OK, "1 configured")
     monkeypatch.setenv("LIPSYNCD_API_KEY", "short")

@@ -1,4 +1,4 @@
-"""What tests of the doctor share: one check at a time, and what a bad finding has to be like."""
+"""Helpers for tests of the doctor: run one check, and require a bad finding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kits.installation import Installation
 
 
 def seen(installation: Installation, name: str, *, full: bool = False) -> Finding:
-    """What one check finds, guarded as all are."""
+    """The finding of one check, run as the command runs it."""
     examined = Examined(installation.settings, full=full)
     return run_checks({name: CHECKS[name]}, examined)[name]
 
@@ -20,7 +20,7 @@ def seen(installation: Installation, name: str, *, full: bool = False) -> Findin
 def fault(
     installation: Installation, name: str, *words: str, verdict: Verdict = Verdict.FAULT, full: bool = False
 ) -> Finding:
-    """As `seen`, which has to be bad, to say these words and to know a remedy."""
+    """As `seen`; the finding must have that verdict, contain these words and have a remedy."""
     found = seen(installation, name, full=full)
     assert found.verdict is verdict, found
     assert all(word in f"{found.seen}\n{found.remedy}" for word in words), found
