@@ -3,28 +3,27 @@
     LipsyncdError
     ├── ConfigError                 exit 78: a setting, its value, what is allowed, where it was read
     ├── AnotherDaemonRuns           exit 75
-    ├── NoDaemon                    a command that waits for one
-    ├── NotAllowed                  exit 77: a file of the installation that this user may not read or write
-    ├── UsageError                  exit 2: a command that cannot be carried out as it was given
-    ├── LedgerError                 the ledger refused: IllegalTransition UnknownJob LedgerTooNew BackupFailed
-    │                               LedgerUnavailable
+    ├── NoDaemon                    a command needs a running daemon
+    ├── NotAllowed                  exit 77: this user may not read or write a file of the installation
+    ├── UsageError                  exit 2: wrong arguments of a command
+    ├── LedgerError                 IllegalTransition UnknownJob LedgerTooNew BackupFailed LedgerUnavailable
     ├── InputError                  the user's files or manifest; another attempt cannot help
     │   ├── manifest and names      BadManifest BadName UnsafePath MissingFile
     │   ├── pairs                   MissingHalf AmbiguousPair InputsAlreadyTaken InputsLost
     │   ├── picture                 ImageNotRecognised ImageUndecodable ImageTooLarge ImageTooSmall ImageAnimated
     │   └── sound                   AudioNotRecognised AudioUndecodable AudioTooShort AudioTooLong
     │                               SpeechFailed FetchRefused
-    ├── RenderError                 a render that failed
+    ├── RenderError                 a render failed
     │   ├── permanent               NoFaceFound FaceTooSmall UnknownRenderer BadOption VideoNotTaken
     │   └── transient               RenderCrashed RenderTimeout RenderStalled OutOfMemory
     │                               EncodeFailed BadResult FetchFailed JailFailed
-    ├── PublishError                a video that cannot be shown: NameTaken ResultGone
-    └── Blocked                     nothing wrong with the job: it waits and costs no attempt
+    ├── PublishError                a finished video cannot be published: NameTaken ResultGone
+    └── Blocked                     not the job's fault: it waits, and no attempt is counted
                                     OutboxUnavailable InboxUnavailable DiskLow RendererNotInstalled SpeechNotInstalled
                                     WeightsMissing WeightsDamaged WeightsUnreachable DeviceMissing
 
-`code` is stored in the ledger, written to `reason.json` and sent over REST: it is never renamed. A message names the
-thing and the value seen; `remedy` says what to do about it.
+`code` is stored in the ledger, written to `reason.json` and sent over REST, so it is never renamed. A message names the
+thing and the value seen; `remedy` is what the user can do.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from typing import ClassVar
 
 
 class LipsyncdError(Exception):
-    """Something that nobody foresaw.
+    """An unexpected error.
 
-    The root of the tree. `permanent` means that another attempt cannot help; `exit_status` is what the CLI ends with.
+    The root of the tree. `permanent` means that another attempt cannot help; `exit_status` is that of a command.
     """
 
     code: ClassVar[str] = "internal-error"
@@ -53,14 +52,14 @@ class LipsyncdError(Exception):
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
 
     def reason(self) -> dict[str, str]:
-        """The three fields that people and programs get to see."""
+        """The three fields for users and programs."""
         return {"code": self.code, "message": self.message, "remedy": self.remedy}
 
 
 def from_reason(reason: Mapping[str, object]) -> LipsyncdError:
-    """The error that `reason()` came from, of its own class again; an unknown code becomes the root class."""
-    wanted = reason.get("code")
-    kind = next((cls for cls in tree() if cls.code == wanted), LipsyncdError)
+    """The error that `reason()` was called on, of the same class; an unknown code gives the root class."""
+    code = reason.get("code")
+    kind = next((cls for cls in tree() if cls.code == code), LipsyncdError)
     error = kind.__new__(kind)
     LipsyncdError.__init__(error, str(reason.get("message", "")), remedy=str(reason.get("remedy", "")))
     return error
@@ -73,11 +72,11 @@ def tree(root: type[LipsyncdError] = LipsyncdError) -> Iterator[type[LipsyncdErr
         yield from tree(child)
 
 
-# -- starting and asking -----------------------------------------------------------------------------------------------
+# -- commands ----------------------------------------------------------------------------------------------------------
 
 
 class ConfigError(LipsyncdError):
-    """A setting has a value that it cannot have, or an unknown name."""
+    """A setting has an unknown name or a value that is not allowed."""
 
     code = "bad-configuration"
     permanent = True
@@ -90,27 +89,27 @@ class AnotherDaemonRuns(LipsyncdError):
 
     code = "another-daemon-runs"
     exit_status = 75
-    default_remedy = "stop that one first, or give this one its own [paths]"
+    default_remedy = "stop that daemon first, or give this one other [paths]"
 
 
 class NoDaemon(LipsyncdError):
-    """Somebody waits for a job and no daemon runs."""
+    """A command needs a running daemon, and none runs."""
 
     code = "no-daemon"
-    default_remedy = "start it with `lipsyncd run`, and see how it goes with `lipsyncd status`"
+    default_remedy = "start it with `lipsyncd run`; `lipsyncd status` shows the job"
 
 
 class NotAllowed(LipsyncdError):
-    """This user may not read or write what a command needs."""
+    """This user may not read or write a file that the command needs."""
 
     code = "not-allowed"
     permanent = True
     exit_status = 77
-    default_remedy = "become a member of its group (`sudo adduser NAME lipsyncd`, then log in anew), or use sudo -u"
+    default_remedy = "join the group (`sudo adduser NAME lipsyncd`, then log in again), or use sudo -u lipsyncd"
 
 
 class UsageError(LipsyncdError):
-    """A command cannot be carried out as it was given."""
+    """A command was called with wrong arguments."""
 
     code = "bad-usage"
     permanent = True
@@ -128,19 +127,19 @@ class LedgerError(LipsyncdError):
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger cannot be written just now; what was under way goes on when it can."""
+    """The ledger cannot be written at the moment; work under way continues when it can."""
 
     code = "ledger-unavailable"
-    default_remedy = "free space on the disk of paths.state, and end other programs that hold the ledger"
+    default_remedy = "free space on the disk of paths.state, and end other programs that lock the ledger"
 
 
 class UnknownJob(LedgerError):
-    """The ledger knows no job of that id."""
+    """The ledger has no job with that id."""
 
     code = "unknown-job"
     permanent = True
     exit_status = 2
-    default_remedy = "`lipsyncd status` lists the jobs that the ledger knows"
+    default_remedy = "`lipsyncd status` lists the jobs in the ledger"
 
 
 class IllegalTransition(LedgerError):
@@ -152,33 +151,33 @@ class IllegalTransition(LedgerError):
 
 
 class LedgerTooNew(LedgerError):
-    """The ledger was written by a newer version."""
+    """The ledger was written by a newer version of lipsyncd."""
 
     code = "ledger-too-new"
     permanent = True
     exit_status = 78
-    default_remedy = "run the newer lipsyncd that wrote it, or put back the backup that it made before its migration"
+    default_remedy = "run the version that wrote it, or restore the backup that it made before its migration"
 
 
 class BackupFailed(LedgerError):
-    """The ledger could not be copied, or its copy is not whole."""
+    """The ledger could not be copied, or the copy is incomplete."""
 
     code = "backup-failed"
-    default_remedy = "free space in that folder, or name another one with --to"
+    default_remedy = "free space in that folder, or name another folder with --to"
 
 
-# -- what people drop --------------------------------------------------------------------------------------------------
+# -- inputs ------------------------------------------------------------------------------------------------------------
 
 
 class InputError(LipsyncdError):
-    """What was dropped cannot become a video."""
+    """The inputs cannot become a video."""
 
     code = "bad-input"
     permanent = True
 
 
 class BadManifest(InputError):
-    """A manifest is no JSON object, or a field has a wrong name, type or value."""
+    """A manifest is not a JSON object, or a field has a wrong name, type or value."""
 
     code = "bad-manifest"
     default_remedy = "correct the manifest and drop it again; docs/jobs.md lists its fields"
@@ -188,63 +187,63 @@ class BadName(InputError):
     """An output name is not allowed."""
 
     code = "bad-name"
-    default_remedy = "use one path component of at most 200 bytes, without control characters and no leading '.' or '-'"
+    default_remedy = "use one path component of at most 200 bytes, without control characters or a leading '.' or '-'"
 
 
 class UnsafePath(InputError):
-    """A manifest names something that is no plain file of the inbox."""
+    """A manifest names something other than a regular file in the inbox."""
 
     code = "unsafe-path"
-    default_remedy = "name a file that lies in the inbox itself, next to the manifest"
+    default_remedy = "name a file in the inbox itself, next to the manifest"
 
 
 class MissingFile(InputError):
-    """A file that was named did not come in time, or cannot be read."""
+    """A named file did not arrive in time, or cannot be read."""
 
     code = "missing-file"
     default_remedy = "drop the file that the manifest names before the manifest, then the manifest again"
 
 
 class MissingHalf(InputError):
-    """A picture or a sound stayed alone for `watch.pair_timeout_s`."""
+    """A picture or a sound had no counterpart for `watch.pair_timeout_s`."""
 
     code = "missing-half"
-    default_remedy = "drop the picture and the sound under one stem: a.png with a.wav"
+    default_remedy = "drop the picture and the sound under the same stem, such as a.png and a.wav"
 
 
 class AmbiguousPair(InputError):
-    """More than one picture or sound has that stem."""
+    """More than one picture or sound has the same stem."""
 
     code = "ambiguous-pair"
-    default_remedy = "leave one picture and one sound of that stem, or say in a manifest which two belong together"
+    default_remedy = "leave one picture and one sound with that stem, or name the two in a manifest"
 
 
 class InputsAlreadyTaken(InputError):
-    """A manifest came after its files were made a job, or with the id of a job that has other inputs."""
+    """A manifest came after its files had become a job, or has the id of a job with other inputs."""
 
     code = "inputs-already-taken"
-    default_remedy = "drop the manifest before its files, or files whose stems differ"
+    default_remedy = "drop the manifest before its files, or give the files different stems"
 
 
 class InputsLost(InputError):
-    """The inputs of a job are no longer where they were kept."""
+    """The stored inputs of a job are gone."""
 
     code = "inputs-lost"
-    default_remedy = "drop the picture and the voice again"
+    default_remedy = "drop the picture and the sound again"
 
 
 class ImageNotRecognised(InputError):
-    """A picture is of no format that is taken, by its bytes."""
+    """A picture's bytes have no supported format."""
 
     code = "image-not-recognised"
     default_remedy = "use a JPEG, PNG or WebP picture, or an MP4, MOV or WebM video"
 
 
 class ImageUndecodable(InputError):
-    """A picture or a video in its place is damaged or cut short."""
+    """A picture, or a video in its place, is damaged or incomplete."""
 
     code = "image-undecodable"
-    default_remedy = "open the picture and export it again as JPEG, PNG or WebP, a video as MP4 (H.264)"
+    default_remedy = "export the picture again as JPEG, PNG or WebP, or the video as MP4 (H.264)"
 
 
 class ImageTooLarge(InputError):
@@ -258,42 +257,42 @@ class ImageTooSmall(InputError):
     """A picture has too few pixels."""
 
     code = "image-too-small"
-    default_remedy = "use a picture of at least 64 pixels a side; a face wants 256 or more"
+    default_remedy = "use a picture with sides of at least 64 pixels; a face looks good from 256 pixels on"
 
 
 class ImageAnimated(InputError):
     """A picture has more than one frame."""
 
     code = "image-animated"
-    default_remedy = "export one frame of it as a still picture"
+    default_remedy = "export one frame as a still picture"
 
 
 class AudioNotRecognised(InputError):
-    """A sound is of no format that is taken, by its bytes."""
+    """A sound's bytes have no supported format."""
 
     code = "audio-not-recognised"
     default_remedy = "use WAV, MP3, M4A, OGG (Vorbis or Opus) or FLAC"
 
 
 class AudioUndecodable(InputError):
-    """A sound is damaged, cut short, or holds nothing that can be decoded."""
+    """A sound is damaged, incomplete, or has no audio that can be decoded."""
 
     code = "audio-undecodable"
-    default_remedy = "open the sound and export it again, for example as a 16-bit WAV"
+    default_remedy = "export the sound again, for example as a 16-bit WAV"
 
 
 class AudioTooShort(InputError):
     """A sound is shorter than `intake.min_audio_s`."""
 
     code = "audio-too-short"
-    default_remedy = "use a voice of at least 0.2 s"
+    default_remedy = "use a sound of at least 0.2 s"
 
 
 class AudioTooLong(InputError):
     """A sound is longer than `intake.max_audio_s`."""
 
     code = "audio-too-long"
-    default_remedy = "cut the voice into pieces of at most 600 s"
+    default_remedy = "cut the sound into pieces of at most 600 s"
 
 
 class SpeechFailed(InputError):
@@ -304,10 +303,10 @@ class SpeechFailed(InputError):
 
 
 class FetchRefused(InputError):
-    """An address may not be fetched, or does not hold the file."""
+    """A URL may not be fetched, or does not have the file."""
 
     code = "fetch-refused"
-    default_remedy = "put the file into the inbox, or ask the administrator to list the host under [fetch] allow"
+    default_remedy = "put the file into the inbox, or ask the administrator to add the host to [fetch] allow"
 
 
 # -- rendering ---------------------------------------------------------------------------------------------------------
@@ -320,11 +319,11 @@ class RenderError(LipsyncdError):
 
 
 class NoFaceFound(RenderError):
-    """No frontal face of some size was found in the picture."""
+    """No frontal face of sufficient size was found in the picture."""
 
     code = "no-face"
     permanent = True
-    default_remedy = "use a picture with one frontal face, eyes level, at least a tenth of the picture's height"
+    default_remedy = "use a picture with one upright frontal face, at least a tenth of the picture's height"
 
 
 class FaceTooSmall(RenderError):
@@ -332,18 +331,18 @@ class FaceTooSmall(RenderError):
 
     code = "face-too-small"
     permanent = True
-    default_remedy = "crop the picture closer to the face, or use one of a higher resolution"
+    default_remedy = "crop the picture closer to the face, or use a picture with a higher resolution"
 
 
 class UnknownRenderer(RenderError):
-    """No renderer has that name."""
+    """There is no renderer of that name."""
 
     code = "unknown-renderer"
     permanent = True
 
 
 class BadOption(RenderError):
-    """A renderer does not know an option, or not that value of it."""
+    """The renderer does not have that option, or does not accept its value."""
 
     code = "bad-option"
     permanent = True
@@ -355,15 +354,15 @@ class VideoNotTaken(RenderError):
 
     code = "video-not-taken"
     permanent = True
-    default_remedy = "use a picture, or a renderer that takes videos, such as musetalk"
+    default_remedy = "use a picture, or a renderer that accepts videos, such as musetalk"
 
 
 class RenderCrashed(RenderError):
-    """The render process ended, or the renderer raised an error."""
+    """The render process ended without a result, or the renderer raised an error."""
 
     code = "render-crashed"
     default_remedy = (
-        "`lipsyncd status ID` shows its last words; with log.level = debug the daemon's log has all of them"
+        "`lipsyncd status ID` shows the end of its output; with log.level = debug the daemon's log has all of it"
     )
 
 
@@ -371,82 +370,82 @@ class RenderTimeout(RenderError):
     """The render took longer than `render.job_timeout_s`."""
 
     code = "render-timeout"
-    default_remedy = "shorten the voice, or raise render.job_timeout_s"
+    default_remedy = "shorten the sound, or raise render.job_timeout_s"
 
 
 class RenderStalled(RenderError):
-    """The render process said nothing for `render.stall_timeout_s`."""
+    """The render process sent no message for `render.stall_timeout_s`."""
 
     code = "render-stalled"
     default_remedy = (
-        "`lipsyncd status ID` shows its last words; with log.level = debug the daemon's log has all of them"
+        "`lipsyncd status ID` shows the end of its output; with log.level = debug the daemon's log has all of it"
     )
 
 
 class OutOfMemory(RenderError):
-    """There was not enough memory, or the system killed the render process."""
+    """Memory ran out, or the system killed the render process."""
 
     code = "out-of-memory"
-    default_remedy = "free memory on this machine; the job is tried again by itself"
+    default_remedy = "free memory on this machine; the job is tried again automatically"
 
 
 class EncodeFailed(RenderError):
-    """ffmpeg did not make the video."""
+    """ffmpeg did not encode the video."""
 
     code = "encode-failed"
     default_remedy = "check that render.ffmpeg names an ffmpeg with libx264 and aac, and that the disk is not full"
 
 
 class BadResult(RenderError):
-    """The finished video is not what it should be."""
+    """The finished video failed its check."""
 
     code = "bad-result"
-    default_remedy = "this is a fault of the renderer: report it with the input"
+    default_remedy = "this is a bug in the renderer: report it with the input"
 
 
 class FetchFailed(RenderError):
-    """An address did not answer; it is tried again."""
+    """A URL did not answer; it is tried again."""
 
     code = "fetch-failed"
-    default_remedy = "check that the address answers from this machine, then `lipsyncd retry ID`"
+    default_remedy = "check that this machine can reach the URL, then `lipsyncd retry ID`"
 
 
 class JailFailed(RenderError):
     """A jailed process could not be started."""
 
     code = "jail-failed"
-    default_remedy = "see in the daemon's log what the kernel or the container refused; then `lipsyncd retry ID`"
+    default_remedy = "the daemon's log shows what the kernel or the container refused; then `lipsyncd retry ID`"
 
 
 # -- publishing --------------------------------------------------------------------------------------------------------
 
 
 class PublishError(LipsyncdError):
-    """A finished video cannot be shown."""
+    """A finished video cannot be published."""
 
     code = "publish-failed"
     permanent = True
 
 
 class NameTaken(PublishError):
-    """The outbox has a file of that name, and `output.on_name_conflict` is "fail"."""
+    """The outbox has a file of the same name, and `output.on_name_conflict` is "fail"."""
 
     code = "name-taken"
     default_remedy = 'take that file out of the outbox and retry, or set output.on_name_conflict = "suffix"'
 
 
 class ResultGone(PublishError):
-    """The finished video is kept no longer."""
+    """The finished video is no longer kept."""
 
     code = "result-gone"
-    default_remedy = "finished videos are kept for retention.results_h; drop the inputs again (they are in the archive)"
+    default_remedy = "drop the inputs again (see the archive); finished videos are kept for retention.results_h"
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------
 
 
 class Blocked(LipsyncdError):
-    """The job waits for something around it: it stays queued, costs no attempt, and goes on by itself."""
+    """The job waits for something outside it: it stays queued, no attempt is counted, and it continues by itself."""
 
     code = "blocked"
 
@@ -469,14 +468,14 @@ class DiskLow(Blocked):
     """A disk has less than `paths.min_free_mb` free."""
 
     code = "disk-low"
-    default_remedy = "free space there, or lower paths.min_free_mb"
+    default_remedy = "free space on that disk, or lower paths.min_free_mb"
 
 
 class RendererNotInstalled(Blocked):
     """The renderer's packages are not installed."""
 
     code = "renderer-not-installed"
-    default_remedy = "install it, or choose another one with render.renderer"
+    default_remedy = "install them, or choose another renderer with render.renderer"
 
 
 class SpeechNotInstalled(Blocked):
@@ -487,28 +486,28 @@ class SpeechNotInstalled(Blocked):
 
 
 class WeightsMissing(Blocked):
-    """The renderer's weights are not all there."""
+    """Weights of the renderer are missing."""
 
     code = "weights-missing"
-    default_remedy = "`lipsyncd models pull`, or `lipsyncd models pull --from DIR`"
+    default_remedy = "run `lipsyncd models pull`, or `lipsyncd models pull --from DIR`"
 
 
 class WeightsDamaged(Blocked):
-    """A file of weights has another hash than the lock list says."""
+    """A weight file does not have the hash in the lock list."""
 
     code = "weights-damaged"
-    default_remedy = "`lipsyncd models pull` brings it anew; if it happens again, check the disk and the network"
+    default_remedy = "run `lipsyncd models pull` to fetch it again; if it happens again, check the disk and the network"
 
 
 class WeightsUnreachable(Blocked):
-    """Weights could not be fetched or made ready; what was fetched is kept."""
+    """Weights could not be downloaded or converted; partial downloads are kept."""
 
     code = "weights-unreachable"
-    default_remedy = "check that the hub answers from this machine (HF_ENDPOINT), then `lipsyncd models pull` again"
+    default_remedy = "check that this machine can reach the hub (HF_ENDPOINT), then run `lipsyncd models pull` again"
 
 
 class DeviceMissing(Blocked):
-    """The device that a render is to use is not there."""
+    """The configured device does not exist."""
 
     code = "device-missing"
-    default_remedy = 'check the driver with `nvidia-smi`, or ask for the CPU with render.devices = ["cpu"]'
+    default_remedy = 'check the driver with `nvidia-smi`, or use the CPU with render.devices = ["cpu"]'

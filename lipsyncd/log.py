@@ -1,9 +1,9 @@
-"""How the daemon tells what happens: one event, one line, on standard error.
+"""The daemon's log: one event, one line, on standard error.
 
-Text on a terminal, lines with a priority for the journal, or a JSON object each. Whatever a user can put into a
-message (file names, the words of an error) is escaped, so that no line can be forged and no terminal be steered.
+Text on a terminal, lines with a priority for the journal, or JSON objects. Text that comes from users (file names, the
+text of errors) is escaped, so that it cannot forge a line or send control characters to a terminal.
 
-Owns the root logger's handler. What is worth a line, and at which level, is for each module to say.
+Owns the root logger's handler. Each module decides what it logs, and at which level.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def setup(
     stream: IO[str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Tell events of `level` and above to `stream` (standard error). Called again, it replaces its own handler.
+    """Write events of `level` and above to `stream` (standard error). A second call replaces the handler of the first.
 
-    level    "debug", "info", "warning" or "error"; other libraries speak from warning on, and at debug with us
-    format   "text", "json", or "auto": with priorities when the stream leads to the journal, else text
+    level    "debug", "info", "warning" or "error"; other libraries log from warning on, or everything at debug
+    format   "text", "json", or "auto": with priorities if the stream leads to the journal, else text
     """
     stream = sys.stderr if stream is None else stream
     shape: logging.Formatter
@@ -68,7 +68,7 @@ def setup(
 
 
 def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What nobody caught ends the process, and has to be a line too."""
+    """Log an uncaught exception, which ends the process."""
     if not issubclass(kind, KeyboardInterrupt):
         log.critical("unexpected end: %s", kind.__name__, exc_info=(kind, error, trace))
 
@@ -81,9 +81,9 @@ def _thread_crashed(args: threading.ExceptHookArgs) -> None:
 
 
 def printable(name: bytes | str) -> str:
-    """A name or a message as one line that nothing obeys: every character that is not printed becomes an escape.
+    """A name or a message as one line without control characters: unprintable characters are escaped.
 
-    Bytes that are no UTF-8 come out as `\\xff`, also when `os.fsdecode` has made half characters of them.
+    Bytes that are not UTF-8 become `\\xff`, also if `os.fsdecode` has turned them into surrogates.
     """
     text = os.fsdecode(name)
     return text if text.isprintable() else "".join(map(_escape, text))
@@ -92,13 +92,13 @@ def printable(name: bytes | str) -> str:
 def _escape(char: str) -> str:
     if char.isprintable():
         return char
-    if "\udc80" <= char <= "\udcff":  # a byte that was no UTF-8
+    if "\udc80" <= char <= "\udcff":  # a byte that was not UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 
 
 class _Handler(logging.StreamHandler[IO[str]]):
-    """Ours, so that a second `setup` finds it and leaves the handlers of others alone."""
+    """Our handler, a class of its own so that a second `setup` replaces it and no other."""
 
 
 class TextLines(logging.Formatter):
@@ -120,35 +120,35 @@ class JournalLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: ts (UTC), level, event, logger; job_id, traceback and what `extra` gave where there is one."""
+    """One object per line: ts (UTC), level, event, logger; where they exist job_id, traceback and fields of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "ts": f"{clock}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": printable(record.getMessage()),
             "logger": record.name,
         }
         if job_id := _job_of(record):
-            said["job_id"] = job_id
+            fields["job_id"] = job_id
         if lines := _traceback(self, record):
-            said["traceback"] = "\n".join(lines)
-        given = {key: _plain(value) for key, value in vars(record).items() if key not in _STANDARD and key not in said}
-        return json.dumps({**said, **given}, ensure_ascii=False)
+            fields["traceback"] = "\n".join(lines)
+        extra = {key: _plain(value) for key, value in vars(record).items() if key not in {*_STANDARD, *fields}}
+        return json.dumps({**fields, **extra}, ensure_ascii=False)
 
 
 def _job_of(record: logging.LogRecord) -> str:
-    """What stands for %s in "job %s"; "" in an event about no job. The finished text may hold anybody's words."""
-    words = record.msg if isinstance(record.msg, str) else ""
-    at = _ABOUT_A_JOB.search(words)
-    place = sum(found != "%%" for found in _PLACEHOLDER.findall(words, 0, at.start())) if at else 0
+    """The argument for %s in "job %s", "" if there is none. Not searched in the final text, which may hold a user's."""
+    format = record.msg if isinstance(record.msg, str) else ""
+    at = _ABOUT_A_JOB.search(format)
+    place = sum(found != "%%" for found in _PLACEHOLDER.findall(format, 0, at.start())) if at else 0
     found = record.args[place] if at and isinstance(record.args, tuple) and place < len(record.args) else ""
     return printable(str(found))
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
-    """The lines of the record's traceback and stack, made printable: an error's own words may hold line breaks."""
+    """The lines of the record's traceback and stack, each made printable: an error's text may contain line breaks."""
     parts = []
     if record.exc_info:
         parts.append(formatter.formatException(record.exc_info))
@@ -164,12 +164,12 @@ def _plain(value: object) -> object:
 
 
 def _leads_to_journal(stream: IO[str], environ: Mapping[str, str]) -> bool:
-    """systemd names the journal's socket by device and inode: output that was sent elsewhere does not match.
+    """Is the stream the journal's socket? systemd gives its device and inode, so redirected output does not match.
 
     Source: systemd.exec(5), $JOURNAL_STREAM.
     """
     try:
         info = os.fstat(stream.fileno())
     except (OSError, ValueError, AttributeError):
-        return False  # no real file: a buffer, or closed
+        return False  # a buffer, or a closed stream
     return environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"

@@ -1,4 +1,4 @@
-"""One event is one line, whatever a user has put into it, and each reader gets the form that it can use."""
+"""One event is one line, whatever text a user puts into it, in the format that fits the output."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FORGED = "a.png\n<0>2026-01-01 00:00:00.000 error    all is lost\x1b[2J\r\u2028\
 
 
 @pytest.fixture
-def told(tmp_path):
-    """Call with the arguments of `setup` and something that logs; gives the lines that were written to a real file."""
+def lines_of(tmp_path):
+    """A function that runs `act` under `setup` with these options, and returns the lines written to a real file."""
     root, ours = logging.getLogger(), logging.getLogger("lipsyncd")
     before = (root.level, ours.level, root.handlers[:])
     hooks = (sys.excepthook, threading.excepthook)
 
-    def tell(act, **options) -> list[str]:
+    def run(act, **options) -> list[str]:
         with open(tmp_path / "log", "w+", encoding="utf-8") as stream:
             if options.pop("journal", False):
                 info = os.fstat(stream.fileno())
@@ -38,7 +38,7 @@ def told(tmp_path):
             stream.seek(0)
             return stream.read().split("\n")[:-1]
 
-    yield tell
+    yield run
     root.handlers[:] = before[2]
     root.setLevel(before[0])
     ours.setLevel(before[1])
@@ -47,29 +47,29 @@ def told(tmp_path):
 
 
 def crash() -> None:
-    """Log an error whose own words hold a line break."""
+    """Log an error whose text contains a line break."""
     try:
         raise ValueError(FORGED)
     except ValueError:
         log.exception("job %s failed", "7")
 
 
-def test_a_text_line_has_time_level_and_message(told):
-    [line] = told(lambda: log.warning("job %s failed, next in %d s", "7", 30), format="text")
+def test_a_text_line_has_time_level_and_message(lines_of):
+    [line] = lines_of(lambda: log.warning("job %s failed, next in %d s", "7", 30), format="text")
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} warning  job 7 failed, next in 30 s", line)
 
 
 @pytest.mark.parametrize("format", ["text", "json"])
-def test_a_hostile_name_makes_one_line_and_no_control_characters(told, format):
-    [line] = told(lambda: log.info("accepted %s", FORGED), format=format)
+def test_a_hostile_name_makes_one_line_and_no_control_characters(lines_of, format):
+    [line] = lines_of(lambda: log.info("accepted %s", FORGED), format=format)
 
     assert line.isprintable()
     assert line.count("all is lost") == 1
 
 
-def test_a_hostile_name_in_the_journal_cannot_choose_its_own_priority(told):
-    [line] = told(lambda: log.info("accepted %s", FORGED), journal=True)
+def test_a_hostile_name_in_the_journal_cannot_choose_its_own_priority(lines_of):
+    [line] = lines_of(lambda: log.info("accepted %s", FORGED), journal=True)
 
     assert line.startswith("<6>accepted a.png\\n<0>")
     assert line.isprintable()
@@ -79,31 +79,31 @@ def test_a_hostile_name_in_the_journal_cannot_choose_its_own_priority(told):
     ("level", "priority"),
     [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (logging.CRITICAL, 2)],
 )
-def test_the_journal_gets_a_priority_and_no_time(told, level, priority):
-    assert told(lambda: log.log(level, "hello"), journal=True, level="debug") == [f"<{priority}>hello"]
+def test_the_journal_gets_a_priority_and_no_time(lines_of, level, priority):
+    assert lines_of(lambda: log.log(level, "hello"), journal=True, level="debug") == [f"<{priority}>hello"]
 
 
-def test_every_line_of_a_traceback_in_the_journal_carries_the_priority(told):
-    lines = told(crash, journal=True)
+def test_every_line_of_a_traceback_in_the_journal_carries_the_priority(lines_of):
+    lines = lines_of(crash, journal=True)
 
     assert len(lines) > 3
     assert all(line.startswith("<3>") for line in lines)
 
 
-def test_in_text_no_line_of_a_traceback_looks_like_an_event(told):
-    head, *rest = told(crash, format="text")
+def test_in_text_no_line_of_a_traceback_looks_like_an_event(lines_of):
+    head, *rest = lines_of(crash, format="text")
 
     assert head.endswith("job 7 failed")
     assert any("ValueError" in line for line in rest)
     assert all(line.startswith("    ") and line.isprintable() for line in rest)
 
 
-def test_a_json_line_holds_the_event_its_extras_and_its_traceback(told):
+def test_a_json_line_holds_the_event_its_extras_and_its_traceback(lines_of):
     def act() -> None:
         log.info("job done", extra={"job_id": "7", "duration_s": 1.5, "stage": "a\nb", "late": float("nan"), "ts": "x"})
         crash()
 
-    plain, crashed = map(json.loads, told(act, format="json"))
+    plain, crashed = map(json.loads, lines_of(act, format="json"))
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", plain.pop("ts"))
     assert plain == {
@@ -120,17 +120,22 @@ def test_a_json_line_holds_the_event_its_extras_and_its_traceback(told):
     assert "ValueError: a.png" in crashed["traceback"]
 
 
-def test_a_json_line_about_a_job_names_it_whatever_names_say(told):
+def test_a_json_line_names_the_job_and_is_not_misled_by_file_names(lines_of):
     def act() -> None:
         log.info("job %s accepted: %s", "0190-7", "anna")
         log.info("intake: %s repeats job %s, which is accepted already", "job 666", "0190-8")
         log.info("intake: %s waits", "job 666")
         log.info("100 %% of job %s", "0190-9")
 
-    assert [json.loads(line).get("job_id") for line in told(act, format="json")] == ["0190-7", "0190-8", None, "0190-9"]
+    assert [json.loads(line).get("job_id") for line in lines_of(act, format="json")] == [
+        "0190-7",
+        "0190-8",
+        None,
+        "0190-9",
+    ]
 
 
-def test_what_nobody_caught_is_one_line_too(tmp_path):
+def test_an_uncaught_exception_is_one_line(tmp_path):
     program = """
 import threading, lipsyncd.log
 lipsyncd.log.setup(format="json")
@@ -151,13 +156,13 @@ fall()
     assert "ValueError: one" in main["traceback"]
 
 
-def test_text_is_told_where_the_journal_was_inherited_but_the_output_goes_elsewhere(told):
-    [line] = told(lambda: log.info("hello"), environ={"JOURNAL_STREAM": "1:1"})
+def test_output_that_does_not_go_to_the_inherited_journal_is_text(lines_of):
+    [line] = lines_of(lambda: log.info("hello"), environ={"JOURNAL_STREAM": "1:1"})
 
     assert line.endswith("info     hello")
 
 
-def test_a_daemon_under_the_journal_marks_its_lines_by_itself(tmp_path):
+def test_a_daemon_under_the_journal_adds_priorities_by_default(tmp_path):
     with open(tmp_path / "log", "w+") as stream:
         info = os.fstat(stream.fileno())
         environ = {**os.environ, "JOURNAL_STREAM": f"{info.st_dev}:{info.st_ino}"}
@@ -167,31 +172,31 @@ def test_a_daemon_under_the_journal_marks_its_lines_by_itself(tmp_path):
         assert stream.read() == "<3>late\n"
 
 
-def test_the_level_is_ours_and_other_libraries_only_warn(told):
+def test_the_level_applies_to_us_and_other_libraries_log_warnings_only(lines_of):
     def act() -> None:
         log.debug("quiet")
-        log.info("told")
+        log.info("shown")
         logging.getLogger("aiohttp.access").info("GET /health")
         logging.getLogger("aiohttp.access").warning("slow client")
 
-    assert [line[33:] for line in told(act)] == ["told", "slow client"]
-    assert len(told(act, level="debug")) == 4
-    assert len(told(act, level="error")) == 0
+    assert [line[33:] for line in lines_of(act)] == ["shown", "slow client"]
+    assert len(lines_of(act, level="debug")) == 4
+    assert len(lines_of(act, level="error")) == 0
 
 
-def test_a_warning_of_the_interpreter_becomes_a_line(told):
-    [line] = told(lambda: warnings.warn("old habits", DeprecationWarning, stacklevel=1), format="text")
+def test_a_warning_of_the_interpreter_is_logged(lines_of):
+    [line] = lines_of(lambda: warnings.warn("old habits", DeprecationWarning, stacklevel=1), format="text")
 
     assert "DeprecationWarning: old habits" in line
 
 
-def test_a_second_setup_does_not_tell_everything_twice(told):
+def test_a_second_setup_does_not_log_everything_twice(lines_of):
     def act() -> None:
         [ours] = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "lipsyncd.log"]
         setup(stream=ours.stream)
         log.info("once")
 
-    assert len(told(act)) == 1
+    assert len(lines_of(act)) == 1
 
 
 @pytest.mark.parametrize(
@@ -207,7 +212,7 @@ def test_a_second_setup_does_not_tell_everything_twice(told):
         ("\ud800", "\\ud800"),
     ],
 )
-def test_an_odd_file_name_is_shown_and_not_obeyed(name, shown):
+def test_an_odd_file_name_is_escaped(name, shown):
     assert printable(name) == shown
 
 

@@ -25,7 +25,7 @@ SECONDS: dict[str, tuple[Callable[[Installation], Installation], str, str]] = {
     "state folder": (
         lambda installation: installation,
         "{state}/lock is held by lipsyncd run, pid {pid}",
-        "stop that one first, or give",
+        "stop that daemon first, or give",
     ),
     "inbox": (neighbour, "the inbox {inbox} is served by the daemon with pid {pid} on ", "stop that one, or give each"),
 }
