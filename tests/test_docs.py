@@ -15,7 +15,7 @@ from lipsyncd.jobs.manifest import FIELDS
 from lipsyncd.network import fetch  # noqa: F401 - adds to the tree of errors
 from lipsyncd.renderers.preview import options
 from lipsyncd.settings import Settings, describe
-from lipsyncd.settings.loading import SETTINGS
+from lipsyncd.settings.values import SETTINGS
 from lipsyncd.weights import read_lock
 from tests.kits.doc_pages import PAGES, README, ROOT, anchor, anchors, headings, links, read, table
 from tests.monitor.test_metrics import NAMES

@@ -1,14 +1,16 @@
 """Every setting, and where its value came from.
 
-Defaults, then one file (`--config`, `$LIPSYNCD_CONFIG`, `/etc/lipsyncd/lipsyncd.toml`, `./lipsyncd.toml`: the first
-that there is), then the variables of the original service (`PORT`, `OUTPUT_FPS`, ...), then `LIPSYNCD_<SECTION>_<KEY>`:
-whoever comes later wins. A wrong value or an unknown name anywhere is a `ConfigError` of one line.
+Defaults come first; then one file, the first of `--config`, `$LIPSYNCD_CONFIG`, `/etc/lipsyncd/lipsyncd.toml` and
+`./lipsyncd.toml` that exists; then the variables of the original service (`PORT`, `OUTPUT_FPS`, ...); then
+`LIPSYNCD_<SECTION>_<KEY>`. Each of them overrides those before it. A wrong value or an unknown name anywhere is a
+`ConfigError` of one line.
 
 Standard library only, since `lipsyncd status` waits for it. Makes no folder and holds no secret.
 """
 
 from lipsyncd.settings.current import CurrentSettings
-from lipsyncd.settings.loading import Row, describe, load, reference_toml
+from lipsyncd.settings.loading import load
+from lipsyncd.settings.reference import Row, describe, reference_toml
 from lipsyncd.settings.sections import (
     Archive,
     Fetch,

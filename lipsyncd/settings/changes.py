@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from lipsyncd.settings.loading import SECTIONS, SETTINGS
 from lipsyncd.settings.sections import Queue, Settings
+from lipsyncd.settings.values import SECTIONS, SETTINGS
 
-# Looked up each time that they count. All others are built into something at the start: a socket, a folder's watch, a
-# render child, the recipe that tells equal videos.
+# Read each time that they are needed. All others are built into something at the start: a socket, a folder's watch, a
+# render child, the recipe by which equal videos are recognised.
 _LIVE_SECTIONS = ("log", "fetch", "archive", "retention")
 LIVE = frozenset(
     [
@@ -29,7 +29,7 @@ LIVE = frozenset(
 
 @dataclass(frozen=True)
 class Changes:
-    """What came of reading the settings again.
+    """The result of reading the settings again.
 
     settings  the old ones with the new values of those in `LIVE`: what the daemon goes on with
     taken     names of the settings that have another value now
@@ -69,7 +69,7 @@ def merge(old: Settings, new: Settings) -> Changes:
 def _merge_queues(old: Settings, new: Settings) -> tuple[tuple[Queue, ...], tuple[str, ...], tuple[str, ...]]:
     """The queues to go on with, what of them is taken over, and which ones come or go with a restart.
 
-    What a queue gives its jobs is looked up with each; its folder is watched from the start to the end.
+    A queue's preset is read for each job; its folder is watched from the start to the end.
     """
     before, after = ({queue.name: queue for queue in settings.queues} for settings in (old, new))
     taken = [

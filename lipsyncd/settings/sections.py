@@ -1,7 +1,7 @@
-"""The settings there are: for each its default, its bounds and its one sentence.
+"""Every setting with its default, its bounds and its one sentence.
 
-One frozen dataclass for each section, and `Settings` for all of them. Reading values from files and the environment is
-`loading.py`'s business; whoever makes a section directly, as tests do, answers for the values.
+One frozen dataclass for each section, and `Settings` for all of them. `loading.py` reads values and checks them; a
+section that is made directly, as in tests, is not checked.
 """
 
 # ruff: noqa: RUF009  `setting` makes a dataclass field, not a default that sections would share
@@ -91,18 +91,16 @@ def default_storage(environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things lie. The six folders lie apart from each other: none is another one or inside it."""
+    """Where the folders are. None of the six below storage is another one or lies inside it."""
 
     storage: Path = setting(
         UNSET,
-        "Home of the folders below; empty means systemd's state folder, else ~/.local/share/lipsyncd.",
+        "Parent of the folders below; empty means systemd's state folder, else ~/.local/share/lipsyncd.",
         variable="STORAGE_DIR",
     )
     inbox: Path = setting(UNSET, "Watched for portraits, voices and manifests; empty means storage/inbox.")
     outbox: Path = setting(UNSET, "Gets the finished videos; empty means storage/outbox.")
-    failed: Path = setting(
-        UNSET, "Gets what could not be accepted or done, with the reason; empty means storage/failed."
-    )
+    failed: Path = setting(UNSET, "Gets the inputs of failed jobs, with the reason; empty means storage/failed.")
     archive: Path = setting(UNSET, "Gets the inputs of finished jobs; empty means storage/archive.")
     state: Path = setting(UNSET, "Ledger, lock and control files, on a local disk; empty means storage/state.")
     spool: Path = setting(UNSET, "Accepted jobs, on the same file system as state; empty means storage/spool.")
@@ -128,8 +126,8 @@ class Watch:
         0.2, "The same for a file whose own structure proves it complete and that no local program writes.", low=0
     )
     settle_network_s: float = setting(5.0, "The same in a network folder.", low=0)
-    rescan_s: float = setting(10.0, "Scan the inbox this often, whatever was noticed.", low=0.05)
-    poll_s: float = setting(2.0, "Scan this often where nothing can be noticed.", low=0.05)
+    rescan_s: float = setting(10.0, "Scan the inbox this often, also when no change was noticed.", low=0.05)
+    poll_s: float = setting(2.0, "Scan this often where changes cannot be noticed.", low=0.05)
     pair_timeout_s: float = setting(86400.0, "Give up on a picture or a voice that stays alone for this long.", low=1)
     manifest_grace_s: float = setting(2.0, "A manifest this soon after its pair replaces that job's options.", low=0)
     incomplete_timeout_s: float = setting(1800.0, "Give up on a file that stays incomplete for this long.", low=1)
@@ -149,7 +147,7 @@ class Intake:
     max_audio_s: float = setting(600.0, "Longest voice.", low=1)
     on_redrop: str = setting(
         "link",
-        "The same bytes and options again: publish the first video once more, render it anew, or leave a sidecar only.",
+        "When the same files and options come again: publish the first video, render anew, or write a sidecar only.",
         choices=("link", "render", "skip"),
     )
     background: str = setting(
@@ -167,7 +165,7 @@ class Intake:
 
 @dataclass(frozen=True)
 class Render:
-    """Who renders, on what, and for how long."""
+    """Which renderer runs, on which devices, and for how long."""
 
     renderer: str = setting("musetalk", "Renderer of jobs that name none.", check=bool, allowed="a renderer's name")
     renderers: tuple[str, ...] = setting(
@@ -191,7 +189,7 @@ class Render:
     )
     max_vram_gb: float = setting(
         14.0,
-        "Memory that a render may take: the GPU's, or its own data where it renders on a CPU.",
+        "Memory that a render may use: the GPU's, or its own data when it renders on a CPU.",
         low=1,
         variable="MAX_VRAM_GB",
     )
@@ -204,14 +202,14 @@ class Render:
     job_timeout_s: float = setting(600.0, "Longest rendering of one job.", low=1, variable="JOB_TIMEOUT_SECONDS")
     stall_timeout_s: float = setting(60.0, "Longest silence of a render process while it works.", low=1)
     start_timeout_s: float = setting(120.0, "Longest start of a render process.", low=1)
-    max_attempts: int = setting(3, "Attempts at a job whose failure may pass.", low=1, high=100)
+    max_attempts: int = setting(3, "Attempts at a job whose failure may be temporary.", low=1, high=100)
     ffmpeg: str = setting("", "The ffmpeg to use; empty means the one on PATH, else the one of imageio-ffmpeg.")
     stop_grace_s: float = setting(30.0, "A running job gets this long to finish when the daemon stops.", low=0)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What comes out, unless a job says otherwise."""
+    """What a video is like, unless its job asks for something else."""
 
     resolution: int = setting(
         256,
@@ -242,7 +240,7 @@ class Output:
     file_mode: str = setting(
         "0664", "Permissions of results.", check=_matches("0?[67][0-7]{2}"), allowed='octal text such as "0664"'
     )
-    group: str = setting("", "Group of results; empty means whatever the file system does.")
+    group: str = setting("", "Group of results; empty leaves it to the file system.")
 
     @property
     def rate(self) -> Fraction:
@@ -281,14 +279,14 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Archive:
-    """What stays after a job."""
+    """What happens to a job's inputs afterwards."""
 
     mode: str = setting("move", "What happens to the inputs of a finished job.", choices=("move", "delete"))
 
 
 @dataclass(frozen=True)
 class Retention:
-    """What is kept at most, in time and in size; 0 means without limit. The oldest goes first."""
+    """How long and how much is kept; 0 means without limit. The oldest goes first."""
 
     outbox_days: float = setting(0.0, "Finished videos stay in the outbox this long.", low=0)
     outbox_gb: float = setting(0.0, "The same by size: beyond it, the oldest go.", low=0)
@@ -297,7 +295,7 @@ class Retention:
     failed_days: float = setting(0.0, "Inputs of failed jobs stay this long, and can be retried as long.", low=0)
     failed_gb: float = setting(0.0, "The same by size.", low=0)
     results_h: float = setting(
-        24.0, "A finished video stays this long for REST and `republish`, whatever becomes of it in the outbox.", low=0
+        24.0, "A finished video stays this long for REST and `republish`, whatever happens to it in the outbox.", low=0
     )
     results_gb: float = setting(0.0, "The same by size.", low=0)
     uploads_h: float = setting(48.0, "Uploads stay this long, and as long as an open job needs them.", low=0)
@@ -306,7 +304,7 @@ class Retention:
     ledger_rows: int = setting(100_000, "At most this many ended jobs stay in the ledger.", low=0)
     below_floor: str = setting(
         "early",
-        "What goes when a disk falls below paths.min_free_mb: what is due, or before its time what has a limit above.",
+        "When a disk falls below paths.min_free_mb: remove only what is due, or, early, also what has a limit above.",
         choices=("early", "due"),
     )
     night: str = setting(
@@ -315,12 +313,12 @@ class Retention:
         check=_matches("([01][0-9]|2[0-3]):[0-5][0-9]"),
         allowed="a time as HH:MM",
     )
-    backups: int = setting(7, "This many nightly copies of the ledger stay; 0 means that none are made.", low=0)
+    backups: int = setting(7, "This many nightly copies of the ledger stay; 0 means that none is made.", low=0)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where model weights lie, and which ones they are."""
+    """Where the model weights are, and which ones."""
 
     dir: Path = setting(UNSET, "Folder of the weights; empty means storage/models.", variable="MODELS_DIR")
     auto_pull: bool = setting(True, "Pull missing weights at the first job that needs them.")
@@ -329,7 +327,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Web:
-    """The REST service. What it may fetch for its clients stands in [fetch]."""
+    """The REST service. The limits of what it fetches for its clients are in [fetch]."""
 
     enabled: bool = setting(True, "Serve REST.")
     host: str = setting("127.0.0.1", "Address to listen on.", check=bool, allowed="an address", variable="HOST")
@@ -339,7 +337,7 @@ class Web:
     api_key_file: Path = setting(
         UNSET, "File with one key on each line, user:password or one word; keys may also come from LIPSYNCD_API_KEY."
     )
-    allowed_hosts: tuple[str, ...] = setting((), "Names by which clients may ask for this server while it has no key.")
+    allowed_hosts: tuple[str, ...] = setting((), "Names by which clients may reach this server while it has no key.")
     cors_origins: tuple[str, ...] = setting((), "Origins whose pages may use this server, such as https://example.com.")
     public_url: str = setting("", "Address that clients reach this server by; empty means the one of their request.")
     max_upload_mb: int = setting(100, "Largest uploaded file.", low=1)
@@ -348,15 +346,17 @@ class Web:
         (), "Hosts and networks that webhooks may go to although they are not public, over http too."
     )
     webhook_secret_file: Path = setting(
-        UNSET, "File of the keys that sign webhooks, one on each line; empty means one that is made in state."
+        UNSET, "File of the keys that sign webhooks, one on each line; empty means one that lipsyncd makes in state."
     )
 
 
 @dataclass(frozen=True)
 class Log:
-    """What the daemon tells, to standard error."""
+    """What the daemon logs, to standard error."""
 
-    level: str = setting("info", "The least urgent lines that are told.", choices=("debug", "info", "warning", "error"))
+    level: str = setting(
+        "info", "The least urgent lines that are logged.", choices=("debug", "info", "warning", "error")
+    )
     format: str = setting(
         "auto",
         "Form of each line; auto means priorities for the journal, and text elsewhere.",
@@ -366,9 +366,9 @@ class Log:
 
 @dataclass(frozen=True)
 class Queue:
-    """A folder in the inbox with a preset of its own: what jobs that are dropped there get when they do not say it.
+    """A folder in the inbox with a preset of its own, for what the jobs that are dropped there leave open.
 
-    The name is that of the folder, in the inbox and in the outbox; the inbox itself is the queue without a name.
+    The name is that of the folder, in the inbox and in the outbox. The inbox itself is the queue without a name.
     """
 
     name: str
@@ -391,7 +391,7 @@ class Settings:
     queues   the folders in the inbox that take drops
     file     the settings file that was used
     origins  "render.renderer" -> "default", the file's path, or "environment RENDERER"
-    notes    what the daemon should tell about them when it starts, one line each
+    notes    what the daemon logs about them when it starts, one line each
     """
 
     paths: Paths = field(default_factory=Paths)

@@ -216,10 +216,6 @@ def rename_no_replace(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-def same_file_system(one: Path, other: Path) -> bool:
-    return one.stat().st_dev == other.stat().st_dev
-
-
 def remove_tree(folder: Path) -> None:
     """Delete a folder of ours with everything in it; nothing happens when it is gone already."""
     shutil.rmtree(folder, ignore_errors=False, onerror=_ignore_missing)

@@ -21,7 +21,7 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.media.mp4 import inspect
 from lipsyncd.settings import Settings, load
 from lipsyncd.settings.changes import LIVE, merge, value_of
-from lipsyncd.settings.loading import SETTINGS
+from lipsyncd.settings.values import SETTINGS
 from lipsyncd.storage.locks import is_held
 from tests.kits.installation import READY, Installation, picture, put, sound
 from tests.kits.machine.service_manager import listening

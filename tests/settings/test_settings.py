@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.settings import Output, Paths, Render, Settings, describe, load, reference_toml
-from lipsyncd.settings.loading import SECTIONS, SETTINGS
 from lipsyncd.settings.sections import UNSET
+from lipsyncd.settings.values import SECTIONS, SETTINGS
 
 TOP = Path(__file__).parents[2]
 ORIGINAL = {  # the original service's variable -> the setting, the default, and another value with what it reads as
@@ -377,7 +377,7 @@ def test_a_local_file_that_others_may_write_is_passed_over_with_a_note(places, m
     settings = load_from()
 
     assert settings.web.port == 8003
-    assert settings.notes == (f"{local} passed over: others may write it; `chmod go-w` it, or name it with --config",)
+    assert settings.notes == (f"{local} ignored: others may write it; `chmod go-w` it, or name it with --config",)
     local.chmod(0o644)
     assert load_from().web.port == 4
 
@@ -387,21 +387,21 @@ def test_a_local_link_or_pipe_is_passed_over_with_a_note(places, tmp_path):
     (tmp_path / "other.toml").write_text("[web]\nport = 4\n")
     local.symlink_to(tmp_path / "other.toml")
     assert load_from().web.port == 8003
-    assert "passed over" in load_from().notes[0]
+    assert "ignored" in load_from().notes[0]
 
     local.unlink()
     os.mkfifo(local)
-    assert load_from().notes == (f"{local} passed over: it is no regular file",)
+    assert load_from().notes == (f"{local} ignored: it is no regular file",)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else")
-def test_a_local_file_of_somebody_else_is_passed_over_with_a_note(places):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
+def test_a_local_file_of_another_user_is_ignored_with_a_note(places):
     load_from, _, local = places
     local.write_text("[web]\nport = 4\n")
     os.chown(local, 65534, -1)
 
     assert load_from().web.port == 8003
-    assert load_from().notes == (f"{local} passed over: it belongs to user 65534, not to 0",)
+    assert load_from().notes == (f"{local} ignored: it belongs to user 65534, not to 0",)
 
 
 # -- notes and what is shown -------------------------------------------------------------------------------------------
@@ -471,7 +471,7 @@ def test_sections_can_be_made_directly(tmp_path):
     assert Paths(storage=tmp_path, inbox=Path("in")).inbox == Path.cwd() / "in"
 
 
-def test_a_working_folder_that_is_gone_is_said_so(tmp_path):
+def test_a_working_folder_that_is_gone_is_reported(tmp_path):
     program = f"""
 import os
 from lipsyncd.errors import ConfigError

@@ -292,7 +292,7 @@ def test_a_rename_refuses_to_replace_where_the_file_system_knows_no_such_rename(
 
 def test_a_rename_across_file_systems_fails_and_moves_nothing(tmp_path: Path) -> None:
     elsewhere = Path("/dev/shm") / f"lipsyncd-test-{os.getpid()}"
-    if not files.same_file_system(tmp_path, Path("/dev/shm")):
+    if tmp_path.stat().st_dev != Path("/dev/shm").stat().st_dev:
         (tmp_path / "a").write_bytes(b"ours")
         with pytest.raises(OSError, match="cross-device"):
             rename_no_replace(tmp_path / "a", elsewhere)
