@@ -127,6 +127,11 @@ def test_every_make_target_that_the_pages_name_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_every_make_target_that_runs_tests_has_a_row() -> None:
+    targets = re.findall(r"^(test[a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {row[0].strip("`") for row in table("target")} >= {f"make {target}" for target in targets}, "docs/tested.md"
+
+
 def test_every_command_that_the_pages_name_exists() -> None:
     assert isinstance(main, click.Group)
     assert set(re.findall(r"(?:`|^    )lipsyncd ([a-z]+)\b", TEXT, re.MULTILINE)) <= main.commands.keys()
