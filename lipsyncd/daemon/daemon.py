@@ -32,12 +32,12 @@ from lipsyncd.daemon.recovery import open_ledger, recover
 from lipsyncd.daemon.reload import reload
 from lipsyncd.errors import ConfigError, LedgerUnavailable, LipsyncdError
 from lipsyncd.inbox.service import Arrivals
-from lipsyncd.jobs.did_talk import said
+from lipsyncd.jobs.did_talk import rest_of
 from lipsyncd.jobs.job import Job, now_ms
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
 from lipsyncd.monitor import facts, gpu
-from lipsyncd.monitor.probe import Vitals
+from lipsyncd.monitor.probe import HealthMonitor
 from lipsyncd.monitor.status import STATUS_FILE
 from lipsyncd.monitor.systemd import Notifier, SystemdReporter
 from lipsyncd.network import address_guard
@@ -88,7 +88,7 @@ class Daemon:
         self._failures = 0
         self._arrivals = Arrivals(self.settings, self.folders, make_room=lambda: self._housekeeper.make_room())
         view = LedgerView(self.folders.state / "ledger.db")
-        self._systemd = SystemdReporter(Notifier(), facts=lambda: self._vitals.facts(), view=view)
+        self._systemd = SystemdReporter(Notifier(), facts=lambda: self._monitor.facts(), view=view)
 
     # -- start and stop ------------------------------------------------------------------------------------------------
 
@@ -178,12 +178,12 @@ class Daemon:
 
     def _begin(self, ffmpeg: Path) -> None:
         settings = self.settings.now
-        self._vitals = self._make_vitals()
+        self._monitor = self._make_monitor()
         self._web = self._make_web(ffmpeg)
         self._ledger = open_ledger(self.folders.state / "ledger.db")
         self.finisher = finisher_of(self.settings, self.folders, self._ledger)
         self._arrivals.open(self.finisher.spool, self._ledger)
-        self._ledger.listeners += [self._vitals.tally.see, self._wake_redrops]
+        self._ledger.listeners += [self._monitor.job_metrics.record, self._wake_redrops]
         recover(self._arrivals, self.finisher)
         self._housekeeper = Housekeeper(self.finisher)
         self._preparer = Preparer(self.settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
@@ -200,7 +200,7 @@ class Daemon:
         self._telling.start()
         self._keeping = threading.Thread(target=self._housekeeper.run, name="keeper", daemon=True)  # may hang too
         self._keeping.start()
-        threading.Thread(target=self._vitals.run, name="vitals", daemon=True).start()  # may hang on a dead share
+        threading.Thread(target=self._monitor.run, name="monitor", daemon=True).start()  # may hang on a dead share
         if self._web is not None:
             self._web.start()
 
@@ -208,14 +208,14 @@ class Daemon:
         """The REST service, its port bound already; None when it is switched off."""
         if not self.settings.now.web.enabled:
             return None
-        return WebServer(self.settings, self.folders, ffmpeg, self._is_loaded, self._vitals)
+        return WebServer(self.settings, self.folders, ffmpeg, self._is_loaded, self._monitor)
 
     def _is_loaded(self) -> bool:
         """Does a render child live? It keeps the renderer of its last job."""
         return any(child.pid is not None for child, _ in self._rendering)
 
-    def _make_vitals(self) -> Vitals:
-        return Vitals(
+    def _make_monitor(self) -> HealthMonitor:
+        return HealthMonitor(
             self.settings,
             self.folders,
             touch=lambda: self._ledger.touch(),
@@ -223,11 +223,11 @@ class Daemon:
             scan_due_s=lambda: self._arrivals.scan_due_s,
             workers=lambda: [_worker_facts(*one) for one in self._rendering],
             webhooks=lambda: {state.value: n for state, n in self._webhooks.tries.items()},
-            blocked=address_guard.blocked,
+            refused_connections=address_guard.refused_connections,
             vram=self._vram,
             weights=lambda: self._weights.fault() if self.settings.now.render.renderer == RENDERER else "",
             jailed=landlock_abi() > 0,
-            inflow=lambda: self._arrivals.facts,
+            inbox=lambda: self._arrivals.facts,
         )
 
     def _make_webhooks(self) -> Webhooks:
@@ -243,7 +243,7 @@ class Daemon:
         job = None if self._web is None else self._ledger.find(job_id)
         if job is None or self._web is None:
             return ""
-        base = said(job).get("base") or self._web.address  # a client's receiver knows us as the client does
+        base = rest_of(job).get("base") or self._web.address  # the receiver reaches us where the client does
         return self._web.links.talk(job_id, job.out_name, base)
 
     def _vram(self) -> dict[str, int]:
@@ -301,7 +301,7 @@ class Daemon:
         grace_s = self.settings.now.render.stop_grace_s
         log.info("stopping: a running job has %g s to finish", grace_s)
         deadline = time.monotonic() + grace_s
-        self._vitals.drain()
+        self._monitor.drain()
         self._systemd.stopping(grace_s)
         self._arrivals.ring.set()
         self._prepare.set()
@@ -312,14 +312,14 @@ class Daemon:
             self._obey()
             if time.monotonic() > deadline:
                 self._cut_off.set()
-            self._vitals.tick()
+            self._monitor.tick()
             self._guarded(self._serve_control)
             time.sleep(_TICK_S)
         if self._web is not None:
             self._web.stop()
         self._webhooks.stop()  # last of all: jobs have ended until now
         self._telling.join()
-        self._vitals.stop()
+        self._monitor.stop()
         self._housekeeper.stop()
         self._keeping.join(_KEEPER_S)
         self._ledger.close()
@@ -333,7 +333,7 @@ class Daemon:
         tidied_s = told_s = time.monotonic()
         self._guarded(self._write_status)
         while not self._stop.is_set():
-            self._vitals.tick()
+            self._monitor.tick()
             self._obey()
             self._guarded(self._serve_control)
             now_s = time.monotonic()
@@ -382,7 +382,7 @@ class Daemon:
             "at_ms": now_ms(),
             "version": __version__,
             **self._arrivals.status(),
-            "outbox_available": not self._vitals.fault("outbox"),
+            "outbox_available": not self._monitor.fault("outbox"),
             "free_mb": round(free_mb(self.folders.spool)),
             "web_port": None if self._web is None else self._web.port,
         }
@@ -415,8 +415,8 @@ class Daemon:
         return False
 
 
-def _worker_facts(child: LocalChild, thread: threading.Thread) -> facts.Worker:
-    return facts.Worker(child.device, thread.is_alive(), child.starts, child.unwatched_s())
+def _worker_facts(child: LocalChild, thread: threading.Thread) -> facts.WorkerFacts:
+    return facts.WorkerFacts(child.device, thread.is_alive(), child.starts, child.unwatched_s())
 
 
 def _has_terminal() -> bool:

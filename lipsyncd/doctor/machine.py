@@ -57,7 +57,7 @@ def encoders(installation: Installation) -> Finding:
         except (EncodeFailed, BadResult) as error:
             return Finding(Verdict.FAULT, error.message, EncodeFailed.default_remedy)
     seen = f"libx264 and aac encoded one frame in {time.monotonic() - started_s:.1f} s"
-    if gpu.look("auto") is None:
+    if gpu.find("auto") is None:
         return Finding(Verdict.OK, seen)
     fault = ffmpeg.nvenc_fault(path)
     return Finding(Verdict.OK, f"{seen}; h264_nvenc (not used) {f'fails: {fault}' if fault else 'works, too'}")

@@ -102,7 +102,7 @@ def _device(render: Render, name: str) -> Finding:
         if heavy:
             return Finding(Verdict.NOTE, f"{name}: musetalk takes seconds for each frame on a CPU")
         return Finding(Verdict.OK, name)
-    seen = gpu.look(name)
+    seen = gpu.find(name)
     if seen is None and (heavy or name != "auto"):
         held = "there are device files, but the driver does not answer" if os.path.exists("/dev/nvidiactl") else ""  # noqa: PTH110
         return Finding(Verdict.FAULT, f"{name}: no such GPU{f', {held}' if held else ''}", DeviceMissing.default_remedy)

@@ -24,7 +24,7 @@ from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.inbox.watch import Overflows, Watch
 from lipsyncd.jobs.job import JobSpec
 from lipsyncd.ledger.ledger import Ledger
-from lipsyncd.monitor.facts import Inflow
+from lipsyncd.monitor.facts import InboxFacts
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.folders import HIDDEN, Folders
@@ -184,12 +184,12 @@ class Arrivals:
         return watch.rescan_s if heard else watch.poll_s
 
     @property
-    def facts(self) -> Inflow:
+    def facts(self) -> InboxFacts:
         watches = [door.watch for door in self.doors]
-        return Inflow(
+        return InboxFacts(
             paused=self.paused,
             degraded="; ".join(watch.degraded for watch in watches if watch.degraded),
-            blocked=len(self.blocked),
+            stuck_files=len(self.blocked),
             overflows=self._overflows.count,
             restarts=sum(watch.restarts for watch in watches),
         )

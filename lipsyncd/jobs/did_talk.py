@@ -1,8 +1,8 @@
-"""A job as D-ID's Talks API tells it: the body of `GET /talks/{id}` and of a webhook.
+"""A job as a talk of D-ID's API: the body of `GET /talks/{id}` and of a webhook.
 
-Pure: a row of the ledger in, an object for JSON out. What a client sent is told from the row's `rest` column, as it was
-sent; a job that was dropped into the inbox has none of that and is told all the same. Where the video is to be had is
-given by whoever asks, since only the server knows under which name it is reached.
+Pure: a row of the ledger in, an object for JSON out. The fields that a client sent come from the row's column `rest`,
+unchanged; a job that was dropped into the inbox lacks them. The address of the video is a parameter, since only the
+server knows its own address.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from lipsyncd.jobs.job import Job, JobState, utc_text
 
-OWNER = "local"  # who has made a job without a key
+OWNER = "local"  # of jobs that were submitted without a key
 _PREFIX = "tlk_"
 
-# How the message about an address that was not fetched begins, by the input.
+# How the message about a failed fetch begins, by the input.
 FETCHED = {"image": "the picture", "audio": "the voice"}
 
-# The first letters of a reason's code -> D-ID's word for whose fault it is. `fetch-` is told apart by its message.
+# The first letters of a reason's code -> D-ID's kind of error. The kind of `fetch-` depends on the message.
 _KINDS: Mapping[str, str] = {
     "image-": "SourceError",
     "video-": "SourceError",
@@ -33,12 +33,12 @@ _KINDS: Mapping[str, str] = {
 
 
 def talk_id(job_id: str) -> str:
-    """The id that D-ID's clients see: `tlk_` and the 32 hexadecimal digits of ours."""
+    """The id for D-ID's clients: `tlk_` and the 32 hexadecimal digits of ours."""
     return _PREFIX + job_id.replace("-", "")
 
 
-def said(job: Job) -> dict[str, Any]:
-    """What the client of the REST service said (`said.FIELDS`); empty for every other job."""
+def rest_of(job: Job) -> dict[str, Any]:
+    """The fields that are kept of a REST request (`rest_fields.FIELDS`); empty for a job that came otherwise."""
     found = json.loads(job.rest) if job.rest else {}
     return found if isinstance(found, dict) else {}
 
@@ -53,14 +53,14 @@ def status(job: Job) -> str:
 
 
 def talk(job: Job, *, result_url: str | None = None) -> dict[str, Any]:
-    """The whole talk object; `result_url` is told only when the job is done. Fields without a value are left out.
+    """The whole talk object; it has `result_url` only if the job is done. Fields without a value are left out.
 
     Source: D-ID's Talks API, the fields of its GET answer.
     """
-    rest = said(job)
+    rest = rest_of(job)
     owner = rest.get("by", OWNER)
     created_ms = rest.get("created_ms", job.accepted_ms)
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "id": talk_id(job.id),
         "object": "talk",
         "user_id": owner,
@@ -82,11 +82,11 @@ def talk(job: Job, *, result_url: str | None = None) -> dict[str, Any]:
         "error": error(job) if status(job) == "error" else None,
         "result_url": result_url if job.state is JobState.DONE else None,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class Ended(Protocol):
-    """What `description` wants to know of a job."""
+    """The fields of a job that `description` reads."""
 
     @property
     def state(self) -> JobState: ...
@@ -97,7 +97,7 @@ class Ended(Protocol):
 
 
 def description(job: Ended) -> str:
-    """Why a job ended without a video, and what to do about it, in one sentence."""
+    """Why a job ended without a video, and the remedy, in one sentence."""
     if job.state is JobState.CANCELLED:
         return "cancelled on request"
     why = job.reason or "unknown internal error"
@@ -105,7 +105,7 @@ def description(job: Ended) -> str:
 
 
 def error(job: Job) -> dict[str, str]:
-    """The same under D-ID's name for that kind of reason, with our own code beside it."""
+    """The same with D-ID's kind of error and our own code."""
     if job.state is JobState.CANCELLED:
         return {"kind": "UnknownError", "description": description(job), "code": "cancelled"}
     code = job.reason_code or "internal-error"
@@ -116,7 +116,7 @@ def error(job: Job) -> dict[str, str]:
 
 
 def _user_data(job: Job) -> str | None:
-    """The client's own text again. D-ID's is always text: what a manifest gave as other JSON is told as JSON."""
+    """The client's own text. D-ID's is always text, so other JSON out of a manifest becomes the text of that JSON."""
     if job.user_data is None:
         return None
     value = json.loads(job.user_data)

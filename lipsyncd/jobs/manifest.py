@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from lipsyncd.errors import BadManifest, BadName, UnsafePath
 from lipsyncd.jobs.job import ID_PATTERN, JobSpec
-from lipsyncd.jobs.rest_fields import check as check_said
+from lipsyncd.jobs.rest_fields import check as check_rest
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
@@ -330,7 +330,7 @@ def _pad_s(value: object) -> float:
 def _rest(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict) or len(json.dumps(value, ensure_ascii=False).encode()) > MAX_REST_BYTES:
         raise ValueError(f"an object of at most {MAX_REST_BYTES} bytes")
-    check_said(value)
+    check_rest(value)
     return value
 
 

@@ -1,6 +1,6 @@
-"""A webhook on its way: what the ledger keeps of it, and how it ended.
+"""The delivery of a webhook as the ledger keeps it, and how it ended.
 
-Pure data. `ledger_webhooks` writes it, `webhooks` carries it out, `ledger_view` shows it.
+Pure data. `ledger.webhook_rows` writes it, `network.webhooks` sends it, `ledger.view` shows it.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery stands; every state but the first is an end."""
+    """The state of a delivery; every state but the first is an end."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"  # the receiver answered 2xx
     GONE = "gone"  # the receiver answered 410
-    REFUSED = "refused"  # the address may not be connected to
+    REFUSED = "refused"  # the address is not allowed
     EXHAUSTED = "exhausted"  # no try is left
-    SUPERSEDED = "superseded"  # the job went on, so the news was out of date before it arrived
+    SUPERSEDED = "superseded"  # the job was queued again before the message arrived
 
 
 @dataclass(frozen=True)
 class Delivery:
     """One message to one receiver.
 
-    webhook_id  the same for every try, so that a receiver can tell a repetition
-    body        the talk object when the job ended, as JSON; `result_url` is added when it is sent
-    attempt     how many tries have been made
+    webhook_id  the same for every try, so that a receiver recognises a repetition
+    body        the talk object at the end of the job, as JSON; `result_url` is added when it is sent
+    attempt     the number of tries so far
     next_at_ms  when the next one is due, in milliseconds since 1970
     """
 
@@ -45,7 +45,7 @@ class Delivery:
     ended_ms: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the body and the address: an address may hold somebody's secret."""
+        """Everything but the body and the address, which may hold a secret of the receiver."""
         return {k: v for k, v in asdict(self).items() if k not in ("body", "url")}
 
 

@@ -1,6 +1,6 @@
-"""How the daemon stands at one moment: what health checks and metrics are made of.
+"""The state of the daemon at one moment, for health checks and metrics.
 
-Pure data. `vitals` gathers it; `health` and `metrics` only read it.
+Pure data. `probe` gathers it; `health` and `metrics` read it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from lipsyncd.jobs.job import JobState
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerFacts:
     """The worker of one device.
 
     loads        how many render children it has started
-    unwatched_s  since it last looked after the render under way; 0 without one
+    unwatched_s  since it last checked the render under way; 0 without one
     """
 
     device: str
@@ -26,40 +26,40 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Inflow:
-    """How well drops come in.
+class InboxFacts:
+    """The state of all inboxes.
 
-    paused     why nothing is taken although it lies there
-    degraded   why changes are not heard although they should be, and folders are polled
-    blocked    files that cannot be taken, or not be removed after they were
-    overflows  how often events were lost
-    restarts   how often a reader of events was replaced
+    paused       why no file is accepted; "" if files are
+    degraded     why folders are polled although they should send events; "" if they do
+    stuck_files  files that cannot be read or accepted, or not be removed after they were
+    overflows    how often events were lost
+    restarts     how often a reader of events was replaced
     """
 
     paused: str = ""
     degraded: str = ""
-    blocked: int = 0
+    stuck_files: int = 0
     overflows: int = 0
     restarts: int = 0
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One look at the daemon.
+    """The state of the daemon.
 
-    tick_age_s           since the main loop last came round
-    scan_age_s           since the inbox was last scanned; scans are due every `scan_due_s`
-    draining             told to stop: running jobs may finish
-    faults               what the last probe found: the check's name -> why it fails, an empty text when it passes
-    probe_age_s          since the last probe began that has ended; probes are due every `probe_due_s`
-    probing              what a probe under way is looking at just now
-    jobs                 how many are in each state
+    tick_age_s           since the last round of the main loop
+    scan_age_s           since the last scan of the inbox; scans are due every `scan_due_s`
+    draining             the daemon is stopping; running jobs may finish
+    faults               result of the last probe: name of the check -> why it fails, "" if it passes
+    probe_age_s          since the start of the last complete probe; probes are due every `probe_due_s`
+    probing              the check that a probe under way is at
+    jobs                 number of jobs in each state
     oldest_queued_s      age of the job that waits longest
-    outbox_free_bytes    None while the outbox is not there
-    spool_free_bytes     None until it was looked at
+    outbox_free_bytes    None while the outbox is not mounted
+    spool_free_bytes     None before the first probe
     vram                 bytes of GPU memory by kind: used, total; empty without a GPU
     jailed               False: this kernel has no Landlock
-    inflow               how well drops come in
+    inbox                the state of all inboxes
     """
 
     version: str
@@ -71,11 +71,11 @@ class Facts:
     probe_age_s: float = 0.0
     probe_due_s: float = 10.0
     probing: str = ""
-    workers: tuple[Worker, ...] = ()
+    workers: tuple[WorkerFacts, ...] = ()
     jobs: Mapping[JobState, int] = field(default_factory=dict)
     oldest_queued_s: float | None = None
     outbox_free_bytes: int | None = None
     spool_free_bytes: int | None = None
     vram: Mapping[str, int] = field(default_factory=dict)
     jailed: bool = True
-    inflow: Inflow = Inflow()
+    inbox: InboxFacts = InboxFacts()

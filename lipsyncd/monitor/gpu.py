@@ -1,7 +1,7 @@
-"""Which GPU there is, how much memory it has and how much of that is taken, asked of NVIDIA's own library.
+"""The GPU of a device: its model, its memory and how much is in use, as NVIDIA's library reports.
 
-The library (NVML) comes with the driver, and no Python package is needed. Where there is none, or it does not answer,
-there is no GPU to speak of. Asking it makes no CUDA context.
+The library (NVML) comes with the driver; no Python package is needed. Without it, or if it does not answer, there is no
+GPU for us. It makes no CUDA context.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: its model, the version of its driver, its memory now."""
+    """One GPU: its model, the version of its driver, its present memory."""
 
     name: str
     driver: str
@@ -41,14 +41,14 @@ class _NvmlMemory(ctypes.Structure):
 
 
 def memory(device: str) -> Memory | None:
-    """The memory of the GPU that a device name means: "auto" and "cuda" are the first. None without a GPU."""
+    """The memory of the GPU of a device: "auto" and "cuda" mean the first GPU. None without a GPU."""
     library = _library()
     handle = _handle(library, device)
     return None if handle is None else _memory(library, handle)
 
 
-def look(device: str) -> Gpu | None:
-    """The GPU that a device name means, as `memory`."""
+def find(device: str) -> Gpu | None:
+    """The GPU of a device, named as in `memory`."""
     library = _library()
     handle = _handle(library, device)
     found = None if handle is None else _memory(library, handle)
@@ -78,7 +78,7 @@ def _memory(library: Any, handle: ctypes.c_void_p) -> Memory | None:
 
 
 def sight() -> tuple[str, ...]:
-    """What changes when a GPU or its driver comes or goes: the nodes in /dev, and whether NVML answers."""
+    """A value that changes when a GPU or its driver comes or goes: the nodes in /dev, and whether NVML answers."""
     nodes = sorted(name for name in os.listdir("/dev") if name.startswith("nvidia"))
     return (*nodes, "nvml") if _library() is not None else tuple(nodes)
 
@@ -87,7 +87,7 @@ _found: list[Any] = []
 
 
 def _library() -> Any:
-    """NVML, ready to be asked; None while it is not installed or finds no driver, which may change."""
+    """NVML, initialised; None while it is not installed or finds no driver, which may change."""
     if not _found:
         with contextlib.suppress(OSError):
             library = ctypes.CDLL("libnvidia-ml.so.1")

@@ -1,6 +1,6 @@
-"""Which packages each renderer imports, and whether they are there. Nothing is imported to find out.
+"""Which packages each renderer imports, and whether they are installed. Checking imports none of them.
 
-The renderers themselves are too heavy to be asked, and live in a process of their own.
+The renderers are not imported either: they are heavy and run in a process of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
 
 
 def fault(render: Render) -> str:
-    """Why the default renderer cannot be loaded, as far as packages go; "" when it can."""
+    """Why the default renderer lacks a package; "" if it lacks none."""
     places = dict(entry.split("=", 1) for entry in render.renderers)
     if render.renderer in places:
         needs: Sequence[str] = (places[render.renderer].partition(":")[0].partition(".")[0],)

@@ -1,7 +1,7 @@
-"""How the daemon does, for whoever asks: gathered by a thread of its own, answered at once.
+"""Gathers the state of the daemon, in a thread of its own, so that health checks are answered at once.
 
-A probe writes to the ledger and looks at folders and disks every `PROBE_EVERY_S`. Any of these may hang, a dead file
-server for minutes; so an answer only reads what the last probe found, and says when the next one does not come back.
+A probe writes to the ledger and checks folders and disks every `PROBE_EVERY_S`. Each of these may hang, with a dead
+file server for minutes. So an answer reads the result of the last probe only, and reports a probe that does not end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lipsyncd.errors import LedgerError, LipsyncdError
 from lipsyncd.jobs.job import now_ms
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor import health, metrics, packages
-from lipsyncd.monitor.facts import Facts, Inflow, Worker
+from lipsyncd.monitor.facts import Facts, InboxFacts, WorkerFacts
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.disk_space import free_mb, shortage
 from lipsyncd.storage.folders import Folders
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 METRICS_TYPE = metrics.MEDIA_TYPE
 PROBE_EVERY_S = 5.0
 
-# Reasons for which a job waits that are about its renderer and not about the job.
+# Reasons for which a job waits that concern its renderer, not the job.
 RENDERER_CODES = (
     "renderer-not-installed",
     "weights-missing",
@@ -39,19 +39,19 @@ RENDERER_CODES = (
 )
 
 
-class Vitals:
+class HealthMonitor:
     """The state of one daemon. `run` is the probing thread's work; everything else may be called from any thread.
 
-    touch       commits a write to the ledger
-    scan_age_s  seconds since the inbox was scanned
-    scan_due_s  seconds between two scans
-    workers     the workers as they are now
-    webhooks    tries to deliver by what came of them
-    blocked     connections that were not made, by rule
-    vram        bytes of GPU memory by kind; empty without a GPU
-    weights     why renders with the default renderer would have no weights; "" when they have
-    jailed      False: this kernel has no Landlock
-    inflow      how well drops come in
+    touch                commits a write to the ledger
+    scan_age_s           seconds since the inbox was scanned
+    scan_due_s           seconds between two scans
+    workers              the state of each worker
+    webhooks             tries to deliver, by outcome
+    refused_connections  by the rule that refused them
+    vram                 bytes of GPU memory by kind; empty without a GPU
+    weights              why the default renderer has no weights; "" if it has
+    jailed               False: this kernel has no Landlock
+    inbox                the state of all inboxes
     """
 
     def __init__(
@@ -62,31 +62,31 @@ class Vitals:
         touch: Callable[[], None],
         scan_age_s: Callable[[], float],
         scan_due_s: Callable[[], float],
-        workers: Callable[[], Sequence[Worker]],
+        workers: Callable[[], Sequence[WorkerFacts]],
         webhooks: Callable[[], Mapping[str, int]] = dict,
-        blocked: Mapping[str, int] | None = None,
+        refused_connections: Mapping[str, int] | None = None,
         vram: Callable[[], Mapping[str, int]] = dict,
         weights: Callable[[], str] = str,
         jailed: bool = True,
-        inflow: Callable[[], Inflow] = Inflow,
+        inbox: Callable[[], InboxFacts] = InboxFacts,
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
-        self.tally = metrics.Tally()
+        self.job_metrics = metrics.JobMetrics()
         self.settings = settings
         self._folders = folders
         self._view = LedgerView(folders.state / "ledger.db")
-        with contextlib.suppress(LedgerError):  # a damaged one is put right later
-            self.tally.last_success_ms = self._view.last_done_ms()  # a restart is no news of it
+        with contextlib.suppress(LedgerError):  # a damaged ledger is repaired later
+            self.job_metrics.last_success_ms = self._view.last_done_ms()  # from before this start
         self._touch = touch
         self._scan_age_s = scan_age_s
         self._scan_due_s = scan_due_s
         self._workers = workers
         self._webhooks = webhooks
-        self._blocked = {} if blocked is None else blocked
+        self._refused_connections = {} if refused_connections is None else refused_connections
         self._vram = vram
         self._weights = weights
         self._jailed = jailed
-        self._inflow = inflow
+        self._inbox = inbox
         self._probe_every_s = probe_every_s
         self._stop = threading.Event()
         self._draining = False
@@ -96,20 +96,20 @@ class Vitals:
         self._outbox_free: int | None = None
         self._spool_free: int | None = None
 
-    # -- what the daemon says ------------------------------------------------------------------------------------------
+    # -- reports of the daemon -----------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """The main loop has come round."""
+        """The main loop has made a round."""
         self._ticked_s = time.monotonic()
 
     def drain(self) -> None:
-        """The daemon was told to stop."""
+        """The daemon is stopping."""
         self._draining = True
 
     def stop(self) -> None:
         self._stop.set()
 
-    # -- what others ask -----------------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------------------
 
     def live(self) -> tuple[bool, Mapping[str, Any]]:
         """For `/health/live`: 200 or 503, and the body."""
@@ -120,11 +120,11 @@ class Vitals:
         return health.ready(self._facts())
 
     def fault(self, check: str) -> str:
-        """Why a check fails, as far as the last probe has found; "" when it passes."""
+        """Why a check failed in the last probe; "" if it passed."""
         return self._faults.get(check, "")
 
     def facts(self) -> Facts:
-        """How the daemon stands, without what only metrics tell."""
+        """The state of the daemon, without the fields that only metrics need."""
         return self._facts()
 
     def metrics(self) -> bytes:
@@ -138,7 +138,13 @@ class Vitals:
             vram=self._vram(),
         )
         ready, _ = health.ready(facts)
-        return metrics.exposition(facts, self.tally, ready=ready, webhooks=self._webhooks(), blocked=self._blocked)
+        return metrics.exposition(
+            facts,
+            self.job_metrics,
+            ready=ready,
+            webhooks=self._webhooks(),
+            refused_connections=self._refused_connections,
+        )
 
     def _facts(self, **more: Any) -> Facts:
         now_s = time.monotonic()
@@ -154,7 +160,7 @@ class Vitals:
             probing=self._probing,
             workers=tuple(self._workers()),
             jailed=self._jailed,
-            inflow=self._inflow(),
+            inbox=self._inbox(),
             **more,
         )
 
@@ -167,8 +173,8 @@ class Vitals:
             self._stop.wait(self._probe_every_s)
 
     def probe(self) -> None:
-        """Look at everything once."""
-        found = {check: self._fault(check, look) for check, look in self._checks()}
+        """Make every check once."""
+        found = {check: self._fault(check, fault) for check, fault in self._checks()}
         for check, why in found.items():
             if why and why != self._faults.get(check):
                 log.warning("not ready: %s: %s", check, why)
@@ -181,13 +187,13 @@ class Vitals:
         yield "disk", self._disk_fault
         yield "renderer", self._renderer_fault
 
-    def _fault(self, check: str, look: Callable[[], str]) -> str:
+    def _fault(self, check: str, fault: Callable[[], str]) -> str:
         self._probing = check
         try:
-            return look()
+            return fault()
         except (OSError, LipsyncdError) as error:
             return str(error)
-        except Exception as error:  # the ledger's driver has a tree of its own
+        except Exception as error:  # such as one of the ledger's driver
             return f"{type(error).__name__}: {error}".splitlines()[0]
 
     def _ledger_fault(self) -> str:
@@ -201,17 +207,17 @@ class Vitals:
         return "" if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else f"{folder} cannot be written"
 
     def _disk_fault(self) -> str:
-        """Work stops below the floor on the spool's disk; a result has to fit into the outbox."""
+        """Jobs need space on the disks of spool and outbox."""
         floor, spool, outbox = self.settings.now.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
-        rooms = {spool: free_mb(spool)}
+        free = {spool: free_mb(spool)}
         if self._folders.available("outbox"):
-            rooms[outbox] = free_mb(outbox)
-        self._spool_free = round(rooms[spool] * 1_000_000)
-        self._outbox_free = round(rooms[outbox] * 1_000_000) if outbox in rooms else None
-        return "; ".join(filter(None, (shortage(folder, floor) for folder in rooms)))
+            free[outbox] = free_mb(outbox)
+        self._spool_free = round(free[spool] * 1_000_000)
+        self._outbox_free = round(free[outbox] * 1_000_000) if outbox in free else None
+        return "; ".join(filter(None, (shortage(folder, floor) for folder in free)))
 
     def _renderer_fault(self) -> str:
-        """Can the default renderer be loaded? Packages and weights are looked for; blocked jobs tell the rest."""
+        """Can the default renderer be loaded? Its packages, its weights, and jobs that are blocked for its sake."""
         render = self.settings.now.render
         if fault := packages.fault(render):
             return fault

@@ -1,4 +1,4 @@
-"""What `status` says besides the single jobs: does a daemon run, what lies in the inbox and waits, what is wrong."""
+"""The output of `lipsyncd status` besides single jobs: the daemon, the files that wait in the inbox, the faults."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MOST_NOTES = 20
 
 
 def as_json(view: LedgerView, state: Path, *, limit: int) -> dict[str, Any]:
-    """Everything for programs."""
+    """The whole status, for programs."""
     running = is_held(state)
     return {
-        "daemon": {"running": running, **(_said(state) if running else {})},
+        "daemon": {"running": running, **(_reported(state) if running else {})},
         "counts": {s.value: n for s, n in view.counts().items()},
         "jobs": [job.to_json() for job in view.jobs(limit=limit)],
     }
@@ -29,29 +29,29 @@ def event_json(event: JobEvent) -> dict[str, Any]:
 
 
 def notes(view: LedgerView, state: Path) -> list[str]:
-    """Lines for people, below the table."""
+    """Lines below the table, for people."""
     counts = view.counts()
-    told = ", ".join(f"{n} {s.value}" for s, n in counts.items() if n) or "nothing yet"
+    total = ", ".join(f"{n} {s.value}" for s, n in counts.items() if n) or "no jobs yet"
     if not is_held(state):
-        return [f"no daemon runs ({told}); start it with `lipsyncd run`"]
-    said = _said(state)
-    lines = [told]
-    if said.get("inbox_fault"):
-        lines.append(f"the inbox waits: {said['inbox_fault']}")
-    lines += [f"the queue {q['name']} waits: {q['fault']}" for q in said.get("queues", []) if q["fault"]]
-    if said.get("paused"):
-        lines.append(f"nothing is taken in or rendered: {said['paused']}")
-    if said.get("degraded"):
-        lines.append(f"polling, since the kernel gives no events: {said['degraded']}")
-    if said.get("outbox_available") is False:
+        return [f"no daemon runs ({total}); start it with `lipsyncd run`"]
+    reported = _reported(state)
+    lines = [total]
+    if reported.get("inbox_fault"):
+        lines.append(f"the inbox waits: {reported['inbox_fault']}")
+    lines += [f"the queue {q['name']} waits: {q['fault']}" for q in reported.get("queues", []) if q["fault"]]
+    if reported.get("paused"):
+        lines.append(f"nothing is taken in or rendered: {reported['paused']}")
+    if reported.get("degraded"):
+        lines.append(f"polling, since the kernel gives no events: {reported['degraded']}")
+    if reported.get("outbox_available") is False:
         lines.append("the outbox is not mounted: finished videos wait")
     waiting = [
         f"{w['name']}: {w['why']} ({w['age_s']:.0f} s)"
-        for w in said.get("waiting", [])
-        if w["name"] not in said.get("blocked", {})
+        for w in reported.get("waiting", [])
+        if w["name"] not in reported.get("blocked", {})
     ]
-    ignored = [f"{name}: left in the inbox, since it {why}" for name, why in said.get("ignored", {}).items()]
-    stuck = [f"{name}: blocked, {why}" for name, why in said.get("blocked", {}).items()]
+    ignored = [f"{name}: left in the inbox, since it {why}" for name, why in reported.get("ignored", {}).items()]
+    stuck = [f"{name}: blocked, {why}" for name, why in reported.get("blocked", {}).items()]
     more = [*stuck, *waiting, *ignored]
     lines += more[:_MOST_NOTES]
     if len(more) > _MOST_NOTES:
@@ -64,5 +64,6 @@ def notes(view: LedgerView, state: Path) -> list[str]:
     return lines
 
 
-def _said(state: Path) -> dict[str, Any]:
+def _reported(state: Path) -> dict[str, Any]:
+    """What the daemon last wrote about itself."""
     return read_json(state / STATUS_FILE) or {}

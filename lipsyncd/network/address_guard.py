@@ -1,8 +1,8 @@
-"""Which addresses may be connected to when a stranger names them, and a connection that keeps to it.
+"""Which addresses the daemon may connect to when a stranger names them, and a resolver that enforces it.
 
-A manifest's URL must not become a way into the network that the daemon stands in. So the addresses are judged, not the
-names: all answers of the resolver, and once more the very address of each socket just before it connects, which also
-covers literals, redirects and names whose answer changes.
+A manifest's URL must not open the daemon's own network to its sender. So addresses are checked, not names: all answers
+of the resolver, and again the address of each socket just before it connects. That also covers literal addresses,
+redirects, and names whose answer changes.
 
 Owns the rule. Leaves methods, redirects and bodies to its users.
 """
@@ -31,8 +31,8 @@ _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Lookup: TypeAlias = Callable[[str, int], Sequence[tuple[Any, Any, Any, Any, Any]]]
 
-# The special-purpose registries of IANA (RFC 6890 and its updates). `ipaddress` is not enough: what it calls global
-# differs between versions of Python, and it lets 192.0.0.192 (some cloud's metadata) and multicast through.
+# The special-purpose registries of IANA (RFC 6890 and its updates). `ipaddress` does not suffice: the addresses that it
+# calls global differ between versions of Python, and include 192.0.0.192 (one cloud's metadata) and multicast.
 _RESERVED_V4 = {
     "0.0.0.0/8": "this host",
     "10.0.0.0/8": "private",
@@ -56,17 +56,17 @@ _RESERVED_V6 = {
     "3fff::/20": "documentation",
 }
 _RESERVED = [(ipaddress.ip_network(text), label) for text, label in (_RESERVED_V4 | _RESERVED_V6).items()]
-_GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # all that is handed out as global unicast
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # all global unicast addresses
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def lookup(host: str, port: int) -> Sequence[tuple[Any, Any, Any, Any, Any]]:
-    """What the system's resolver answers, as `socket.getaddrinfo` gives it."""
+    """The answers of the system's resolver, in the form of `socket.getaddrinfo`."""
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
 def without_secrets(url: URL) -> str:
-    """The address as logs and messages may have it: without user, password, query and fragment, which hold secrets."""
+    """The address for logs and messages: without user, password, query and fragment, which may hold secrets."""
     port = "" if url.is_default_port() or url.explicit_port is None else f":{url.explicit_port}"
     host = url.host or ""
     bare = f"{url.scheme}://{f'[{host}]' if ':' in host else host}{port}{url.raw_path}"
@@ -74,7 +74,7 @@ def without_secrets(url: URL) -> str:
 
 
 def cause(error: aiohttp.ClientError) -> str:
-    """A failure in words. Not `str(error)`: some of aiohttp's errors quote the whole address, query and all."""
+    """A failure in words. Not `str(error)`: some of aiohttp's errors quote the whole address with its query."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "its certificate is not trusted here"
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -83,22 +83,22 @@ def cause(error: aiohttp.ClientError) -> str:
     if isinstance(error, aiohttp.ClientPayloadError):
         return "it ended before it was complete"
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the server hung up"
+        return "the server closed the connection"
     if isinstance(error, aiohttp.ClientResponseError):
         return "the server does not speak HTTP"
     return type(error).__name__
 
 
-blocked: Counter[str] = Counter()  # connections that were not made since the start, by the rule that forbade them
+refused_connections: Counter[str] = Counter()  # since the start, by the rule that refused them
 
 
 class Guard:
-    """The rule: public addresses on ports 80 and 443, and what `allow` lists on any port.
+    """The rule: public addresses on ports 80 and 443, and the entries of `allow` on any port.
 
     allow    host names (`media.lan`), names with a port (`media.lan:8080`), addresses and networks (`192.168.0.0/16`).
-             A listed name may lead anywhere: whoever lists it trusts whoever runs its DNS.
-    public   False: nothing but what `allow` lists, as for addresses without TLS
-    setting  where `allow` was read, for the message
+             A listed name may resolve to any address: its DNS is trusted.
+    public   False: only the entries of `allow`, as for addresses without TLS
+    setting  the setting that holds `allow`, for the message
 
     Raises `ConfigError` for an entry that is none of these.
     """
@@ -117,7 +117,7 @@ class Guard:
                 self._names.add(_name_and_port(entry, setting))
 
     def check(self, text: str) -> URL:
-        """The parsed address. Raises `FetchRefused` for other schemes, for users and passwords, for what is no URL."""
+        """The parsed address. Raises `FetchRefused` for other schemes, users and passwords, and for invalid URLs."""
         if not text.isprintable() or " " in text:
             raise FetchRefused("the address holds spaces or control characters", remedy="correct it")
         try:
@@ -133,29 +133,29 @@ class Guard:
             )
         return url
 
-    def door(self, url: URL) -> Door:
-        """A way to connect for one request to `url`."""
-        return Door(self, self._lookup, listed=self._is_listed(url))
+    def resolver(self, url: URL) -> GuardedResolver:
+        """The resolver for one request to `url`."""
+        return GuardedResolver(self, self._lookup, listed=self._is_listed(url))
 
     def _is_listed(self, url: URL) -> bool:
         name = _normal(url.raw_host or "")
         return (name, None) in self._names or (name, url.port) in self._names
 
-    def foresee(self, text: str) -> None:
-        """Raise `FetchRefused` for what no answer of a resolver could make good. To pass it is no promise."""
+    def check_without_resolving(self, text: str) -> None:
+        """Raise `FetchRefused` if the address is refused whatever it resolves to. Others may be refused later."""
         url = self.check(text)
         host, port, fault = url.raw_host or "", url.port or 0, ""
         if self._is_listed(url):
             return
         if _is_address(host):
             fault = self.fault(host, port)
-        elif not self._networks:  # else its name may lead into one of them
+        elif not self._networks:  # else its name may resolve to an address in one of them
             fault = self._fault_of_public(port)
         if fault:
             raise FetchRefused(f"{without_secrets(url)} {fault}")
 
     def fault(self, address: str, port: int) -> str:
-        """Why nothing may connect to this address and port; an empty text when it may."""
+        """Why this address and port are refused; an empty text if they are allowed."""
         everything_listed = True
         for inner in _unwrapped(ipaddress.ip_address(address.partition("%")[0])):
             if any(inner in network for network in self._networks if network.version == inner.version):
@@ -167,14 +167,14 @@ class Guard:
 
     def _fault_of_public(self, port: int) -> str:
         if not self._public:
-            return "is asked without TLS and not listed"
+            return "has no TLS and is not listed"
         if port not in PUBLIC_PORTS:
-            return f"is asked on port {port}, which is neither 80 nor 443"
+            return f"has port {port}, which is neither 80 nor 443"
         return ""
 
 
 def receivers(allow: Sequence[str]) -> Mapping[str, Guard]:
-    """The rule for webhooks, by scheme: public addresses over https, over http only what `web.webhook_allow` lists."""
+    """The rules for webhooks, by scheme: http only to entries of `web.webhook_allow`, https to public addresses too."""
     setting = "web.webhook_allow"
     return {"https": Guard(allow, setting=setting), "http": Guard(allow, setting=setting, public=False)}
 
@@ -185,9 +185,9 @@ def _name_and_port(entry: str, setting: str) -> tuple[str, int | None]:
         host, port = _normal(url.raw_host or ""), url.explicit_port
     except ValueError:
         host, port = "", None
-    # Put together again it has to be what was written: so nothing in the entry was read as a path, query or user.
+    # Joined again, the parts must equal the entry: then nothing in it was read as a path, query or user.
     written = f"[{host}]" if ":" in host else host
-    numeric = host.rpartition(".")[2].isdigit() and not _is_address(host)  # 10.0.0.999 is a slip, not a name
+    numeric = host.rpartition(".")[2].isdigit() and not _is_address(host)  # 10.0.0.999 is a mistake, not a name
     if re.fullmatch(r"[a-z0-9._:-]+", host) and not numeric and _normal(entry) in (written, f"{written}:{port}"):
         return host, port
     raise ConfigError(
@@ -208,7 +208,7 @@ def _normal(host: str) -> str:
 
 
 def _unwrapped(address: _Address) -> Iterator[_Address]:
-    """The addresses that a packet to this one can end at: IPv4 rides inside IPv6 in four ways."""
+    """The addresses that a packet to this one can reach: IPv6 carries IPv4 in four ways."""
     if isinstance(address, ipaddress.IPv4Address):
         yield address
     elif address.ipv4_mapped is not None:
@@ -231,10 +231,11 @@ def _reserved(address: _Address) -> str:
     )
 
 
-class Door(AbstractResolver):
-    """Connects for one request. `refused` says afterwards why it did not; an empty text when policy was not the cause.
+class GuardedResolver(AbstractResolver):
+    """Resolves and connects for one request, and checks each address.
 
-    aiohttp wraps what a resolver and a socket factory raise, and may merge several of them; hence the attribute.
+    refused  why an address was refused, empty if none was. An attribute, because aiohttp wraps and merges the errors of
+             a resolver and a socket factory.
     """
 
     def __init__(self, guard: Guard, lookup: Lookup, *, listed: bool) -> None:
@@ -244,7 +245,7 @@ class Door(AbstractResolver):
         self._listed = listed
 
     def connector(self) -> aiohttp.TCPConnector:
-        """For one session, which closes it. Made inside the running loop."""
+        """A connector for one session, which closes it. Call it inside the running loop."""
         return aiohttp.TCPConnector(
             resolver=self, socket_factory=self._socket, use_dns_cache=False, force_close=True, limit=1
         )
@@ -254,25 +255,26 @@ class Door(AbstractResolver):
     ) -> list[ResolveResult]:
         answers = await _in_thread(lambda: self._lookup(host, port))
         for _, _, _, _, address in answers:
-            self._judge(address[0], port)
+            self._check(address[0], port)
         return [
             ResolveResult(hostname=host, host=address[0], port=port, family=kind, proto=proto, flags=_NUMERIC)
             for kind, _, proto, _, address in answers
         ]
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Required by aiohttp; nothing is open."""
 
     def _socket(self, info: tuple[Any, Any, Any, Any, Any]) -> socket.socket:
         family, kind, proto, _, address = info
-        self._judge(address[0], address[1])
+        self._check(address[0], address[1])
         return socket.socket(family, kind, proto)
 
-    def _judge(self, address: str, port: int) -> None:
+    def _check(self, address: str, port: int) -> None:
         fault = "" if self._listed else self._guard.fault(address, port)
         if fault:
             self.refused = fault
-            blocked["port" if "port" in fault else "no-tls" if "TLS" in fault else "not-public"] += 1
+            rule = "port" if "port" in fault else "no-tls" if "TLS" in fault else "not-public"
+            refused_connections[rule] += 1
             raise PermissionError(fault)
 
 
@@ -280,9 +282,9 @@ _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 async def _in_thread(ask: Callable[[], Any]) -> Any:
-    """Run `ask` in a thread that nobody waits for: a resolver may take longer than the whole fetch may.
+    """Run `ask` in a thread that is never joined: a resolver may take longer than the whole fetch may.
 
-    The loop's own executor is joined when the loop closes, and would hold up the caller until the resolver gives up.
+    The loop's own executor is joined when the loop closes, so the fetch would wait until the resolver gives up.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Any] = loop.create_future()
@@ -303,7 +305,7 @@ async def _in_thread(ask: Callable[[], Any]) -> Any:
             failed = error
         try:
             loop.call_soon_threadsafe(settle, result, failed)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed, so the answer is no longer needed
             return
 
     threading.Thread(target=work, name="resolve", daemon=True).start()

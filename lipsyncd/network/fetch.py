@@ -1,8 +1,8 @@
-"""Fetch one file from an address that somebody else chose, into the spool.
+"""Fetches one file from an address that a stranger chose, into the spool.
 
-Owns redirects, limits and what a failure means: `FetchRefused` when asking again cannot help, `FetchFailed` when it
-may. Leaves the rule of what may be connected to with `lipsyncd.network.address_guard`, and the meaning of the bytes
-to the decoder: no header of the answer is believed.
+Owns redirects, limits and the meaning of failures: `FetchRefused` if another try cannot help, `FetchFailed` if it may.
+Leaves the addresses to `network.address_guard` and the meaning of the bytes to the decoder: headers of the answer are
+not trusted.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _CONNECT_TIMEOUT_S = 15.0
 _SILENCE_TIMEOUT_S = 20.0  # between two pieces of an answer
 _CANCEL_POLL_S = 0.1
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
-_COME_AGAIN = frozenset((408, 425, 429))  # the only answers from 400 to 499 that time alone can change
+_TRY_AGAIN = frozenset((408, 425, 429))  # the only answers from 400 to 499 that may change with time
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "lipsyncd"}
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What arrived. `final_url` is where the redirects led, as `without_secrets` gives it: without its query."""
+    """A fetched file. `final_url` is the address after all redirects, as `without_secrets` gives it."""
 
     size_bytes: int
     sha256: str
@@ -53,14 +53,14 @@ def fetch(
     allow: Sequence[str] | Guard = (),
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Fetched:
-    """Write the body at `url` to `target`, mode 0600. Nothing is there afterwards unless all of it arrived.
+    """Write the body at `url` to `target`, mode 0600. `target` exists afterwards only if all of the body arrived.
 
     timeout_s  for everything together: names, redirects, body
-    allow      entries of `fetch.allow`, or the `Guard` that was made of them
-    cancelled  asked ten times a second
+    allow      entries of `fetch.allow`, or a `Guard` made of them
+    cancelled  called ten times a second
 
-    Blocks; brings its own event loop, so call it from a thread without one. Raises `FetchRefused` (policy, too large,
-    not found), `FetchFailed` (network, server, time, cancelled), `DiskLow`.
+    Blocks, and has its own event loop, so call it from a thread without one. Raises `FetchRefused` (address not
+    allowed, too large, not found), `FetchFailed` (network, server, time, cancelled), `DiskLow`.
     """
     guard = allow if isinstance(allow, Guard) else Guard(allow)
     start = guard.check(url)
@@ -102,17 +102,17 @@ async def _follow(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetch
 
 
 async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched | URL:
-    """One request: the file, or where to ask next. Each hop has a session of its own: judged afresh, no cookies."""
-    door = guard.door(url)
+    """One request: the file, or the next address. Each redirect has its own session: a new check, no cookies."""
+    resolver = guard.resolver(url)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_SILENCE_TIMEOUT_S)
     try:
         async with (
             aiohttp.ClientSession(
-                connector=door.connector(),
+                connector=resolver.connector(),
                 headers=_HEADERS,
                 timeout=timeout,
                 auto_decompress=False,
-                trust_env=False,  # a proxy would connect for us, wherever it likes
+                trust_env=False,  # a proxy would connect for us, to any address
             ) as session,
             session.get(url, allow_redirects=False) as response,
         ):
@@ -121,12 +121,12 @@ async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched 
             _check_answer(url, response, max_bytes)
             return await _save(url, response, target, max_bytes)
     except aiohttp.ServerTimeoutError as error:
-        raise FetchFailed(f"{without_secrets(url)} fell silent") from error
-    except aiohttp.InvalidURL as error:  # 127.1 and other old ways to write an address
+        raise FetchFailed(f"{without_secrets(url)} sent nothing for too long") from error
+    except aiohttp.InvalidURL as error:  # such as 127.1, an old way to write an address
         raise FetchRefused(f"{without_secrets(url)} names no valid host", remedy="correct it") from error
     except aiohttp.ClientError as error:
-        if door.refused:
-            raise FetchRefused(f"{without_secrets(url)} {door.refused}") from error
+        if resolver.refused:
+            raise FetchRefused(f"{without_secrets(url)} {resolver.refused}") from error
         raise FetchFailed(f"{without_secrets(url)} cannot be fetched: {cause(error)}") from error
 
 
@@ -135,20 +135,21 @@ def _next_hop(guard: Guard, url: URL, location: str) -> URL:
         return guard.check(str(url.join(URL(location))))
     except (ValueError, FetchRefused) as error:
         why = error.message if isinstance(error, FetchRefused) else "no valid URL"
-        raise FetchRefused(f"{without_secrets(url)} redirects to what is not followed: {why}") from error
+        raise FetchRefused(f"{without_secrets(url)} redirects to an address that is refused: {why}") from error
 
 
 def _check_answer(url: URL, response: aiohttp.ClientResponse, max_bytes: int) -> None:
     if response.status != 200:
         phrase = http.HTTPStatus(response.status).phrase if response.status in set(http.HTTPStatus) else "?"
         message = f"{without_secrets(url)} answered {response.status} {phrase}"
-        if 400 <= response.status < 500 and response.status not in _COME_AGAIN:
+        if 400 <= response.status < 500 and response.status not in _TRY_AGAIN:
             raise FetchRefused(message, remedy="check the address; a signed link may have expired")
         raise FetchFailed(message)
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
         raise FetchRefused(
-            f"{without_secrets(url)} answered compressed although it was asked not to", remedy="use another server"
+            f"{without_secrets(url)} sent a compressed answer although the request forbids it",
+            remedy="use another server",
         )
     if response.content_length is not None and response.content_length > max_bytes:
         raise _too_large(url, max_bytes)

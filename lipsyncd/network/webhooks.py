@@ -1,10 +1,10 @@
-"""Tell receivers that a job has ended: signed, repeated until they have it, and never in a job's way.
+"""Sends webhooks: signed, repeated until the receiver has them, and without delaying any job.
 
-What is to be told stands in the ledger since the very transaction that ended the job; here it is only carried out. A
-crash between a receiver's answer and our note of it costs a repetition under the same `webhook-id`.
+The transaction that ends a job also writes its delivery into the ledger; this module sends it. After a crash between a
+receiver's answer and our record of it, the message is sent again under the same `webhook-id`.
 
-Headers, signature and schedule are those of Standard Webhooks 1.0.0. The rule for addresses is `outgoing`'s: public
-ones over https, and whatever `web.webhook_allow` lists. Redirects are not followed.
+Headers, signature and schedule are those of Standard Webhooks 1.0.0. `network.address_guard` has the rule for
+addresses: public ones over https, and the entries of `web.webhook_allow`. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ SCHEDULE_S: Sequence[float] = (0, 5, 300, 1800, 7200, 18_000, 36_000)  # before 
 ANSWER_WITHIN_S = 15.0
 PREFIX = "whsec_"
 
-_KEY_BYTES = range(24, 65)  # what the standard allows
-_AT_ONCE = 16
-_LOOK_AT_LEAST_EVERY_S = 60.0  # the wall clock may be set back or forward
-_TROUBLE_WAIT_S = 5.0
+_KEY_BYTES = range(24, 65)  # as the standard allows
+_AT_A_TIME = 16
+_CHECK_EVERY_S = 60.0  # at least: the wall clock may be set back or forward
+_RETRY_AFTER_ERROR_S = 5.0
 _STOP_GRACE_S = 1.0
 
 
 class Webhooks:
-    """Carries out the deliveries of one ledger, in the thread that calls `run`.
+    """Sends the deliveries of one ledger, in the thread that calls `run`.
 
-    keys        sign every message, one signature each: the current key, and older ones while receivers change over
+    keys        sign every message, one signature each: the current key, and older ones until all receivers have it
     allow       entries of `web.webhook_allow`
-    result_url  gives the address of a job's video; an empty text when there is none
+    result_url  returns the address of a job's video; an empty text if there is none
     schedule_s  waits before each try; as many tries as waits
 
     Raises `ConfigError` for a wrong entry of `allow`.
@@ -77,42 +77,42 @@ class Webhooks:
         self._schedule_s = schedule_s
         self._answer_within_s = answer_within_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._look = asyncio.Event()
+        self._check = asyncio.Event()
         self._stopping = False
-        self._under_way: dict[str, asyncio.Task[None]] = {}  # by job: a receiver gets news of one job in order
+        self._under_way: dict[str, asyncio.Task[None]] = {}  # by job: the messages about one job arrive in order
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Deliver until `stop`. Nothing that a receiver does ends this thread."""
+        """Send deliveries until `stop`. No receiver can end this thread."""
         asyncio.run(self._serve())
 
     def wake(self) -> None:
-        """There may be news: look at once. From any thread."""
+        """Check for deliveries now. May be called from any thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._look.set)
+                self._loop.call_soon_threadsafe(self._check.set)
 
     def stop(self) -> None:
-        """End `run` within about a second. What is under way then is tried again at the next start."""
+        """End `run` within about a second. Deliveries that are under way are sent again after the next start."""
         self._stopping = True
         self.wake()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         while not self._stopping:
-            self._look.clear()
+            self._check.clear()
             try:
                 wait_s = self._begin_due()
             except LedgerUnavailable as error:
                 log.warning("webhooks: %s", error)
-                wait_s = _TROUBLE_WAIT_S
+                wait_s = _RETRY_AFTER_ERROR_S
             except Exception:
                 log.exception("webhooks: unexpected failure")
-                wait_s = _TROUBLE_WAIT_S
+                wait_s = _RETRY_AFTER_ERROR_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._look.wait()
+                    await self._check.wait()
         under_way = list(self._under_way.values())
         if under_way:
             _, late = await asyncio.wait(under_way, timeout=_STOP_GRACE_S)
@@ -121,27 +121,27 @@ class Webhooks:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _begin_due(self) -> float:
-        """Begin what is due, as far as there is room; gives how long there is nothing else to do."""
-        room = _AT_ONCE - len(self._under_way)
-        if room <= 0:
-            return _LOOK_AT_LEAST_EVERY_S
-        for delivery in self._deliveries.due(limit=room, besides=list(self._under_way)):
+        """Begin the deliveries that are due, as far as slots are free; returns the time until the next check."""
+        free = _AT_A_TIME - len(self._under_way)
+        if free <= 0:
+            return _CHECK_EVERY_S
+        for delivery in self._deliveries.due(limit=free, besides=list(self._under_way)):
             if delivery.job_id not in self._under_way:
-                task = asyncio.create_task(self._carry_out(delivery))
+                task = asyncio.create_task(self._deliver(delivery))
                 self._under_way[delivery.job_id] = task
                 task.add_done_callback(partial(self._ended, delivery.job_id))
         next_at_ms = self._deliveries.next_at_ms(besides=list(self._under_way))
         if next_at_ms is None:
-            return _LOOK_AT_LEAST_EVERY_S
-        return min(max(0.0, (next_at_ms - now_ms()) / 1000), _LOOK_AT_LEAST_EVERY_S)
+            return _CHECK_EVERY_S
+        return min(max(0.0, (next_at_ms - now_ms()) / 1000), _CHECK_EVERY_S)
 
     def _ended(self, job_id: str, _task: asyncio.Task[None]) -> None:
         del self._under_way[job_id]
-        self._look.set()
+        self._check.set()
 
     # -- one message ---------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: Delivery) -> None:
         reach("webhook-due")
         try:
             outcome = await self._try(delivery)
@@ -149,69 +149,70 @@ class Webhooks:
             if not self._deliveries.tried(delivery, outcome):
                 return
         except LedgerUnavailable as error:
-            log.warning("webhook of job %s, which is told again: %s", delivery.job_id, error)
-            await asyncio.sleep(_TROUBLE_WAIT_S)
+            log.warning("webhook of job %s is sent again: %s", delivery.job_id, error)
+            await asyncio.sleep(_RETRY_AFTER_ERROR_S)
             return
         except Exception:
             log.exception("webhook of job %s: unexpected failure", delivery.job_id)
-            await asyncio.sleep(_TROUBLE_WAIT_S)
+            await asyncio.sleep(_RETRY_AFTER_ERROR_S)
             return
         self.tries[outcome.state] += 1
-        where, number = _without_secrets(delivery.url), delivery.attempt + 1
+        receiver, attempt = _without_secrets(delivery.url), delivery.attempt + 1
         if outcome.state is DeliveryState.DELIVERED:
-            log.info("webhook of job %s delivered to %s, attempt %d", delivery.job_id, where, number)
+            log.info("webhook of job %s delivered to %s, attempt %d", delivery.job_id, receiver, attempt)
         else:
             log.warning(
                 "webhook of job %s to %s %s, attempt %d of %d: %s",
                 delivery.job_id,
-                where,
+                receiver,
                 outcome.state,
-                number,
+                attempt,
                 len(self._schedule_s),
                 outcome.error,
             )
 
     async def _try(self, delivery: Delivery) -> Outcome:
-        """One request, and what its answer means."""
+        """Send one request and judge the answer."""
         try:
             async with asyncio.timeout(self._answer_within_s):
                 status = await self._post(delivery)
         except FetchRefused as error:
             return Outcome(DeliveryState.REFUSED, error=error.message)
         except TimeoutError:
-            return self._again(delivery, None, f"no answer within {self._answer_within_s:g} s")
+            return self._failed(delivery, None, f"no answer within {self._answer_within_s:g} s")
         except aiohttp.ClientError as error:
-            return self._again(delivery, None, cause(error))
+            return self._failed(delivery, None, cause(error))
         except OSError as error:
-            return self._again(delivery, None, error.strerror or type(error).__name__)
+            return self._failed(delivery, None, error.strerror or type(error).__name__)
         if 200 <= status < 300:
             return Outcome(DeliveryState.DELIVERED, status)
         if status == 410:
-            return Outcome(DeliveryState.GONE, status, "the receiver answered 410: it wants no more of them")
+            return Outcome(DeliveryState.GONE, status, "the receiver answered 410: it wants no more messages")
         redirected = ", and redirects are not followed" if 300 <= status < 400 else ""
-        return self._again(delivery, status, f"the receiver answered {status}{redirected}")
+        return self._failed(delivery, status, f"the receiver answered {status}{redirected}")
 
-    def _again(self, delivery: Delivery, status: int | None, error: str) -> Outcome:
+    def _failed(self, delivery: Delivery, status: int | None, error: str) -> Outcome:
+        """The outcome of a failed try: the next try, or the end of them."""
         made = delivery.attempt + 1
         if made >= len(self._schedule_s):
             return Outcome(DeliveryState.EXHAUSTED, status, error)
         return Outcome(DeliveryState.WAITING, status, error, wait_ms=round(self._schedule_s[made] * 1000))
 
     async def _post(self, delivery: Delivery) -> int:
-        """The status that the receiver answers. Raises `FetchRefused` when it may not be asked."""
+        """The status that the receiver answers. Raises `FetchRefused` for an address that is not allowed."""
         guard = self._guards["https"]
         guard = self._guards.get(guard.check(delivery.url).scheme, guard)
         url = exact(delivery.url)
-        door = guard.door(url)
+        resolver = guard.resolver(url)
         body = self._body(delivery)
         try:
             async with (
                 aiohttp.ClientSession(
-                    connector=door.connector(),
+                    connector=resolver.connector(),
                     headers=headers(self.keys, delivery.webhook_id, now_ms() // 1000, body),
                     timeout=aiohttp.ClientTimeout(total=None),
                     cookie_jar=aiohttp.DummyCookieJar(),
-                    trust_env=False,  # a proxy would connect for us, wherever it likes
+                    trust_env=False,  # a proxy would connect for us, to any address
                 ) as session,
                 session.post(url, data=body, allow_redirects=False) as response,
             ):
@@ -219,12 +220,12 @@ class Webhooks:
         except aiohttp.InvalidURL as error:
             raise FetchRefused(f"{without_secrets(url)} names no valid host") from error
         except aiohttp.ClientError as error:
-            if door.refused:
-                raise FetchRefused(f"{without_secrets(url)} {door.refused}") from error
+            if resolver.refused:
+                raise FetchRefused(f"{without_secrets(url)} {resolver.refused}") from error
             raise
 
     def _body(self, delivery: Delivery) -> bytes:
-        """The talk object; the address of a finished video is added now, signed with today's secret."""
+        """The talk object; the address of a finished video is added now, signed with the current secret."""
         talk = json.loads(delivery.body)
         link = self._result_url(delivery.job_id) if talk["status"] == "done" else ""
         return json.dumps({**talk, "result_url": link} if link else talk, ensure_ascii=False).encode()
@@ -234,7 +235,7 @@ class Webhooks:
 
 
 def exact(text: str) -> URL:
-    """The address byte for byte: receivers keep a secret in its query, and yarl would spell some characters anew."""
+    """The address byte for byte: its query may hold a secret, and yarl would encode some characters differently."""
     return URL(text, encoded=text.isascii()).with_fragment(None)
 
 
@@ -246,7 +247,7 @@ def _without_secrets(text: str) -> str:
 
 
 def headers(keys: Sequence[bytes], webhook_id: str, timestamp_s: int, body: bytes) -> Mapping[str, str]:
-    """The headers of Standard Webhooks 1.0.0, and what the body is."""
+    """The headers of Standard Webhooks 1.0.0, and the type of the body."""
     return {
         "Content-Type": "application/json",
         "User-Agent": f"lipsyncd/{__version__}",
@@ -263,12 +264,12 @@ def signature(key: bytes, webhook_id: str, timestamp_s: int, body: bytes) -> str
 
 
 def load_keys(state: Path, file: Path, environ: Mapping[str, str]) -> Sequence[bytes]:
-    """The keys out of `web.webhook_secret_file`, else of the unit's credential `webhook-secret`, else of `state`.
+    """The keys in `web.webhook_secret_file`, else in the unit's credential `webhook-secret`, else in `state`.
 
-    file     `UNSET` when the setting is empty
+    file     `UNSET` if the setting is empty
     returns  one key for each line, the current one first; in `state` one is made at the first start, mode 0600
 
-    Raises `ConfigError` when the file cannot be read, or holds what is no key.
+    Raises `ConfigError` if the file cannot be read, holds no key, or holds a line that is none.
     """
     credential = Path(environ.get("CREDENTIALS_DIRECTORY", "")) / "webhook-secret"
     own = state / "webhook-secret"
@@ -291,7 +292,7 @@ _HOW_TO_MAKE_ONE = 'make one: echo "whsec_$(head -c 32 /dev/urandom | base64)"'
 
 
 def _key(line: str, file: Path) -> bytes:
-    """The key of one line. What it says appears in no message."""
+    """The key in one line. The line itself appears in no message."""
     try:
         key = base64.b64decode(line.removeprefix(PREFIX), validate=True)
     except (ValueError, binascii.Error):

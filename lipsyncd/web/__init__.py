@@ -1,20 +1,19 @@
-"""The REST service: the endpoints of the original service and D-ID's Talks API, inside the daemon.
+"""The REST service inside the daemon: the endpoints of the original service and D-ID's Talks API.
 
-    server    the thread, its sockets, the routes
-    wire      connections: what is no HTTP, and who never gets to the point
-    doors     who may come in: keys, Host, Origin
-    replies   one shape for every error
-    desk      the way to the inbox and the ledger's view; nothing else reaches them
-    orders    what clients ask for, read leniently
-    forms     multipart bodies to disk, counted
-    counter   what the routes do alike
-    reading   the ledger's view, for several threads
-    turns     one thread that answers many at a time
-    stock     uploads, checked fully before they are accepted
-    files     videos and uploads, with ranges
-    voices    what text is spoken with
-    original, talks, manners    the routes
+    server         the thread, its sockets, the routes
+    connection     one connection: requests that are no HTTP, clients that never send one
+    access         who may use the server: keys, Host, Origin
+    keys           which keys are configured
+    links          addresses that open without a key
+    replies        JSON answers, and one form for every error
+    jobs           submits jobs and reads them; only this module uses the inbox and the ledger's view
+    orders         one job that a client requests
+    forms          multipart bodies are written to disk, every byte counted
+    requests       what several routes have in common
+    ledger_reader  the ledger's view, for several threads
+    uploads        uploads, fully checked before they are accepted
+    routes/        the routes and their requests
 
-A request never waits for a render and never writes the ledger: a new job is a manifest in the inbox, a deletion a
-control file, an answer a row of the ledger's view.
+No request waits for a render or writes the ledger: a new job is a manifest in the inbox, a deletion a control file, an
+answer a row of the ledger's view.
 """

@@ -1,9 +1,9 @@
-"""Who may come in: keys, and without a key the checks that keep a browser's other pages out.
+"""Who may use the server: clients with a key; without keys, only clients that are no foreign web page.
 
-With a key, every request needs it, in any of the forms that D-ID's clients send; a few public routes and signed links
-do not. Without one the server listens on loopback only, unless it is told to let anybody in; and since any web page can
-send requests to a server without a key, Host has to name this machine (DNS rebinding) and Origin, when there is one,
-has to be this server (cross-site posts).
+With a key configured, every request needs it, in any of the forms that D-ID's clients send; a few public routes and
+signed links need none. Without one, the server listens on loopback only, unless `web.allow_anonymous` is set. Any web
+page can send requests to a server without a key. So Host has to name this machine (DNS rebinding), and Origin, if there
+is one, has to be this server (cross-site posts).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from lipsyncd.web.replies import ApiError, Handler, reply_to
 _MOST_HEADER_CHARS = 4096
 _ALLOWED_HEADERS = "authorization, content-type, accept, x-origin, x-api-key, idempotency-key"
 _ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
-_CALLER = "lipsyncd.caller"
+_KEY_OWNER = "lipsyncd.key_owner"
 _MOST_KNOWN = 64
 
 
 def credentials_of(headers: Mapping[str, str]) -> Iterator[str]:
-    """Everything that the caller may have meant as the key, out of `Authorization` or `x-api-key`."""
-    said = headers.get("Authorization") or headers.get("X-Api-Key") or ""
-    said = said[:_MOST_HEADER_CHARS].strip()
-    scheme, *rest = said.split(None, 1) or ("",)
-    credential = rest[0] if rest and scheme.lower() in ("basic", "bearer") else said
+    """Everything in `Authorization` or `x-api-key` that may be the client's key."""
+    value = headers.get("Authorization") or headers.get("X-Api-Key") or ""
+    value = value[:_MOST_HEADER_CHARS].strip()
+    scheme, *rest = value.split(None, 1) or ("",)
+    credential = rest[0] if rest and scheme.lower() in ("basic", "bearer") else value
     for candidate in (credential, _decoded(credential)):
         if candidate:
             yield candidate
@@ -48,7 +48,7 @@ def _decoded(text: str) -> str:
     return plain if plain.isprintable() else ""
 
 
-class Doors:
+class Access:
     """The checks of one server. `keys` empty means that no key is configured."""
 
     def __init__(self, settings: CurrentSettings, keys: list[Key]) -> None:
@@ -56,28 +56,28 @@ class Doors:
         self.take_keys(keys)
 
     def take_keys(self, keys: list[Key]) -> None:
-        """Accept these keys only, and check every name of this server anew."""
+        """Accept these keys only, and check the names of this server again."""
         self.keys = keys
         self._known: dict[tuple[str | None, str | None], str] = {}
         self._own_names: set[str] = set()
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
-        """The name of whoever sent a valid key; None without one.
+        """The owner of the key in the headers; None without a valid key.
 
-        What was found valid is remembered: clients send the same header thousands of times. What is not valid is
-        compared with everything, whatever it looks like.
+        Valid headers are remembered, since clients send the same ones thousands of times. Invalid ones are always
+        compared with every key, so that the time of the answer says nothing about a key.
         """
-        said = (headers.get("Authorization"), headers.get("X-Api-Key"))
-        if said not in self._known:
-            found = self._search(headers)
+        credentials = (headers.get("Authorization"), headers.get("X-Api-Key"))
+        if credentials not in self._known:
+            found = self._find_owner(headers)
             if found is None:
                 return None
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[said] = found
-        return self._known[said]
+            self._known[credentials] = found
+        return self._known[credentials]
 
-    def _search(self, headers: Mapping[str, str]) -> str | None:
+    def _find_owner(self, headers: Mapping[str, str]) -> str | None:
         found = None
         for candidate in credentials_of(headers):
             digest = digest_of(candidate)
@@ -89,24 +89,24 @@ class Doors:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The only one: every request comes in here, and every answer goes out, whatever was raised meanwhile."""
+        """The only middleware: every request passes it, and every exception becomes an answer here."""
         origin = request.headers.get("Origin", "").lower().rstrip("/")
-        welcome = origin in {listed.lower().rstrip("/") for listed in self.settings.now.web.cors_origins}
-        if welcome and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        listed = origin in {allowed.lower().rstrip("/") for allowed in self.settings.now.web.cors_origins}
+        if listed and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return web.Response(status=204, headers=self._cors(origin))
         response: web.StreamResponse
         try:
             if not self.keys:
-                self._check_names(request, origin, welcome=welcome)
-            request[_CALLER] = self._caller(request)
+                self._check_names(request, origin, listed=listed)
+            request[_KEY_OWNER] = self._key_owner(request)
             response = await handler(request)
         except Exception as error:
             response = reply_to(request, error)
-        if welcome and not response.prepared:
-            response.headers.update(self._cors(origin))  # a refusal too: pages could not read it otherwise
+        if listed and not response.prepared:
+            response.headers.update(self._cors(origin))  # on errors too: otherwise pages could not read them
         return response
 
-    def _caller(self, request: web.Request) -> str:
+    def _key_owner(self, request: web.Request) -> str:
         if not self.keys:
             return OWNER
         owner = self.owner(request.headers)
@@ -116,21 +116,21 @@ class Doors:
             return OWNER
         raise ApiError(401, "AuthorizationError", "user unauthenticated")
 
-    def _check_names(self, request: web.Request, origin: str, *, welcome: bool) -> None:
+    def _check_names(self, request: web.Request, origin: str, *, listed: bool) -> None:
         host = request.headers.get("Host", "")
         if host not in self._own_names and not self._is_ours(host):
             raise ApiError(
                 403, "PermissionError",
-                f"this server has no key and is not asked for under the name {_name(host)!r}; "
+                f"this server has no key, and {_name(host)!r} is none of its names; "
                 "list it in web.allowed_hosts, or configure a key",
             )  # fmt: skip
-        if origin and not welcome and origin.partition("://")[2] != host.lower():
+        if origin and not listed and origin.partition("://")[2] != host.lower():
             raise ApiError(403, "PermissionError", f"pages of {origin} may not use this server; see web.cors_origins")
 
     def _is_ours(self, host: str) -> bool:
-        """A name that no stranger can point at this machine: an address, a name without dots, a listed one.
+        """Is it a name that no stranger can point at this machine: an address, a name without dots, a listed one?
 
-        Remembers what is, as `owner` does.
+        Own names are remembered, as in `owner`.
         """
         name = _name(host)
         listed = map(str.lower, self.settings.now.web.allowed_hosts)
@@ -151,14 +151,14 @@ class Doors:
         }
 
 
-def caller(request: web.Request) -> str:
-    """The name of the key that a request came with."""
-    name: str = request[_CALLER]
+def key_owner(request: web.Request) -> str:
+    """The owner of the key that the request came with."""
+    name: str = request[_KEY_OWNER]
     return name
 
 
 def public(handler: Any) -> Any:
-    """Mark a handler that needs no key, or that looks for a signature itself."""
+    """Mark a handler that needs no key, or that checks a signature itself."""
     handler.is_public = True
     return handler
 

@@ -1,7 +1,7 @@
-"""One connection, as long as aiohttp has it alone: before a handler is found, and when the bytes are no HTTP.
+"""One connection: what aiohttp does with it before a handler is found, and when the bytes are no HTTP.
 
-What goes wrong there has D-ID's shape too, and who takes long over the head of a first request is hung up on. Otherwise
-a connection that never says anything would hold its descriptor for ever.
+Errors there have D-ID's form too. A client that is slow to send the head of its first request is disconnected:
+otherwise a silent connection would hold its descriptor forever.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ _HEAD_END = b"\r\n\r\n"
 _MOST_REASON_CHARS = 200
 
 
-class Wire(web.RequestHandler):
-    """`head_within_s` is how long a client may take from connecting to the end of its first request's head."""
+class Connection(web.RequestHandler):
+    """`head_within_s`: how long a client may take from connecting to the end of its first request's head."""
 
     def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, head_within_s: float) -> None:
         super().__init__(
             server,
             loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # it is typed as a logger, and documented to be None for none
-            logger=_QUIET,
+            access_log=None,  # type: ignore[arg-type]  # the type wants a logger; the documentation allows None for none
+            logger=_PROTOCOL_LOGGER,
             keepalive_timeout=KEEP_ALIVE_S,
         )
         self._head_within_s = head_within_s
-        self._patience: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
         self._last = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._patience = self._loop.call_later(self._head_within_s, self.force_close)
+        self._head_timer = self._loop.call_later(self._head_within_s, self.force_close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._trust()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._patience is not None:
+        if self._head_timer is not None:
             seen = self._last + data
             self._last = seen[1 - len(_HEAD_END) :]
             if _HEAD_END in seen:
-                self._trust()
+                self._stop_head_timer()
         super().data_received(data)
 
-    def _trust(self) -> None:
-        """The head is there: from now on the timeouts of bodies and of idle connections hold."""
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_head_timer(self) -> None:
+        """The head is complete: from now on the timeouts of bodies and of idle connections apply."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def handle_error(
         self,
@@ -64,8 +64,8 @@ class Wire(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What was no HTTP, in D-ID's shape; the connection ends with it."""
-        super().handle_error(request, status, exc, message)  # logs, and raises when an answer is on its way already
+        """The answer to bytes that are no HTTP, in D-ID's form; it ends the connection."""
+        super().handle_error(request, status, exc, message)  # logs, and raises if an answer has begun already
         reason = (message or "").strip().partition("\n")[0].rstrip(":")[:_MOST_REASON_CHARS]
         if status >= 500:
             answer = ApiError(status, "InternalServerError", "internal server error").reply()
@@ -77,26 +77,26 @@ class Wire(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """aiohttp refuses some requests before it looks for a handler: an `Expect` that nobody knows, for one."""
+        """aiohttp refuses some requests before it looks for a handler, such as those with an unknown `Expect`."""
         if isinstance(resp, web.HTTPException) and isinstance(request, web.Request):
             resp = reply_to(request, resp)
         return await super().finish_response(request, resp, start_time)
 
 
-def _of_the_protocol() -> logging.Logger:
-    """Where aiohttp tells of what is no HTTP: a stranger's bytes are worth a line at debug level, and no traceback.
+def _protocol_logger() -> logging.Logger:
+    """aiohttp's logger for bytes that are no HTTP: one line at debug level for each, and no traceback.
 
-    What goes wrong in a handler never comes here: `replies.reply_to` has told it.
+    Errors of handlers never come here: `replies.reply_to` logs them.
     """
 
-    def quietly(record: logging.LogRecord) -> bool:
+    def log_line(record: logging.LogRecord) -> bool:
         cause = record.exc_info[1] if record.exc_info else ""
         log.debug("%s: %s", record.getMessage(), str(cause).strip().partition("\n")[0])
         return False
 
     logger = logging.Logger("lipsyncd.web.protocol")
-    logger.addFilter(quietly)
+    logger.addFilter(log_line)
     return logger
 
 
-_QUIET = _of_the_protocol()
+_PROTOCOL_LOGGER = _protocol_logger()

@@ -1,6 +1,6 @@
-"""Form bodies, streamed: text into memory, files to disk, every byte counted by ourselves.
+"""Reads form bodies: text into memory, files to disk, every byte counted.
 
-aiohttp's own limit does not hold for multipart bodies that are read part by part; ours does.
+aiohttp's own limit does not apply to multipart bodies that are read part by part, so we count ourselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 256 << 10
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a form, as it was sent: nothing in it has been looked at."""
+    """A file of a form as it was sent, not checked yet."""
 
     path: Path
     file_name: str
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass
 class Form:
-    """What a form holds. `files` has at most one file for each name."""
+    """The content of a form. `files` has at most one file for each name."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, Part] = field(default_factory=dict)
@@ -44,19 +44,19 @@ class Form:
 async def read_form(
     request: web.Request, folder: Path, *, files: Collection[str], max_bytes: int, max_file_bytes: int
 ) -> Form:
-    """The form in a request; files of the wanted names are written into `folder`.
+    """The form in a request; its files are written into `folder`.
 
-    files           names of parts that are files; all others are text
+    files           names of the parts that are files; all others are text
     max_bytes       of the whole body
     max_file_bytes  of each file
 
-    Raises `ApiError`: 400 for what is no form, and `too_large`.
+    Raises `ApiError`: 400 for a body that is no form, and `too_large`.
     """
     if request.content_length is not None and request.content_length > max_bytes:
         raise too_large(request.path, max_file_bytes, announced_bytes=request.content_length)
     try:
         if request.content_type == "multipart/form-data":
-            return await _Reader(request, folder, files, max_bytes, max_file_bytes).read()
+            return await _MultipartReader(request, folder, files, max_bytes, max_file_bytes).read()
         if request.content_type == "application/x-www-form-urlencoded":
             return Form({name: str(value) for name, value in (await request.post()).items()})
     except (ValueError, AssertionError, aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as e:
@@ -65,8 +65,8 @@ async def read_form(
     raise bad_request("send the fields as multipart/form-data")
 
 
-class _Reader:
-    """One multipart body on its way in."""
+class _MultipartReader:
+    """Reads one multipart body."""
 
     def __init__(
         self, request: web.Request, folder: Path, files: Collection[str], max_bytes: int, max_file_bytes: int
@@ -86,13 +86,13 @@ class _Reader:
             if part is None:
                 return self.form
             if not isinstance(part, aiohttp.BodyPartReader):
-                raise bad_request("a form inside a form is not taken")
+                raise bad_request("a form inside a form is not accepted")
             await self._part(part)
-        raise bad_request(f"a form of more than {_MOST_PARTS} parts is not taken")
+        raise bad_request(f"a form of more than {_MOST_PARTS} parts is not accepted")
 
     async def _part(self, part: aiohttp.BodyPartReader) -> None:
         name = part.name or ""
-        # A file field that comes without a file name and empty is what browsers send for "no file chosen".
+        # For "no file chosen" browsers send an empty file field without a file name.
         if name in self.files and (part.filename is not None or name not in self.form.files):
             await self._save(part, name)
         else:

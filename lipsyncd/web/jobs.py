@@ -1,7 +1,7 @@
-"""The way from a request to a job and back: a manifest into the inbox, a row out of the ledger's view.
+"""Submits jobs and reads them: a manifest goes into the inbox, a row comes out of the ledger's view.
 
-A job can be asked about from the first instant after it was accepted: while there is no row yet, its manifest in the
-inbox answers for it. Files and SQLite are touched in threads of their own: a slow disk holds up no other client.
+A client can read its job right after it was submitted: while the job has no row yet, its manifest in the inbox is read
+instead. Files and SQLite are used in threads of their own, so that a slow disk delays no other client.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from lipsyncd.errors import InputError
 from lipsyncd.inbox.submit import leave
-from lipsyncd.jobs.did_talk import said
+from lipsyncd.jobs.did_talk import rest_of
 from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
 from lipsyncd.jobs.manifest import MAX_BYTES, Manifest, parse
 from lipsyncd.settings import CurrentSettings
@@ -34,18 +34,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST_WAIT_S = 60.0
-_LOOK_AGAIN_S = 0.1
-_MOST_WAITING = 100  # each of them looks into the ledger ten times a second
+_POLL_S = 0.1
+_MOST_WAITING = 100  # each of them reads the ledger ten times a second
 _READERS = 4
 _CONTROL_TIMEOUT_S = 20.0
-_GUESSED_JOB_S = 30.0  # until the first job has ended
+_GUESSED_JOB_S = 30.0  # the duration of a job until the first one has ended
 _MOST_RETRY_S = 3600
 _MOST_KEY_CHARS = 255
 _MANIFEST = re.compile(r"rest-([0-9a-f-]{36})\.json")
 
 
-class Desk:
-    """Takes orders and answers for jobs. Its plain methods block: `run` takes them to a thread."""
+class Jobs:
+    """The jobs of one daemon. Methods that are not async block: call them through `in_thread`."""
 
     def __init__(self, settings: CurrentSettings, folders: Folders) -> None:
         self.settings = settings
@@ -57,42 +57,42 @@ class Desk:
         self._one_at_a_time = asyncio.Lock()
         self._waiting = 0
 
-    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     def close(self) -> None:
         self.closing = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._rows.close()
 
-    # -- asking --------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def find(self, job_id: str) -> Job | None:
-        """The job: its row, or what its manifest says while it has none."""
+        """The job: from its row, or from its manifest while it has no row."""
         job = self.view.exact(job_id) or self._pending(job_id)
-        return job or self.view.exact(job_id)  # intake may have taken the manifest between the two looks
+        return job or self.view.exact(job_id)  # the inbox may have been scanned between the two reads
 
-    async def look(self, job_id: str) -> Job | None:
+    async def get(self, job_id: str) -> Job | None:
         """As `find`, for a job that most likely has a row.
 
-        One thread reads rows alone: more of them would only wait for each other, and it waits for no inbox.
+        One thread reads rows only: several would wait for each other, and this one never waits for the inbox.
         """
-        return await self._rows.run(self.view.exact, job_id) or await self.run(self.find, job_id)
+        return await self._rows.run(self.view.exact, job_id) or await self.in_thread(self.find, job_id)
 
     async def status(self, job_id: str) -> JobStatus | None:
-        """How the job stands: as `look`, with fewer columns."""
-        return await self._rows.run(self.view.status, job_id) or await self.run(self._pending_status, job_id)
+        """As `get`, with fewer columns."""
+        return await self._rows.run(self.view.status, job_id) or await self.in_thread(self._pending_status, job_id)
 
     def _pending_status(self, job_id: str) -> JobStatus | None:
         job = self.find(job_id)
         if job is None:
             return None
-        created_ms = said(job).get("created_ms", job.accepted_ms)
+        created_ms = rest_of(job).get("created_ms", job.accepted_ms)
         return JobStatus(job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy)
 
     def _pending(self, job_id: str) -> Job | None:
-        """A job whose manifest lies in the inbox still."""
+        """A job whose manifest still lies in the inbox."""
         path = self.folders.shared["inbox"] / f"rest-{job_id}.json"
         try:
             descriptor = open_regular(path)
@@ -136,8 +136,8 @@ class Desk:
         jobs = [job for job_id in without_row if (job := self._pending(job_id)) is not None]
         return sorted(jobs, key=lambda job: (-job.accepted_ms, job.id))
 
-    async def until_ended(self, job_id: str, wait_s: float) -> None:
-        """Return when the job has ended, at the latest after `wait_s` seconds; at once while many wait already."""
+    async def wait_until_ended(self, job_id: str, wait_s: float) -> None:
+        """Return when the job has ended, after `wait_s` seconds at the latest; at once if many clients wait already."""
         if wait_s <= 0 or self._waiting >= _MOST_WAITING:
             return
         self._waiting += 1
@@ -147,45 +147,45 @@ class Desk:
                 job = await self.status(job_id)
                 if job is None or job.state.ended:
                     return
-                await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
+                await asyncio.sleep(min(_POLL_S, left_s))
         finally:
             self._waiting -= 1
 
     def counts(self) -> tuple[int, int]:
-        """How many jobs wait, and how many are worked on."""
+        """How many jobs wait, and how many run."""
         counts = self.view.counts()
         return counts[JobState.QUEUED] + len(self.pending()), counts[JobState.RUNNING] + counts[JobState.PUBLISHING]
 
-    # -- ordering ------------------------------------------------------------------------------------------------------
+    # -- submitting ----------------------------------------------------------------------------------------------------
 
-    async def place(self, order: Order, *, owner: str, key: str | None, base: str) -> Job:
-        """Make a job of an order; gives it as it stands at once.
+    async def submit(self, order: Order, *, owner: str, key: str | None, base: str) -> Job:
+        """Make a job of an order; returns it as it is now.
 
-        key  the Idempotency-Key: the same one with the same order gives the same job
+        key  the Idempotency-Key: the same key with the same order gives the same job
 
-        Raises `ApiError`: 429 with the queue full, 422 for a key that stands for another order; `InboxUnavailable`,
-        `DiskLow`.
+        Raises `ApiError` (429 if the queue is full, 422 for a key of another order), `InboxUnavailable`, `DiskLow`.
         """
         if key is not None and not 0 < len(key) <= _MOST_KEY_CHARS:
             raise bad_request(f"an Idempotency-Key has 1 to {_MOST_KEY_CHARS} characters")
         order = order.with_rest(by=owner, base=base, created_ms=now_ms(), **_uploads_of(order))
         if key is not None:
             order = order.with_rest(digest=order.digest)
-        async with self._one_at_a_time:  # two orders see each other in the queue, and under one key
-            return await self.run(self._place, order, job_id_of(owner, key) if key else new_id(), known=key is not None)
+        job_id = new_id() if key is None else job_id_of(owner, key)
+        async with self._one_at_a_time:  # so that each order counts the one before it, and finds it under the same key
+            return await self.in_thread(self._submit, order, job_id, repeatable=key is not None)
 
-    def _place(self, order: Order, job_id: str, *, known: bool) -> Job:
-        earlier = self.find(job_id) if known else None
+    def _submit(self, order: Order, job_id: str, *, repeatable: bool) -> Job:
+        earlier = self.find(job_id) if repeatable else None
         if earlier is not None:
-            if said(earlier).get("digest") != order.rest["digest"]:
+            if rest_of(earlier).get("digest") != order.rest["digest"]:
                 raise ApiError(422, "IdempotencyError", "this Idempotency-Key was used for another request before")
             return earlier
         manifest = order.manifest(job_id)
-        self._check_room()
+        self._check_capacity()
         leave(self.folders, manifest, f"rest-{job_id}.json")
         return self._as_job(job_id, manifest)
 
-    def _check_room(self) -> None:
+    def _check_capacity(self) -> None:
         disk_space.require(self.folders.spool, self.settings.now.paths.min_free_mb)
         waiting = self.view.waiting_from_rest() + len(self.pending())
         most = self.settings.now.web.max_queue
@@ -195,20 +195,20 @@ class Desk:
             at_a_time = min(len(render.devices), render.max_concurrent_jobs)
             retry_s = min(max(1, math.ceil(waiting * job_s / at_a_time)), _MOST_RETRY_S)
             raise ApiError(
-                429, "TooManyRequestsError", f"{waiting} jobs wait already, at most {most} may; try again later",
+                429, "TooManyRequestsError", f"{waiting} jobs wait, at most {most} may; try again later",
                 headers={"Retry-After": str(retry_s)},
             )  # fmt: skip
 
-    # -- afterwards ----------------------------------------------------------------------------------------------------
+    # -- deleting ------------------------------------------------------------------------------------------------------
 
     def delete(self, job_id: str) -> control_files.Answer | None:
-        """Ask the daemon to forget an ended job, with its files."""
+        """Have the daemon delete an ended job with its files; its answer, or None if it gives none in time."""
         request = control_files.Request("delete", job_id)
         return control_files.ask(self.folders.control, request, timeout_s=_CONTROL_TIMEOUT_S)
 
 
 def _uploads_of(order: Order) -> dict[str, list[str]]:
-    """The uploads that an order reads, for whoever tidies up."""
+    """The uploads that an order reads; retention keeps them while the job is open."""
     used = [
         source.removeprefix(PREFIX) for source in (order.image, order.audio) if source and source.startswith(PREFIX)
     ]

@@ -1,6 +1,6 @@
-"""The keys that clients of the REST service have to send: where they are configured, and when one is needed.
+"""The keys that clients of the REST service must send: where they are configured, and when one is needed.
 
-A key is kept as digests only. Whether a request brought one is for `web.doors` to say.
+Only digests of keys are kept. `web.access` checks the keys that requests bring.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _SHORTEST_KEY = 8
 
 @dataclass(frozen=True)
 class Key:
-    """One key: the name of whoever has it, and the SHA-256 of each form in which it may come."""
+    """One key: the name of its owner, and the SHA-256 of each form in which clients may send it."""
 
     owner: str
     digests: tuple[bytes, ...]
 
 
 def key_of(text: str) -> Key:
-    """A key as it is configured: `user:password`, or one word.
+    """The key for a configured text: `user:password`, or one word.
 
-    Clients may send D-ID's form too, in which the user is base64 and the password is not.
+    Clients may also send D-ID's form, in which the user is base64 and the password is not.
     """
     user, colon, password = text.partition(":")
     forms = [text]
@@ -45,16 +45,16 @@ def key_of(text: str) -> Key:
 
 
 def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Key]:
-    """The keys of systemd's credentials, of `web.api_key_file` and of the environment, together; one on each line.
+    """All keys: of systemd's credentials, of `web.api_key_file` (one on each line) and of the environment.
 
-    Raises `ConfigError` for a file that cannot be read, for a key that is too short, when the file `web.api_key_file`
-    holds none, and when there is no key at all although other machines could reach the server.
+    Raises `ConfigError` for a file that cannot be read or that holds no key, for a key that is too short, and if there
+    is no key at all although other machines could reach the server.
     """
     texts: list[tuple[str, str]] = []
     if folder := environ.get("CREDENTIALS_DIRECTORY"):
         path = Path(folder) / _CREDENTIAL
         if path.exists():  # the unit gives an empty one where the administrator has made none
-            texts += [(str(path), line) for line in _lines(path, none_is_well=True)]
+            texts += [(str(path), line) for line in _lines(path, may_be_empty=True)]
     if settings.api_key_file != UNSET:
         texts += [(str(settings.api_key_file), line) for line in _lines(settings.api_key_file)]
     if text := environ.get(KEY_VARIABLE, "").strip():
@@ -66,23 +66,23 @@ def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Ke
             )
     if not texts and not settings.allow_anonymous and not is_loopback(settings.host):
         raise ConfigError(
-            f"web.host is {settings.host!r} and no key is configured, so that anybody could use this server",
+            f"web.host is {settings.host!r} and no key is configured, so other machines could use this server",
             remedy=f"set web.api_key_file or {KEY_VARIABLE}, or write web.allow_anonymous = true",
         )
     return [key_of(text) for _, text in texts]
 
 
-def _lines(path: Path, *, none_is_well: bool = False) -> list[str]:
+def _lines(path: Path, *, may_be_empty: bool = False) -> list[str]:
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the keys in {path}: {error}", remedy="correct web.api_key_file") from None
     if mode & stat.S_IROTH:
-        raise ConfigError(f"everybody may read the keys in {path}", remedy=f"chmod o-r {path}")
+        raise ConfigError(f"every user of this machine may read the keys in {path}", remedy=f"chmod o-r {path}")
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
-    if not found and not none_is_well:
+    if not found and not may_be_empty:
         raise ConfigError(f"{path} holds no key", remedy="put one key on each line, as user:password or one word")
     return found
 
@@ -92,7 +92,7 @@ def digest_of(text: str) -> bytes:
 
 
 def is_address(name: str) -> bool:
-    """Is it an IP address, and no name?"""
+    """Is it an IP address and not a name?"""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -101,5 +101,5 @@ def is_address(name: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Is it this machine alone?"""
+    """Is it an address that only this machine reaches?"""
     return host.lower() == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)

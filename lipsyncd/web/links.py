@@ -1,7 +1,7 @@
-"""Addresses of results and uploads that open without a key: a signature in the query stands for it.
+"""Addresses of results and uploads that open without a key: their query holds a signature.
 
-The signature is an HMAC over what the address names, with a secret that is made once and kept in `state/link-secret`.
-It has no expiry of its own: a link lives as long as the file that it names, which retention decides.
+The signature is an HMAC over the name of the file, with a secret that is made once and kept in `state/link-secret`. It
+does not expire: a link works as long as retention keeps the file.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ _SIGNATURE_CHARS = 32
 
 
 class Links:
-    """Makes and checks addresses. `signed` is False while no key is configured: then nothing needs a signature."""
+    """Makes and checks addresses. `signed` is False while no key is configured: then no address needs a signature."""
 
     def __init__(self, state: Path, *, signed: bool) -> None:
         self.signed = signed
         self._secret = _secret(state / "link-secret")
 
     def talk(self, job_id: str, name: str, base: str) -> str:
-        """Where D-ID's clients download the video of a job; `base` such as "http://box:8003"."""
+        """Where D-ID's clients download the video of a job; `base` is an address such as "http://box:8003"."""
         return f"{base}/files/{talk_id(job_id)}/{quote(name, safe='')}.mp4{self._query('result', job_id)}"
 
     def video(self, job_id: str) -> str:
-        """The same for clients of the original service: a path."""
+        """Where clients of the original service download it: a path."""
         return f"/storage/videos/{job_id}.mp4{self._query('result', job_id)}"
 
     def upload(self, role: str, upload_id: str, name: str, base: str) -> str:
         return f"{base}/files/{role}s/{upload_id}/{quote(name, safe='')}{self._query('upload', upload_id)}"
 
     def is_signed(self, kind: str, name: str, signature: str) -> bool:
-        """Is this the signature of that "result" or "upload"? Takes the same time whatever the signature is."""
+        """Is this the signature of that "result" or "upload"? Takes the same time for every signature."""
         expected = self._signature(kind, name)
         return hmac.compare_digest(expected.encode(), signature.encode("utf-8", "surrogatepass"))
 
@@ -49,7 +49,7 @@ class Links:
 
 
 def _secret(path: Path) -> bytes:
-    """The secret, made at the first use."""
+    """The secret; it is made at the first use."""
     try:
         found = path.read_bytes()
     except FileNotFoundError:

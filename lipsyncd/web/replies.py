@@ -1,7 +1,7 @@
-"""Answers: JSON in D-ID's form, and one shape for every error there is.
+"""Answers: JSON in D-ID's form, and one form for every error.
 
-Whatever goes wrong, the body is `{"kind", "description"}` and at times "details": errors of ours, the router's own 404
-and 405, bodies that are too large, and bugs.
+The body of every error is `{"kind", "description"}`, some with "details": our own errors, the router's 404 and 405,
+bodies that are too large, and bugs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _SUPPORTED: Mapping[type[LipsyncdError], list[str]] = {
 
 
 class ApiError(Exception):
-    """An answer that is no success: HTTP status, D-ID's kind of error, one sentence, and details where they help."""
+    """An error to answer: HTTP status, D-ID's kind of error, one sentence, and details where they help."""
 
     def __init__(
         self,
@@ -94,26 +94,26 @@ def bad_request(description: str) -> ApiError:
 
 
 def invalid(details: Mapping[str, str]) -> ApiError:
-    """Fields that are wrong: dotted path -> what is the matter."""
-    told = {path: {"message": message} for path, message in details.items()}
-    return ApiError(400, "ValidationError", "validation failed", details=told)
+    """The error for wrong fields: dotted path -> what is wrong."""
+    messages = {path: {"message": message} for path, message in details.items()}
+    return ApiError(400, "ValidationError", "validation failed", details=messages)
 
 
 def too_large(path: str, limit_bytes: int, *, announced_bytes: int | None = None) -> ApiError:
-    """D-ID answers 400 to what is too large, everybody else 413."""
+    """The error for a body that is too large: 400 on D-ID's routes, 413 elsewhere."""
     status = 400 if path.startswith(_DID_ROUTES) else 413
     seen = "" if announced_bytes is None else f": the request has {announced_bytes / 1e6:.1f} MB"
     return ApiError(status, "InvalidFileSizeError", f"file size exceeded {limit_bytes / 1e6:g} MB{seen}")
 
 
 def json_reply(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """JSON that no cache keeps and no browser takes for anything else."""
-    told = {**_HEADERS, **headers} if headers else _HEADERS
-    return web.Response(body=json.dumps(body).encode(), status=status, headers=told)
+    """JSON that no cache keeps and every browser reads as JSON."""
+    all_headers = {**_HEADERS, **headers} if headers else _HEADERS
+    return web.Response(body=json.dumps(body).encode(), status=status, headers=all_headers)
 
 
 def reply_to(request: web.Request, error: Exception) -> web.Response:
-    """The answer for whatever a handler has raised. Raises it again when nobody listens any more."""
+    """The answer for an exception of a handler. Raises it again if the connection is gone."""
     if isinstance(error, ConnectionError):
         raise error
     if isinstance(error, ApiError):
@@ -123,7 +123,7 @@ def reply_to(request: web.Request, error: Exception) -> web.Response:
     if isinstance(error, LipsyncdError):
         return _of_ours(error).reply()
     if isinstance(error, (web.RequestPayloadError, HttpProcessingError)):
-        return bad_request("the body cannot be read: it is not encoded as its headers say").reply()
+        return bad_request("the body cannot be read: its encoding is not the one in its headers").reply()
     log.error("%s %s failed", request.method, request.path, exc_info=error)
     return ApiError(500, "InternalServerError", "internal server error").reply()
 
@@ -144,7 +144,7 @@ def _of_aiohttp(request: web.Request, error: web.HTTPException) -> ApiError:
 
 
 def _of_ours(error: LipsyncdError) -> ApiError:
-    """Our own errors: the status by their class, the sentence with its remedy, our code among the details."""
+    """The answer for our own errors: status by class, the message with its remedy, our code in the details."""
     status, kind = next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), (500, "InternalServerError"))
     if status == 500:
         log.warning("request failed: %s", error)

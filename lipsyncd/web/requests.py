@@ -1,10 +1,10 @@
-"""What several routes do alike: take uploads in, resolve addresses of our own, place orders, read the waiting time."""
+"""What several routes have in common: receive forms and uploads, resolve our own addresses, submit orders."""
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import math
+from collections import Counter
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,40 +18,40 @@ from lipsyncd.jobs.job import Job
 from lipsyncd.network.address_guard import receivers
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.uploads import Upload
-from lipsyncd.web.access import caller
+from lipsyncd.web.access import key_owner
 from lipsyncd.web.forms import Form, Part, read_form
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.orders import Order
 from lipsyncd.web.replies import ApiError, bad_request, invalid
-from lipsyncd.web.uploads import AUDIO, IMAGE, Stock
+from lipsyncd.web.uploads import AUDIO, IMAGE, CheckedUploads
 
 T = TypeVar("T")
 
-_JUDGES = 2  # uploads that are decoded at a time
+_CHECKERS = 2  # uploads that are decoded at a time
 _FETCHERS = 4  # uploads that are fetched at a time
-_MOST_UPLOADS = 16  # requests with files that are taken in at a time
-_MOST_OF_ONE = 12  # of them with the same key
+_MOST_UPLOADS = 16  # requests with files that are received at a time
+_MOST_OF_ONE_OWNER = 12  # of them with the same key
 _FORM_BYTES = 1 << 20  # of a form besides its files
 
 
-class Counter:
-    """Where requests with files and orders come in."""
+class Requests:
+    """Receives the requests of one server that bring files or orders."""
 
-    def __init__(self, settings: CurrentSettings, desk: Desk, stock: Stock) -> None:
+    def __init__(self, settings: CurrentSettings, jobs: Jobs, uploads: CheckedUploads) -> None:
         self.settings = settings
-        self.desk = desk
-        self.stock = stock
+        self.jobs = jobs
+        self.uploads = uploads
         self._receivers = receivers(settings.now.web.webhook_allow)
-        self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="web-judge")
+        self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="web-check")
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="web-fetch")
-        self._taking: collections.Counter[str] = collections.Counter()
+        self._receiving: Counter[str] = Counter()
 
     def close(self) -> None:
-        for pool in (self._judges, self._fetchers):
+        for pool in (self._checkers, self._fetchers):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def base(self, request: web.Request) -> str:
-        """Where this server is reached: as it is configured, else as the client reached it."""
+    def base_url(self, request: web.Request) -> str:
+        """The address of this server: the configured one, else the one that the client used."""
         return self.settings.now.web.public_url.rstrip("/") or f"{request.scheme}://{request.host}"
 
     async def body(self, request: web.Request) -> bytes:
@@ -64,40 +64,40 @@ class Counter:
         except TimeoutError:
             raise ApiError(408, "RequestTimeoutError", "the upload took too long") from None
 
-    async def receive(self, request: web.Request, files: dict[str, str]) -> tuple[Form, dict[str, Upload]]:
-        """Read a form; every file in it is judged and stored.
+    async def receive_form(self, request: web.Request, files: dict[str, str]) -> tuple[Form, dict[str, Upload]]:
+        """Read a form; check and store every file in it.
 
         files    names of parts that are files -> "image" or "audio"
         returns  the form, and the uploads by their role
 
-        Raises `ApiError`, `DiskLow`, or what is wrong with a file.
+        Raises `ApiError`, `DiskLow`, or an `InputError` for a file that cannot be used.
         """
         limit = self.settings.now.web.max_upload_mb * 1_000_000
-        with self._a_place(caller(request)), self.stock.desk_space() as folder:
+        with self._upload_slot(key_owner(request)), self.uploads.scratch_folder() as folder:
             reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
             form = await self._in_time(reading)
             return form, await self._store(form, files)
 
     @contextmanager
-    def _a_place(self, owner: str) -> Iterator[None]:
-        """One of the places for uploads; nobody gets all of them."""
-        if self._taking.total() >= _MOST_UPLOADS or self._taking[owner] >= _MOST_OF_ONE:
+    def _upload_slot(self, owner: str) -> Iterator[None]:
+        """Count a request with files while it is received; no owner of a key may have all slots."""
+        if self._receiving.total() >= _MOST_UPLOADS or self._receiving[owner] >= _MOST_OF_ONE_OWNER:
             raise ApiError(429, "TooManyRequestsError", "too many uploads at a time", headers={"Retry-After": "5"})
-        self._taking[owner] += 1
+        self._receiving[owner] += 1
         try:
             yield
         finally:
-            self._taking[owner] -= 1
+            self._receiving[owner] -= 1
 
-    async def receive_one(self, request: web.Request, role: str) -> Upload:
-        """The one upload in a form of D-ID's: the part `image` or `audio`, or the address in its part `source_url`.
+    async def receive_upload(self, request: web.Request, role: str) -> Upload:
+        """The one upload in a form of D-ID's: the part `image` or `audio`, or the address in the part `source_url`.
 
-        Raises as `receive` does, and `FetchRefused`, `FetchFailed`.
+        Raises what `receive_form` raises, and `FetchRefused`, `FetchFailed`.
         """
-        form, uploads = await self.receive(request, {role: role, "file": role})
+        form, uploads = await self.receive_form(request, {role: role, "file": role})
         upload = uploads[role] if role in uploads else await self._fetched(request, form, role)
         if form.fields.get("persist", "").strip().lower() in ("true", "1"):
-            await self.desk.run(self.stock.uploads.persist, upload.id)
+            await self.jobs.in_thread(self.uploads.stored.persist, upload.id)
         return upload
 
     async def _fetched(self, request: web.Request, form: Form, role: str) -> Upload:
@@ -107,12 +107,12 @@ class Counter:
                 f"invalid {role}: send the file as the form's part '{role}', or its address as 'source_url'"
             )
         loop = asyncio.get_running_loop()
-        with self._a_place(caller(request)), self.stock.desk_space() as folder:
-            own = await self.desk.run(self.stock.resolve, role, url)
+        with self._upload_slot(key_owner(request)), self.uploads.scratch_folder() as folder:
+            own = await self.jobs.in_thread(self.uploads.resolve, role, url)
             if own is not None:
                 return own
-            part = await loop.run_in_executor(self._fetchers, self.stock.fetch, url, folder)
-            return await loop.run_in_executor(self._judges, self.stock.take, role, part)
+            part = await loop.run_in_executor(self._fetchers, self.uploads.fetch, url, folder)
+            return await loop.run_in_executor(self._checkers, self.uploads.add, role, part)
 
     async def _store(self, form: Form, files: dict[str, str]) -> dict[str, Upload]:
         by_role: dict[str, Part] = {}
@@ -121,48 +121,46 @@ class Counter:
                 raise bad_request(f"send one {files[name]}, not two")
             by_role[files[name]] = part
         loop = asyncio.get_running_loop()
-        wanted = form.fields.get("filename", "")
+        name = form.fields.get("filename", "")
         return {
-            role: await loop.run_in_executor(self._judges, self.stock.take, role, part, wanted)
+            role: await loop.run_in_executor(self._checkers, self.uploads.add, role, part, name)
             for role, part in by_role.items()
         }
 
-    async def place(self, request: web.Request, order: Order) -> Job:
-        """Make a job of an order, with addresses of our own uploads resolved. Raises `ApiError`."""
+    async def submit(self, request: web.Request, order: Order) -> Job:
+        """Make a job of an order; addresses of our own uploads are resolved. Raises as `Jobs.submit`."""
         if order.webhook is not None:
             self._check_webhook(order.webhook)
-        order = await self.desk.run(self._resolved, order, request.host)
-        return await self.desk.place(
-            order, owner=caller(request), key=request.headers.get("Idempotency-Key"), base=self.base(request)
+        order = await self.jobs.in_thread(self._resolved, order, request.host)
+        return await self.jobs.submit(
+            order, owner=key_owner(request), key=request.headers.get("Idempotency-Key"), base=self.base_url(request)
         )
 
     def _check_webhook(self, url: str) -> None:
-        """Refuse now what could never be delivered. Sources are judged when they are fetched, as D-ID does it."""
+        """Refuse a webhook now that could never be delivered. Sources are checked when they are fetched, as in D-ID."""
         scheme = url.partition(":")[0].lower()
         try:
-            self._receivers[scheme].foresee(url)
+            self._receivers[scheme].check_without_resolving(url)
         except FetchRefused as error:
-            raise invalid({"body.webhook": f"'webhook' may not be told: {error.message}"}) from None
+            raise invalid({"body.webhook": f"'webhook' may not be called: {error.message}"}) from None
 
     def _resolved(self, order: Order, host: str) -> Order:
-        return replace(order, image=self._source(IMAGE, order.image, host), audio=self._voice(order.audio, host))
-
-    def _voice(self, audio: str | None, host: str) -> str | None:
-        return None if audio is None else self._source(AUDIO, audio, host)
+        image, audio = self._source(IMAGE, order.image, host), order.audio
+        return replace(order, image=image, audio=None if audio is None else self._source(AUDIO, audio, host))
 
     def _source(self, role: str, url: str, host: str) -> str:
-        """What the manifest calls it: an upload of ours by its id, everything else by its address."""
-        upload = self.stock.resolve(role, url)
+        """The name of a source in the manifest: the id of an upload of ours, else the address."""
+        upload = self.uploads.resolve(role, url)
         if upload is not None:
-            self.stock.uploads.touch(upload.id)
+            self.uploads.stored.touch(upload.id)
             return upload.reference
-        if self.stock.is_own_path(url) and host and f"//{host.lower()}/" in url.lower():
+        if self.uploads.is_own_path(url) and host and f"//{host.lower()}/" in url.lower():
             raise bad_request(f"{role} not found: {url.partition('?')[0]} was deleted, has expired, or is no {role}")
         return url
 
 
 def wait_s(request: web.Request) -> float:
-    """`?wait=SECONDS`; what is no number means not to wait."""
+    """The number in `?wait=SECONDS`; 0 if it is none."""
     if not request.query_string:
         return 0.0
     try:

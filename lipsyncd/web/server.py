@@ -1,7 +1,7 @@
-"""The server's thread: it binds before anything else starts, and then serves until the daemon ends it.
+"""The server and its thread. It binds its port before the daemon starts anything else, and serves until it is stopped.
 
-Has an asyncio loop of its own, so that nothing in the daemon waits for a client. A port that is taken is a wrong
-setting, and told at the start.
+The thread has an asyncio loop of its own, so that nothing in the daemon waits for a client. A port that is in use is a
+wrong setting and fails the start.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from pathlib import Path
 from aiohttp import web
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.monitor.probe import Vitals
+from lipsyncd.monitor.probe import HealthMonitor
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage.folders import Folders
-from lipsyncd.web.access import Doors, public
-from lipsyncd.web.connection import Wire
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.access import Access, public
+from lipsyncd.web.connection import Connection
+from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.keys import read_keys
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import json_reply
-from lipsyncd.web.requests import Counter
-from lipsyncd.web.routes.did_api import Talks
-from lipsyncd.web.routes.did_refusals import Manners
-from lipsyncd.web.routes.downloads import Files
-from lipsyncd.web.routes.health import VitalSigns
-from lipsyncd.web.routes.original_api import Original
+from lipsyncd.web.requests import Requests
+from lipsyncd.web.routes.did_api import TalkRoutes
+from lipsyncd.web.routes.did_refusals import PlaceholderRoutes
+from lipsyncd.web.routes.downloads import DownloadRoutes
+from lipsyncd.web.routes.health import HealthRoutes
+from lipsyncd.web.routes.original_api import OriginalRoutes
 from lipsyncd.web.routes.voices import Voices
-from lipsyncd.web.uploads import Stock
+from lipsyncd.web.uploads import CheckedUploads
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ class WebServer:
     """The REST service of one daemon. `start` and `stop` are called from the main thread.
 
     ffmpeg        decodes uploads
-    model_loaded  says whether a renderer is loaded just now
-    vitals        what health checks and metrics say
+    model_loaded  is a renderer loaded now?
+    monitor       answers health checks and metrics
 
-    Raises `ConfigError`: no key where one is needed, an address or a port that cannot be had.
+    Raises `ConfigError`: no key where one is needed, an address or a port that cannot be bound.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class WebServer:
         folders: Folders,
         ffmpeg: Path,
         model_loaded: Callable[[], bool],
-        vitals: Vitals,
+        monitor: HealthMonitor,
     ) -> None:
         self.settings = settings
         self.folders = folders
         self.ffmpeg = ffmpeg
         self.model_loaded = model_loaded
-        self.vitals = vitals
+        self.monitor = monitor
         self._head_within_s = min(_HEAD_WITHIN_S, settings.now.web.upload_timeout_s)
         keys = read_keys(settings.now.web)
         self.links = Links(folders.state, signed=bool(keys))
-        self.doors = Doors(settings, keys)
+        self.access = Access(settings, keys)
         self._sockets = _bind(settings.now.web.host, settings.now.web.port)
         self.port: int = self._sockets[0].getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -84,17 +84,17 @@ class WebServer:
     def start(self) -> None:
         self._thread.start()
         self._serving.wait()
-        told = f"keys: {len(self.doors.keys)}" if self.doors.keys else "no key"
-        log.info("REST on http://%s:%d, %s", _shown(self.settings.now.web.host), self.port, told)
-        if not self.doors.keys and self.settings.now.web.allow_anonymous:
-            log.warning("REST: no key is configured and web.allow_anonymous is true: anybody may use this server")
+        keys = f"keys: {len(self.access.keys)}" if self.access.keys else "no key"
+        log.info("REST on http://%s:%d, %s", _in_url(self.settings.now.web.host), self.port, keys)
+        if not self.access.keys and self.settings.now.web.allow_anonymous:
+            log.warning("REST: no key is configured and web.allow_anonymous is true: every client may use this server")
 
     def _prepare_keys(self, settings: Settings) -> Callable[[], None]:
         """Read the keys again. Raises `ConfigError`."""
-        before, keys = self.doors.keys, read_keys(settings.web)
+        before, keys = self.access.keys, read_keys(settings.web)
 
         def take_over() -> None:
-            self.doors.take_keys(keys)
+            self.access.take_keys(keys)
             self.links.signed = bool(keys)
             if keys != before:
                 log.info("REST: keys: %d now, were %d", len(keys), len(before))
@@ -103,13 +103,13 @@ class WebServer:
 
     @property
     def address(self) -> str:
-        """Where clients reach this server, as far as it can know without a request of theirs."""
+        """The address of this server, as far as it is known without a client's request."""
         host = self.settings.now.web.host
-        named = socket.gethostname() if host in ("0.0.0.0", "::") else _shown(host)
+        named = socket.gethostname() if host in ("0.0.0.0", "::") else _in_url(host)
         return self.settings.now.web.public_url.rstrip("/") or f"http://{named}:{self.port}"
 
     def stop(self) -> None:
-        """End every request within two seconds. Without a start only the port is given back."""
+        """End every request within two seconds. Before the start, only close the port."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closed.set)
             self._thread.join()
@@ -126,45 +126,42 @@ class WebServer:
         except Exception:
             log.exception("the web server ended")
         finally:
-            self._serving.set()  # nobody waits for a server that could not begin
+            self._serving.set()  # `start` must not wait for a server that failed
 
     async def _serve(self) -> None:
-        desk = Desk(self.settings, self.folders)
-        stock = Stock(self.settings, self.ffmpeg)
-        counter = Counter(self.settings, desk, stock)
-        runner = web.AppRunner(self.application(desk, counter), shutdown_timeout=_STOP_S, handler_cancellation=True)
+        jobs = Jobs(self.settings, self.folders)
+        uploads = CheckedUploads(self.settings, self.ffmpeg)
+        requests = Requests(self.settings, jobs, uploads)
+        runner = web.AppRunner(self.application(jobs, requests), shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()
-        assert runner.server is not None  # since it is set up
-        connect = partial(Wire, runner.server, loop=self._loop, head_within_s=self._head_within_s)
+        assert runner.server is not None  # after the setup
+        connect = partial(Connection, runner.server, loop=self._loop, head_within_s=self._head_within_s)
         listening = [
             await self._loop.create_server(connect, sock=listener, backlog=_BACKLOG) for listener in self._sockets
         ]
         self._serving.set()
         await self._closed.wait()
-        desk.closing = True
+        jobs.closing = True
         for server in listening:
             server.close()
         await runner.cleanup()
-        counter.close()
-        desk.close()
+        requests.close()
+        jobs.close()
 
-    def application(self, desk: Desk, counter: Counter) -> web.Application:
-        """Every route there is, each with and without a slash at its end."""
-        app = web.Application(
-            middlewares=[self.doors.middleware],
-            client_max_size=_BODY_BYTES,
+    def application(self, jobs: Jobs, requests: Requests) -> web.Application:
+        """All routes, each with and without a slash at its end."""
+        app = web.Application(middlewares=[self.access.middleware], client_max_size=_BODY_BYTES)
+        voices = Voices(self.settings.now.speech, jobs)
+        groups = (
+            OriginalRoutes(requests, jobs, self.links, self.model_loaded),
+            HealthRoutes(self.monitor, jobs),
+            PlaceholderRoutes(voices),  # before the talks: /talks/streams is no id
+            TalkRoutes(requests, jobs, self.links, voices),
+            DownloadRoutes(jobs, requests.uploads.stored, self.access, self.links),
+            _DocumentRoutes(),
         )
-        voices = Voices(self.settings.now.speech, desk)
-        pieces = (
-            Original(counter, desk, self.links, self.model_loaded),
-            VitalSigns(self.vitals, desk),
-            Manners(voices),  # before the talks: /talks/streams is no id
-            Talks(counter, desk, self.links, voices),
-            Files(desk, counter.stock.uploads, self.doors, self.links),
-            _Document(),
-        )
-        for piece in pieces:
-            for route in piece.routes():
+        for group in groups:
+            for route in group.routes():
                 for path in (route.path, f"{route.path}/"):
                     app.router.add_route(route.method, path, route.handler)
                     if route.method == "GET":
@@ -172,8 +169,8 @@ class WebServer:
         return app
 
 
-class _Document:
-    """The OpenAPI description of all of this."""
+class _DocumentRoutes:
+    """The OpenAPI description of all routes."""
 
     def __init__(self) -> None:
         self._body = json.loads(_DOCUMENT.read_bytes())
@@ -187,7 +184,7 @@ class _Document:
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:
-    """A bound socket for each address that the name has, all on one port."""
+    """A bound socket for each address of the host, all on one port."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -200,13 +197,13 @@ def _bind(host: str, port: int) -> list[socket.socket]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
-            listener.bind((address[0], taken, *address[2:]))
-            listener.listen(_BACKLOG)  # who connects before the loop runs waits, and is not refused
+            one_port = sockets[0].getsockname()[1] if len(sockets) > 1 else port
+            listener.bind((address[0], one_port, *address[2:]))
+            listener.listen(_BACKLOG)  # clients that connect before the loop runs wait and are not refused
     except OSError as error:
         for listener in sockets:
             listener.close()
-        why = "it is taken" if error.errno == errno.EADDRINUSE else error.strerror
+        why = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigError(
             f"web.port is {port} and web.host is {host!r}: {why}",
             remedy="set another web.port (0 takes any free one), or web.enabled = false",
@@ -214,5 +211,5 @@ def _bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def _shown(host: str) -> str:
+def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host

@@ -1,7 +1,7 @@
-"""Uploads: taken in, judged by a full decode in the jail, kept, and found again by the addresses that we gave out.
+"""Uploads: received, checked by a full decode in the jail, stored, and found again by the addresses that we gave out.
 
-D-ID accepts an upload and refuses it later, when a talk is made of it. Here whatever is answered with 201 decodes, has
-an allowed size and an allowed length. A video may stand where a picture does, for the renderers that take one.
+D-ID accepts an upload and refuses it later, when a talk is made of it. Here every upload that is answered with 201 can
+be decoded and has an allowed size and length. A video may replace a picture, for the renderers that take one.
 """
 
 from __future__ import annotations
@@ -35,41 +35,38 @@ from lipsyncd.web.forms import Part
 IMAGE, AUDIO = "image", "audio"
 _SUFFIX = {Kind.JPEG: "jpg"}
 _NAME_CHARS = 50
-_LOOK_FPS, _LOOK_FRAMES = (
-    Fraction(25),
-    250,
-)  # of a video the first ten seconds; the preparer looks at all that is needed
-# What a client gave back to us: the path that `Links.upload` made, whatever host name it reached us by.
+_CHECKED_FPS, _CHECKED_FRAMES = Fraction(25), 250  # the first ten seconds of a video; `prepare` checks all of it
+# The path that `Links.upload` made and a client sends back, under any host name.
 _OWN = re.compile(rf"/files/(image|audio)s/({ID_PATTERN})(?:/[^/]*)?/?")
 
 
-class Stock:
-    """The uploads of one server, and the rules that they have to keep."""
+class CheckedUploads:
+    """The uploads of one server, all of them checked."""
 
     def __init__(self, settings: CurrentSettings, ffmpeg: Path) -> None:
         self.settings = settings
         self.ffmpeg = ffmpeg
-        self.uploads = Uploads(settings.now.paths.state)
+        self.stored = Uploads(settings.now.paths.state)
 
     @contextmanager
-    def desk_space(self) -> Iterator[Path]:
-        """A folder for what is on its way in; gone with everything in it afterwards. Raises `DiskLow`."""
-        disk_space.require(self.uploads.root, self.settings.now.paths.min_free_mb)
-        folder = tempfile.mkdtemp(prefix=".tmp-in-", dir=self.uploads.root)
+    def scratch_folder(self) -> Iterator[Path]:
+        """A folder for files while they are received; it is removed afterwards. Raises `DiskLow`."""
+        disk_space.require(self.stored.root, self.settings.now.paths.min_free_mb)
+        folder = tempfile.mkdtemp(prefix=".tmp-in-", dir=self.stored.root)
         try:
             yield Path(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def fetch(self, url: str, folder: Path) -> Part:
-        """The file at an address, by the rules of every other fetch. Raises `FetchRefused`, `FetchFailed`."""
+        """Fetch the file at an address, by the rules of all fetches. Raises `FetchRefused`, `FetchFailed`."""
         rules, target = self.settings.now.fetch, folder / "fetched"
         most = min(self.settings.now.web.max_upload_mb, rules.max_mb) * 1_000_000
         found = fetch(url, target, max_bytes=most, timeout_s=rules.timeout_s, allow=rules.allow)
         return Part(target, unquote(urlsplit(url).path).rpartition("/")[2], found.size_bytes, found.sha256)
 
-    def take(self, role: str, part: Part, wanted_name: str = "") -> Upload:
-        """Judge a file that came in, and keep it. Raises what is wrong with it, an `InputError`."""
+    def add(self, role: str, part: Part, wanted_name: str = "") -> Upload:
+        """Check a received file and store it. Raises an `InputError` if it cannot be used."""
         kind = self._kind(role, part)
         upload_id = str(uuid.uuid4())
         name = _file_name(wanted_name or part.file_name or role, kind)
@@ -78,27 +75,28 @@ class Stock:
             content = folder / "content"
             part.path.rename(content)
             fsync_file(content)
-            known = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256)
-            return self._measured(known, content, kind)
+            upload = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256)
+            return self._checked(upload, content, kind)
 
-        return self.uploads.store(upload_id, fill)
+        return self.stored.store(upload_id, fill)
 
     def _kind(self, role: str, part: Part) -> Kind:
-        """What the bytes are; neither the name nor the type that came with them counts."""
+        """The kind of the bytes; the name and the type that came with them are ignored."""
         with part.path.open("rb") as file:
             kind = examine(file.fileno(), part.size_bytes).kind
         if kind is None or not (kind.is_image or kind.is_video if role == IMAGE else kind.is_audio):
-            seen = f"is {kind.value}" if kind else f"has no known format ({part.size_bytes} bytes)"
-            raise (ImageNotRecognised if role == IMAGE else AudioNotRecognised)(f"the uploaded {role} {seen}")
+            found = f"is {kind.value}" if kind else f"has no known format ({part.size_bytes} bytes)"
+            raise (ImageNotRecognised if role == IMAGE else AudioNotRecognised)(f"the uploaded {role} {found}")
         return kind
 
-    def _measured(self, upload: Upload, content: Path, kind: Kind) -> Upload:
+    def _checked(self, upload: Upload, content: Path, kind: Kind) -> Upload:
+        """The upload with its size or duration, after a full decode."""
         limits = self.settings.now.intake
-        with tempfile.TemporaryDirectory(prefix=".tmp-try-", dir=self.uploads.root) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".tmp-try-", dir=self.stored.root) as scratch:
             if kind.is_video and upload.role == IMAGE:
                 picture = screen(
                     content, kind, Path(scratch),
-                    ffmpeg=self.ffmpeg, fps=_LOOK_FPS, frames=_LOOK_FRAMES, min_side=limits.min_side_px,
+                    ffmpeg=self.ffmpeg, fps=_CHECKED_FPS, frames=_CHECKED_FRAMES, min_side=limits.min_side_px,
                 ).picture  # fmt: skip
                 return replace(upload, width=picture.width, height=picture.height)
             if upload.role == IMAGE:
@@ -116,17 +114,17 @@ class Stock:
             return replace(upload, duration_s=round(float(sound.duration), 3))
 
     def resolve(self, role: str, url: str) -> Upload | None:
-        """The upload that an address of ours means, whatever host it names; None for every other address."""
+        """The upload at an address of ours, whatever host it names; None for every other address."""
         match = _OWN.fullmatch(unquote(urlsplit(url).path)) if "/files/" in url else None
-        return self.uploads.find(match[2], role) if match and match[1] == role else None
+        return self.stored.find(match[2], role) if match and match[1] == role else None
 
     def is_own_path(self, url: str) -> bool:
-        """Does it look like an upload of ours? Without one on disk it is a link that has expired."""
+        """Has it the form of our own addresses? Without an upload on disk, it is a link that has expired."""
         return "/files/" in url and _OWN.fullmatch(unquote(urlsplit(url).path)) is not None
 
 
 def _file_name(wanted: str, kind: Kind) -> str:
-    """A short plain file name with the suffix that the bytes deserve."""
+    """A short plain file name with the suffix of the kind."""
     stem = os.path.splitext(wanted.replace("\\", "/").rpartition("/")[2])[0]  # noqa: PTH122 - no path of ours
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", clean_out_name(stem)).strip("._-")[:_NAME_CHARS]
     return f"{stem or 'file'}.{_SUFFIX.get(kind, kind.value)}"

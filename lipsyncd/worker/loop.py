@@ -341,7 +341,7 @@ class Worker:
 
     def _terms(self, renderer: str) -> str:
         """What decides how many frames at a time fit: the cap, the device, the program, the networks."""
-        found = gpu.look(self.device)
+        found = gpu.find(self.device)
         return " ".join(
             [
                 f"cap={self.settings.now.render.max_vram_gb:g}GB",

@@ -258,7 +258,7 @@ def test_encoders_that_are_listed_and_do_not_encode_are_a_fault(installation: In
 
 def test_the_gpus_encoder_is_really_tried() -> None:
     """Without a GPU the real ffmpeg gives the reason, although it lists the encoder."""
-    if gpu.look("auto") is None:
+    if gpu.find("auto") is None:
         assert ffmpeg.nvenc_fault(ffmpeg.find(""))
     assert "No such file" in ffmpeg.nvenc_fault(Path("/nowhere/ffmpeg"))
 
@@ -358,7 +358,7 @@ def test_a_weight_of_the_right_size_is_noted_until_it_is_hashed(with_weights: In
     assert the_weight(with_weights).exists()  # `models verify` renames it, a check does not
 
 
-@pytest.mark.skipif(gpu.look("auto") is not None, reason="this machine has a GPU")
+@pytest.mark.skipif(gpu.find("auto") is not None, reason="this machine has a GPU")
 @pytest.mark.parametrize("devices", [["auto"], ["cuda:0"], ["cpu", "cuda:0"]])
 def test_a_configured_gpu_that_does_not_exist_is_a_fault(installation: Installation, devices: list[str]) -> None:
     installation.changes["render"] = {"renderer": "musetalk", "devices": devices}

@@ -133,7 +133,7 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
                 time.sleep(0.15)
             told = arrivals.status()
             states = [(job.name, job.attempt) for job in by_hand.ledger.in_state(*JobState)]
-            seen.append((told["blocked"], told["inbox_fault"], states, arrivals.facts.blocked))
+            seen.append((told["blocked"], told["inbox_fault"], states, arrivals.facts.stuck_files))
             write_json(by_hand.folders.state / STATUS_FILE, told)
 
         put(inbox, "anna.png", picture())

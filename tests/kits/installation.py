@@ -130,7 +130,7 @@ class Installation:
         log, variables = self.root / "daemon.log", self.environment(**environment)
         log.touch()
         starts = self.log.count(READY)
-        if fresh or "LD_PRELOAD" in environment:
+        if fresh or environment.keys() & {"LD_PRELOAD", "PYTHONPATH"}:
             with log.open("ab") as output:
                 command = [sys.executable, "-m", "lipsyncd", *arguments]
                 self.daemon = subprocess.Popen(

@@ -20,25 +20,25 @@ from lipsyncd.errors import Blocked, RendererNotInstalled, tree
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor import health
-from lipsyncd.monitor.facts import Facts, Worker
+from lipsyncd.monitor.facts import Facts, WorkerFacts
 from lipsyncd.monitor.packages import NEEDS
-from lipsyncd.monitor.probe import RENDERER_CODES, Vitals
+from lipsyncd.monitor.probe import RENDERER_CODES, HealthMonitor
 from lipsyncd.renderers import NAMES
 from lipsyncd.settings import CurrentSettings
 from tests.kits.core_kit import as_nobody, queued
 from tests.kits.installation import ROOT, Installation
 from tests.kits.webhook_receiver import until
 
-WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
+WELL = Facts(version="1", workers=(WorkerFacts("cpu", up=True),))
 
 
-def vitals_of(installation: Installation, ledger: Ledger, **how: Any) -> Vitals:
+def monitor_of(installation: Installation, ledger: Ledger, **how: Any) -> HealthMonitor:
     given: dict[str, Any] = {"scan_age_s": lambda: 0.0, "scan_due_s": lambda: 10.0, "workers": list, **how}
-    return Vitals(CurrentSettings(installation.settings), installation.folders, touch=ledger.touch, **given)
+    return HealthMonitor(CurrentSettings(installation.settings), installation.folders, touch=ledger.touch, **given)
 
 
-def failing(vitals: Vitals) -> dict[str, str]:
-    good, body = vitals.ready()
+def failing(monitor: HealthMonitor) -> dict[str, str]:
+    good, body = monitor.ready()
     assert good is (body["failing"] == {})
     found: dict[str, str] = dict(body["failing"])
     return found
@@ -48,7 +48,9 @@ def failing(vitals: Vitals) -> dict[str, str]:
 
 
 def test_live_is_about_the_main_loop_and_nothing_else() -> None:
-    everything_wrong = replace(WELL, draining=True, faults={"ledger": "locked"}, workers=(Worker("cpu", up=False),))
+    everything_wrong = replace(
+        WELL, draining=True, faults={"ledger": "locked"}, workers=(WorkerFacts("cpu", up=False),)
+    )
     assert health.live(everything_wrong) == (True, {"status": "live", "tick_age_s": 0.0})
     assert health.live(replace(WELL, tick_age_s=health.TICK_LIMIT_S + 1))[0] is False
 
@@ -61,7 +63,7 @@ def test_live_is_about_the_main_loop_and_nothing_else() -> None:
         ({"probe_age_s": 16.0, "probe_due_s": 5.0, "probing": "inbox"}, "inbox"),
         ({"probe_age_s": 16.0, "probe_due_s": 5.0}, "probe"),
         ({"scan_age_s": 31.0, "scan_due_s": 10.0}, "scan"),
-        ({"workers": (Worker("cpu", up=True), Worker("cuda:0", up=False))}, "worker-cuda:0"),
+        ({"workers": (WorkerFacts("cpu", up=True), WorkerFacts("cuda:0", up=False))}, "worker-cuda:0"),
     ],
 )
 def test_each_thing_that_stops_work_is_named_alone(change: dict[str, Any], check: str) -> None:
@@ -82,19 +84,19 @@ def test_an_inbox_that_is_gone_is_told_once_and_not_as_a_late_scan_too() -> None
 def test_nothing_is_ready_before_the_first_probe_and_all_is_after_it(
     installation: Installation, ledger: Ledger
 ) -> None:
-    vitals = vitals_of(installation, ledger)
-    assert list(failing(vitals)) == ["probe"]
-    vitals.probe()
-    assert failing(vitals) == {}
+    monitor = monitor_of(installation, ledger)
+    assert list(failing(monitor)) == ["probe"]
+    monitor.probe()
+    assert failing(monitor) == {}
 
 
 @pytest.mark.parametrize("kind", ["inbox", "outbox"])
 def test_a_folder_whose_marker_is_gone_is_not_mounted(installation: Installation, ledger: Ledger, kind: str) -> None:
-    vitals = vitals_of(installation, ledger)
+    monitor = monitor_of(installation, ledger)
     (installation.path(kind) / ".lipsyncd" / f"{kind}-id").unlink()
-    vitals.probe()
-    assert list(failing(vitals)) == [kind]
-    assert "not mounted" in failing(vitals)[kind]
+    monitor.probe()
+    assert list(failing(monitor)) == [kind]
+    assert "not mounted" in failing(monitor)[kind]
 
 
 @pytest.mark.parametrize("kind", ["inbox", "outbox"])
@@ -102,9 +104,9 @@ def test_a_folder_that_may_not_be_written_is_told(installation: Installation, le
     folder, state = installation.path(kind), installation.path("state")
     folder.chmod(0o555)
     (state / "folders.json").chmod(0o644)
-    vitals = vitals_of(installation, ledger)
+    monitor = monitor_of(installation, ledger)
     try:
-        why = as_nobody(lambda: vitals._folder_fault(kind), folder / ".lipsyncd", state)
+        why = as_nobody(lambda: monitor._folder_fault(kind), folder / ".lipsyncd", state)
     finally:
         folder.chmod(0o755)
     assert why == f"{folder} cannot be written"
@@ -112,31 +114,31 @@ def test_a_folder_that_may_not_be_written_is_told(installation: Installation, le
 
 def test_a_disk_below_its_floor_is_told_with_both_numbers(installation: Installation, ledger: Ledger) -> None:
     installation.changes["paths"] = {"min_free_mb": 1 << 40}
-    vitals = vitals_of(installation, ledger)
-    vitals.probe()
-    assert list(failing(vitals)) == ["disk"]
-    assert f"MB free; {1 << 40} MB are needed" in failing(vitals)["disk"]
+    monitor = monitor_of(installation, ledger)
+    monitor.probe()
+    assert list(failing(monitor)) == ["disk"]
+    assert f"MB free; {1 << 40} MB are needed" in failing(monitor)["disk"]
 
 
 def test_a_ledger_that_somebody_locks_is_told_while_answers_come_at_once(
     installation: Installation, ledger: Ledger
 ) -> None:
-    vitals = vitals_of(installation, ledger, probe_every_s=0.1)
-    thread = threading.Thread(target=vitals.run)
+    monitor = monitor_of(installation, ledger, probe_every_s=0.1)
+    thread = threading.Thread(target=monitor.run)
     thread.start()
     try:
-        until(lambda: failing(vitals) == {}, "the first probe")
+        until(lambda: failing(monitor) == {}, "the first probe")
         with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            until(lambda: failing(vitals), "the fault")
+            until(lambda: failing(monitor), "the fault")
             began = time.monotonic()
-            assert list(failing(vitals)) == ["ledger"]
-            assert vitals.live()[0]
+            assert list(failing(monitor)) == ["ledger"]
+            assert monitor.live()[0]
             assert time.monotonic() - began < 0.05
             other.execute("COMMIT")
-        until(lambda: failing(vitals) == {}, "the end of it")
+        until(lambda: failing(monitor) == {}, "the end of it")
     finally:
-        vitals.stop()
+        monitor.stop()
         thread.join(10)
     assert not thread.is_alive()
 
@@ -154,30 +156,30 @@ def test_touching_the_ledger_writes_and_changes_nothing(installation: Installati
 
 def test_a_default_renderer_without_its_packages_is_told(installation: Installation, ledger: Ledger) -> None:
     installation.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package_anywhere.mine:Mine"]}
-    vitals = vitals_of(installation, ledger)
-    vitals.probe()
-    assert failing(vitals) == {"renderer": "mine needs no_such_package_anywhere, which is not installed"}
+    monitor = monitor_of(installation, ledger)
+    monitor.probe()
+    assert failing(monitor) == {"renderer": "mine needs no_such_package_anywhere, which is not installed"}
     installation.changes["render"] = {"renderer": "nosuch"}
-    vitals = vitals_of(installation, ledger)
-    vitals.probe()
-    assert failing(vitals) == {"renderer": "no renderer is called 'nosuch'"}
+    monitor = monitor_of(installation, ledger)
+    monitor.probe()
+    assert failing(monitor) == {"renderer": "no renderer is called 'nosuch'"}
 
 
 def test_what_blocks_jobs_of_the_default_renderer_is_told_and_of_another_one_is_not(
     installation: Installation, ledger: Ledger
 ) -> None:
-    vitals = vitals_of(installation, ledger)
+    monitor = monitor_of(installation, ledger)
     other = queued(ledger, "bert", renderer="preview")
     ledger.set_blocked(other, RendererNotInstalled("no cv2").reason(), delay_ms=0)
-    vitals.probe()
-    assert failing(vitals) == {}
+    monitor.probe()
+    assert failing(monitor) == {}
     blocked = queued(ledger, "anna")
     ledger.set_blocked(blocked, RendererNotInstalled("no torch").reason(), delay_ms=0)
-    vitals.probe()
-    assert failing(vitals) == {"renderer": "renderer-not-installed: no torch"}
+    monitor.probe()
+    assert failing(monitor) == {"renderer": "renderer-not-installed: no torch"}
     ledger.to_cancelled(blocked, sources=[JobState.QUEUED])
-    vitals.probe()
-    assert failing(vitals) == {}
+    monitor.probe()
+    assert failing(monitor) == {}
 
 
 def test_what_each_renderer_needs_is_known() -> None:

@@ -16,18 +16,18 @@ from lipsyncd.jobs.job import Job, JobState, now_ms
 from lipsyncd.jobs.webhook_delivery import DeliveryState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor import metrics
-from lipsyncd.monitor.facts import Facts, Worker
-from lipsyncd.monitor.metrics import BUCKETS_S, STAGES, Tally, exposition
+from lipsyncd.monitor.facts import Facts, WorkerFacts
+from lipsyncd.monitor.metrics import BUCKETS_S, STAGES, JobMetrics, exposition
 from lipsyncd.network import address_guard
 from lipsyncd.network.fetch import fetch
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation
 from tests.kits.webhook_receiver import receiving
-from tests.monitor.test_health import ask, served, vitals_of  # noqa: F401 - a fixture
+from tests.monitor.test_health import ask, monitor_of, served  # noqa: F401 - a fixture
 
 FACTS = Facts(
     version="1.2.3",
-    workers=(Worker("cpu", up=True, loads=2), Worker("cuda:0", up=False, loads=1)),
+    workers=(WorkerFacts("cpu", up=True, loads=2), WorkerFacts("cuda:0", up=False, loads=1)),
     scan_age_s=0.5,
     jobs={JobState.QUEUED: 3},
     oldest_queued_s=12.5,
@@ -86,10 +86,10 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 @pytest.fixture
-def tally(ledger: Ledger) -> Tally:
-    tally = Tally()
-    ledger.listeners.append(tally.see)
-    return tally
+def job_metrics(ledger: Ledger) -> JobMetrics:
+    job_metrics = JobMetrics()
+    ledger.listeners.append(job_metrics.record)
+    return job_metrics
 
 
 def finished(ledger: Ledger, name: str = "anna") -> str:
@@ -99,10 +99,10 @@ def finished(ledger: Ledger, name: str = "anna") -> str:
     return job_id
 
 
-def test_the_names_and_labels_are_these(ledger: Ledger, tally: Tally) -> None:
+def test_the_names_and_labels_are_these(ledger: Ledger, job_metrics: JobMetrics) -> None:
     finished(ledger)
     ledger.to_failed(queued(ledger), NoFaceFound("no face").reason())
-    text = exposition(FACTS, tally, webhooks={"delivered": 1}, blocked={"port": 1})
+    text = exposition(FACTS, job_metrics, webhooks={"delivered": 1}, refused_connections={"port": 1})
     told: dict[str, set[str]] = {}
     for name, labels in samples(text):
         base = re.sub(r"_(bucket|count|sum)$", "", name) if "duration" in name else name
@@ -110,16 +110,16 @@ def test_the_names_and_labels_are_these(ledger: Ledger, tally: Tally) -> None:
     assert told == NAMES
 
 
-def test_names_carry_base_units_and_counters_end_in_total(ledger: Ledger, tally: Tally) -> None:
-    for family in text_string_to_metric_families(exposition(FACTS, tally).decode()):
+def test_names_carry_base_units_and_counters_end_in_total(ledger: Ledger, job_metrics: JobMetrics) -> None:
+    for family in text_string_to_metric_families(exposition(FACTS, job_metrics).decode()):
         assert family.documentation.endswith("."), family.name
         assert not re.search(r"_(ms|mb|gb|minutes|percent)(_|$)", family.name)
         if family.type == "counter":
             assert all(sample.name.endswith("_total") for sample in family.samples)
 
 
-def test_a_look_at_the_daemon_is_told(tally: Tally) -> None:
-    found = samples(exposition(FACTS, tally))
+def test_a_look_at_the_daemon_is_told(job_metrics: JobMetrics) -> None:
+    found = samples(exposition(FACTS, job_metrics))
     assert value(found, "build_info", version="1.2.3") == 1
     assert value(found, "jobs", state="queued") == 3
     assert value(found, "jobs", state="failed") == 0
@@ -131,21 +131,21 @@ def test_a_look_at_the_daemon_is_told(tally: Tally) -> None:
     assert value(found, "spool_free_bytes") == 7e9
     assert value(found, "inbox_scan_interval_seconds") == FACTS.scan_due_s
     assert value(found, "ready") == 1
-    assert value(samples(exposition(FACTS, tally, ready=False)), "ready") == 0
+    assert value(samples(exposition(FACTS, job_metrics, ready=False)), "ready") == 0
     assert value(found, "sandbox_missing") == 0
-    assert value(samples(exposition(replace(FACTS, jailed=False), tally)), "sandbox_missing") == 1
+    assert value(samples(exposition(replace(FACTS, jailed=False), job_metrics)), "sandbox_missing") == 1
 
 
-def test_what_is_unknown_is_left_out_and_not_told_as_zero(tally: Tally) -> None:
-    names = {name for name, _ in samples(exposition(Facts(version="1"), tally))}
+def test_what_is_unknown_is_left_out_and_not_told_as_zero(job_metrics: JobMetrics) -> None:
+    names = {name for name, _ in samples(exposition(Facts(version="1"), job_metrics))}
     assert "lipsyncd_outbox_free_bytes" not in names
     assert "lipsyncd_last_success_timestamp_seconds" not in names
     assert "lipsyncd_render_realtime_ratio" not in names
 
 
-def test_every_end_of_a_webhook_has_its_series_from_the_start(tally: Tally) -> None:
+def test_every_end_of_a_webhook_has_its_series_from_the_start(job_metrics: JobMetrics) -> None:
     """A counter that appears with its first event has no increase: that event would go unseen."""
-    found = samples(exposition(FACTS, tally, webhooks={"delivered": 2}))
+    found = samples(exposition(FACTS, job_metrics, webhooks={"delivered": 2}))
     told = {state.value: value(found, "webhook_deliveries_total", result=state.value) for state in DeliveryState}
     assert told == {**dict.fromkeys(told, 0), "delivered": 2}
 
@@ -154,18 +154,18 @@ def test_the_last_success_is_remembered_over_a_restart(installation: Installatio
     installation.folders.initialise()
     ledger = Ledger(installation.path("state") / "ledger.db")
     done = ledger.get(finished(ledger))
-    vitals = vitals_of(installation, ledger)
+    monitor = monitor_of(installation, ledger)
     ledger.close()
     assert done.finished_ms is not None
-    assert value(samples(vitals.metrics()), "last_success_timestamp_seconds") == done.finished_ms / 1000
+    assert value(samples(monitor.metrics()), "last_success_timestamp_seconds") == done.finished_ms / 1000
 
 
-def test_ends_are_counted_by_where_a_job_came_from_and_how_it_ended(ledger: Ledger, tally: Tally) -> None:
+def test_ends_are_counted_by_where_a_job_came_from_and_how_it_ended(ledger: Ledger, job_metrics: JobMetrics) -> None:
     finished(ledger)
     finished(ledger, "bert")
     ledger.to_failed(queued(ledger, "carl", rest={"by": "local"}), NoFaceFound("no face").reason())
     ledger.to_cancelled(queued(ledger, "dora"))
-    found = samples(exposition(FACTS, tally))
+    found = samples(exposition(FACTS, job_metrics))
     assert value(found, "jobs_total", source="inbox", result="done") == 2
     assert value(found, "jobs_total", source="rest", result="failed") == 1
     assert value(found, "jobs_total", source="inbox", result="cancelled") == 1
@@ -174,37 +174,37 @@ def test_ends_are_counted_by_where_a_job_came_from_and_how_it_ended(ledger: Ledg
     assert value(found, "render_realtime_ratio") == 4  # 1000 ms of video in 250 ms
 
 
-def test_counters_only_grow_also_when_a_job_is_tried_again_or_deleted(ledger: Ledger, tally: Tally) -> None:
+def test_counters_only_grow_also_when_a_job_is_tried_again_or_deleted(ledger: Ledger, job_metrics: JobMetrics) -> None:
     job_id = queued(ledger)
     ledger.to_failed(job_id, NoFaceFound("no face").reason())
     ledger.retry(job_id, "anna")
     ledger.to_failed(job_id, NoFaceFound("no face").reason())
-    before = value(samples(exposition(FACTS, tally)), "jobs_total", source="inbox", result="failed")
+    before = value(samples(exposition(FACTS, job_metrics)), "jobs_total", source="inbox", result="failed")
     assert ledger.delete(job_id)
-    assert value(samples(exposition(FACTS, tally)), "jobs_total", source="inbox", result="failed") == before == 2
+    assert value(samples(exposition(FACTS, job_metrics)), "jobs_total", source="inbox", result="failed") == before == 2
 
 
-def test_a_lost_render_child_is_counted_by_its_cause(ledger: Ledger, tally: Tally) -> None:
+def test_a_lost_render_child_is_counted_by_its_cause(ledger: Ledger, job_metrics: JobMetrics) -> None:
     job_id = claimed(ledger)
     ledger.requeue(job_id, note="crash", charge=True, error=RenderCrashed("it fell over").reason())
     assert ledger.claim("cpu", "t2") is not None
     ledger.requeue(job_id, note="the daemon stops", charge=False)
-    found = samples(exposition(FACTS, tally))
+    found = samples(exposition(FACTS, job_metrics))
     assert value(found, "worker_restarts_total", cause="crash") == 1
     assert value(found, "worker_restarts_total", cause="memory") == 0
 
 
 def test_each_stage_is_timed_from_one_move_to_the_next(tmp_path: Path) -> None:
     clock = Counter(now=10_000)
-    tally = Tally(clock_ms=lambda: clock["now"])
+    job_metrics = JobMetrics(clock_ms=lambda: clock["now"])
     job = _job(tmp_path)
     moves = [("prepared", 300), ("running", 2_000), ("publishing", 7_000), ("done", 40)]
     for step, wait_ms in moves:
         clock["now"] += wait_ms
         state = JobState.QUEUED if step == "prepared" else JobState(step)
         ended_ms = clock["now"] if step == "done" else None
-        tally.see(step, replace(job, state=state, accepted_ms=10_000, finished_ms=ended_ms))
-    found = samples(exposition(FACTS, tally))
+        job_metrics.record(step, replace(job, state=state, accepted_ms=10_000, finished_ms=ended_ms))
+    found = samples(exposition(FACTS, job_metrics))
     for stage, took_s in zip(STAGES, (0.3, 2.0, 7.0, 0.04, 9.34), strict=True):
         assert value(found, "job_stage_duration_seconds_sum", stage=stage) == pytest.approx(took_s)
         assert value(found, "job_stage_duration_seconds_count", stage=stage) == 1
@@ -214,37 +214,41 @@ def test_each_stage_is_timed_from_one_move_to_the_next(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_was_broken_off_is_not_timed(tmp_path: Path) -> None:
-    tally, job = Tally(), replace(_job(tmp_path), accepted_ms=now_ms())
+    job_metrics, job = JobMetrics(), replace(_job(tmp_path), accepted_ms=now_ms())
     for step in ("prepared", "running", "queued", "running", "failed"):
         state = JobState.QUEUED if step == "prepared" else JobState(step)
-        tally.see(step, replace(job, state=state, prepared=True, reason_code="no-face" if step == "failed" else None))
-    found = samples(exposition(FACTS, tally))
+        job_metrics.record(
+            step, replace(job, state=state, prepared=True, reason_code="no-face" if step == "failed" else None)
+        )
+    found = samples(exposition(FACTS, job_metrics))
     assert value(found, "job_stage_duration_seconds_count", stage="waiting") == 2
     assert value(found, "job_stage_duration_seconds_count", stage="rendering") == 0
     assert value(found, "job_stage_duration_seconds_count", stage="whole") == 0
 
 
-def test_a_thousand_jobs_add_no_line_and_leave_nothing_behind(tmp_path: Path, ledger: Ledger, tally: Tally) -> None:
+def test_a_thousand_jobs_add_no_line_and_leave_nothing_behind(
+    tmp_path: Path, ledger: Ledger, job_metrics: JobMetrics
+) -> None:
     finished(ledger)
-    lines = len(exposition(FACTS, tally).splitlines())
+    lines = len(exposition(FACTS, job_metrics).splitlines())
     job = ledger.get(finished(ledger, "bert"))
     for number in range(1000):
         one = replace(job, id=f"{number:036d}", name=f"job {number}")
         for step in ("prepared", "running", "publishing", "done"):
-            tally.see(step, replace(one, state=JobState.QUEUED if step == "prepared" else JobState(step)))
-    assert len(exposition(FACTS, tally).splitlines()) == lines
-    assert tally._since_ms == {}
-    assert value(samples(exposition(FACTS, tally)), "jobs_total", source="inbox", result="done") == 1002
+            job_metrics.record(step, replace(one, state=JobState.QUEUED if step == "prepared" else JobState(step)))
+    assert len(exposition(FACTS, job_metrics).splitlines()) == lines
+    assert job_metrics._since_ms == {}
+    assert value(samples(exposition(FACTS, job_metrics)), "jobs_total", source="inbox", result="done") == 1002
 
 
 def test_a_connection_that_was_forbidden_is_counted_by_the_rule(tmp_path: Path) -> None:
-    before = Counter(address_guard.blocked)
+    before = Counter(address_guard.refused_connections)
     with receiving() as canary:
         for address in (canary.url, f"http://localhost:{canary.port}/"):
             with pytest.raises(FetchRefused):
                 fetch(address, tmp_path / "x", max_bytes=1, timeout_s=5)
         assert canary.hits == []
-    assert Counter(address_guard.blocked) - before == {"not-public": 2}
+    assert Counter(address_guard.refused_connections) - before == {"not-public": 2}
 
 
 def test_the_daemon_tells_them_in_the_text_format(served: Installation) -> None:  # noqa: F811

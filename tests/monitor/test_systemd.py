@@ -16,14 +16,14 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor import health
-from lipsyncd.monitor.facts import Facts, Worker
+from lipsyncd.monitor.facts import Facts, WorkerFacts
 from lipsyncd.monitor.systemd import Notifier, SystemdReporter, activity
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.machine.service_manager import ServiceManager, listening
 from tests.kits.machine.world_kit import needs_fuse, needs_root, unmount
 
-WELL = Facts(version="1", workers=(Worker("cpu", up=True),))
+WELL = Facts(version="1", workers=(WorkerFacts("cpu", up=True),))
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ HUNG_SHARE: dict[str, Any] = {"probing": "outbox", "probe_age_s": 500.0, "probe_
         ({"tick_age_s": health.MAIN_STUCK_S + 1}, "main loop"),
         ({"scan_age_s": health.SCAN_STUCK_S + 1}, "scanned"),
         ({"probing": "ledger", "probe_age_s": health.LEDGER_STUCK_S + 1, "probe_due_s": 5.0}, "ledger"),
-        ({"workers": (Worker("cuda:0", up=False),)}, "cuda:0"),
-        ({"workers": (Worker("cuda:0", up=True, unwatched_s=health.RENDER_STUCK_S + 1),)}, "cuda:0"),
+        ({"workers": (WorkerFacts("cuda:0", up=False),)}, "cuda:0"),
+        ({"workers": (WorkerFacts("cuda:0", up=True, unwatched_s=health.RENDER_STUCK_S + 1),)}, "cuda:0"),
     ],
 )
 def test_each_part_that_stands_still_is_named(change: dict[str, Any], word: str) -> None:
@@ -193,7 +193,7 @@ def test_each_part_that_stands_still_is_named(change: dict[str, Any], word: str)
         {"scan_age_s": health.SCAN_STUCK_S + 1, "faults": {"disk": "full"}},
         {"scan_age_s": 1000.0, "scan_due_s": 600.0},
         {"scan_age_s": health.SCAN_STUCK_S + 1, "draining": True},
-        {"workers": (Worker("cpu", up=False),), "draining": True},
+        {"workers": (WorkerFacts("cpu", up=False),), "draining": True},
         {"faults": {"ledger": "locked", "renderer": "no weights"}},
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.settings import CurrentSettings, Settings, Web
-from lipsyncd.web.access import Doors
+from lipsyncd.web.access import Access
 from lipsyncd.web.keys import key_of, read_keys
 from tests.kits.installation import Installation, picture, sound
 from tests.kits.web_kit import Api, serving
@@ -31,7 +31,7 @@ def b64(text: str) -> str:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A server with two keys in a file."""
-    root = tmp_path_factory.mktemp("doors")
+    root = tmp_path_factory.mktemp("access")
     keys = root / "keys"
     keys.write_text(f"# who may\n{KEY}\n\n{PLAIN}\n")
     keys.chmod(0o600)
@@ -59,9 +59,9 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     ],
 )
 def test_every_form_of_the_header_that_clients_send_is_taken(api: Api, header: str, owner: str) -> None:
-    doors = Doors(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
-    assert doors.owner({"Authorization": header}) == owner
-    assert doors.owner({"X-Api-Key": header}) == owner
+    access = Access(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
+    assert access.owner({"Authorization": header}) == owner
+    assert access.owner({"X-Api-Key": header}) == owner
     assert api.get("/credits", Authorization=header).status == 200
     assert api.get("/credits", x_api_key=header).status == 200
 
@@ -75,14 +75,14 @@ def test_every_form_of_the_header_that_clients_send_is_taken(api: Api, header: s
     ],
 )  # fmt: skip
 def test_nothing_else_is(api: Api, header: str) -> None:
-    doors = Doors(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
-    assert doors.owner({"Authorization": header}) is None
+    access = Access(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
+    assert access.owner({"Authorization": header}) is None
     api.get("/credits", Authorization=header).refused(401, "AuthorizationError")
 
 
 def test_bytes_that_are_no_text_are_no_key() -> None:
-    doors = Doors(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
-    assert doors.owner({"Authorization": "Bearer ÿ\udcff"}) is None
+    access = Access(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
+    assert access.owner({"Authorization": "Bearer ÿ\udcff"}) is None
 
 
 def test_without_the_key_every_route_is_closed_but_the_public_ones(api: Api) -> None:
@@ -170,7 +170,7 @@ def test_another_address_without_a_key_stops_the_start(installation: Installatio
 def test_anonymous_service_is_a_choice_that_is_warned_of_at_each_start(tmp_path: Path) -> None:
     with serving(tmp_path, changes={"web": {"host": "0.0.0.0", "allow_anonymous": True}}) as api:
         assert api.get("/credits").status == 200
-        assert "anybody may use this server" in api.installation.log
+        assert "every client may use this server" in api.installation.log
 
 
 def test_a_key_may_come_from_the_environment_or_from_systemd(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_units_credential_without_a_key_is_no_key(installation: Installation
         ("", 0o600, "holds no key"),
         ("# nothing\n", 0o600, "holds no key"),
         ("short\n", 0o600, "has 5 characters"),
-        (f"{KEY}\n", 0o644, "everybody may read"),
+        (f"{KEY}\n", 0o644, "every user of this machine may read"),
         (None, 0o600, "cannot read"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_port_that_is_taken_stops_the_start_and_names_the_setting(installation
         done = start(installation)
     assert done.returncode == 78
     assert f"web.port is {port}" in done.stderr
-    assert "it is taken" in done.stderr
+    assert "it is in use" in done.stderr
 
 
 def test_a_name_that_is_no_address_of_this_machine_stops_the_start(installation: Installation) -> None:

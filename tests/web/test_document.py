@@ -16,13 +16,13 @@ import pytest
 
 import lipsyncd
 from lipsyncd import __version__
-from lipsyncd.monitor.probe import Vitals
+from lipsyncd.monitor.probe import HealthMonitor
 from lipsyncd.settings import CurrentSettings, Paths, Settings, Web
 from lipsyncd.storage.folders import folders_of
 from lipsyncd.web import server
-from lipsyncd.web.jobs import Desk
-from lipsyncd.web.requests import Counter
-from lipsyncd.web.uploads import Stock
+from lipsyncd.web.jobs import Jobs
+from lipsyncd.web.requests import Requests
+from lipsyncd.web.uploads import CheckedUploads
 from tests.kits.installation import ROOT
 from tests.kits.web_kit import Api, serving
 
@@ -53,17 +53,17 @@ def test_every_route_is_described_and_everything_described_has_a_route(tmp_path:
     settings = CurrentSettings(Settings(paths=Paths(storage=tmp_path), web=Web(port=0)))
     folders = folders_of(settings.now.paths)
     folders.initialise()
-    one = server.WebServer(settings, folders, Path("/nowhere"), lambda: False, cast("Vitals", None))
-    desk = Desk(settings, folders)
-    counter = Counter(settings, desk, Stock(settings, Path("/nowhere")))
+    one = server.WebServer(settings, folders, Path("/nowhere"), lambda: False, cast("HealthMonitor", None))
+    jobs = Jobs(settings, folders)
+    requests = Requests(settings, jobs, CheckedUploads(settings, Path("/nowhere")))
     seen = {
         (route.method, route.resource.canonical)
-        for route in one.application(desk, counter).router.routes()
+        for route in one.application(jobs, requests).router.routes()
         if route.resource is not None
     }
     one.stop()
-    counter.close()
-    desk.close()
+    requests.close()
+    jobs.close()
 
     whole = {(method, path) for method, path in seen if not path.endswith("/")}
     assert {(m, f"{p}/") for m, p in whole} <= seen  # every path works with a trailing slash

@@ -25,7 +25,7 @@ from lipsyncd.results.retention import Limits, over
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.control_files import Request, ask
 from lipsyncd.storage.uploads import Upload, Uploads
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.orders import Order, job_id_of
 from lipsyncd.web.replies import ApiError
 from tests.kits.core_kit import claimed, queued
@@ -224,10 +224,10 @@ def test_the_wait_is_what_recent_jobs_took(tmp_path: Path) -> None:
             queued(ledger, f"waiting {number}", rest={"created_ms": 1})
         for devices, wait_s in ((["cpu"], "40"), (["cpu", "cuda:0"], "20"), (["cpu", "cuda:0", "cuda:1"], "20")):
             installation.changes["render"] = {"devices": devices, "max_concurrent_jobs": 2}
-            desk = Desk(CurrentSettings(installation.settings), installation.folders)
+            jobs = Jobs(CurrentSettings(installation.settings), installation.folders)
             with pytest.raises(ApiError) as refusal:
-                asyncio.run(desk.place(order, owner="local", key=None, base=""))
-            desk.close()
+                asyncio.run(jobs.submit(order, owner="local", key=None, base=""))
+            jobs.close()
             assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (429, wait_s)
 
 

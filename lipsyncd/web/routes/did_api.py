@@ -1,7 +1,7 @@
-"""D-ID's Talks API: talks, images and audios. Specified by what real clients of it rely on.
+"""D-ID's Talks API: talks, images and audios, with the behaviour that real clients rely on.
 
-201 for whatever is made, `status` out of four words, `result_url` only when the video is there, a list that new talks
-never shift.
+Creation is answered with 201, `status` is one of four words, `result_url` is there only with the video, and new talks
+never shift the pages of the list.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from aiohttp import web
 from lipsyncd.jobs import did_talk
 from lipsyncd.jobs.job import Job, utc_text
 from lipsyncd.storage.uploads import Upload
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import ApiError, bad_request, json_reply, not_found
-from lipsyncd.web.requests import Counter, wait_s
+from lipsyncd.web.requests import Requests, wait_s
 from lipsyncd.web.routes.did_request import read_json, read_talk
 from lipsyncd.web.routes.downloads import id_in
 from lipsyncd.web.routes.voices import Voices
@@ -28,16 +28,16 @@ from lipsyncd.web.uploads import AUDIO, IMAGE
 log = logging.getLogger(__name__)
 
 _MOST_LISTED = 100
-_LOOK_AGAIN = {"Retry-After": "2"}
+_RETRY_SOON = {"Retry-After": "2"}
 _NO_SPEECH = 'text scripts need a text-to-speech engine and none is configured; send script.type "audio"'
 
 
-class Talks:
+class TalkRoutes:
     """The routes that make and show talks."""
 
-    def __init__(self, counter: Counter, desk: Desk, links: Links, voices: Voices) -> None:
-        self.counter = counter
-        self.desk = desk
+    def __init__(self, requests: Requests, jobs: Jobs, links: Links, voices: Voices) -> None:
+        self.requests = requests
+        self.jobs = jobs
         self.links = links
         self.voices = voices
 
@@ -56,71 +56,71 @@ class Talks:
     # -- talks ---------------------------------------------------------------------------------------------------------
 
     async def create(self, request: web.Request) -> web.Response:
-        order = read_talk(read_json(await self.counter.body(request)))
+        order = read_talk(read_json(await self.requests.body(request)))
         if order.text is not None:
             if not self.voices.can_speak():
-                only = {"body.script.type": {"message": "only 'audio' is available on this server"}}
-                raise ApiError(400, "ValidationError", _NO_SPEECH, details=only)
-            order = replace(order, voice=await self.voices.meant_by(order.voice))
-        job = await self.counter.place(request, order)
+                details = {"body.script.type": {"message": "only 'audio' is available on this server"}}
+                raise ApiError(400, "ValidationError", _NO_SPEECH, details=details)
+            order = replace(order, voice=await self.voices.match(order.voice))
+        job = await self.requests.submit(request, order)
         if order.unknown:
             log.info("job %s: fields that mean nothing here: %.300s", job.id, ", ".join(map(repr, order.unknown)))
-        said = did_talk.said(job)
+        rest = did_talk.rest_of(job)
         body = {
             "id": did_talk.talk_id(job.id),
             "object": "talk",
-            "created_by": said.get("by", did_talk.OWNER),
-            "created_at": utc_text(said.get("created_ms", job.accepted_ms)),
+            "created_by": rest.get("by", did_talk.OWNER),
+            "created_at": utc_text(rest.get("created_ms", job.accepted_ms)),
             "status": "created",
         }
         return json_reply(body, status=201)
 
     async def get(self, request: web.Request) -> web.Response:
-        """The whole talk; with `?wait=SECONDS` as soon as it has ended."""
+        """The whole talk; with `?wait=SECONDS` not before it has ended."""
         job_id = id_in(request)
-        await self.desk.until_ended(job_id, wait_s(request))
-        job = await self.desk.look(job_id)
+        await self.jobs.wait_until_ended(job_id, wait_s(request))
+        job = await self.jobs.get(job_id)
         if job is None:
             raise not_found()
-        return json_reply(self._told(job, request), headers=None if job.state.ended else _LOOK_AGAIN)
+        return json_reply(self._talk(job, request), headers=None if job.state.ended else _RETRY_SOON)
 
     async def listed(self, request: web.Request) -> web.Response:
-        """Newest first. The token names the last talk of a page, so talks made meanwhile shift nothing."""
+        """The talks, newest first. The token names the last talk of a page, so new talks shift no page."""
         limit = _limit(request.query.get("limit", ""))
-        before = _place_of(request.query["token"]) if request.query.get("token") else None
-        jobs = await self.desk.run(self._page, before, limit)
-        body = {"talks": [self._told(job, request) for job in jobs[:limit]]}
+        before = _seq_of(request.query["token"]) if request.query.get("token") else None
+        jobs = await self.jobs.in_thread(self._page, before, limit)
+        body = {"talks": [self._talk(job, request) for job in jobs[:limit]]}
         if len(jobs) > limit:
             return json_reply({**body, "token": _token(jobs[limit - 1].seq)})
         return json_reply(body)
 
     def _page(self, before: int | None, limit: int) -> list[Job]:
-        """One job more than the page has, when there is one. Jobs without a row are newer than all others."""
-        fresh = self.desk.pending() if before is None else []
-        rows = self.desk.view.page(before, limit + 1)
+        """The jobs of a page and the next one, if there is one. Jobs without a row are newer than all others."""
+        pending = self.jobs.pending() if before is None else []
+        rows = self.jobs.view.page(before, limit + 1)
         known = {job.id for job in rows}
-        fresh = [job for job in fresh if job.id not in known][: max(0, limit - 1)]  # a page ends with a row
-        return [*fresh, *rows][: limit + 1]
+        pending = [job for job in pending if job.id not in known][: max(0, limit - 1)]  # a page ends with a row
+        return [*pending, *rows][: limit + 1]
 
     async def delete(self, request: web.Request) -> web.Response:
-        job = await self.desk.run(self.desk.find, id_in(request))
+        job = await self.jobs.in_thread(self.jobs.find, id_in(request))
         if job is None:
             raise not_found()
-        in_process = ApiError(409, "NotReadyError", "talk is in process, try again later")
+        not_ready = ApiError(409, "NotReadyError", "talk is in process, try again later")
         if not job.state.ended:
-            raise in_process
-        told = self._told(job, request)
-        answer = await self.desk.run(self.desk.delete, job.id)
+            raise not_ready
+        talk = self._talk(job, request)
+        answer = await self.jobs.in_thread(self.jobs.delete, job.id)
         if answer is None:
             raise ApiError(503, "ServiceUnavailableError", "the daemon did not answer; try again")
-        if not answer.ok and await self.desk.run(self.desk.find, job.id) is None:
-            raise not_found()  # another client was quicker
+        if not answer.ok and await self.jobs.in_thread(self.jobs.find, job.id) is None:
+            raise not_found()  # another client was faster
         if not answer.ok:
-            raise in_process
-        return json_reply(told)
+            raise not_ready
+        return json_reply(talk)
 
-    def _told(self, job: Job, request: web.Request) -> dict[str, object]:
-        return did_talk.talk(job, result_url=self.links.talk(job.id, job.out_name, self.counter.base(request)))
+    def _talk(self, job: Job, request: web.Request) -> dict[str, object]:
+        return did_talk.talk(job, result_url=self.links.talk(job.id, job.out_name, self.requests.base_url(request)))
 
     # -- uploads -------------------------------------------------------------------------------------------------------
 
@@ -133,8 +133,8 @@ class Talks:
         return json_reply({"id": upload.id, "url": url, "duration": upload.duration_s}, status=201)
 
     async def _upload(self, request: web.Request, role: str) -> tuple[Upload, str]:
-        upload = await self.counter.receive_one(request, role)
-        return upload, self.links.upload(role, upload.id, upload.name, self.counter.base(request))
+        upload = await self.requests.receive_upload(request, role)
+        return upload, self.links.upload(role, upload.id, upload.name, self.requests.base_url(request))
 
     async def delete_image(self, request: web.Request) -> web.Response:
         return await self._delete_upload(request, IMAGE)
@@ -143,10 +143,10 @@ class Talks:
         return await self._delete_upload(request, AUDIO)
 
     async def _delete_upload(self, request: web.Request, role: str) -> web.Response:
-        uploads, upload_id = self.counter.stock.uploads, id_in(request)
-        if await self.desk.run(uploads.find, upload_id, role) is None:
+        uploads, upload_id = self.requests.uploads.stored, id_in(request)
+        if await self.jobs.in_thread(uploads.find, upload_id, role) is None:
             raise not_found(f"{role} not found")
-        await self.desk.run(uploads.delete, upload_id)
+        await self.jobs.in_thread(uploads.delete, upload_id)
         return web.Response(status=204)
 
 
@@ -161,7 +161,7 @@ def _token(seq: int) -> str:
     return base64.urlsafe_b64encode(f"seq:{seq}".encode()).decode().rstrip("=")
 
 
-def _place_of(token: str) -> int:
+def _seq_of(token: str) -> int:
     try:
         text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode("ascii")
         word, _, seq = text.partition(":")
@@ -169,4 +169,4 @@ def _place_of(token: str) -> int:
             return int(seq)
     except (binascii.Error, ValueError):
         pass
-    raise bad_request("the token is none that this server gave out")
+    raise bad_request("the token was not issued by this server")

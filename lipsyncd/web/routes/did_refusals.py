@@ -1,6 +1,6 @@
-"""What D-ID has and a box of one's own does not: answered so that clients of it go on, or learn what to use instead.
+"""D-ID's routes for things that this server lacks: each answer lets a client go on, or names what to use instead.
 
-Never 401 (people would hunt their key), never 429 or 503 (programs would try again), never a job that does not exist.
+No answer is 401 (people would search for a wrong key), 429 or 503 (programs would try again), or an invented job.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _EMPTY = {
 }
 _STREAMS = "live streaming (WebRTC) is not available on this server; use POST /talks and poll or set a webhook"
 _OTHERS = {
-    "/tts/voices": "voices are not cloned here; GET /tts/voices lists those that there are",
+    "/tts/voices": "voices are not cloned here; GET /tts/voices lists the voices of this server",
     "/consents": "voices are not cloned here, so there is nothing to consent to",
     "/knowledge": "there are no agents on this server; it renders POST /talks only",
     "/secrets": "there are no agents on this server; it renders POST /talks only",
-    "/images/face-detection": "faces are looked for when a talk is rendered; there is no detection by itself",
+    "/images/face-detection": "faces are detected only while a talk is rendered",
 }
 
 
-class Manners:
+class PlaceholderRoutes:
     """Credits, voices, settings, empty lists, refusals."""
 
     def __init__(self, voices: Voices) -> None:
-        self.known = voices
+        self.all_voices = voices
 
     def routes(self) -> list[web.RouteDef]:
         posts = {
@@ -51,7 +51,7 @@ class Manners:
         ]
 
     async def credits(self, _request: web.Request) -> web.Response:
-        """Plenty: programs look before they start."""
+        """More than enough: programs check their credits before they start."""
         now = utc_text(now_ms())
         credit = {
             "owner_id": OWNER, "created_at": now, "modified_at": now, "valid_from": now,
@@ -61,10 +61,10 @@ class Manners:
 
     async def voices(self, _request: web.Request) -> web.Response:
         """The voices of the speech library; an empty list without it."""
-        return json_reply([_told(voice) for voice in await self.known.all()])
+        return json_reply([_voice(voice) for voice in await self.all_voices.all()])
 
 
-def _told(voice: Voice) -> dict[str, object]:
+def _voice(voice: Voice) -> dict[str, object]:
     return {
         "id": voice.language,
         "name": voice.name,

@@ -1,4 +1,4 @@
-"""Videos and uploads over HTTP: ranges, HEAD, ETag, and never through a symbolic link."""
+"""Sends videos and uploads: ranges, HEAD, ETag, and never through a symbolic link."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lipsyncd.jobs.manifest import canonical_id
 from lipsyncd.results.find_video import open_video
 from lipsyncd.storage.files import open_regular
 from lipsyncd.storage.uploads import Uploads
-from lipsyncd.web.access import Doors, public
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.access import Access, public
+from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import ApiError, not_found
 
@@ -27,13 +27,13 @@ _TYPES = {
 _MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")
 
 
-class Files:
-    """Serves what was made and what was uploaded."""
+class DownloadRoutes:
+    """The routes of finished videos and of uploads."""
 
-    def __init__(self, desk: Desk, uploads: Uploads, doors: Doors, links: Links) -> None:
-        self.desk = desk
+    def __init__(self, jobs: Jobs, uploads: Uploads, access: Access, links: Links) -> None:
+        self.jobs = jobs
         self.uploads = uploads
-        self.doors = doors
+        self.access = access
         self.links = links
 
     def routes(self) -> list[web.RouteDef]:
@@ -49,40 +49,40 @@ class Files:
         """The finished video of a job."""
         job_id = id_in(request)
         self._check("result", job_id, request)
-        job = await self.desk.look(job_id)
+        job = await self.jobs.get(job_id)
         if job is None:
             raise not_found()
         if job.state is not JobState.DONE:
             raise not_found(f"there is no video yet: the job is {job.state.value}")
-        descriptor = await self.desk.run(open_video, self.desk.folders, self.desk.view, job)
+        descriptor = await self.jobs.in_thread(open_video, self.jobs.folders, self.jobs.view, job)
         if descriptor is None:
             raise not_found(_GONE)
         return _reply(request, descriptor, "video/mp4", f"{job.out_name}.mp4")
 
     @public
     async def upload(self, request: web.Request) -> web.StreamResponse:
-        """The bytes of an upload, as they came."""
+        """The bytes of an upload, as the client sent them."""
         role, upload_id = request.match_info["role"], id_in(request)
         self._check("upload", upload_id, request)
-        upload = await self.desk.run(self.uploads.find, upload_id, role)
+        upload = await self.jobs.in_thread(self.uploads.find, upload_id, role)
         if upload is None:
             raise not_found(f"{role} not found")
         try:
-            descriptor = await self.desk.run(open_regular, self.uploads.content(upload.id))
+            descriptor = await self.jobs.in_thread(open_regular, self.uploads.content(upload.id))
         except OSError:
             raise not_found(f"{role} not found") from None
         return _reply(request, descriptor, _TYPES[upload.kind], upload.name)
 
     def _check(self, kind: str, name: str, request: web.Request) -> None:
-        """A key, or the signature that we put into the address."""
-        if not self.doors.keys or self.links.is_signed(kind, name, request.query.get("sig", "")):
+        """Require a key, or the signature that we put into the address."""
+        if not self.access.keys or self.links.is_signed(kind, name, request.query.get("sig", "")):
             return
-        if self.doors.owner(request.headers) is None:
+        if self.access.owner(request.headers) is None:
             raise ApiError(401, "AuthorizationError", "this link needs its ?sig= or a key")
 
 
 def id_in(request: web.Request) -> str:
-    """The id in a path, of either kind. Raises 404 for what is none."""
+    """The id in a path, D-ID's or ours. Raises 404 for a text that is neither."""
     try:
         return canonical_id(request.match_info["id"])
     except ValueError:
@@ -90,7 +90,7 @@ def id_in(request: web.Request) -> str:
 
 
 def _reply(request: web.Request, descriptor: int, content_type: str, name: str) -> web.StreamResponse:
-    """The answer with an open file, which it closes."""
+    """The answer that sends an open file and closes it."""
     response = _OpenFile(
         descriptor,
         {
@@ -101,15 +101,15 @@ def _reply(request: web.Request, descriptor: int, content_type: str, name: str) 
             "Server": "lipsyncd",
         },
     )
-    fault = "" if "If-Range" in request.headers else _fault_of_range(request, response.size_bytes)
+    fault = "" if "If-Range" in request.headers else _range_fault(request, response.size_bytes)
     if fault:
         response.close()
         raise ApiError(416, "RangeError", fault, headers={"Content-Range": f"bytes */{response.size_bytes}"})
     return response
 
 
-def _fault_of_range(request: web.Request, size_bytes: int) -> str:
-    """Why aiohttp could not serve the range that is asked for; it would answer without a word."""
+def _range_fault(request: web.Request, size_bytes: int) -> str:
+    """Why aiohttp could not serve the requested range; its own answer would not say why."""
     if _MANY_RANGES.match(request.headers.get("Range", "")):
         return "one range at a time"
     try:
@@ -120,7 +120,7 @@ def _fault_of_range(request: web.Request, size_bytes: int) -> str:
 
 
 class _OpenFile(web.FileResponse):
-    """aiohttp gets the file by its descriptor: what was opened without following a link is what is sent."""
+    """Has aiohttp send an open descriptor, so that it sends the file that was opened without following a link."""
 
     def __init__(self, descriptor: int, headers: dict[str, str]) -> None:
         self._opened = os.fdopen(descriptor, "rb")
@@ -128,7 +128,7 @@ class _OpenFile(web.FileResponse):
         super().__init__(f"/proc/self/fd/{descriptor}", headers=headers)
 
     def close(self) -> None:
-        """Give the file back unsent."""
+        """Close the file unsent."""
         self._opened.close()
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:

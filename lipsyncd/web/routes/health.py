@@ -1,6 +1,6 @@
-"""What supervisors and Prometheus ask: `/health/live`, `/health/ready`, `/metrics`.
+"""The routes for supervisors and Prometheus: `/health/live`, `/health/ready`, `/metrics`.
 
-The two health checks need no key: whoever starts and stops daemons has none. The metrics do.
+The two health checks need no key, since supervisors have none. The metrics need one.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Any
 
 from aiohttp import web
 
-from lipsyncd.monitor.probe import METRICS_TYPE, Vitals
+from lipsyncd.monitor.probe import METRICS_TYPE, HealthMonitor
 from lipsyncd.web.access import public
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.replies import json_reply
 
 
-class VitalSigns:
-    """These three routes."""
+class HealthRoutes:
+    """The three routes."""
 
-    def __init__(self, vitals: Vitals, desk: Desk) -> None:
-        self.vitals = vitals
-        self.desk = desk
+    def __init__(self, monitor: HealthMonitor, jobs: Jobs) -> None:
+        self.monitor = monitor
+        self.jobs = jobs
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -32,16 +32,16 @@ class VitalSigns:
 
     @public
     async def live(self, _request: web.Request) -> web.Response:
-        """Asks neither the ledger nor a disk: 503 means that only a restart helps."""
-        return _verdict(*self.vitals.live())
+        """Uses neither the ledger nor a disk: 503 means that only a restart helps."""
+        return _verdict(*self.monitor.live())
 
     @public
     async def ready(self, _request: web.Request) -> web.Response:
-        """503 names what fails."""
-        return _verdict(*self.vitals.ready())
+        """503 names the checks that fail."""
+        return _verdict(*self.monitor.ready())
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        body = await self.desk.run(self.vitals.metrics)
+        body = await self.jobs.in_thread(self.monitor.metrics)
         return web.Response(body=body, headers={"Content-Type": METRICS_TYPE})
 
 

@@ -1,4 +1,4 @@
-"""The endpoints of the original service, field by field: its clients only change the address."""
+"""The endpoints of the original service, with all of its fields: its clients change only the address."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lipsyncd.jobs.job import JobState, utc_text
 from lipsyncd.monitor import gpu
 from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.access import public
-from lipsyncd.web.jobs import Desk
+from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.ledger_reader import JobStatus
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import bad_request, json_reply, not_found
-from lipsyncd.web.requests import Counter, wait_s
+from lipsyncd.web.requests import Requests, wait_s
 from lipsyncd.web.routes.downloads import id_in
 from lipsyncd.web.routes.original_request import read_generate
 from lipsyncd.web.uploads import AUDIO, IMAGE
@@ -30,15 +30,15 @@ _STATUS = {
     JobState.FAILED: "error",
     JobState.CANCELLED: "error",
 }
-_LOOK_AGAIN = {"Retry-After": "2"}
+_RETRY_SOON = {"Retry-After": "2"}
 
 
-class Original:
-    """`/generate-video` and its companions. `model_loaded` says whether a render child holds a renderer."""
+class OriginalRoutes:
+    """`/generate-video` and the routes around it. `model_loaded`: has a render child loaded a renderer?"""
 
-    def __init__(self, counter: Counter, desk: Desk, links: Links, model_loaded: Callable[[], bool]) -> None:
-        self.counter = counter
-        self.desk = desk
+    def __init__(self, requests: Requests, jobs: Jobs, links: Links, model_loaded: Callable[[], bool]) -> None:
+        self.requests = requests
+        self.jobs = jobs
         self.links = links
         self.model_loaded = model_loaded
 
@@ -53,21 +53,21 @@ class Original:
 
     async def generate(self, request: web.Request) -> web.Response:
         """Make a video of one picture and one sound, each a file or an address."""
-        form, uploads = await self.counter.receive(request, {"source_image": IMAGE, "audio_data": AUDIO})
-        job = await self.counter.place(request, read_generate(form.fields, uploads.get(IMAGE), uploads.get(AUDIO)))
-        created_ms = did_talk.said(job).get("created_ms", job.accepted_ms)
+        form, uploads = await self.requests.receive_form(request, {"source_image": IMAGE, "audio_data": AUDIO})
+        job = await self.requests.submit(request, read_generate(form.fields, uploads.get(IMAGE), uploads.get(AUDIO)))
+        created_ms = did_talk.rest_of(job).get("created_ms", job.accepted_ms)
         return json_reply({"id": job.id, "status": "queued", "result_url": None, "created_at": utc_text(created_ms)})
 
     async def status(self, request: web.Request) -> web.Response:
-        """How a job stands; with `?wait=SECONDS` as soon as it has ended."""
+        """The status of a job; with `?wait=SECONDS` not before it has ended."""
         job_id = id_in(request)
-        await self.desk.until_ended(job_id, wait_s(request))
-        job = await self.desk.status(job_id)
+        await self.jobs.wait_until_ended(job_id, wait_s(request))
+        job = await self.jobs.status(job_id)
         if job is None:
             raise not_found("no job has that id")
-        return json_reply(self._told(job_id, job), headers=None if job.state.ended else _LOOK_AGAIN)
+        return json_reply(self._status(job_id, job), headers=None if job.state.ended else _RETRY_SOON)
 
-    def _told(self, job_id: str, job: JobStatus) -> dict[str, Any]:
+    def _status(self, job_id: str, job: JobStatus) -> dict[str, Any]:
         done = job.state is JobState.DONE
         failed = job.state.ended and not done
         return {
@@ -88,19 +88,19 @@ class Original:
         return await self._upload(request, AUDIO)
 
     async def _upload(self, request: web.Request, role: str) -> web.Response:
-        _, uploads = await self.counter.receive(request, {"file": role, role: role})
+        _, uploads = await self.requests.receive_form(request, {"file": role, role: role})
         if role not in uploads:
             raise bad_request(f"send the {role} as the form's part 'file'")
         upload = uploads[role]
-        url = self.links.upload(role, upload.id, upload.name, self.counter.base(request))
+        url = self.links.upload(role, upload.id, upload.name, self.requests.base_url(request))
         return json_reply({"id": upload.id, "url": url, **measured(upload)})
 
     @public
     async def health(self, _request: web.Request) -> web.Response:
         """The original's nine fields."""
-        waiting, working = await self.desk.run(self.desk.counts)
-        device = self.desk.settings.now.render.devices[0]
-        memory = await self.desk.run(gpu.memory, device)
+        waiting, working = await self.jobs.in_thread(self.jobs.counts)
+        device = self.jobs.settings.now.render.devices[0]
+        memory = await self.jobs.in_thread(gpu.memory, device)
         return json_reply(
             {
                 "status": "healthy",
@@ -117,6 +117,6 @@ class Original:
 
 
 def measured(upload: Upload) -> dict[str, Any]:
-    """What the check of an upload has found."""
+    """What the check of an upload has measured."""
     size = {"width": upload.width, "height": upload.height} if upload.role == IMAGE else {"duration": upload.duration_s}
     return {"kind": upload.kind, "size_bytes": upload.size_bytes, **size}

@@ -221,7 +221,7 @@ def test_it_works_as_its_own_user_who_owns_the_storage(running: Container) -> No
 
 
 def test_each_start_without_a_key_is_warned_of(running: Container) -> None:
-    assert "anybody may use this server" in (running.storage.parent / "log").read_text()
+    assert "every client may use this server" in (running.storage.parent / "log").read_text()
 
 
 def test_the_image_says_how_it_is_asked_and_stopped(builder: Builder, preview: str, source: Path) -> None:
