@@ -1,13 +1,13 @@
-# lipsyncd as a container. The last stage is what a plain build gives:
+# lipsyncd as a container. A build without --target makes the last stage:
 #
 #   docker build -t lipsyncd .                           with MuseTalk, for one NVIDIA GPU
 #   docker build -t lipsyncd:preview --target preview .  without torch, for any CPU
 #
-# A slim base and no CUDA image: torch's wheels bring CUDA, the driver comes from the host. Any Debian with python3 from
-# 3.11 on does; pin it by digest for builds that stay the same.
+# The base needs no CUDA: torch's wheels contain it, and the driver comes from the host. Any Debian with python3 3.11 or
+# newer works; pin it by digest for reproducible builds.
 ARG BASE=python:3.11-slim-bookworm
 
-# -- what is installed, made where it may leave things behind ----------------------------------------------------------
+# -- builds: their leftovers stay out of the image ---------------------------------------------------------------------
 
 FROM ${BASE} AS build-preview
 WORKDIR /build
@@ -18,23 +18,23 @@ RUN /opt/build/bin/pip install --no-cache-dir --require-hashes -r config/locks/b
 RUN /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r config/locks/preview.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY lipsyncd lipsyncd
-# The wheel is made with the build tools that are locked, and installed without asking for anything else.
+# The wheel is built with the locked build tools, and installed without its dependencies, which are there already.
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
  && /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
 
 FROM build-preview AS build-gpu
-# Leave torch out (`--build-arg TORCH=`) for a base that has its own, or to see the rest of the image built.
+# `--build-arg TORCH=` leaves torch out, for a base that has its own, or to build the rest of the image only.
 ARG TORCH=config/locks/torch.txt
 RUN if [ -n "${TORCH}" ]; then /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r "${TORCH}"; fi
 RUN /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r config/locks/musetalk.txt
 
-# -- what runs ---------------------------------------------------------------------------------------------------------
+# -- the images --------------------------------------------------------------------------------------------------------
 
 FROM ${BASE} AS runtime
 LABEL org.opencontainers.image.title="lipsyncd" \
       org.opencontainers.image.description="Turns a portrait and a voice in a watched folder into a talking video" \
       org.opencontainers.image.licenses="MIT"
-# tini hands signals on and buries orphans. A bare Debian gets its python3 here, an image of Python has one.
+# tini forwards signals and reaps orphaned processes. A plain Debian gets its python3 here; a Python image has one.
 RUN apt-get update -qq \
  && apt-get install -y -qq --no-install-recommends tini $(command -v python3 >/dev/null || echo python3) \
  && rm -rf /var/lib/apt/lists/*

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Install lipsyncd as a system service, or upgrade it: `make install`. Settings and data that are there stay as they are.
-#   PREFIX  the virtual environment               (/opt/lipsyncd)
-#   EXTRAS  what it gets besides the preview      (musetalk,tts; empty for a box without a GPU)
+# Install lipsyncd as a system service, or upgrade it: `make install`. Existing settings and data do not change.
+#   PREFIX  folder of the virtual environment     (default /opt/lipsyncd)
+#   EXTRAS  optional parts to install             (default musetalk,tts; empty for a machine without a GPU)
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
@@ -18,31 +18,31 @@ runs() { [ -d /run/systemd/system ] && systemctl --quiet is-active lipsyncd; }
 command -v systemd-sysusers >/dev/null && command -v systemd-tmpfiles >/dev/null || die "needs systemd"
 case $PREFIX in /*/*) ;; *) die "PREFIX is $PREFIX; name an absolute folder of its own" ;; esac
 if [ -e "$PREFIX" ] && [ ! -e "$PREFIX/pyvenv.cfg" ] && [ -n "$(ls -A "$PREFIX")" ]; then
-  die "$PREFIX has something else in it; name another PREFIX"
+  die "$PREFIX contains other files; name another PREFIX"
 fi
 
-# A service that runs finishes its job first: a render child must not find half of a new version.
+# Stop a running service first: a render child must not load files of two versions.
 was_running=no
 if runs; then
-  echo "stopping lipsyncd for the upgrade; a running job may finish"
+  echo "stopping lipsyncd for the upgrade; its running job may finish first"
   systemctl stop lipsyncd
   was_running=yes
 fi
 
 # -- the program -------------------------------------------------------------------------------------------------------
 
-"$PREFIX/bin/python" -c '' 2>/dev/null || rm -rf "$PREFIX"  # its Python went away with an upgrade of the system
+"$PREFIX/bin/python" -c '' 2>/dev/null || rm -rf "$PREFIX"  # an upgrade of the system removed its Python
 [ -e "$PREFIX/pyvenv.cfg" ] || sh config/venv.sh "$PREFIX"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp -R lipsyncd pyproject.toml README.md LICENSE "$work"  # pip builds beside the source: not in the checkout
+cp -R lipsyncd pyproject.toml README.md LICENSE "$work"  # pip writes beside its source: not into the checkout
 find "$work" -name __pycache__ -prune -exec rm -rf {} +
 "$PREFIX/bin/pip" install --quiet --disable-pip-version-check --constraint config/constraints.txt \
   "$work${EXTRAS:+[$EXTRAS]}"
 if [ ! -e "$link" ] || [ "$(readlink "$link")" = "$PREFIX/bin/lipsyncd" ]; then
   ln -sfn "$PREFIX/bin/lipsyncd" "$link"
 else
-  echo "make install: $link is somebody else's and stays; the command is $PREFIX/bin/lipsyncd" >&2
+  echo "make install: $link belongs to another program and stays; the command is $PREFIX/bin/lipsyncd" >&2
 fi
 
 # -- the service -------------------------------------------------------------------------------------------------------
@@ -64,28 +64,31 @@ fi
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
 [ $was_running = no ] || systemctl start lipsyncd
 
-# -- what is left ------------------------------------------------------------------------------------------------------
+# -- next steps --------------------------------------------------------------------------------------------------------
 
 echo
 echo "lipsyncd $("$PREFIX/bin/python" -c 'import lipsyncd; print(lipsyncd.__version__)') is installed in $PREFIX."
-if [ $was_running = yes ]; then echo "The service runs again."; exit; fi
+if [ $was_running = yes ]; then echo "The service is running again."; exit; fi
 cat <<END
-What is left to do:
+Next steps:
 
-  settings   $settings: the folders, who renders
+  settings   edit $settings: the folders and the renderer
 END
 case ",$EXTRAS," in *,musetalk,*) cat <<END
   weights    sudo -u lipsyncd lipsyncd models pull
 END
   ;; *) cat <<END
-  walls      sudo install -D -m 644 -t /etc/systemd/system/lipsyncd.service.d \\
+  no GPU     sudo install -D -m 644 -t /etc/systemd/system/lipsyncd.service.d \\
                $PREFIX/share/lipsyncd/lipsyncd.service.d/cpu-only.conf
 END
   ;; esac
 cat <<END
-  a share    when inbox and outbox lie on one: lipsyncd.service.d/mounted-share.conf, the same way, with its path
-  people     sudo adduser NAME lipsyncd          # may drop files, submit, cancel, read the status
-  a key      sudo install -m 600 /dev/null /etc/lipsyncd/api-key, one key on each line, for REST from other machines
+  share      if inbox and outbox are on a file server, write its mount point into
+               $PREFIX/share/lipsyncd/lipsyncd.service.d/mounted-share.conf
+               and copy that file to /etc/systemd/system/lipsyncd.service.d
+  users      sudo adduser NAME lipsyncd          # may drop files, submit and cancel jobs, and read their status
+  REST key   sudo install -m 600 /dev/null /etc/lipsyncd/api-key, then write one key on each line; needed for access
+               from other machines
   start      sudo systemctl daemon-reload && sudo systemctl enable --now lipsyncd
-  look       systemctl status lipsyncd; lipsyncd status; journalctl -u lipsyncd
+  check      systemctl status lipsyncd; lipsyncd doctor; journalctl -u lipsyncd
 END

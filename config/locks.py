@@ -1,9 +1,9 @@
-"""Write config/locks/: what the container images install, to the version and to the hash of every file.
+"""Write config/locks/: the packages of the container images, with versions and with hashes of every file.
 
     pip install uv && python config/locks.py
 
-`build.txt` makes the wheel; `preview.txt` is what every image has, `musetalk.txt` what the GPU image has besides, and
-`torch.txt` torch with its CUDA libraries, which may be left out or be brought by the base image.
+`build.txt` builds the wheel. `preview.txt` is for every image; the GPU image adds `musetalk.txt`, and `torch.txt`,
+which is torch with its CUDA libraries and may be left out if the base image has them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PYTHON = "3.11"
 
 
 def compiled(*arguments: str, given: str | None = None) -> list[str]:
-    """Pinned requirements with their hashes, each as one piece of text."""
+    """Pinned requirements with their hashes, one text for each package."""
     command = ["uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate"]
     command += ["--python-version", PYTHON, "--constraint", str(CONFIG / "constraints.txt"), *arguments]
     text = subprocess.run(command, input=given, check=True, capture_output=True, text=True, cwd=CONFIG.parent).stdout

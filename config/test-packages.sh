@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the Debian packages that some tests need besides pip's: a container, an image builder, a tracer, a mount of
 # one folder on another, a small compiler for a clock that can be set, and the programs that run the client examples
-# of docs/rest.md. Without root, or on another system, nothing is installed and those tests say what they miss.
+# of docs/rest.md. Without root, or on another system, nothing is installed, and those tests are skipped with a reason.
 set -eu
 missing=""
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }

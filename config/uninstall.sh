@@ -1,5 +1,5 @@
 #!/bin/sh
-# Take the service away: `make uninstall`. What people and the service have made stays, and is named at the end.
+# Remove the service: `make uninstall`. Settings and data stay; their paths are printed at the end.
 set -eu
 PREFIX=${PREFIX:-/opt/lipsyncd}
 link=/usr/local/bin/lipsyncd
@@ -16,8 +16,8 @@ rm -f /usr/local/lib/sysusers.d/lipsyncd.conf /usr/local/lib/tmpfiles.d/lipsyncd
 rm -rf /var/cache/lipsyncd
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
 
-echo "lipsyncd is gone. What stays, for you to keep or to delete:"
+echo "lipsyncd is removed. These files stay, for you to keep or to delete:"
 for kept in /etc/lipsyncd /etc/systemd/system/lipsyncd.service.d /var/lib/lipsyncd /srv/lipsyncd; do
   [ ! -e "$kept" ] || echo "  $kept"
 done
-echo "  the user and the group lipsyncd, whose files these are (sudo userdel lipsyncd)"
+echo "  the user and the group lipsyncd, who own these files (sudo userdel lipsyncd)"

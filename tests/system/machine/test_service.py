@@ -333,7 +333,7 @@ def test_installing_again_upgrades_a_running_service_and_keeps_its_settings(inst
     before = installed.show("MainPID")
     installed.write("/usr/src/lipsyncd/lipsyncd/of_the_next_version.py", '"""New."""\n')
     said = installed.run("cd /usr/src/lipsyncd && make install EXTRAS=").stdout
-    assert "The service runs again." in said
+    assert "The service is running again." in said
     assert (installed.root / SETTINGS.lstrip("/")).read_text() == text
     assert installed.show("ActiveState") == "active"
     assert installed.show("MainPID") != before
