@@ -27,13 +27,12 @@ from lipsyncd import __version__
 from lipsyncd.daemon import heap
 from lipsyncd.daemon.commands import carry_out
 from lipsyncd.daemon.housekeeping import Housekeeper
-from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import open_ledger, recover
 from lipsyncd.daemon.reload import reload
 from lipsyncd.errors import ConfigError, LedgerUnavailable, LipsyncdError
 from lipsyncd.inbox.service import Arrivals
 from lipsyncd.jobs.did_talk import rest_of
-from lipsyncd.jobs.job import Job, now_ms
+from lipsyncd.jobs.job import Job, JobState, now_ms
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
 from lipsyncd.monitor import facts, gpu
@@ -43,6 +42,10 @@ from lipsyncd.monitor.systemd import Notifier, SystemdReporter
 from lipsyncd.network import address_guard
 from lipsyncd.network.webhooks import Webhooks, load_keys
 from lipsyncd.prepare.preparer import Preparer
+from lipsyncd.results.failures import Failures
+from lipsyncd.results.finish import Finisher
+from lipsyncd.results.publish import Publisher
+from lipsyncd.results.stores import stores_of
 from lipsyncd.sandbox.jail import landlock_abi
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
@@ -53,6 +56,7 @@ from lipsyncd.storage.locks import InstanceLock
 from lipsyncd.storage.mounts import known_network
 from lipsyncd.web.server import WebServer
 from lipsyncd.weights import RENDERER, AutoPull, store_of
+from lipsyncd.worker.attempt import Device
 from lipsyncd.worker.batch_limits import FILE as CEILINGS_FILE
 from lipsyncd.worker.batch_limits import Ceilings
 from lipsyncd.worker.child_process import LocalChild, Timeouts
@@ -65,7 +69,6 @@ _LEDGER_AGAIN_S = 1.0
 _TIDY_EVERY_S = 30.0
 _KEEPER_S = 5.0  # for the housekeeper's last step; a dead share may hold it for ever
 _STATUS_EVERY_S = 1.0
-_IDLE_PREPARE_S = 0.5
 
 
 class Daemon:
@@ -83,9 +86,8 @@ class Daemon:
         self._signals: list[int] = []
         self._prepare = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._workers: list[Worker] = []
         self._rendering: list[tuple[LocalChild, threading.Thread]] = []
-        self._failures = 0
+        self._unexpected = 0
         self._arrivals = Arrivals(self.settings, self.folders, make_room=lambda: self._housekeeper.make_room())
         view = LedgerView(self.folders.state / "ledger.db")
         self._systemd = SystemdReporter(Notifier(), facts=lambda: self._monitor.facts(), view=view)
@@ -181,12 +183,16 @@ class Daemon:
         self._monitor = self._make_monitor()
         self._web = self._make_web(ffmpeg)
         self._ledger = open_ledger(self.folders.state / "ledger.db")
-        self.finisher = finisher_of(self.settings, self.folders, self._ledger)
-        self._arrivals.open(self.finisher.spool, self._ledger)
-        self._ledger.listeners += [self._monitor.job_metrics.record, self._wake_redrops]
-        recover(self._arrivals, self.finisher)
-        self._housekeeper = Housekeeper(self.finisher)
-        self._preparer = Preparer(self.settings, self.finisher.spool, self._ledger, self.finisher, ffmpeg)
+        self._stores = stores = stores_of(self.settings, self.folders, self._ledger)
+        self.finisher = Finisher(stores)
+        self._failures = Failures(stores, self.finisher)
+        self._publisher = Publisher(stores, self.finisher, self._failures)
+        self._arrivals.open(stores.spool, self._ledger)
+        self._ledger.listeners += [self._monitor.job_metrics.record, self._on_move]
+        recover(self._arrivals, stores, self.finisher)
+        self._housekeeper = Housekeeper(stores, self.finisher)
+        self._preparer = Preparer(stores, self.finisher, self._failures, self._publisher, ffmpeg)
+        stores.waiting.append(self._prepare)
         self._webhooks = self._make_webhooks()
         self._weights = AutoPull(
             store_of(settings), allowed=settings.weights.auto_pull, min_free_mb=settings.paths.min_free_mb
@@ -277,17 +283,15 @@ class Daemon:
             },
         )
         worker = Worker(
-            device,
-            self.settings,
+            Device(device, child, ffmpeg, self._weights, self._ceilings),
+            self._stores,
             self.finisher,
-            child,
-            ffmpeg,
-            self._weights,
-            self._ceilings,
+            self._failures,
+            self._publisher,
             stopping=self._stop.is_set,
             cut_off=self._cut_off.is_set,
         )
-        self._workers.append(worker)
+        self._stores.waiting.append(worker.wake)
         self._rendering.append((child, self._thread(f"worker-{device}", worker.run)))
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
@@ -304,10 +308,8 @@ class Daemon:
         self._monitor.drain()
         self._systemd.stopping(grace_s)
         self._arrivals.ring.set()
-        self._prepare.set()
         self._weights.stop(0)
-        for worker in self._workers:
-            worker.wake.set()
+        self._stores.wake()
         while any(thread.is_alive() for thread in self._threads):
             self._obey()
             if time.monotonic() > deadline:
@@ -325,7 +327,7 @@ class Daemon:
         self._ledger.close()
         (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
         log.info("stopped")
-        return 1 if self._failures else 0
+        return 1 if self._unexpected else 0
 
     # -- the main thread -----------------------------------------------------------------------------------------------
 
@@ -361,19 +363,13 @@ class Daemon:
             if request is not None and request.action == control_files.PRUNE:
                 self._housekeeper.take(path)
                 continue
-            control_files.answer(path, carry_out(request, self.finisher))
-            self._nudge()
+            control_files.answer(path, carry_out(request, self._stores, self.finisher))
+            self._stores.wake()
 
-    def _wake_redrops(self, _step: str, job: Job) -> None:
-        """Whoever waits for the same work can be served now."""
-        if job.state.ended:
+    def _on_move(self, step: str, job: Job) -> None:
+        """A job that is queued anew is prepared; the end of one serves the jobs that wait for the same work."""
+        if job.state.ended or step == JobState.QUEUED:
             self._prepare.set()
-
-    def _nudge(self) -> None:
-        """Something has changed in the ledger: let everybody look."""
-        self._prepare.set()
-        for worker in self._workers:
-            worker.wake.set()
 
     def _write_status(self) -> None:
         """What `lipsyncd status` shows besides the ledger: the inbox, and that we live."""
@@ -384,6 +380,7 @@ class Daemon:
             **self._arrivals.status(),
             "outbox_available": not self._monitor.fault("outbox"),
             "free_mb": round(free_mb(self.folders.spool)),
+            "running": self._stores.running.progress(),
             "web_port": None if self._web is None else self._web.port,
         }
         write_json(self.folders.state / STATUS_FILE, content, mode=0o640)
@@ -394,10 +391,15 @@ class Daemon:
         while not self._stop.is_set():
             self._prepare.clear()
             if self._guarded(self._preparer.run_once):
-                for worker in self._workers:
-                    worker.wake.set()
+                self._stores.wake()
             else:
-                self._prepare.wait(_IDLE_PREPARE_S)
+                self._prepare.wait(self._until_due_s())
+
+    def _until_due_s(self) -> float:
+        try:
+            return self._stores.seconds_until_due()
+        except LedgerUnavailable:
+            return _LEDGER_AGAIN_S
 
     def _guarded(self, work: Callable[[], bool | None]) -> bool:
         """Do a piece of work that must never end its thread; gives its answer, False when it failed."""
@@ -409,7 +411,7 @@ class Daemon:
         except (LipsyncdError, OSError) as error:
             log.warning("%s", error)
         except Exception:
-            self._failures += 1
+            self._unexpected += 1
             log.exception("unexpected failure")
         self._stop.wait(_TICK_S)
         return False

@@ -32,6 +32,7 @@ from lipsyncd.results import leftovers
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.leftovers import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, UPLOADS, Piece
 from lipsyncd.results.retention import LEDGER, Count, Retention, count_of
+from lipsyncd.results.stores import Stores
 from lipsyncd.settings.sections import Retention as Rules
 from lipsyncd.storage import control_files
 from lipsyncd.storage.disk_space import free_mb, shortage
@@ -56,11 +57,16 @@ class Housekeeper:
     """Keeps the folders and the ledger of one daemon. `wall` tells the time, `steady` how much of it goes by."""
 
     def __init__(
-        self, finisher: Finisher, *, wall: Callable[[], float] = time.time, steady: Callable[[], float] = steady_s
+        self,
+        stores: Stores,
+        finisher: Finisher,
+        *,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = steady_s,
     ) -> None:
-        self.finisher = finisher
-        self.folders = finisher.folders
-        self._view = LedgerView(finisher.ledger.path)
+        self._stores, self._finisher = stores, finisher
+        self.folders = stores.folders
+        self._view = LedgerView(stores.ledger.path)
         self._wall, self._steady = wall, steady
         self._clock = WallClock(self.folders.state, wall=wall, steady=steady)
         self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last looked at
@@ -72,11 +78,11 @@ class Housekeeper:
 
     @property
     def rules(self) -> Rules:
-        return self.finisher.settings.now.retention
+        return self._stores.settings.now.retention
 
     @property
     def retention(self) -> Retention:
-        return Retention(self.finisher.settings.now, self.folders, self._view)
+        return Retention(self._stores.settings.now, self.folders, self._view)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -110,9 +116,9 @@ class Housekeeper:
             if self._prune_what_is_due(OFTEN):
                 Uploads(self.folders.state).sweep()
         self.nightly()
-        if now_s - self._idle_s >= _IDLE_S and not self.finisher.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING):
+        if now_s - self._idle_s >= _IDLE_S and not self._stores.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING):
             self._idle_s = now_s
-            self.finisher.ledger.upkeep.checkpoint()
+            self._stores.ledger.upkeep.checkpoint()
 
     def _prune_what_is_due(self, kinds: Collection[str]) -> bool:
         """`prune`, if the clock is believed; says whether it was."""
@@ -131,8 +137,9 @@ class Housekeeper:
             return
         self._offset_s = offset_s
         jobs_s, deliveries_s = max(LONGEST_WAIT_S, *BACK_OFF_S), max(SCHEDULE_S)
-        upkeep = self.finisher.ledger.upkeep
+        upkeep = self._stores.ledger.upkeep
         moved = upkeep.clamp_waits(jobs_ms=round(jobs_s * 1000), deliveries_ms=round(deliveries_s * 1000))
+        self._stores.wake()  # by the new time other jobs are due
         if moved:
             log.info("the clock was set back: %d jobs and webhooks that would have waited too long do not", moved)
 
@@ -144,7 +151,7 @@ class Housekeeper:
             self._copy_the_ledger()
         if self._last("pruned") < began_s and self._prune_what_is_due(NIGHTLY):
             self._note("pruned")
-            self.finisher.ledger.upkeep.optimize()
+            self._stores.ledger.upkeep.optimize()
 
     def _last(self, work: str) -> float:
         """When that was done last, seconds since 1970. The very first start counts as done."""
@@ -161,7 +168,7 @@ class Housekeeper:
         if not self.rules.backups:
             return
         try:
-            copy = backups.make(self.finisher.ledger.path, self.folders.state / backups.FOLDER)
+            copy = backups.make(self._stores.ledger.path, self.folders.state / backups.FOLDER)
         except LipsyncdError as error:
             log.warning("no copy of the ledger this night: %s", error)
             return
@@ -200,13 +207,13 @@ class Housekeeper:
                     log.warning("cannot prune %s: %s", piece.folder, error)
                 complained = True
             self._stop.wait(_BREATH_S)
-        self.finisher.ledger.upkeep.inputs_gone([piece.id for piece in gone if piece.kind in (ARCHIVE, FAILED)])
+        self._stores.ledger.upkeep.inputs_gone([piece.id for piece in gone if piece.kind in (ARCHIVE, FAILED)])
         return gone
 
     def _remove_one(self, piece: Piece) -> bool:
         if piece.kind == OUTBOX:  # its video is hashed first, which takes a while; nobody else removes it
             return leftovers.remove(piece)
-        with self.finisher.lock:  # no retry and no `republish` is at work on these files
+        with self._finisher.lock:  # no retry and no `republish` is at work on these files
             return leftovers.remove(piece)
 
     def _forget(self, job_ids: Sequence[str]) -> int:
@@ -214,7 +221,7 @@ class Housekeeper:
         for start in range(0, len(job_ids), BATCH_ROWS):
             if self._stop.is_set():
                 break
-            gone += self.finisher.ledger.upkeep.forget(job_ids[start : start + BATCH_ROWS])
+            gone += self._stores.ledger.upkeep.forget(job_ids[start : start + BATCH_ROWS])
             self._stop.wait(_BREATH_S)
         return gone
 
@@ -222,7 +229,7 @@ class Housekeeper:
 
     def _low(self) -> Iterator[tuple[Path, float]]:
         """The folders whose disk is below the floor, with the bytes that are missing."""
-        floor_mb = self.finisher.settings.now.paths.min_free_mb
+        floor_mb = self._stores.settings.now.paths.min_free_mb
         outbox = [self.folders.shared["outbox"]] if self.folders.available("outbox") else []
         for folder in (self.folders.spool, *outbox):
             if shortage(folder, floor_mb):
@@ -240,7 +247,7 @@ class Housekeeper:
                     self._make_room_for(folder, missing)
             finally:
                 self._busy.release()
-        return not shortage(self.folders.spool, self.finisher.settings.now.paths.min_free_mb)
+        return not shortage(self.folders.spool, self._stores.settings.now.paths.min_free_mb)
 
     def _make_room_for(self, folder: Path, missing: float) -> None:
         device, now_s = folder.stat().st_dev, self._wall()

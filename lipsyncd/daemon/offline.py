@@ -10,26 +10,17 @@ from lipsyncd.daemon.commands import carry_out
 from lipsyncd.daemon.housekeeping import Housekeeper
 from lipsyncd.daemon.recovery import open_ledger
 from lipsyncd.errors import NoDaemon, NotAllowed
-from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results.finish import Finisher
-from lipsyncd.results.outbox import Outbox
 from lipsyncd.results.retention import Count
+from lipsyncd.results.stores import Stores, stores_of
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
-from lipsyncd.storage.folders import Folders, folders_of
+from lipsyncd.storage.folders import folders_of
 from lipsyncd.storage.locks import InstanceLock
-from lipsyncd.storage.spool import Spool
-
-
-def finisher_of(settings: CurrentSettings, folders: Folders, ledger: Ledger) -> Finisher:
-    """What ends jobs; also for a CLI command that holds the lock itself."""
-    output = settings.now.output
-    outbox = Outbox(folders.shared["outbox"], mode=output.mode_bits, group=output.group)
-    return Finisher(settings, folders, Spool(folders.spool), ledger, outbox)
 
 
 @contextmanager
-def alone(settings: Settings, command: str) -> Iterator[Finisher]:
+def alone(settings: Settings, command: str) -> Iterator[tuple[Stores, Finisher]]:
     """Hold the lock and the ledger for a command while no daemon runs.
 
     Raises `AnotherDaemonRuns` when one has just begun, `NoDaemon` when none ever ran here, `NotAllowed` for who may ask
@@ -48,18 +39,19 @@ def alone(settings: Settings, command: str) -> Iterator[Finisher]:
     lock.acquire(who=f"lipsyncd {command}")
     try:
         with closing(open_ledger(ledger_file)) as ledger:
-            yield finisher_of(CurrentSettings(settings), folders, ledger)
+            stores = stores_of(CurrentSettings(settings), folders, ledger)
+            yield stores, Finisher(stores)
     finally:
         lock.release()
 
 
 def act_alone(settings: Settings, request: control_files.Request) -> control_files.Answer:
     """Carry out a request while no daemon runs. Raises what `alone` does."""
-    with alone(settings, request.action) as finisher:
-        return carry_out(request, finisher)
+    with alone(settings, request.action) as (stores, finisher):
+        return carry_out(request, stores, finisher)
 
 
 def prune_alone(settings: Settings) -> list[Count]:
     """`lipsyncd prune` while no daemon runs. Raises what `alone` does."""
-    with alone(settings, control_files.PRUNE) as finisher:
-        return Housekeeper(finisher).prune()
+    with alone(settings, control_files.PRUNE) as (stores, finisher):
+        return Housekeeper(stores, finisher).prune()

@@ -21,6 +21,7 @@ from lipsyncd.jobs.job import SOURCES, Job, JobSpec, JobState
 from lipsyncd.jobs.prepared import Output
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results.finish import Finisher
+from lipsyncd.results.stores import Stores
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import read_json, sweep_torn, write_json
 from lipsyncd.storage.spool import Spool
@@ -89,14 +90,14 @@ class Registrar(Protocol):
     def register(self, spec: JobSpec) -> object: ...
 
 
-def recover(intake: Registrar, finisher: Finisher) -> None:
+def recover(intake: Registrar, stores: Stores, finisher: Finisher) -> None:
     """Bring spool, ledger and outbox to one story, and go on with what was under way."""
-    spool, ledger = finisher.spool, finisher.ledger
-    torn = spool.sweep() + _sweep_replaced(finisher)
+    spool, ledger = stores.spool, stores.ledger
+    torn = spool.sweep() + _sweep_replaced(stores)
     ids = spool.ids()
-    _follow(finisher)
-    if rebuild.is_due(finisher.folders.state):
-        _remember(finisher, set(ids))
+    _follow(stores)
+    if rebuild.is_due(stores.folders.state):
+        _remember(stores, set(ids))
     for job_id in ids:
         spec = spool.spec(job_id)
         if spec is None:
@@ -108,42 +109,42 @@ def recover(intake: Registrar, finisher: Finisher) -> None:
     for job_id in ids:
         job = ledger.find(job_id)
         if job is not None:
-            _resume(job, finisher)
+            _resume(job, stores, finisher)
             reach("recover-resumed")
     known = set(ids)
     for job in ledger.in_state(*_LIVE):
         if job.id not in known:
-            _lost(job, finisher)
+            _lost(job, stores.ledger)
     with finisher.lock:
         finisher.again.resume()
-    if finisher.folders.available("outbox"):
+    if stores.folders.available("outbox"):
         staged = {job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None}
-        torn += finisher.outbox.sweep(staged | {job_id for job_id, _ in finisher.again.under_way()})
+        torn += stores.outbox.sweep(staged | {job_id for job_id, _ in finisher.again.under_way()})
     ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
     log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
 
 
-def _follow(finisher: Finisher) -> None:
+def _follow(stores: Stores) -> None:
     """Rows say where inputs were kept. When failed/ or the archive lies elsewhere since the last start, so do these."""
-    folders = finisher.folders
+    folders = stores.folders
     record = folders.state / "places.json"
     before, now = read_json(record) or {}, {kind: str(folders.shared[kind]) for kind in ("failed", "archive")}
     for kind, place in now.items():
         old = before.get(kind)
         if isinstance(old, str) and old != place:
-            moved = finisher.ledger.upkeep.inputs_moved(old, place)
+            moved = stores.ledger.upkeep.inputs_moved(old, place)
             log.info("%s was %s and is %s now: %d jobs have their inputs there", kind, old, place, moved)
     if before != now:
         write_json(record, now, mode=0o640)
 
 
-def _remember(finisher: Finisher, spooled: Set[str]) -> None:
+def _remember(stores: Stores, spooled: Set[str]) -> None:
     """Read how jobs ended from what they left behind, where the ledger does not know it or knows it otherwise."""
-    folders, ledger = finisher.folders, finisher.ledger
+    folders, ledger = stores.folders, stores.ledger
     known = {job.id: job.state for job in ledger.in_state(*JobState)}
     found = rebuild.read(folders)
     news = [ended for job_id, ended in found.items() if job_id not in spooled and known.get(job_id) != ended.state]
-    max_attempts = finisher.settings.now.render.max_attempts
+    max_attempts = stores.settings.now.render.max_attempts
     ledger.endings.remember(news, max_attempts=max_attempts, note="its end was read from what it left behind")
     if news:
         log.info("endings: the ends of %d jobs were read from what they left behind", len(news))
@@ -154,17 +155,17 @@ def _remember(finisher: Finisher, spooled: Set[str]) -> None:
         rebuild.set_read(folders.state)
 
 
-def _sweep_replaced(finisher: Finisher) -> int:
+def _sweep_replaced(stores: Stores) -> int:
     """What was about to replace a file. Of the requests only our answers: a client may be writing at this moment."""
-    folders = finisher.folders
+    folders = stores.folders
     return sum(sweep_torn(folder) for folder in (folders.state, folders.results, folders.again)) + sweep_torn(
         folders.control, "*.answer"
     )
 
 
-def _resume(job: Job, finisher: Finisher) -> None:
+def _resume(job: Job, stores: Stores, finisher: Finisher) -> None:
     """Move one job's row to where its spool folder says that it is."""
-    spool, ledger = finisher.spool, finisher.ledger
+    spool, ledger = stores.spool, stores.ledger
     ending, output = spool.ending(job.id), _own_output(job, spool)
     if job.state.ended and ending is None and job.state is not JobState.DONE:
         finisher.requeue_ended(job)  # the inputs were back already when the retry was cut off
@@ -176,16 +177,9 @@ def _resume(job: Job, finisher: Finisher) -> None:
     elif job.cancel_requested and job.state in SOURCES[JobState.CANCELLED]:
         finisher.cancel(job.id)
     elif output is not None and job.state is not JobState.PUBLISHING:
-        ledger.to_publishing(
-            job.id,
-            token=None,
-            sha256=output.sha256,
-            size=output.size,
-            frames=output.frames,
-            render_ms=output.render_ms,
-        )
+        ledger.to_publishing(job.id, token=None, **output.facts)
     elif job.state is JobState.RUNNING:
-        _interrupted(job, finisher)
+        _interrupted(job, ledger, finisher)
     if job.prepared and spool.prepared(job.id) is None and spool.folder(job.id).is_dir():
         ledger.set_unprepared(job.id)
 
@@ -200,16 +194,16 @@ def _own_output(job: Job, spool: Spool) -> Output | None:
     return None
 
 
-def _interrupted(job: Job, finisher: Finisher) -> None:
+def _interrupted(job: Job, ledger: Ledger, finisher: Finisher) -> None:
     """A run that the daemon did not survive. The attempt counts: the job may be what killed it."""
     if job.attempt >= job.max_attempts:
         message = f"the daemon ended {job.attempt} times while it rendered job {job.id}"
         finisher.fail(job.id, RenderCrashed(message))
     else:
-        finisher.ledger.requeue(job.id, note="the daemon ended during this run", charge=True)
+        ledger.requeue(job.id, note="the daemon ended during this run", charge=True)
 
 
-def _lost(job: Job, finisher: Finisher) -> None:
+def _lost(job: Job, ledger: Ledger) -> None:
     error = InputsLost(f"the spool folder of job {job.id} is gone")
     log.error("job %s failed: %s", job.id, error)
-    finisher.ledger.to_failed(job.id, error.reason())
+    ledger.to_failed(job.id, error.reason())

@@ -119,6 +119,11 @@ class Output:
     duplicate_of: str | None = None
     shown_as: str | None = None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the ledger records of the video."""
+        return {"sha256": self.sha256, "size": self.size, "frames": self.frames, "render_ms": self.render_ms}
+
 
 def frame_count(duration: Fraction, fps: Fraction) -> int:
     """How many pictures cover a sound: never fewer than it lasts."""

@@ -58,7 +58,7 @@ class DropKnown(Exception):
 class Ledger:
     """Opens, migrates and writes the ledger at `path`. `steps` are the schema's versions.
 
-    listeners   told of each move after it was committed: the new state, or "prepared", and the job
+    listeners   called after each move was committed, with the new state or "prepared", and the job
     deliveries  the webhooks that its jobs have asked for
     redrops     jobs that ask for the same work as an earlier one
     upkeep      what keeps it small
@@ -359,7 +359,10 @@ class Ledger:
             values = {**asked(spec), **named(out_name), "prepared": 0, "duplicate_of": None}
             return self._set(spec.id, [JobState.QUEUED], note=note, idem_key=idem_key, **values)
 
-        return _under_free_name(spec.out_name, renamed)
+        changed = _under_free_name(spec.out_name, renamed)
+        if changed:
+            self._tell("queued", self.get(spec.id))
+        return changed
 
     def set_staged(self, job_id: str) -> bool:
         return self._set(job_id, [JobState.PUBLISHING], staged=1)
@@ -433,6 +436,12 @@ class Ledger:
             JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms(), FIRST_HAS_ENDED
         )
         return self._first(due.order_by(col(JobRow.priority).desc(), col(JobRow.seq)))
+
+    def next_due_ms(self) -> int | None:
+        """When the next of the jobs that wait for a time is due; None when there is none."""
+        waits = col(JobRow.state).in_(["queued", "publishing"]), col(JobRow.not_before_ms) > now_ms()
+        with self._read() as session:
+            return session.exec(select(func.min(JobRow.not_before_ms)).where(*waits)).one()
 
     def unreleased(self) -> list[str]:
         """Jobs whose files may still lie in the inbox."""

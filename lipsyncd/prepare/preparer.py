@@ -16,130 +16,95 @@ from lipsyncd import media
 from lipsyncd.errors import (
     AudioNotRecognised,
     Blocked,
-    DiskLow,
     FetchFailed,
     FetchRefused,
-    IllegalTransition,
     ImageNotRecognised,
-    InputsLost,
-    LedgerUnavailable,
-    LipsyncdError,
     MissingHalf,
     from_reason,
 )
 from lipsyncd.jobs import did_talk
-from lipsyncd.jobs.blocked import packages
+from lipsyncd.jobs.blocked import Look, packages
 from lipsyncd.jobs.job import Job, JobSpec
 from lipsyncd.jobs.manifest import classify
 from lipsyncd.jobs.prepared import Prepared, Sound, Video, frame_count
-from lipsyncd.jobs.retry import BACK_OFF_S
-from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.jobs.retry import Action
 from lipsyncd.media import video_frames
 from lipsyncd.network import fetch
 from lipsyncd.prepare import decode_video, speech
 from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.prepare.decode_sound import decode_sound, padded, shortened
 from lipsyncd.results.duplicates import Linker
+from lipsyncd.results.failures import PREPARE, Failures
 from lipsyncd.results.finish import Finisher
-from lipsyncd.settings import CurrentSettings
+from lipsyncd.results.publish import Publisher
+from lipsyncd.results.stores import Stores
 from lipsyncd.storage import disk_space, uploads
 from lipsyncd.storage.files import fsync_file
-from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
-
-_DISK_AGAIN_S = 3.0
 
 
 class Preparer:
     """Prepares the jobs of one daemon."""
 
     def __init__(
-        self, settings: CurrentSettings, spool: Spool, ledger: Ledger, finisher: Finisher, ffmpeg: Path
+        self, stores: Stores, finisher: Finisher, failures: Failures, publisher: Publisher, ffmpeg: Path
     ) -> None:
-        self.settings = settings
-        self.spool = spool
-        self.ledger = ledger
-        self.finisher = finisher
-        self.ffmpeg = ffmpeg
-        self._linker = Linker(finisher)
+        self._stores = stores
+        self._failures = failures
+        self._ffmpeg = ffmpeg
+        self._linker = Linker(stores, finisher, publisher)
         self._tries: Counter[str] = Counter()
 
     def run_once(self) -> bool:
         """Prepare the next job that is due; False when there is none. Raises `LedgerUnavailable`."""
-        job = self.ledger.next_to_prepare()
+        job = self._stores.ledger.next_to_prepare()
         if job is None:
             return False
+        self._tries[job.id] += 1
         try:
             self._prepare(job)
-        except LedgerUnavailable:
-            raise
-        except Blocked as blocked:
-            self._waits(job, blocked)
-        except LipsyncdError as error:
-            if disk_space.says_full(error):
-                self._waits(job, DiskLow(f"cannot prepare job {job.id}: {error.message}"))
-            else:
-                self._failed(job, error)
-        except OSError as error:
-            if self._still_wanted(job):
-                self._waits(job, DiskLow(f"cannot prepare job {job.id}: {error}"))
+        except Exception as error:
+            done = self._failures.handle(job, error, PREPARE, self._obstacle, attempt=self._tries[job.id])
+            if done is Action.WAIT:
+                self._tries[job.id] -= 1  # charged to nothing
+            elif done is not Action.RETRY:
+                self._tries[job.id] = 0
+        else:
+            self._tries[job.id] = 0
+        self._tries = +self._tries  # without zeros
         return True
 
-    def _waits(self, job: Job, blocked: Blocked) -> None:
-        """Look again when what stops it has moved; a full disk is looked at every few seconds."""
-        low = isinstance(blocked, DiskLow)
-        wait_s = _DISK_AGAIN_S if low else self.finisher.obstacles.met(blocked, "prepare", self._sight)
-        self.ledger.set_blocked(job.id, blocked.reason(), delay_ms=round(wait_s * 1000))
-        log.warning("job %s waits, next look in %.0f s: %s", job.id, wait_s, blocked)
-
-    def _failed(self, job: Job, error: LipsyncdError) -> None:
-        """Try again what may pass; end the job otherwise."""
-        self._tries[job.id] += 1
-        tries, limit = self._tries[job.id], self.settings.now.render.max_attempts
-        if not (error.permanent or tries >= limit):
-            wait_s = BACK_OFF_S[min(tries, len(BACK_OFF_S)) - 1]
-            self.ledger.set_blocked(job.id, error.reason(), delay_ms=wait_s * 1000)
-            log.warning("job %s waits %d s: %s", job.id, wait_s, error)
-            return
-        del self._tries[job.id]
-        try:
-            self.finisher.fail(job.id, error)
-        except IllegalTransition:
-            log.info("job %s ended while it was prepared", job.id)
-
-    def _still_wanted(self, job: Job) -> bool:
-        now = self.ledger.find(job.id)
-        return now is not None and not now.state.ended
-
     def _prepare(self, job: Job) -> None:
-        spec = self.spool.spec(job.id)
-        if spec is None:
-            raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
+        stores = self._stores
+        work = stores.spool.open(job)
+        spec, prepared = work.spec, work.prepared
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
-        if self._linker.serve(job, self.settings.now):
+        if self._linker.serve(job, stores.settings.now):
             return
-        prepared = self.spool.prepared(job.id)
         if prepared is None or _outdated(prepared, spec):
-            disk_space.require(self.spool.root, self.settings.now.paths.min_free_mb)
-            self.ledger.set_stage(job.id, "preparing")
+            disk_space.require(stores.spool.root, stores.settings.now.paths.min_free_mb)
+            stores.ledger.set_stage(job.id, "preparing")
             prepared = self._decode(spec)
-            self.spool.set_prepared(job.id, prepared)
-            if self.spool.spec(job.id) != spec:
+            stores.spool.set_prepared(job.id, prepared)
+            if stores.spool.spec(job.id) != spec:
                 return  # a late manifest has changed what is wanted: look again
         duration = prepared.sound.duration
         frames = frame_count(duration, spec.fps)
-        self.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
-        self._tries.pop(job.id, None)
+        stores.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
         log.info("job %s prepared: %.2f s, %d frames", job.id, float(duration), frames)
 
-    def _sight(self) -> Hashable:
+    def _obstacle(self, _blocked: Blocked) -> tuple[str, Look]:
+        return PREPARE.name, self._room_and_packages
+
+    def _room_and_packages(self) -> Hashable:
         """Cheap to look at, and different once there is room again or a package was installed."""
-        return disk_space.shortage(self.spool.root, self.settings.now.paths.min_free_mb) == "", packages()
+        floor_mb = self._stores.settings.now.paths.min_free_mb
+        return disk_space.shortage(self._stores.spool.root, floor_mb) == "", packages()
 
     def _decode(self, spec: JobSpec) -> Prepared:
-        folder, limits = self.spool.folder(spec.id), self.settings.now.intake
+        folder, limits = self._stores.spool.folder(spec.id), self._stores.settings.now.intake
         image, audio = self._image(spec, folder), self._audio(spec, folder)
         shown = _kind(image)
         if shown is None or not (shown.is_image or shown.is_video):
@@ -148,7 +113,7 @@ class Preparer:
         if kind is None or not kind.is_audio:
             raise AudioNotRecognised(f"{_called(spec, 'audio')} is no sound that we know by its content")
         sound = decode_sound(
-            audio, kind, folder, ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
+            audio, kind, folder, ffmpeg=self._ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
         )
         if spec.pad_s:
             sound = padded(sound, folder, spec.pad_s)
@@ -167,8 +132,8 @@ class Preparer:
         """A video in place of a picture; where the job says so, the sound ends with it."""
         mode = video_frames.read_mode(spec.options)
         wanted = frame_count(sound.duration, spec.fps)
-        folder, least = self.spool.folder(spec.id), self.settings.now.intake.min_side_px
-        seen = decode_video.screen(file, kind, folder, ffmpeg=self.ffmpeg, fps=spec.fps, frames=wanted, min_side=least)
+        folder, least = self._stores.spool.folder(spec.id), self._stores.settings.now.intake.min_side_px
+        seen = decode_video.screen(file, kind, folder, ffmpeg=self._ffmpeg, fps=spec.fps, frames=wanted, min_side=least)
         notes: tuple[str, ...] = ()
         if seen.frames < wanted and mode == video_frames.CUT:
             whole_s, sound = float(sound.duration), shortened(sound, folder, seen.frames / spec.fps)
@@ -180,7 +145,7 @@ class Preparer:
         return Prepared(seen.picture, sound, notes, spec.pad_s, video)
 
     def _image(self, spec: JobSpec, folder: Path) -> Path:
-        path, limits = folder / "image", self.settings.now.intake
+        path, limits = folder / "image", self._stores.settings.now.intake
         if not path.exists():
             if spec.image_url is None:
                 raise MissingHalf(f"job {spec.id} has no picture")
@@ -194,13 +159,13 @@ class Preparer:
         if spec.text is not None:
             self._speak(spec.text, spec, path)
         elif spec.audio_url is not None:
-            self._fetch(spec.audio_url, path, self.settings.now.intake.max_audio_mb)
+            self._fetch(spec.audio_url, path, self._stores.settings.now.intake.max_audio_mb)
         else:
             raise MissingHalf(f"job {spec.id} has no sound")
         return path
 
     def _speak(self, text: str, spec: JobSpec, path: Path) -> None:
-        rules = self.settings.now.speech
+        rules = self._stores.settings.now.speech
         part = path.with_suffix(".part")
         speak = partial(speech.speak_with, rules.command) if rules.command else speech.speak
         speak(
@@ -214,10 +179,10 @@ class Preparer:
         _keep(part, path)
 
     def _fetch(self, url: str, path: Path, max_mb: int) -> None:
-        rules = self.settings.now.fetch
+        rules = self._stores.settings.now.fetch
         part = path.with_suffix(".part")
         if classify(url) == "upload":
-            uploads.copy(self.settings.now.paths.state, url, part)
+            uploads.copy(self._stores.settings.now.paths.state, url, part)
             _keep(part, path)
             return
         limit = min(rules.max_mb, max_mb) * 1_000_000

@@ -23,7 +23,9 @@ from lipsyncd.results.find_video import sidecar_of, video_paths
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.leftovers import facts_in
 from lipsyncd.results.outbox import VIDEO
+from lipsyncd.results.publish import Publisher
 from lipsyncd.results.recipe import recipe_of
+from lipsyncd.results.stores import Stores
 from lipsyncd.settings import Settings
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import copy_hashed, open_regular, sha256_of
@@ -36,8 +38,10 @@ _TOKEN = "link"  # in place of a run's token in the name of the unfinished file
 class Linker:
     """Serves the redrops of one daemon; called by the thread that prepares jobs."""
 
-    def __init__(self, finisher: Finisher) -> None:
-        self.finisher = finisher
+    def __init__(self, stores: Stores, finisher: Finisher, publisher: Publisher) -> None:
+        self._stores = stores
+        self._finisher = finisher
+        self._publisher = publisher
 
     def serve(self, job: Job, settings: Settings) -> bool:
         """Try to spare a waiting job its work; True when nothing is left to prepare, for now or for ever.
@@ -47,7 +51,7 @@ class Linker:
         policy = settings.intake.on_redrop
         if policy == "render":
             return False
-        redrops = self.finisher.ledger.redrops
+        redrops = self._stores.ledger.redrops
         for first in redrops.done_like(job):
             for video, facts in self._results(first, recipe_of(settings)):
                 if self._take(job, first, video, facts, skip=policy == "skip"):
@@ -62,15 +66,15 @@ class Linker:
 
     def _results(self, first: Job, recipe: str) -> Iterator[tuple[Path, Output]]:
         """Where the video of a finished job may lie, with its facts, if today's settings would make the same."""
-        spool = self.finisher.spool
-        for video in video_paths(self.finisher.folders, first):
+        spool = self._stores.spool
+        for video in video_paths(self._stores.folders, first):
             facts = spool.output(first.id) if video == spool.video(first.id) else _facts(first, sidecar_of(video))
             if facts is not None and facts.recipe == recipe:
                 yield video, replace(facts, duplicate_of=first.id)
 
     def _take(self, job: Job, first: Job, video: Path, facts: Output, *, skip: bool) -> bool:
         """Make the video of `first` the result of `job` and publish it; False when it is not there any more."""
-        finisher, spool = self.finisher, self.finisher.spool
+        stores, spool = self._stores, self._stores.spool
         if skip:
             seen_from = job.queue or "."  # where the sidecar will lie
             facts = replace(facts, shown_as=os.path.relpath(f"{first.place}.{VIDEO}", seen_from))
@@ -78,7 +82,7 @@ class Linker:
         if not (_copy(video, partial, facts) if facts.shown_as is None else _is_whole(video, facts)):
             return False
         reach("link-copied")
-        if not finisher.ledger.redrops.link(job, first, note=f"the same work as job {first.id}: its video is taken"):
+        if not stores.ledger.redrops.link(job, first, note=f"the same work as job {first.id}: its video is taken"):
             return True  # cancelled meanwhile
         reach("link-noted")
         if facts.shown_as is None:
@@ -94,17 +98,10 @@ class Linker:
         return True
 
     def _publish(self, job: Job, facts: Output) -> None:
-        moved = self.finisher.ledger.to_publishing(
-            job.id,
-            token=None,
-            sha256=facts.sha256,
-            size=facts.size,
-            frames=facts.frames,
-            render_ms=0,
-            linked_to=facts.duplicate_of,
-        )
+        shown = {**facts.facts, "render_ms": 0}
+        moved = self._stores.ledger.to_publishing(job.id, token=None, **shown, linked_to=facts.duplicate_of)
         reach("link-publishing")
-        self.finisher.try_publish(moved)
+        self._publisher.try_publish(moved)
 
 
 def _facts(first: Job, sidecar: Path) -> Output | None:

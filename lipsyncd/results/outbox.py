@@ -36,7 +36,7 @@ class Outbox:
         self.group = group
         self._hidden = root / HIDDEN if hidden is None else hidden
 
-    def shelf(self, queue: str) -> Outbox:
+    def of_queue(self, queue: str) -> Outbox:
         """The outbox's folder for the results of a queue, which is made when it is needed; the outbox itself for ""."""
         if not queue:
             return self

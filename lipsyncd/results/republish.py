@@ -115,7 +115,7 @@ class Republisher:
         """From the plan to the end of it. Each step may be repeated."""
         plan = self._show_video(job, plan)
         reach("again-half-shown")
-        shelf = self.outbox.shelf(job.queue)
+        shelf = self.outbox.of_queue(job.queue)
         if shelf.is_staged(job.id, SIDECAR):
             try:
                 shelf.show_again(job.id, SIDECAR, plan.out_name)
@@ -132,7 +132,7 @@ class Republisher:
     def _show_video(self, job: Job, plan: Plan) -> Plan:
         """Give the video the planned name, or the next free one when somebody has taken it meanwhile."""
         self._require_outbox()
-        shelf = self.outbox.shelf(job.queue)
+        shelf = self.outbox.of_queue(job.queue)
         while shelf.is_staged(job.id, VIDEO):
             if shelf.is_free(plan.out_name):
                 with contextlib.suppress(FileExistsError):
@@ -146,7 +146,7 @@ class Republisher:
         return plan
 
     def _free_name(self, job: Job) -> str:
-        number, out_name, shelf = 1, job.out_name, self.outbox.shelf(job.queue)
+        number, out_name, shelf = 1, job.out_name, self.outbox.of_queue(job.queue)
         while not shelf.is_free(out_name):
             number += 1
             out_name = f"{job.out_name} ({number})"

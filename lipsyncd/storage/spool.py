@@ -15,16 +15,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lipsyncd.jobs.job import JobSpec
+from lipsyncd.errors import InputsLost
+from lipsyncd.jobs.job import Job, JobSpec
 from lipsyncd.jobs.prepared import Output, Prepared
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import fsync_file, fsync_folder, read_json, remove_tree, write_json, write_new
 
 _STAGING = ".tmp-"
+
+
+@dataclass
+class JobUnderWay:
+    """One job between acceptance and its end: its row, and what its spool folder holds, read once and handed on.
+
+    staged_as  the name noted by `Spool.set_staged`
+    """
+
+    job: Job
+    spec: JobSpec
+    prepared: Prepared | None = None
+    output: Output | None = None
+    staged_as: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.job.id
 
 
 class Spool:
@@ -77,6 +96,13 @@ class Spool:
             return None if data is None else JobSpec.from_json(data)
         except (KeyError, TypeError, ValueError):
             return None
+
+    def open(self, job: Job) -> JobUnderWay:
+        """Read the folder of a job. Raises `InputsLost` when it is gone, or its `job.json` is damaged."""
+        spec = self.spec(job.id)
+        if spec is None:
+            raise InputsLost(f"the spool folder of job {job.id} is gone or damaged")
+        return JobUnderWay(job, spec, self.prepared(job.id), self.output(job.id), self.staged_name(job.id))
 
     def ids(self) -> list[str]:
         """Every accepted job that still has a folder, oldest id first."""

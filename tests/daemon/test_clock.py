@@ -64,7 +64,7 @@ def wait_ms(by_hand: JobsByHand, job_id: str) -> int:
 def test_what_a_clock_that_ran_ahead_has_noted_is_due_soon_after_the_start(by_hand: JobsByHand) -> None:
     clocks = Clocks()
     far, near = blocked_for(by_hand, "far", DAY_MS), blocked_for(by_hand, "near", 4000)
-    Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady).look()
+    Housekeeper(by_hand.stores, by_hand.finisher, wall=clocks.wall, steady=clocks.steady).look()
     assert wait_ms(by_hand, far) <= 0
     assert wait_ms(by_hand, near) <= 4000
 
@@ -72,7 +72,7 @@ def test_what_a_clock_that_ran_ahead_has_noted_is_due_soon_after_the_start(by_ha
 @pytest.mark.parametrize(("set_by_s", "clamped"), [(-3600.0, True), (-3.0, True), (86_400.0, True), (0.5, False)])
 def test_waits_are_looked_at_again_when_the_clock_was_set(by_hand: JobsByHand, set_by_s: float, clamped: bool) -> None:
     clocks = Clocks()
-    keeper = Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
+    keeper = Housekeeper(by_hand.stores, by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
     keeper.look()
     job_id = blocked_for(by_hand, "anna", DAY_MS)
     clocks.steady.wait(60)
@@ -158,7 +158,7 @@ def test_a_record_that_says_nothing_is_written_anew(tmp_path: Path, noted: bytes
 
 def test_nights_go_on_after_a_clock_that_was_years_ahead(tmp_path: Path) -> None:
     by_hand, clocks = JobsByHand(tmp_path, retention=Rules(backups=7)), Clocks()
-    keeper = Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
+    keeper = Housekeeper(by_hand.stores, by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
     keeper.look()
     clocks.set_by_s = 3653 * DAY_S
     keeper.look()
@@ -174,7 +174,7 @@ def test_nights_go_on_after_a_clock_that_was_years_ahead(tmp_path: Path) -> None
 
 def test_an_upload_that_is_being_sent_outlives_a_jump_of_the_clock(by_hand: JobsByHand) -> None:
     clocks = Clocks()
-    keeper = Housekeeper(by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
+    keeper = Housekeeper(by_hand.stores, by_hand.finisher, wall=clocks.wall, steady=clocks.steady)
     sent = by_hand.folders.state / "uploads" / ".tmp-1"
     sent.mkdir(parents=True)
     os.utime(sent, (0, 0))  # as a clock that has jumped sees it

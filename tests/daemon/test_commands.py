@@ -79,7 +79,7 @@ def test_a_retry_whose_name_a_live_job_has_taken_gets_the_next_one(by_hand: Jobs
     by_hand.finisher.cancel(first)
     second = by_hand.queued("anna")
     assert by_hand.job(second).out_name == "anna"
-    answer = carry_out(Request("retry", first), by_hand.finisher)
+    answer = carry_out(Request("retry", first), by_hand.stores, by_hand.finisher)
     assert (answer.ok, answer.message) == (True, "queued again")
     assert by_hand.job(first).out_name == "anna (2)"
 
@@ -110,7 +110,7 @@ def test_only_what_is_kept_and_finished_is_published_again(by_hand: JobsByHand) 
     assert by_hand.finisher.republish(job_id) == "anna (2)"
     for path in by_hand.folders.results.iterdir():
         os.utime(path, (time.time() - 25 * 3600,) * 2)
-    Housekeeper(by_hand.finisher).prune()
+    Housekeeper(by_hand.stores, by_hand.finisher).prune()
     assert list(by_hand.folders.results.iterdir()) == []
     with pytest.raises(ResultGone):
         by_hand.finisher.republish(job_id)
@@ -130,7 +130,7 @@ def test_only_what_is_kept_and_finished_is_published_again(by_hand: JobsByHand) 
 )
 def test_a_cancel_answers_what_becomes_of_the_job(by_hand: JobsByHand, make: str, answer: str, state: JobState) -> None:
     job_id = getattr(by_hand, make)()
-    told = carry_out(Request("cancel", job_id), by_hand.finisher)
+    told = carry_out(Request("cancel", job_id), by_hand.stores, by_hand.finisher)
     assert (told.ok, told.message) == (True, answer)
     assert by_hand.job(job_id).state is state
     assert by_hand.job(job_id).cancel_requested is (make == "running")
@@ -139,7 +139,7 @@ def test_a_cancel_answers_what_becomes_of_the_job(by_hand: JobsByHand, make: str
 def test_a_cancel_that_meets_a_claim_reaches_the_run(by_hand: JobsByHand) -> None:
     job_id = by_hand.queued()
     by_hand.let_a_worker_claim_while_an_ending_is_written()
-    assert carry_out(Request("cancel", job_id), by_hand.finisher).message == "is being cancelled"
+    assert carry_out(Request("cancel", job_id), by_hand.stores, by_hand.finisher).message == "is being cancelled"
     assert (by_hand.job(job_id).state, by_hand.job(job_id).cancel_requested) == (JobState.RUNNING, True)
 
 
@@ -154,25 +154,28 @@ class PuttingBack(Ledger):
 def test_a_cancel_that_meets_a_run_being_put_back_finds_the_job_in_the_queue(by_hand: JobsByHand) -> None:
     job_id = by_hand.running()
     with closing(PuttingBack(by_hand.ledger.path)) as ledger:
-        by_hand.finisher.ledger = ledger
-        assert carry_out(Request("cancel", job_id), by_hand.finisher).message == "cancelled"
+        by_hand.stores.ledger = ledger
+        assert carry_out(Request("cancel", job_id), by_hand.stores, by_hand.finisher).message == "cancelled"
     assert by_hand.job(job_id).state is JobState.CANCELLED
 
 
 @pytest.mark.parametrize(("asked", "given"), [(5, 5), (-100, -100), (1000, 100), (-(10**30), -100)])
 def test_a_priority_is_kept_in_its_bounds(by_hand: JobsByHand, asked: int, given: int) -> None:
     job_id = by_hand.queued()
-    assert carry_out(Request("priority", job_id, asked), by_hand.finisher).message == f"has priority {given}"
+    assert (
+        carry_out(Request("priority", job_id, asked), by_hand.stores, by_hand.finisher).message
+        == f"has priority {given}"
+    )
     assert by_hand.job(job_id).priority == given
 
 
 @pytest.mark.parametrize("action", ["cancel", "retry", "priority", "republish"])
 def test_an_unknown_job_is_an_answer_and_no_accident(by_hand: JobsByHand, action: str) -> None:
-    answer = carry_out(Request(action, new_id()), by_hand.finisher)
+    answer = carry_out(Request(action, new_id()), by_hand.stores, by_hand.finisher)
     assert not answer.ok
     assert "no job" in answer.message
 
 
 def test_a_job_that_runs_has_no_priority_any_more(by_hand: JobsByHand) -> None:
-    answer = carry_out(Request("priority", by_hand.running(), 5), by_hand.finisher)
+    answer = carry_out(Request("priority", by_hand.running(), 5), by_hand.stores, by_hand.finisher)
     assert "only waiting jobs" in answer.message

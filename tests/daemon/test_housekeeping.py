@@ -52,7 +52,7 @@ def by_hand(tmp_path: Path) -> Iterator[JobsByHand]:
 
 
 def housekeeper(by_hand: JobsByHand, clocks: Time) -> Housekeeper:
-    return Housekeeper(by_hand.finisher, wall=lambda: clocks.wall_s, steady=lambda: clocks.steady_s)
+    return Housekeeper(by_hand.stores, by_hand.finisher, wall=lambda: clocks.wall_s, steady=lambda: clocks.steady_s)
 
 
 def aged(by_hand: JobsByHand, clocks: Time, *, days: float) -> None:
@@ -239,7 +239,7 @@ def crowded(small: Path, **rules: float | str) -> JobsByHand:
 
 def test_what_has_a_limit_goes_early_when_the_disk_is_low_and_no_more_than_needed(small: Path) -> None:
     by_hand = crowded(small)
-    keeper = Housekeeper(by_hand.finisher)
+    keeper = Housekeeper(by_hand.stores, by_hand.finisher)
     assert keeper.make_room()
     assert free_mb(small) >= 10
     left = [path for path in by_hand.folders.results.iterdir() if path.suffix == ".mp4"]
@@ -251,7 +251,7 @@ def test_what_has_a_limit_goes_early_when_the_disk_is_low_and_no_more_than_neede
 def test_what_is_due_goes_first_and_with_that_rule_nothing_else(small: Path) -> None:
     by_hand = crowded(small, below_floor="due", results_h=24)
     steady = [1000.0]
-    keeper = Housekeeper(by_hand.finisher, steady=lambda: steady[0])
+    keeper = Housekeeper(by_hand.stores, by_hand.finisher, steady=lambda: steady[0])
     steady[0] += 301
     assert not keeper.make_room()
     assert len(list(by_hand.folders.results.iterdir())) == 6
@@ -268,7 +268,7 @@ def test_what_is_young_is_not_taken_early(small: Path) -> None:
     by_hand = crowded(small)
     for path in by_hand.folders.results.iterdir():
         os.utime(path)
-    assert not Housekeeper(by_hand.finisher).make_room()
+    assert not Housekeeper(by_hand.stores, by_hand.finisher).make_room()
     assert len(list(by_hand.folders.results.iterdir())) == 6
     by_hand.close()
 

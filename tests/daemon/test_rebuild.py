@@ -15,13 +15,11 @@ from typing import Any
 import pytest
 
 from lipsyncd.daemon.housekeeping import Housekeeper
-from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import open_ledger
 from lipsyncd.errors import NoFaceFound
 from lipsyncd.jobs.job import Job, JobState, idempotency_key, new_id
 from lipsyncd.ledger import backups
 from lipsyncd.results import archive
-from lipsyncd.settings import CurrentSettings
 from lipsyncd.settings.sections import Archive
 from lipsyncd.storage.files import write_json
 from tests.kits import doc_pages
@@ -42,8 +40,7 @@ def start_again(by_hand: JobsByHand) -> None:
     """Open the ledger as a daemon does at its start, whatever lies there, and recover."""
     by_hand.ledger.close()
     by_hand.ledger = open_ledger(by_hand.folders.state / "ledger.db")
-    by_hand.finisher = finisher_of(CurrentSettings(by_hand.settings), by_hand.folders, by_hand.ledger)
-    by_hand.spool, by_hand.outbox = by_hand.finisher.spool, by_hand.finisher.outbox
+    by_hand.open_stores()
     by_hand.restart()
 
 
@@ -98,7 +95,7 @@ def test_a_lost_ledger_is_made_again_with_its_history(by_hand: JobsByHand) -> No
     running = by_hand.ledger.claim("cpu", "token")
     assert running is not None
     by_hand.finish_render(running.id)
-    by_hand.finisher.publish(running.id)
+    by_hand.publish(running.id)
     ids = [running.id, by_hand.published("anna"), failed(by_hand, "bert"), cancelled(by_hand, "carl")]
     live = [by_hand.rendered("dora"), by_hand.queued("emil")]
     before = jobs(by_hand)
@@ -140,7 +137,7 @@ def test_one_place_is_enough_to_tell_of_a_video(tmp_path: Path) -> None:
     in_queue = by_hand.queued("carl", queue="urgent")
     assert by_hand.ledger.claim("cpu", "token") is not None
     by_hand.finish_render(in_queue)
-    by_hand.finisher.publish(in_queue)
+    by_hand.publish(in_queue)
     for path in by_hand.folders.shared["outbox"].glob("anna.*"):
         path.unlink()
     (by_hand.folders.shared["outbox"] / "bert.mp4").unlink()
@@ -252,11 +249,11 @@ def test_what_was_to_persist_persists_after_the_ledger_was_lost(by_hand: JobsByH
     job_id = by_hand.queued("kept", rest={"api": "talks", "persist": True})
     assert by_hand.ledger.claim("cpu", "token") is not None
     by_hand.finish_render(job_id)
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     shutil.rmtree(next(by_hand.folders.shared["archive"].glob("*-*-*")))
     lose_the_ledger(by_hand)
     start_again(by_hand)
-    counts = Housekeeper(by_hand.finisher, wall=lambda: 4e9).prune()
+    counts = Housekeeper(by_hand.stores, by_hand.finisher, wall=lambda: 4e9).prune()
     assert [count.goes for count in counts] == [0] * len(counts)
     assert by_hand.ledger.find(job_id) is not None
 
@@ -276,7 +273,7 @@ def test_what_happened_after_the_copy_is_not_done_again(by_hand: JobsByHand) -> 
     assert claimed is not None
     assert claimed.id == to_done
     by_hand.finish_render(to_done, b"video a")
-    by_hand.finisher.publish(to_done)
+    by_hand.publish(to_done)
     by_hand.finish_render(to_publishing, b"video e")
     retried = failed_before
     by_hand.finisher.retry(retried)
@@ -297,7 +294,7 @@ def test_what_happened_after_the_copy_is_not_done_again(by_hand: JobsByHand) -> 
     assert [state for state, _ in _events(by_hand, to_done)][:2] == ["queued", "queued"]  # its older events are kept
     by_hand.ledger.check()
     assert by_hand.ledger.path.read_bytes()[18] == 2
-    by_hand.finisher.publish(to_publishing)
+    by_hand.publish(to_publishing)
     assert by_hand.shown() == ["a.json", "a.mp4", "e.json", "e.mp4"]
 
 

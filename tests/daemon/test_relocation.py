@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import open_ledger
 from lipsyncd.errors import NoFaceFound
 from lipsyncd.jobs.job import JobState
-from lipsyncd.settings import CurrentSettings, Paths, Settings
+from lipsyncd.settings import Paths, Settings
 from tests.kits.installation import Installation
 from tests.kits.jobs_by_hand import JobsByHand
 
@@ -59,7 +58,7 @@ def test_only_what_lies_below_the_old_place_has_moved(tmp_path: Path) -> None:
     by_hand.settings = Settings(Paths(storage=tmp_path / "storage", failed=tmp_path / "failed (1)"))
     by_hand.folders.shared["failed"] = tmp_path / "failed (1)"
     by_hand.ledger = open_ledger(by_hand.folders.state / "ledger.db")
-    by_hand.finisher = finisher_of(CurrentSettings(by_hand.settings), by_hand.folders, by_hand.ledger)
+    by_hand.open_stores()
     by_hand.restart()
     kept = by_hand.job(failed).kept
     assert kept is not None

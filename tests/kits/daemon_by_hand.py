@@ -15,7 +15,6 @@ from pathlib import Path
 from sqlalchemy import text
 
 from lipsyncd.daemon.commands import carry_out
-from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import open_ledger, recover
 from lipsyncd.errors import LipsyncdError
 from lipsyncd.inbox.accept import Intake
@@ -23,9 +22,14 @@ from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.media.ffmpeg import find
 from lipsyncd.prepare.preparer import Preparer
+from lipsyncd.results.failures import Failures
+from lipsyncd.results.finish import Finisher
+from lipsyncd.results.publish import Publisher
+from lipsyncd.results.stores import stores_of
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
 from lipsyncd.weights import AutoPull, store_of
+from lipsyncd.worker.attempt import Device, render_request
 from lipsyncd.worker.batch_limits import Ceilings
 from lipsyncd.worker.child_process import LocalChild, Timeouts
 from lipsyncd.worker.loop import Worker
@@ -83,23 +87,25 @@ class Stage:
         settings = self.settings = CurrentSettings(installation.settings)
         self.clock = Clock()
         self.ledger = open_ledger(folders.state / "ledger.db")
-        self.finisher = finisher_of(settings, folders, self.ledger)
-        self.spool = self.finisher.spool
+        self.stores = stores_of(settings, folders, self.ledger)
+        self.finisher = Finisher(self.stores)
+        self.failures = Failures(self.stores, self.finisher)
+        self.publisher = Publisher(self.stores, self.finisher, self.failures)
+        self.spool = self.stores.spool
         inbox = Inbox(folders.shared["inbox"], rules_of(settings.now), network=False, clock=self.clock)
         self.intake = Intake(settings, inbox, self.spool, self.ledger)
-        recover(self.intake, self.finisher)
-        self.preparer = Preparer(settings, self.spool, self.ledger, self.finisher, find())
+        recover(self.intake, self.stores, self.finisher)
+        self.preparer = Preparer(self.stores, self.finisher, self.failures, self.publisher, find())
         self.worker = self._worker(ReadyMade(root))
 
     def _worker(self, executor: ReadyMade | LocalChild) -> Worker:
+        weights = AutoPull(store_of(self.settings.now), allowed=False)
         return Worker(
-            "cpu",
-            self.settings,
+            Device("cpu", executor, find(), weights, Ceilings(self.home.path("state") / "ceilings.json")),
+            self.stores,
             self.finisher,
-            executor,
-            find(),
-            AutoPull(store_of(self.settings.now), allowed=False),
-            Ceilings(self.home.path("state") / "ceilings.json"),
+            self.failures,
+            self.publisher,
             stopping=threading.Event().is_set,
             cut_off=threading.Event().is_set,
         )
@@ -122,8 +128,8 @@ class Stage:
 
     def serve_control(self) -> None:
         def serve() -> None:
-            for path, request in control_files.pending(self.finisher.folders.control):
-                control_files.answer(path, carry_out(request, self.finisher))
+            for path, request in control_files.pending(self.stores.folders.control):
+                control_files.answer(path, carry_out(request, self.stores, self.finisher))
 
         self._guarded(serve)
 
@@ -135,7 +141,7 @@ class Stage:
         spec, prepared = self.spool.spec(job.id), self.spool.prepared(job.id)
         assert spec is not None
         assert prepared is not None
-        request = self.worker._request(spec, prepared, "made", job.frames or 0)
+        request = render_request(self.stores, spec, prepared, "made", job.frames or 0, ffmpeg=find())
         child.render(request, progress=lambda _: None, stop=lambda: False)
         child.close()
         shutil.move(self.spool.partial_render(job.id, "made"), self.root / VIDEO)

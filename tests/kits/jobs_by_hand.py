@@ -10,17 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from lipsyncd.daemon.offline import finisher_of
 from lipsyncd.daemon.recovery import recover
 from lipsyncd.inbox.accept import Intake
 from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.jobs.job import Job, JobSpec, JobState, SourceFile, new_id
 from lipsyncd.jobs.prepared import Output, Picture, Prepared, Sound
 from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.media.ffmpeg import find
+from lipsyncd.results.failures import Failures
+from lipsyncd.results.finish import Finisher
+from lipsyncd.results.publish import Publisher
+from lipsyncd.results.stores import stores_of
 from lipsyncd.settings import CurrentSettings, Paths, Settings
 from lipsyncd.storage.files import identity
 from lipsyncd.storage.folders import HIDDEN, folders_of
 from lipsyncd.storage.spool import Spool
+from lipsyncd.weights import AutoPull, store_of
+from lipsyncd.worker.attempt import Device
+from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.child_process import Executor
+from lipsyncd.worker.loop import Worker
 from tests.kits.core_kit import spec_of
 
 
@@ -54,8 +63,15 @@ class JobsByHand:
         self.folders = folders_of(self.settings.paths)
         self.folders.initialise()
         self.ledger = Ledger(self.folders.state / "ledger.db")
-        self.finisher = finisher_of(CurrentSettings(self.settings), self.folders, self.ledger)
-        self.spool, self.outbox = self.finisher.spool, self.finisher.outbox
+        self.open_stores()
+
+    def open_stores(self) -> None:
+        """Make the parts that work on jobs, for the folders and the ledger as they are set."""
+        self.stores = stores_of(CurrentSettings(self.settings), self.folders, self.ledger)
+        self.finisher = Finisher(self.stores)
+        self.failures = Failures(self.stores, self.finisher)
+        self.publisher = Publisher(self.stores, self.finisher, self.failures)
+        self.spool, self.outbox = self.stores.spool, self.stores.outbox
 
     def close(self) -> None:
         self.ledger.close()
@@ -102,13 +118,35 @@ class JobsByHand:
 
     def published(self, name: str = "anna", content: bytes = b"a video") -> str:
         job_id = self.rendered(name, content)
-        assert self.finisher.publish(job_id).state is JobState.DONE
+        assert self.publish(job_id).state is JobState.DONE
         return job_id
+
+    def publish(self, job_id: str) -> Job:
+        """One try; gives the job afterwards. Raises what the publisher raises."""
+        return self.publisher.publish(self.spool.open(self.job(job_id)))
+
+    def try_publish(self, job_id: str) -> Job:
+        """One try as the worker makes it; gives the job afterwards."""
+        self.publisher.try_publish(self.job(job_id))
+        return self.job(job_id)
+
+    def worker(self, executor: Executor, *, cut_off: bool = False) -> Worker:
+        """A worker for the device "cpu" that renders by `executor`; `cut_off`: the daemon stops and waits no longer."""
+        weights = AutoPull(store_of(self.settings), allowed=False)
+        return Worker(
+            Device("cpu", executor, find(), weights, Ceilings(self.folders.state / "ceilings.json")),
+            self.stores,
+            self.finisher,
+            self.failures,
+            self.publisher,
+            stopping=lambda: False,
+            cut_off=lambda: cut_off,
+        )
 
     def restart(self) -> None:
         """What the daemon does before its first scan."""
         inbox = Inbox(self.folders.shared["inbox"], rules_of(self.settings), network=False)
-        recover(Intake(CurrentSettings(self.settings), inbox, self.spool, self.ledger), self.finisher)
+        recover(Intake(CurrentSettings(self.settings), inbox, self.spool, self.ledger), self.stores, self.finisher)
 
     def job(self, job_id: str) -> Job:
         return self.ledger.get(job_id)
@@ -136,4 +174,4 @@ class JobsByHand:
     def let_a_worker_claim_while_an_ending_is_written(self) -> None:
         spool = Claiming(self.spool.root)
         spool.ledger = self.ledger
-        self.finisher.spool = spool
+        self.stores.spool = spool

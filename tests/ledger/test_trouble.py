@@ -10,11 +10,6 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.jobs.job import JobState
-from lipsyncd.media.ffmpeg import find
-from lipsyncd.settings import CurrentSettings
-from lipsyncd.weights import AutoPull, store_of
-from lipsyncd.worker.batch_limits import Ceilings
-from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Progress, Render, Result
 from tests.kits.installation import Installation
 from tests.kits.jobs_by_hand import JobsByHand
@@ -84,7 +79,7 @@ def test_a_render_whose_end_cannot_be_written_is_not_done_again(
     by_hand = JobsByHand(tmp_path / "shop")
     job_id = by_hand.queued()
     executor = LockedOut(by_hand, made.path.read_bytes())
-    worker = worker_of(by_hand, executor)
+    worker = by_hand.worker(executor)
     assert not worker.round()
     assert "database is locked" in caplog.text
     executor.free()
@@ -95,17 +90,3 @@ def test_a_render_whose_end_cannot_be_written_is_not_done_again(
     assert executor.renders == 1
     assert not [record for record in caplog.records if record.exc_info]
     by_hand.close()
-
-
-def worker_of(by_hand: JobsByHand, executor: LockedOut) -> Worker:
-    return Worker(
-        "cpu",
-        CurrentSettings(by_hand.settings),
-        by_hand.finisher,
-        executor,
-        find(),
-        AutoPull(store_of(by_hand.settings), allowed=False),
-        Ceilings(by_hand.folders.state / "ceilings.json"),
-        stopping=lambda: False,
-        cut_off=lambda: False,
-    )

@@ -26,7 +26,7 @@ def published(by_hand: JobsByHand, *, queue: str = "") -> str:
     job_id = by_hand.queued(queue=queue)
     assert by_hand.ledger.claim("cpu", "token") is not None
     by_hand.finish_render(job_id)
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     (by_hand.folders.results / f"{job_id}.mp4").unlink()
     return job_id
 
@@ -43,7 +43,7 @@ def found(by_hand: JobsByHand, job_id: str, **changes: str) -> bytes | None:
 def test_a_video_is_found_in_the_spool_in_the_results_and_in_the_outbox(by_hand: JobsByHand) -> None:
     job_id = by_hand.rendered()
     assert found(by_hand, job_id) == b"a video"
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     shown = by_hand.folders.shared["outbox"] / "anna.mp4"
     shown.rename(shown.with_suffix(".taken"))
     assert found(by_hand, job_id) == b"a video"

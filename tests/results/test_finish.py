@@ -70,7 +70,7 @@ def test_a_name_that_somebody_has_is_left_and_the_next_one_taken(by_hand: JobsBy
 def test_a_name_conflict_may_fail_the_job_and_leaves_no_hidden_files(tmp_path: Path) -> None:
     by_hand = JobsByHand(tmp_path, output=Output(on_name_conflict="fail"))
     theirs = occupy(by_hand, "anna.mp4")
-    job = by_hand.finisher.publish(by_hand.rendered())
+    job = by_hand.try_publish(by_hand.rendered())
     assert (job.state, job.reason_code) == (JobState.FAILED, "name-taken")
     assert theirs.read_bytes() == b"theirs"
     assert by_hand.hidden() == []
@@ -88,7 +88,7 @@ def test_a_retry_after_a_name_conflict_never_shows_the_old_video(tmp_path: Path)
     theirs = occupy(by_hand, "anna.mp4")
     job_id = by_hand.rendered()
     by_hand.unmount("failed")
-    by_hand.finisher.publish(job_id)
+    by_hand.try_publish(job_id)
     assert by_hand.spool.ids() == [job_id]
     theirs.unlink()
     by_hand.finisher.retry(job_id)
@@ -106,46 +106,44 @@ def test_an_unmounted_outbox_costs_nothing_but_time(by_hand: JobsByHand) -> None
     job_id = by_hand.rendered()
     by_hand.unmount("outbox")
     with pytest.raises(OutboxUnavailable):
-        by_hand.finisher.publish(job_id)
+        by_hand.publish(job_id)
     assert by_hand.shown() == []
-    by_hand.finisher.try_publish(by_hand.job(job_id))
+    by_hand.try_publish(job_id)
     job = by_hand.job(job_id)
     assert (job.state, job.reason_code, job.attempt) == (JobState.PUBLISHING, "outbox-unavailable", 1)
     assert job.not_before_ms > 0
-    assert not by_hand.finisher.publish_due()
+    assert not by_hand.publisher.publish_due()
     by_hand.mount("outbox")
-    assert by_hand.finisher.publish(job_id).state is JobState.DONE
+    assert by_hand.publish(job_id).state is JobState.DONE
 
 
 @pytest.mark.parametrize("stage", ["staged", "video shown"])
 def test_an_outbox_that_is_unmounted_half_way_is_not_taken_for_an_empty_one(by_hand: JobsByHand, stage: str) -> None:
     """Without the outbox there are no tokens either: that must not read as "shown before"."""
     job_id = by_hand.rendered()
-    spec, output = by_hand.spool.spec(job_id), by_hand.spool.output(job_id)
-    assert spec is not None
-    assert output is not None
-    by_hand.finisher._stage(job_id, spec, output)
+    work = by_hand.spool.open(by_hand.job(job_id))
+    assert work.output is not None
+    by_hand.publisher._stage(work, work.output)
     if stage == "video shown":
-        by_hand.finisher._show_first(job_id, spec, output, "anna")
+        by_hand.publisher._show_first(work, work.output, "anna")
     by_hand.unmount("outbox")
     with pytest.raises(OutboxUnavailable):
-        by_hand.finisher.publish(job_id)
+        by_hand.publish(job_id)
     assert by_hand.job(job_id).state is JobState.PUBLISHING
     by_hand.mount("outbox")
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     assert by_hand.shown() == ["anna.json", "anna.mp4"]
 
 
 def test_a_video_that_a_consumer_took_before_the_crash_is_not_shown_again(by_hand: JobsByHand) -> None:
     job_id = by_hand.rendered()
-    spec, output = by_hand.spool.spec(job_id), by_hand.spool.output(job_id)
-    assert spec is not None
-    assert output is not None
-    by_hand.finisher._stage(job_id, spec, output)
-    by_hand.finisher._show_first(job_id, spec, output, "anna")
+    work = by_hand.spool.open(by_hand.job(job_id))
+    assert work.output is not None
+    by_hand.publisher._stage(work, work.output)
+    by_hand.publisher._show_first(work, work.output, "anna")
     (by_hand.folders.shared["outbox"] / "anna.mp4").unlink()
     by_hand.restart()
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     assert by_hand.shown() == ["anna.json"]
     assert by_hand.job(job_id).state is JobState.DONE
 
@@ -161,11 +159,11 @@ def test_a_video_that_spoils_in_the_spool_ends_its_job_and_nobody_elses(by_hand:
     else:
         video.unlink()
     good = by_hand.rendered("good")
-    assert by_hand.finisher.publish_due()
+    assert by_hand.publisher.publish_due()
     assert (by_hand.job(bad).state, by_hand.job(bad).reason_code) == (JobState.FAILED, "bad-result")
     assert by_hand.job(good).state is JobState.DONE
     assert by_hand.shown() == ["good.json", "good.mp4"]
-    assert not by_hand.finisher.publish_due()
+    assert not by_hand.publisher.publish_due()
 
 
 def test_a_job_whose_video_spoilt_is_rendered_again_by_a_retry(by_hand: JobsByHand) -> None:
@@ -173,7 +171,7 @@ def test_a_job_whose_video_spoilt_is_rendered_again_by_a_retry(by_hand: JobsByHa
     job_id = by_hand.rendered()
     by_hand.spool.video(job_id).write_bytes(b"A video")
     by_hand.unmount("failed")
-    assert by_hand.finisher.publish(job_id).state is JobState.FAILED
+    assert by_hand.try_publish(job_id).state is JobState.FAILED
     assert by_hand.spool.ids() == [job_id]
     by_hand.finisher.retry(job_id)
     by_hand.restart()
@@ -188,7 +186,7 @@ def test_a_job_that_is_tried_again_exists_once(by_hand: JobsByHand) -> None:
     kept_back = folder.with_name("kept-back")
     by_hand.spool.video(job_id).unlink()
     shutil.copytree(folder, kept_back)
-    assert by_hand.finisher.publish(job_id).state is JobState.FAILED
+    assert by_hand.try_publish(job_id).state is JobState.FAILED
     assert len(by_hand.shown("failed")) == 1
     kept_back.rename(folder)
     by_hand.finisher.retry(job_id)
@@ -209,33 +207,34 @@ def test_an_outbox_that_goes_while_we_look_has_shown_nothing(by_hand: JobsByHand
     job_id = by_hand.rendered()
     outbox = Vanishing(by_hand.outbox.root, mode=0o644, group="")
     outbox.by_hand = by_hand
-    by_hand.finisher.outbox = outbox
+    by_hand.stores.outbox = outbox
     with pytest.raises(OutboxUnavailable):
-        by_hand.finisher.publish(job_id)
+        by_hand.publish(job_id)
     assert by_hand.job(job_id).state is JobState.PUBLISHING
-    by_hand.finisher.outbox = by_hand.outbox
+    by_hand.stores.outbox = by_hand.outbox
     by_hand.mount("outbox")
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     assert by_hand.shown() == ["anna.json", "anna.mp4"]
 
 
 def test_publishing_twice_is_noticed(by_hand: JobsByHand) -> None:
-    job_id = by_hand.published()
+    job_id = by_hand.rendered()
+    work = by_hand.spool.open(by_hand.job(job_id))
+    assert by_hand.publisher.publish(work).state is JobState.DONE
     with pytest.raises(IllegalTransition):
-        by_hand.finisher.publish(job_id)
-    assert by_hand.job(job_id).state is JobState.DONE
+        by_hand.publisher.publish(work)
+    assert by_hand.try_publish(job_id).state is JobState.DONE
     assert by_hand.shown() == ["anna.json", "anna.mp4"]
 
 
 def test_a_sidecar_whose_name_is_taken_in_the_last_moment_goes_beside(by_hand: JobsByHand) -> None:
     job_id = by_hand.rendered()
-    spec, output = by_hand.spool.spec(job_id), by_hand.spool.output(job_id)
-    assert spec is not None
-    assert output is not None
-    by_hand.finisher._stage(job_id, spec, output)
-    by_hand.finisher._show_first(job_id, spec, output, "anna")
+    work = by_hand.spool.open(by_hand.job(job_id))
+    assert work.output is not None
+    by_hand.publisher._stage(work, work.output)
+    by_hand.publisher._show_first(work, work.output, "anna")
     theirs = occupy(by_hand, "anna.json")
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     assert theirs.read_bytes() == b"theirs"
     assert by_hand.sidecar(f"anna {job_id}")["video"] == "anna.mp4"
 
@@ -244,17 +243,16 @@ def test_a_staged_name_survives_the_loss_of_the_ledger(by_hand: JobsByHand) -> N
     """ "anna" was taken, so the video was about to be shown as "anna (2)": it still is, and the new ledger knows."""
     occupy(by_hand, "anna.mp4")
     job_id = by_hand.rendered()
-    spec, output = by_hand.spool.spec(job_id), by_hand.spool.output(job_id)
-    assert spec is not None
-    assert output is not None
-    by_hand.finisher._stage(job_id, spec, output)
+    work = by_hand.spool.open(by_hand.job(job_id))
+    assert work.output is not None
+    by_hand.publisher._stage(work, work.output)
     by_hand.spool.set_staged(job_id, "anna (2)")
     by_hand.close()
     for path in by_hand.folders.state.glob("ledger.db*"):
         path.unlink()
     again = JobsByHand(by_hand.settings.paths.storage)
     again.restart()
-    again.finisher.publish(job_id)
+    again.publish(job_id)
     assert again.job(job_id).out_name == "anna (2)"
     assert again.job(job_id).frames == 25
     assert "anna (2).mp4" in again.shown()
@@ -316,7 +314,7 @@ def test_what_is_about_to_be_published_is_not_cancelled(by_hand: JobsByHand, mak
     assert by_hand.spool.ending(job_id) is None
     by_hand.restart()
     if make == "rendered":
-        by_hand.finisher.publish(job_id)
+        by_hand.publish(job_id)
     assert by_hand.shown() == ["anna.json", "anna.mp4"]
 
 
@@ -337,7 +335,7 @@ def test_an_ending_that_no_longer_fits_is_no_reason_not_to_start(by_hand: JobsBy
         job_id, {"state": "cancelled", "code": "cancelled", "message": "", "remedy": "", "at_ms": 1}
     )
     by_hand.restart()
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     assert by_hand.job(job_id).state is JobState.DONE
 
 
@@ -360,7 +358,7 @@ def test_a_finished_video_of_a_cancelled_run_is_not_published_after_a_crash(by_h
     by_hand.ledger.request_cancel(job_id)
     by_hand.restart()
     assert by_hand.job(job_id).state is JobState.CANCELLED
-    assert not by_hand.finisher.publish_due()
+    assert not by_hand.publisher.publish_due()
     assert by_hand.shown() == []
 
 

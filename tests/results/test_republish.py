@@ -39,7 +39,7 @@ def killed_at(point: str, by_hand: JobsByHand, request: Request) -> None:
     if pid == 0:
         other = JobsByHand(by_hand.settings.paths.storage)
         failpoints.arm(point)
-        carry_out(request, other.finisher)
+        carry_out(request, other.stores, other.finisher)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
@@ -60,7 +60,7 @@ def test_an_order_that_was_cut_off_shows_one_video_all_the_same(by_hand: JobsByH
         for name in came:
             (by_hand.folders.shared["outbox"] / name).unlink()
     by_hand.restart()
-    answer = carry_out(request, by_hand.finisher)
+    answer = carry_out(request, by_hand.stores, by_hand.finisher)
     assert (answer.ok, answer.message) == (True, "published again as anna (2).mp4")
     assert sorted({*by_hand.shown(), *came}) == ["anna (2).json", "anna (2).mp4", "anna.json", "anna.mp4"]
     assert not taken or not came & set(by_hand.shown())
@@ -71,7 +71,7 @@ def test_an_order_is_remembered_until_its_file_is_answered(by_hand: JobsByHand) 
     job_id = by_hand.published()
     request = ordered(by_hand, job_id)
     for _ in range(3):
-        assert carry_out(request, by_hand.finisher).message == "published again as anna (2).mp4"
+        assert carry_out(request, by_hand.stores, by_hand.finisher).message == "published again as anna (2).mp4"
         by_hand.finisher.tidy()
     assert plans(by_hand) == [f"{job_id}.json"]
     [(path, _)] = control_files.pending(by_hand.folders.control)
@@ -106,7 +106,7 @@ def test_what_the_loss_of_the_outbox_cut_off_is_shown_when_it_is_back(by_hand: J
     killed_at("again-staged", by_hand, request)
     by_hand.unmount("outbox")
     by_hand.restart()
-    assert not carry_out(request, by_hand.finisher).ok
+    assert not carry_out(request, by_hand.stores, by_hand.finisher).ok
     assert by_hand.shown() == []
     by_hand.mount("outbox")
     by_hand.finisher.tidy()

@@ -41,7 +41,7 @@ def retention(by_hand: JobsByHand) -> Retention:
 
 def pruned(by_hand: JobsByHand, *, days: float = 0.0) -> dict[str, int]:
     """Prune as it would be done in so many days; gives how many pieces of each kind went, none left out."""
-    counts = Housekeeper(by_hand.finisher, wall=lambda: time.time() + days * DAY_S).prune()
+    counts = Housekeeper(by_hand.stores, by_hand.finisher, wall=lambda: time.time() + days * DAY_S).prune()
     assert [count.kind for count in counts] == [*KINDS, LEDGER]
     return {count.kind: count.goes for count in counts if count.goes}
 
@@ -141,7 +141,7 @@ def test_what_a_client_asked_to_persist_stays_everywhere(by_hand: JobsByHand) ->
     job = by_hand.ledger.claim("cpu", "token")
     assert job is not None
     by_hand.finish_render(job.id)
-    by_hand.finisher.publish(job.id)
+    by_hand.publish(job.id)
     failed(by_hand, "kept too", **persisting)
     by_hand.published("goes")
     assert pruned(by_hand, days=36_500) == {OUTBOX: 1, ARCHIVE: 1, RESULTS: 1, LEDGER: 1}
@@ -404,7 +404,7 @@ def test_a_dry_count_tells_what_a_pruning_then_does(by_hand: JobsByHand) -> None
     before = everything_below(by_hand.folders.state.parent)
     told = retention(by_hand).count(now_s)
     assert everything_below(by_hand.folders.state.parent) == before
-    done = Housekeeper(by_hand.finisher, wall=lambda: now_s).prune()
+    done = Housekeeper(by_hand.stores, by_hand.finisher, wall=lambda: now_s).prune()
     assert told == done
     assert {c.kind: c.goes for c in told} == {**dict.fromkeys(KINDS, 1), LEDGER: 2}
     assert next(c for c in told if c.kind == RESULTS).frees_bytes > 5000

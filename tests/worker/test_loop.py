@@ -11,13 +11,9 @@ import pytest
 from lipsyncd.errors import DeviceMissing, RenderCrashed, RendererNotInstalled
 from lipsyncd.jobs.blocked import Obstacles
 from lipsyncd.jobs.job import JobState, now_ms
-from lipsyncd.media.ffmpeg import find
 from lipsyncd.media.mp4 import inspect
-from lipsyncd.settings import CurrentSettings, Output
-from lipsyncd.weights import AutoPull, store_of
-from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.settings import Output
 from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
-from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Batch, Progress, Render, Result
 from tests.kits.core_kit import Clock
 from tests.kits.faults.faulty_renderers import NAMES
@@ -67,17 +63,7 @@ def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsByH
 
 def work(by_hand: JobsByHand, executor: Interfered, *, cut_off: bool = False) -> bool:
     """One round; says whether there was anything to do."""
-    worker = Worker(
-        "cpu",
-        CurrentSettings(by_hand.settings),
-        by_hand.finisher,
-        executor,
-        find(),
-        AutoPull(store_of(by_hand.settings), allowed=False),
-        Ceilings(by_hand.folders.state / "ceilings.json"),
-        stopping=lambda: False,
-        cut_off=lambda: cut_off,
-    )
+    worker = by_hand.worker(executor, cut_off=cut_off)
     try:
         return worker.run_once()
     finally:
@@ -127,7 +113,7 @@ def test_a_cancel_in_the_last_moment_of_a_render_leaves_no_video(by_hand: JobsBy
     work(by_hand, Interfered(after=lambda: by_hand.ledger.request_cancel(job_id)))
     assert by_hand.job(job_id).state is JobState.CANCELLED
     assert by_hand.shown() == []
-    assert not by_hand.finisher.publish_due()
+    assert not by_hand.publisher.publish_due()
     assert by_hand.spool.ids() == []
 
 
@@ -174,7 +160,7 @@ def test_each_attempt_waits_longer_than_the_one_before(by_hand: JobsByHand) -> N
 
 def test_a_device_that_is_absent_is_looked_for_once_by_all_who_want_it(by_hand: JobsByHand) -> None:
     clock = Clock()
-    by_hand.finisher.obstacles = Obstacles(clock)
+    by_hand.stores.obstacles = Obstacles(clock)
     jobs = [by_hand.queued(name) for name in ("anna", "bert", "carl")]
     looked: list[str] = []
 
@@ -240,6 +226,6 @@ def test_an_unmounted_outbox_keeps_the_rendered_video(by_hand: JobsByHand) -> No
     job = by_hand.job(job_id)
     assert (job.state, job.reason_code) == (JobState.PUBLISHING, "outbox-unavailable")
     by_hand.mount("outbox")
-    by_hand.finisher.publish(job_id)
+    by_hand.publish(job_id)
     assert by_hand.job(job_id).attempt == 1
     assert by_hand.shown() == ["anna.json", "anna.mp4"]

@@ -115,10 +115,9 @@ def _stage_only(stage: Stage) -> None:
     """As if killed right after the hidden copies were noted, and with the ledger lost."""
     job = stage.job()
     assert job is not None
-    spec, output = stage.spool.spec(job.id), stage.spool.output(job.id)
-    assert spec is not None
-    assert output is not None
-    stage.finisher._stage(job.id, spec, output)
+    work = stage.spool.open(job)
+    assert work.output is not None
+    stage.publisher._stage(work, work.output)
     stage.close()
     for path in stage.home.path("state").glob("ledger.db*"):
         path.unlink()

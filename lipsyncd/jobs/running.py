@@ -1,0 +1,56 @@
+"""Jobs that render at this moment: how far each one is, and a request to cancel it.
+
+In memory, for the threads of one daemon. The ledger is the record: it holds the stage, and the request to cancel for a
+daemon that starts again. A reader that wants the fraction asks here, so that progress costs no durable write.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lipsyncd.jobs.job import Job
+
+
+@dataclass
+class RunningJob:
+    """One render in progress. `fraction` is that of the stage, 0 to 1."""
+
+    stage: str = "starting"
+    fraction: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class RunningJobs:
+    """At most one for each device. Safe in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: dict[str, RunningJob] = {}
+
+    def begin(self, job_id: str) -> RunningJob:
+        with self._lock:
+            self._jobs[job_id] = RunningJob()
+            return self._jobs[job_id]
+
+    def end(self, job_id: str) -> None:
+        with self._lock:
+            self._jobs.pop(job_id, None)
+
+    def cancel(self, job_id: str) -> None:
+        """Ask the render of that job to end; nothing happens when it does not render."""
+        with self._lock:
+            if (found := self._jobs.get(job_id)) is not None:
+                found.cancelled.set()
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Stage and fraction of each render in progress, as JSON, by the job's id."""
+        with self._lock:
+            return {job_id: {"stage": one.stage, "fraction": one.fraction} for job_id, one in self._jobs.items()}
+
+
+def with_progress(job: Job, progress: dict[str, dict[str, Any]]) -> Job:
+    """The job with the stage and fraction that `RunningJobs.progress` reported for it."""
+    found = progress.get(job.id)
+    return job if found is None else replace(job, stage=str(found["stage"]), fraction=float(found["fraction"]))

@@ -1,0 +1,155 @@
+"""Show a finished video in the outbox and take its job to `done`.
+
+A row of steps that may be repeated after a crash at any of them: the spool tells how far an earlier try came. Staging
+and showing are the outbox's; which name a video gets, and what the ledger records, is decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Hashable
+
+from lipsyncd.errors import BadResult, Blocked, IllegalTransition, NameTaken, OutboxUnavailable
+from lipsyncd.jobs.blocked import Look
+from lipsyncd.jobs.job import Job, JobState, now_ms
+from lipsyncd.jobs.prepared import Output
+from lipsyncd.results import sidecar
+from lipsyncd.results.failures import PUBLISH, Failures
+from lipsyncd.results.finish import Finisher
+from lipsyncd.results.outbox import SIDECAR, VIDEO
+from lipsyncd.results.stores import Stores
+from lipsyncd.storage.disk_space import shortage
+from lipsyncd.storage.failpoints import reach
+from lipsyncd.storage.spool import JobUnderWay
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Publishes the results of one daemon. Safe in several threads, under the lock that `Finisher` ends jobs with."""
+
+    def __init__(self, stores: Stores, finisher: Finisher, failures: Failures) -> None:
+        self._stores = stores
+        self._finisher = finisher
+        self._failures = failures
+
+    def publish(self, work: JobUnderWay) -> Job:
+        """Take a job in `publishing` to `done`, from wherever an earlier try came to.
+
+        Raises `OutboxUnavailable`, OSError of the outbox's disk, `NameTaken`, `BadResult`: the job then stays as it is.
+        Raises `IllegalTransition` when another thread has ended the job.
+        """
+        with self._finisher.lock:
+            self._require_outbox()
+            work.job = self._stores.ledger.get(work.id)
+            if work.job.state is not JobState.PUBLISHING:
+                raise IllegalTransition(f"job {work.id} is {work.job.state.value}, and no longer to be published")
+            if work.job.staged and work.staged_as is None:
+                work.staged_as = self._stores.spool.staged_name(work.id)  # by another thread
+            output = self._output(work)
+            out_name = self._show_first(work, output, work.staged_as or self._stage(work, output))
+            self._show_sidecar(work, out_name)
+            reach("publish-shown")
+            shown = f"{out_name}.{_first(output)}"
+            work.job = self._stores.ledger.to_done(work.id, note=f"published as {shown}")
+            reach("publish-done")
+            made = f"in {output.render_ms / 1e3:.1f} s" if output.duplicate_of is None else f"of {output.duplicate_of}"
+            log.info("job %s done: %s, %d frames %s", work.id, shown, output.frames, made)
+            self._finisher.clear_away(work.job, work)
+            return work.job
+
+    def publish_due(self) -> bool:
+        """Publish the jobs that wait for it; False when there was none. One that cannot be published waits a while."""
+        due = [job for job in self._stores.ledger.in_state(JobState.PUBLISHING) if job.not_before_ms <= now_ms()]
+        for job in due:
+            self.try_publish(job)
+        return bool(due)
+
+    def try_publish(self, job: Job, work: JobUnderWay | None = None) -> None:
+        """`publish`, or a note in the ledger why the job has to wait. Raises `LedgerUnavailable`."""
+        try:
+            self.publish(work or self._stores.spool.open(job))
+        except Exception as error:
+            self._failures.handle(job, error, PUBLISH, self._obstacle, attempt=job.max_attempts)
+        else:
+            self._stores.obstacles.passed(PUBLISH.name)
+
+    def heal(self) -> bool:
+        """Let jobs go on whose obstacle has changed; gives whether there were any."""
+        codes = self._stores.obstacles.moved()
+        count = self._stores.ledger.release(*codes) if codes else 0
+        self._stores.obstacles.forget(codes)
+        if count:
+            self._stores.wake()
+            log.info("looking again at %d jobs that wait: %s", count, ", ".join(codes))
+        return count > 0
+
+    def _obstacle(self, _blocked: Blocked) -> tuple[str, Look]:
+        return PUBLISH.name, self._state_of_outbox
+
+    def _state_of_outbox(self) -> Hashable:
+        """Cheap to look at, and different once results may fit into the outbox again."""
+        there, root = self._stores.folders.available("outbox"), self._stores.outbox.root
+        floor_mb = self._stores.settings.now.paths.min_free_mb
+        return there and (os.access(root, os.W_OK | os.X_OK), not shortage(root, floor_mb))
+
+    def _require_outbox(self) -> None:
+        if not self._stores.folders.available("outbox"):
+            root = self._stores.outbox.root
+            raise OutboxUnavailable(f"{root} is not mounted, or is another folder than before")
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    def _output(self, work: JobUnderWay) -> Output:
+        if work.output is None:
+            raise BadResult(f"the finished video of job {work.id} is gone from the spool")
+        return work.output
+
+    def _stage(self, work: JobUnderWay, output: Output) -> str:
+        out_name, stores = work.job.out_name, self._stores
+        content = sidecar.of_video(work.job, work.spec, output, out_name)
+        if output.shown_as is None:
+            stores.outbox.stage(work.id, stores.spool.video(work.id), output.sha256, content)
+        else:
+            stores.outbox.stage_sidecar(work.id, content)
+        stores.spool.set_staged(work.id, out_name)
+        reach("publish-staged")
+        stores.ledger.set_staged(work.id)
+        work.staged_as = out_name
+        return out_name
+
+    def _show_first(self, work: JobUnderWay, output: Output, out_name: str) -> str:
+        """Give the video, or the sidecar where there is no video, its name or the next free one; gives that name."""
+        first, outbox = _first(output), self._stores.outbox.of_queue(work.spec.queue)
+        while outbox.is_staged(work.id, first):
+            if outbox.is_free(out_name):
+                with contextlib.suppress(FileExistsError):
+                    outbox.show(work.id, first, out_name)
+                    return out_name
+            if self._stores.settings.now.output.on_name_conflict == "fail":
+                raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
+            out_name = self._stores.ledger.rename_output(work.id, work.spec.out_name, out_name)
+            job = self._stores.ledger.get(work.id)
+            self._stores.outbox.stage_sidecar(work.id, sidecar.of_video(job, work.spec, output, out_name))
+            self._stores.spool.set_staged(work.id, out_name)
+        self._require_outbox()  # an unmounted outbox has no tokens either
+        self._stores.ledger.note(work.id, "the result was shown before")
+        return out_name
+
+    def _show_sidecar(self, work: JobUnderWay, out_name: str) -> None:
+        outbox = self._stores.outbox.of_queue(work.spec.queue)
+        if not outbox.is_staged(work.id, SIDECAR):
+            self._require_outbox()
+            return
+        try:
+            outbox.show(work.id, SIDECAR, out_name)
+        except FileExistsError:
+            # Another program has just written a file of that name. The video keeps its name; the sidecar names it.
+            outbox.show(work.id, SIDECAR, f"{out_name} {work.id}")
+
+
+def _first(output: Output) -> str:
+    """The suffix of the file that is shown first: the sidecar's where the job has no video of its own."""
+    return VIDEO if output.shown_as is None else SIDECAR

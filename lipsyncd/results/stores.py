@@ -1,0 +1,52 @@
+"""Where the jobs of one daemon are kept: one object, handed to every part that works on jobs."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from lipsyncd.jobs.blocked import Obstacles
+from lipsyncd.jobs.job import now_ms
+from lipsyncd.jobs.running import RunningJobs
+from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.results.outbox import Outbox
+from lipsyncd.settings import CurrentSettings
+from lipsyncd.storage.folders import Folders
+from lipsyncd.storage.spool import Spool
+
+LONGEST_LOOK_S = 30.0  # the ledger is read so often even when nothing is expected, for a clock that was set
+
+
+@dataclass
+class Stores:
+    """The records and folders of jobs, and what threads share about them in memory.
+
+    obstacles  what blocked jobs wait for
+    running    the renders in progress
+    waiting    set by `wake`: one event for each thread that works on jobs
+    """
+
+    settings: CurrentSettings
+    folders: Folders
+    spool: Spool
+    ledger: Ledger
+    outbox: Outbox
+    obstacles: Obstacles = field(default_factory=Obstacles)
+    running: RunningJobs = field(default_factory=RunningJobs)
+    waiting: list[threading.Event] = field(default_factory=list)
+
+    def wake(self) -> None:
+        """Let every thread that works on jobs read the ledger now: a job may be due."""
+        for event in self.waiting:
+            event.set()
+
+    def seconds_until_due(self) -> float:
+        """How long no waiting job will be due, as the ledger stands; at most `LONGEST_LOOK_S`."""
+        due_ms = self.ledger.next_due_ms()
+        return LONGEST_LOOK_S if due_ms is None else min(max(due_ms - now_ms(), 0) / 1000, LONGEST_LOOK_S)
+
+
+def stores_of(settings: CurrentSettings, folders: Folders, ledger: Ledger) -> Stores:
+    output = settings.now.output
+    outbox = Outbox(folders.shared["outbox"], mode=output.mode_bits, group=output.group)
+    return Stores(settings, folders, Spool(folders.spool), ledger, outbox)
