@@ -30,7 +30,7 @@ from lipsyncd.daemon.housekeeping import Housekeeper
 from lipsyncd.daemon.recovery import open_ledger, recover
 from lipsyncd.daemon.reload import reload
 from lipsyncd.errors import ConfigError, LedgerUnavailable, LipsyncdError
-from lipsyncd.inbox.service import Arrivals
+from lipsyncd.inbox.service import InboxService
 from lipsyncd.jobs.did_talk import rest_of
 from lipsyncd.jobs.job import Job, JobState, now_ms
 from lipsyncd.ledger.view import LedgerView
@@ -88,7 +88,7 @@ class Daemon:
         self._threads: list[threading.Thread] = []
         self._rendering: list[tuple[LocalChild, threading.Thread]] = []
         self._unexpected = 0
-        self._arrivals = Arrivals(self.settings, self.folders, make_room=lambda: self._housekeeper.make_room())
+        self._arrivals = InboxService(self.settings, self.folders, make_room=lambda: self._housekeeper.make_room())
         view = LedgerView(self.folders.state / "ledger.db")
         self._systemd = SystemdReporter(Notifier(), facts=lambda: self._monitor.facts(), view=view)
 
@@ -104,7 +104,7 @@ class Daemon:
         ffmpeg = find_ffmpeg(self.settings.now.render.ffmpeg)
         self._make_folders()
         lock = InstanceLock(self.folders.state)
-        lock.acquire(who="lipsyncd run")
+        lock.acquire(command="lipsyncd run")
         try:
             self._arrivals.lock()
             expect_lease_signals()

@@ -36,7 +36,7 @@ def alone(settings: Settings, command: str) -> Iterator[tuple[Stores, Finisher]]
             remedy=f"start the daemon, or do this as its user: sudo -u {ledger_file.owner()} lipsyncd …",
         )
     lock = InstanceLock(folders.state)
-    lock.acquire(who=f"lipsyncd {command}")
+    lock.acquire(command=f"lipsyncd {command}")
     try:
         with closing(open_ledger(ledger_file)) as ledger:
             stores = stores_of(CurrentSettings(settings), folders, ledger)

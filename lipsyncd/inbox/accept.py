@@ -60,7 +60,7 @@ class Intake:
         self.cut_short = False
         self.release = Release(inbox, spool, ledger, queue)
         self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
-        self._held: dict[str, str] = {}
+        self._stuck: dict[str, str] = {}
         self._rowless: list[JobSpec] = []
 
     def scan(self, stop: Callable[[], bool] = lambda: False) -> list[Accepted]:
@@ -75,7 +75,7 @@ class Intake:
         scanned_s = time.monotonic()
         until_s = scanned_s + max(_SHORTEST_PASS_S, _PASS_PER_SCAN * (scanned_s - began_s))
         self.cut_short = False
-        known, self._held = self._held, {}
+        known, self._stuck = self._stuck, {}
         for drop in drops:
             if stop() or time.monotonic() > until_s:
                 self.cut_short = True
@@ -92,9 +92,9 @@ class Intake:
         return accepted
 
     @property
-    def held(self) -> dict[str, str]:
+    def stuck(self) -> dict[str, str]:
         """Files that could not be taken in the last scan, or not be removed after they were, and why."""
-        return {**self._held, **self.release.held}
+        return {**self._stuck, **self.release.stuck}
 
     # -- one drop ------------------------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class Intake:
             log.info("intake: %s changed while it was copied; scanning again", changed)
         except OSError as error:
             name, why = printable(drop.name), f"cannot be taken: {error.strerror or error}"
-            self._held[name] = why
+            self._stuck[name] = why
             if known.get(name) != why:
                 log.warning("intake: %s waits: %s", name, error)
         return None

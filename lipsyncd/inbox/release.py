@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 class Release:
     """The accepted jobs of one inbox whose files still lie there.
 
-    held  files that could not be removed, and why
+    stuck  files that could not be removed, and why
     """
 
     def __init__(self, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str) -> None:
-        self.held: dict[str, str] = {}
+        self.stuck: dict[str, str] = {}
         self._inbox = inbox
         self._ledger = ledger
         self._sources: dict[str, tuple[SourceFile, ...]] = {}
@@ -63,7 +63,7 @@ class Release:
 
     def _release_in(self, folder: int) -> None:
         needed = self._inbox.named_by_manifests(self.taken)
-        known, self.held = self.held, {}
+        known, self.stuck = self.stuck, {}
         left = {
             job_id: tuple(
                 s for source in sources if (s := self._release_file(folder, job_id, source, needed, known)) is not None
@@ -97,7 +97,7 @@ class Release:
             shown, why = printable(source.name), f"job {job_id} has it, and it cannot be removed: {error.strerror}"
             if known.get(shown) != why:
                 log.warning("intake: cannot remove %s from the inbox: %s", shown, error.strerror)
-            self.held[shown] = why
+            self.stuck[shown] = why
             return source
         return None
 

@@ -1,11 +1,11 @@
-"""The ways in: each inbox folder with its watch, its lock and its desk, and the one thread that looks at all of them.
+"""Every inbox folder of one daemon, and the one thread that scans them.
 
-    watch    rings when something changes; the clock rings when nothing is heard
+    watch    rings when something changes
     lock     held while we serve the folder: two daemons on one share would both take every drop
-    inbox    which files are finished and belong together
+    inbox    finds which files are finished and belong together
     intake   takes them into spool and ledger
 
-A folder that cannot be served says why and is tried again at the next look. Low disk stops the taking, not the looking.
+A folder that cannot be served has a `fault` and is tried again at the next scan. While a disk is low no drop is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -28,15 +28,15 @@ from lipsyncd.monitor.facts import InboxFacts
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.folders import HIDDEN, Folders
-from lipsyncd.storage.locks import FolderLock, served
+from lipsyncd.storage.locks import FolderLock, already_served
 from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Door:
-    """One inbox folder. `fault` says why it cannot be served just now."""
+class ServedInbox:
+    """One inbox folder. `fault` is the reason why it cannot be served at present, or ""."""
 
     kind: str
     inbox: Inbox
@@ -46,12 +46,12 @@ class Door:
     fault: str = ""
 
 
-class Arrivals:
-    """Every door of one daemon. `run` is the scanning thread's work; the rest may be read from any thread.
+class InboxService:
+    """All inboxes of one daemon. `run` is the scanning thread's work; the rest may be read from any thread.
 
-    make_room  asked when the disk is low: frees some, and says whether that was enough
-    ring       set to look at once
-    paused     why nothing is taken although it lies there; "" when it is
+    make_room  called when the disk is low: removes what may go, True when that was enough
+    ring       set to scan at once
+    paused     why no drop is taken; "" when drops are taken
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Arrivals:
         self.settings = settings
         self.folders = folders
         self.make_room = make_room
-        self.doors: list[Door] = []
+        self.inboxes: list[ServedInbox] = []
         self.ring = threading.Event()
         self._overflows = Overflows(self.ring.set)
         self.paused = ""
@@ -70,16 +70,16 @@ class Arrivals:
     # -- start ---------------------------------------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """Take the locks of the folders that are there. Raises `AnotherDaemonRuns` when another daemon serves one."""
+        """Lock the folders that are available. Raises `AnotherDaemonRuns` when another daemon serves one of them."""
         for kind in self.folders.inboxes:
             path = self.folders.lock_file(kind)
             lock = FolderLock(path)
-            if self.folders.available(kind) and (who := lock.hold()):
-                raise served(path, who)
+            if self.folders.available(kind) and (other := lock.hold()):
+                raise already_served(path, other)
             self._locks[kind] = lock
 
     def open(self, spool: Spool, ledger: Ledger) -> None:
-        """Put a desk behind each door; still nobody looks."""
+        """Open each inbox without scanning it yet."""
         names = [queue.name for queue in self.settings.now.queues]
         for kind in self.folders.inboxes:
             folder = self.folders.shared[kind]
@@ -92,63 +92,62 @@ class Arrivals:
             )
             intake = Intake(self.settings, inbox, spool, ledger, queue_of(kind))
             watch = Watch(folder, mode=self.settings.now.watch.mode, hidden=HIDDEN, bell=self.ring.set)
-            self.doors.append(Door(kind, inbox, intake, watch, self._locks[kind]))
+            self.inboxes.append(ServedInbox(kind, inbox, intake, watch, self._locks[kind]))
 
     def register(self, spec: JobSpec) -> Accepted | None:
         """Give a job that was accepted before a crash its row."""
-        by_queue = {queue_of(door.kind): door for door in self.doors}
-        return by_queue.get(spec.queue, self.doors[0]).intake.register(spec)
+        by_queue = {queue_of(served.kind): served for served in self.inboxes}
+        return by_queue.get(spec.queue, self.inboxes[0]).intake.register(spec)
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- scanning ------------------------------------------------------------------------------------------------------
 
     def run(
-        self, stop: Callable[[], bool], guarded: Callable[[Callable[[], bool]], bool], told: threading.Event
+        self, stop: Callable[[], bool], guarded: Callable[[Callable[[], bool]], bool], accepted: threading.Event
     ) -> None:
-        """Look until `stop`; `told` is set when jobs were accepted. `guarded` keeps what a scan may bring from us."""
+        """Scan until `stop`. Sets `accepted` when there are new jobs; `guarded` runs a scan and catches its errors."""
         while not stop():
             self.ring.clear()
             self.paused = self._why_paused()
-            for door in self.doors:
-                if guarded(lambda door=door: self._look(door, stop)):  # type: ignore[misc]
-                    told.set()
-            self.ring.wait(self._pause_s())
-        for door in self.doors:
-            door.watch.stop()
+            for served in self.inboxes:
+                if guarded(partial(self.scan, served, stop)):
+                    accepted.set()
+            self.ring.wait(self._until_next_scan_s())
+        for served in self.inboxes:
+            served.watch.stop()
         self._overflows.close()
 
-    def _look(self, door: Door, stop: Callable[[], bool]) -> bool:
-        """Serve one door; True when that made jobs."""
-        self._judge(door)
-        if door.fault:
+    def scan(self, served: ServedInbox, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Take what is ready in one inbox; True when that made jobs."""
+        self._set_fault(served, self._why_unavailable(served))
+        if served.fault:
             return False
-        door.watch.check()
-        door.inbox.settling.network = door.watch.network
-        door.inbox.settling.rules = rules_of(self.settings.now)
+        served.watch.check()
+        served.inbox.settling.network = served.watch.network
+        served.inbox.settling.rules = rules_of(self.settings.now)
         if self.paused:
             return False
         try:
-            accepted = door.intake.scan(stop)
+            accepted = served.intake.scan(stop)
         except OSError as error:
-            place = door.inbox.root if error.filename is None else os.fsdecode(error.filename)
-            self._blame(door, f"{place} cannot be looked through: {error.strerror}")
+            place = served.inbox.root if error.filename is None else os.fsdecode(error.filename)
+            self._set_fault(served, f"{place} cannot be listed: {error.strerror}")
             return False
         self._scanned_s = time.monotonic()
-        if door.intake.cut_short:
+        if served.intake.cut_short:
             self.ring.set()
         return bool(accepted)
 
-    def _judge(self, door: Door) -> None:
-        if not self.folders.available(door.kind):
-            self._blame(door, f"{door.inbox.root} is not mounted, or is another folder than before")
-        elif who := door.lock.hold():
-            self._blame(door, f"{door.inbox.root} is served by {who}")
-        else:
-            door.fault = ""
+    def _why_unavailable(self, served: ServedInbox) -> str:
+        if not self.folders.available(served.kind):
+            return f"{served.inbox.root} is not mounted, or is another folder than before"
+        holder = served.lock.hold()
+        return f"{served.inbox.root} is served by {holder}" if holder else ""
 
-    def _blame(self, door: Door, why: str) -> None:
-        if door.fault != why:
-            log.warning("inbox: %s", why)
-        door.fault = why
+    @staticmethod
+    def _set_fault(served: ServedInbox, fault: str) -> None:
+        if fault and served.fault != fault:
+            log.warning("inbox: %s", fault)
+        served.fault = fault
 
     def _why_paused(self) -> str:
         spool = self.folders.spool
@@ -164,13 +163,13 @@ class Arrivals:
             log.info("%s has room again", spool)
         return why
 
-    def _pause_s(self) -> float:
-        """Seconds until the next look, if nothing rings before."""
-        asked = [door.inbox.settling.next_look_s for door in self.doors if not door.fault and not self.paused]
-        soon = [seconds + 0.005 for seconds in asked if seconds is not None]
+    def _until_next_scan_s(self) -> float:
+        """Seconds until the next scan, if nothing rings before."""
+        looks = [served.inbox.settling.next_look_s for served in self.inboxes if not served.fault and not self.paused]
+        soon = [seconds + 0.005 for seconds in looks if seconds is not None]
         return min([self.scan_due_s, *soon])
 
-    # -- what others ask -----------------------------------------------------------------------------------------------
+    # -- for health checks and status ----------------------------------------------------------------------------------
 
     @property
     def scan_age_s(self) -> float:
@@ -178,31 +177,31 @@ class Arrivals:
 
     @property
     def scan_due_s(self) -> float:
-        """Seconds between two looks when nothing rings."""
+        """Seconds between two scans when nothing rings."""
         watch = self.settings.now.watch
-        heard = all(door.watch.events and not door.fault for door in self.doors) and not self.paused
+        heard = all(served.watch.events and not served.fault for served in self.inboxes) and not self.paused
         return watch.rescan_s if heard else watch.poll_s
 
     @property
     def facts(self) -> InboxFacts:
-        watches = [door.watch for door in self.doors]
+        watches = [served.watch for served in self.inboxes]
         return InboxFacts(
             paused=self.paused,
             degraded="; ".join(watch.degraded for watch in watches if watch.degraded),
-            stuck_files=len(self.blocked),
+            stuck_files=len(self.stuck_files),
             overflows=self._overflows.count,
             restarts=sum(watch.restarts for watch in watches),
         )
 
     @property
-    def blocked(self) -> dict[str, str]:
-        """Files that lie in an inbox and cannot be taken, or not be removed after they were, and why."""
-        return dict(_named(self.doors, lambda door: {**door.inbox.settling.unreadable, **door.intake.held}))
+    def stuck_files(self) -> dict[str, str]:
+        """Files in the inboxes that cannot be taken, or not be removed after they were, and why."""
+        return dict(self._by_name(lambda served: {**served.inbox.settling.unreadable, **served.intake.stuck}))
 
     def status(self) -> dict[str, Any]:
         """What `lipsyncd status` shows of the inboxes."""
-        first = self.doors[0]
-        waiting = [{**asdict(w), "name": name} for name, w in _named(self.doors, _waiting)]
+        first = self.inboxes[0]
+        waiting = self._by_name(lambda served: {w.name: w for w in served.inbox.waiting})
         return {
             "inbox": str(first.inbox.root),
             "inbox_available": not first.fault,
@@ -211,30 +210,26 @@ class Arrivals:
             "degraded": self.facts.degraded,
             "paused": self.paused,
             "scan_age_s": round(self.scan_age_s, 1),
-            "waiting": waiting,
-            "blocked": self.blocked,
-            "queues": [self._queue(door) for door in self.doors[1:]],
-            "ignored": dict(_named(self.doors, lambda door: door.inbox.ignored)),
+            "waiting": [{**asdict(w), "name": name} for name, w in waiting],
+            "blocked": self.stuck_files,
+            "queues": [self._queue(served) for served in self.inboxes[1:]],
+            "ignored": dict(self._by_name(lambda served: served.inbox.ignored)),
         }
 
-    def _queue(self, door: Door) -> dict[str, Any]:
-        name = queue_of(door.kind)
-        watch = "events" if door.watch.events else "polling"
-        return {"name": name, "priority": self.settings.now.queue(name).priority, "fault": door.fault, "watch": watch}
+    def _queue(self, served: ServedInbox) -> dict[str, Any]:
+        name = queue_of(served.kind)
+        watch = "events" if served.watch.events else "polling"
+        priority = self.settings.now.queue(name).priority
+        return {"name": name, "priority": priority, "fault": served.fault, "watch": watch}
+
+    def _by_name(self, read: Callable[[ServedInbox], Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """What `read` gives for the files of each inbox, with the queue before the name."""
+        for served in self.inboxes:
+            prefix = queue_of(served.kind)
+            for name, value in read(served).items():
+                yield (f"{prefix}/{name}" if prefix else name), value
 
 
 def queue_of(kind: str) -> str:
     """The queue whose folder that kind is; "" for the inbox itself."""
     return kind.partition("/")[2]
-
-
-def _named(doors: Iterable[Door], ask: Callable[[Door], Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
-    """What each door says of its files, under the names that people know them by."""
-    for door in doors:
-        prefix = queue_of(door.kind)
-        for name, value in ask(door).items():
-            yield (f"{prefix}/{name}" if prefix else name), value
-
-
-def _waiting(door: Door) -> dict[str, Any]:
-    return {w.name: w for w in door.inbox.waiting}

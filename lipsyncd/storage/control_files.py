@@ -1,9 +1,9 @@
-"""Small files in `state/control/` by which the CLI and the web ask the running daemon for something.
+"""Small files in `state/control/`: requests of the CLI and the web to the running daemon, and its answers.
 
     <id>.json     {"action": "cancel", "job_id": …, "value": …}, written whole and renamed into place
-    <id>.answer   {"ok": true, "message": …, "facts": …}, written by the daemon, removed by whoever asked
+    <id>.answer   {"ok": true, "message": …, "facts": …}, written by the daemon, removed by the client
 
-Nobody but the daemon writes the ledger. Owns that folder; what an action does is not its business.
+Only the daemon writes the ledger. Owns that folder; `daemon/commands.py` carries the requests out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from lipsyncd.jobs.job import new_id
 from lipsyncd.storage.files import open_to_group, read_json, write_json, write_new
 
-PRUNE = "prune"  # of no job
+PRUNE = "prune"  # names no job
 ACTIONS = ("cancel", "retry", "priority", "republish", "delete", PRUNE)
 _MODE = 0o660
 _STALE_S = 300.0
@@ -28,7 +28,7 @@ _LOOK_AGAIN_S = 0.05
 
 @dataclass(frozen=True)
 class Request:
-    """One thing asked for. `value` is the new priority; `order` the name of its file, once it is one."""
+    """One request. `value` is the new priority; `order` is the name of the request's file, once it has one."""
 
     action: str
     job_id: str
@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of it. `facts` are for programs."""
+    """The answer to a request. `facts` are for programs."""
 
     ok: bool
     message: str
@@ -46,7 +46,7 @@ class Answer:
 
 
 def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
-    """Leave a request for the daemon and wait for its answer; None when none came in time."""
+    """Write a request for the daemon and wait for its answer; None when none came in time."""
     name = new_id()
     answer_file = folder / f"{name}.answer"
     hidden = folder / f".{name}.part"
@@ -70,7 +70,7 @@ def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
 
 
 def pending(folder: Path) -> list[tuple[Path, Request | None]]:
-    """Requests that wait, oldest first; None for a file that is none."""
+    """Requests that wait, oldest first; None for a file that is no valid request."""
     found: list[tuple[Path, Request | None]] = []
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("."):
@@ -78,7 +78,7 @@ def pending(folder: Path) -> list[tuple[Path, Request | None]]:
         try:
             body = read_json(path) or {}
         except OSError:
-            body = {}  # somebody made it unreadable
+            body = {}  # its mode was changed
         value = body.get("value", 0)
         known = body.get("action") in ACTIONS and isinstance(body.get("job_id"), str) and type(value) is int
         found.append((path, Request(body["action"], body["job_id"], value, path.stem) if known else None))
@@ -86,7 +86,7 @@ def pending(folder: Path) -> list[tuple[Path, Request | None]]:
 
 
 def answer(path: Path, reply: Answer) -> None:
-    """Answer a request and take it off the folder, also when the answer cannot be written: what was done is done."""
+    """Answer a request and remove it, also when the answer cannot be written: it must not be carried out again."""
     try:
         write_json(path.with_suffix(".answer"), asdict(reply), mode=_MODE)
     finally:
@@ -94,7 +94,7 @@ def answer(path: Path, reply: Answer) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove answers that nobody has fetched."""
+    """Remove answers that no client has fetched."""
     for path in folder.glob("*.answer"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _STALE_S:

@@ -1,8 +1,7 @@
 """Named places where a test may end the process, as a power cut would.
 
 `LIPSYNCD_FAIL=name` kills this process with SIGKILL the first time that it reaches `name`; `name:3` the third time.
-Without the variable a failpoint costs one comparison. `tests/kits/faults/crash_kit.py` finds the names that
-exist.
+Without the variable a failpoint costs one comparison. `tests/kits/faults/crash_kit.py` finds the names that exist.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ _armed, _left = "", 1
 
 
 def arm(where: str) -> None:
-    """End this process at `where`, in the grammar of the variable; an empty text disarms."""
+    """End this process at `where`, written as in the variable; an empty text disarms."""
     global _armed, _left
     _armed, _, count = where.partition(":")
     _left = int(count) if count.isdigit() else 1
 
 
 def reach(name: str) -> None:
-    """Say that the work has come this far."""
+    """The work has come this far."""
     if name == _armed:
         _die_when_due()
 

@@ -1,7 +1,7 @@
-"""Writing, copying and renaming files so that a power cut leaves either the old state or the new one.
+"""Write, copy and rename files so that a power cut leaves either the old state or the new one.
 
-Every durable step of a job's life is made of these few calls. Callers keep to one order: write, fsync the file, rename,
-fsync the folder. Source of the rules: Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
+Every durable step of a job is made of these few calls. Callers keep to one order: write, fsync the file, rename, fsync
+the folder. Source of the rules: Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
 
 Owns no folder of its own.
 """
@@ -32,11 +32,11 @@ _NO_SUCH_FLAG = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 class NotRegular(OSError):
-    """What lies under a name is a link, a FIFO, a device or a folder."""
+    """A name stands for a link, a FIFO, a device or a folder."""
 
 
 class SourceChanged(Exception):
-    """A file changed while it was being copied: look again later."""
+    """A file changed while it was being copied: try again later."""
 
 
 def open_regular(path: bytes | str | Path, *, folder: int | None = None) -> int:
@@ -82,7 +82,7 @@ def copy_hashed(source: int, target: Path, *, mode: int = 0o600) -> tuple[int, s
 
 
 def copy_unchanged(name: bytes, expected: Identity, target: Path) -> str:
-    """Copy a file that other people can write, and prove that nobody did meanwhile; gives its SHA-256 as hex.
+    """Copy a file that others can write, and prove that it has not changed meanwhile; gives its SHA-256 as hex.
 
     Raises `SourceChanged` when the file under `name` is not, or no longer, the one that was `expected`.
     """
@@ -107,7 +107,7 @@ def sha256_of(path: bytes | Path, *, folder: int | None = None) -> str:
 
 
 def identity(path: bytes | Path, *, folder: int | None = None) -> Identity | None:
-    """Who lies under that name now; None when nobody does. `folder` is as for `open_regular`."""
+    """The identity of the file under that name; None when there is none. `folder` is as for `open_regular`."""
     try:
         return Identity.of(os.lstat(path, dir_fd=folder))
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def identity(path: bytes | Path, *, folder: int | None = None) -> Identity | Non
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. File systems that have no such call are left to their own promises."""
+    """Make the names in a folder durable, where the file system has such a call."""
     descriptor = open_folder(folder)
     try:
         fsync_opened(descriptor)
@@ -124,12 +124,12 @@ def fsync_folder(folder: Path) -> None:
 
 
 def open_folder(folder: Path) -> int:
-    """A descriptor that stays that folder's, whatever is mounted in its place meanwhile."""
+    """A descriptor of this very folder, whatever is mounted in its place meanwhile."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def fsync_opened(folder: int) -> None:
-    """`fsync_folder`, for the descriptor of one."""
+    """`fsync_folder` for the descriptor of a folder."""
     try:
         os.fsync(folder)
     except OSError as error:
@@ -155,14 +155,14 @@ def write_new(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def open_to_group(path: Path) -> None:
-    """Let the group read and write a file of ours, whatever our umask took away: the daemon may be another user."""
+    """Let the group read and write a file of ours, whatever our umask is: the daemon may be another user."""
     mode = path.stat().st_mode & 0o777
     if mode & 0o060 != 0o060:
         path.chmod(mode | 0o060)
 
 
 def replace_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Give a file new content in one step: readers see the old or the new one, and so does the next start."""
+    """Give a file new content in one step: readers, and the next start, find either the old or the new content."""
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         write_new(hidden, content, mode=mode)
@@ -200,8 +200,8 @@ def rename_no_replace(source: Path, target: Path) -> None:
     """Rename within one file system, refusing to replace what is there.
 
     Raises FileExistsError when the target exists, FileNotFoundError when the source does not. Where the file system
-    knows no such rename (NFS, many CIFS and FUSE servers) the name is looked up first, which leaves a moment in which a
-    foreign writer of the very same name could be replaced.
+    has no such rename (NFS, many CIFS and FUSE servers) the name is looked up first, which leaves a moment in which a
+    file that another program writes under this name could be replaced.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
@@ -217,7 +217,7 @@ def rename_no_replace(source: Path, target: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder of ours with everything in it; nothing happens when it is gone already."""
+    """Delete a folder of ours with everything in it. Nothing happens when it is gone already."""
     shutil.rmtree(folder, ignore_errors=False, onerror=_ignore_missing)
 
 
@@ -232,7 +232,7 @@ def expect_lease_signals() -> None:
 
 
 def written_by_others(descriptor: int) -> bool | None:
-    """Does a process on this machine hold the file open for writing? None when the kernel will not tell.
+    """Does a process on this machine hold the file open for writing? None when the kernel gives no answer.
 
     A read lease is granted only when there is no writer. It sees local writers (smbd and knfsd too), never remote ones.
     """
@@ -251,4 +251,4 @@ def umask() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
-    return 0o022  # kernels before 4.7 do not say
+    return 0o022  # kernels before 4.7 do not show it

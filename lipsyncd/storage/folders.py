@@ -1,6 +1,6 @@
-"""The folders that jobs travel through, and the markers that tell an unmounted one from an empty one.
+"""The folders that jobs travel through, and the markers that tell an unmounted folder from an empty one.
 
-Each shared folder carries `.lipsyncd/<kind>-id`, written once. The same ids stand in `state/folders.json`. A marker
+Each shared folder has a marker `.lipsyncd/<kind>-id`, written once. `state/folders.json` records the same ids. A marker
 that is missing or differs means that something else is mounted there, or nothing: the folder is then unavailable,
 never "empty". Folders are made only by `initialise`; nothing creates the outbox while jobs run.
 """
@@ -18,7 +18,7 @@ from lipsyncd.jobs.job import new_id
 from lipsyncd.settings import Paths
 from lipsyncd.storage.files import fsync_folder, open_folder, open_regular, read_json, umask, write_json, write_new
 
-KINDS = ("inbox", "outbox", "failed", "archive")  # shared with people; state and spool are ours alone
+KINDS = ("inbox", "outbox", "failed", "archive")  # shared with users; state and spool are ours alone
 INBOX_OF = "inbox/{}"  # kind of the folder in the inbox for a queue
 HIDDEN = ".lipsyncd"
 _LONGEST_MARKER = 100  # characters
@@ -45,7 +45,7 @@ class Folders:
 
     @property
     def again(self) -> Path:
-        """Plans of what is published once more; made when the first one is."""
+        """Plans for videos that are published once more. The first such plan makes the folder."""
         return self.state / "again"
 
     def known(self) -> dict[str, str]:
@@ -54,22 +54,21 @@ class Folders:
         return {kind: found for kind in self.shared if (found := record.get(kind)) and isinstance(found, str)}
 
     def initialise(self, *, adopt: bool = False) -> list[str]:
-        """Make what is missing and write the markers; says, line by line, what was done.
+        """Make what is missing and write the markers; gives a line for each change.
 
-        Doing it again changes nothing. A folder whose id is recorded but whose marker is gone is left alone, unless
-        `adopt` says that the folder that lies there now is the right one.
+        A second call changes nothing. A folder whose id is recorded but whose marker is gone is left alone, unless
+        `adopt` confirms that the folder that lies there now is the right one.
         """
         private = ((self.state, _PRIVATE_MODE), (self.spool, _PRIVATE_MODE), (self.results, _PRIVATE_MODE))
         done = [f"made {path}" for path, mode in (*private, (self.control, _CONTROL_MODE)) if _make(path, mode)]
         known = self.known()
         for kind in self.shared:
             parent = kind.partition("/")[0]
-            if (
-                parent == kind or _read(self._marker(parent)) == known[parent]
-            ):  # nothing is made under a bare mount point
+            # Nothing is made under a bare mount point.
+            if parent == kind or _read(self._marker(parent)) == known[parent]:
                 done += self._mark(kind, known, adopt=adopt)
         if known != self.known():
-            write_json(self.state / "folders.json", known, mode=0o640)  # whoever submits asks for the inbox's id
+            write_json(self.state / "folders.json", known, mode=0o640)  # `submit` reads the inbox's id
         return done
 
     def _mark(self, kind: str, known: dict[str, str], *, adopt: bool) -> list[str]:
@@ -91,15 +90,15 @@ class Folders:
 
     @property
     def inboxes(self) -> list[str]:
-        """The kinds of folders that jobs come in by, the inbox itself first."""
+        """The kinds of folders that take drops, the inbox itself first."""
         return [kind for kind in self.shared if kind.partition("/")[0] == "inbox"]
 
     def lock_file(self, kind: str) -> Path:
-        """What the daemon that serves an inbox has locked."""
+        """The file that the daemon that serves an inbox has locked."""
         return self.shared[kind] / HIDDEN / "lock"
 
     def available(self, kind: str) -> bool:
-        """Is the folder that we know under that name really there? While our own record cannot be read, it is not."""
+        """Is it really the recorded folder that lies there? False while our own record cannot be read."""
         try:
             expected = self.known().get(kind)
         except OSError:
@@ -108,10 +107,10 @@ class Folders:
 
     @contextmanager
     def opened(self, kind: str) -> Iterator[int | None]:
-        """A descriptor of the folder that we know under that name; None while it is not there.
+        """A descriptor of the recorded folder of that kind; None while it is not available.
 
         What is done through it happens in that very folder, or not at all: a share may be unmounted at any moment, and
-        then a file that cannot be found under its path need not be gone.
+        then a file that is not found under its path need not be gone.
         """
         try:
             expected = self.known().get(kind)
@@ -148,14 +147,14 @@ def _make(folder: Path, mode: int) -> bool:
         raise ConfigError(
             f"cannot make the folder {folder}: {error.strerror}", remedy="make it by hand or set another path"
         ) from error
-    wanted = mode & ~(umask() & 0o007)  # the group shares the folders, the others are the umask's business
+    wanted = mode & ~(umask() & 0o007)  # the group shares the folders; the umask decides for others
     if stat.S_IMODE(folder.stat().st_mode) != wanted:
         _set_mode(folder, wanted)
     return True
 
 
 def _set_mode(folder: Path, mode: int) -> None:
-    """Also where systemd's RestrictSUIDSGID refuses the setgid bit: such folders have it from the one they lie in."""
+    """Also where systemd's RestrictSUIDSGID refuses the setgid bit: there a folder inherits it from its parent."""
     try:
         folder.chmod(mode)
     except PermissionError:
@@ -165,7 +164,7 @@ def _set_mode(folder: Path, mode: int) -> None:
 
 
 def _read(marker: Path, *, folder: int | None = None) -> str:
-    """What a marker says; "" when there is none. Others may write the share: a FIFO there must not hold us for ever."""
+    """The id in a marker; "" when there is none. Others may write the share: a FIFO there must not hold us forever."""
     try:
         with os.fdopen(open_regular(marker, folder=folder)) as file:
             return file.read(_LONGEST_MARKER).strip()

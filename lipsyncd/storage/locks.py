@@ -1,4 +1,4 @@
-"""One daemon for each state folder and each inbox: locks that the kernel lets go of when their holder ends.
+"""One daemon for each state folder and each inbox: locks that the kernel releases when their holder ends.
 
 `state/lock` is a local file, so flock(2) serves. An inbox may be a share that several machines see: there it is a range
 lock of fcntl(2), which NFS and CIFS servers know. A share without locks is served with a warning.
@@ -32,14 +32,14 @@ class InstanceLock:
         self._path = state / "lock"
         self._descriptor: int | None = None
 
-    def acquire(self, *, who: str) -> None:
-        """Take the lock. Raises `AnotherDaemonRuns`, which names the holder."""
+    def acquire(self, *, command: str) -> None:
+        """Take the lock in the name of a command. Raises `AnotherDaemonRuns`, which names the holder."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
         if not _take(descriptor):
             os.close(descriptor)
-            raise held(self._path.parent)
+            raise already_held(self._path.parent)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "who": who}).encode(), 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "who": command}).encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:
@@ -52,7 +52,7 @@ class InstanceLock:
 class FolderLock:
     """The file `path` in a shared folder, locked from the first `hold` that succeeds until the end of the process.
 
-    Such a lock is lost as soon as this process closes any descriptor of its file; so nobody else opens it.
+    Such a lock is lost as soon as this process closes any descriptor of its file, so no other code opens it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class FolderLock:
         self._complained = False
 
     def hold(self) -> str:
-        """Take the lock or keep it; "" when it is ours, or when there are no locks there, else who has it."""
+        """Take the lock or keep it; its holder when that is another daemon, else "". A share without locks gives ""."""
         if self._is_ours():
             return ""
         self.release()
@@ -73,15 +73,15 @@ class FolderLock:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            who = _inscription(descriptor)
+            other = _recorded_holder(descriptor)
             os.close(descriptor)
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                return who or "another daemon"
+                return other or "another daemon"
             self._complain(error)
             return ""
-        inscription = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        ours = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, inscription, 0)
+        os.pwrite(descriptor, ours, 0)
         self._descriptor = descriptor
         return ""
 
@@ -102,7 +102,7 @@ class FolderLock:
     def _complain(self, error: OSError) -> None:
         if not self._complained:
             log.warning(
-                "lock: cannot lock %s (%s): see to it that no other daemon serves it", self._path, error.strerror
+                "lock: cannot lock %s (%s): make sure that no other daemon serves it", self._path, error.strerror
             )
         self._complained = True
 
@@ -110,35 +110,36 @@ class FolderLock:
 def refuse_a_second(state: Path, inboxes: Iterable[Path]) -> None:
     """Raise `AnotherDaemonRuns` when a daemon that starts now would not get its locks; inboxes by their lock files.
 
-    Only looks, and holds nothing afterwards, so the locks are to be taken all the same. But who is refused hears it
-    at once, and not after everything that a daemon imports.
+    Holds nothing afterwards, so the daemon still has to take the locks. But a second daemon is refused at once, before
+    everything that a daemon imports.
     """
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # then there is none, or starting will say it better
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # no lock yet, or the start gives a better message
         descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not _take(descriptor, fcntl.LOCK_SH):
-                raise held(state)
+                raise already_held(state)
         finally:
             os.close(descriptor)
     for path in inboxes:
-        if who := _holder_in_a_share(path):
-            raise served(path, who)
+        if other := _holder_in_a_share(path):
+            raise already_served(path, other)
 
 
-def held(state: Path) -> AnotherDaemonRuns:
+def already_held(state: Path) -> AnotherDaemonRuns:
+    """The lock of a state folder is another process's."""
     return AnotherDaemonRuns(f"{state / 'lock'} is held by {holder(state) or 'another process'}")
 
 
-def served(lock_file: Path, who: str) -> AnotherDaemonRuns:
-    """An inbox, by its lock file, is another daemon's."""
+def already_served(lock_file: Path, other: str) -> AnotherDaemonRuns:
+    """An inbox, named by its lock file, is another daemon's."""
     inbox = lock_file.parent.parent
     return AnotherDaemonRuns(
-        f"the inbox {inbox} is served by {who}", remedy="stop that one, or give each its own inbox"
+        f"the inbox {inbox} is served by {other}", remedy="stop that one, or give each its own inbox"
     )
 
 
 def _holder_in_a_share(path: Path) -> str:
-    """Who holds that lock file; "" when nobody does, or nobody can tell."""
+    """The holder of that lock file; "" when it is free, or when that cannot be found out."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -147,14 +148,14 @@ def _holder_in_a_share(path: Path) -> str:
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         taken = error.errno in (errno.EACCES, errno.EAGAIN)
-        return (_inscription(descriptor) or "another daemon") if taken else ""
+        return (_recorded_holder(descriptor) or "another daemon") if taken else ""
     finally:
         os.close(descriptor)
     return ""
 
 
-def _inscription(descriptor: int) -> str:
-    """Who wrote himself into a lock file, for people."""
+def _recorded_holder(descriptor: int) -> str:
+    """The daemon that has recorded itself in a lock file, for people."""
     try:
         found = json.loads(os.pread(descriptor, 1000, 0))
         return f"the daemon with pid {found['pid']} on {found['host']}"
@@ -163,7 +164,7 @@ def _inscription(descriptor: int) -> str:
 
 
 def _take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
-    """Try for a moment: whoever only looks (`is_held`) has the lock too while he does."""
+    """Try for a moment: `is_held` in another process has the lock, too, while it looks."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -177,7 +178,7 @@ def _take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_held(state: Path) -> bool:
-    """Does somebody hold the lock of that state folder?"""
+    """Does a process hold the lock of that state folder?"""
     try:
         descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -193,6 +194,6 @@ def is_held(state: Path) -> bool:
 
 
 def holder(state: Path) -> str:
-    """Who holds it, such as "lipsyncd run, pid 4711"; "" when that is not written there."""
+    """The holder, such as "lipsyncd run, pid 4711"; "" when none is recorded."""
     found = read_json(state / "lock") or {}
     return f"{found['who']}, pid {found['pid']}" if {"pid", "who"} <= found.keys() else ""

@@ -1,4 +1,4 @@
-"""Which file system a folder lies on, and what that means: may others write there unseen, can a database live there."""
+"""Which file system a folder lies on: can other machines write there, and do SQLite's locks hold there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Mount:
 
 
 def file_system_type(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that a folder lies on, such as "ext4" or "nfs4"; "" when it cannot be told.
+    """The type of the file system that a folder lies on, such as "ext4" or "nfs4"; "" when that is unknown.
 
     Walks from mount to mount as the kernel walks the path: the longest matching mount point may be one that a later
     mount above it has covered. Source: proc_pid_mountinfo(5).
@@ -72,21 +72,21 @@ def _unescape(field: str) -> str:
 
 
 def is_network(folder: Path) -> bool:
-    """May other machines write there without our kernel knowing? Unknown file systems count as network."""
+    """Can other machines write there without our kernel knowing? Unknown file systems count as network."""
     return file_system_type(folder) not in _LOCAL
 
 
 def known_network(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of a file system that is surely a network's or a program's, else "".
+    """The type of a file system that certainly belongs to a network or to a program, else "".
 
-    SQLite cannot work there: its locks and its shared memory are promises between processes of one kernel.
+    SQLite cannot work there: its locks and its shared memory work between processes of one kernel only.
     """
     kind = file_system_type(folder, mountinfo) or _NETWORK_MAGIC.get(_magic(folder), "")
     return kind if kind in _NETWORK or kind.startswith("fuse") else ""
 
 
 def _magic(folder: Path) -> int:
-    """The number by which the kernel knows a file system; 0 when it does not say."""
+    """The kernel's number for the file system; 0 when it gives none."""
     answer = ctypes.create_string_buffer(_STATFS_BYTES)
     if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(folder), answer) != 0:
         return 0

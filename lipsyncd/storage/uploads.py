@@ -1,12 +1,12 @@
-"""Files that somebody uploaded for later jobs: one folder each under `state/uploads/`, kept for some hours.
+"""Files that clients uploaded for later jobs: one folder each under `state/uploads/`, kept for some hours.
 
-    <id>/content      the bytes as they came
-    <id>/facts.json   what was found in them, the name that they came under, when
-    <id>/deleted      the client wants it gone; it goes as soon as no open job needs it
-    <id>/persists     the client wants it kept without limit
+    <id>/content      the uploaded bytes
+    <id>/facts.json   what was found in them, and the name of the upload
+    <id>/deleted      the client has deleted it; it is removed as soon as no open job needs it
+    <id>/persists     the client has asked to keep it without limit
 
 A folder appears whole, by a rename, after its content was checked. Manifests name it as `upload:<id>`; the preparer
-copies it into the job's own folder. Owns that folder; what an upload may be is the web server's question.
+copies it into the job's own folder. Owns that folder; the web server decides what may be uploaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lipsyncd.storage.files import copy_hashed, fsync_folder, open_regular, read
 
 PREFIX = "upload:"
 _STAGING = ".tmp-"
-_STAGING_S = 3600.0  # nobody is still sending an upload after this long
+_STAGING_S = 3600.0  # longer than any upload takes
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Upload:
     """One stored file.
 
     kind        what its bytes are, such as "png" or "wav"
-    name        a clean file name with the suffix that the content deserves
-    width, height, duration_s    as decoded; zero for what the other kind has
+    name        a clean file name with the suffix of its content
+    width, height, duration_s    as decoded; zero where the kind has none
     """
 
     id: str
@@ -46,7 +46,7 @@ class Upload:
 
     @property
     def reference(self) -> str:
-        """What a manifest calls it."""
+        """Its name in a manifest."""
         return PREFIX + self.id
 
 
@@ -58,7 +58,7 @@ class Uploads:
         self.root.mkdir(mode=0o750, parents=True, exist_ok=True)
 
     def store(self, upload_id: str, fill: Callable[[Path], Upload]) -> Upload:
-        """Let `fill` write `content` into a staging folder and judge it, then commit. If it raises, nothing is left."""
+        """Let `fill` write `content` into a staging folder and check it, then commit. If it raises, nothing is left."""
         staging = self.root / f"{_STAGING}{upload_id}"
         staging.mkdir(mode=0o750)
         try:
@@ -84,11 +84,11 @@ class Uploads:
         return self.root / upload_id / "content"
 
     def delete(self, upload_id: str) -> None:
-        """Make it unknown to clients at once. Its bytes stay a while: an open job may need them still."""
+        """Make it unknown to clients at once. Its bytes stay while an open job may need them."""
         (self.root / upload_id / "deleted").touch()
 
     def touch(self, upload_id: str) -> None:
-        """Begin its time anew: somebody has made a job of it."""
+        """Start its time again: a new job uses it."""
         os.utime(self.root / upload_id / "facts.json")
 
     def persist(self, upload_id: str) -> None:
@@ -100,7 +100,7 @@ class Uploads:
         return (folder / "persists").exists() and not (folder / "deleted").exists()
 
     def at_s(self, upload_id: str) -> float:
-        """When its time began, seconds since 1970; 0 for one that is deleted or torn, whose time is over."""
+        """When its time started, seconds since 1970; 0 for an upload that is deleted or torn."""
         folder = self.root / upload_id
         try:
             began_s = (folder / "facts.json").stat().st_mtime
@@ -109,18 +109,18 @@ class Uploads:
         return 0.0 if (folder / "deleted").exists() else began_s
 
     def remove(self, upload_id: str, *, seen_at_s: float) -> bool:
-        """Remove an upload, unless its time has begun anew since somebody looked; says whether it went."""
+        """Remove an upload, unless its time was started again after `seen_at_s` was read; True when it was removed."""
         folder = self.root / upload_id
         if not folder.is_dir() or self.at_s(upload_id) != seen_at_s:
             return False
-        doomed = self.root / f"{_STAGING}{upload_id}"  # a name that nobody finds, so that no half of it is ever served
+        doomed = self.root / f"{_STAGING}{upload_id}"  # a name that `find` never gives, so that no half of it is served
         remove_tree(doomed)
         folder.rename(doomed)
         remove_tree(doomed)
         return True
 
     def sweep(self) -> int:
-        """Remove what is left of uploads that were cut off; gives their number."""
+        """Remove what is left of interrupted uploads; gives their number."""
         torn = [path for path in self.root.glob(f"{_STAGING}*") if time.time() - path.stat().st_mtime > _STAGING_S]
         for path in torn:
             remove_tree(path)
@@ -128,7 +128,7 @@ class Uploads:
 
 
 def copy(state: Path, reference: str, target: Path) -> None:
-    """Copy the content of `upload:<id>` to a new file. Raises `InputsLost` when it is there no longer."""
+    """Copy the content of `upload:<id>` to a new file. Raises `InputsLost` when it is gone."""
     target.unlink(missing_ok=True)
     content = state / "uploads" / reference.removeprefix(PREFIX) / "content"
     try:

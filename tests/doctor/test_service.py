@@ -50,7 +50,7 @@ def test_a_folder_without_its_marker_is_not_mounted(made: Installation, kind: st
 
 def test_blocked_files_are_listed_with_their_inbox(made: Installation) -> None:
     lock = InstanceLock(made.path("state"))
-    lock.acquire(who="lipsyncd run")
+    lock.acquire(command="lipsyncd run")
     try:
         write_json(made.path("state") / "status.json", {"blocked": {"anna\n.png": "permission denied"}})
         fault(made, "inbox", "1 files blocked, such as anna\\n.png: permission denied", verdict=Verdict.WARNING)

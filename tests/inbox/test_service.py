@@ -1,4 +1,4 @@
-"""The ways in, with a real daemon: who may serve an inbox, what is shown of it, and what pauses it."""
+"""The inbox with a real daemon: which daemon may serve it, what status shows of it, and what pauses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lipsyncd.inbox.service import Arrivals
+from lipsyncd.inbox.service import InboxService
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor.status import STATUS_FILE, notes
@@ -116,25 +116,25 @@ def open_folder() -> Iterator[Path]:
 def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_and_heals_alone(
     open_folder: Path,
 ) -> None:
-    """The ways in as a user without privileges, for whom file modes hold; the desk is looked at between the scans."""
+    """The inbox as a user without privileges, for whom file modes hold; the status is read between the scans."""
 
     def work() -> list[Any]:
         by_hand = JobsByHand(open_folder)
-        arrivals = Arrivals(CurrentSettings(by_hand.settings), by_hand.folders)
-        arrivals.lock()
-        arrivals.open(by_hand.spool, by_hand.ledger)
-        [door] = arrivals.doors
+        service = InboxService(CurrentSettings(by_hand.settings), by_hand.folders)
+        service.lock()
+        service.open(by_hand.spool, by_hand.ledger)
+        [served] = service.inboxes
         inbox = by_hand.folders.shared["inbox"]
         seen: list[Any] = []
 
         def look() -> None:
             for _ in range(4):
-                arrivals._look(door, lambda: False)
+                service.scan(served)
                 time.sleep(0.15)
-            told = arrivals.status()
+            shown = service.status()
             states = [(job.name, job.attempt) for job in by_hand.ledger.in_state(*JobState)]
-            seen.append((told["blocked"], told["inbox_fault"], states, arrivals.facts.stuck_files))
-            write_json(by_hand.folders.state / STATUS_FILE, told)
+            seen.append((shown["blocked"], shown["inbox_fault"], states, service.facts.stuck_files))
+            write_json(by_hand.folders.state / STATUS_FILE, shown)
 
         put(inbox, "anna.png", picture())
         put(inbox, "anna.wav", sound()).chmod(0)
@@ -143,7 +143,7 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
         inbox.chmod(0o555)
         look()
         lock = InstanceLock(by_hand.folders.state)
-        lock.acquire(who="a test")
+        lock.acquire(command="a test")
         seen.append([line for line in notes(LedgerView(by_hand.ledger.path), by_hand.folders.state) if "anna" in line])
         inbox.chmod(0o755)
         look()
@@ -161,7 +161,7 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
     assert lines == [f"anna.png: blocked, {why}", f"anna.wav: blocked, {why}"]
     assert removed == ({}, "", [("anna", 0)], 0)
     inbox = open_folder / "inbox"
-    assert closed[1] == f"{inbox} cannot be looked through: Permission denied"
+    assert closed[1] == f"{inbox} cannot be listed: Permission denied"
     assert healed == ({}, "", [("anna", 0)], 0)
 
 

@@ -171,28 +171,28 @@ def test_answers_that_nobody_fetched_are_swept_after_a_while(folder: Path) -> No
 def test_there_is_one_holder_and_the_second_is_told_who(tmp_path: Path) -> None:
     first, second = InstanceLock(tmp_path), InstanceLock(tmp_path)
     assert not is_held(tmp_path)
-    first.acquire(who="lipsyncd run")
+    first.acquire(command="lipsyncd run")
     assert is_held(tmp_path)
     started = time.monotonic()
     with pytest.raises(AnotherDaemonRuns, match=f"lipsyncd run, pid {os.getpid()}") as caught:
-        second.acquire(who="lipsyncd cancel")
+        second.acquire(command="lipsyncd cancel")
     assert time.monotonic() - started < 1
     assert caught.value.exit_status == 75
     first.release()
     first.release()
     assert not is_held(tmp_path)
     assert holder(tmp_path) == ""
-    second.acquire(who="lipsyncd cancel")
+    second.acquire(command="lipsyncd cancel")
     assert holder(tmp_path).startswith("lipsyncd cancel")
     second.release()
 
 
 def test_a_refusal_keeps_nothing_open(tmp_path: Path) -> None:
     first, second = InstanceLock(tmp_path), InstanceLock(tmp_path)
-    first.acquire(who="lipsyncd run")
+    first.acquire(command="lipsyncd run")
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(AnotherDaemonRuns):
-        second.acquire(who="lipsyncd run")
+        second.acquire(command="lipsyncd run")
     assert len(os.listdir("/proc/self/fd")) == before
     first.release()
 
@@ -204,7 +204,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from lipsyncd.storage.locks import InstanceLock
 lock = InstanceLock(Path({str(tmp_path)!r}))
-lock.acquire(who="lipsyncd run")
+lock.acquire(command="lipsyncd run")
 print(flush=True)
 time.sleep(60)
 """
@@ -221,7 +221,7 @@ time.sleep(60)
 
 def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
     lock = InstanceLock(tmp_path)
-    lock.acquire(who="lipsyncd run")
+    lock.acquire(command="lipsyncd run")
     with subprocess.Popen(
         [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE,
@@ -251,7 +251,7 @@ def test_whoever_only_looks_never_makes_a_start_fail(tmp_path: Path) -> None:
     try:
         for _ in range(300):
             lock = InstanceLock(tmp_path)
-            lock.acquire(who="lipsyncd run")
+            lock.acquire(command="lipsyncd run")
             lock.release()
     finally:
         end.set()
@@ -261,12 +261,12 @@ def test_whoever_only_looks_never_makes_a_start_fail(tmp_path: Path) -> None:
 
 def test_a_look_that_lasts_is_outlasted(tmp_path: Path) -> None:
     lock = InstanceLock(tmp_path)
-    lock.acquire(who="lipsyncd run")
+    lock.acquire(command="lipsyncd run")
     lock.release()
     with (tmp_path / "lock").open() as looker:
         fcntl.flock(looker, fcntl.LOCK_SH | fcntl.LOCK_NB)
         threading.Timer(0.1, lambda: fcntl.flock(looker, fcntl.LOCK_UN)).start()
-        lock.acquire(who="lipsyncd run")
+        lock.acquire(command="lipsyncd run")
         assert is_held(tmp_path)
         lock.release()
         time.sleep(0.1)
