@@ -33,11 +33,11 @@ from lipsyncd.errors import ConfigError, LedgerUnavailable, LipsyncdError
 from lipsyncd.inbox.service import InboxService
 from lipsyncd.jobs.did_talk import rest_of
 from lipsyncd.jobs.job import Job, JobState, now_ms
+from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
 from lipsyncd.monitor import facts, gpu
 from lipsyncd.monitor.probe import HealthMonitor
-from lipsyncd.monitor.status import STATUS_FILE
 from lipsyncd.monitor.systemd import Notifier, SystemdReporter
 from lipsyncd.network import address_guard
 from lipsyncd.network.webhooks import Webhooks, load_keys
@@ -380,7 +380,7 @@ class Daemon:
             **self._arrivals.status(),
             "outbox_available": not self._monitor.fault("outbox"),
             "free_mb": round(free_mb(self.folders.spool)),
-            "running": self._stores.running.progress(),
+            "progress": self._stores.running.progress(),
             "web_port": None if self._web is None else self._web.port,
         }
         write_json(self.folders.state / STATUS_FILE, content, mode=0o640)

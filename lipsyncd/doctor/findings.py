@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
 from lipsyncd.errors import LipsyncdError
-from lipsyncd.monitor.status import STATUS_FILE
+from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.settings import Settings
 from lipsyncd.storage.files import read_json
 from lipsyncd.storage.folders import Folders, folders_of

@@ -1,16 +1,14 @@
 """Jobs that render at this moment: how far each one is, and a request to cancel it.
 
 In memory, for the threads of one daemon. The ledger is the record: it holds the stage, and the request to cancel for a
-daemon that starts again. A reader that wants the fraction asks here, so that progress costs no durable write.
+daemon that starts again. The fraction goes into `status.json`, so that progress costs no durable write.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-from lipsyncd.jobs.job import Job
 
 
 @dataclass
@@ -48,9 +46,3 @@ class RunningJobs:
         """Stage and fraction of each render in progress, as JSON, by the job's id."""
         with self._lock:
             return {job_id: {"stage": one.stage, "fraction": one.fraction} for job_id, one in self._jobs.items()}
-
-
-def with_progress(job: Job, progress: dict[str, dict[str, Any]]) -> Job:
-    """The job with the stage and fraction that `RunningJobs.progress` reported for it."""
-    found = progress.get(job.id)
-    return job if found is None else replace(job, stage=str(found["stage"]), fraction=float(found["fraction"]))

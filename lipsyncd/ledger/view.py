@@ -13,6 +13,7 @@ from pathlib import Path
 from lipsyncd.errors import LedgerError, UnknownJob
 from lipsyncd.jobs.job import JOB_COLUMNS, Job, JobEvent, JobState, job_from_row
 from lipsyncd.jobs.webhook_delivery import DELIVERY_COLUMNS, Delivery, delivery_from_row
+from lipsyncd.ledger.live_progress import LiveProgress
 
 _COLUMNS = ", ".join(JOB_COLUMNS)
 _SHORTEST_PREFIX = 4
@@ -23,6 +24,7 @@ class LedgerView:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._progress = LiveProgress(path.parent)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection | None]:
@@ -65,7 +67,7 @@ class LedgerView:
             if connection is None:
                 return []
             rows = connection.execute(f"SELECT {_COLUMNS} FROM job {where} {order}", (*states, limit))
-            return [job_from_row(row) for row in rows]
+            return [self._progress.onto(job_from_row(row)) for row in rows]
 
     def find(self, job_id: str) -> Job | None:
         """The job with that id, or with the only id that begins so (4 characters or more)."""
@@ -79,7 +81,7 @@ class LedgerView:
                 length = len(job_id)
                 rows = connection.execute(likely, (length, job_id, length, job_id)).fetchall()
                 row = rows[0] if len(rows) == 1 else None
-            return None if row is None else job_from_row(row)
+            return None if row is None else self._progress.onto(job_from_row(row))
 
     def get(self, job_id: str) -> Job:
         """As `find`. Raises `UnknownJob`."""

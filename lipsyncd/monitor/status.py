@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.jobs.job import JobEvent, JobState
+from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.storage.files import read_json
 from lipsyncd.storage.locks import is_held
 
-STATUS_FILE = "status.json"
 _MOST_NOTES = 20
 
 

@@ -34,6 +34,7 @@ class Folders:
         self.state = state
         self.spool = spool
         self.shared = shared
+        self._record: tuple[tuple[int, ...], dict[str, str]] = ((), {})  # its file's stamp, and the content
 
     @property
     def control(self) -> Path:
@@ -49,8 +50,16 @@ class Folders:
         return self.state / "again"
 
     def known(self) -> dict[str, str]:
-        """The ids that this state folder has recorded; empty before the first start."""
-        record = read_json(self.state / "folders.json") or {}
+        """The ids that this state folder has recorded; empty before the first start. Read again after a change only."""
+        file = self.state / "folders.json"
+        try:
+            seen = file.stat()
+        except FileNotFoundError:
+            return {}
+        stamp = (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+        if stamp != self._record[0]:
+            self._record = (stamp, read_json(file) or {})
+        record = self._record[1]
         return {kind: found for kind in self.shared if (found := record.get(kind)) and isinstance(found, str)}
 
     def initialise(self, *, adopt: bool = False) -> list[str]:

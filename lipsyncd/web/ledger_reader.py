@@ -84,7 +84,7 @@ class LedgerReader(LedgerView):
             if connection is None:
                 return None
             row = _plain(connection).execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
-            return None if row is None else _job(row)
+            return None if row is None else self._progress.onto(_job(row))
 
     def status(self, job_id: str) -> JobStatus | None:
         """The same for a few of its columns."""
@@ -92,7 +92,11 @@ class LedgerReader(LedgerView):
             row = _plain(self._connection()).execute(_STATUS_QUERY, (job_id,)).fetchone()
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
-        return None if row is None else JobStatus(JobState(row[0]), *row[1:])
+        if row is None:
+            return None
+        status = JobStatus(JobState(row[0]), *row[1:])
+        live = self._progress.of(job_id) if status.state is JobState.RUNNING else None
+        return status if live is None else status._replace(fraction=live[1])
 
     def page(self, before_seq: int | None, limit: int) -> list[Job]:
         """Jobs from the newest on, or from the one before `before_seq` on. New jobs never shift a page."""
@@ -101,7 +105,7 @@ class LedgerReader(LedgerView):
             if connection is None:
                 return []
             rows = _plain(connection).execute(f"SELECT {_COLUMNS} FROM job {where} ORDER BY seq DESC LIMIT ?", values)
-            return [_job(row) for row in rows]
+            return [self._progress.onto(_job(row)) for row in rows]
 
     def waiting_from_rest(self) -> int:
         """How many jobs that came over REST wait."""

@@ -17,8 +17,9 @@ import pytest
 
 from lipsyncd.inbox.service import InboxService
 from lipsyncd.jobs.job import JobState
+from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
-from lipsyncd.monitor.status import STATUS_FILE, notes
+from lipsyncd.monitor.status import notes
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import write_json
 from lipsyncd.storage.folders import HIDDEN
