@@ -1,4 +1,4 @@
-"""A client of the REST service that shows everything an answer says: plain `http.client`, no library's kindness."""
+"""A client of the REST service on plain `http.client`, so that tests see every byte of an answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reply:
         return json.loads(self.body)
 
     def refused(self, status: int, kind: str) -> str:
-        """Check that it is a refusal in D-ID's form; gives its description."""
+        """Check that it is an error in D-ID's form; returns its description."""
         assert (self.status, self.json["kind"]) == (status, kind), self
         assert set(self.json) <= {"kind", "description", "details"}
         description: str = self.json["description"]
@@ -68,8 +68,8 @@ class Api:
 
     def post(self, path: str, value: Any, **headers: str) -> Reply:
         """POST JSON."""
-        told = {"Content-Type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
-        return self.call("POST", path, json.dumps(value).encode(), told)
+        sent = {"Content-Type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
+        return self.call("POST", path, json.dumps(value).encode(), sent)
 
     def form(self, path: str, *, headers: Mapping[str, str] | None = None, **parts: str | PART) -> Reply:
         """POST a multipart form: texts, and files as (name, bytes)."""
@@ -77,18 +77,16 @@ class Api:
         return self.call("POST", path, body, {"Content-Type": content_type, **(headers or {})})
 
     def done(self, job_id: str) -> dict[str, Any]:
-        """The status of a job once it has ended, as clients of the original see it."""
-        told = self.get(f"/talk-status/{job_id}?wait=50").json
-        assert told["status"] == "done", (told, self.installation.log[-2000:])
-        result: dict[str, Any] = told
-        return result
+        """The status of a job after its end, as clients of the original see it."""
+        status: dict[str, Any] = self.get(f"/talk-status/{job_id}?wait=50").json
+        assert status["status"] == "done", (status, self.installation.log[-2000:])
+        return status
 
     def talk(self, talk_id: str, status: str = "done") -> dict[str, Any]:
-        """The talk once it has ended."""
-        told = self.get(f"/talks/{talk_id}?wait=50").json
-        assert told["status"] == status, (told, self.installation.log[-2000:])
-        result: dict[str, Any] = told
-        return result
+        """The talk after its end."""
+        talk: dict[str, Any] = self.get(f"/talks/{talk_id}?wait=50").json
+        assert talk["status"] == status, (talk, self.installation.log[-2000:])
+        return talk
 
 
 def multipart(parts: Mapping[str, str | PART]) -> tuple[bytes, str]:
@@ -105,22 +103,23 @@ def multipart(parts: Mapping[str, str | PART]) -> tuple[bytes, str]:
 
 
 def port_of(installation: Installation) -> int:
-    """Where the daemon's server listens: the status file says so."""
+    """The port of the daemon's server, out of the status file."""
     status = installation.path("state") / "status.json"
 
-    def told() -> int:
+    def port() -> int:
         try:
-            said = json.loads(status.read_text())
+            content = json.loads(status.read_text())
         except (FileNotFoundError, ValueError):
             return 0
         assert installation.daemon is not None
-        return int(said["web_port"]) if said["pid"] == installation.daemon.pid else 0  # not what a killed one has left
+        written_by_another = content["pid"] != installation.daemon.pid  # by one that was killed
+        return 0 if written_by_another else int(content["web_port"])
 
-    return int(installation.until(told, "the server's port"))
+    return int(installation.until(port, "the server's port"))
 
 
 def empty_outbox(installation: Installation) -> None:
-    """What a consumer does."""
+    """Remove all files, as a consumer does."""
     for path in installation.path("outbox").iterdir():
         if path.is_file():
             path.unlink()
@@ -128,7 +127,7 @@ def empty_outbox(installation: Installation) -> None:
 
 @contextmanager
 def serving(root: Path, *, changes: Mapping[str, dict[str, Any]] | None = None, **environment: str) -> Iterator[Api]:
-    """A daemon with its server on a free port; ended afterwards."""
+    """Run a daemon with its server on a free port."""
     installation = Installation(root)
     for section, values in (changes or {}).items():
         installation.changes.setdefault(section, {}).update(values)

@@ -1,4 +1,4 @@
-"""A real receiver of webhooks on a loopback address: answers as it was told, and remembers every request."""
+"""A real receiver of webhooks on a loopback address: it gives the configured answers and keeps every request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What to answer, after how long, and with what more in the head."""
+    """One answer, its delay, and its additional headers."""
 
     status: int = 204
     after_s: float = 0.0
@@ -22,7 +22,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Hit:
-    """One request as it came: `target` is the request line's address, byte for byte."""
+    """One received request; `target` is the address in the request line, byte for byte."""
 
     method: str
     target: str
@@ -32,7 +32,7 @@ class Hit:
 
 
 class Receiver:
-    """Answers one request after the other out of `answers`; the last one stays."""
+    """Gives `answers` to one request after the other; the last one is repeated."""
 
     def __init__(self, host: str, answers: Sequence[Answer]) -> None:
         self.hits: list[Hit] = []
@@ -51,10 +51,10 @@ class Receiver:
                     self.send_header(name, value)
                 self.end_headers()
 
-            do_GET = do_POST  # what a followed redirect would become
+            do_GET = do_POST  # a followed redirect would be a GET
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Quiet: the tests look at `hits`."""
+                """Log nothing: the tests read `hits`."""
 
         self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True

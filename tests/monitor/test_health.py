@@ -1,4 +1,4 @@
-"""Health: what is live, what is ready, and that no answer waits for what it tells about."""
+"""Health: when the daemon is live, when it is ready, and that no answer waits for a folder, a disk or the ledger."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def test_live_is_about_the_main_loop_and_nothing_else() -> None:
         ({"workers": (WorkerFacts("cpu", up=True), WorkerFacts("cuda:0", up=False))}, "worker-cuda:0"),
     ],
 )
-def test_each_thing_that_stops_work_is_named_alone(change: dict[str, Any], check: str) -> None:
+def test_each_obstacle_is_named_alone(change: dict[str, Any], check: str) -> None:
     assert health.ready(WELL) == (True, {"status": "ready", "failing": {}})
     good, body = health.ready(replace(WELL, **change))
     assert (good, body["status"], list(body["failing"])) == (False, "not ready", [check])
     assert body["failing"][check]
 
 
-def test_an_inbox_that_is_gone_is_told_once_and_not_as_a_late_scan_too() -> None:
+def test_a_missing_inbox_is_one_fault_and_not_a_late_scan_too() -> None:
     _, body = health.ready(replace(WELL, faults={"inbox": "not mounted"}, scan_age_s=500.0))
     assert list(body["failing"]) == ["inbox"]
 
@@ -100,7 +100,7 @@ def test_a_folder_whose_marker_is_gone_is_not_mounted(installation: Installation
 
 
 @pytest.mark.parametrize("kind", ["inbox", "outbox"])
-def test_a_folder_that_may_not_be_written_is_told(installation: Installation, ledger: Ledger, kind: str) -> None:
+def test_a_folder_that_may_not_be_written_is_a_fault(installation: Installation, ledger: Ledger, kind: str) -> None:
     folder, state = installation.path(kind), installation.path("state")
     folder.chmod(0o555)
     (state / "folders.json").chmod(0o644)
@@ -112,7 +112,7 @@ def test_a_folder_that_may_not_be_written_is_told(installation: Installation, le
     assert why == f"{folder} cannot be written"
 
 
-def test_a_disk_below_its_floor_is_told_with_both_numbers(installation: Installation, ledger: Ledger) -> None:
+def test_a_low_disk_is_a_fault_with_both_numbers(installation: Installation, ledger: Ledger) -> None:
     installation.changes["paths"] = {"min_free_mb": 1 << 40}
     monitor = monitor_of(installation, ledger)
     monitor.probe()
@@ -120,9 +120,7 @@ def test_a_disk_below_its_floor_is_told_with_both_numbers(installation: Installa
     assert f"MB free; {1 << 40} MB are needed" in failing(monitor)["disk"]
 
 
-def test_a_ledger_that_somebody_locks_is_told_while_answers_come_at_once(
-    installation: Installation, ledger: Ledger
-) -> None:
+def test_a_locked_ledger_is_a_fault_and_answers_still_come_at_once(installation: Installation, ledger: Ledger) -> None:
     monitor = monitor_of(installation, ledger, probe_every_s=0.1)
     thread = threading.Thread(target=monitor.run)
     thread.start()
@@ -148,13 +146,13 @@ def test_touching_the_ledger_writes_and_changes_nothing(installation: Installati
     with closing(sqlite3.connect(ledger.path)) as other:
         [before] = other.execute("PRAGMA data_version").fetchone()
         ledger.touch()
-        [after] = other.execute("PRAGMA data_version").fetchone()  # moves with each commit of somebody else
+        [after] = other.execute("PRAGMA data_version").fetchone()  # changes with each commit of another connection
     assert after > before
     assert ledger.get(job.id) == job
     ledger.check()
 
 
-def test_a_default_renderer_without_its_packages_is_told(installation: Installation, ledger: Ledger) -> None:
+def test_a_default_renderer_without_its_packages_is_a_fault(installation: Installation, ledger: Ledger) -> None:
     installation.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package_anywhere.mine:Mine"]}
     monitor = monitor_of(installation, ledger)
     monitor.probe()
@@ -165,7 +163,7 @@ def test_a_default_renderer_without_its_packages_is_told(installation: Installat
     assert failing(monitor) == {"renderer": "no renderer is called 'nosuch'"}
 
 
-def test_what_blocks_jobs_of_the_default_renderer_is_told_and_of_another_one_is_not(
+def test_blocked_jobs_of_the_default_renderer_are_a_fault_and_others_are_not(
     installation: Installation, ledger: Ledger
 ) -> None:
     monitor = monitor_of(installation, ledger)
@@ -190,7 +188,7 @@ def test_what_each_renderer_needs_is_known() -> None:
             assert {re.match(r"\w+", line)[0] for line in extra} <= set(NEEDS[name])  # type: ignore[index]
 
 
-def test_the_reasons_that_are_about_a_renderer_are_reasons_to_wait() -> None:
+def test_the_reasons_that_concern_a_renderer_are_reasons_to_wait() -> None:
     assert set(RENDERER_CODES) <= {cls.code for cls in tree(Blocked)}
 
 
@@ -198,10 +196,10 @@ def test_the_reasons_that_are_about_a_renderer_are_reasons_to_wait() -> None:
 
 
 def ask(installation: Installation, path: str) -> tuple[int, bytes, str]:
-    """Status, body and type of the daemon's answer, which has to come within two seconds."""
-    told = installation.path("state") / "status.json"
-    installation.until(told.exists, "the port")
-    port = json.loads(told.read_text())["web_port"]
+    """Status, body and type of the daemon's answer, which must come within two seconds."""
+    status = installation.path("state") / "status.json"
+    installation.until(status.exists, "the port")
+    port = json.loads(status.read_text())["web_port"]
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as response:
             return response.status, response.read(), response.headers["Content-Type"]
@@ -234,7 +232,7 @@ def test_the_daemon_is_ready_idle_and_after_work_and_not_without_its_outbox(serv
         served.until(lambda: readiness(served) == (200, []), "its return")
 
 
-def test_a_daemon_that_drains_lives_and_is_not_ready(served: Installation) -> None:
+def test_a_stopping_daemon_is_live_and_not_ready(served: Installation) -> None:
     served.changes["render"] = {"renderer": "hang", "stop_grace_s": 3}
     served.start()
     served.drop_pair("anna")
@@ -248,7 +246,7 @@ def test_a_daemon_that_drains_lives_and_is_not_ready(served: Installation) -> No
     served.daemon = None
 
 
-def test_a_locked_ledger_leaves_the_daemon_live_and_unready(served: Installation) -> None:
+def test_a_locked_ledger_leaves_the_daemon_live_and_not_ready(served: Installation) -> None:
     served.start()
     served.until(lambda: readiness(served) == (200, []), "readiness")
     with closing(sqlite3.connect(served.path("state") / "ledger.db", isolation_level=None)) as other:
@@ -257,4 +255,4 @@ def test_a_locked_ledger_leaves_the_daemon_live_and_unready(served: Installation
         assert ask(served, "/health/live")[0] == 200
         other.execute("COMMIT")
     served.until(lambda: readiness(served) == (200, []), "the end of it")
-    served.kill()  # other threads have met the lock as well, which is an exit status of its own
+    served.kill()  # other threads have met the lock too, so a stop would end with status 1

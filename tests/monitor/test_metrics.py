@@ -1,4 +1,4 @@
-"""The numbers at /metrics: their names, their meaning, and that no label grows with the jobs."""
+"""The numbers at /metrics: their names, their values, and that no label grows with the number of jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FACTS = Facts(
     vram={"used": 1, "total": 2},
 )
 
-# The names that dashboards and alert rules are written against, with their labels. None of them is ever renamed.
+# The names that dashboards and alert rules use, with their labels. None of them is ever renamed.
 NAMES = {
     "lipsyncd_build_info": {"version"},
     "lipsyncd_ready": set(),
@@ -103,11 +103,11 @@ def test_the_names_and_labels_are_these(ledger: Ledger, job_metrics: JobMetrics)
     finished(ledger)
     ledger.to_failed(queued(ledger), NoFaceFound("no face").reason())
     text = exposition(FACTS, job_metrics, webhooks={"delivered": 1}, refused_connections={"port": 1})
-    told: dict[str, set[str]] = {}
+    labels_of: dict[str, set[str]] = {}
     for name, labels in samples(text):
         base = re.sub(r"_(bucket|count|sum)$", "", name) if "duration" in name else name
-        told.setdefault(base, set()).update(label for label, _ in labels if label != "le")
-    assert told == NAMES
+        labels_of.setdefault(base, set()).update(label for label, _ in labels if label != "le")
+    assert labels_of == NAMES
 
 
 def test_names_carry_base_units_and_counters_end_in_total(ledger: Ledger, job_metrics: JobMetrics) -> None:
@@ -118,7 +118,7 @@ def test_names_carry_base_units_and_counters_end_in_total(ledger: Ledger, job_me
             assert all(sample.name.endswith("_total") for sample in family.samples)
 
 
-def test_a_look_at_the_daemon_is_told(job_metrics: JobMetrics) -> None:
+def test_the_state_of_the_daemon_is_exported(job_metrics: JobMetrics) -> None:
     found = samples(exposition(FACTS, job_metrics))
     assert value(found, "build_info", version="1.2.3") == 1
     assert value(found, "jobs", state="queued") == 3
@@ -136,7 +136,7 @@ def test_a_look_at_the_daemon_is_told(job_metrics: JobMetrics) -> None:
     assert value(samples(exposition(replace(FACTS, jailed=False), job_metrics)), "sandbox_missing") == 1
 
 
-def test_what_is_unknown_is_left_out_and_not_told_as_zero(job_metrics: JobMetrics) -> None:
+def test_unknown_values_are_left_out_and_not_exported_as_zero(job_metrics: JobMetrics) -> None:
     names = {name for name, _ in samples(exposition(Facts(version="1"), job_metrics))}
     assert "lipsyncd_outbox_free_bytes" not in names
     assert "lipsyncd_last_success_timestamp_seconds" not in names
@@ -144,10 +144,10 @@ def test_what_is_unknown_is_left_out_and_not_told_as_zero(job_metrics: JobMetric
 
 
 def test_every_end_of_a_webhook_has_its_series_from_the_start(job_metrics: JobMetrics) -> None:
-    """A counter that appears with its first event has no increase: that event would go unseen."""
+    """A counter that appears with its first event has no increase, so Prometheus would miss that event."""
     found = samples(exposition(FACTS, job_metrics, webhooks={"delivered": 2}))
-    told = {state.value: value(found, "webhook_deliveries_total", result=state.value) for state in DeliveryState}
-    assert told == {**dict.fromkeys(told, 0), "delivered": 2}
+    tries = {state.value: value(found, "webhook_deliveries_total", result=state.value) for state in DeliveryState}
+    assert tries == {**dict.fromkeys(tries, 0), "delivered": 2}
 
 
 def test_the_last_success_is_remembered_over_a_restart(installation: Installation) -> None:
@@ -213,7 +213,7 @@ def test_each_stage_is_timed_from_one_move_to_the_next(tmp_path: Path) -> None:
             assert inside == (1 if took_s <= bound + 1e-9 else 0), (stage, bound)
 
 
-def test_a_stage_that_was_broken_off_is_not_timed(tmp_path: Path) -> None:
+def test_an_interrupted_stage_is_not_timed(tmp_path: Path) -> None:
     job_metrics, job = JobMetrics(), replace(_job(tmp_path), accepted_ms=now_ms())
     for step in ("prepared", "running", "queued", "running", "failed"):
         state = JobState.QUEUED if step == "prepared" else JobState(step)
@@ -226,9 +226,7 @@ def test_a_stage_that_was_broken_off_is_not_timed(tmp_path: Path) -> None:
     assert value(found, "job_stage_duration_seconds_count", stage="whole") == 0
 
 
-def test_a_thousand_jobs_add_no_line_and_leave_nothing_behind(
-    tmp_path: Path, ledger: Ledger, job_metrics: JobMetrics
-) -> None:
+def test_a_thousand_jobs_add_no_line_and_no_memory(tmp_path: Path, ledger: Ledger, job_metrics: JobMetrics) -> None:
     finished(ledger)
     lines = len(exposition(FACTS, job_metrics).splitlines())
     job = ledger.get(finished(ledger, "bert"))
@@ -241,7 +239,7 @@ def test_a_thousand_jobs_add_no_line_and_leave_nothing_behind(
     assert value(samples(exposition(FACTS, job_metrics)), "jobs_total", source="inbox", result="done") == 1002
 
 
-def test_a_connection_that_was_forbidden_is_counted_by_the_rule(tmp_path: Path) -> None:
+def test_a_refused_connection_is_counted_by_its_rule(tmp_path: Path) -> None:
     before = Counter(address_guard.refused_connections)
     with receiving() as canary:
         for address in (canary.url, f"http://localhost:{canary.port}/"):
@@ -251,7 +249,7 @@ def test_a_connection_that_was_forbidden_is_counted_by_the_rule(tmp_path: Path) 
     assert Counter(address_guard.refused_connections) - before == {"not-public": 2}
 
 
-def test_the_daemon_tells_them_in_the_text_format(served: Installation) -> None:  # noqa: F811
+def test_the_daemon_exports_them_in_the_text_format(served: Installation) -> None:  # noqa: F811
     with served.running():
         served.drop_manifest("bert", image="bert.png", audio="bert.wav", renderer="nosuch")
         served.drop_pair("bert")
@@ -271,7 +269,7 @@ def test_the_daemon_tells_them_in_the_text_format(served: Installation) -> None:
 
 
 def _labels(found: Samples, label: str) -> set[str]:
-    return {said for _, labels in found for name, said in labels if name == label}
+    return {text for _, labels in found for name, text in labels if name == label}
 
 
 def _codes() -> set[str]:
@@ -279,7 +277,7 @@ def _codes() -> set[str]:
 
 
 def _job(folder: Path) -> Job:
-    """A job as a ledger gives it."""
+    """A job out of a ledger."""
     ledger = Ledger(folder / "made.db")
     job = ledger.get(queued(ledger))
     ledger.close()

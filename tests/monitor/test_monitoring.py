@@ -22,7 +22,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "config/alerts.yml").read_t
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "config/grafana.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 
-OF_PROMETHEUS = {"up": set[str]()}  # what a scrape makes besides our names
+OF_PROMETHEUS = {"up": set[str]()}  # made by a scrape, not by us
 OF_SCRAPES = {"job", "instance", "le"}  # labels that Prometheus adds
 FUNCTIONS = {
     "clamp_min", "count", "histogram_quantile", "increase", "max", "min", "rate", "sum", "time",
@@ -41,7 +41,7 @@ _GROUPING = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
 
 
 def metrics_of(expression: str) -> set[str]:
-    """The names of the metrics in a PromQL expression. Every other word has to be a function or keyword we know."""
+    """The names of the metrics in a PromQL expression. Every other word must be a known function or keyword."""
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", expression)
     bare = _GROUPING.sub(" by ", bare)
     bare = re.sub(r"\boffset\s+\w+|\b\d[\w.]*", " ", bare)
@@ -50,7 +50,7 @@ def metrics_of(expression: str) -> set[str]:
 
 
 def labels_of(expression: str) -> Iterator[tuple[str, str]]:
-    """Each label that an expression names, with the value that it has to have; "" where it has none."""
+    """Each label in an expression, with the value that it must have; "" if it has none."""
     for matchers in re.findall(r"\{([^}]*)\}", expression):
         for name, value in _MATCHER.findall(matchers):
             yield from ((name, one) for one in value.split("|"))
@@ -59,12 +59,12 @@ def labels_of(expression: str) -> Iterator[tuple[str, str]]:
 
 
 def base(metric: str) -> str:
-    """The name in the table: of a histogram without the ending of its series."""
+    """The name in the table; a histogram's without the ending of its series."""
     return re.sub(r"_(bucket|count|sum)$", "", metric) if "duration" in metric else metric
 
 
 def expressions() -> list[tuple[str, str]]:
-    """Every expression with the place where it stands."""
+    """Every expression with its place."""
     found = [(rule["alert"], rule["expr"]) for rule in RULES]
     found += [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
     found += [(note["name"], note["expr"]) for note in DASHBOARD["annotations"]["list"]]
@@ -97,7 +97,7 @@ def test_an_expression_names_metrics_and_labels_that_are_exported(place: str, te
 # -- alerts ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_rule_has_a_severity_and_says_what_to_do() -> None:
     names = [rule["alert"] for rule in RULES]
     assert len(names) == len(set(names))
     for rule in RULES:
@@ -109,9 +109,9 @@ def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
 
 def test_variables_in_annotations_are_labels_that_their_expression_keeps() -> None:
     for rule in RULES:
-        told = " ".join(rule["annotations"].values())
+        annotations = " ".join(rule["annotations"].values())
         kept = set[str]().union({"instance", "job"}, *(NAMES.get(base(m), set()) for m in metrics_of(rule["expr"])))
-        assert set(re.findall(r"\$labels\.(\w+)", told)) <= kept, rule["alert"]
+        assert set(re.findall(r"\$labels\.(\w+)", annotations)) <= kept, rule["alert"]
 
 
 def test_the_documentation_explains_every_alert() -> None:
@@ -130,7 +130,7 @@ def test_commands_that_alerts_and_panels_name_exist() -> None:
 # -- the dashboard -----------------------------------------------------------------------------------------------------
 
 
-def test_every_number_that_is_exported_is_on_the_dashboard_or_in_an_alert() -> None:
+def test_every_exported_metric_is_on_the_dashboard_or_in_an_alert() -> None:
     shown = {base(metric) for _, text in expressions() for metric in metrics_of(text)}
     assert NAMES.keys() - shown == set()
 

@@ -44,18 +44,18 @@ def test_children_do_not_get_the_socket_or_the_watchdog() -> None:
         ({"WATCHDOG_USEC": "soon"}, 0.0),
     ],
 )
-def test_the_watchdog_is_ours_only_when_it_names_us_or_nobody(environ: dict[str, str], limit_s: float) -> None:
+def test_the_watchdog_is_ours_only_if_it_names_us_or_no_process(environ: dict[str, str], limit_s: float) -> None:
     assert Notifier(dict(environ)).watchdog_s == limit_s
 
 
-def test_without_systemd_nothing_is_told() -> None:
+def test_without_systemd_nothing_is_sent() -> None:
     notifier = Notifier({})
     assert not notifier.has_listener
     notifier.send("READY=1")
 
 
-@pytest.mark.parametrize("address", ["/nowhere/at/all", "@nobody-listens-here", "vsock:2:9999", "/dev/null"])
-def test_a_systemd_that_does_not_listen_costs_nothing(address: str) -> None:
+@pytest.mark.parametrize("address", ["/nowhere/at/all", "@no-listener-here", "vsock:2:9999", "/dev/null"])
+def test_a_systemd_that_does_not_listen_costs_no_time(address: str) -> None:
     Notifier({"NOTIFY_SOCKET": address}).send("WATCHDOG=1")
 
 

@@ -1,4 +1,4 @@
-"""What systemd hears from a real daemon, from its first second to its last; and when the watchdog goes hungry."""
+"""The reports of a real daemon to systemd from start to stop, and when it stops feeding the watchdog."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def watched(manager: ServiceManager, limit_s: float = 3.0) -> dict[str, str]:
 # -- a real daemon -----------------------------------------------------------------------------------------------------
 
 
-def test_systemd_sees_the_whole_life_of_a_daemon(installation: Installation, manager: ServiceManager) -> None:
+def test_systemd_gets_reports_from_start_to_stop(installation: Installation, manager: ServiceManager) -> None:
     installation.changes["render"] = {"renderer": "slow"}
     with installation.running(**watched(manager)):
         manager.wait_for("READY=1".__eq__)
@@ -58,7 +58,7 @@ def test_systemd_sees_the_whole_life_of_a_daemon(installation: Installation, man
     assert manager.statuses[0] == "starting"
 
 
-def test_while_a_job_finishes_systemd_is_asked_for_patience(
+def test_while_a_job_finishes_systemd_is_asked_for_more_time(
     installation: Installation, manager: ServiceManager
 ) -> None:
     installation.changes["render"] = {"renderer": "slow", "stop_grace_s": 60}
@@ -67,16 +67,14 @@ def test_while_a_job_finishes_systemd_is_asked_for_patience(
     installation.until_state("anna", JobState.RUNNING)
     assert installation.stop() == 0
     after = manager.lines[manager.lines.index("STOPPING=1") :]
-    assert after.count("EXTEND_TIMEOUT_USEC=30000000") >= 2  # one a second, and the rest of the render takes four
+    assert after.count("EXTEND_TIMEOUT_USEC=30000000") >= 2  # one a second, while the rest of the render takes four
     assert any(line.startswith("STATUS=stopping: rendering job") for line in after)
     job = installation.job("anna")
     assert job is not None
     assert (job.state, job.attempt) == (JobState.DONE, 1)
 
 
-def test_a_blocked_job_and_what_is_wrong_stand_in_the_status(
-    installation: Installation, manager: ServiceManager
-) -> None:
+def test_a_blocked_job_and_the_faults_are_in_the_status(installation: Installation, manager: ServiceManager) -> None:
     with installation.running(**watched(manager)):
         installation.drop_manifest("early", image="early.png", audio="early.wav", renderer="missing")
         installation.drop_pair("early")
@@ -87,9 +85,7 @@ def test_a_blocked_job_and_what_is_wrong_stand_in_the_status(
         away.rename(installation.path("outbox"))
 
 
-def test_a_daemon_that_cannot_start_never_says_that_it_is_ready(
-    installation: Installation, manager: ServiceManager
-) -> None:
+def test_a_daemon_that_cannot_start_never_reports_ready(installation: Installation, manager: ServiceManager) -> None:
     installation.changes["web"] = {"enabled": True, "host": "0.0.0.0"}  # no key
     daemon = installation.start(wait=False, **watched(manager))
     assert daemon.wait(60) == 78
@@ -97,7 +93,7 @@ def test_a_daemon_that_cannot_start_never_says_that_it_is_ready(
     assert "READY=1" not in manager.lines
 
 
-def test_render_children_do_not_speak_to_systemd(installation: Installation, manager: ServiceManager) -> None:
+def test_render_children_send_nothing_to_systemd(installation: Installation, manager: ServiceManager) -> None:
     with installation.running(**watched(manager)):
         installation.drop_pair("anna")
         installation.until_done("anna")
@@ -125,8 +121,10 @@ def test_a_stopped_process_feeds_no_watchdog(installation: Installation, manager
 
 @needs_root
 @needs_fuse
-def test_a_share_that_hangs_is_told_and_makes_no_restart(installation: Installation, manager: ServiceManager) -> None:
-    """A FUSE server that is stopped answers nothing, as a file server that has gone with a hard mount."""
+def test_a_share_that_hangs_is_reported_and_causes_no_restart(
+    installation: Installation, manager: ServiceManager
+) -> None:
+    """A stopped FUSE server does not answer, like a dead file server behind a hard mount."""
     behind, share = installation.root / "behind", installation.root / "share"
     behind.mkdir()
     share.mkdir()
@@ -154,7 +152,7 @@ def test_a_share_that_hangs_is_told_and_makes_no_restart(installation: Installat
 
 
 def _status_ms(installation: Installation) -> int:
-    """When the main loop last wrote the daemon's status."""
+    """The time when the main loop last wrote the daemon's status."""
     return int(json.loads((installation.path("state") / "status.json").read_text())["at_ms"])
 
 
@@ -178,7 +176,7 @@ HUNG_SHARE: dict[str, Any] = {"probing": "outbox", "probe_age_s": 500.0, "probe_
         ({"workers": (WorkerFacts("cuda:0", up=True, unwatched_s=health.RENDER_STUCK_S + 1),)}, "cuda:0"),
     ],
 )
-def test_each_part_that_stands_still_is_named(change: dict[str, Any], word: str) -> None:
+def test_each_stuck_part_is_named(change: dict[str, Any], word: str) -> None:
     assert health.stuck(WELL) == ""
     assert word in health.stuck(replace(WELL, **change))
 
@@ -197,11 +195,11 @@ def test_each_part_that_stands_still_is_named(change: dict[str, Any], word: str)
         {"faults": {"ledger": "locked", "renderer": "no weights"}},
     ],
 )
-def test_what_a_restart_would_not_mend_does_not_bring_one(change: dict[str, Any]) -> None:
+def test_faults_that_a_restart_would_not_mend_cause_none(change: dict[str, Any]) -> None:
     assert health.stuck(replace(WELL, **change)) == ""
 
 
-def test_a_stuck_daemon_is_not_fed_and_says_so_once(
+def test_a_stuck_daemon_feeds_no_watchdog_and_logs_it_once(
     installation: Installation, ledger: Ledger, manager: ServiceManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = WELL
@@ -213,16 +211,16 @@ def test_a_stuck_daemon_is_not_fed_and_says_so_once(
     now = replace(WELL, tick_age_s=health.MAIN_STUCK_S + 1)
     reporter.report()
     reporter.report()
-    reporter.stopping(1.0)  # heard after all the others
+    reporter.stopping(1.0)  # the last message
     manager.wait_for("STOPPING=1".__eq__)
     assert manager.lines.count("WATCHDOG=1") == fed
     assert [r.levelname for r in caplog.records if "stuck: the main loop" in r.message] == ["CRITICAL"]
 
 
-# -- one line about everything -----------------------------------------------------------------------------------------
+# -- the status line ---------------------------------------------------------------------------------------------------
 
 
-def test_the_status_line_counts_what_waits_and_names_what_runs(ledger: Ledger) -> None:
+def test_the_status_line_counts_waiting_jobs_and_names_running_ones(ledger: Ledger) -> None:
     view = LedgerView(ledger.path)
     assert activity(WELL, view) == "idle"
     running = claimed(ledger, "anna")

@@ -1,4 +1,4 @@
-"""Fetching: nothing private is ever connected to, every limit holds, and each failure says whether to try again."""
+"""Fetching: no connection to a private address, every limit holds, and each failure says whether to try again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "token=s3cret"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Looks up `path` among the server's routes; a route gets the handler and writes what it likes."""
+    """Calls the route of `path` with itself; the route writes the answer."""
 
     def do_GET(self) -> None:
         self.server.seen.append((self.path, dict(self.headers)))
@@ -40,11 +40,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 class Server:
-    """A real HTTP server on loopback. `listed` is the entry of `fetch.allow` that lets it through."""
+    """A real HTTP server on loopback. `listed` is the entry of `fetch.allow` that allows it."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         self._http = ThreadingHTTPServer((address, 0), Handler)
@@ -71,7 +71,7 @@ class Server:
 
 
 class Canary:
-    """Counts connections to one port on every loopback address there is. None may ever come."""
+    """Counts connections to one port on all loopback addresses. There must be none."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -110,7 +110,7 @@ def canary() -> Iterator[Canary]:
 
 @pytest.fixture
 def get(tmp_path, server):
-    """Fetch into `tmp_path/file` with small limits; whatever goes wrong leaves no file behind."""
+    """Fetch into `tmp_path/file` with small limits; check that a failure leaves no file."""
 
     def get(url: str, **changes):
         limits = {"max_bytes": 1 << 20, "timeout_s": 5.0, "allow": [server.listed]}
@@ -131,7 +131,7 @@ def at_most(limit_s: float) -> Iterator[None]:
     assert time.monotonic() - started < limit_s
 
 
-# -- what arrives ------------------------------------------------------------------------------------------------------
+# -- good answers ------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_arrives_whole_and_private(server, get, tmp_path):
@@ -154,7 +154,7 @@ def test_three_redirects_are_followed_and_relative_ones_understood(server, get, 
     assert (tmp_path / "file").read_bytes() == b"x"
 
 
-def test_nothing_of_us_goes_along(server, get, monkeypatch, canary):
+def test_the_request_reveals_nothing_about_us(server, get, monkeypatch, canary):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{canary.port}")
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{canary.port}")
     server.route("/end", lambda handler: handler.answer(body=b"x"))
@@ -172,7 +172,7 @@ def test_an_older_file_is_replaced(server, get, tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-# -- where it may not go -----------------------------------------------------------------------------------------------
+# -- addresses that are refused ----------------------------------------------------------------------------------------
 
 PRIVATE = [
     "127.0.0.1",
@@ -198,7 +198,7 @@ PRIVATE = [
 
 
 @pytest.mark.parametrize("host", PRIVATE)
-def test_no_way_of_writing_loopback_gets_through(get, canary, host):
+def test_no_spelling_of_loopback_is_allowed(get, canary, host):
     with pytest.raises(FetchRefused, match=r"no public address|no valid host"):
         get(f"http://{host}:{canary.port}/")
 
@@ -210,7 +210,7 @@ def test_no_redirect_to_loopback_is_followed(server, get, canary, host):
 
 
 @pytest.mark.parametrize(
-    ("location", "said"),
+    ("location", "message"),
     [
         ("file:///etc/passwd", "scheme 'file'"),
         ("ftp://127.0.0.1/", "scheme 'ftp'"),
@@ -220,13 +220,13 @@ def test_no_redirect_to_loopback_is_followed(server, get, canary, host):
         ("http://127.0.0.1:99999/", "no valid URL"),
     ],
 )
-def test_a_redirect_is_judged_like_the_first_address(server, get, canary, location, said):
-    with pytest.raises(FetchRefused, match=said):
+def test_a_redirect_is_checked_like_the_first_address(server, get, canary, location, message):
+    with pytest.raises(FetchRefused, match=message):
         get(server.redirect("/", location.format(port=canary.port)))
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("file:///etc/passwd", "scheme 'file'"),
         ("ftp://example.com/a", "scheme 'ftp'"),
@@ -243,19 +243,19 @@ def test_a_redirect_is_judged_like_the_first_address(server, get, canary, locati
         ("http://example.com\\@127.0.0.1/", "no valid URL"),
     ],
 )
-def test_what_is_no_plain_web_address_is_refused(get, url, said):
-    with pytest.raises(FetchRefused, match=said):
+def test_a_text_that_is_no_plain_web_address_is_refused(get, url, message):
+    with pytest.raises(FetchRefused, match=message):
         get(url)
 
 
 @pytest.mark.parametrize("port", [22, 25, 8080, 0, 6379])
-def test_public_addresses_are_asked_on_web_ports_only(get, port):
+def test_public_addresses_are_allowed_on_web_ports_only(get, port):
     with pytest.raises(FetchRefused, match=f"port {port}"):
         get(f"http://198.41.0.4:{port}/")
 
 
 def answering(*addresses: str):
-    """A resolver that gives these answers in turn, each a comma-separated list."""
+    """A resolver that gives these answers one after the other, each a comma-separated list."""
     answers = iter(addresses)
 
     def ask(host: str, port: int):
@@ -266,14 +266,14 @@ def answering(*addresses: str):
 
 @pytest.fixture
 def listed() -> Iterator[Server]:
-    """A server on an address that a test may list, apart from the canary's."""
+    """A server on an address of its own, which a test may list."""
     running = Server("127.0.0.2")
     yield running
     running.close()
 
 
 @pytest.mark.parametrize("answers", ["127.0.0.2,127.0.0.1", "127.0.0.1,127.0.0.2"])
-def test_a_name_with_one_private_answer_is_refused_whole(get, listed, answers):
+def test_a_name_with_one_private_answer_is_refused(get, listed, answers):
     listed.route("/", lambda handler: handler.answer(body=b"x"))
     with pytest.raises(FetchRefused, match="no public address"):
         get(f"http://two-faced.test:{listed.port}/", allow=Guard(["127.0.0.2"], lookup=answering(answers)))
@@ -321,19 +321,19 @@ def test_special_addresses_are_not_public(address, why):
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "198.41.0.4", "172.32.0.1", "2606:4700::1111", "64:ff9b::101:101"])
-def test_public_addresses_are_let_through(address):
+def test_public_addresses_are_allowed(address):
     assert Guard().fault(address, 443) == Guard().fault(address, 80) == ""
 
 
 @given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)))
-def test_what_is_let_through_is_global_to_python_too(address):
+def test_allowed_addresses_are_global_for_python_too(address):
     if not Guard().fault(str(address), 443):
         embedded = address.version == 6 and address in ipaddress.ip_network("64:ff9b::/96")
         assert address.is_global or embedded or address in ipaddress.ip_network("2002::/16")
         assert not address.is_multicast
 
 
-# -- what the administrator lists --------------------------------------------------------------------------------------
+# -- entries of fetch.allow --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_what_is_let_through_is_global_to_python_too(address):
         ("127.0.0.0/8", "http://[::ffff:127.0.0.1]:{port}/"),
     ],
 )
-def test_listed_hosts_and_networks_are_let_through_on_any_port(server, get, entry, url):
+def test_listed_hosts_and_networks_are_allowed_on_any_port(server, get, entry, url):
     server.route("/", lambda handler: handler.answer(body=b"x"))
     guard = Guard([entry.format(port=server.port)], lookup=lambda _, port: lookup("127.0.0.1", port))
 
@@ -356,7 +356,7 @@ def test_listed_hosts_and_networks_are_let_through_on_any_port(server, get, entr
 
 
 @pytest.mark.parametrize("entry", ["other.test", "test", "media.test:1", "media.test.evil", "10.0.0.0/8", "127.0.0.2"])
-def test_entries_let_nothing_through_that_they_do_not_name(get, canary, entry):
+def test_entries_allow_only_what_they_name(get, canary, entry):
     guard = Guard([entry], lookup=lambda _, port: lookup("127.0.0.1", port))
     with pytest.raises(FetchRefused, match="no public address"):
         get(f"http://media.test:{canary.port}/", allow=guard)
@@ -383,7 +383,7 @@ def test_a_body_without_end_is_cut_off_at_the_limit(server, get):
     def endless(handler: Handler) -> None:
         handler.send_response(200)
         handler.end_headers()
-        with pytest.raises(OSError):  # we hang up
+        with pytest.raises(OSError):  # we close the connection
             while True:
                 handler.wfile.write(bytes(65536))
 
@@ -391,7 +391,7 @@ def test_a_body_without_end_is_cut_off_at_the_limit(server, get):
         get(server.route("/", endless))
 
 
-def test_a_body_of_exactly_the_limit_is_taken(server, get):
+def test_a_body_of_exactly_the_limit_is_accepted(server, get):
     url = server.route("/", lambda handler: handler.answer(body=bytes(1000)))
 
     assert get(url, max_bytes=1000).size_bytes == 1000
@@ -427,7 +427,7 @@ def test_a_slow_answer_ends_at_the_time_limit(server, get, write):
         get(server.route("/", write), timeout_s=0.4)
 
 
-def test_a_slow_resolver_does_not_hold_us_up(get):
+def test_a_slow_resolver_does_not_delay_the_fetch(get):
     released = threading.Event()
     guard = Guard(lookup=lambda *_: released.wait(20) or [])
     try:
@@ -455,14 +455,14 @@ def test_redirects_in_a_circle_end(server, get):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 418, 451])
-def test_what_will_not_change_is_not_asked_again(server, get, status):
+def test_answers_that_will_not_change_are_not_retried(server, get, status):
     with pytest.raises(FetchRefused, match=f"answered {status}") as caught:
         get(server.route("/", lambda handler: handler.answer(status)))
     assert caught.value.permanent
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 204, 206, 304, 302, 599])
-def test_what_may_pass_is_worth_another_attempt(server, get, status):
+def test_answers_that_may_change_are_retried(server, get, status):
     with pytest.raises(FetchFailed, match=f"answered {status}") as caught:
         get(server.route("/", lambda handler: handler.answer(status)))
     assert not caught.value.permanent
@@ -481,22 +481,22 @@ def hang_up(handler: Handler) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [(cut_short, "before it was complete"), (not_http, "does not speak HTTP"), (hang_up, "closed the connection")],
 )
-def test_a_broken_answer_may_be_better_next_time(server, get, write, said):
-    with pytest.raises(FetchFailed, match=said):
+def test_a_broken_answer_is_retried(server, get, write, message):
+    with pytest.raises(FetchFailed, match=message):
         get(server.route("/", write))
 
 
-def test_a_port_without_a_server_may_have_one_later(get):
+def test_a_port_without_a_server_is_retried(get):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(FetchFailed, match="refused"):
         get(f"http://127.0.0.1:{port}/", allow=["127.0.0.1"])
 
 
-def test_a_name_that_nobody_knows_may_be_known_later(get):
+def test_an_unknown_name_is_retried(get):
     def unknown(*_: object):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -524,7 +524,7 @@ def test_https_to_a_server_without_tls_fails_cleanly(server, get):
         drip,
     ],
 )
-def test_what_may_be_a_secret_is_in_no_message_and_no_log(server, get, caplog, write):
+def test_possible_secrets_are_in_no_message_and_no_log(server, get, caplog, write):
     caplog.set_level(0)
     with pytest.raises((FetchRefused, FetchFailed)) as caught:
         get(server.route("/", write) + f"?{SECRET}#{SECRET}", timeout_s=0.5)
@@ -551,7 +551,7 @@ def test_a_link_in_place_of_the_target_is_not_followed(server, get, tmp_path):
         ("https", "93.184.216.34", [], ""),
         ("https", "hooks.example.org:8443", [], "port 8443"),
         ("https", "hooks.example.org:8443", ["hooks.example.org"], ""),
-        ("https", "hooks.example.org:8443", ["10.0.0.0/8"], ""),  # it may be in there
+        ("https", "hooks.example.org:8443", ["10.0.0.0/8"], ""),  # it may resolve into that network
         ("https", "10.0.0.7", [], "private"),
         ("https", "[::1]", [], "loopback"),
         ("https", "10.0.0.7:8443", ["10.0.0.0/8"], ""),
@@ -564,8 +564,10 @@ def test_a_link_in_place_of_the_target_is_not_followed(server, get, tmp_path):
         ("http", "hooks.lan", ["192.168.0.0/16"], ""),
     ],
 )
-def test_what_no_resolver_could_make_good_is_foreseen(scheme: str, host: str, allow: list[str], why: str) -> None:
-    """By the address alone: nobody is asked, and what passes is judged again when it is connected to."""
+def test_addresses_that_would_always_be_refused_are_found_without_resolving(
+    scheme: str, host: str, allow: list[str], why: str
+) -> None:
+    """By the address alone, without a resolver; an address that passes is checked again at each connection."""
     guard = receivers(allow)[scheme]
     if not why:
         guard.check_without_resolving(f"{scheme}://{host}/hook?secret=1")

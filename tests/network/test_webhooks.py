@@ -1,4 +1,4 @@
-"""Webhooks with real receivers on loopback: who is told, how often, with which signature, and what never happens."""
+"""Webhooks with real receivers on loopback: messages, signatures, repetitions, and refused addresses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 @contextmanager
 def delivering(ledger: Ledger, *, keys: list[bytes] | None = None, **how: Any) -> Iterator[Webhooks]:
-    """Webhooks of that ledger in a thread of their own, which has ended afterwards."""
+    """Run the webhooks of that ledger in a thread of their own."""
     given: dict[str, Any] = {"allow": LOOPBACK, "schedule_s": AT_ONCE, **how}
     webhooks = Webhooks(ledger.deliveries, keys=keys or [KEY], **given)
     ledger.listeners.append(lambda _step, _job: webhooks.wake())
@@ -58,14 +58,14 @@ def delivering(ledger: Ledger, *, keys: list[bytes] | None = None, **how: Any) -
 
 
 def ended(ledger: Ledger, url: str, **changes: Any) -> str:
-    """A job that asked for a webhook and has failed; gives its id."""
+    """A failed job with a webhook; returns its id."""
     job_id = queued(ledger, webhook=url, **changes)
     ledger.to_failed(job_id, FAILURE)
     return job_id
 
 
 def published(ledger: Ledger, url: str, **changes: Any) -> str:
-    """The same for a job that is done."""
+    """A finished job with a webhook; returns its id."""
     job_id = claimed(ledger, webhook=url, **changes)
     ledger.to_publishing(job_id, token="t", sha256="0" * 64, size=1, frames=25, render_ms=40)
     ledger.to_done(job_id, note="published")
@@ -88,22 +88,22 @@ def until_ended(ledger: Ledger, job_id: str) -> Delivery:
 # -- a message ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_that_is_done_is_told_as_a_talk_with_a_signature_that_others_can_check(ledger: Ledger) -> None:
+def test_a_done_job_is_sent_as_a_talk_with_a_signature_that_other_libraries_verify(ledger: Ledger) -> None:
     with receiving() as receiver, delivering(ledger, result_url=lambda job_id: f"http://box/{job_id}.mp4"):
         job_id = published(ledger, receiver.url, user_data='{"scene": 7}')
         assert until_ended(ledger, job_id).state is DeliveryState.DELIVERED
     [hit] = receiver.hits
-    said = Webhook("whsec_" + "a2tr" * 10 + "a2s=").verify(hit.body, dict(hit.headers))  # the base64 of KEY
-    assert said == json.loads(hit.body)
-    assert said["id"] == "tlk_" + job_id.replace("-", "")
-    assert (said["object"], said["status"], said["user_data"]) == ("talk", "done", '{"scene": 7}')
-    assert said["result_url"] == f"http://box/{job_id}.mp4"
+    talk = Webhook("whsec_" + "a2tr" * 10 + "a2s=").verify(hit.body, dict(hit.headers))  # the base64 of KEY
+    assert talk == json.loads(hit.body)
+    assert talk["id"] == "tlk_" + job_id.replace("-", "")
+    assert (talk["object"], talk["status"], talk["user_data"]) == ("talk", "done", '{"scene": 7}')
+    assert talk["result_url"] == f"http://box/{job_id}.mp4"
     assert (hit.method, hit.headers["content-type"]) == ("POST", "application/json")
     assert hit.headers["user-agent"].startswith("lipsyncd/")
     assert hit.headers["webhook-id"] == delivery_of(ledger, job_id).webhook_id
 
 
-def test_a_job_that_failed_or_was_cancelled_is_told_as_an_error_without_a_video(ledger: Ledger) -> None:
+def test_a_failed_or_cancelled_job_is_sent_as_an_error_without_a_video(ledger: Ledger) -> None:
     with receiving() as receiver, delivering(ledger, result_url=lambda _: "http://box/none.mp4"):
         until_ended(ledger, ended(ledger, receiver.url))
         cancelled = queued(ledger, "bert", webhook=receiver.url)
@@ -117,21 +117,21 @@ def test_a_job_that_failed_or_was_cancelled_is_told_as_an_error_without_a_video(
     assert "result_url" not in stopped
 
 
-def test_a_job_that_asked_for_nothing_is_told_to_nobody(ledger: Ledger) -> None:
+def test_a_job_without_a_webhook_is_sent_nowhere(ledger: Ledger) -> None:
     with delivering(ledger):
         job_id = queued(ledger)
         ledger.to_failed(job_id, FAILURE)
     assert LedgerView(ledger.path).deliveries(job_id) == []
 
 
-def test_the_address_goes_out_byte_for_byte(ledger: Ledger) -> None:
+def test_the_address_is_used_byte_for_byte(ledger: Ledger) -> None:
     query = "?secret=a%2Bb+c&x=%7e~!$'()*,;:@/?&empty=&%C3%A9"
     with receiving() as receiver, delivering(ledger):
         until_ended(ledger, ended(ledger, receiver.url + query + "#fragment"))
     assert [hit.target for hit in receiver.hits] == ["/hook" + query]
 
 
-def test_while_keys_change_both_signatures_are_there(ledger: Ledger) -> None:
+def test_while_keys_change_both_signatures_are_sent(ledger: Ledger) -> None:
     with receiving() as receiver, delivering(ledger, keys=[b"n" * 32, KEY]):
         until_ended(ledger, ended(ledger, receiver.url))
     [hit] = receiver.hits
@@ -141,10 +141,10 @@ def test_while_keys_change_both_signatures_are_there(ledger: Ledger) -> None:
         Webhook(b"o" * 32).verify(hit.body, dict(hit.headers))
 
 
-# -- when it does not arrive -------------------------------------------------------------------------------------------
+# -- failed tries ------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_repeated_under_one_id_until_the_receiver_takes_it(ledger: Ledger) -> None:
+def test_a_message_is_repeated_under_one_id_until_the_receiver_accepts_it(ledger: Ledger) -> None:
     with receiving(Answer(500), Answer(429), Answer(200)) as receiver, delivering(ledger) as webhooks:
         delivery = until_ended(ledger, ended(ledger, receiver.url))
     assert (delivery.state, delivery.attempt, delivery.last_status) == (DeliveryState.DELIVERED, 3, 200)
@@ -171,7 +171,7 @@ def test_the_schedule_is_the_standards(ledger: Ledger) -> None:
     assert delivery_of(ledger, job_id).last_error == "the receiver answered 503"
 
 
-def test_410_ends_it(ledger: Ledger) -> None:
+def test_410_ends_the_repetitions(ledger: Ledger) -> None:
     with receiving(Answer(410)) as receiver, delivering(ledger):
         delivery = until_ended(ledger, ended(ledger, receiver.url))
         time.sleep(0.1)
@@ -180,7 +180,7 @@ def test_410_ends_it(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_is_a_failure_and_nobody_follows_it(ledger: Ledger, status: int) -> None:
+def test_a_redirect_is_a_failure_and_is_not_followed(ledger: Ledger, status: int) -> None:
     with (
         receiving() as canary,
         receiving(Answer(status, headers={"Location": canary.url})) as receiver,
@@ -192,7 +192,7 @@ def test_a_redirect_is_a_failure_and_nobody_follows_it(ledger: Ledger, status: i
     assert (len(receiver.hits), canary.hits) == (2, [])
 
 
-def test_a_slow_receiver_holds_up_neither_others_nor_the_end(ledger: Ledger) -> None:
+def test_a_slow_receiver_delays_no_other_and_no_stop(ledger: Ledger) -> None:
     with (
         receiving(Answer(200, after_s=30)) as slow,
         receiving() as quick,
@@ -215,7 +215,7 @@ def test_a_slow_receiver_holds_up_neither_others_nor_the_end(ledger: Ledger) -> 
 
 @contextmanager
 def locked(ledger: Ledger) -> Iterator[None]:
-    """Somebody else writes to the ledger, for longer than it waits for that."""
+    """Hold the write lock of the ledger for longer than a write waits for it."""
     with ledger._plain() as connection:
         connection.execute("PRAGMA busy_timeout=50")
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
@@ -225,7 +225,7 @@ def locked(ledger: Ledger) -> Iterator[None]:
 
 
 def test_a_locked_ledger_is_waited_for(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
-    """It is locked while the answer is on its way: the same message is sent again."""
+    """The ledger is locked when the answer comes: the same message is sent again."""
     with receiving(Answer(after_s=0.3), Answer()) as receiver, delivering(ledger):
         job_id = ended(ledger, receiver.url)
         until(lambda: receiver.hits, "the request")
@@ -239,7 +239,7 @@ def test_a_locked_ledger_is_waited_for(ledger: Ledger, caplog: pytest.LogCapture
     assert not any(record.exc_info or record.levelname != "WARNING" for record in warnings)
 
 
-def test_nobody_listening_is_tried_again(ledger: Ledger) -> None:
+def test_a_port_without_a_receiver_is_tried_again(ledger: Ledger) -> None:
     with receiving() as gone:
         pass
     with delivering(ledger, schedule_s=(0, 0)):
@@ -247,7 +247,7 @@ def test_nobody_listening_is_tried_again(ledger: Ledger) -> None:
     assert (delivery.state, delivery.last_error) == (DeliveryState.EXHAUSTED, "Connection refused")
 
 
-def test_a_job_that_is_tried_again_makes_old_news_out_of_date(ledger: Ledger) -> None:
+def test_a_retried_job_supersedes_its_old_messages(ledger: Ledger) -> None:
     with receiving(Answer(500), Answer(200)) as receiver, delivering(ledger, schedule_s=(0, 60)):
         job_id = ended(ledger, receiver.url)
         until(lambda: delivery_of(ledger, job_id).attempt == 1, "the first try")
@@ -263,7 +263,7 @@ def test_a_job_that_is_tried_again_makes_old_news_out_of_date(ledger: Ledger) ->
     assert [json.loads(hit.body)["status"] for hit in receiver.hits] == ["error", "done"]
 
 
-# -- where it may go ---------------------------------------------------------------------------------------------------
+# -- addresses ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_http_is_for_listed_hosts_only_and_https_for_the_public(ledger: Ledger) 
     assert https.fault("93.184.216.34", 8443)
 
 
-def test_a_wrong_entry_is_a_wrong_configuration(ledger: Ledger) -> None:
+def test_a_wrong_entry_is_a_configuration_error(ledger: Ledger) -> None:
     with pytest.raises(ConfigError, match=r"web\.webhook_allow holds '10\.0\.0\.999'"):
         Webhooks(ledger.deliveries, keys=[KEY], allow=["10.0.0.999"])
 
@@ -304,7 +304,7 @@ def test_a_wrong_entry_is_a_wrong_configuration(ledger: Ledger) -> None:
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_key_one_is_made_once_for_us_alone(tmp_path: Path) -> None:
+def test_without_a_key_one_is_made_once_and_only_we_can_read_it(tmp_path: Path) -> None:
     [key] = load_keys(tmp_path, UNSET, {})
     made = tmp_path / "webhook-secret"
     assert load_keys(tmp_path, UNSET, {}) == [key]
@@ -326,7 +326,7 @@ def test_a_credential_of_the_unit_wins_over_the_made_key_and_a_named_file_over_b
 
 
 @pytest.mark.parametrize("content", ["", "\n", "hunter2", "whsec_short", "whsec_" + "====", "Y2Nj" * 8, "whsec_\xff"])
-def test_a_file_without_a_key_stops_the_start_and_its_content_is_not_told(tmp_path: Path, content: str) -> None:
+def test_a_file_without_a_key_stops_the_start_and_no_message_quotes_it(tmp_path: Path, content: str) -> None:
     file = tmp_path / "secret"
     file.write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError) as caught:
@@ -342,7 +342,7 @@ def test_a_file_without_a_key_stops_the_start_and_its_content_is_not_told(tmp_pa
 
 
 def make_due(ledger: Path) -> None:
-    """Let the time until the next try go by."""
+    """Make the next try due."""
     with closing(sqlite3.connect(ledger)) as connection, connection:
         connection.execute("UPDATE webhook_delivery SET next_at_ms=0 WHERE state='waiting'")
 
@@ -352,7 +352,7 @@ def with_webhook(installation: Installation, name: str, url: str, **fields: Any)
     installation.drop_pair(name)
 
 
-def until_told(installation: Installation, name: str, done: Callable[[Delivery], bool]) -> Delivery:
+def until_delivery(installation: Installation, name: str, done: Callable[[Delivery], bool]) -> Delivery:
     def there() -> Delivery | None:
         job = installation.job(name)
         found = [] if job is None else installation.view.deliveries(job.id)
@@ -371,104 +371,106 @@ def verified(installation: Installation, receiver: Receiver) -> list[dict[str, A
 
 
 @pytest.fixture
-def told(installation: Installation) -> Installation:
-    """An installation whose webhooks may go to loopback."""
+def allowing(installation: Installation) -> Installation:
+    """An installation that allows webhooks to loopback."""
     installation.changes["web"] = {**installation.changes.get("web", {}), "webhook_allow": LOOPBACK}
     return installation
 
 
-def test_a_receiver_that_fails_twice_is_told_over_a_stop_and_a_power_cut(told: Installation) -> None:
+def test_a_receiver_that_fails_twice_gets_the_message_after_a_stop_and_a_power_cut(allowing: Installation) -> None:
     with receiving(Answer(500), Answer(500), Answer(204)) as receiver:
-        told.start()
-        with_webhook(told, "anna", receiver.url, user_data="scene 7")
-        until_told(told, "anna", lambda d: d.attempt == 1)
-        assert told.stop() == 0
-        make_due(told.path("state") / "ledger.db")
-        told.start()
-        until_told(told, "anna", lambda d: d.attempt == 2)
-        told.kill()
-        make_due(told.path("state") / "ledger.db")
-        with told.running():
-            delivery = until_told(told, "anna", lambda d: d.state is DeliveryState.DELIVERED)
-            job = told.until_done("anna")
-            shown = told.cli("status", job.id).stdout
-            said = json.loads(told.cli("status", job.id, "--json").stdout)["webhooks"]
+        allowing.start()
+        with_webhook(allowing, "anna", receiver.url, user_data="scene 7")
+        until_delivery(allowing, "anna", lambda d: d.attempt == 1)
+        assert allowing.stop() == 0
+        make_due(allowing.path("state") / "ledger.db")
+        allowing.start()
+        until_delivery(allowing, "anna", lambda d: d.attempt == 2)
+        allowing.kill()
+        make_due(allowing.path("state") / "ledger.db")
+        with allowing.running():
+            delivery = until_delivery(allowing, "anna", lambda d: d.state is DeliveryState.DELIVERED)
+            job = allowing.until_done("anna")
+            shown = allowing.cli("status", job.id).stdout
+            webhooks = json.loads(allowing.cli("status", job.id, "--json").stdout)["webhooks"]
     assert {hit.headers["webhook-id"] for hit in receiver.hits} == {delivery.webhook_id}
-    assert {(talk["status"], talk["user_data"]) for talk in verified(told, receiver)} == {("done", "scene 7")}
+    assert {(talk["status"], talk["user_data"]) for talk in verified(allowing, receiver)} == {("done", "scene 7")}
     assert len(receiver.hits) == 3
     assert f"delivered, 3 attempts ({delivery.webhook_id})" in shown
     assert "webhook waiting, attempt 1: the receiver answered 500" in shown
-    assert [(w["state"], w["attempt"], w["last_status"]) for w in said] == [("delivered", 3, 204)]
+    assert [(w["state"], w["attempt"], w["last_status"]) for w in webhooks] == [("delivered", 3, 204)]
     assert receiver.url not in shown
 
 
 @pytest.mark.parametrize(("failpoint", "hits"), [("end-moved", 1), ("webhook-due", 1), ("webhook-answered", 2)])
-def test_a_crash_after_the_end_of_a_job_still_tells_under_one_id(told: Installation, failpoint: str, hits: int) -> None:
+def test_a_crash_after_the_end_of_a_job_still_sends_under_one_id(
+    allowing: Installation, failpoint: str, hits: int
+) -> None:
     with receiving() as receiver:
-        told.start(LIPSYNCD_FAIL=failpoint)
-        with_webhook(told, "anna", receiver.url, renderer="nosuch")
-        assert told.daemon is not None
-        told.daemon.wait(30)
-        told.daemon = None
+        allowing.start(LIPSYNCD_FAIL=failpoint)
+        with_webhook(allowing, "anna", receiver.url, renderer="nosuch")
+        assert allowing.daemon is not None
+        allowing.daemon.wait(30)
+        allowing.daemon = None
         before = len(receiver.hits)
-        with told.running():
-            delivery = until_told(told, "anna", lambda d: d.state is DeliveryState.DELIVERED)
-            told.until_failed("anna")
-    if failpoint != "end-moved":  # there the delivery runs beside the crash, and may have been the first
+        with allowing.running():
+            delivery = until_delivery(allowing, "anna", lambda d: d.state is DeliveryState.DELIVERED)
+            allowing.until_failed("anna")
+    if failpoint != "end-moved":  # there the first delivery may run before the crash
         assert before == hits - 1
         assert len(receiver.hits) == hits
     assert {hit.headers["webhook-id"] for hit in receiver.hits} == {delivery.webhook_id}
-    assert {talk["status"] for talk in verified(told, receiver)} == {"error"}
+    assert {talk["status"] for talk in verified(allowing, receiver)} == {"error"}
 
 
-def test_a_cancel_without_a_daemon_is_told_at_the_next_start(told: Installation) -> None:
-    told.changes["render"] = {"renderer": "hang"}
+def test_a_cancel_without_a_daemon_is_sent_at_the_next_start(allowing: Installation) -> None:
+    allowing.changes["render"] = {"renderer": "hang"}
     with receiving() as receiver:
-        told.start()
-        with_webhook(told, "anna", receiver.url)
-        told.until_state("anna", JobState.RUNNING)
-        told.kill()
-        job = told.job("anna")
+        allowing.start()
+        with_webhook(allowing, "anna", receiver.url)
+        allowing.until_state("anna", JobState.RUNNING)
+        allowing.kill()
+        job = allowing.job("anna")
         assert job is not None
-        told.cli("cancel", job.id)
-        told.changes["render"] = {"renderer": "flat"}
+        allowing.cli("cancel", job.id)
+        allowing.changes["render"] = {"renderer": "flat"}
         assert receiver.hits == []
-        with told.running():
-            until_told(told, "anna", lambda d: d.state is DeliveryState.DELIVERED)
-    assert [talk["error"]["description"] for talk in verified(told, receiver)] == ["cancelled on request"]
+        with allowing.running():
+            until_delivery(allowing, "anna", lambda d: d.state is DeliveryState.DELIVERED)
+    assert [talk["error"]["description"] for talk in verified(allowing, receiver)] == ["cancelled on request"]
 
 
-def test_a_silent_receiver_costs_jobs_nothing_and_the_stop_little(told: Installation) -> None:
-    with receiving(Answer(200, after_s=60)) as receiver, told.running():
-        with_webhook(told, "anna", receiver.url)
-        told.until_done("anna")
-        told.until(lambda: receiver.hits, "the request that hangs")
-        with_webhook(told, "bert", receiver.url)
-        told.until_done("bert")
+def test_a_silent_receiver_delays_no_job_and_the_stop_little(allowing: Installation) -> None:
+    with receiving(Answer(200, after_s=60)) as receiver, allowing.running():
+        with_webhook(allowing, "anna", receiver.url)
+        allowing.until_done("anna")
+        allowing.until(lambda: receiver.hits, "the request that hangs")
+        with_webhook(allowing, "bert", receiver.url)
+        allowing.until_done("bert")
         began = time.monotonic()
-        assert told.stop() == 0
+        assert allowing.stop() == 0
         assert time.monotonic() - began < 5
 
 
-def test_a_webhook_into_the_own_network_is_refused_and_shown(installation: Installation) -> None:
+def test_a_webhook_into_our_own_network_is_refused_and_shown(installation: Installation) -> None:
     with receiving() as canary, installation.running():
         with_webhook(installation, "anna", canary.url)
-        delivery = until_told(installation, "anna", lambda d: d.state is not DeliveryState.WAITING)
+        delivery = until_delivery(installation, "anna", lambda d: d.state is not DeliveryState.WAITING)
         job = installation.until_done("anna")
         assert "refused" in installation.cli("status", job.id).stdout
     assert delivery.state is DeliveryState.REFUSED
     assert canary.hits == []
 
 
-def test_with_the_web_server_the_message_says_where_the_video_is(told: Installation) -> None:
-    told.changes["web"] = {**told.changes["web"], "enabled": True, "port": 0}
-    with receiving() as receiver, told.running(LIPSYNCD_API_KEY="user:password"):
-        with_webhook(told, "anna", receiver.url)
-        until_told(told, "anna", lambda d: d.state is DeliveryState.DELIVERED)
-        [talk] = verified(told, receiver)
+def test_with_the_web_server_the_message_has_the_address_of_the_video(allowing: Installation) -> None:
+    allowing.changes["web"] = {**allowing.changes["web"], "enabled": True, "port": 0}
+    with receiving() as receiver, allowing.running(LIPSYNCD_API_KEY="user:password"):
+        with_webhook(allowing, "anna", receiver.url)
+        until_delivery(allowing, "anna", lambda d: d.state is DeliveryState.DELIVERED)
+        [talk] = verified(allowing, receiver)
         with urllib.request.urlopen(talk["result_url"], timeout=10) as response:
             video = response.read()
-    assert hashlib.sha256(video).hexdigest() == told.until_done("anna").out_sha256
+    assert hashlib.sha256(video).hexdigest() == allowing.until_done("anna").out_sha256
 
 
 def test_a_bad_key_file_stops_the_start_with_78(installation: Installation) -> None:

@@ -1,4 +1,4 @@
-"""Who gets in: keys in every form that clients send them, servers without a key, names and origins of strangers."""
+"""Access: keys in every form that clients send, servers without a key, foreign names and origins."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A server with two keys in a file."""
     root = tmp_path_factory.mktemp("access")
     keys = root / "keys"
-    keys.write_text(f"# who may\n{KEY}\n\n{PLAIN}\n")
+    keys.write_text(f"# two keys\n{KEY}\n\n{PLAIN}\n")
     keys.chmod(0o600)
     with serving(root, changes={"web": {"api_key_file": str(keys)}}) as api:
         yield api
@@ -58,7 +58,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         (f"Basic {b64(PLAIN + ':')}", "local"),
     ],
 )
-def test_every_form_of_the_header_that_clients_send_is_taken(api: Api, header: str, owner: str) -> None:
+def test_every_form_of_the_header_that_clients_send_is_accepted(api: Api, header: str, owner: str) -> None:
     access = Access(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
     assert access.owner({"Authorization": header}) == owner
     assert access.owner({"X-Api-Key": header}) == owner
@@ -74,7 +74,7 @@ def test_every_form_of_the_header_that_clients_send_is_taken(api: Api, header: s
         f"Basic {b64(b64(KEY))}", ":", "Basic Og==",
     ],
 )  # fmt: skip
-def test_nothing_else_is(api: Api, header: str) -> None:
+def test_any_other_header_is_refused(api: Api, header: str) -> None:
     access = Access(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
     assert access.owner({"Authorization": header}) is None
     api.get("/credits", Authorization=header).refused(401, "AuthorizationError")
@@ -125,7 +125,7 @@ def test_links_are_signed_and_open_without_the_key(api: Api) -> None:
     assert secret.stat().st_mode & 0o777 == 0o600
 
 
-def test_nobody_gets_all_the_places_for_uploads(api: Api) -> None:
+def test_no_key_gets_all_slots_for_uploads(api: Api) -> None:
     head = (
         f"POST /images HTTP/1.1\r\nHost: localhost\r\nAuthorization: {PLAIN}\r\nContent-Length: 900000\r\n"
         "Content-Type: multipart/form-data; boundary=X\r\n\r\n"
@@ -144,7 +144,7 @@ def test_nobody_gets_all_the_places_for_uploads(api: Api) -> None:
     assert api.form("/images", headers={"Authorization": PLAIN}, image=("a.png", picture())).status == 201
 
 
-def test_no_key_and_no_secret_stands_in_the_log(api: Api) -> None:
+def test_the_log_holds_no_key_and_no_secret(api: Api) -> None:
     api.get("/credits", Authorization=f"Basic {KEY}", x_api_key_external='{"elevenlabs": "xyzzy"}')
     log = api.installation.log
     assert not any(secret in log for secret in (PASSWORD, PLAIN, DID_KEY, "xyzzy"))
@@ -154,7 +154,7 @@ def test_no_key_and_no_secret_stands_in_the_log(api: Api) -> None:
 
 
 def start(installation: Installation, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A start that must fail."""
+    """Start a daemon that must fail."""
     return installation.cli("run", **environment)
 
 
@@ -167,7 +167,7 @@ def test_another_address_without_a_key_stops_the_start(installation: Installatio
     assert "web.allow_anonymous" in done.stderr
 
 
-def test_anonymous_service_is_a_choice_that_is_warned_of_at_each_start(tmp_path: Path) -> None:
+def test_a_server_without_a_key_is_a_setting_and_each_start_logs_a_warning(tmp_path: Path) -> None:
     with serving(tmp_path, changes={"web": {"host": "0.0.0.0", "allow_anonymous": True}}) as api:
         assert api.get("/credits").status == 200
         assert "every client may use this server" in api.installation.log
@@ -188,7 +188,7 @@ def test_a_key_may_come_from_the_environment_or_from_systemd(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("content", ["", "#\n", "\n# none yet\n"])
 def test_the_units_credential_without_a_key_is_no_key(installation: Installation, tmp_path: Path, content: str) -> None:
-    """systemd gives one in any case, so that a service without keys starts; on other addresses it still refuses."""
+    """systemd always passes one, so a service without keys must start; on other addresses it must still refuse."""
     (tmp_path / "api-key").write_text(content)
     (tmp_path / "api-key").chmod(0o400)
     assert read_keys(installation.settings.web, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == []
@@ -199,7 +199,7 @@ def test_the_units_credential_without_a_key_is_no_key(installation: Installation
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "said"),
+    ("content", "mode", "message"),
     [
         ("", 0o600, "holds no key"),
         ("# nothing\n", 0o600, "holds no key"),
@@ -208,18 +208,16 @@ def test_the_units_credential_without_a_key_is_no_key(installation: Installation
         (None, 0o600, "cannot read"),
     ],
 )
-def test_a_file_of_keys_that_cannot_be_meant_is_refused(
-    tmp_path: Path, content: str | None, mode: int, said: str
-) -> None:
+def test_an_unusable_file_of_keys_is_refused(tmp_path: Path, content: str | None, mode: int, message: str) -> None:
     path = tmp_path / "keys"
     if content is not None:
         path.write_text(content)
         path.chmod(mode)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_keys(Web(api_key_file=path), {})
 
 
-def test_a_port_that_is_taken_stops_the_start_and_names_the_setting(installation: Installation) -> None:
+def test_a_port_in_use_stops_the_start_and_names_the_setting(installation: Installation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         installation.changes["web"] = {"enabled": True, "port": port}
@@ -236,7 +234,7 @@ def test_a_name_that_is_no_address_of_this_machine_stops_the_start(installation:
     assert "web.host" in done.stderr
 
 
-def test_another_daemon_is_told_before_a_taken_port(tmp_path: Path) -> None:
+def test_another_daemon_is_reported_before_a_port_in_use(tmp_path: Path) -> None:
     with serving(tmp_path) as api:
         api.installation.changes["web"]["port"] = api.port
         assert api.installation.cli("run").returncode == 75
@@ -247,7 +245,7 @@ def test_it_can_be_switched_off(installation: Installation) -> None:
         assert "REST" not in installation.log
 
 
-# -- strangers' pages --------------------------------------------------------------------------------------------------
+# -- foreign pages -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +259,7 @@ def open_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 @pytest.mark.parametrize(
     "host", ["localhost:1234", "LOCALHOST", "127.0.0.1", "[::1]:8003", "192.168.1.7:80", "gpubox", "media.example.org"]
 )
-def test_names_that_no_stranger_can_give_this_machine_are_taken(open_api: Api, host: str) -> None:
+def test_names_that_no_stranger_can_give_this_machine_are_accepted(open_api: Api, host: str) -> None:
     assert open_api.get("/credits", Host=host).status == 200
 
 
@@ -282,14 +280,16 @@ def test_a_post_from_a_foreign_page_is_refused(open_api: Api, origin: str) -> No
     assert "Access-Control-Allow-Origin" not in preflight.headers
 
 
-def test_our_own_pages_and_listed_origins_are_let_in(open_api: Api) -> None:
+def test_our_own_pages_and_listed_origins_are_allowed(open_api: Api) -> None:
     own = f"http://127.0.0.1:{open_api.port}"
     assert open_api.get("/credits", Origin=own).status == 200
     listed = open_api.get("/credits", Origin="https://studio.example.org")
     assert (listed.status, listed.headers["Access-Control-Allow-Origin"]) == (200, "https://studio.example.org")
     refused = open_api.get("/nothing", Origin="https://studio.example.org")
     assert refused.refused(404, "NotFoundError")
-    assert refused.headers["Access-Control-Allow-Origin"] == "https://studio.example.org"  # its page may read why
+    assert (
+        refused.headers["Access-Control-Allow-Origin"] == "https://studio.example.org"
+    )  # so that its page can read the reason
     preflight = open_api.call(
         "OPTIONS",
         "/talks",

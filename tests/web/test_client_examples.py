@@ -1,4 +1,4 @@
-"""The client programs in the documentation, each run as it stands there: only the port and the key are replaced."""
+"""Runs the client programs of the documentation unchanged: only the port and the key are replaced."""
 
 from __future__ import annotations
 

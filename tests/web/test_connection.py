@@ -1,4 +1,4 @@
-"""What comes before any handler: bytes that are no HTTP, bodies that are not what their head says, and silence."""
+"""Before any handler: bytes that are no HTTP, bodies that differ from their head, and silent clients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def talked(api: Api, *pieces: bytes) -> bytes:
-    """What comes back for raw bytes until the server hangs up."""
+def answer_to(api: Api, *pieces: bytes) -> bytes:
+    """What the server sends for raw bytes until it closes the connection."""
     with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
         for piece in pieces:
             line.sendall(piece)
@@ -51,30 +51,30 @@ CLOSE = b"Host: localhost\r\nConnection: close\r\n"
     ids=["TLS", "NUL", "three words", "long header", "long line", "many headers", "length", "chunk", "gzip", "expect",
          "upgrade"],
 )  # fmt: skip
-def test_what_aiohttp_itself_refuses_has_the_same_shape(api: Api, data: bytes, status: int) -> None:
-    """Nobody's handler sees these; no key and no Host is looked at."""
+def test_requests_that_aiohttp_itself_refuses_get_an_error_of_the_same_form(api: Api, data: bytes, status: int) -> None:
+    """No handler sees these; neither key nor Host is checked."""
     before = api.installation.log
-    head, _, body = talked(api, data).partition(b"\r\n\r\n")
+    head, _, body = answer_to(api, data).partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0].split()[1] == b"%d" % status, head
     assert b"Content-Type: application/json; charset=utf-8" in lines
-    told = json.loads(body)
+    error = json.loads(body)
     if status != 200:
-        assert set(told) == {"kind", "description"}
-        assert told["kind"] == "BadRequestError"
-        assert "\n" not in told["description"]
+        assert set(error) == {"kind", "description"}
+        assert error["kind"] == "BadRequestError"
+        assert "\n" not in error["description"]
     assert "Traceback" not in api.installation.log.removeprefix(before)
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nHost: loc"], ids=["nothing", "half a head"])
-def test_who_never_gets_to_the_point_is_hung_up_on(api: Api, said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: loc"], ids=["nothing", "half a head"])
+def test_a_client_that_sends_no_whole_head_is_disconnected(api: Api, sent: bytes) -> None:
     began_s = time.monotonic()
-    assert talked(api, said) == b""
+    assert answer_to(api, sent) == b""
     assert time.monotonic() - began_s > 1.5  # the limit of this server is 2 s
 
 
-def test_who_has_said_what_he_wants_may_go_on_for_longer(api: Api) -> None:
-    """The same connection, idle for longer than a head may take, and a head that comes in two pieces."""
+def test_a_client_that_has_sent_a_head_may_be_slower_afterwards(api: Api) -> None:
+    """The same connection, idle for longer than a head may take, then a head in two pieces."""
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
         line.sendall(request[:-2])
@@ -86,7 +86,7 @@ def test_who_has_said_what_he_wants_may_go_on_for_longer(api: Api) -> None:
         assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_body_that_unpacks_to_more_than_is_taken_is_refused(api: Api) -> None:
+def test_a_body_that_unpacks_to_more_than_the_limit_is_refused(api: Api) -> None:
     packed = gzip.compress(b'{"name": "' + b"x" * 30_000_000 + b'"}')
     assert len(packed) < 100_000
     answer = api.call("POST", "/talks", packed, {"Content-Encoding": "gzip"})

@@ -1,4 +1,4 @@
-"""D-ID's Talks API as its clients use it, by real sockets, from a real daemon."""
+"""D-ID's Talks API as its clients use it, over real sockets, served by a real daemon."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def body(api: Api) -> dict[str, Any]:
-    """What a talk is made of: uploads of our own."""
+    """The body of a talk made of our own uploads."""
     image = api.form("/images", image=("anna.jpg", picture(1)))
     audio = api.form("/audios", audio=("hello.wav", sound(0.4)))
     assert (image.status, audio.status) == (201, 201)
@@ -66,7 +66,7 @@ def test_upload_create_poll_download_delete(api: Api, body: dict[str, Any]) -> N
     assert not [p for p in api.installation.path("archive").rglob("*") if made.json["id"][-12:] in p.name]
 
 
-def test_a_talk_of_the_inbox_is_listed_and_its_files_stay_when_it_is_deleted(api: Api) -> None:
+def test_a_job_of_the_inbox_is_listed_as_a_talk_and_its_files_outlive_its_deletion(api: Api) -> None:
     api.installation.drop_pair("dropped", seed=5)
     job = api.installation.until_done("dropped")
     talk = api.talk(job.id)  # a plain id works as well
@@ -76,8 +76,8 @@ def test_a_talk_of_the_inbox_is_listed_and_its_files_stay_when_it_is_deleted(api
     assert api.get(f"/talks/{talk['id']}").status == 404
 
 
-def test_a_manifest_that_lies_about_a_client_spoils_nobodys_list(api: Api) -> None:
-    """Whoever can write the inbox can write `rest` too."""
+def test_a_manifest_with_a_false_client_spoils_no_list(api: Api) -> None:
+    """Every user who can write to the inbox can write `rest` too."""
     api.installation.drop_manifest("liar", image="a.png", audio="a.wav", rest={"created_ms": "now", "config": 7})
     assert api.installation.until_failed("liar").reason_code == "bad-manifest"
     assert "liar" in [talk["name"] for talk in api.get("/talks").json["talks"]]
@@ -106,16 +106,16 @@ def test_the_list_is_newest_first_and_new_talks_shift_no_page(api: Api, body: di
 
 
 @pytest.mark.parametrize(("limit", "most"), [("0", 1), ("-5", 1), ("1000", 100), ("many", 100), ("", 100)])
-def test_the_limit_of_a_list_is_brought_into_its_bounds(api: Api, limit: str, most: int) -> None:
+def test_the_limit_of_a_list_is_moved_into_its_bounds(api: Api, limit: str, most: int) -> None:
     assert 1 <= len(api.get(f"/talks?limit={limit}").json["talks"]) <= most
 
 
 @pytest.mark.parametrize("token", ["x", "c2VxOi0x", "!!!!", "c2VxOjk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "%00"])
-def test_a_token_that_nobody_gave_out_is_refused(api: Api, token: str) -> None:
+def test_a_token_that_the_server_did_not_issue_is_refused(api: Api, token: str) -> None:
     api.get(f"/talks?token={token}").refused(400, "BadRequestError")
 
 
-def test_types_are_read_leniently_and_unknown_fields_left_alone(api: Api, body: dict[str, Any]) -> None:
+def test_types_are_read_leniently_and_unknown_fields_are_ignored(api: Api, body: dict[str, Any]) -> None:
     talk = {
         **body,
         "script": {**body["script"], "subtitles": "false", "ssml": "false", "reduce_noise": "no"},
@@ -129,14 +129,14 @@ def test_types_are_read_leniently_and_unknown_fields_left_alone(api: Api, body: 
     assert made.status == 201
     [line] = [line for line in api.installation.log.splitlines() if "mean nothing here" in line]
     assert line.endswith("'presenter_id', 'config.nonsense'")
-    told = api.talk(made.json["id"])
-    assert told["config"]["stitch"] is True
-    assert (told["config"]["pad_audio"], told["config"]["align_driver"]) == (0.6, True)
-    assert told["duration"] == 1.0  # 0.4 s of voice and 0.6 s of silence
-    assert told["metadata"]["num_frames"] == 25
+    talk = api.talk(made.json["id"])
+    assert talk["config"]["stitch"] is True
+    assert (talk["config"]["pad_audio"], talk["config"]["align_driver"]) == (0.6, True)
+    assert talk["duration"] == 1.0  # 0.4 s of voice and 0.6 s of silence
+    assert talk["metadata"]["num_frames"] == 25
 
 
-def test_our_own_options_travel_in_an_object_of_their_own(api: Api, body: dict[str, Any]) -> None:
+def test_our_own_options_have_an_object_of_their_own(api: Api, body: dict[str, Any]) -> None:
     made = api.post("/talks", {**body, "config": {"lipsyncd": {"resolution": 128, "fps": 30}}}).json
     assert api.talk(made["id"])["metadata"]["resolution"] == [128, 128]
     refused = api.post("/talks", {**body, "config": {"lipsyncd": {"resolution": 3}}})
@@ -173,11 +173,11 @@ def test_every_wrong_field_is_named_at_once(
     answer = api.post("/talks", {k: v for k, v in {**body, **change}.items() if v is not None})
     assert answer.refused(400, "ValidationError") == "validation failed"
     assert set(answer.json["details"]) == paths
-    for path, told in answer.json["details"].items():
-        assert f"'{path.rpartition('.')[2]}'" in told["message"]
+    for path, detail in answer.json["details"].items():
+        assert f"'{path.rpartition('.')[2]}'" in detail["message"]
 
 
-def test_a_text_is_spoken_with_the_voice_that_comes_nearest(api: Api, body: dict[str, Any]) -> None:
+def test_a_text_is_spoken_with_the_nearest_voice(api: Api, body: dict[str, Any]) -> None:
     script = {
         "type": "text",
         "input": "Good morning.",
@@ -200,14 +200,14 @@ def test_without_the_extra_a_text_is_refused_with_the_reason(tmp_path: Path) -> 
         assert api.get("/tts/voices").json == []
 
 
-def test_the_voices_are_those_that_can_be_asked_for(api: Api) -> None:
+def test_the_listed_voices_can_be_requested(api: Api) -> None:
     voices = api.get("/tts/voices").json
     assert {"en-us", "de"} <= {voice["id"] for voice in voices}
     wanted = {"id", "name", "gender", "access", "provider", "languages", "styles"}
     assert all(set(voice) == wanted for voice in voices)
 
 
-def test_a_talk_that_failed_says_whose_fault_it_was(api: Api, body: dict[str, Any]) -> None:
+def test_a_failed_talk_names_the_input_at_fault(api: Api, body: dict[str, Any]) -> None:
     unreachable = {**body, "source_url": "http://127.0.0.1:1/a.png"}
     talk = api.talk(api.post("/talks", unreachable).json["id"], "error")
     assert talk["error"]["kind"] == "SourceError"
@@ -217,7 +217,7 @@ def test_a_talk_that_failed_says_whose_fault_it_was(api: Api, body: dict[str, An
     assert api.talk(api.post("/talks", {**body, "script": script}).json["id"], "error")["error"]["kind"] == "AudioError"
 
 
-def test_an_upload_that_is_gone_is_told_at_once(api: Api, body: dict[str, Any]) -> None:
+def test_a_missing_upload_is_refused_at_once(api: Api, body: dict[str, Any]) -> None:
     made = api.form("/images", image=("b.png", picture(9))).json
     assert api.get(made["url"]).status == 200
     answer = api.call("DELETE", f"/images/{made['id']}")
@@ -231,12 +231,12 @@ def test_an_upload_that_is_gone_is_told_at_once(api: Api, body: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(("path", "form"), [("/images", {"image": ""}), ("/audios", {"name": "x"})])
-def test_an_upload_without_a_file_is_told_what_to_send(api: Api, path: str, form: dict[str, str]) -> None:
+def test_the_error_of_an_upload_without_a_file_says_what_to_send(api: Api, path: str, form: dict[str, str]) -> None:
     answer = api.form(path, **form)
     assert "source_url" in answer.refused(400, "BadRequestError")
 
 
-def test_an_upload_that_is_deleted_while_a_talk_waits_for_it_is_still_there_for_that_talk(api: Api) -> None:
+def test_a_talk_that_waits_keeps_an_upload_that_is_deleted(api: Api) -> None:
     image = api.form("/images", image=("c.png", picture(11))).json
     audio = api.form("/audios", audio=("c.wav", sound())).json
     made = api.post("/talks", {"source_url": image["url"], "script": {"type": "audio", "audio_url": audio["url"]}}).json
@@ -244,13 +244,13 @@ def test_an_upload_that_is_deleted_while_a_talk_waits_for_it_is_still_there_for_
     api.talk(made["id"])
 
 
-def test_whoever_took_the_video_from_the_outbox_keeps_it(api: Api, body: dict[str, Any]) -> None:
+def test_a_deletion_leaves_files_that_others_put_into_the_outbox(api: Api, body: dict[str, Any]) -> None:
     talk = api.talk(api.post("/talks", {**body, "name": "kept"}).json["id"])
     empty_outbox(api.installation)
-    put(api.installation.path("outbox"), "kept.mp4", b"somebody else's")
+    put(api.installation.path("outbox"), "kept.mp4", b"another user's")
     assert api.get(talk["result_url"]).body[4:8] == b"ftyp"
     assert api.call("DELETE", f"/talks/{talk['id']}").status == 200
-    assert (api.installation.path("outbox") / "kept.mp4").read_bytes() == b"somebody else's"
+    assert (api.installation.path("outbox") / "kept.mp4").read_bytes() == b"another user's"
 
 
 def test_a_talk_that_persists_outlives_the_retention(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_talk_that_persists_outlives_the_retention(tmp_path: Path) -> None:
         assert api.get(kept["result_url"]).status == 200
 
 
-def test_a_deletion_that_is_cut_off_is_finished_by_the_next_start(tmp_path: Path) -> None:
+def test_an_interrupted_deletion_is_finished_by_the_next_start(tmp_path: Path) -> None:
     with serving(tmp_path, LIPSYNCD_FAIL="delete-before-row") as api:
         image = api.form("/images", image=("p.png", picture())).json
         audio = api.form("/audios", audio=("p.wav", sound())).json
@@ -293,10 +293,10 @@ def test_a_deletion_that_is_cut_off_is_finished_by_the_next_start(tmp_path: Path
         assert api.call("DELETE", f"/talks/{made['id']}").status == 404
 
 
-def test_there_is_credit_and_it_is_whole_numbers(api: Api) -> None:
-    told = api.get("/credits/").json
-    assert told["remaining"] > 0
-    assert {type(told["remaining"]), type(told["credits"][0]["total"])} == {int}
+def test_there_is_always_credit_in_whole_numbers(api: Api) -> None:
+    credit = api.get("/credits/").json
+    assert credit["remaining"] > 0
+    assert {type(credit["remaining"]), type(credit["credits"][0]["total"])} == {int}
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_there_is_credit_and_it_is_whole_numbers(api: Api) -> None:
         ("/settings", {}),
     ],
 )
-def test_what_is_not_here_is_an_empty_list(api: Api, path: str, answer: dict[str, Any]) -> None:
+def test_routes_for_missing_things_answer_an_empty_list(api: Api, path: str, answer: dict[str, Any]) -> None:
     assert api.get(path).json == answer
 
 
@@ -326,5 +326,5 @@ def test_what_is_not_here_is_an_empty_list(api: Api, path: str, answer: dict[str
         ("POST", "/images/face-detection"),
     ],
 )
-def test_what_cannot_be_done_is_refused_politely(api: Api, method: str, path: str) -> None:
+def test_routes_for_missing_functions_answer_501_with_a_reason(api: Api, method: str, path: str) -> None:
     api.call(method, path, b"{}").refused(501, "NotImplementedError")

@@ -1,4 +1,4 @@
-"""The OpenAPI document: served, true for every route, held against the server by requests that nobody thought of."""
+"""The OpenAPI document: it is served, describes every route, and generated requests test the server against it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DOCUMENT: dict[str, Any] = json.loads((Path(server.__file__).with_name("openapi.
 EXAMPLES = 25
 TIMEOUT_S = 1800
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-# What a box of one's own does not have is answered kindly and promised to nobody.
+# Routes for things that this server lacks: they are answered, but not described.
 UNPROMISED = re.compile(
     r"/(clips|scenes|expressives|translations|animations|agents|settings|consents|knowledge|secrets)"
     r"|/talks/streams|/images/face-detection"
@@ -49,7 +49,7 @@ def test_it_is_served_as_it_is_committed(api: Api) -> None:
     assert DOCUMENT["info"]["version"] == __version__
 
 
-def test_every_route_is_described_and_everything_described_has_a_route(tmp_path: Path) -> None:
+def test_every_route_is_described_and_every_description_has_a_route(tmp_path: Path) -> None:
     settings = CurrentSettings(Settings(paths=Paths(storage=tmp_path), web=Web(port=0)))
     folders = folders_of(settings.now.paths)
     folders.initialise()
@@ -69,14 +69,14 @@ def test_every_route_is_described_and_everything_described_has_a_route(tmp_path:
     assert {(m, f"{p}/") for m, p in whole} <= seen  # every path works with a trailing slash
     assert {("HEAD", p) for m, p in whole if m == "GET"} <= whole
     routes = {(m, p) for m, p in whole if m != "HEAD" and not UNPROMISED.match(p)}
-    for role in ("image", "audio"):  # one route for both, told apart in the document
+    for role in ("image", "audio"):  # one route for both, two in the document
         routes.add(("GET", f"/files/{role}s/{{id}}/{{name}}"))
     routes -= {("GET", "/files/{role}s/{id}/{name}"), ("GET", "/files/{role}s/{id}")}
     described = {(method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item}
     assert routes == described
 
 
-def test_it_says_what_it_is_made_of(api: Api) -> None:
+def test_its_schemas_are_complete(api: Api) -> None:
     text = json.dumps(DOCUMENT)
     named = set(re.findall(r'"#/components/schemas/(\w+)"', text))
     assert named == set(DOCUMENT["components"]["schemas"])

@@ -1,4 +1,4 @@
-"""Many who ask at once share the thread's batches, and nobody gets another's answer, error or wait."""
+"""Many calls share one thread, and each gets its own result, error and wait; the ledger as the server reads it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_client_that_hangs_up_disturbs_no_other_call(batches: BatchThread) -> 
 
 
 def test_the_loop_goes_on_while_the_thread_waits(batches: BatchThread) -> None:
-    """A disk that hangs holds up no other request, and not `/health/live`."""
+    """A disk that hangs delays no other request and not `/health/live`."""
     hung = threading.Event()
 
     async def calls() -> bool:

@@ -1,4 +1,4 @@
-"""What a server without patience would break on: too much, too many, too slow, twice, and nothing to put it on."""
+"""Limits: requests that are too large, too many, too slow, broken or repeated, and a server without disk or inbox."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.kits.installation import Installation, picture, sound
 from tests.kits.web_kit import Api, Reply, multipart, serving
 
 SCRIPT = {"type": "audio", "audio_url": "http://127.0.0.1/a.wav"}
-# Refused by the preparer without any request, and quickly.
+# `prepare` refuses it quickly, without any request.
 TALK = {"source_url": "http://127.0.0.1/a.png", "script": SCRIPT}
 
 
@@ -49,7 +49,7 @@ def uploads_of(api: Api) -> list[str]:
 
 
 def drained(api: Api) -> None:
-    """Wait until nothing waits or runs."""
+    """Cancel all open jobs and wait until none is left."""
     busy = [JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING]
     for job in api.installation.view.jobs(states=busy):
         ask(api.installation.folders.control, Request("cancel", job.id), timeout_s=20)
@@ -59,7 +59,7 @@ def drained(api: Api) -> None:
     )
 
 
-# -- too much ----------------------------------------------------------------------------------------------------------
+# -- too large, too slow -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("path", "status"), [("/images", 400), ("/audios/", 400), ("/upload-source-image", 413),
@@ -80,7 +80,7 @@ def test_four_megabytes_over_a_limit_of_one_are_refused_and_leave_nothing(
 
 
 def chunked(api: Api, path: str, pieces: list[bytes], content_type: str) -> Reply:
-    """A body without a length. The server may answer before all of it was sent."""
+    """Send a body without a length. The server may answer before all of it was sent."""
     import http.client
 
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=30)
@@ -92,11 +92,11 @@ def chunked(api: Api, path: str, pieces: list[bytes], content_type: str) -> Repl
         connection.close()
 
 
-def test_json_over_its_limit_is_told_in_json(api: Api) -> None:
+def test_json_over_its_limit_gets_an_error_in_json(api: Api) -> None:
     api.call("POST", "/talks", b" " * 1_100_000).refused(400, "InvalidFileSizeError")
 
 
-def test_an_upload_that_never_ends_is_ended(api: Api) -> None:
+def test_an_upload_that_never_ends_times_out(api: Api) -> None:
     before, began_s = uploads_of(api), time.monotonic()
     with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
         line.sendall(
@@ -111,7 +111,7 @@ def test_an_upload_that_never_ends_is_ended(api: Api) -> None:
     assert uploads_of(api) == before
 
 
-def test_json_that_never_ends_is_ended(api: Api) -> None:
+def test_json_that_never_ends_times_out(api: Api) -> None:
     with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
         line.sendall(b'POST /talks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{"a":')
         assert b" 408 " in line.recv(65536).split(b"\r\n")[0]
@@ -128,7 +128,7 @@ def test_a_hundred_clients_may_wait_and_the_next_one_is_answered_at_once(api: Ap
         began_s = time.monotonic()
         while api.get(f"/talk-status/{job_id}?wait=3").json["status"] in ("queued", "processing"):
             if time.monotonic() - began_s < 2.9:
-                break  # it was not made to wait
+                break  # this one did not have to wait
             began_s = time.monotonic()
         else:
             raise AssertionError("the job ended before anybody was answered at once")
@@ -147,7 +147,7 @@ def test_a_client_that_hangs_up_in_the_middle_leaves_nothing(api: Api) -> None:
     api.installation.until(lambda: uploads_of(api) == before, "it to be cleared away")
 
 
-# -- what is no request ------------------------------------------------------------------------------------------------
+# -- broken requests ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_broken_form_is_400(api: Api, content_type: str, body: bytes) -> None:
     assert uploads_of(api) == before
 
 
-def test_a_wrong_method_is_told_which_ones_there_are(api: Api) -> None:
+def test_the_error_for_a_wrong_method_names_the_right_ones(api: Api) -> None:
     answer = api.call("PUT", "/talks/", b"{}")
     assert "GET" in answer.refused(405, "MethodNotAllowedError")
     assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "POST"}
@@ -190,14 +190,14 @@ def test_a_wrong_method_is_told_which_ones_there_are(api: Api) -> None:
 # -- too many ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_says_when_to_come_again_and_the_inbox_is_never_full(api: Api) -> None:
+def test_a_full_queue_says_when_to_try_again_and_the_inbox_is_never_full(api: Api) -> None:
     drained(api)
     files = {"source_image": ("a.png", picture()), "audio_data": ("a.wav", sound(2.0))}
     with ThreadPoolExecutor(8) as several:
         answers = list(several.map(lambda _: api.form("/generate-video", **files), range(8)))
-    taken = [answer.json["id"] for answer in answers if answer.status == 200]
+    accepted = [answer.json["id"] for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status != 200]
-    assert 4 <= len(taken) <= 6  # four wait; one or two may have begun meanwhile
+    assert 4 <= len(accepted) <= 6  # four wait; one or two may have started meanwhile
     for answer in refused:
         assert "4 may" in answer.refused(429, "TooManyRequestsError")
         assert 1 <= int(answer.headers["Retry-After"]) <= 3600
@@ -208,8 +208,8 @@ def test_a_full_queue_says_when_to_come_again_and_the_inbox_is_never_full(api: A
     drained(api)
 
 
-def test_the_wait_is_what_recent_jobs_took(tmp_path: Path) -> None:
-    """Four wait and the last ones took ten seconds each: forty seconds on one device, twenty on two."""
+def test_the_wait_is_computed_from_recent_jobs(tmp_path: Path) -> None:
+    """Four jobs wait and the last ones took ten seconds each: forty seconds on one device, twenty on two."""
     installation = Installation(tmp_path, changes={"web": {"max_queue": 4}})
     installation.folders.initialise()
     order = Order(image="https://a.example/a.png", audio="https://a.example/a.wav")
@@ -231,7 +231,7 @@ def test_the_wait_is_what_recent_jobs_took(tmp_path: Path) -> None:
             assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (429, wait_s)
 
 
-# -- twice -------------------------------------------------------------------------------------------------------------
+# -- repeated requests -------------------------------------------------------------------------------------------------
 
 
 def test_the_same_idempotency_key_gives_the_same_job(api: Api) -> None:
@@ -264,10 +264,10 @@ def test_a_repeated_form_is_the_same_by_the_bytes_of_its_files(api: Api) -> None
     drained(api)
 
 
-# -- nothing to put it on ----------------------------------------------------------------------------------------------
+# -- faults of the server ----------------------------------------------------------------------------------------------
 
 
-def test_an_inbox_that_is_not_there_is_503(api: Api) -> None:
+def test_an_unmounted_inbox_is_503(api: Api) -> None:
     marker = api.installation.path("inbox") / ".lipsyncd"
     hidden = marker.with_name(".elsewhere")
     marker.rename(hidden)
@@ -286,20 +286,20 @@ def test_a_disk_below_its_floor_is_507(tmp_path_factory: pytest.TempPathFactory)
         api.post("/talks", TALK).refused(507, "InsufficientStorageError")
 
 
-def test_a_fault_of_ours_has_the_same_shape_and_its_traceback_stays_here(api: Api) -> None:
+def test_a_bug_gets_an_error_of_the_same_form_without_a_traceback(api: Api) -> None:
     before = api.installation.log
     image = api.form("/images", image=("a.png", picture())).json
-    (api.installation.path("state") / "uploads" / image["id"] / "facts.json").write_text('{"nobody": "foresaw this"}')
+    (api.installation.path("state") / "uploads" / image["id"] / "facts.json").write_text('{"no": "known field"}')
     answer = api.get(image["url"])
     assert answer.refused(500, "InternalServerError") == "internal server error"
     assert "Traceback" in api.installation.log.removeprefix(before)
     (api.installation.path("state") / "uploads" / image["id"] / "facts.json").unlink()
 
 
-# -- what may be fetched -----------------------------------------------------------------------------------------------
+# -- addresses ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_address_leads_into_the_network_that_the_server_stands_in(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_no_address_leads_into_the_servers_own_network(tmp_path_factory: pytest.TempPathFactory) -> None:
     with socket.create_server(("127.0.0.1", 0)) as canary:
         canary.settimeout(0.2)
         hits: list[Any] = []
@@ -329,10 +329,10 @@ def test_no_address_leads_into_the_network_that_the_server_stands_in(tmp_path_fa
     assert {talk["error"]["code"] for talk in ended} == {"fetch-refused"}
 
 
-# -- tidying up --------------------------------------------------------------------------------------------------------
+# -- retention of uploads ----------------------------------------------------------------------------------------------
 
 
-def test_old_uploads_go_except_those_that_an_open_job_names(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_old_uploads_expire_except_those_that_an_open_job_names(tmp_path_factory: pytest.TempPathFactory) -> None:
     uploads = Uploads(tmp_path_factory.mktemp("sweep"))
 
     def store(upload_id: str) -> None:
@@ -361,7 +361,7 @@ def test_old_uploads_go_except_those_that_an_open_job_names(tmp_path_factory: py
     assert sorted(piece.id for piece in due("needed")) == ["deleted", "old", "torn"]
     [needed] = [piece for piece in due() if piece.id == "needed"]
     uploads.touch("needed")
-    assert not remove(needed)  # somebody has just made a job of it
+    assert not remove(needed)  # a client has just submitted a job with it
     assert all(remove(piece) for piece in due("needed"))
     assert sorted(p.name for p in uploads.root.iterdir()) == ["fresh", "needed"]
     assert due() == []
@@ -376,6 +376,6 @@ def test_an_upload_that_a_waiting_job_names_is_in_use(api: Api) -> None:
         assert manifest["rest"]["uploads"] == [image["id"]]
         assert manifest["image"] == f"upload:{image['id']}"
     api.installation.until(lambda: not list(api.installation.path("inbox").glob("rest-*.json")), "the job to be taken")
-    told = [json.loads(job.rest or "{}").get("uploads") for job in api.installation.view.jobs()]
-    assert [image["id"]] in told
+    used = [json.loads(job.rest or "{}").get("uploads") for job in api.installation.view.jobs()]
+    assert [image["id"]] in used
     drained(api)

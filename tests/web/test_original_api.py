@@ -1,4 +1,4 @@
-"""The original service's endpoints, by real sockets, from a real daemon: field by field."""
+"""All endpoints and fields of the original service, over real sockets, served by a real daemon."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def generate(api: Api, *, seed: int = 0, seconds: float = 0.3, **fields: str) -> str:
-    """Order a video with both files in the form; gives the job's id."""
+    """Request a video with both files in the form; returns the job's id."""
     answer = api.form(
         "/generate-video",
         source_image=("anna.png", picture(seed)),
@@ -68,10 +68,10 @@ def test_options_of_the_form_reach_the_job(api: Api) -> None:
 def test_an_upload_is_found_on_disk_whatever_host_name_its_address_has(api: Api, host: str) -> None:
     image = api.form("/upload-source-image", file=("Anna & Bert.jpeg", picture(7))).json
     voice = api.form("/upload-audio", file=("hello", sound())).json
-    assert image["url"].endswith("/Anna_Bert.png")  # the suffix that the bytes deserve
+    assert image["url"].endswith("/Anna_Bert.png")  # the suffix of its format
     assert (image["width"], image["height"], voice["duration"]) == (80, 72, 0.3)
 
-    elsewhere = {name: told["url"].replace(f"127.0.0.1:{api.port}", host) for name, told in
+    elsewhere = {name: upload["url"].replace(f"127.0.0.1:{api.port}", host) for name, upload in
                  (("source_url", image), ("audio_url", voice))}  # fmt: skip
     answer = api.form("/generate-video", **elsewhere)
     assert api.done(answer.json["id"])["result_url"]
@@ -117,17 +117,17 @@ def test_what_is_missing_or_wrong_is_named(api: Api, parts: dict[str, str], path
         ("/upload-audio", b"RIFF\x24\0\0\0WAVEfmt ", 400, "BadRequestError"),
     ],
 )
-def test_an_upload_is_judged_fully_at_once(api: Api, route: str, content: bytes, status: int, kind: str) -> None:
+def test_an_upload_is_fully_checked_at_once(api: Api, route: str, content: bytes, status: int, kind: str) -> None:
     before = sorted(p.name for p in (api.installation.path("state") / "uploads").iterdir())
     api.form(route, file=("x", content)).refused(status, kind)
     assert sorted(p.name for p in (api.installation.path("state") / "uploads").iterdir()) == before
 
 
 def test_a_failed_job_says_why(api: Api) -> None:
-    job_id = generate(api, renderer="nobody")
-    told = api.get(f"/talk-status/{job_id}?wait=60").json
-    assert (told["status"], told["result_url"]) == ("error", None)
-    assert "nobody" in told["error"]
+    job_id = generate(api, renderer="nosuch")
+    status = api.get(f"/talk-status/{job_id}?wait=60").json
+    assert (status["status"], status["result_url"]) == ("error", None)
+    assert "nosuch" in status["error"]
     assert "failed" in api.get(f"/storage/videos/{job_id}.mp4").refused(404, "NotFoundError")
 
 
@@ -173,7 +173,7 @@ def test_after_its_retention_a_video_comes_from_the_outbox_while_it_lies_there(a
 
     shown = api.installation.path("outbox") / f"{api.installation.view.get(job_id).out_name}.mp4"
     shown.rename(shown.with_suffix(".moved"))
-    shown.symlink_to("/etc/hostname")  # whoever can write the outbox gets no other file out of us
+    shown.symlink_to("/etc/hostname")  # a user who can write to the outbox gets no other file
     assert api.get(path).refused(404, "NotFoundError")
 
 
@@ -202,16 +202,16 @@ def test_a_link_in_the_results_is_not_followed(api: Api) -> None:
 
 
 def test_health_has_the_nine_fields_of_the_original_and_true_values(api: Api) -> None:
-    told = api.get("/health").json
-    assert list(told) == [
+    health = api.get("/health").json
+    assert list(health) == [
         "status", "service", "version", "model_loaded", "device", "vram_used_gb", "vram_total_gb", "jobs_queued",
         "jobs_processing",
     ]  # fmt: skip
     api.done(generate(api))
-    told = api.get("/health").json
-    assert (told["status"], told["device"], told["vram_total_gb"]) == ("healthy", "cpu", 0.0)
-    assert told["model_loaded"] is True  # the render child keeps what it loaded
-    assert (told["jobs_queued"], told["jobs_processing"]) == (0, 0)
+    health = api.get("/health").json
+    assert (health["status"], health["device"], health["vram_total_gb"]) == ("healthy", "cpu", 0.0)
+    assert health["model_loaded"] is True  # the render child keeps its renderer
+    assert (health["jobs_queued"], health["jobs_processing"]) == (0, 0)
 
 
 @pytest.mark.parametrize("job_id", ["nonsense", "01a2045d-f5c0-7137-bcbe-93170dae2eb4", "..", "%2e%2e%2fx"])
@@ -220,14 +220,14 @@ def test_an_unknown_id_is_404(api: Api, job_id: str) -> None:
     api.get(f"/storage/videos/{job_id}.mp4").refused(404, "NotFoundError")
 
 
-def test_a_restart_between_the_order_and_the_video_loses_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_restart_between_the_request_and_the_video_loses_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     changes = {"watch": {"settle_proven_s": 2.0}, "render": {"renderer": "slow"}}
     with serving(tmp_path_factory.mktemp("restart"), changes=changes) as api:
         installation = api.installation
         first = generate(api, seconds=0.6)
         installation.until_state("anna", JobState.RUNNING)
         second = generate(api, seed=1)
-        assert installation.view.find(second) is None  # its manifest lies in the inbox still
+        assert installation.view.find(second) is None  # its manifest still lies in the inbox
         installation.kill()
         installation.start()
         api.port = port_of(installation)

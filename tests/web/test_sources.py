@@ -1,4 +1,4 @@
-"""Addresses that clients name: a whole file becomes a video, and a source that misbehaves becomes a reason."""
+"""Addresses that clients name: good files become a video, bad sources fail the job with a reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source(BaseHTTPRequestHandler):
             getattr(self, "_" + self.path.strip("/").partition(".")[0])()
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
     def _send(self, body: bytes, **headers: str) -> None:
         self.send_response(200)
@@ -42,7 +42,7 @@ class Source(BaseHTTPRequestHandler):
         self._send(PICTURE)
 
     def _hello(self) -> None:
-        self._send(VOICE, Content_Type="text/html")  # what a header says about the bytes is not believed
+        self._send(VOICE, Content_Type="text/html")  # the type in the header is not trusted
 
     def _page(self) -> None:
         self._send(b"<html>no picture</html>", Content_Type="image/png")
@@ -117,10 +117,10 @@ def talk(api: Api, source: str, image: str, audio: str = "hello.wav") -> str:
 
 
 @pytest.mark.parametrize("image", ["anna.png", "moved.png"])
-def test_files_of_a_host_that_is_allowed_become_a_video(api: Api, source: str, image: str) -> None:
-    told = api.talk(talk(api, source, image))
-    assert told["duration"] == 0.4
-    assert told["source_url"] == f"{source}/{image}"
+def test_files_of_an_allowed_host_become_a_video(api: Api, source: str, image: str) -> None:
+    answer = api.talk(talk(api, source, image))
+    assert answer["duration"] == 0.4
+    assert answer["source_url"] == f"{source}/{image}"
     made = api.form("/generate-video", source_url=f"{source}/anna.png", audio_url=f"{source}/hello.wav")
     assert api.get(api.done(made.json["id"])["result_url"]).body[4:8] == b"ftyp"
 
@@ -136,36 +136,36 @@ def test_files_of_a_host_that_is_allowed_become_a_video(api: Api, source: str, i
         ("page.png", "image-not-recognised", "page.png"),
     ],
 )
-def test_a_source_that_misbehaves_becomes_a_reason(api: Api, source: str, image: str, code: str, word: str) -> None:
+def test_a_bad_source_fails_the_job_with_its_reason(api: Api, source: str, image: str, code: str, word: str) -> None:
     began_s = time.monotonic()
-    told = api.talk(talk(api, source, image), "error")
-    assert (told["error"]["kind"], told["error"]["code"]) == ("SourceError", code), told
-    assert word in told["error"]["description"]
+    answer = api.talk(talk(api, source, image), "error")
+    assert (answer["error"]["kind"], answer["error"]["code"]) == ("SourceError", code), answer
+    assert word in answer["error"]["description"]
     assert time.monotonic() - began_s < 20
 
 
 @pytest.mark.parametrize("audio", ["endless.wav", "lost.wav", "inwards.wav"])
-def test_a_voice_that_misbehaves_is_no_fault_of_the_picture(api: Api, source: str, audio: str) -> None:
-    """Not even where its address redirects to one that looks like the picture's."""
-    told = api.talk(talk(api, source, "anna.png", audio), "error")
-    assert (told["error"]["kind"], told["error"]["code"]) == ("AudioError", "fetch-refused")
+def test_a_bad_sound_is_no_fault_of_the_picture(api: Api, source: str, audio: str) -> None:
+    """Not even if its address redirects to one that looks like the picture's."""
+    answer = api.talk(talk(api, source, "anna.png", audio), "error")
+    assert (answer["error"]["kind"], answer["error"]["code"]) == ("AudioError", "fetch-refused")
 
 
 def test_a_webhook_has_the_talk_as_its_client_gets_it(api: Api, source: str) -> None:
-    """The same fields, and a link under the name by which that client reached the server."""
+    """The same fields, and a link with the host name that this client used."""
     script = {"type": "audio", "audio_url": f"{source}/hello.wav"}
-    order = {"source_url": f"{source}/anna.png", "script": script, "name": "told", "user_data": "scene 7"}
+    order = {"source_url": f"{source}/anna.png", "script": script, "name": "scene", "user_data": "scene 7"}
     with receiving(Answer(500), Answer(204)) as receiver:
         made = api.post("/talks", {**order, "webhook": f"{receiver.url}?secret=1"}, Host=f"localhost:{api.port}").json
-        told = api.talk(made["id"])
+        answer = api.talk(made["id"])
         until(lambda: len(receiver.hits) == 2, "the second try", seconds=40)
     assert {hit.target.partition("?")[2] for hit in receiver.hits} == {"secret=1"}
-    said = json.loads(receiver.hits[1].body)
-    assert said.pop("result_url") == told.pop("result_url").replace("127.0.0.1", "localhost")
-    assert said == told
+    message = json.loads(receiver.hits[1].body)
+    assert message.pop("result_url") == answer.pop("result_url").replace("127.0.0.1", "localhost")
+    assert message == answer
 
 
-# -- uploads by their address ------------------------------------------------------------------------------------------
+# -- uploads by address ------------------------------------------------------------------------------------------------
 
 
 def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
@@ -176,7 +176,7 @@ def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
     assert (voice.json["duration"], voice.json["url"].rpartition("/")[2]) == (0.4, "hello.wav")
     assert api.get(image.json["url"]).body == PICTURE
     again = api.form("/images", source_url=image.json["url"].replace("127.0.0.1", "elsewhere.example"))
-    assert again.json["id"] == image.json["id"]  # our own address needs no fetching
+    assert again.json["id"] == image.json["id"]  # our own address is not fetched
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
         ("hello.wav", 415, "is wav"),
     ],
 )
-def test_an_address_that_holds_no_upload_leaves_nothing(
+def test_an_address_without_a_usable_file_leaves_nothing(
     api: Api, source: str, name: str, status: int, word: str
 ) -> None:
     before = sorted(path.name for path in (api.installation.path("state") / "uploads").iterdir())
@@ -203,7 +203,7 @@ def test_an_address_that_holds_no_upload_leaves_nothing(
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_a_video_may_stand_where_a_picture_does(api: Api, suffix: str) -> None:
+def test_a_video_may_replace_a_picture(api: Api, suffix: str) -> None:
     film_ = film(suffix, 30, *(H264 if suffix == ".mp4" else VP8))
     image = api.form("/upload-source-image", file=("anna.bin", film_)).json
     assert (image["width"], image["height"], image["kind"]) == (WIDTH, HEIGHT, suffix[1:])
@@ -213,9 +213,9 @@ def test_a_video_may_stand_where_a_picture_does(api: Api, suffix: str) -> None:
     made = api.form("/generate-video", source_url=image["url"], audio_data=("a.wav", sound(0.8)), renderer="replay")
     assert api.get(api.done(made.json["id"])["result_url"]).body[4:8] == b"ftyp"
     made = api.form("/generate-video", source_image=("a.mp4", film_), audio_data=("a.wav", sound()), renderer="preview")
-    told = api.get(f"/talk-status/{made.json['id']}?wait=50").json
-    assert told["status"] == "error"
-    assert "musetalk" in told["error"]  # who takes videos
+    status = api.get(f"/talk-status/{made.json['id']}?wait=50").json
+    assert status["status"] == "error"
+    assert "musetalk" in status["error"]  # the renderer that takes videos
     assert api.get(f"/talks/{made.json['id']}").json["error"]["kind"] == "SourceError"
 
 
