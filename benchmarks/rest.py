@@ -35,7 +35,7 @@ CONNECTIONS = 50
 ROUND_S = 1.5
 ROUNDS = 6
 ROWS = 100_000
-IDS = 100  # that are asked for by turns
+IDS = 100  # requested in rotation
 KEY = "one-long-word"
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         assert api.installation.daemon is not None
         assert process.pid is not None
         us, it = (api.installation.daemon.pid, api.port), (process.pid, bare_port)
-        # By turns, so that whatever else this machine does meets both.
+        # One after the other, so that other load on this machine affects both.
         before = [(one_round(*us, few), one_round(*it, few)) for _ in range(ROUNDS)]
         fill(ledger, done, ROWS)
         many = ids_in(ledger)

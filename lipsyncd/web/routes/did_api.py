@@ -76,7 +76,7 @@ class TalkRoutes:
         return json_reply(body, status=201)
 
     async def get(self, request: web.Request) -> web.Response:
-        """The whole talk; with `?wait=SECONDS` not before it has ended."""
+        """The whole talk; with `?wait=SECONDS` once it has ended or the time is over."""
         job_id = id_in(request)
         await self.jobs.wait_until_ended(job_id, wait_s(request))
         job = await self.jobs.get(job_id)

@@ -59,7 +59,7 @@ class OriginalRoutes:
         return json_reply({"id": job.id, "status": "queued", "result_url": None, "created_at": utc_text(created_ms)})
 
     async def status(self, request: web.Request) -> web.Response:
-        """The status of a job; with `?wait=SECONDS` not before it has ended."""
+        """The status of a job; with `?wait=SECONDS` once it has ended or the time is over."""
         job_id = id_in(request)
         await self.jobs.wait_until_ended(job_id, wait_s(request))
         job = await self.jobs.status(job_id)
