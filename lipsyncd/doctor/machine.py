@@ -82,7 +82,7 @@ def _encode_one_frame(path: Path, folder: Path) -> None:
 
 
 def jail(_: Installation) -> Finding:
-    """Which protections has a real jailed process, as the kernel reports them?"""
+    """Which protections does a jailed process really have, as the kernel reports them?"""
     done = run_jailed(["/bin/cat", "/proc/self/status"], readable=[Path("/proc")], timeout_s=_ENCODE_TIMEOUT_S)
     filtered = re.search(rb"^Seccomp:\s*2$", done.stdout, re.MULTILINE) is not None
     if not done.landlock:

@@ -47,7 +47,7 @@ def _require_access(path: Path) -> None:
 
 
 def ledger(installation: Installation) -> Finding:
-    """Can the ledger be read, has it our schema, and with `full`, is every page of it intact?"""
+    """Can the ledger be read, does it have our schema, and with `full`, is every page of it intact?"""
     view = _view(installation)
     sqlite = f"SQLite {sqlite3.sqlite_version}"
     found = view.schema()

@@ -209,7 +209,7 @@ class Store:
             fault = (
                 f"has sha256 {found}, not {expected}" if expected else f"(sha256 {found}) was made from an unknown file"
             )
-            kept = _set_aside(path)
+            kept = _rename_damaged(path)
             raise WeightsDamaged(f"{path} {fault}" + (f", and was renamed to {kept.name}" if kept else ""))
         self.save_proof(weight, found, identity)
         return path
@@ -279,7 +279,7 @@ def _lasting(identity: Identity) -> dict[str, int]:
     }
 
 
-def _set_aside(path: Path) -> Path | None:
+def _rename_damaged(path: Path) -> Path | None:
     """Rename a damaged file; returns the new path, or None if the folder cannot be written."""
     target = path.with_name(f"{path.name}.damaged")
     try:
