@@ -241,7 +241,7 @@ class Daemon:
         keys = load_keys(self.folders.state, web.webhook_secret_file, os.environ)
         self.settings.before_change(self._prepare_webhook_keys)
         made = Webhooks(self._ledger.deliveries, keys=keys, allow=web.webhook_allow, result_url=self._result_url)
-        self._ledger.listeners.append(lambda _step, _job: made.wake())
+        self._ledger.listeners.append(lambda _step, job: made.wake() if job.webhook else None)
         return made
 
     def _result_url(self, job_id: str) -> str:
@@ -391,7 +391,7 @@ class Daemon:
         while not self._stop.is_set():
             self._prepare.clear()
             if self._guarded(self._preparer.run_once):
-                self._stores.wake()
+                self._stores.wake(besides=self._prepare)
             else:
                 self._prepare.wait(self._until_due_s())
 

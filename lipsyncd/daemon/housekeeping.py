@@ -116,7 +116,7 @@ class Housekeeper:
             if self._prune_what_is_due(OFTEN):
                 Uploads(self.folders.state).sweep()
         self.nightly()
-        if now_s - self._idle_s >= _IDLE_S and not self._stores.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING):
+        if now_s - self._idle_s >= _IDLE_S and self._is_idle():
             self._idle_s = now_s
             self._stores.ledger.upkeep.checkpoint()
 
@@ -129,6 +129,11 @@ class Housekeeper:
         return True
 
     # -- nights --------------------------------------------------------------------------------------------------------
+
+    def _is_idle(self) -> bool:
+        if self._stores.running.progress():
+            return False
+        return not self._stores.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING)
 
     def _clamp_waits(self) -> None:
         """At the start, and after the clock was set: what is due by the wall clock may seem to lie far ahead."""

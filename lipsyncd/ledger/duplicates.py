@@ -35,16 +35,21 @@ class Redrops:
         self._write = write
         self._read = read
 
-    def done_like(self, job: Job) -> list[Job]:
+    def key(self, job: Job) -> str:
+        """Equal for jobs that ask for the same work; "" for a job that is the only one of its kind."""
+        with self._read() as session:
+            return session.exec(select(JobRow.idem_key).where(JobRow.id == job.id)).one_or_none() or ""
+
+    def done_like(self, job: Job, key: str) -> list[Job]:
         """Finished jobs of the same work, the newest first."""
         same = select(*_FIELDS).where(
-            col(JobRow.idem_key) == self._key(job), col(JobRow.id) != job.id, col(JobRow.state) == JobState.DONE.value
+            col(JobRow.idem_key) == key, col(JobRow.id) != job.id, col(JobRow.state) == JobState.DONE.value
         )
         with self._read() as session:
             found = session.execute(same.order_by(col(JobRow.seq).desc()).limit(_MOST_ENDED)).mappings()
             return [job_from_row(dict(row)) for row in found]
 
-    def open_like(self, job: Job) -> Job | None:
+    def open_like(self, job: Job, key: str) -> Job | None:
         """The first job of the same work that is under way; None when this one is it.
 
         Of two that wait, the later waits for the earlier and never the other way round, so that no circle can come.
@@ -52,7 +57,7 @@ class Redrops:
         begun = col(JobRow.state).in_([JobState.RUNNING.value, JobState.PUBLISHING.value])
         before = (col(JobRow.state) == JobState.QUEUED.value) & (col(JobRow.seq) < job.seq)
         same = select(*_FIELDS).where(
-            col(JobRow.idem_key) == self._key(job),
+            col(JobRow.idem_key) == key,
             col(JobRow.id) != job.id,
             col(JobRow.cancel_requested) == 0,
             or_(begun, before),
@@ -60,11 +65,6 @@ class Redrops:
         with self._read() as session:
             row = session.execute(same.order_by(col(JobRow.seq)).limit(1)).mappings().one_or_none()
             return None if row is None else job_from_row(dict(row))
-
-    def _key(self, job: Job) -> str:
-        """No row has an empty key."""
-        with self._read() as session:
-            return session.exec(select(JobRow.idem_key).where(JobRow.id == job.id)).one_or_none() or ""
 
     def link(self, job: Job, first: Job, *, note: str) -> bool:
         """Note that a waiting job is served by another one; says whether it still waited.

@@ -306,24 +306,23 @@ class Ledger:
 
     # -- columns that move no state ------------------------------------------------------------------------------------
 
-    def _set(self, job_id: str, states: Sequence[JobState] = (), *, note: str = "", **values: Any) -> bool:
-        """Change columns of one job, if it is in one of `states`; says whether it was."""
+    def _set(self, job_id: str, states: Sequence[JobState] = (), *, note: str = "", **values: Any) -> Job | None:
+        """Change columns of one job, if it is in one of `states`; gives the job when it was."""
         change = update(JobRow).where(col(JobRow.id) == job_id).values(**values)
         if states:
             change = change.where(col(JobRow.state).in_(states))
         with self._write() as session:
-            changed = bool(session.execute(change).rowcount)  # type: ignore[attr-defined]
-            if changed and note:
-                state = session.exec(select(JobRow.state).where(JobRow.id == job_id)).one()
-                session.add(event(job_id, state, note))
-            return changed
+            row = session.execute(change.returning(*_FIELDS)).mappings().one_or_none()
+            if row is not None and note:
+                session.add(event(job_id, row["state"], note))
+            return None if row is None else _job(row)
 
     def set_prepared(self, job_id: str, *, frames: int, duration_ms: int) -> bool:
         values = {"prepared": 1, "stage": "queued", "frames": frames, "duration_ms": duration_ms, "not_before_ms": 0}
-        done = self._set(job_id, [JobState.QUEUED], note="prepared", **values, **NO_REASON)
-        if done:
-            self._tell("prepared", self.get(job_id))
-        return done
+        job = self._set(job_id, [JobState.QUEUED], note="prepared", **values, **NO_REASON)
+        if job is not None:
+            self._tell("prepared", job)
+        return job is not None
 
     def set_unprepared(self, job_id: str) -> None:
         """What the jail wrote is gone: it has to be made again."""
@@ -337,7 +336,7 @@ class Ledger:
         states = [JobState.QUEUED, JobState.PUBLISHING]
         known = self.find(job_id)
         note = "" if known and known.reason_code == error["code"] else f"waits: {error['code']}: {error['message']}"
-        return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **why(error))
+        return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **why(error)) is not None
 
     def release(self, *codes: str) -> int:
         """Let the jobs that wait for one of these reasons be looked at again now; says how many there are."""
@@ -354,25 +353,25 @@ class Ledger:
     def set_options(self, spec: JobSpec, *, idem_key: str | None = None) -> bool:
         """Take over other options, while the job waits; says whether it still did. It is then prepared once more."""
 
-        def renamed(out_name: str) -> bool:
+        def renamed(out_name: str) -> Job | None:
             note = "options replaced by a manifest"
             values = {**asked(spec), **named(out_name), "prepared": 0, "duplicate_of": None}
             return self._set(spec.id, [JobState.QUEUED], note=note, idem_key=idem_key, **values)
 
-        changed = _under_free_name(spec.out_name, renamed)
-        if changed:
-            self._tell("queued", self.get(spec.id))
-        return changed
+        job = _under_free_name(spec.out_name, renamed)
+        if job is not None:
+            self._tell("queued", job)
+        return job is not None
 
     def set_staged(self, job_id: str) -> bool:
-        return self._set(job_id, [JobState.PUBLISHING], staged=1)
+        return self._set(job_id, [JobState.PUBLISHING], staged=1) is not None
 
     def set_priority(self, job_id: str, priority: int) -> bool:
-        return self._set(job_id, [JobState.QUEUED], note=f"priority {priority}", priority=priority)
+        return self._set(job_id, [JobState.QUEUED], note=f"priority {priority}", priority=priority) is not None
 
     def request_cancel(self, job_id: str) -> bool:
         """Ask the run in progress to end; False when the job does not run."""
-        return self._set(job_id, [JobState.RUNNING], note="cancel requested", cancel_requested=1)
+        return self._set(job_id, [JobState.RUNNING], note="cancel requested", cancel_requested=1) is not None
 
     def set_released(self, job_ids: Sequence[str]) -> None:
         """Note that nothing of these jobs lies in the inbox any more."""
@@ -436,6 +435,11 @@ class Ledger:
             JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms(), FIRST_HAS_ENDED
         )
         return self._first(due.order_by(col(JobRow.priority).desc(), col(JobRow.seq)))
+
+    def open_ids(self) -> set[str]:
+        """The jobs that have not ended."""
+        with self._read() as session:
+            return set(session.exec(select(JobRow.id).where(col(JobRow.state).not_in(_ENDED))))
 
     def next_due_ms(self) -> int | None:
         """When the next of the jobs that wait for a time is due; None when there is none."""

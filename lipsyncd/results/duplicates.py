@@ -52,11 +52,14 @@ class Linker:
         if policy == "render":
             return False
         redrops = self._stores.ledger.redrops
-        for first in redrops.done_like(job):
+        key = redrops.key(job)
+        if not key and job.duplicate_of is None:
+            return False
+        for first in redrops.done_like(job, key):
             for video, facts in self._results(first, recipe_of(settings)):
                 if self._take(job, first, video, facts, skip=policy == "skip"):
                     return True
-        under_way = redrops.open_like(job)
+        under_way = redrops.open_like(job, key)
         if under_way is not None:
             log.info("job %s asks for the work of job %s and waits for it", job.id, under_way.id)
             return redrops.link(job, under_way, note=f"the same work as job {under_way.id}: waits for it")

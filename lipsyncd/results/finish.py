@@ -107,8 +107,10 @@ class Finisher:
 
     def tidy(self) -> None:
         """Clear away what ended jobs have left in the spool, and publish again what waits for that."""
-        for job_id in self._stores.spool.ids():
-            job = self._stores.ledger.find(job_id)
+        spooled = self._stores.spool.ids()
+        under_way = self._stores.ledger.open_ids()  # read after the spool: a new job has a folder before it has a row
+        for job_id in spooled:
+            job = None if job_id in under_way else self._stores.ledger.find(job_id)
             if job is not None and job.state.ended:
                 self.clear_away(job)
         with self._lock:

@@ -14,7 +14,7 @@ from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.spool import Spool
 
-LONGEST_LOOK_S = 30.0  # the ledger is read so often even when nothing is expected, for a clock that was set
+LONGEST_LOOK_S = 300.0  # the ledger is read so often even when no job is expected to be due
 
 
 @dataclass
@@ -35,10 +35,11 @@ class Stores:
     running: RunningJobs = field(default_factory=RunningJobs)
     waiting: list[threading.Event] = field(default_factory=list)
 
-    def wake(self) -> None:
+    def wake(self, besides: threading.Event | None = None) -> None:
         """Let every thread that works on jobs read the ledger now: a job may be due."""
         for event in self.waiting:
-            event.set()
+            if event is not besides:
+                event.set()
 
     def seconds_until_due(self) -> float:
         """How long no waiting job will be due, as the ledger stands; at most `LONGEST_LOOK_S`."""

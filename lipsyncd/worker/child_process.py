@@ -257,7 +257,8 @@ class LocalChild:
         stop: Callable[[], bool],
     ) -> Result | Failure:
         started = heard = time.monotonic()
-        silence_s = self.timeouts().start_s
+        timeouts = self.timeouts()
+        silence_s = timeouts.start_s
         asked_to_stop: float | None = None
         while True:
             message = self._receive(process)
@@ -268,7 +269,8 @@ class LocalChild:
                 return message
             if isinstance(message, Progress) and message.job_id == request.job_id:
                 progress(message)
-                silence_s = self.timeouts().start_s if message.stage == LOADING else self.timeouts().silence_s
+                timeouts = self.timeouts()
+                silence_s = timeouts.start_s if message.stage == LOADING else timeouts.silence_s
             if isinstance(message, Batch) and message.job_id == request.job_id:
                 batch(message)
             if asked_to_stop is None and stop():
@@ -276,8 +278,8 @@ class LocalChild:
                 process.line.sendall(to_line(Cancel(request.job_id)))
             if asked_to_stop is not None and now - asked_to_stop > _CANCEL_GRACE_S:
                 raise RenderCancelled(request.job_id)
-            if now - started > self.timeouts().deadline_s:
-                raise RenderTimeout(f"job {request.job_id} was not rendered within {self.timeouts().deadline_s:g} s")
+            if now - started > timeouts.deadline_s:
+                raise RenderTimeout(f"job {request.job_id} was not rendered within {timeouts.deadline_s:g} s")
             if now - heard > silence_s:
                 quiet = f"the render child said nothing for {silence_s:g} s"
                 raise RenderStalled(quiet + _quoted(process))
