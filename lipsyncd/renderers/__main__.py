@@ -1,9 +1,9 @@
-"""The render child: takes jobs over its line, renders and encodes them one after another, until the line is closed.
+"""The render child: takes jobs over a socket, renders and encodes them one after another, until the socket is closed.
 
     python -m lipsyncd.renderers --device cpu --line 5 [--renderer name=module:Class …] [--preload name]
 
-Started by `lipsyncd.worker.child_process`; ends when the daemon does, however that ends. Only here renderer
-and encoder meet.
+Started by `lipsyncd.worker.child_process`; ends when the daemon ends, for whatever reason. Only this module uses both a
+renderer and the encoder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 
 from lipsyncd.errors import BadResult, LipsyncdError, RenderCrashed, RendererNotInstalled, UnknownRenderer
 from lipsyncd.media.ffmpeg import Encoding
-from lipsyncd.renderers import NAMES, Renderer, Scene
+from lipsyncd.renderers import NAMES, Renderer, Scene, Shot
 from lipsyncd.renderers.encoder import Encoder
 from lipsyncd.renderers.video_source import VideoSource
 from lipsyncd.worker.protocol import (
@@ -49,24 +49,24 @@ from lipsyncd.worker.protocol import (
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_EVERY_S = 0.2
-_FIRST_TO_GO = 500  # half of all memory is added to what the child really takes; 1000 would spare everybody else
+_OOM_SCORE_ADJ = 500  # counts half of the machine's memory on top of the child's own
 
 
 class Cancelled(Exception):
-    """The daemon asked to end this render."""
+    """The daemon has cancelled this render."""
 
 
-class Line:
-    """Our end of the socket: a thread reads it, so that a cancel is heard while a frame is being made."""
+class DaemonConnection:
+    """The socket to the daemon. A thread reads it, so that a cancel arrives while a frame is being rendered."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._sending = threading.Lock()
         self._cancelled: set[str] = set()
-        self.work: queue.Queue[Render] = queue.Queue()
+        self.requests: queue.Queue[Render] = queue.Queue()
 
-    def listen(self) -> None:
-        threading.Thread(target=self._read, name="line", daemon=True).start()
+    def start_reading(self) -> None:
+        threading.Thread(target=self._read, name="daemon-connection", daemon=True).start()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
@@ -75,24 +75,24 @@ class Line:
                 if isinstance(message, Cancel):
                     self._cancelled.add(message.job_id)
                 elif isinstance(message, Render):
-                    self._cancelled.discard(message.job_id)  # an earlier run's: the job was retried
-                    self.work.put(message)
-        # The daemon has closed its end, or died. What is under way is worth nothing to anybody.
+                    self._cancelled.discard(message.job_id)  # from an earlier run of the same job
+                    self.requests.put(message)
+        # The daemon has closed its end or died: no process waits for the render under way.
         os._exit(0)
 
     def cancelled(self, job_id: str) -> bool:
         return job_id in self._cancelled
 
-    def say(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         with self._sending:
             self._socket.sendall(to_line(message))
 
 
-class Renderers:
-    """The renderers by name; each is made when its first job comes and kept."""
+class LoadedRenderers:
+    """The renderers by name. Each is loaded for its first job and kept."""
 
-    def __init__(self, places: dict[str, str], device: str) -> None:
-        self._places = places
+    def __init__(self, classes: dict[str, str], device: str) -> None:
+        self._classes = classes
         self._device = device
         self._loaded: dict[str, Renderer] = {}
 
@@ -103,11 +103,11 @@ class Renderers:
         return self._loaded[name]
 
     def _load(self, name: str) -> Renderer:
-        place = self._places.get(name)
-        if place is None:
-            known = ", ".join(sorted(self._places))
+        path = self._classes.get(name)
+        if path is None:
+            known = ", ".join(sorted(self._classes))
             raise UnknownRenderer(f"there is no renderer {name!r}", remedy=f"choose one of: {known}")
-        module, _, attribute = place.partition(":")
+        module, _, attribute = path.partition(":")
         try:
             make = getattr(importlib.import_module(module), attribute)
         except ImportError as error:
@@ -115,17 +115,17 @@ class Renderers:
         return cast(Callable[[str], Renderer], make)(self._device)
 
 
-class Child:
-    """The loop: one job at a time."""
+class RenderLoop:
+    """Renders the daemon's requests, one at a time."""
 
-    def __init__(self, line: Line, renderers: Renderers) -> None:
-        self._line = line
+    def __init__(self, daemon: DaemonConnection, renderers: LoadedRenderers) -> None:
+        self._daemon = daemon
         self._renderers = renderers
 
     def run(self) -> NoReturn:
-        self._line.say(Ready(os.getpid()))
+        self._daemon.send(Ready(os.getpid()))
         while True:
-            self._line.say(self._answer(self._line.work.get()))
+            self._daemon.send(self._answer(self._daemon.requests.get()))
 
     def _answer(self, request: Render) -> Result | Failure:
         try:
@@ -143,23 +143,32 @@ class Child:
 
     def _render(self, request: Render) -> Result:
         started = time.monotonic()
-        self._tell(request, LOADING, 0)
+        self._report(request, LOADING, 0)
         renderer = self._renderers.get(request.renderer)
-        self._tell(request, "analysing", 0)
-        looking, looked = True, time.monotonic()
+        self._report(request, "analysing", 0)
+        shot = self._open(renderer, request)
+        self._encode(shot, request)
+        took_s = time.monotonic() - started
+        return Result(request.job_id, request.frames, shot.width, shot.height, took_s, notes=dict(shot.notes))
 
-        def alive() -> None:
-            """A video's faces take a while to find: a frame that was read is a sign of life."""
-            nonlocal looked
-            if looking and time.monotonic() - looked > _PROGRESS_EVERY_S:
-                looked = time.monotonic()
-                self._tell(request, "analysing", 0)
+    def _open(self, renderer: Renderer, request: Render) -> Shot:
+        analysing, reported_at = True, time.monotonic()
 
-        def tell_batch(size: int, too_many: int) -> None:
-            self._line.say(Batch(request.job_id, size, too_many))
+        def on_frame() -> None:
+            """Report progress while the faces of a video are being found, which can take long."""
+            nonlocal reported_at
+            if analysing and time.monotonic() - reported_at > _PROGRESS_EVERY_S:
+                reported_at = time.monotonic()
+                self._report(request, "analysing", 0)
 
-        shot = renderer.open(load_scene(request, alive, tell_batch))
-        looking = False
+        def report_batch(size: int, too_many: int) -> None:
+            self._daemon.send(Batch(request.job_id, size, too_many))
+
+        shot = renderer.open(load_scene(request, on_frame, report_batch))
+        analysing = False
+        return shot
+
+    def _encode(self, shot: Shot, request: Render) -> None:
         folder = Path(request.folder)
         encoding = Encoding(
             width=shot.width,
@@ -171,37 +180,39 @@ class Child:
             preset=str(request.encode["preset"]),
             audio_kbps=int(request.encode["audio_kbps"]),
         )
-        done, told = 0, 0.0
+        done, reported_at = 0, 0.0
         with Encoder(Path(request.encode["ffmpeg"]), encoding, folder / request.out_file) as encoder:
             for frame in shot.frames():
                 encoder.write(frame)
                 done += 1
-                if self._line.cancelled(request.job_id):
+                if self._daemon.cancelled(request.job_id):
                     raise Cancelled
-                if time.monotonic() - told > _PROGRESS_EVERY_S:
-                    told = time.monotonic()
-                    self._tell(request, "rendering", done)
+                if time.monotonic() - reported_at > _PROGRESS_EVERY_S:
+                    reported_at = time.monotonic()
+                    self._report(request, "rendering", done)
             if done != request.frames:
-                raise BadResult(f"the renderer {request.renderer!r} gave {done} frames where {request.frames} were due")
-            self._tell(request, "encoding", done)
+                raise BadResult(f"the renderer {request.renderer!r} gave {done} frames instead of {request.frames}")
+            self._report(request, "encoding", done)
             encoder.finish()
-        return Result(request.job_id, done, shot.width, shot.height, time.monotonic() - started, notes=dict(shot.notes))
 
-    def _tell(self, request: Render, stage: str, done: int) -> None:
-        if self._line.cancelled(request.job_id):
+    def _report(self, request: Render, stage: str, done: int) -> None:
+        if self._daemon.cancelled(request.job_id):
             raise Cancelled
-        self._line.say(Progress(request.job_id, stage, done, request.frames))
+        self._daemon.send(Progress(request.job_id, stage, done, request.frames))
 
 
 def load_scene(
     request: Render,
-    alive: Callable[[], None] = lambda: None,
-    tell_batch: Callable[[int, int], None] = lambda size, too_many: None,
+    on_frame: Callable[[], None] = lambda: None,
+    report_batch: Callable[[int, int], None] = lambda size, too_many: None,
 ) -> Scene:
-    """The scene of a request: the picture in memory, the speech as a map of its file, a video read as it is shown."""
+    """The scene of a request: the picture in memory, the speech as a memory map, a video decoded as it is used."""
     folder, picture = Path(request.folder), request.picture
     pixels = np.fromfile(folder / picture.file, np.uint8)
     speech = np.memmap(folder / request.sound.speech_file, "<i2", "r", shape=(request.sound.speech_samples,))
+    video = None
+    if request.video is not None:
+        video = VideoSource(request.video, folder, Path(request.encode["ffmpeg"]), on_frame=on_frame)
     return Scene(
         picture=pixels.reshape(picture.height, picture.width, 3),
         speech=speech,
@@ -210,26 +221,24 @@ def load_scene(
         stitch=request.stitch,
         resolution=request.resolution,
         options=request.options,
-        video=None
-        if request.video is None
-        else VideoSource(request.video, folder, Path(request.encode["ffmpeg"]), on_frame=alive),
-        most=request.most,
-        tell_batch=tell_batch,
+        video=video,
+        max_batch=request.most,
+        report_batch=report_batch,
     )
 
 
-def die_with_parent(parent: int) -> None:
-    """Be killed when the daemon dies without a word, so that no orphan keeps a GPU."""
+def set_parent_death_signal(parent: int) -> None:
+    """Have the kernel kill this process when the daemon dies, so that no orphan keeps a GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
 
 
-def be_the_first_to_go() -> None:
-    """Where memory runs out the kernel shall take the child and leave the daemon, which knows how to go on."""
+def raise_oom_score() -> None:
+    """Have the kernel kill this process rather than the daemon when memory runs out: the daemon can start another."""
     score = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):
-        score.write_text(str(max(int(score.read_text()), _FIRST_TO_GO)))
+        score.write_text(str(max(int(score.read_text()), _OOM_SCORE_ADJ)))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -239,17 +248,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--renderer", action="append", default=[])
     parser.add_argument("--preload", default="")
     given = parser.parse_args(arguments)
-    die_with_parent(os.getppid())
-    be_the_first_to_go()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the daemon's to handle
-    places = {**NAMES, **dict(entry.split("=", 1) for entry in given.renderer)}
-    line = Line(given.line)
-    line.listen()
-    renderers = Renderers(places, given.device)
+    set_parent_death_signal(os.getppid())
+    raise_oom_score()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon handles Ctrl-C in a terminal
+    classes = {**NAMES, **dict(entry.split("=", 1) for entry in given.renderer)}
+    daemon = DaemonConnection(given.line)
+    daemon.start_reading()
+    renderers = LoadedRenderers(classes, given.device)
     if given.preload:
-        with contextlib.suppress(LipsyncdError):  # the first job says what is wrong, with its id
+        with contextlib.suppress(LipsyncdError):  # the first job fails with the same error
             renderers.get(given.preload)
-    Child(line, renderers).run()
+    RenderLoop(daemon, renderers).run()
 
 
 if __name__ == "__main__":

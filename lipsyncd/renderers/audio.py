@@ -1,9 +1,9 @@
-"""What every renderer needs from the voice: where each video frame lies in it, and how loud it is there.
+"""What every renderer needs of the voice: which samples belong to each video frame, and how loud they are.
 
-Frame times are exact fractions until the very end. A rate of 30000/1001 cut down to 29.97 would be a frame wrong after
-nine hours; cut down to 29, after one second.
+Frame times are exact fractions until the very end. A rate of 30000/1001 rounded to 29.97 would be off by one frame
+after nine hours; rounded to 29, after one second.
 
-Owns the clock that ties samples to frames. Leaves what a renderer makes of the sound to the renderer.
+Owns the mapping between samples and frames. Leaves the analysis of the sound to the renderers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ FRAMES_AT_ONCE = 1_024
 
 
 def frame_bounds(fps: Fraction, frames: int) -> NDArray[np.int64]:
-    """The first sample of each frame, and the first one behind the last.
+    """The first sample of each frame, and the first one after the last frame.
 
-    returns  (frames + 1,) int64: frame i covers the samples from [i] up to, and without, [i + 1]
+    returns  (frames + 1,) int64: frame i covers the samples from [i] up to but not including [i + 1]
     """
     index = np.arange(frames + 1, dtype=np.int64)
     return index * (SPEECH_RATE * fps.denominator) // fps.numerator
@@ -41,7 +41,7 @@ def frame_times(fps: Fraction, frames: int) -> NDArray[np.float64]:
 def frame_level(speech: Samples, fps: Fraction, frames: int) -> Curve:
     """How loud the voice is during each frame.
 
-    speech   (N,) int16; frames behind its end are silent
+    speech   (N,) int16; frames after its end are silent
     returns  (frames,) float32: root mean square, 1.0 is full scale
     """
     bounds = np.minimum(frame_bounds(fps, frames), len(speech))
@@ -55,13 +55,13 @@ def frame_level(speech: Samples, fps: Fraction, frames: int) -> Curve:
 
 
 def windows(speech: Samples, *, hop: int, width: int, at_once: int) -> Iterator[NDArray[np.float32]]:
-    """The voice in overlapping stretches, so that an analysis needs memory for one of them only.
+    """The voice in overlapping stretches, so that an analysis needs memory for only one at a time.
 
     hop      samples from one analysis window to the next
     width    samples in one window; the first window is centred on sample 0
     at_once  windows in one stretch
-    returns  float32 arrays in -1..1 of (k - 1) x hop + width samples, k <= at_once; silence where the voice is not.
-             All of them together hold `len(speech) // hop + 1` windows.
+    returns  float32 arrays in -1..1 of (k - 1) x hop + width samples, k <= at_once, padded with silence at both ends.
+             Together they hold `len(speech) // hop + 1` windows.
     """
     count = len(speech) // hop + 1
     for first in range(0, count, at_once):

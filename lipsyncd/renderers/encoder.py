@@ -33,22 +33,23 @@ _LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=32 << 30, memory_bytes=16 <
 
 
 class Encoder:
-    """A running ffmpeg that takes the frames of one video, in order, and leaves an MP4 at `target`.
+    """A running ffmpeg that takes the frames of one video, in order, and writes an MP4 to `target`.
 
-    Frames are copied into a small ring and written by a thread of its own, so that rendering the next frame overlaps
-    with encoding the last one, and memory does not grow with the length.
+    Frames are copied into a small ring of buffers, which a thread of its own writes to ffmpeg: the next frame is
+    rendered while the last one is encoded, and memory does not grow with the length.
 
         with Encoder(ffmpeg, encoding, target) as encoder:
             for picture in shot.frames():
                 encoder.write(picture)
             encoder.finish()
 
-    Leaving the block without `finish` kills ffmpeg; the file at `target` is then worthless. It runs in the jail, which
-    lets it read the sound and write beside `target`; the thread that makes an `Encoder` has to outlive it.
+    Leaving the block without `finish` kills ffmpeg; the file at `target` is then incomplete. ffmpeg runs in the jail,
+    where it may read the sound and write to the folder of `target`. The thread that creates an `Encoder` has to outlive
+    it.
     """
 
     def __init__(self, ffmpeg: Path, encoding: Encoding, target: Path, *, stall_s: float = 120.0) -> None:
-        """Start ffmpeg. `stall_s` is how long it may take nothing from a full ring before it counts as hung.
+        """Start ffmpeg. It counts as hung when it has taken no frame from a full ring for `stall_s`.
 
         Raises `JailFailed` when it does not start.
         """
@@ -58,9 +59,9 @@ class Encoder:
         places = min(max(_RING_BYTES // math.prod(self._shape), 2), _RING_FRAMES)
         self._free = deque(np.empty(self._shape, np.uint8) for _ in range(places))
         self._full: deque[RgbImage] = deque()
-        self._ended = False  # no frame comes any more
-        self._broken = False  # ffmpeg takes no frame any more
-        # In memory, so that ffmpeg's last words survive a full disk and a chatty ffmpeg never blocks on a pipe.
+        self._ended = False  # no more frames come
+        self._broken = False  # ffmpeg takes no more frames
+        # In memory: a full disk loses no error message, and ffmpeg never blocks on a full pipe.
         self._log = os.memfd_create("ffmpeg-log")
         try:
             self._process = popen_jailed(
@@ -78,7 +79,7 @@ class Encoder:
 
     @property
     def pid(self) -> int:
-        """Of ffmpeg, which leads a process group of its own."""
+        """The process id of ffmpeg, which leads a process group of its own."""
         return self._process.pid
 
     def write(self, picture: RgbImage) -> None:
@@ -87,14 +88,14 @@ class Encoder:
         Raises `EncodeFailed` when ffmpeg has ended or has taken nothing for `stall_s` seconds.
         """
         if picture.shape != self._shape or picture.dtype != np.uint8:
-            raise ValueError(f"a frame of {picture.shape} {picture.dtype}; the video wants {self._shape} uint8")
+            raise ValueError(f"a frame of {picture.shape} {picture.dtype}; the video needs {self._shape} uint8")
         if self._ended and not self._broken:
             raise ValueError("a frame after `finish`")
         with self._changed:
-            moved = self._changed.wait_for(lambda: self._free or self._broken, self._stall_s)
-            buffer = self._free.popleft() if moved and not self._broken else None
+            in_time = self._changed.wait_for(lambda: self._free or self._broken, self._stall_s)
+            buffer = self._free.popleft() if in_time and not self._broken else None
         if buffer is None:
-            raise self._failure("ended early" if moved else f"took no frame for {self._stall_s:g} s")
+            raise self._failure("ended early" if in_time else f"took no frame for {self._stall_s:g} s")
         np.copyto(buffer, picture)
         with self._changed:
             self._full.append(buffer)
@@ -114,7 +115,7 @@ class Encoder:
         self._close()
 
     def abort(self) -> None:
-        """Kill ffmpeg and forget the frames. Harmless after `finish` and when called twice."""
+        """Kill ffmpeg and discard the frames. Harmless after `finish` and when called twice."""
         with self._changed:
             self._ended = self._broken = True
             self._changed.notify_all()
@@ -129,7 +130,7 @@ class Encoder:
         self.abort()
 
     def _feed(self) -> None:
-        """The writer thread: frames to ffmpeg's stdin until there are no more, or until ffmpeg is gone."""
+        """The writer thread: writes frames to ffmpeg's stdin until there are no more, or until ffmpeg has ended."""
         pipe = self._process.stdin
         assert pipe is not None
         try:
@@ -152,8 +153,8 @@ class Encoder:
 
     def _failure(self, what: str) -> EncodeFailed:
         if self._log < 0:
-            return EncodeFailed("ffmpeg was stopped before")
-        # An ffmpeg that closed its input is about to end by itself; killing it would hide its own exit status.
+            return EncodeFailed("ffmpeg was stopped already")
+        # An ffmpeg that has closed its input is about to end by itself; killing it would hide its exit status.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_S if self._broken else 0)
         status = self._process.poll()

@@ -1,7 +1,7 @@
 """The geometry of a frame: boxes, and squares cut out of pictures.
 
-Every renderer cuts its square with `square_around` and `crop_square`, so that the same portrait is framed alike by each
-of them. Leaves finding the face to the renderers.
+Every renderer cuts its square with `square_around` and `crop_square`, so that all of them frame a portrait alike.
+Leaves finding the face to the renderers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RgbImage = NDArray[np.uint8]  # (height, width, 3)
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in pixels. It may reach beyond the picture: the pixels out there repeat the edge."""
+    """A rectangle in pixels. It may reach beyond the picture, where the pixels of the edge are repeated."""
 
     x: int
     y: int
@@ -27,7 +27,7 @@ class Box:
 
     @property
     def right(self) -> int:
-        """The first column behind the box."""
+        """The first column to the right of the box."""
         return self.x + self.width
 
     @property
@@ -37,9 +37,9 @@ class Box:
 
 
 def square_around(box: Box, picture_width: int, picture_height: int) -> Box:
-    """The square that a job without `stitch` shows, shifted into the picture; its side is 1.5 x the face's longer side.
+    """The square that a job without `stitch` shows: 1.5 x the face's longer side, shifted into the picture.
 
-    A square larger than the picture keeps the whole picture inside, as close to centred on the face as that allows.
+    A square larger than the picture contains all of it, and is as close to centred on the face as that allows.
     """
     side = -(-3 * max(box.width, box.height) // 2)
     x = box.x + (box.width - side) // 2
@@ -53,7 +53,7 @@ def _shifted(start: int, side: int, available: int) -> int:
 
 
 def crop_square(picture: RgbImage, square: Box, resolution: int) -> RgbImage:
-    """Cut `square` out of one picture and scale it; see `SquareView`, which does that for many.
+    """Cut `square` out of one picture and scale it; for many pictures use `SquareView`.
 
     picture  (H, W, 3) uint8
     returns  (resolution, resolution, 3) uint8, memory of its own
@@ -63,7 +63,7 @@ def crop_square(picture: RgbImage, square: Box, resolution: int) -> RgbImage:
 
 
 class SquareView:
-    """One square of a picture, cut and scaled alike for each frame; edges are replicated where it reaches outside."""
+    """One square, cut out of each frame and scaled; edges are replicated where it reaches outside."""
 
     def __init__(self, picture_width: int, picture_height: int, square: Box, resolution: int) -> None:
         left, top = max(square.x, 0), max(square.y, 0)
@@ -74,7 +74,7 @@ class SquareView:
         self._borders = (top - square.y, square.bottom - bottom, left - square.x, square.right - right)
         self._size = (resolution, resolution)
         self._scaled = square.width != resolution
-        # Area averages when shrinking, so that nothing aliases; a cubic keeps the edges of lips and eyes when growing.
+        # Shrinking averages areas, which avoids aliasing; growing is cubic, which keeps the edges of lips and eyes.
         self._method = cv2.INTER_AREA if square.width > resolution else cv2.INTER_CUBIC
 
     def of(self, picture: RgbImage) -> RgbImage:

@@ -1,11 +1,10 @@
-"""The frames of a video that a job brings, decoded while they are shown.
+"""The frames of a job's source video, decoded as they are used.
 
-A jailed ffmpeg writes raw frames into a pipe that the render child reads: nothing of the video is stored, and memory
-does not grow with its length. A source that runs backwards is read in short stretches, the last one first, each turned
-round in memory.
+A jailed ffmpeg writes raw frames into a pipe that the render child reads: no decoded frames are stored, and memory does
+not grow with the length. To play a source backwards, it is read in short ranges, the last one first, each reversed in
+memory.
 
-Owns the running decoder. Leaves its command line and the order of frames to `lipsyncd.media.video_frames`, the walls to
-`lipsyncd.sandbox.jail`.
+Owns the running decoder. Leaves its command line and the order of frames to `lipsyncd.media.video_frames`.
 """
 
 from __future__ import annotations
@@ -31,19 +30,18 @@ from lipsyncd.processes import last_lines
 from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
 
-HELD_BYTES = 256 << 20  # frames in memory: a short source as a whole, or a stretch of one that runs backwards
+HELD_BYTES = 256 << 20  # frames in memory: all of a short source, or a range of one that is played backwards
 
-_PIPE_BYTES = 1 << 20  # the largest that every user may have; the usual 64 KiB switch processes 90 times a frame
+_PIPE_BYTES = 1 << 20  # the largest size for an ordinary user; the default of 64 KiB costs 90 context switches a frame
 _SET_PIPE_SIZE = 1031
-# The job's own deadline ends a long decode; these only stop an ffmpeg that has gone wild. It writes no file.
+# The job's own deadline ends a long decode; these only stop an ffmpeg that runs wild. It writes no file.
 _LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=0)
 
 
 class VideoSource:
     """See `lipsyncd.renderers.Source`.
 
-    The thread that asks for frames has to outlive the asking: the decoder ends with it. Closing an iterator early ends
-    the decoder at once.
+    The decoder is killed when the thread that requests frames ends. Closing an iterator early kills it at once.
     """
 
     def __init__(
@@ -55,10 +53,9 @@ class VideoSource:
         held_bytes: int = HELD_BYTES,
         on_frame: Callable[[], None] = lambda: None,
     ) -> None:
-        """A source for what `lipsyncd.prepare.decode_video.screen` has found in `folder`. Nothing runs before the first
-        frame.
+        """A source for the `video` in `folder`, scanned before. No decoder runs before the first frame is requested.
 
-        on_frame  called for each frame that is read; what it raises ends the reading
+        on_frame  called for each frame that is read; an exception from it ends the reading
         """
         self._video = video
         self._file = folder / video.file
@@ -69,7 +66,7 @@ class VideoSource:
 
     @property
     def frames(self) -> int:
-        """How many different ones the job shows."""
+        """How many different frames the job uses."""
         return self._video.frames
 
     def read(self, start: int = 0, count: int | None = None) -> Generator[RgbImage]:
@@ -83,9 +80,9 @@ class VideoSource:
         return self._decode(start, count)
 
     def play(self, count: int) -> Generator[tuple[int, RgbImage]]:
-        """The frames of a video of `count` frames, each with its number in the source.
+        """The frames in the order of a result of `count` frames, each with its number in the source.
 
-        Pictures may come again; whoever writes into one writes into a copy.
+        The same array may come again: do not write into it.
         """
         kept: list[RgbImage] = []
         for stretch in video_frames.stretches(count, self.frames, self._video.mode):
@@ -93,7 +90,7 @@ class VideoSource:
                 yield from ((number, kept[number]) for number in stretch)
                 continue
             for number, picture in self._stretch(stretch):
-                # Only a first pass from the start to the end, and only where all of it fits.
+                # Only in the first pass from start to end, and only when all frames fit.
                 if number == len(kept) and self.frames <= self._held:
                     kept.append(picture)
                 yield number, picture
@@ -103,11 +100,11 @@ class VideoSource:
             with contextlib.closing(self._decode(numbers.start, len(numbers))) as pictures:
                 yield from zip(numbers, pictures, strict=True)
             return
-        for behind in range(0, len(numbers), self._held):
-            part = numbers[behind : behind + self._held]
-            pictures_back = list(self._decode(part[-1], len(part)))
-            while pictures_back:
-                yield part[-len(pictures_back)], pictures_back.pop()
+        for first in range(0, len(numbers), self._held):
+            part = numbers[first : first + self._held]
+            reversed_pictures = list(self._decode(part[-1], len(part)))
+            while reversed_pictures:
+                yield part[-len(reversed_pictures)], reversed_pictures.pop()
 
     def _decode(self, start: int, count: int) -> Generator[RgbImage]:
         if not count:
@@ -123,7 +120,7 @@ class VideoSource:
             width=video.width,
             height=video.height,
         )
-        log = os.memfd_create("ffmpeg-log")  # no pipe: nobody would read it while frames are read
+        log = os.memfd_create("ffmpeg-log")  # not a pipe, which could fill up while frames are read
         try:
             process = popen_jailed(
                 command,

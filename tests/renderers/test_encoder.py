@@ -242,7 +242,7 @@ def test_a_failed_encoder_stays_failed(tmp_path, wanted):
         feed(encoder, 3)
         encoder.abort()
         for _ in range(2):
-            with pytest.raises(EncodeFailed, match="stopped before"):
+            with pytest.raises(EncodeFailed, match="stopped already"):
                 feed(encoder, 1)
         with pytest.raises(EncodeFailed):
             encoder.finish()

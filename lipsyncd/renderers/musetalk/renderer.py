@@ -110,9 +110,9 @@ class MuseTalk:
 
         def tell(size: int, too_many: int) -> None:
             notes["batch"] = size
-            scene.tell_batch(size, too_many)
+            scene.report_batch(size, too_many)
 
-        self._batch.allow(scene.most)
+        self._batch.allow(scene.max_batch)
         pipeline = Pipeline(self._painter, self._batch, chosen.batch or None, tell=tell)
         common: dict[str, Any] = {"exact": chosen.parity, "done": self._done}
         if scene.video is not None:

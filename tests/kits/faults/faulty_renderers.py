@@ -118,8 +118,8 @@ class Hungry(Flat):
 
     def open(self, scene: Scene) -> FlatShot:
         super().open(scene)
-        batch = min(64, scene.most or 64)
-        scene.tell_batch(batch, 0)
+        batch = min(64, scene.max_batch or 64)
+        scene.report_batch(batch, 0)
         taken = np.ones((batch, 10_000_000), np.uint8)
         return FlatShot(scene, notes={"batch": len(taken)})
 
