@@ -218,7 +218,7 @@ def test_a_pickle_that_is_not_a_mapping_to_tensors_is_refused(tmp_path: Path, va
         (b"", "torch.save"),
         (bytes(1000), "torch.save"),
         (b"cposix\nsystem\n(S'true'\ntR.", "torch.save"),
-        (b"PK\x03\x04" + bytes(1000), "no plain archive"),
+        (b"PK\x03\x04" + bytes(1000), "not a plain archive"),
     ],
     ids=["empty", "zeros", "bare pickle", "no zip"],
 )

@@ -1,11 +1,11 @@
-"""MuseTalk 1.5: the renderer whose mouth is painted anew by a network, frame by frame.
+"""MuseTalk 1.5: a renderer that repaints the mouth with neural networks, frame by frame.
 
-    picture ──► detector ──► landmarks ──► faces      which face, and its box
-                                            │
-                             parsing ──► masks        which of its pixels are painted
-                                            │
-    voice ──► silence ──► features ──► networks ──► pipeline ──► blend ──► shot      the frames
+    picture ──► face/detector ──► face/landmarks ──► face/find_face        which face, and its box
+                                                          │
+                                 painting/parsing ──► painting/masks       which of its pixels are painted
+                                                          │
+    voice ──► silence ──► audio_features ──► painting/pipeline ──► painting/blend ──► still_shot, video_shot
 
-`renderer` puts these together. Torch, diffusers, transformers, onnxruntime and safetensors are imported below here and
-nowhere else; they come with the extra `musetalk`.
+`renderer` puts these together. Torch, diffusers, transformers, onnxruntime and safetensors are imported in this package
+only; they come with the extra `musetalk`.
 """

@@ -1,12 +1,12 @@
-"""What the generator hears: for each video frame, ten steps of Whisper's hidden states around it.
+"""The audio features of each video frame: ten steps of Whisper's hidden states around it.
 
-Whisper hears blocks of 30 s. A block knows nothing of its neighbours, so ours overlap by two seconds and only the
-middles are kept; `parity` has the original's blocks, end to end. Blocks are heard when a frame needs them and two are
-kept, so memory does not grow with the length of the voice.
+Whisper encodes blocks of 30 s independently of each other. So blocks overlap by two seconds here and only their middles
+are used; with `parity` they are end to end, as in the original. A block is encoded when a frame needs it and two blocks
+are kept, so memory does not grow with the length of the voice.
 
-Owns features and windows. Leaves the encoder's weights to `networks`, and what counts as silence to `silence`.
-Source: MuseTalk 1.5, arXiv:2410.10122. Its windows at 24 and from 50 frames per second are 40 ms off, and it cuts 29.97
-down to 29; both are right here unless `parity` asks for them.
+Owns features and windows. Leaves the encoder's weights to `painting.networks`, and what counts as silence to `silence`.
+Source: MuseTalk 1.5, arXiv:2410.10122. Its windows at 24 and at 50 or more frames per second are off by 40 ms, and it
+rounds 29.97 down to 29; both are correct here unless `parity` is set.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from lipsyncd.renderers import SPEECH_RATE
 from lipsyncd.renderers.audio import FULL_SCALE
 
 STEPS_PER_S = 50  # of Whisper's encoder
-STEP = SPEECH_RATE // STEPS_PER_S  # samples
-BLOCK = 30 * STEPS_PER_S  # steps that Whisper hears at once
-OVERLAP = 2 * STEPS_PER_S  # steps that two blocks share; each keeps the half that is nearer to its middle
-WINDOW = 10  # steps for each frame
-BEFORE = 4  # of these before the frame begins
+STEP_SAMPLES = SPEECH_RATE // STEPS_PER_S
+BLOCK_STEPS = 30 * STEPS_PER_S  # steps that Whisper encodes at once
+OVERLAP_STEPS = 2 * STEPS_PER_S  # steps that two blocks share; of each block the half nearer to its middle is used
+WINDOW_STEPS = 10  # steps for each frame
+STEPS_BEFORE = 4  # how many of these lie before the frame begins
 
 Speech = NDArray[np.int16] | NDArray[np.float32]  # (N,) mono at 16 kHz; floats are -1..1
 
 
-class Ear:
+class AudioEncoder:
     """Whisper's encoder with its mel filters. Always float32: it is small, and half precision costs accuracy."""
 
     def __init__(self, encoder: WhisperEncoder) -> None:
         self._encoder = encoder
         self._filters = WhisperFeatureExtractor(feature_size=cast(Any, encoder.config).num_mel_bins)
 
-    def hear(self, samples: NDArray[np.float32]) -> Tensor:
-        """Up to 30 s of sound as (1500, states, width) float32 on the CPU; behind the sound Whisper hears silence.
+    def encode(self, samples: NDArray[np.float32]) -> Tensor:
+        """Hidden states of up to 30 s of sound: (1500, states, width) float32 on the CPU. Silence fills up the block.
 
         samples  (n,) float32, at most 480,000
         """
@@ -55,12 +55,12 @@ class Ear:
             return torch.stack(states, dim=2)[0].cpu()
 
 
-class Track:
-    """One voice, heard: a window of tokens for each frame."""
+class AudioFeatures:
+    """The features of one voice: a window of tokens for each frame."""
 
     def __init__(
         self,
-        ear: Ear,
+        audio_encoder: AudioEncoder,
         speech: Speech,
         fps: Fraction,
         *,
@@ -68,31 +68,31 @@ class Track:
         parity: bool = False,
     ) -> None:
         """
-        fps     exact frame rate; a Fraction, because 30000/1001 cut down to 29 drifts 2 s per minute
-        silent  stretches of samples, (first, end), that are to be heard as if they were digital silence
-        parity  hear it as the original does, with its faults
+        fps     exact frame rate; a Fraction, because 30000/1001 rounded down to 29 drifts by 2 s per minute
+        silent  ranges of samples, (first, end), that are encoded as digital silence
+        parity  compute the features as the original does, with its faults
         """
-        self._ear, self._speech, self._silent = ear, speech, silent
+        self._audio_encoder, self._speech, self._silent = audio_encoder, speech, silent
         self._fps = Fraction(math.floor(fps)) if parity else fps
-        self._hop = BLOCK if parity else BLOCK - OVERLAP
-        self._before = 2 * math.ceil(STEPS_PER_S / self._fps) if parity else BEFORE
-        self._steps = len(speech) // STEP if parity else -(-len(speech) // STEP)
+        self._hop = BLOCK_STEPS if parity else BLOCK_STEPS - OVERLAP_STEPS
+        self._before = 2 * math.ceil(STEPS_PER_S / self._fps) if parity else STEPS_BEFORE
+        self._steps = len(speech) // STEP_SAMPLES if parity else -(-len(speech) // STEP_SAMPLES)
         self._blocks: dict[int, Tensor] = {}
 
     def window(self, frame: int) -> Tensor:
         """The tokens of one frame, oldest first.
 
-        returns  (10 x states, width) float32 on the CPU: 80 ms from before the frame's start and 120 ms from there on;
-                 zeros where there is no sound
+        returns  (10 x states, width) float32 on the CPU: 80 ms before the frame's start and 120 ms after it; zeros
+                 where there is no sound
         """
         first = math.floor(frame * STEPS_PER_S / self._fps) - self._before
         parts = []
-        step, end = first, first + WINDOW
+        step, end = first, first + WINDOW_STEPS
         while step < end:
             inside = 0 <= step < self._steps
             block = self._block_of(step) if inside else 0
             stop = min(end, self._end_of(block) if inside else (0 if step < 0 else end))
-            states = self._heard(block)
+            states = self._states_of(block)
             offset = step - block * self._hop
             parts.append(
                 states[offset : offset + stop - step] if inside else states.new_zeros(states[: stop - step].shape)
@@ -101,26 +101,26 @@ class Track:
         return torch.cat(parts).flatten(0, 1)
 
     def _block_of(self, step: int) -> int:
-        """The block whose states count for a step."""
-        margin = (BLOCK - self._hop) // 2
-        last = max(-(-(self._steps - BLOCK) // self._hop), 0)
+        """The block whose states are used for a step."""
+        margin = (BLOCK_STEPS - self._hop) // 2
+        last = max(-(-(self._steps - BLOCK_STEPS) // self._hop), 0)
         return min(max((step - margin) // self._hop, 0), last)
 
     def _end_of(self, block: int) -> int:
-        """The first step behind those that a block counts for."""
+        """The first step after those for which a block is used."""
         last = self._block_of(self._steps - 1)
-        return self._steps if block >= last else (block + 1) * self._hop + (BLOCK - self._hop) // 2
+        return self._steps if block >= last else (block + 1) * self._hop + (BLOCK_STEPS - self._hop) // 2
 
-    def _heard(self, block: int) -> Tensor:
+    def _states_of(self, block: int) -> Tensor:
         if block not in self._blocks:
             while len(self._blocks) > 1:
                 del self._blocks[min(self._blocks)]
-            self._blocks[block] = self._ear.hear(self._samples(block * self._hop * STEP))
+            self._blocks[block] = self._audio_encoder.encode(self._samples(block * self._hop * STEP_SAMPLES))
         return self._blocks[block]
 
     def _samples(self, start: int) -> NDArray[np.float32]:
-        """The sound of the block that begins at sample `start`: (n,) float32, silence where it is to be silent."""
-        stretch = self._speech[start : start + BLOCK * STEP]
+        """The sound of the block that begins at sample `start`: (n,) float32, with the silent ranges set to 0."""
+        stretch = self._speech[start : start + BLOCK_STEPS * STEP_SAMPLES]
         samples = stretch.astype(np.float32)
         if stretch.dtype == np.int16:
             samples /= np.float32(FULL_SCALE)

@@ -3,12 +3,12 @@
     python lipsyncd/renderers/musetalk/convert.py REQUEST
 
 REQUEST is a JSON object: `pickle`, `target` (an empty file), `dtype` of the floating-point tensors, and `from`, the
-pickle's hash, which is written into the target's metadata. Ends with 3, and the reason on stderr, for a file that is
-no mapping of names to tensors.
+pickle's hash, which is written into the target's metadata. For a file that is no mapping of names to tensors it exits
+with 3 and prints the reason to stderr.
 
 Reads with `weights_only=True`, which builds tensors and nothing else. One tensor at a time is in memory: the pickle is
-mapped where its format allows it, and the target is written from front to back, in the order of the names. The format
-of the target is eight bytes of length, a JSON header of that length, then the tensors' bytes.
+memory-mapped where its format allows it, and the target is written from front to back, in the order of the names. The
+target consists of eight bytes of length, a JSON header of that length, and the bytes of the tensors.
 Source: github.com/huggingface/safetensors, "Format".
 """
 
@@ -28,9 +28,9 @@ import torch
 
 REFUSED = 3
 _NEWER = b"PK\x03\x04"  # since torch 1.6 a ZIP archive of plain arrays, which can be mapped
-_OLDER = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9\x20j\xa8P\x19."  # a pickled number; the tar format before it is refused
+_OLDER = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9\x20j\xa8P\x19."  # a pickled number; the even older tar format is refused
 _ALIGN_BYTES = 8
-_LONGEST_GIST = 200  # characters
+_LONGEST_REASON = 200  # characters
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -50,31 +50,31 @@ class Refused(Exception):
 
 
 def load(path: Path) -> Mapping[str, torch.Tensor]:
-    """The tensors of a pickle, on the CPU, mapped from the file where it is of torch's newer format.
+    """The tensors of a pickle, on the CPU, memory-mapped where the file has torch's newer format.
 
-    Raises `Refused` for whatever torch's safe reader does not take, and for anything but named tensors.
+    Raises `Refused` for a file that torch's safe reader does not accept, and for anything but named tensors.
     """
     with path.open("rb") as file:
         head = file.read(len(_OLDER))
     if not head.startswith((_NEWER, _OLDER)):
-        raise Refused("it is no file that torch.save has written")
+        raise Refused("it was not written by torch.save")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(_NEWER))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise Refused(f"it is no plain archive of tensors: {_gist(error)}") from None
+        raise Refused(f"it is not a plain archive of tensors: {_reason(error)}") from None
     if not isinstance(found, Mapping) or not found:
-        raise Refused(f"it holds a {type(found).__name__} in place of named tensors")
+        raise Refused(f"it holds a {type(found).__name__} instead of named tensors")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.dtype not in _NAMES:
-            raise Refused(f"{name!r} in it is no tensor that safetensors can hold")
+            raise Refused(f"{name!r} in it is not a tensor that safetensors can hold")
     return found
 
 
-def _gist(error: Exception) -> str:
-    """What torch found, without its advice to turn safety off."""
+def _reason(error: Exception) -> str:
+    """Torch's error message without its advice to disable `weights_only`."""
     text = str(error)
     fact = re.search(r"^.*unsupported.*$", text, re.IGNORECASE | re.MULTILINE)
-    return (fact.group() if fact else text.partition(". ")[0]).strip()[:_LONGEST_GIST] or type(error).__name__
+    return (fact.group() if fact else text.partition(". ")[0]).strip()[:_LONGEST_REASON] or type(error).__name__
 
 
 def write(tensors: Mapping[str, torch.Tensor], target: Path, *, dtype: torch.dtype, made_from: str) -> None:

@@ -1,6 +1,7 @@
-"""How much of a device a render may take, and what to do when that is too little.
+"""How much of a device's memory a render may use, and which batch size fits into it.
 
-Owns the cap, the batch size that fits, and the signs of exhaustion. Leaves what is computed to `pipeline`.
+Owns the limit, the batch size and the recognition of out-of-memory errors. Leaves the computation to
+`painting.pipeline`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import torch
 from lipsyncd.errors import OutOfMemory
 
 GB = 10**9
-# A batch pays because the UNet's 1.6 GiB are read once for it; beyond 16 frames that is nothing any more.
+# A batch is faster because the UNet's 1.6 GiB are read once for all its frames; beyond 16 frames this gains nothing.
 _LARGE_BATCH, _SMALL_BATCH, _LARGE_FROM_GB = 16, 8, 8
-MOST = 64
-_DRIVER_GB = 0.6  # a context of CUDA with cuDNN and cuBLAS
-# What torch's other allocators say, for which it has no class of their own. The last one is oneDNN's: it says no more
-# when it finds no room for the scratch space or the code of a convolution.
-_SIGNS = (
+MAX_BATCH = 64
+_DRIVER_GB = 0.6  # a CUDA context with cuDNN and cuBLAS
+# Out-of-memory messages of allocators for which torch has no exception class. The last one is oneDNN's, which gives no
+# other reason when there is no memory for the scratch space or the code of a convolution.
+_MESSAGES = (
     "DefaultCPUAllocator",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -29,11 +30,11 @@ _SIGNS = (
 )
 
 
-def cap(device: torch.device, most_gb: float) -> None:
-    """Let this process take at most `most_gb` of the device's memory; more raises an error that `exhausted` knows.
+def limit_memory(device: torch.device, most_gb: float) -> None:
+    """Limit this process to `most_gb` of the device's memory; beyond that torch raises, see `is_out_of_memory`.
 
-    On a GPU the driver's own part of every process is taken off first: torch does not count it. On a CPU the kernel
-    holds this process to it, and by inheritance its encoder for itself.
+    On a GPU the driver's own memory of each process is subtracted first, since torch does not count it. On a CPU the
+    kernel enforces the limit for this process, and separately for its encoder, which inherits it.
     """
     if device.type == "cpu":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -45,13 +46,13 @@ def cap(device: torch.device, most_gb: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(ours / total, 1.0), device)
 
 
-def on(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one of this thread: events belong to the current one, and each thread has its own."""
+def current_gpu(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one of this thread: events belong to the current GPU, which each thread has of its own."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def give_back(device: torch.device) -> None:
-    """Return what the allocator holds in reserve to the device, for other programs and for another try."""
+def release_memory(device: torch.device) -> None:
+    """Return the allocator's unused memory to the device, for other programs or for another attempt."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif (libc := ctypes.CDLL(None)) and hasattr(libc, "malloc_trim"):  # glibc only
@@ -59,7 +60,7 @@ def give_back(device: torch.device) -> None:
 
 
 def peak_gb(device: torch.device) -> float | None:
-    """The most that tensors took since the start of the process or the last look; None where nobody counts."""
+    """The peak of tensor memory since the start of the process or the last call; None on a CPU."""
     if device.type != "cuda":
         return None
     peak = torch.cuda.max_memory_allocated(device) / GB
@@ -67,31 +68,34 @@ def peak_gb(device: torch.device) -> float | None:
     return peak
 
 
-def exhausted(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Does this error of torch mean that memory ran out?"""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _MESSAGES)
 
 
-class Batch:
-    """How many frames a device takes at a time. What did not fit is remembered until `allow`: the daemon keeps it."""
+class BatchSize:
+    """How many frames a device processes at a time. It shrinks after a failure, until `start_job` sets it again.
+
+    The daemon remembers across jobs which sizes did not fit.
+    """
 
     def __init__(self, device: torch.device, most_gb: float) -> None:
-        self._usual = 1  # a CPU gains nothing, and would say less often how far it is
-        self._most = MOST
+        self._usual = 1  # a CPU gains nothing from more, and would report progress less often
+        self._most = MAX_BATCH
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory / GB
             self._usual = _LARGE_BATCH if min(most_gb, total) >= _LARGE_FROM_GB else _SMALL_BATCH
 
     def size(self, wanted: int | None = None) -> int:
-        """The size to use: what a job wants, or what suits the device, but never what did not fit before."""
+        """The size to use: the one a job requests, or the device's usual one, but none that did not fit before."""
         return min(wanted or self._usual, self._most)
 
-    def allow(self, most: int) -> None:
-        """Begin a job that may try up to `most` frames at a time; 0 sets no bound."""
-        self._most = min(most, MOST) if most > 0 else MOST
+    def start_job(self, most: int) -> None:
+        """Begin a job that may try up to `most` frames at a time; 0 means no bound."""
+        self._most = min(most, MAX_BATCH) if most > 0 else MAX_BATCH
 
     def halve(self, size: int) -> None:
-        """A batch of `size` did not fit. Raises `OutOfMemory` when there is nothing to halve."""
+        """Use half of `size`, which did not fit. Raises `OutOfMemory` when that was one frame."""
         if size <= 1:
-            raise OutOfMemory("a single frame does not fit into the memory that the render may take")
+            raise OutOfMemory("a single frame does not fit into the memory that the render may use")
         self._most = min(self._most, size // 2)

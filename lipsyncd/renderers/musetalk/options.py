@@ -1,6 +1,6 @@
-"""What a manifest may say to this renderer, checked.
+"""The options of this renderer in a manifest, validated.
 
-Owns names, ranges and defaults. Leaves what they do to the modules that are given them.
+Owns names, ranges and defaults. Leaves their effect to the modules that use them.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 
 from lipsyncd.errors import BadOption
 from lipsyncd.media import video_frames
-from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, Choice, read_choice
-from lipsyncd.renderers.musetalk.gpu_memory import MOST
+from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, FaceChoice, read_choice
+from lipsyncd.renderers.musetalk.gpu_memory import MAX_BATCH
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "silence": ("source", "model"),  # what the mouth does in a pause
-    "mask": ("landmarks", "parsing"),  # what says which pixels are painted
-    "mode": ("jaw", "raw", "neck"),  # which parts of the face these are
+    "silence": ("source", "model"),  # what the mouth shows in a pause
+    "mask": ("landmarks", "parsing"),  # how the painted pixels are found
+    "mode": ("jaw", "raw", "neck"),  # which parts of the face are painted
 }
-RANGES: Mapping[str, tuple[int, int]] = {"extra_margin": (0, 100), "batch": (1, MOST)}
+RANGES: Mapping[str, tuple[int, int]] = {"extra_margin": (0, 100), "batch": (1, MAX_BATCH)}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that can be chosen. `batch` 0 leaves the batch size to the device."""
+    """All options. With `batch` 0 the device determines the batch size."""
 
-    face: Choice = None
+    face: FaceChoice = None
     silence: str = "source"
     mask: str = "landmarks"
     mode: str = "jaw"
@@ -36,7 +36,7 @@ class Options:
 
 def read(given: Mapping[str, object]) -> Options:
     """Options from a manifest. Raises `BadOption` for an unknown name, a wrong type or a value out of range."""
-    video_frames.read_mode(given)  # what it says is the source's business; here it only has to be right
+    video_frames.read_mode(given)  # only validated here; the video source uses it
     known = ("face", *CHOICES, *RANGES, "parity", video_frames.OPTION)
     for name in given:
         if name not in known:
@@ -68,7 +68,7 @@ def _number(given: Mapping[str, object], name: str, default: int) -> int:
     if name not in given:
         return default
     value, (low, high) = given[name], RANGES[name]
-    # bool is an int in Python; `true` is no number here.
+    # In Python a bool is an int; here `true` is not a number.
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise BadOption(f"option {name} is {value!r}", remedy=f"it must be a whole number from {low} to {high}")
     return value

@@ -1,10 +1,10 @@
-"""Pauses of a voice, in which the mouth is the photograph's own.
+"""Pauses of a voice, in which the mouth of the source picture is shown.
 
-The network moves lips in silence: Whisper's features hardly depend on the level, so it hears a far fan as loud as a
-word. A pause is told by its absolute level instead. In it the features hear digital silence, the picture fades to the
-source, and the network is not run at all.
+The networks move lips in silence, too: Whisper's features hardly depend on the level, so a distant fan looks like a
+word. Pauses are therefore found by their absolute level. In a pause the features are those of digital silence, the
+picture fades to the source, and the networks do not run.
 
-Owns what counts as a pause. Leaves hearing to `features`.
+Owns what counts as a pause. Leaves the features to `audio_features`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lipsyncd.renderers.audio import Samples, frame_level
 LEVELS_PER_S = 50
 QUIET = 10 ** (-50 / 20)  # root mean square below which 20 ms count as silent: -50 dB of full scale
 LEAST_S = 0.4  # a shorter gap belongs to the word around it
-FADE_FRAMES = 3  # between paint and source, and at least FADE_S
+FADE_FRAMES = 3  # between the painted face and the source, and at least FADE_S
 FADE_S = 0.12
 
 
@@ -29,17 +29,17 @@ FADE_S = 0.12
 class Pauses:
     """The pauses of one voice of `samples` samples.
 
-    stretches  first sample and the one behind the last, in order
+    stretches  (first sample, first sample after the pause) of each, in order
     """
 
     stretches: tuple[tuple[int, int], ...]
     samples: int
 
     def weights(self, fps: Fraction, frames: int) -> NDArray[np.float32]:
-        """How much of each frame is painted: 1 in speech, 0 in a pause, and steps between at its ends.
+        """The opacity of the painted face in each frame: 1 in speech, 0 in a pause, with a fade at its ends.
 
-        returns  (frames,) float32. The fade lies inside of the pause, so speech is never weakened; where the video
-                 begins or ends in a pause there is nothing to fade from.
+        returns  (frames,) float32. The fade lies inside the pause, so speech is painted in full. There is no fade where
+                 the video begins or ends in a pause.
         """
         weights = np.ones(frames, np.float32)
         steps = max(FADE_FRAMES, round(FADE_S * fps)) + 1
@@ -59,7 +59,7 @@ NONE = Pauses((), 0)
 
 
 def pauses(speech: Samples) -> Pauses:
-    """Every stretch of a voice (N,) int16 that is silent for `LEAST_S` or longer."""
+    """Every part of a voice (N,) int16 that is silent for `LEAST_S` or longer."""
     steps = -(-len(speech) * LEVELS_PER_S // SPEECH_RATE)
     quiet = frame_level(speech, Fraction(LEVELS_PER_S), steps) < QUIET
     edges = np.flatnonzero(np.diff(np.concatenate(([False], quiet, [False])).astype(np.int8)))

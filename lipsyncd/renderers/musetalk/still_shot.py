@@ -1,8 +1,9 @@
-"""One portrait that speaks: the frames of a still picture, one after another.
+"""The frames of a still picture that speaks.
 
-Only the area under the mask ever changes. Frames in a pause are the picture itself and cost nothing.
+Only the area under the mask changes. Frames in a pause are the unchanged picture and cost nothing.
 
-Owns the order of a still's frames. Leaves preparing the face to `look` and painting it to `pipeline`.
+Owns the sequence of a still's frames. Leaves preparing the face to `painting.prepared_face` and painting it to
+`painting.pipeline`.
 """
 
 from __future__ import annotations
@@ -16,40 +17,40 @@ from numpy.typing import NDArray
 
 from lipsyncd.renderers import Scene
 from lipsyncd.renderers.framing import Box, RgbImage, SquareView, make_even, square_around
-from lipsyncd.renderers.musetalk.audio_features import Track
-from lipsyncd.renderers.musetalk.painting.pipeline import Ahead, Pipeline, Wanted
-from lipsyncd.renderers.musetalk.painting.prepared_face import Look
+from lipsyncd.renderers.musetalk.audio_features import AudioFeatures
+from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline, Prefetcher
+from lipsyncd.renderers.musetalk.painting.prepared_face import PreparedFace
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What is heard, and how much of each frame it paints: `weights` (frames,) float32, 0 to 1."""
+    """The features of a voice, and the opacity of the painted face in each frame: (frames,) float32, 0 to 1."""
 
-    track: Track
+    features: AudioFeatures
     weights: NDArray[np.float32]
 
 
 class StillShot:
-    """A scene with its face found; see `lipsyncd.renderers.Shot`."""
+    """A still scene whose face is prepared; see `lipsyncd.renderers.Shot`."""
 
     def __init__(
         self,
         scene: Scene,
         face: Box,
-        look: Look,
+        prepared: PreparedFace,
         voice: Voice,
         pipeline: Pipeline,
         *,
-        exact: bool,
+        parity: bool,
         notes: dict[str, object],
         done: Callable[[dict[str, object]], None],
     ) -> None:
         """
-        exact  scale patches with OpenCV, as the original does, and not on the device
-        done   called with the notes when the last frame is out or the shot is given up
+        parity  scale patches with OpenCV, as the original does, and not on the device
+        done    called with the notes after the last frame, or when the iterator is closed early
         """
-        self._scene, self._look, self._voice, self._pipeline = scene, look, voice, pipeline
-        self._exact, self._notes, self._done = exact, notes, done
+        self._scene, self._prepared, self._voice, self._pipeline = scene, prepared, voice, pipeline
+        self._parity, self._notes, self._done = parity, notes, done
         self._canvas = make_even(scene.picture)
         height, width = scene.picture.shape[:2]
         square = square_around(face, width, height)
@@ -70,24 +71,24 @@ class StillShot:
     def frames(self) -> Iterator[RgbImage]:
         """See `Shot.frames`."""
         weights = self._voice.weights
-        frame, quiet = self._canvas.copy(), self._shown(self._canvas)
-        paint = self._look.paste.onto if self._exact else self._look.paste.lay
+        frame, unpainted = self._canvas.copy(), self._framed(self._canvas)
+        blend = self._prepared.paste.blend_patch if self._parity else self._prepared.paste.blend
         try:
-            with closing(Ahead(self._pipeline.patches(self._wanted()))) as patches:
+            with closing(Prefetcher(self._pipeline.patches(self._frame_inputs()))) as patches:
                 for weight in weights:
                     if weight == 0:
-                        yield quiet
+                        yield unpainted
                     else:
-                        paint(self._canvas, next(patches), frame, weight=float(weight))
-                        yield self._shown(frame)
+                        blend(self._canvas, next(patches), frame, weight=float(weight))
+                        yield self._framed(frame)
         finally:
             self._notes["painted_frames"] = int(np.count_nonzero(weights))
             self._done(self._notes)
 
-    def _wanted(self) -> Iterator[Wanted]:
-        paste = None if self._exact else self._look.paste
+    def _frame_inputs(self) -> Iterator[FrameInput]:
+        paste = None if self._parity else self._prepared.paste
         for number in np.flatnonzero(self._voice.weights):
-            yield Wanted(self._look.latents, self._voice.track.window(int(number)), paste)
+            yield FrameInput(self._prepared.latents, self._voice.features.window(int(number)), paste)
 
-    def _shown(self, picture: RgbImage) -> RgbImage:
+    def _framed(self, picture: RgbImage) -> RgbImage:
         return picture if self._view is None else self._view.of(picture)

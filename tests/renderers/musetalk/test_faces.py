@@ -18,14 +18,14 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from lipsyncd.renderers.musetalk.face import landmarks
-from lipsyncd.renderers.musetalk.face.detector import Detected, Detector
+from lipsyncd.renderers.musetalk.face.detector import DetectedFace, Detector
 from lipsyncd.renderers.musetalk.face.find_face import (
-    Choice,
+    FaceChoice,
     find_face,
+    musetalk_box,
     overlap,
     read_choice,
-    speaking_box,
-    uncut_box,
+    unclipped_box,
     yaw_deg,
 )
 from lipsyncd.renderers.musetalk.face.landmarks import FLIP, HEIGHT, WIDTH, Crop, LandmarkNet
@@ -84,7 +84,7 @@ def test_points_and_box_are_those_of_the_original(
     points = crop.to_picture(found.at)
     np.testing.assert_allclose(points, recorded[f"{name}_keypoints"], rtol=0, atol=1e-3)
     np.testing.assert_array_equal(found.score, recorded[f"{name}_scores"])
-    assert uncut_box(points[landmarks.FACE]) == tuple(recorded[f"{name}_face_box"])
+    assert unclipped_box(points[landmarks.FACE]) == tuple(recorded[f"{name}_face_box"])
 
 
 def test_the_flip_test_is_that_of_the_original(
@@ -217,7 +217,7 @@ def family() -> NDArray[np.uint8]:
     ids=str,
 )
 def test_the_largest_face_speaks_unless_another_is_chosen(
-    networks: Networks, family: NDArray[np.uint8], choose: Choice, x: int
+    networks: Networks, family: NDArray[np.uint8], choose: FaceChoice, x: int
 ) -> None:
     found = find_face(family, *networks, choose=choose)
     assert found.detected.x + found.detected.width / 2 == pytest.approx(x, abs=2)
@@ -255,14 +255,14 @@ class _Mistaken:
     def __init__(self, box: Box) -> None:
         self.box = box
 
-    def passes(self, picture: NDArray[np.uint8]) -> list[list[Detected]]:
-        return [[Detected(self.box, 0.9)]]
+    def passes(self, picture: NDArray[np.uint8]) -> list[list[DetectedFace]]:
+        return [[DetectedFace(self.box, 0.9)]]
 
 
 @pytest.mark.parametrize(
     ("said", "meant"), [(None, None), (0, 0), (2, 2), ("12,34", (12.0, 34.0)), (" 1.5 , 2 ", (1.5, 2.0))], ids=repr
 )
-def test_the_option_face(said: object, meant: Choice) -> None:
+def test_the_option_face(said: object, meant: FaceChoice) -> None:
     assert read_choice(said) == meant
 
 
@@ -318,6 +318,6 @@ def test_yaw_does_not_depend_on_how_a_head_is_tilted_or_where_it_is() -> None:
 
 def test_no_box_comes_from_points_outside_the_picture() -> None:
     points = TEMPLATE[landmarks.FACE].astype(np.float32) * 100
-    assert speaking_box(points - 500, 640, 360) is None
-    assert speaking_box(points + np.float32(800), 640, 360) is None
-    assert isinstance(speaking_box(points + np.float32(200), 640, 360), Box)
+    assert musetalk_box(points - 500, 640, 360) is None
+    assert musetalk_box(points + np.float32(800), 640, 360) is None
+    assert isinstance(musetalk_box(points + np.float32(200), 640, 360), Box)

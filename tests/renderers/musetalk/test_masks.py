@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lipsyncd.renderers.framing import Box
-from lipsyncd.renderers.musetalk.painting.blend import Paste, mixed
+from lipsyncd.renderers.musetalk.painting.blend import PasteBack, alpha_blend
 from lipsyncd.renderers.musetalk.painting.masks import MODES, SIDE, WIDE_RIM, blend_square, cut_square, mask_of, place
 from lipsyncd.renderers.musetalk.painting.scaling import bicubic, bilinear, resize
 
@@ -25,8 +25,8 @@ PIXELS = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def labels() -> PIXELS:
-    drawn: PIXELS = np.load(GOLDENS / "parsing_labels.npy")
-    return drawn
+    labels: PIXELS = np.load(GOLDENS / "parsing_labels.npy")
+    return labels
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,10 @@ def test_the_pasted_picture(picture: PIXELS, labels: PIXELS, blending: dict[str,
     square = blend_square(face)
     rim = {"rim": WIDE_RIM} if kind == "material" else {}
     alpha = place(mask_of(labels, "jaw" if kind == "material" else kind), face, square, **rim)
-    paste = Paste.through(alpha, square, face, picture)
+    paste = PasteBack.from_mask(alpha, square, face, picture)
     frame = picture.copy()
 
-    paste.onto(picture, patch_for(face), frame)
+    paste.blend_patch(picture, patch_for(face), frame)
 
     wanted = picture.copy()
     wanted[:336, :352] = blending[f"{name}_{kind}_blend"]
@@ -128,10 +128,10 @@ def test_the_pasted_picture(picture: PIXELS, labels: PIXELS, blending: dict[str,
 def test_only_the_area_is_written(picture: PIXELS, labels: PIXELS, blending: dict[str, Any]) -> None:
     face = face_of(blending, "centre")
     square = blend_square(face)
-    paste = Paste.through(place(mask_of(labels), face, square), square, face, picture)
+    paste = PasteBack.from_mask(place(mask_of(labels), face, square), square, face, picture)
     frame = np.full_like(picture, 7)
 
-    paste.onto(picture, patch_for(face), frame)
+    paste.blend_patch(picture, patch_for(face), frame)
 
     area = np.zeros(picture.shape[:2], bool)
     area[paste.area.y : paste.area.bottom, paste.area.x : paste.area.right] = True
@@ -142,12 +142,12 @@ def test_only_the_area_is_written(picture: PIXELS, labels: PIXELS, blending: dic
 def test_weight_fades_from_source_to_paint(picture: PIXELS, labels: PIXELS, blending: dict[str, Any]) -> None:
     face = face_of(blending, "centre")
     square = blend_square(face)
-    paste = Paste.through(place(mask_of(labels), face, square), square, face, picture)
+    paste = PasteBack.from_mask(place(mask_of(labels), face, square), square, face, picture)
     patch = patch_for(face)
     off = []
     for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
         frame = picture.copy()
-        paste.onto(picture, patch, frame, weight=weight)
+        paste.blend_patch(picture, patch, frame, weight=weight)
         off.append(float(np.abs(frame.astype(np.int16) - picture).sum()))
 
     assert off[0] == 0
@@ -157,10 +157,10 @@ def test_weight_fades_from_source_to_paint(picture: PIXELS, labels: PIXELS, blen
 def test_a_patch_of_another_size_fills_the_face_box(picture: PIXELS, blending: dict[str, Any]) -> None:
     face = face_of(blending, "odd")
     square = blend_square(face)
-    paste = Paste.through(np.full((square.height, square.width), 255, np.uint8), square, face, picture)
+    paste = PasteBack.from_mask(np.full((square.height, square.width), 255, np.uint8), square, face, picture)
     frame = picture.copy()
 
-    paste.onto(picture, np.full((256, 256, 3), 9, np.uint8), frame)
+    paste.blend_patch(picture, np.full((256, 256, 3), 9, np.uint8), frame)
 
     assert (frame[face.y : face.bottom, face.x : face.right] == 9).all()
     assert paste.area == face
@@ -169,10 +169,10 @@ def test_a_patch_of_another_size_fills_the_face_box(picture: PIXELS, blending: d
 def test_an_empty_mask_changes_nothing(picture: PIXELS, blending: dict[str, Any]) -> None:
     face = face_of(blending, "centre")
     square = blend_square(face)
-    paste = Paste.through(np.zeros((square.height, square.width), np.uint8), square, face, picture)
+    paste = PasteBack.from_mask(np.zeros((square.height, square.width), np.uint8), square, face, picture)
     frame = picture.copy()
 
-    paste.onto(picture, patch_for(face), frame)
+    paste.blend_patch(picture, patch_for(face), frame)
 
     assert np.array_equal(frame, picture)
 
@@ -183,6 +183,6 @@ def test_mixing_is_pillows_paste_for_every_pair_of_values(alpha: int) -> None:
     wanted = Image.fromarray(under)
     wanted.paste(Image.fromarray(over), (0, 0), Image.new("L", (256, 256), alpha))
 
-    ours = mixed(over[..., None], under[..., None], np.full((256, 256, 1), alpha, np.uint16))
+    ours = alpha_blend(over[..., None], under[..., None], np.full((256, 256, 1), alpha, np.uint16))
 
     assert np.array_equal(ours[..., 0], np.asarray(wanted))

@@ -16,11 +16,24 @@ from safetensors.torch import save_file  # noqa: E402
 from transformers import WhisperConfig, WhisperModel  # noqa: E402
 
 from lipsyncd.renderers.framing import Box  # noqa: E402
-from lipsyncd.renderers.musetalk.audio_features import BEFORE, BLOCK, STEP, WINDOW, Ear, Track  # noqa: E402
+from lipsyncd.renderers.musetalk.audio_features import (  # noqa: E402
+    BLOCK_STEPS,
+    STEP_SAMPLES,
+    STEPS_BEFORE,
+    WINDOW_STEPS,
+    AudioEncoder,
+    AudioFeatures,
+)
 from lipsyncd.renderers.musetalk.painting import networks  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of  # noqa: E402
-from lipsyncd.renderers.musetalk.painting.networks import Painter, filled, positions, published, to_bytes  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.networks import (  # noqa: E402
+    Painter,
+    load_weights,
+    positional_encoding,
+    published_config,
+    to_uint8,
+)
 from tests.kits.media.musetalk_kit import (  # noqa: E402
     GOLDENS,
     astronaut,
@@ -53,7 +66,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize(("name", "tensors", "parameters"), [("unet", 686, 849_947_844), ("vae", 248, 83_653_863)])
 def test_the_published_configurations_make_the_published_networks(name: str, tensors: int, parameters: int) -> None:
-    network = getattr(networks, name)(published(name))
+    network = getattr(networks, name)(published_config(name))
 
     assert len(network.state_dict()) == tensors
     assert sum(p.numel() for p in network.parameters()) == parameters
@@ -62,7 +75,7 @@ def test_the_published_configurations_make_the_published_networks(name: str, ten
 
 def test_what_the_published_configurations_leave_unsaid_is_read_as_it_was_meant() -> None:
     """Neither shows in names or shapes: `attention_head_dim` is the number of heads, and latents are scaled."""
-    unet, vae = networks.unet(published("unet")), networks.vae(published("vae"))
+    unet, vae = networks.unet(published_config("unet")), networks.vae(published_config("vae"))
 
     heads = {module.heads for name, module in unet.named_modules() if name.endswith(("attn1", "attn2"))}
     assert heads == {8}
@@ -71,8 +84,8 @@ def test_what_the_published_configurations_leave_unsaid_is_read_as_it_was_meant(
 
 def test_the_encoder_is_a_part_of_the_published_whisper() -> None:
     with torch.device("meta"):
-        whole = WhisperModel(WhisperConfig(**published("whisper")))
-    ours = networks.whisper(published("whisper")).state_dict()
+        whole = WhisperModel(WhisperConfig(**published_config("whisper")))
+    ours = networks.whisper(published_config("whisper")).state_dict()
 
     assert sum(p.numel() for p in whole.parameters()) == 37_760_640
     assert {name: t.shape for name, t in ours.items()} == {
@@ -109,7 +122,7 @@ def test_weights_of_half_precision_come_straight_from_the_file(tmp_path: Path) -
     save_file({name: t.half() for name, t in source.state_dict().items()}, tmp_path / "unet.safetensors")
 
     for dtype in (torch.float16, torch.float32):
-        read = filled(
+        read = load_weights(
             networks.unet(small_configs()["unet"]), tmp_path / "unet.safetensors", device=CPU, dtype=dtype
         ).state_dict()
         assert {t.dtype for t in read.values()} == {dtype}
@@ -128,7 +141,7 @@ def test_a_vae_file_with_the_names_of_its_day_loads_to_the_same_function(tmp_pat
     assert renamed == 16  # weight and bias of four layers in encoder and decoder
     save_file(state, tmp_path / "old.safetensors")
 
-    read = filled(
+    read = load_weights(
         networks.vae(small_configs()["vae"]),
         tmp_path / "old.safetensors",
         device=CPU,
@@ -145,7 +158,7 @@ def test_the_encoder_is_read_out_of_a_file_of_the_whole_whisper(tmp_path: Path, 
     state = {prefix + name: tensor.clone() for name, tensor in source.state_dict().items()}
     save_file(state, tmp_path / "whisper.safetensors")
 
-    read = filled(
+    read = load_weights(
         networks.whisper(small_configs()["whisper"]),
         tmp_path / "whisper.safetensors",
         device=CPU,
@@ -154,14 +167,16 @@ def test_the_encoder_is_read_out_of_a_file_of_the_whole_whisper(tmp_path: Path, 
     )
 
     voice = hum(0.5)
-    assert torch.equal(Ear(read).hear(voice), Ear(source.encoder).hear(voice))
+    assert torch.equal(AudioEncoder(read).encode(voice), AudioEncoder(source.encoder).encode(voice))
 
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
 
-    with pytest.raises(ValueError, match=r"other\.safetensors .* such as conv_in\.bias: None in place of .*32"):
-        filled(networks.unet(small_configs()["unet"]), tmp_path / "other.safetensors", device=CPU, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"other\.safetensors .* such as conv_in\.bias: None instead of .*32"):
+        load_weights(
+            networks.unet(small_configs()["unet"]), tmp_path / "other.safetensors", device=CPU, dtype=torch.float32
+        )
 
 
 # -- the generator -----------------------------------------------------------------------------------------------------
@@ -193,11 +208,11 @@ def test_one_pass_of_the_generator(painter: Painter) -> None:
         np.random.RandomState(int(wanted["audio_seed"])).standard_normal((3, 50, 384)).astype(np.float32)
     )
 
-    assert furthest(positions(50, 384)[:4].numpy(), wanted["pe_row0"]) < CLOSE
+    assert furthest(positional_encoding(50, 384)[:4].numpy(), wanted["pe_row0"]) < CLOSE
     predicted = painter.predict(torch.from_numpy(wanted["latents"]).expand(3, -1, -1, -1), tokens)
     assert furthest(predicted.numpy(), wanted["pred"]) < CLOSE
 
-    decoded = to_bytes(painter.decode(torch.from_numpy(wanted["pred"]))).permute(0, 2, 3, 1).numpy()
+    decoded = to_uint8(painter.decode(torch.from_numpy(wanted["pred"]))).permute(0, 2, 3, 1).numpy()
     off = np.abs(decoded[:, ::2, ::2, ::-1].astype(np.int16) - wanted["decoded_bgr"])
     assert off.max() <= 2 and off.mean() < 0.05
 
@@ -206,85 +221,94 @@ def test_one_pass_of_the_generator(painter: Painter) -> None:
 
 
 @pytest.fixture(scope="module")
-def ear() -> Ear:
-    return Ear(small_whisper().encoder)
+def audio_encoder() -> AudioEncoder:
+    return AudioEncoder(small_whisper().encoder)
 
 
-def windows(track: Track, frames: object) -> np.ndarray:
+def windows(track: AudioFeatures, frames: object) -> np.ndarray:
     return np.stack([track.window(int(frame)).numpy() for frame in np.atleast_1d(frames)])
 
 
 @pytest.mark.parametrize("seconds", SECONDS)
-def test_windows_in_parity_mode_are_those_of_the_original(ear: Ear, seconds: float) -> None:
+def test_windows_in_parity_mode_are_those_of_the_original(audio_encoder: AudioEncoder, seconds: float) -> None:
     wanted, voice = golden("audio_chunks"), hum(seconds)
     for fps in RATES:
         key = f"s{seconds}_fps{fps}"
         assert wanted[f"{key}_nframes"] == len(voice) * fps // 16_000  # the original rounds down, `frame_count` up
-        track = Track(ear, voice, Fraction(fps), parity=True)
+        track = AudioFeatures(audio_encoder, voice, Fraction(fps), parity=True)
         assert furthest(windows(track, wanted[f"{key}_index"]), wanted[f"{key}_chunks"]) < CLOSE, key
 
 
-def test_our_windows_are_the_same_up_to_thirty_seconds_and_right_where_the_original_is_not(ear: Ear) -> None:
+def test_our_windows_are_the_same_up_to_thirty_seconds_and_right_where_the_original_is_not(
+    audio_encoder: AudioEncoder,
+) -> None:
     wanted, voice = golden("audio_chunks"), hum(3.3)
     for fps in (25, 30):
-        track = Track(ear, voice, Fraction(fps))
+        track = AudioFeatures(audio_encoder, voice, Fraction(fps))
         assert furthest(windows(track, wanted[f"s3.3_fps{fps}_index"]), wanted[f"s3.3_fps{fps}_chunks"]) < CLOSE
     # At 24 frames per second the original is two steps of 20 ms late.
     states = 3
-    ours = windows(Track(ear, voice, Fraction(24)), wanted["s3.3_fps24_index"]).reshape(9, WINDOW, states, -1)
-    late = wanted["s3.3_fps24_chunks"].reshape(9, WINDOW, states, -1)
+    ours = windows(AudioFeatures(audio_encoder, voice, Fraction(24)), wanted["s3.3_fps24_index"]).reshape(
+        9, WINDOW_STEPS, states, -1
+    )
+    late = wanted["s3.3_fps24_chunks"].reshape(9, WINDOW_STEPS, states, -1)
     assert furthest(ours[1:-1, :-2], late[1:-1, 2:]) < CLOSE
 
 
 @pytest.mark.parametrize("fps", [Fraction(n) for n in (1, 24, 25, 30, 50, 60, 120)] + [Fraction(30000, 1001)], ids=str)
-def test_every_window_begins_four_steps_before_its_frame(ear: Ear, fps: Fraction) -> None:
+def test_every_window_begins_four_steps_before_its_frame(audio_encoder: AudioEncoder, fps: Fraction) -> None:
     """Each window is found again in the states of the whole voice, where the exact time says."""
     voice = hum(2.0)
-    states = ear.hear(voice).flatten(1)
-    track, frames = Track(ear, voice, fps), -(-2 * fps.numerator // fps.denominator)
+    states = audio_encoder.encode(voice).flatten(1)
+    track, frames = AudioFeatures(audio_encoder, voice, fps), -(-2 * fps.numerator // fps.denominator)
     for frame in (0, 1, frames // 2, frames - 1):
-        window = track.window(frame).reshape(WINDOW, -1)
-        first = int(frame * 50 / fps) - BEFORE
-        for offset, step in enumerate(range(first, first + WINDOW)):
+        window = track.window(frame).reshape(WINDOW_STEPS, -1)
+        first = int(frame * 50 / fps) - STEPS_BEFORE
+        for offset, step in enumerate(range(first, first + WINDOW_STEPS)):
             expected = states[step] if 0 <= step < 100 else torch.zeros_like(states[0])
             assert torch.equal(window[offset], expected), (frame, step)
 
 
-def test_a_rate_of_a_1001_fraction_does_not_drift(ear: Ear) -> None:
+def test_a_rate_of_a_1001_fraction_does_not_drift(audio_encoder: AudioEncoder) -> None:
     """Frame 30,000 of a 1001 fraction begins at 1001 s exactly: the step there is 50,050."""
     beep = np.zeros(1002 * 16_000, np.int16)
     beep[1001 * 16_000 :] = 8_000
     fps = Fraction(30_000, 1001)
-    track = Track(ear, beep, fps)
+    track = AudioFeatures(audio_encoder, beep, fps)
 
     exact = track.window(30_000)
 
     assert track._block_of(50_050) == 35  # 28 s each
-    block = ear.hear(beep[35 * (BLOCK - 100) * STEP :].astype(np.float32) / 32768)
-    first = 50_050 - BEFORE - 35 * (BLOCK - 100)
-    assert torch.equal(exact, block[first : first + WINDOW].flatten(0, 1))
+    block = audio_encoder.encode(beep[35 * (BLOCK_STEPS - 100) * STEP_SAMPLES :].astype(np.float32) / 32768)
+    first = 50_050 - STEPS_BEFORE - 35 * (BLOCK_STEPS - 100)
+    assert torch.equal(exact, block[first : first + WINDOW_STEPS].flatten(0, 1))
 
 
-def test_the_joint_of_two_blocks_hears_what_is_on_both_sides(ear: Ear) -> None:
+def test_the_joint_of_two_blocks_hears_what_is_on_both_sides(audio_encoder: AudioEncoder) -> None:
     """At 29 s our windows cross from one block to the next; each step is of the block that knows its neighbours."""
     voice = hum(40.0)
-    first, second = ear.hear(voice[: BLOCK * STEP]), ear.hear(voice[(BLOCK - 100) * STEP :][: BLOCK * STEP])
-    window = Track(ear, voice, Fraction(25)).window(725).reshape(WINDOW, -1)  # steps 1446 to 1455
+    first, second = (
+        audio_encoder.encode(voice[: BLOCK_STEPS * STEP_SAMPLES]),
+        audio_encoder.encode(voice[(BLOCK_STEPS - 100) * STEP_SAMPLES :][: BLOCK_STEPS * STEP_SAMPLES]),
+    )
+    window = (
+        AudioFeatures(audio_encoder, voice, Fraction(25)).window(725).reshape(WINDOW_STEPS, -1)
+    )  # steps 1446 to 1455
 
     assert torch.equal(window[:4], first[1446:1450].flatten(1))
     assert torch.equal(window[4:], second[50:56].flatten(1))
 
 
-def test_blocks_are_heard_once_and_two_are_kept(ear: Ear) -> None:
-    class Counting(Ear):
+def test_blocks_are_heard_once_and_two_are_kept(audio_encoder: AudioEncoder) -> None:
+    class Counting(AudioEncoder):
         heard = 0
 
-        def hear(self, samples: np.ndarray) -> torch.Tensor:
+        def encode(self, samples: np.ndarray) -> torch.Tensor:
             self.heard += 1
-            return ear.hear(samples)
+            return audio_encoder.encode(samples)
 
     counting = Counting(small_whisper().encoder)
-    track = Track(counting, np.zeros(130 * 16_000, np.int16), Fraction(5))
+    track = AudioFeatures(counting, np.zeros(130 * 16_000, np.int16), Fraction(5))
     for frame in range(650):
         track.window(frame)
 
@@ -292,12 +316,12 @@ def test_blocks_are_heard_once_and_two_are_kept(ear: Ear) -> None:
     assert len(track._blocks) == 2
 
 
-def test_silent_stretches_are_heard_as_digital_silence(ear: Ear) -> None:
+def test_silent_stretches_are_heard_as_digital_silence(audio_encoder: AudioEncoder) -> None:
     noise = (np.random.default_rng(1).normal(0, 40, 32_000)).astype(np.int16)
     silenced = noise.copy()
     silenced[8_000:24_000] = 0
 
-    told = Track(ear, noise, Fraction(25), silent=[(8_000, 24_000)])
+    told = AudioFeatures(audio_encoder, noise, Fraction(25), silent=[(8_000, 24_000)])
 
-    assert torch.equal(told.window(25), Track(ear, silenced, Fraction(25)).window(25))
-    assert not torch.equal(told.window(25), Track(ear, noise, Fraction(25)).window(25))
+    assert torch.equal(told.window(25), AudioFeatures(audio_encoder, silenced, Fraction(25)).window(25))
+    assert not torch.equal(told.window(25), AudioFeatures(audio_encoder, noise, Fraction(25)).window(25))

@@ -18,10 +18,10 @@ from torch import Tensor, nn  # noqa: E402
 
 from lipsyncd.errors import OutOfMemory, RenderError  # noqa: E402
 from lipsyncd.renderers.framing import Box  # noqa: E402
-from lipsyncd.renderers.musetalk.gpu_memory import Batch, exhausted  # noqa: E402
-from lipsyncd.renderers.musetalk.painting.blend import Paste  # noqa: E402
+from lipsyncd.renderers.musetalk.gpu_memory import BatchSize, is_out_of_memory  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.blend import PasteBack  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.networks import Painter  # noqa: E402
-from lipsyncd.renderers.musetalk.painting.pipeline import Ahead, Pipeline, Wanted, scaled  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline, Prefetcher, scaled  # noqa: E402
 from tests.kits.media.musetalk_kit import tiny_painter  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -71,15 +71,15 @@ class Overflowing(nn.Module):
         return answer
 
 
-def wanted(count: int, tokens: int = 20) -> list[Wanted]:
+def wanted(count: int, tokens: int = 20) -> list[FrameInput]:
     """`count` frames that all differ."""
     chance = torch.Generator().manual_seed(4)
     latents = torch.randn(1, 8, 32, 32, generator=chance)
-    return [Wanted(latents, torch.randn(tokens, 384, generator=chance), None) for _ in range(count)]
+    return [FrameInput(latents, torch.randn(tokens, 384, generator=chance), None) for _ in range(count)]
 
 
 def through(painter: Painter, count: int, size: int) -> NDArray[np.uint8]:
-    return np.array(list(Pipeline(painter, Batch(CPU, 14), size).patches(wanted(count))))
+    return np.array(list(Pipeline(painter, BatchSize(CPU, 14), size).patches(wanted(count))))
 
 
 def test_frames_come_in_order_whatever_the_batch(painter: Painter) -> None:
@@ -92,7 +92,7 @@ def test_frames_come_in_order_whatever_the_batch(painter: Painter) -> None:
 
 def test_a_batch_that_does_not_fit_is_halved_repeated_and_remembered(painter: Painter) -> None:
     narrow = Narrow(painter.unet, most=2)
-    small, batch = Painter(narrow, painter.vae), Batch(CPU, 14)
+    small, batch = Painter(narrow, painter.vae), BatchSize(CPU, 14)
 
     frames = list(Pipeline(small, batch, 8).patches(wanted(11)))
 
@@ -107,12 +107,16 @@ def test_a_frame_that_does_not_fit_alone_ends_the_job(painter: Painter) -> None:
     cramped = Painter(Narrow(painter.unet, most=0), painter.vae)
 
     with pytest.raises(OutOfMemory, match="single frame"):
-        list(Pipeline(cramped, Batch(CPU, 14), 4).patches(wanted(3)))
+        list(Pipeline(cramped, BatchSize(CPU, 14), 4).patches(wanted(3)))
 
 
 def test_other_errors_of_torch_are_no_lack_of_memory(painter: Painter) -> None:
     with pytest.raises(RuntimeError, match="must match the existing size"):
-        list(Pipeline(painter, Batch(CPU, 14), 2).patches([Wanted(torch.zeros(1, 3, 8, 8), torch.zeros(1, 9), None)]))
+        list(
+            Pipeline(painter, BatchSize(CPU, 14), 2).patches(
+                [FrameInput(torch.zeros(1, 3, 8, 8), torch.zeros(1, 9), None)]
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -124,13 +128,13 @@ def test_other_errors_of_torch_are_no_lack_of_memory(painter: Painter) -> None:
     ],
 )
 def test_memory_that_runs_out_is_known_by_what_torch_says(said: str, means: bool) -> None:
-    assert exhausted(RuntimeError(said)) is means
+    assert is_out_of_memory(RuntimeError(said)) is means
 
 
 def test_the_cpus_allocator_is_understood_too() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert exhausted(error.value)
+    assert is_out_of_memory(error.value)
 
 
 def test_half_precision_that_overflows_is_left_for_full() -> None:
@@ -154,7 +158,7 @@ def test_an_answer_that_is_never_finite_fails_the_job(painter: Painter) -> None:
 def test_scaling_on_the_device_is_opencvs_but_for_single_levels(face: Box) -> None:
     patches = np.random.default_rng(2).integers(0, 256, (3, 256, 256, 3), np.uint8)
     area = Box(face.x + 5, face.y + face.height // 2, face.width - 9, face.height // 3)
-    paste = Paste(face, area, np.zeros((area.height, area.width, 1), np.uint16))
+    paste = PasteBack(face, area, np.zeros((area.height, area.width, 1), np.uint16))
 
     ours = torch.cat(scaled(torch.from_numpy(patches).permute(0, 3, 1, 2), paste)).numpy()
 
@@ -174,7 +178,7 @@ def test_the_thread_ahead_goes_no_further_than_it_may() -> None:
             made.append(number)
             yield number
 
-    ahead = Ahead(items(), most=4)
+    ahead = Prefetcher(items(), most=4)
     deadline = time.monotonic() + 10
     while len(made) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -189,7 +193,7 @@ def test_what_the_thread_raises_is_raised_where_it_is_waited_for() -> None:
         yield 1
         raise OutOfMemory("no room")
 
-    ahead = Ahead(items())
+    ahead = Prefetcher(items())
     assert next(ahead) == 1
     with pytest.raises(OutOfMemory, match="no room"):
         next(ahead)

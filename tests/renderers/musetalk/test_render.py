@@ -25,8 +25,8 @@ from lipsyncd.renderers import Renderer, Scene  # noqa: E402
 from lipsyncd.renderers.musetalk import renderer as module  # noqa: E402
 from lipsyncd.renderers.musetalk.options import Options  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.masks import SIDE, blend_square, mask_of  # noqa: E402
-from lipsyncd.renderers.musetalk.painting.parsing import drawn  # noqa: E402
-from lipsyncd.renderers.musetalk.renderer import Grant, MuseTalk  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.parsing import draw_labels  # noqa: E402
+from lipsyncd.renderers.musetalk.renderer import MuseTalk, RendererSettings  # noqa: E402
 from lipsyncd.weights.lock_list import read_lock  # noqa: E402
 from tests.kits.doc_pages import table  # noqa: E402
 from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
@@ -44,7 +44,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def renderer(weights: Path) -> Iterator[MuseTalk]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield MuseTalk("cpu", Grant(weights))
+    yield MuseTalk("cpu", RendererSettings(weights))
     torch.set_num_threads(before)
 
 
@@ -116,7 +116,7 @@ def test_a_still_picture_is_encoded_once_however_long_the_voice_is(renderer: Mus
 
 @pytest.mark.parametrize("clear", [True, False], ids=["cleared", "kept"])
 def test_memory_in_reserve_is_given_back_after_a_job_where_the_setting_says_so(weights: Path, clear: bool) -> None:
-    renderer = MuseTalk("cpu", Grant(weights, clear_cache=clear))
+    renderer = MuseTalk("cpu", RendererSettings(weights, clear_cache=clear))
     render(renderer, scene())
     # So small that the C library keeps them in its heap, and one that stays on top of the others, which pins them.
     taken = [torch.ones(16_384) for _ in range(3_000)]
@@ -137,7 +137,7 @@ def test_two_renders_give_identical_frames(renderer: MuseTalk, weights: Path) ->
     first = render(renderer, scene())
 
     assert np.array_equal(first, render(renderer, scene()))
-    assert np.array_equal(first, render(MuseTalk("cpu", Grant(weights)), scene()))
+    assert np.array_equal(first, render(MuseTalk("cpu", RendererSettings(weights)), scene()))
 
 
 def test_in_a_pause_the_picture_shows_and_no_network_runs(renderer: MuseTalk) -> None:
@@ -216,10 +216,10 @@ def test_the_parsing_mask_needs_its_weights_and_uses_them(renderer: MuseTalk, tm
     with pytest.raises(WeightsMissing, match="79999_iter"):
         renderer.open(scene(mask="parsing"))
 
-    able = MuseTalk("cpu", Grant(write_weights(tmp_path, parser=True)))
-    by_points, by_parsing = (able.open(scene(mask=mask, mode="raw")) for mask in ("landmarks", "parsing"))
+    able = MuseTalk("cpu", RendererSettings(write_weights(tmp_path, parser=True)))
+    by_landmarks, by_parsing = (able.open(scene(mask=mask, mode="raw")) for mask in ("landmarks", "parsing"))
     assert by_parsing.notes["mask"] == "parsing"
-    assert not np.array_equal(next(by_points.frames()), next(by_parsing.frames()))
+    assert not np.array_equal(next(by_landmarks.frames()), next(by_parsing.frames()))
 
 
 def test_no_gradient_is_ever_kept(renderer: MuseTalk) -> None:
@@ -260,27 +260,27 @@ def test_missing_weights_are_named(tmp_path: Path, file: str) -> None:
     (write_weights(tmp_path) / file).unlink()
 
     with pytest.raises(WeightsMissing, match=file):
-        MuseTalk("cpu", Grant(tmp_path))
+        MuseTalk("cpu", RendererSettings(tmp_path))
 
 
 def test_the_daemon_says_where_weights_are_and_how_much_memory_there_is() -> None:
     told = {"LIPSYNCD_WEIGHTS_DIR": "/w", "LIPSYNCD_RENDER_MAX_VRAM_GB": "7.5", "LIPSYNCD_RENDER_CLEAR_CACHE": "false"}
 
-    assert Grant.from_environment(told) == Grant(Path("/w"), 7.5, False)
-    assert Grant.from_environment({"LIPSYNCD_WEIGHTS_DIR": "/w"}) == Grant(Path("/w"), 14.0, True)
+    assert RendererSettings.from_environment(told) == RendererSettings(Path("/w"), 7.5, False)
+    assert RendererSettings.from_environment({"LIPSYNCD_WEIGHTS_DIR": "/w"}) == RendererSettings(Path("/w"), 14.0, True)
     with pytest.raises(WeightsMissing):
-        Grant.from_environment({})
+        RendererSettings.from_environment({})
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda:0", "cuda:7"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_absent_gpu_is_never_replaced_by_the_cpu(weights: Path, name: str) -> None:
     with pytest.raises(DeviceMissing, match=name):
-        MuseTalk(name, Grant(weights))
+        MuseTalk(name, RendererSettings(weights))
 
 
 def test_closing_gives_the_networks_up(weights: Path) -> None:
-    renderer = MuseTalk("cpu", Grant(weights))
+    renderer = MuseTalk("cpu", RendererSettings(weights))
     alive = renderer._painter.unet
     renderer.close()
 
@@ -297,7 +297,7 @@ def test_the_mask_from_points_has_the_chin_and_the_lips_and_not_the_nose(rendere
     picture = portrait()
     face = find_face(picture, renderer._detector, renderer._landmarks)
     square = blend_square(face.box)
-    labels = drawn(face.landmarks, square)
+    labels = draw_labels(face.landmarks, square)
     mask = mask_of(labels)
 
     def at(point: int, down: float = 0.0) -> int:

@@ -16,7 +16,7 @@ pytest.importorskip("onnx")
 from lipsyncd.renderers.musetalk.face.detector import Detector
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
-from lipsyncd.renderers.musetalk.face.track import follow_face, smoothed, steadied, strength
+from lipsyncd.renderers.musetalk.face.track import smoothed, smoothed_track, strength, track_face
 from tests.kits.media.face_kit import backdrop, draw_head, write_dwpose, write_yunet
 
 
@@ -40,7 +40,7 @@ def middle(face: FaceFound | None) -> float:
 
 
 def test_a_moving_face_is_followed_without_lag(networks: Networks) -> None:
-    track = follow_face(walk(20), *networks)
+    track = track_face(walk(20), *networks)
     for number in range(3, 17):
         assert middle(track.faces[number]) == pytest.approx(150 + 4 * number, abs=2)
     assert (track.strength == 1).all()
@@ -49,7 +49,7 @@ def test_a_moving_face_is_followed_without_lag(networks: Networks) -> None:
 def test_a_frame_without_a_face_passes_through_and_nothing_shifts(networks: Networks) -> None:
     pictures = walk(21)
     pictures[10] = backdrop()
-    track = follow_face(pictures, *networks)
+    track = track_face(pictures, *networks)
     assert [number for number, face in enumerate(track.faces) if face is None] == [10]
     for number in (7, 8, 9, 11, 12, 13):
         assert middle(track.faces[number]) == pytest.approx(150 + 4 * number, abs=4)
@@ -63,39 +63,39 @@ def test_a_face_that_turns_away_is_not_exchanged_for_another(networks: Networks)
         aside = 0.42 if 3 <= number < 6 else 0.0
         picture = draw_head(backdrop(), 180, 180, 90, aside=aside)
         pictures.append(draw_head(picture, 480, 180, 120))
-    track = follow_face(pictures, *networks, choose=(180.0, 180.0))
+    track = track_face(pictures, *networks, choose=(180.0, 180.0))
     assert [face is None for face in track.faces] == [3 <= number < 6 for number in range(9)]
     assert all(middle(face) == pytest.approx(180, abs=3) for face in track.found)
-    largest = follow_face(pictures, *networks)
+    largest = track_face(pictures, *networks)
     assert all(middle(face) == pytest.approx(480, abs=3) for face in largest.found)
 
 
 def test_after_a_cut_the_face_is_chosen_again_and_not_smeared(networks: Networks) -> None:
     before = [draw_head(backdrop(), 160, 180, 100) for _ in range(5)]
     after = [draw_head(backdrop(), 470, 170, 140) for _ in range(5)]
-    track = follow_face([*before, *after], *networks)
+    track = track_face([*before, *after], *networks)
     assert [round(middle(face), -1) for face in track.faces] == [*[160] * 5, *[470] * 5]
     assert track.faces[4].box.width < 110 < 125 < track.faces[5].box.width  # type: ignore[union-attr]
 
 
 def test_a_face_that_appears_later_is_found_when_it_comes(networks: Networks) -> None:
-    track = follow_face([backdrop(), backdrop(), *walk(4)], *networks)
+    track = track_face([backdrop(), backdrop(), *walk(4)], *networks)
     assert [face is None for face in track.faces] == [True, True, False, False, False, False]
 
 
 def test_a_video_without_a_face_is_refused_with_the_first_reason(networks: Networks) -> None:
     with pytest.raises(NoFaceFound, match="none of 3 frames shows a face to animate; the first one: no face in"):
-        follow_face([backdrop()] * 3, *networks)
+        track_face([backdrop()] * 3, *networks)
     small = [draw_head(backdrop(), 300, 180, 40)] * 2
     with pytest.raises(FaceTooSmall, match="none of 2 frames") as caught:
-        follow_face(small, *networks)
+        track_face(small, *networks)
     assert "crop" in caught.value.remedy
 
 
 def test_a_square_that_stands_still_is_laid_around_the_usual_place(networks: Networks) -> None:
     pictures = [draw_head(backdrop(), 300, 180, 100) for _ in range(7)]
     pictures[3] = draw_head(backdrop(), 340, 180, 100)
-    usual = follow_face(pictures, *networks).usual_box
+    usual = track_face(pictures, *networks).median_box
     assert usual.x + usual.width / 2 == pytest.approx(300, abs=2)
 
 
@@ -128,10 +128,10 @@ def face_at(x: int) -> FaceFound:
 
 def test_shots_are_smoothed_each_for_itself() -> None:
     faces = [face_at(10), face_at(12), face_at(10), None, face_at(14), face_at(300), face_at(302)]
-    steady = steadied(faces)
+    steady = smoothed_track(faces)
     assert steady[3] is None
     assert steady[4] == replace(face_at(14), landmarks=steady[4].landmarks)  # type: ignore[union-attr]
     assert steady[5] is not None
     assert 300 <= steady[5].box.x <= 302
-    assert steadied([]) == []
+    assert smoothed_track([]) == []
     assert strength([]).tolist() == []

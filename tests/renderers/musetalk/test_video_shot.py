@@ -21,7 +21,7 @@ from lipsyncd.media.video_frames import BOUNCE, CUT, source_index  # noqa: E402
 from lipsyncd.prepare.decode_video import screen  # noqa: E402
 from lipsyncd.renderers import Scene  # noqa: E402
 from lipsyncd.renderers.framing import RgbImage  # noqa: E402
-from lipsyncd.renderers.musetalk.renderer import Grant, MuseTalk  # noqa: E402
+from lipsyncd.renderers.musetalk.renderer import MuseTalk, RendererSettings  # noqa: E402
 from lipsyncd.renderers.video_source import VideoSource  # noqa: E402
 from tests.kits.installation import Installation, put, sound  # noqa: E402
 from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
@@ -43,7 +43,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def renderer(weights: Path) -> Iterator[MuseTalk]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield MuseTalk("cpu", Grant(weights))
+    yield MuseTalk("cpu", RendererSettings(weights))
     torch.set_num_threads(before)
 
 

@@ -1,6 +1,6 @@
-"""What nobody has to bring to a bench: weights of random numbers, a picture and a voice of noise, a face.
+"""Generated inputs for a benchmark: random weights, a picture and a voice of noise, a face.
 
-Owns what is made up. Leaves its use to `bench`.
+Owns the generated data. Leaves its use to `run`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from lipsyncd.renderers.musetalk.painting.masks import FACE, SIDE, Labels
 Configs = Mapping[str, Mapping[str, Any]]  # of `unet`, `vae`, `whisper`
 
 FPS = 25
-RESOLUTION = 256  # as a job without options has it
+RESOLUTION = 256  # the default of a job
 WIDTH, HEIGHT = 1280, 720
-PLACE = Box(500, 180, 260, 300)  # of the face
+FACE_BOX = Box(500, 180, 260, 300)  # of the face
 
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
 def published_configs() -> dict[str, dict[str, Any]]:
-    """Of the real networks."""
-    return {name: networks.published(name) for name in ("unet", "vae", "whisper")}
+    """The configurations of the real networks."""
+    return {name: networks.published_config(name) for name in ("unet", "vae", "whisper")}
 
 
 def small_configs() -> dict[str, dict[str, Any]]:
-    """Networks of the same build in a size that a test can wait for."""
+    """Configurations of the same kind of networks, small enough for tests."""
     configs = published_configs()
     configs["unet"] |= {
         "block_out_channels": [8, 16],
@@ -57,8 +57,8 @@ def small_configs() -> dict[str, dict[str, Any]]:
 
 
 def write_weights(folder: Path, configs: Configs) -> None:
-    """A folder of weights in the real layout and types, the same one each time."""
-    draw = torch.Generator().manual_seed(0)
+    """Write weights in the real layout and types, with the same values each time."""
+    rng = torch.Generator().manual_seed(0)
     for name, file, config, make, kept, prefix in (
         ("unet", renderer.UNET, renderer.UNET_CONFIG, networks.unet, torch.float16, ""),
         ("vae", renderer.VAE, renderer.VAE_CONFIG, networks.vae, torch.float32, ""),
@@ -66,15 +66,15 @@ def write_weights(folder: Path, configs: Configs) -> None:
     ):
         (folder / file).parent.mkdir(parents=True)
         (folder / config).write_text(json.dumps(configs[name]))
-        save_file({prefix + key: t.to(kept) for key, t in _random(make(configs[name]), draw)}, folder / file)
+        save_file({prefix + key: t.to(kept) for key, t in _random(make(configs[name]), rng)}, folder / file)
 
 
-def _random(network: nn.Module, draw: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-    """Numbers under which the answers stay finite in half precision: layers keep the size of what they get."""
+def _random(network: nn.Module, rng: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+    """Values with which the output stays finite in half precision: layers keep the magnitude of their input."""
     for name, tensor in network.state_dict().items():
         if tensor.ndim >= 2:
             most = math.sqrt(3 / math.prod(tensor.shape[1:]))
-            yield name, torch.empty(tensor.shape).uniform_(-most, most, generator=draw)
+            yield name, torch.empty(tensor.shape).uniform_(-most, most, generator=rng)
         else:
             yield name, torch.ones(tensor.shape) if name.endswith("weight") else torch.zeros(tensor.shape)
 
@@ -83,8 +83,8 @@ def _random(network: nn.Module, draw: torch.Generator) -> Iterator[tuple[str, to
 
 
 def face() -> FaceFound:
-    """A face that was found without looking."""
-    return FaceFound(PLACE, np.zeros((68, 2), np.float32), 1.0, 0.0, PLACE, 1.0)
+    """A face at a known place, which no detector has to find."""
+    return FaceFound(FACE_BOX, np.zeros((68, 2), np.float32), 1.0, 0.0, FACE_BOX, 1.0)
 
 
 def labels_of(_: RgbImage, square: Box, face: FaceFound) -> Labels:
@@ -96,9 +96,9 @@ def labels_of(_: RgbImage, square: Box, face: FaceFound) -> Labels:
 
 
 def scene_of(seconds: float) -> Scene:
-    """Noise to see and to hear, as long as asked."""
-    draw = np.random.default_rng(0)
-    picture = draw.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    speech = draw.integers(-9000, 9000, max(round(seconds * SPEECH_RATE), 1), np.int16)
+    """A picture and a voice of noise, of the given length."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    speech = rng.integers(-9000, 9000, max(round(seconds * SPEECH_RATE), 1), np.int16)
     frames = math.ceil(Fraction(len(speech), SPEECH_RATE) * FPS)
     return Scene(picture, speech, Fraction(FPS), frames, stitch=False, resolution=RESOLUTION)

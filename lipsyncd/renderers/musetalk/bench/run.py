@@ -2,15 +2,14 @@
 
     python -m lipsyncd.renderers.musetalk.bench.run REQUEST
 
-REQUEST is a JSON object, see `Request`. Started by `lipsyncd bench`, because torch lives on this side only. Each line
-that it prints is a JSON object, as soon as it is known: what is measured, each `stage`, the end, or an `error`.
+REQUEST is a JSON object, see `Request`. Started by `lipsyncd bench`, since only this process imports torch. It prints
+JSON objects, one a line, as soon as each is known: what is measured, each `stage`, the totals, or an `error`.
 
-What is timed is what renders: the renderer's own loading, painter, pipeline, shot and encoder. Without a folder of
-weights the networks have their published sizes and random numbers in them, which take as long as trained ones.
-Finding the face is left out: its networks are ONNX files that nobody can make up, and a picture needs them once.
+The code of a real render is timed: its loading, painter, pipeline, shot and encoder. Without a folder of weights the
+networks have their published sizes and random weights, which take as long as trained ones. Finding the face is left
+out: its networks are ONNX files that cannot be generated here, and a picture needs them once.
 
-Owns the order of the stages. Leaves every computation to the module that a render uses for it, and the table to
-`cli_bench`.
+Owns the order of the stages. Leaves the computation to the modules of a render, and the table to `lipsyncd.cli.bench`.
 """
 
 from __future__ import annotations
@@ -39,19 +38,25 @@ from lipsyncd.renderers.audio import FULL_SCALE
 from lipsyncd.renderers.encoder import Encoder
 from lipsyncd.renderers.framing import SquareView, square_around
 from lipsyncd.renderers.musetalk import renderer
-from lipsyncd.renderers.musetalk.audio_features import BLOCK, OVERLAP, STEPS_PER_S, Ear, Track
+from lipsyncd.renderers.musetalk.audio_features import (
+    BLOCK_STEPS,
+    OVERLAP_STEPS,
+    STEPS_PER_S,
+    AudioEncoder,
+    AudioFeatures,
+)
 from lipsyncd.renderers.musetalk.bench import random_inputs
-from lipsyncd.renderers.musetalk.bench.random_inputs import FPS, HEIGHT, PLACE, RESOLUTION, WIDTH
+from lipsyncd.renderers.musetalk.bench.random_inputs import FACE_BOX, FPS, HEIGHT, RESOLUTION, WIDTH
 from lipsyncd.renderers.musetalk.bench.timing import ROUNDS_S, TOKENS, Clock, Stage, ceiling_tflops, work_gflop
-from lipsyncd.renderers.musetalk.gpu_memory import GB, Batch, cap, exhausted, peak_gb
+from lipsyncd.renderers.musetalk.gpu_memory import GB, BatchSize, is_out_of_memory, limit_memory, peak_gb
 from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of
-from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, to_bytes
+from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, to_uint8
 from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline, scaled
-from lipsyncd.renderers.musetalk.painting.prepared_face import look_at
+from lipsyncd.renderers.musetalk.painting.prepared_face import prepare_face
 from lipsyncd.renderers.musetalk.still_shot import StillShot, Voice
 
 _SMALL_ROUNDS_S = 0.1
-_ENCODED_FRAMES = 250  # at least: the start of ffmpeg would hide the speed of less
+_ENCODED_FRAMES = 250  # at least: with fewer frames the start of ffmpeg would dominate
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,10 @@ class Request:
     """What to measure.
 
     weights      folder of the weights; empty for random ones
-    batch        frames at a time; 0 is 16 on a GPU and 1 on a CPU
-    seconds      of sound; 0 is 30 on a GPU and 0.2 on a CPU
+    batch        frames at a time; 0: 16 on a GPU and 1 on a CPU
+    seconds      of sound; 0: 30 on a GPU and 0.2 on a CPU
     max_vram_gb  as the setting
-    small        tiny networks: the figures mean nothing, but come soon
+    small        tiny networks, for tests: the figures mean nothing
     """
 
     device: str
@@ -75,41 +80,41 @@ class Request:
 
 
 class Networks(renderer.MuseTalk):
-    """The renderer without the networks that find a face."""
+    """The renderer without the networks that find faces."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        renderer._settle(device)
+        renderer.make_deterministic(device)
 
-    def load(self, grant: renderer.Grant) -> None:
-        """What the first job waits for."""
-        self._grant = grant
-        cap(self.device, grant.max_vram_gb)
-        self._batch = Batch(self.device, grant.max_vram_gb)
-        self._painter, self._ear = self._load_painter(), self._load_ear()
+    def load(self, settings: renderer.RendererSettings) -> None:
+        """Load what the first job waits for."""
+        self._settings = settings
+        limit_memory(self.device, settings.max_vram_gb)
+        self._batch = BatchSize(self.device, settings.max_vram_gb)
+        self._painter, self._audio_encoder = self._load_painter(), self._load_audio_encoder()
 
     @property
     def painter(self) -> Painter:
         return self._painter
 
     @property
-    def ear(self) -> Ear:
-        return self._ear
+    def audio_encoder(self) -> AudioEncoder:
+        return self._audio_encoder
 
     @property
     def precision(self) -> str:
         return str(self._painter.dtype).removeprefix("torch.")
 
     def batch(self, wanted: int) -> int:
-        """The batch that fits."""
+        """The batch size that fits."""
         return self._batch.size(wanted)
 
     def shot(self, scene: Scene, batch: int) -> StillShot:
-        """What `open` gives, for a face whose place is known. Every frame is painted: no voice has pauses here."""
-        look = look_at(scene.picture, random_inputs.face(), self._painter, random_inputs.labels_of, "jaw")
-        voice = Voice(Track(self._ear, scene.speech, scene.fps), np.ones(scene.frames, np.float32))
+        """As `open` returns it, for a face at a known place. Every frame is painted, since the voice has no pauses."""
+        prepared = prepare_face(scene.picture, random_inputs.face(), self._painter, random_inputs.labels_of, "jaw")
+        voice = Voice(AudioFeatures(self._audio_encoder, scene.speech, scene.fps), np.ones(scene.frames, np.float32))
         pipeline = Pipeline(self._painter, self._batch, batch)
-        return StillShot(scene, PLACE, look, voice, pipeline, exact=False, notes={}, done=lambda _: None)
+        return StillShot(scene, FACE_BOX, prepared, voice, pipeline, parity=False, notes={}, done=lambda _: None)
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
@@ -125,53 +130,55 @@ class Bench:
         self.ceiling = ceiling_tflops(clock, loaded.device, loaded.painter.dtype)
 
     def stages(self) -> Iterator[Stage]:
-        """Each stage when it is measured, the whole job last."""
-        yield from self._hearing_and_seeing()
+        """Each stage once it is measured, the whole job last."""
+        yield from self._encoding_inputs()
         yield from self._painting()
-        yield self._encoding()
+        yield self._encoding_video()
         yield self._job()
 
-    def _hearing_and_seeing(self) -> Iterator[Stage]:
+    def _encoding_inputs(self) -> Iterator[Stage]:
         sound = self.scene.speech[: 30 * SPEECH_RATE].astype(np.float32) / FULL_SCALE
-        yield self._row("whisper", "30 s block", self._clock.mean(lambda: self._loaded.ear.hear(sound)), "whisper")
-        crop = crop_face(self.scene.picture, PLACE)
+        yield self._row(
+            "whisper", "30 s block", self._clock.mean(lambda: self._loaded.audio_encoder.encode(sound)), "whisper"
+        )
+        crop = crop_face(self.scene.picture, FACE_BOX)
         with torch.inference_mode():
             took_s = self._clock.mean(lambda: latents_of(self._loaded.painter, crop), most=20)
         yield self._row("VAE encode", "picture", took_s, "encoder")
 
     def _painting(self) -> Iterator[Stage]:
         painter, size, rounds = self._loaded.painter, self._batch, -(-self.scene.frames // self._batch)
-        paste = look_at(self.scene.picture, random_inputs.face(), painter, random_inputs.labels_of, "jaw").paste
-        draw = torch.Generator().manual_seed(0)
-        latents = torch.randn(size, 8, PATCH // 8, PATCH // 8, generator=draw).to(painter.device, painter.dtype)
-        tokens = torch.randn(size, TOKENS, 384, generator=draw).to(painter.device)
+        paste = prepare_face(self.scene.picture, random_inputs.face(), painter, random_inputs.labels_of, "jaw").paste
+        rng = torch.Generator().manual_seed(0)
+        latents = torch.randn(size, 8, PATCH // 8, PATCH // 8, generator=rng).to(painter.device, painter.dtype)
+        tokens = torch.randn(size, TOKENS, 384, generator=rng).to(painter.device)
         with torch.inference_mode():
             painted = painter.predict(latents, tokens)
             yield self._row("UNet", "frame", self._clock.mean(lambda: painter.predict(latents, tokens), rounds), "unet")
             decoded = painter.decode(painted)
             yield self._row("decoder", "frame", self._clock.mean(lambda: painter.decode(painted), rounds), "decoder")
-            parts = scaled(to_bytes(decoded), paste)
+            parts = scaled(to_uint8(decoded), paste)
             pinned = painter.device.type == "cuda"
-            there = [torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned) for part in parts]
+            targets = [torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned) for part in parts]
 
             def fetch() -> None:
-                for target, part in zip(there, scaled(to_bytes(decoded), paste), strict=True):
+                for target, part in zip(targets, scaled(to_uint8(decoded), paste), strict=True):
                     target.copy_(part, non_blocking=True)
 
             yield self._row("uint8, scale, copy", "frame", self._clock.mean(fetch, max(rounds, 10)))
         self._frame = self.scene.picture.copy()
-        view = SquareView(WIDTH, HEIGHT, square_around(PLACE, WIDTH, HEIGHT), RESOLUTION)
-        patch = there[0][0].numpy()
+        view = SquareView(WIDTH, HEIGHT, square_around(FACE_BOX, WIDTH, HEIGHT), RESOLUTION)
+        patch = targets[0][0].numpy()
 
         def blend() -> None:
-            paste.lay(self.scene.picture, patch, self._frame)
-            self._shown = view.of(self._frame)
+            paste.blend(self.scene.picture, patch, self._frame)
+            self._blended = view.of(self._frame)
 
         yield self._row("blend, cut", "frame", self._clock.mean(blend, 2000), frames=1)
 
-    def _encoding(self) -> Stage:
+    def _encoding_video(self) -> Stage:
         count = max(self.scene.frames, _ENCODED_FRAMES)
-        turned = [np.ascontiguousarray(np.roll(self._shown, shift, axis=1)) for shift in (0, 1)]
+        turned = [np.ascontiguousarray(np.roll(self._blended, shift, axis=1)) for shift in (0, 1)]
 
         def encode() -> None:
             with self._encoder(RESOLUTION, RESOLUTION, count / FPS) as encoder:
@@ -193,7 +200,7 @@ class Bench:
 
         took_s = self._clock.once(render)
         steps = -(-len(scene.speech) * STEPS_PER_S // SPEECH_RATE)
-        blocks = 1 + max(-(-(steps - BLOCK) // (BLOCK - OVERLAP)), 0)
+        blocks = 1 + max(-(-(steps - BLOCK_STEPS) // (BLOCK_STEPS - OVERLAP_STEPS)), 0)
         each = self._gflop["unet"] + self._gflop["decoder"]
         total = each * scene.frames + self._gflop["encoder"] + self._gflop["whisper"] * blocks
         return Stage("whole job", "frame", 1000 * took_s / scene.frames, total / scene.frames, self.ceiling)
@@ -208,7 +215,7 @@ class Bench:
                 yield encoder
 
     def _row(self, name: str, per: str, took_s: float, work: str = "", *, frames: int = 0) -> Stage:
-        """A row; what is told for each frame was timed for a batch, or for `frames`."""
+        """A row. The time of a row for each frame was measured for a batch, or for `frames`."""
         count = (frames or self._batch) if per == "frame" else 1
         return Stage(name, per, 1000 * took_s / count, self._gflop[work] if work else None, self.ceiling)
 
@@ -217,17 +224,17 @@ class Bench:
 
 
 def find_device(name: str) -> torch.device:
-    """See `renderer.find_device`; the remedy is that of a command. Raises `DeviceMissing`, `UsageError`."""
+    """`renderer.find_device` with remedies for the command line. Raises `DeviceMissing`, `UsageError`."""
     try:
         return renderer.find_device(name)
     except DeviceMissing as error:
         raise DeviceMissing(error.message, remedy="check the driver with `nvidia-smi`, or add --device cpu") from None
     except RuntimeError:
-        raise UsageError(f"torch knows no device {name!r}", remedy="use auto, cpu or cuda:0") from None
+        raise UsageError(f"torch has no device {name!r}", remedy="use auto, cpu or cuda:0") from None
 
 
 def measure(request: Request) -> Iterator[dict[str, object]]:
-    """The lines of one run, each when it is known. Raises `LipsyncdError`."""
+    """The lines of one run, each as soon as it is known. Raises `LipsyncdError`."""
     device = find_device(request.device)
     gpu = device.type == "cuda"
     request = replace(
@@ -249,8 +256,8 @@ def measure(request: Request) -> Iterator[dict[str, object]]:
             )
         }
         loaded = Networks(device)
-        load_s = clock.once(lambda: loaded.load(renderer.Grant(folder, request.max_vram_gb)))
-        here_gb = memory_gb(device)
+        load_s = clock.once(lambda: loaded.load(renderer.RendererSettings(folder, request.max_vram_gb)))
+        loaded_gb = memory_gb(device)
     bench = Bench(loaded, clock, request, work_gflop(configs))
     frames = bench.scene.frames
     yield {
@@ -265,21 +272,21 @@ def measure(request: Request) -> Iterator[dict[str, object]]:
         "ceiling_tflops": bench.ceiling,
         "load_s": load_s,
         "memory": "VRAM" if gpu else "RSS",
-        "loaded_gb": here_gb,
+        "loaded_gb": loaded_gb,
     }
     for stage in bench.stages():
         yield {"stage": stage.as_json()}
     yield {
         "job_s": stage.ms * frames / 1000,
         "peak_gb": most_memory_gb(device),
-        # What the job ended with: half precision may have been left, and a batch halved.
+        # At the end of the job: it may have switched to full precision or halved its batch.
         "precision": loaded.precision,
         "batch": loaded.batch(request.batch),
     }
 
 
 def memory_gb(device: torch.device) -> float:
-    """What the networks take now: of the GPU's memory in tensors, or of the machine's in this process."""
+    """The memory of the networks: of tensors on the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / GB
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -287,7 +294,7 @@ def memory_gb(device: torch.device) -> float:
 
 
 def most_memory_gb(device: torch.device) -> float:
-    """The most that it was since the process began."""
+    """The peak of `memory_gb` since the start of the process."""
     peak = peak_gb(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB if peak is None else peak
 
@@ -327,10 +334,10 @@ def main(request: Request) -> int:
         print(json.dumps({"error": error.reason()}), flush=True)
         return 1
     except RuntimeError as error:
-        if not exhausted(error):
+        if not is_out_of_memory(error):
             raise
-        few = OutOfMemory("a stage does not fit into the device's memory", remedy="use a smaller --batch")
-        print(json.dumps({"error": few.reason()}), flush=True)
+        failure = OutOfMemory("a stage does not fit into the device's memory", remedy="use a smaller --batch")
+        print(json.dumps({"error": failure.reason()}), flush=True)
         return 1
     return 0
 

@@ -1,6 +1,6 @@
-"""What a stage is measured with: its work, its time, and the fastest that the device does anything.
+"""The measurements of a benchmark: operations, time, and the device's peak rate.
 
-Owns counting, the clock and the ceiling. Leaves what is timed to `bench`.
+Owns counting, the clock and the peak rate, called ceiling. Leaves the timed work to `run`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lipsyncd.renderers.musetalk.audio_features import BLOCK
+from lipsyncd.renderers.musetalk.audio_features import BLOCK_STEPS
 from lipsyncd.renderers.musetalk.bench.random_inputs import Configs
 from lipsyncd.renderers.musetalk.painting import networks
 from lipsyncd.renderers.musetalk.painting.networks import PATCH
@@ -21,14 +21,14 @@ TOKENS = 50  # of one frame: ten steps of five states
 ROUNDS_S = 6.0  # about how long one stage is measured
 
 _CEILING_SIDES = {"cuda": (2048, 4096, 8192), "cpu": (512, 1024, 2048)}
-_CEILING_RUNS = 3  # the best one counts: a ceiling is what the device can do, not what it does on average
+_CEILING_RUNS = 3  # the best one counts: the ceiling is the peak rate, not the average
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One row: what was timed, for each `per`.
+    """One row of the result: the time of a stage for each unit `per`.
 
-    gflop  of one `per`, a multiply-add as 2; None where nobody counts
+    gflop  of one unit, a multiply-add as 2; None where operations are not counted
     """
 
     stage: str
@@ -47,12 +47,12 @@ class Stage:
 
     @property
     def percent(self) -> float | None:
-        """Of the ceiling."""
+        """The rate as a part of the ceiling."""
         return None if self.tflops is None else 100 * self.tflops / self.ceiling_tflops
 
     def as_json(self) -> dict[str, object]:
-        told = {k: v for k, v in asdict(self).items() if k != "ceiling_tflops"}
-        return {**told, "per_s": self.per_s, "tflops": self.tflops, "percent_of_ceiling": self.percent}
+        fields = {k: v for k, v in asdict(self).items() if k != "ceiling_tflops"}
+        return {**fields, "per_s": self.per_s, "tflops": self.tflops, "percent_of_ceiling": self.percent}
 
 
 # -- work --------------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class Stage:
 def work_gflop(configs: Configs) -> dict[str, float]:
     """GFLOP of each network for one frame, picture or block of sound, counted by torch without computing anything.
 
-    returns  `unet` and `decoder` for a frame, `encoder` for the two views of a picture, `whisper` for a block of 30 s
+    returns  `unet` and `decoder` for a frame, `encoder` for both crops of a picture, `whisper` for a block of 30 s
     """
     unet, vae = networks.unet(configs["unet"]), networks.vae(configs["vae"])
     whisper = networks.whisper(configs["whisper"])
@@ -72,7 +72,7 @@ def work_gflop(configs: Configs) -> dict[str, float]:
         "unet": _counted(lambda: unet(_nothing(1, 8, side, side), time_step, _nothing(1, TOKENS, width))),
         "decoder": _counted(lambda: vae.decode(_nothing(1, 4, side, side))),
         "encoder": _counted(lambda: vae.encode(_nothing(2, 3, PATCH, PATCH))),
-        "whisper": _counted(lambda: whisper(_nothing(1, mels, 2 * BLOCK))),
+        "whisper": _counted(lambda: whisper(_nothing(1, mels, 2 * BLOCK_STEPS))),
     }
 
 
@@ -90,13 +90,13 @@ def _counted(call: Callable[[], object]) -> float:
 
 
 class Clock:
-    """Times of work on one device, which may go on after the call that began it returns."""
+    """Times work on one device, which may continue after the call that started it returns."""
 
     def __init__(self, device: torch.device, rounds_s: float = ROUNDS_S) -> None:
         self._device, self._rounds_s = device, rounds_s
 
     def once(self, call: Callable[[], object], times: int = 1) -> float:
-        """Seconds for one of `times` calls, until the device has finished them all."""
+        """Seconds for each of `times` calls, until the device has finished them all."""
         self._wait()
         started = time.perf_counter()
         for _ in range(times):
@@ -105,9 +105,9 @@ class Clock:
         return (time.perf_counter() - started) / times
 
     def mean(self, call: Callable[[], object], most: int = 1_000_000) -> float:
-        """Seconds for one call: the mean of as many as fit into a few seconds, `most` at most, after a warm-up."""
+        """Seconds for one call: the mean of as many as fit into a few seconds, up to `most`, after a warm-up."""
         if self._device.type == "cuda":
-            call()  # the first call chooses kernels
+            call()  # the first call selects kernels
         probe = self.once(call)
         return self.once(call, max(min(int(self._rounds_s / max(probe, 1e-6)), most), 1))
 
@@ -117,7 +117,7 @@ class Clock:
 
 
 def ceiling_tflops(clock: Clock, device: torch.device, dtype: torch.dtype) -> float:
-    """The fastest product of two square matrices: what no layer will exceed by much."""
+    """The rate of the fastest product of two square matrices, which no layer exceeds by much."""
     best = 0.0
     for side in _CEILING_SIDES[device.type]:
         a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))

@@ -1,7 +1,7 @@
-"""The one face of a picture that is to speak: chosen, measured, and with the box that MuseTalk's networks expect.
+"""Find the face of a picture that is to speak: choose it, measure it, and compute the box that MuseTalk expects.
 
-YuNet says where faces are. Around the chosen one, head and shoulders are cut out and shown to DWPose, which knows
-people and not faces; so a small face in a wide picture gets as many pixels as a portrait.
+YuNet finds the faces. Head and shoulders around the chosen one are cropped for DWPose, which was trained on people, not
+on faces; so a small face in a wide picture gets as many pixels as in a portrait.
 
 Owns the choice, the box and the reasons for a refusal. Leaves the networks to `detector` and `landmarks`.
 """
@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 
 from lipsyncd.errors import BadOption, FaceTooSmall, NoFaceFound
 from lipsyncd.renderers.framing import Box, RgbImage
-from lipsyncd.renderers.musetalk.face.detector import SURE, Detected, Detector
+from lipsyncd.renderers.musetalk.face.detector import MIN_SCORE, DetectedFace, Detector
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet, Points
 
-Choice = int | tuple[float, float] | Box | None
+FaceChoice = int | tuple[float, float] | Box | None
 
-MARGIN_PX = 10  # below the chin, as MuseTalk 1.5 has it
-LEAST_FACE_PX = 48  # shorter side of a face's box
-LEAST_SCORE = 0.3  # of the middle one of 68 points, about 0 to 1
-MOST_YAW_DEG = 50.0  # MuseTalk was trained on faces that look at the camera
+MARGIN_PX = 10  # below the chin, as in MuseTalk 1.5
+MIN_FACE_PX = 48  # shorter side of a face's box
+MIN_LANDMARK_SCORE = 0.3  # median score of the 68 points, about 0 to 1
+MAX_YAW_DEG = 50.0  # MuseTalk was trained on frontal faces
 
-_REACHES = (3.0, 1.8, 1.1)  # how much of a picture around a face the landmarks' network sees, in sizes of the face
-_SAME_FACE = 0.25  # overlap from which detector and landmarks, or two frames of a video, mean the same face
+_REACHES = (3.0, 1.8, 1.1)  # sizes of the crop for the landmarks' network, in sizes of the face
+_SAME_FACE = 0.25  # least overlap of detector and landmarks, or of two frames of a video, for the same face
 _NOSE_BRIDGE, _NOSE_TIP = 29, 30  # of the 68 points
 _EYE_CORNERS = (36, 45)  # the outer ones
 
 
 @dataclass(frozen=True)
 class FaceFound:
-    """A face that can speak, in pixels of its picture.
+    """A face that can be animated, in pixels of its picture.
 
-    box             what MuseTalk repaints: within the picture, with the margin below the chin
+    box             the part that MuseTalk repaints: within the picture, with the margin below the chin
     landmarks       (68, 2) float32
-    score           of the middle one of the landmarks
+    score           median score of the landmarks
     yaw_deg         how far the head is turned, positive when the nose points to the picture's right
     detected        the detector's box, within the picture
     detector_score  0 to 1
@@ -56,8 +56,8 @@ class FaceFound:
     from_landmarks: bool = True
 
 
-def read_choice(value: object) -> Choice:
-    """The option `face` of a manifest: 0 is the largest face, 1 the next; or "x,y", a place on it in pixels.
+def read_choice(value: object) -> FaceChoice:
+    """The option `face` of a manifest: 0 is the largest face, 1 the next; or "x,y", a point on it in pixels.
 
     Raises `BadOption`.
     """
@@ -78,41 +78,41 @@ def find_face(
     detector: Detector,
     landmarks: LandmarkNet,
     *,
-    choose: Choice = None,
+    choose: FaceChoice = None,
     margin_px: int = MARGIN_PX,
     flip_test: bool = True,
 ) -> FaceFound:
     """The face that is to speak.
 
     picture    (H, W, 3) uint8 RGB
-    choose     None or 0: the largest; n: the next ones; (x, y): the one at that place; a Box: the one that was there in
+    choose     None or 0: the largest; n: the next ones; (x, y): the one at this point; a Box: the one that was there in
                the frame before
     flip_test  see `LandmarkNet.find`
 
-    Raises `NoFaceFound` where there is none, or it is not clear or looks away, and `FaceTooSmall`; with the numbers.
+    Raises `NoFaceFound` when there is none, or it is unclear or turned away, and `FaceTooSmall`.
     """
     height, width = picture.shape[:2]
-    chosen = _chosen(picture, detector, choose)
-    seen = _clipped(chosen.box, width, height)
-    if min(seen.width, seen.height) < LEAST_FACE_PX:
+    chosen = _choose(picture, detector, choose)
+    detected = _clipped(chosen.box, width, height)
+    if min(detected.width, detected.height) < MIN_FACE_PX:
         raise FaceTooSmall(
-            f"the face has {seen.width}x{seen.height} pixels in a picture of {width}x{height}; "
-            f"it needs {LEAST_FACE_PX} at least"
+            f"the face has {detected.width}x{detected.height} pixels in a picture of {width}x{height}; "
+            f"it needs at least {MIN_FACE_PX}"
         )
-    points, score = _points(picture, landmarks, seen, flip_test)
+    points, score = _points(picture, landmarks, detected, flip_test)
     yaw = yaw_deg(points.at)
-    if abs(yaw) > MOST_YAW_DEG:
+    if abs(yaw) > MAX_YAW_DEG:
         raise NoFaceFound(
-            f"the face is turned aside by about {abs(yaw):.0f} degrees; up to {MOST_YAW_DEG:.0f} can be animated",
+            f"the face is turned sideways by about {abs(yaw):.0f} degrees; up to {MAX_YAW_DEG:.0f} can be animated",
             remedy="use a picture in which the face looks at the camera",
         )
-    box = speaking_box(points.at, width, height, margin_px=margin_px)
+    box = musetalk_box(points.at, width, height, margin_px=margin_px)
     return FaceFound(
-        box=box or _with_margin(seen, height, margin_px),
+        box=box or _with_margin(detected, height, margin_px),
         landmarks=points.at,
         score=score,
         yaw_deg=yaw,
-        detected=seen,
+        detected=detected,
         detector_score=chosen.score,
         from_landmarks=box is not None,
     )
@@ -121,20 +121,20 @@ def find_face(
 # -- which face --------------------------------------------------------------------------------------------------------
 
 
-def _chosen(picture: RgbImage, detector: Detector, choose: Choice) -> Detected:
-    most: list[Detected] = []
-    surest = 0.0
+def _choose(picture: RgbImage, detector: Detector, choose: FaceChoice) -> DetectedFace:
+    most: list[DetectedFace] = []
+    best_score = 0.0
     for found in detector.passes(picture):
-        faces = [face for face in found if face.sure]
+        faces = [face for face in found if face.is_face]
         if (chosen := _pick(faces, choose)) is not None:
             return chosen
         most = max(most, faces, key=len)
-        surest = max([surest, *(face.score for face in found)])
-    raise _not_there(most, surest, choose, picture)
+        best_score = max([best_score, *(face.score for face in found)])
+    raise _no_face_error(most, best_score, choose, picture)
 
 
-def _pick(faces: Sequence[Detected], choose: Choice) -> Detected | None:
-    """The chosen one of `faces`, which come with the largest first."""
+def _pick(faces: Sequence[DetectedFace], choose: FaceChoice) -> DetectedFace | None:
+    """The chosen one of `faces`, which are sorted by size, the largest first."""
     if choose is None or isinstance(choose, int):
         return faces[choose or 0] if len(faces) > (choose or 0) else None
     if isinstance(choose, Box):
@@ -142,36 +142,38 @@ def _pick(faces: Sequence[Detected], choose: Choice) -> Detected | None:
         return nearest if nearest is not None and overlap(nearest.box, choose) >= _SAME_FACE else None
     x, y = choose
     around = [f for f in faces if f.box.x <= x < f.box.right and f.box.y <= y < f.box.bottom]
-    # Where boxes overlap, the one whose middle is nearest.
+    # Where boxes overlap: the one whose centre is nearest.
     return min(
         around, key=lambda f: math.hypot(f.box.x + f.box.width / 2 - x, f.box.y + f.box.height / 2 - y), default=None
     )
 
 
-def _not_there(faces: Sequence[Detected], surest: float, choose: Choice, picture: RgbImage) -> NoFaceFound:
+def _no_face_error(
+    faces: Sequence[DetectedFace], best_score: float, choose: FaceChoice, picture: RgbImage
+) -> NoFaceFound:
     height, width = picture.shape[:2]
     where = f"the picture of {width}x{height} pixels"
     if not faces:
-        guess = f"the surest guess has a score of {surest:.2f}, a face has {SURE}" if surest else "not even a guess"
-        return NoFaceFound(f"no face in {where}: {guess}")
+        best = f"the best candidate has a score of {best_score:.2f}" if best_score else "there is no candidate"
+        return NoFaceFound(f"no face in {where}: {best}, a face needs {MIN_SCORE}")
     places = "; ".join(f"{f.box.x + f.box.width // 2},{f.box.y + f.box.height // 2}" for f in faces[:8])
-    told = f"the {len(faces)} found, the largest first, have their middles at {places}"
+    found = f"{len(faces)} found, the largest first, with centres at {places}"
     if isinstance(choose, int):
-        return NoFaceFound(f"no face number {choose} in {where}; {told}", remedy="number 0 is the largest")
+        return NoFaceFound(f"no face number {choose} in {where}; {found}", remedy="number 0 is the largest face")
     if isinstance(choose, Box):
-        return NoFaceFound(f"the face is no longer where it was in {where}; {told}")
+        return NoFaceFound(f"the face is no longer where it was in {where}; {found}")
     x, y = choose or (0.0, 0.0)
-    return NoFaceFound(f"no face at {x:g},{y:g} in {where}; {told}", remedy="name one of these places")
+    return NoFaceFound(f"no face at {x:g},{y:g} in {where}; {found}", remedy="use one of these points")
 
 
 # -- its points --------------------------------------------------------------------------------------------------------
 
 
 def _points(picture: RgbImage, landmarks: LandmarkNet, face: Box, flip_test: bool) -> tuple[Points, float]:
-    """The 68 points of the face in that box and their score. Raises `NoFaceFound` when they are not clear.
+    """The 68 points of the face in a box and their score. Raises `NoFaceFound` when they are unclear.
 
-    Head and shoulders suit the network best. But they may show a neighbour, whose face it then takes; closer looks do
-    not.
+    A crop of head and shoulders suits the network best, but may include another face, which the network may prefer;
+    tighter crops do not.
     """
     height, width = picture.shape[:2]
     best, lost, elsewhere = 0.0, 0, False
@@ -180,48 +182,48 @@ def _points(picture: RgbImage, landmarks: LandmarkNet, face: Box, flip_test: boo
         points = landmarks.find(picture, person, flip_test=flip_test).face
         score, missing = float(np.median(points.score)), int((points.score <= 0).sum())
         here = overlap(_around(points.at), face) >= _SAME_FACE
-        if score >= LEAST_SCORE and not missing and here:
+        if score >= MIN_LANDMARK_SCORE and not missing and here:
             return points, score
         if score >= best:
             best, lost, elsewhere = score, missing, not here
-    why = f"{lost} of 68 points are missing" if lost else f"their score is {best:.2f}, a clear face has {LEAST_SCORE}"
-    if best >= LEAST_SCORE and elsewhere and not lost:
+    why = f"{lost} of 68 points are missing" if lost else f"their score is {best:.2f}, below {MIN_LANDMARK_SCORE}"
+    if best >= MIN_LANDMARK_SCORE and elsewhere and not lost:
         why = "they lie on another face"
     raise NoFaceFound(
-        f"the landmarks of the face at {face.x + face.width // 2},{face.y + face.height // 2} are not clear: {why}",
+        f"the landmarks of the face at {face.x + face.width // 2},{face.y + face.height // 2} are unclear: {why}",
         remedy="use a sharper picture of a face that looks at the camera, with nothing in front of it",
     )
 
 
-def speaking_box(points: NDArray[np.float32], width: int, height: int, *, margin_px: int = MARGIN_PX) -> Box | None:
-    """MuseTalk's box: as wide as the points, and as far above the bridge of the nose as the chin is below it.
+def musetalk_box(points: NDArray[np.float32], width: int, height: int, *, margin_px: int = MARGIN_PX) -> Box | None:
+    """MuseTalk's box: as wide as the points, and reaching as far above the bridge of the nose as the chin is below it.
 
     points         (68, 2) float32, in pixels of the picture
-    width, height  of the picture; the box is cut off there, and None when nothing is left of it
+    width, height  of the picture; the box is clipped to it, and None when nothing is left of it
 
-    Source: MuseTalk 1.5, which takes the detector's box where ours is cut off at the left.
+    Source: MuseTalk 1.5, which uses the detector's box where ours is clipped at the left.
     """
-    left, top, right, bottom = uncut_box(points)
+    left, top, right, bottom = unclipped_box(points)
     left, right, bottom = max(left, 0), min(right, width), min(bottom, height)
     if right <= left or bottom <= top:
         return None
     return _with_margin(Box(left, top, right - left, bottom - top), height, margin_px)
 
 
-def uncut_box(points: NDArray[np.float32]) -> tuple[int, int, int, int]:
-    """The same box as the original computes it first: left, top, right, bottom; only the top stays in the picture."""
+def unclipped_box(points: NDArray[np.float32]) -> tuple[int, int, int, int]:
+    """The box before clipping, as in the original: left, top, right, bottom; only the top is limited to the picture."""
     x, y = points.astype(np.int32).T
     middle, bottom = int(y[_NOSE_BRIDGE]), int(y.max())
     return int(x.min()), max(2 * middle - bottom, 0), int(x.max()), bottom
 
 
 def yaw_deg(points: NDArray[np.float32]) -> float:
-    """How far a head is turned to the side, in degrees, whichever way it is tilted.
+    """How far a head is turned to the side, in degrees, independent of its tilt.
 
     points  (68, 2)
 
-    The tip of the nose stands about as far before the line through the outer corners of the eyes as these are from its
-    middle. So it appears above one of them when the head is turned by 45 degrees.
+    The tip of the nose lies about as far in front of the line through the outer corners of the eyes as the corners lie
+    from its middle. So it appears above one of them when the head is turned by 45 degrees.
     """
     first, second = (points[n].astype(np.float64) for n in _EYE_CORNERS)
     between = (second - first) / 2

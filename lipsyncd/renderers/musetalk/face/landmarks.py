@@ -1,9 +1,9 @@
-"""Points on a face, by DWPose: the frame around its network, in numpy, and the network itself, in onnxruntime.
+"""Landmarks of a face, by DWPose: its network in onnxruntime, and the steps before and after it in numpy.
 
-The network was trained on whole people and gives 133 points; the 68 of the face are used. What stands around it follows
-mmpose 1.3.2 to the number, since MuseTalk's boxes come from these points and its networks know only such boxes.
+The network was trained on whole people and returns 133 points, of which the 68 of the face are used. The steps around
+it follow mmpose 1.3.2 exactly, since MuseTalk's networks were trained on boxes computed from these points.
 
-Owns onnxruntime and the meaning of the points. Leaves which face is meant to `faces`.
+Owns onnxruntime and the meaning of the points. Leaves the choice of the face to `find_face`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from lipsyncd.renderers.framing import Box, RgbImage
 
 Array = NDArray[np.float32]
 
-WIDTH, HEIGHT = 288, 384  # of what the network sees, in pixels
+WIDTH, HEIGHT = 288, 384  # of the network's input, in pixels
 FACE = slice(23, 91)  # the 68 points of the face among the 133
 
-_PADDING = np.float32(1.25)  # of a box, before the network looks at it
+_PADDING = np.float32(1.25)  # of a box, for the network's input
 _BINS_PER_PIXEL = 2.0
-_NO_POINT = -1.0  # where a point is that was not found, in bins
+_NO_POINT = -1.0  # position of a point that was not found, in bins
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB
 _DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)
 
-# Where points change places in a mirrored picture. Body, feet, face and hands of COCO-WholeBody, in its order.
+# The points that correspond in a mirrored picture: body, feet, face and hands of COCO-WholeBody, in its order.
 _BODY = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 _FEET = (20, 21, 22, 17, 18, 19)
 _FACE = (
@@ -48,7 +48,7 @@ class Points:
     """Points of one person.
 
     at     (n, 2) float32: x, y in pixels of the picture
-    score  (n,) float32: how sure the network is, about 0 to 1; 0 or less means that there is no such point
+    score  (n,) float32, about 0 to 1; 0 or less: the point was not found
     """
 
     at: Array
@@ -62,7 +62,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Crop:
-    """What the network sees of a picture: upright, `size` pixels around `center`, scaled to WIDTH x HEIGHT.
+    """The network's input from a picture: upright, `size` pixels around `center`, scaled to WIDTH x HEIGHT.
 
     center, size  (2,) float32: x, y and width, height in pixels of the picture
     """
@@ -72,7 +72,7 @@ class Crop:
 
     @classmethod
     def around(cls, box: Box) -> Crop:
-        """The crop of a person's box: an eighth of it more on each side, then widened to the network's shape."""
+        """The crop of a person's box: an eighth of it more on each side, then widened to the input's aspect ratio."""
         center = np.array([2 * box.x + box.width, 2 * box.y + box.height], np.float32) * np.float32(0.5)
         width, height = np.array([box.width, box.height], np.float32) * _PADDING
         aspect = WIDTH / HEIGHT
@@ -81,42 +81,42 @@ class Crop:
 
     @cached_property
     def matrix(self) -> NDArray[np.float64]:
-        """(2, 3): from pixels of the picture to pixels of the crop."""
+        """(2, 3): maps pixels of the picture to pixels of the crop."""
         factor = WIDTH / float(self.size[0])
         x, y = (float(value) for value in self.center)
         return np.array([[factor, 0, WIDTH / 2 - factor * x], [0, factor, HEIGHT / 2 - factor * y]])
 
     def of(self, picture: RgbImage) -> RgbImage:
-        """(HEIGHT, WIDTH, 3) uint8 out of a picture (H, W, 3) uint8; black where it reaches outside."""
+        """(HEIGHT, WIDTH, 3) uint8 from a picture (H, W, 3) uint8; black where it reaches outside."""
         return cast(RgbImage, cv2.warpAffine(picture, self.matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR))
 
     def to_picture(self, points: Array) -> Array:
-        """Points (n, 2) in pixels of the crop, in pixels of the picture."""
-        shown = points / np.array([WIDTH, HEIGHT], np.float64) * self.size
-        return (shown + self.center - 0.5 * self.size).astype(np.float32)
+        """Points (n, 2) in pixels of the crop, converted to pixels of the picture."""
+        scaled = points / np.array([WIDTH, HEIGHT], np.float64) * self.size
+        return (scaled + self.center - 0.5 * self.size).astype(np.float32)
 
 
 def network_input(crop: RgbImage) -> Array:
-    """(1, 3, HEIGHT, WIDTH) float32 out of a crop (HEIGHT, WIDTH, 3) uint8 RGB."""
+    """(1, 3, HEIGHT, WIDTH) float32 from a crop (HEIGHT, WIDTH, 3) uint8 RGB."""
     normal = (crop.astype(np.float32) - _MEAN) / _DEVIATION
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
 
 
 def mirrored(simcc: Array, *, horizontal: bool) -> Array:
-    """What the network said of a mirrored crop, as if it were of the crop itself.
+    """The network's output for a mirrored crop, converted to that of the crop itself.
 
-    simcc       (133, bins) float32: for each point how likely each place on one axis is
-    horizontal  the axis is x, which runs the other way in a mirror
+    simcc       (133, bins) float32: for each point the likelihood of each position on one axis
+    horizontal  the axis is x, which is reversed in a mirrored crop
     """
     exchanged = simcc[FLIP]
     return exchanged[:, ::-1] if horizontal else exchanged
 
 
 def read_simcc(simcc_x: Array, simcc_y: Array) -> Points:
-    """The most likely place of each point, in pixels of the crop.
+    """The most likely position of each point, in pixels of the crop.
 
     simcc_x, simcc_y  (n, 2 WIDTH) and (n, 2 HEIGHT) float32
-    returns           the score is the smaller of the two maxima
+    returns           points whose score is the smaller of the two maxima
 
     Source: SimCC, arXiv:2107.03332, with half a pixel for each bin.
     """
@@ -127,17 +127,17 @@ def read_simcc(simcc_x: Array, simcc_y: Array) -> Points:
 
 
 class LandmarkNet:
-    """The network `dw-ll_ucoco_384.onnx`. Its answers do not depend on the number of threads."""
+    """The network `dw-ll_ucoco_384.onnx`. Its output does not depend on the number of threads."""
 
     def __init__(self, model: Path, *, device: str = "cpu", threads: int = 0) -> None:
-        """Load the file at `model`, for a CUDA `device` onto it where onnxruntime has been built for that.
+        """Load the file at `model`, onto a CUDA `device` if onnxruntime was built for it, else on the CPU.
 
-        threads  for each look; 0 takes what this process may use, at most 4
+        threads  for each run; 0 uses the processors of this process, at most 4
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or min(len(os.sched_getaffinity(0)), 4)
         options.log_severity_level = 3  # errors; it warns of every initializer that is also an input
-        # Threads that wait by spinning would take the processor away from the encoder.
+        # Spinning threads would take processor time away from the encoder.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         offered = onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
@@ -149,20 +149,20 @@ class LandmarkNet:
         """The 133 points of the person in `box`, in pixels of `picture`.
 
         picture    (H, W, 3) uint8 RGB
-        flip_test  look at the mirrored crop as well and average, as the original does: twice the time, steadier points
+        flip_test  average with the result for the mirrored crop, as the original does: twice the time, steadier points
         """
         crop = Crop.around(box)
-        shown = crop.of(picture)
-        simcc_x, simcc_y = self._look(shown)
+        pixels = crop.of(picture)
+        simcc_x, simcc_y = self._run(pixels)
         if flip_test:
-            flipped_x, flipped_y = self._look(shown[:, ::-1])
+            flipped_x, flipped_y = self._run(pixels[:, ::-1])
             simcc_x = (simcc_x + mirrored(flipped_x, horizontal=True)) * np.float32(0.5)
             simcc_y = (simcc_y + mirrored(flipped_y, horizontal=False)) * np.float32(0.5)
         found = read_simcc(simcc_x, simcc_y)
         return Points(crop.to_picture(found.at), found.score)
 
-    def _look(self, crop: RgbImage) -> tuple[Array, Array]:
+    def _run(self, crop: RgbImage) -> tuple[Array, Array]:
         """(133, 2 WIDTH) and (133, 2 HEIGHT) float32."""
-        said = self._session.run(None, {self._input: network_input(crop)})
-        simcc_x, simcc_y = sorted((answer[0] for answer in said), key=lambda answer: int(answer.shape[-1]))
+        outputs = self._session.run(None, {self._input: network_input(crop)})
+        simcc_x, simcc_y = sorted((output[0] for output in outputs), key=lambda output: int(output.shape[-1]))
         return simcc_x, simcc_y

@@ -1,10 +1,10 @@
-"""One face through a video: found in each frame, followed, and held steady.
+"""Track one face through a video: find it in each frame and smooth its position.
 
-Landmarks tremble from frame to frame, and a box that trembles shows as a trembling mouth. So boxes and points are
-smoothed over time, within a shot and never across a gap or a cut. A frame in which the face is missing, turned away or
-unclear has none: it passes through as it is, and every other frame keeps its place.
+Landmarks jitter from frame to frame, and a jittering box shows as a trembling mouth. So boxes and points are smoothed
+over time, within a camera shot and never across a gap or a cut. A frame in which the face is missing, turned away or
+unclear has no face and is passed through unchanged.
 
-Owns the face's way through time. Leaves one picture's face to `faces`.
+Owns the face over time. Leaves the face of one picture to `find_face`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from numpy.typing import NDArray
 from lipsyncd.errors import FaceTooSmall, NoFaceFound
 from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.face.detector import Detector
-from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, Choice, FaceFound, find_face, overlap
+from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, FaceChoice, FaceFound, find_face, overlap
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
 
 Values = NDArray[np.float64]  # (frames, values)
 
 _MEDIAN_FRAMES = 5
-_FOLLOW = 0.5  # how much of each new frame an average over time takes
-_SAME_SHOT = 0.3  # overlap of the boxes of two frames that show the same shot
-_FADE_FRAMES = 3  # in which a painted mouth gives way to a gap
+_SMOOTHING = 0.5  # weight of each new frame in the moving average
+_SAME_SHOT = 0.3  # least overlap of the face's boxes in two consecutive frames of the same camera shot
+_FADE_FRAMES = 3  # in which the painted mouth fades out before a gap
 
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """What was found in each frame of a video.
+    """The face in each frame of a video.
 
-    faces     one for each frame, None where it passes through
-    strength  (frames,) float32: how much of each is painted, 1 but near a gap, 0 in it
+    faces     one for each frame, None where the frame is passed through
+    strength  (frames,) float32: opacity of the painted face: 0 in a gap, rising to 1 away from it
     """
 
     faces: tuple[FaceFound | None, ...]
@@ -46,28 +46,28 @@ class FaceTrack:
         return [face for face in self.faces if face is not None]
 
     @property
-    def usual_box(self) -> Box:
-        """The median of all boxes: what a square that stands still is laid around."""
+    def median_box(self) -> Box:
+        """The median of all boxes: the face of a square that stays the same for the whole video."""
         sides = np.median([_edges(face.box) for face in self.found], axis=0)
         return _box(sides)
 
 
-def follow_face(
+def track_face(
     pictures: Iterable[RgbImage],
     detector: Detector,
     landmarks: LandmarkNet,
     *,
-    choose: Choice = None,
+    choose: FaceChoice = None,
     margin_px: int = MARGIN_PX,
     flip_test: bool = False,
 ) -> FaceTrack:
     """Find one face in every frame of a video, in order.
 
     pictures   each (H, W, 3) uint8 RGB
-    choose     in the first frame that shows it, and again when it is lost; in between the face is followed
-    flip_test  takes twice the time; smoothing over time does the same work better
+    choose     used in the first frame with a face, and again when it is lost; in between the face is tracked
+    flip_test  takes twice the time; smoothing over time is the better way to steady points
 
-    Raises `NoFaceFound` or `FaceTooSmall`, as the first frame had it, when there is none in any frame.
+    Raises the `NoFaceFound` or `FaceTooSmall` of the first frame when no frame has a face.
     """
     found: list[FaceFound | None] = []
     first_refusal: NoFaceFound | FaceTooSmall | None = None
@@ -79,44 +79,44 @@ def follow_face(
                 face = find_face(picture, detector, landmarks, choose=place, margin_px=margin_px, flip_test=flip_test)
             except (NoFaceFound, FaceTooSmall) as refusal:
                 first_refusal = first_refusal or refusal
-                if isinstance(place, Box) and _is_there(picture, detector, place):
-                    break  # it only looks away: the next one would be somebody else
+                if isinstance(place, Box) and _face_remains(picture, detector, place):
+                    break  # it only looks away: another face would be another person
             else:
                 break
         last = face.detected if face is not None else last
         found.append(face)
     if first_refusal is not None and not any(found):
         raise type(first_refusal)(
-            f"none of {len(found)} frames shows a face to animate; the first one: {first_refusal.message}",
+            f"none of the {len(found)} frames shows a face to animate; in the first one: {first_refusal.message}",
             remedy=first_refusal.remedy,
         )
-    return FaceTrack(tuple(steadied(found)), strength(found))
+    return FaceTrack(tuple(smoothed_track(found)), strength(found))
 
 
-def _is_there(picture: RgbImage, detector: Detector, place: Box) -> bool:
+def _face_remains(picture: RgbImage, detector: Detector, place: Box) -> bool:
     return any(
-        overlap(face.box, place) >= _SAME_SHOT and face.sure for faces in detector.passes(picture) for face in faces
+        overlap(face.box, place) >= _SAME_SHOT and face.is_face for faces in detector.passes(picture) for face in faces
     )
 
 
 # -- over time ---------------------------------------------------------------------------------------------------------
 
 
-def steadied(faces: Sequence[FaceFound | None]) -> list[FaceFound | None]:
-    """The same faces with boxes and points that move smoothly, each shot for itself."""
-    steady = list(faces)
+def smoothed_track(faces: Sequence[FaceFound | None]) -> list[FaceFound | None]:
+    """The same faces with smoothed boxes and points, each camera shot for itself."""
+    smooth = list(faces)
     for shot in _shots(faces):
         members = [cast(FaceFound, faces[number]) for number in shot]
         boxes = smoothed(np.array([_edges(face.box) for face in members]))
         points = smoothed(np.array([face.landmarks.ravel() for face in members], np.float64))
         for number, face, edges, flat in zip(shot, members, boxes, points, strict=True):
             landmarks = flat.reshape(face.landmarks.shape).astype(np.float32)
-            steady[number] = replace(face, box=_box(edges), landmarks=landmarks)
-    return steady
+            smooth[number] = replace(face, box=_box(edges), landmarks=landmarks)
+    return smooth
 
 
 def _shots(faces: Sequence[FaceFound | None]) -> Iterator[list[int]]:
-    """Numbers of frames that follow each other and show the face about where it was."""
+    """Numbers of consecutive frames in which the face is about where it was in the frame before."""
     shot: list[int] = []
     for number, face in enumerate(faces):
         before = faces[number - 1] if number else None
@@ -134,7 +134,7 @@ def smoothed(values: Values) -> Values:
 
     values  (frames, n) float64
 
-    The average runs forwards and backwards, so that a head in motion is not lagged behind.
+    The average runs forwards and backwards, so that it does not lag behind a moving head.
     """
     reach = _MEDIAN_FRAMES // 2
     padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
@@ -146,18 +146,18 @@ def smoothed(values: Values) -> Values:
 def _averaged(values: Values) -> Values:
     average = values.copy()
     for number in range(1, len(values)):
-        average[number] = average[number - 1] + _FOLLOW * (values[number] - average[number - 1])
+        average[number] = average[number - 1] + _SMOOTHING * (values[number] - average[number - 1])
     return average
 
 
 def strength(faces: Sequence[FaceFound | None]) -> NDArray[np.float32]:
-    """How much of each frame is painted: it fades towards a gap, so that the mouth does not jump."""
-    away = np.full(len(faces), np.inf)  # frames to the nearest gap
+    """The opacity of the painted face in each frame: it fades towards a gap, so that the mouth does not jump."""
+    distance = np.full(len(faces), np.inf)  # to the nearest gap, in frames
     gaps = [number for number, face in enumerate(faces) if face is None]
     for gap in gaps:
         near = slice(max(gap - _FADE_FRAMES, 0), gap + _FADE_FRAMES + 1)
-        away[near] = np.minimum(away[near], np.abs(np.arange(len(faces))[near] - gap))
-    return np.minimum(away / (_FADE_FRAMES + 1), 1).astype(np.float32)
+        distance[near] = np.minimum(distance[near], np.abs(np.arange(len(faces))[near] - gap))
+    return np.minimum(distance / (_FADE_FRAMES + 1), 1).astype(np.float32)
 
 
 def _edges(box: Box) -> tuple[int, int, int, int]:

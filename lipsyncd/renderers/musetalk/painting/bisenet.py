@@ -1,10 +1,10 @@
-"""The network that says which part of a face each pixel belongs to.
+"""The face parsing network: it labels each pixel with a part of the face.
 
-A ResNet-18 sees the picture at 1/8, 1/16 and 1/32 of its size; two attention gates bring what the deep levels know back
-up, and a fusion block joins it with the finest level. Names and shapes of all tensors are those of the published
-checkpoint `79999_iter.pth` (19 classes, CelebAMask-HQ), so that it loads as it is.
+A ResNet-18 computes features at 1/8, 1/16 and 1/32 of the picture's size; two attention modules bring the deep features
+back up, and a fusion module joins them with the finest ones. Names and shapes of all tensors are those of the published
+checkpoint `79999_iter.pth` (19 classes, CelebAMask-HQ), so that it loads unchanged.
 
-Owns the layers. Leaves loading to `networks`, and what the labels mean to `parsing`.
+Owns the layers. Leaves loading to `networks`, and the use of the labels to `parsing`.
 Source: BiSeNet, arXiv:1808.00897, in the variant of zllrunning/face-parsing.PyTorch that has no spatial path.
 """
 
@@ -76,7 +76,7 @@ class _ConvNormRelu(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Weigh each channel by what the whole picture says about it."""
+    """Weight each channel by its mean over the whole picture."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _Attention(nn.Module):
 
 
 class _ContextPath(nn.Module):
-    """(B, 3, H, W) to two maps of 128 channels at 1/8: the finest level as it is, and what the deep levels say."""
+    """(B, 3, H, W) to two maps of 128 channels at 1/8: the finest features, and the deep ones scaled up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,10 +131,10 @@ class _Head(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """(B, 3, H, W) float32, RGB with ImageNet's mean and deviation taken out, to (B, 19, H, W) logits.
+    """(B, 3, H, W) float32, RGB normalised with ImageNet's mean and deviation, to (B, 19, H, W) logits.
 
-    H and W are multiples of 32. `conv_out16` and `conv_out32` served the training only: they are here because the
-    checkpoint has them, and are never run.
+    H and W are multiples of 32. `conv_out16` and `conv_out32` are used in training only: they exist because the
+    checkpoint has their tensors, and never run.
     """
 
     def __init__(self) -> None:

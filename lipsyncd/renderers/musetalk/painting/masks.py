@@ -1,11 +1,11 @@
-"""Which pixels of a face are painted anew: from labels to a mask in the picture.
+"""Which pixels of a face are repainted: from a label map to a mask in the picture.
 
-Two ways lead to a label map of the square around the face: the network of `parsing`, or the 68 points alone, which need
-no weights of unclear licence. From there on there is one way: `mask_of` chooses and widens, `place` brings the mask to
-the picture's size, keeps its lower half and softens its rim.
+The label map of the square around the face comes from `parsing`: from a network, or from the 68 landmarks alone, which
+need no weights of unclear licence. `mask_of` selects and grows the labels, `place` scales the mask to the picture,
+keeps its lower half and blurs its edge.
 
-Owns masks. Leaves painting through them to `blend`.
-Source: MuseTalk 1.5, arXiv:2410.10122: its arithmetic, integer for integer.
+Owns masks. Leaves blending through them to `blend`.
+Source: MuseTalk 1.5, arXiv:2410.10122, with exactly its integer arithmetic.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.painting.scaling import bicubic, resize
 
 Labels = NDArray[np.uint8]  # (512, 512), one class for each pixel of the blend square
-Mask = NDArray[np.uint8]  # 255: painted anew, 0: as in the source
+Mask = NDArray[np.uint8]  # 255: repainted, 0: as in the source
 
 SIDE = 512  # of label maps
 FACE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP, NECK = 1, 10, 11, 12, 13, 14
 MODES = ("jaw", "raw", "neck")
-EXPAND = 1.5  # side of the blend square for each longer side of the face box
-UPPER_PART = 0.5  # this part of the blend square, from its top, stays as in the source
-SOFT_RIM = 0.05  # width of the blur for each side of the blend square
-WIDE_RIM = 0.1  # what the original's path for prepared material has instead
+EXPAND = 1.5  # side of the blend square, as a multiple of the face box's longer side
+UPPER_PART = 0.5  # the upper part of the blend square that stays as in the source
+SOFT_RIM = 0.05  # width of the blur, as a part of the blend square's side
+WIDE_RIM = 0.1  # the same in the original's code for prepared avatars
 
 
 def blend_square(face: Box) -> Box:
-    """The square around the face box in which its mask is made; it may reach out of the picture."""
+    """The square around the face box in which its mask is computed; it may reach beyond the picture."""
     half = int(max(face.width, face.height) // 2 * EXPAND)
     x, y = (face.x + face.right) // 2, (face.y + face.bottom) // 2
     return Box(x - half, y - half, 2 * half, 2 * half)
 
 
 def cut_square(picture: RgbImage, square: Box) -> RgbImage:
-    """The pixels in `square`, black where it leaves the picture: (side, side, 3) uint8."""
+    """The pixels in `square`, black outside the picture: (side, side, 3) uint8."""
     height, width = picture.shape[:2]
     left, top = max(square.x, 0), max(square.y, 0)
     right, bottom = min(square.right, width), min(square.bottom, height)
@@ -50,11 +50,11 @@ def cut_square(picture: RgbImage, square: Box) -> RgbImage:
 
 
 def mask_of(labels: Labels, mode: str = "jaw", *, cheeks: tuple[int, int] = (90, 90)) -> Mask:
-    """The part of a label map that is painted anew, 0 or 255.
+    """The part of a label map that is repainted, 0 or 255.
 
-    mode    `raw`: face, mouth and lips; `neck`: the neck too; `jaw`: the face grown down over the chin, drawn in at the
+    mode    `raw`: face, mouth and lips; `neck`: also the neck; `jaw`: the face dilated over the chin, eroded at the
             cheeks, without the nose
-    cheeks  how far the middle, which is not drawn in, reaches left and right of the centre line, in pixels
+    cheeks  how far the middle part, which is not eroded, reaches left and right of the centre line, in pixels
     """
     mouth = np.isin(labels, (MOUTH, UPPER_LIP, LOWER_LIP))
     if mode == "jaw":
@@ -66,16 +66,16 @@ def mask_of(labels: Labels, mode: str = "jaw", *, cheeks: tuple[int, int] = (90,
 
 def _jaw(labels: Labels, cheeks: tuple[int, int]) -> NDArray[np.bool_]:
     face = (labels == FACE).astype(np.uint8)
-    grown = cv2.dilate(face, _cone())
-    drawn_in = cv2.erode(grown, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (35, 3)), iterations=2)
+    dilated = cv2.dilate(face, _cone())
+    eroded = cv2.erode(dilated, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (35, 3)), iterations=2)
     column = np.arange(SIDE)
     at_the_side = (column <= SIDE // 2 - cheeks[0]) | (column >= SIDE // 2 + cheeks[1])
-    jaw: NDArray[np.bool_] = np.where(at_the_side, drawn_in, grown) > 0
+    jaw: NDArray[np.bool_] = np.where(at_the_side, eroded, dilated) > 0
     return jaw
 
 
 def _cone() -> NDArray[np.uint8]:
-    """A kernel that grows a shape by up to 16 pixels, downwards more than up: the chin gains, the hair does not."""
+    """A kernel that dilates by up to 16 pixels, more downwards than upwards: over the chin, but not over the hair."""
     kernel = np.zeros((33, 33), np.uint8)
     for row in range(10, 21):
         kernel[row, 16 - (row - 10) : 16 + (row - 10) + 1] = 1
@@ -86,7 +86,7 @@ def _cone() -> NDArray[np.uint8]:
 def place(mask: Mask, face: Box, square: Box, *, rim: float = SOFT_RIM, upper: float = UPPER_PART) -> Mask:
     """A mask of the label map's size as the alpha of the blend square: (side, side) uint8.
 
-    Only what lies in the face box and below the part `upper` of the square is kept; then the rim is softened.
+    Only the part in the face box and below `upper` of the square is kept; then its edge is blurred.
     """
     side = square.width
     scaled = resize(mask, side, bicubic)

@@ -1,9 +1,10 @@
-"""The three networks of MuseTalk 1.5: built from their configurations, filled straight from safetensors.
+"""The networks of MuseTalk 1.5: built from their configurations, with weights loaded directly from safetensors.
 
-They are built without memory (on torch's meta device) and take their tensors one by one from the file, already in the
-type and on the device where they are needed: never a second copy, never a pickle.
+They are built without memory (on torch's meta device). Tensors are loaded one by one, directly as the type and onto the
+device where they are needed: there is never a second copy, and never a pickle.
 
-Owns building, filling and the forward passes of UNet and VAE. Leaves hearing to `features`, and memory to `pipeline`.
+Owns building and loading, and the forward passes of UNet and VAE. Leaves the audio encoder's to `audio_features`, and
+memory to `pipeline`.
 Source: MuseTalk 1.5, arXiv:2410.10122; configurations as published (`configs/`).
 """
 
@@ -31,18 +32,18 @@ Network = TypeVar("Network", bound=nn.Module)
 PATCH = 256  # side of the square that the VAE sees, in pixels
 
 
-def published(name: str) -> dict[str, Any]:
+def published_config(name: str) -> dict[str, Any]:
     """The published configuration of `unet`, `vae` or `whisper`."""
     text = Path(__file__).parents[1].joinpath("configs", f"{name}.json").read_text("utf-8")
     return cast(dict[str, Any], json.loads(text))
 
 
 # -- building ----------------------------------------------------------------------------------------------------------
-# Each returns a network without memory. `filled` gives it its tensors.
+# Each returns a network without tensors, which `load_weights` adds.
 
 
 def unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """(B, 8, h, w) latents, masked and reference, with tokens (B, n, 384), to (B, 4, h, w) latents."""
+    """Latents (B, 8, h, w), masked and reference, with tokens (B, n, 384), to latents (B, 4, h, w)."""
     return _without_memory(lambda: cast(UNet2DConditionModel, UNet2DConditionModel.from_config(dict(config))))
 
 
@@ -52,12 +53,12 @@ def vae(config: Mapping[str, Any]) -> AutoencoderKL:
 
 
 def whisper(config: Mapping[str, Any]) -> WhisperEncoder:
-    """The encoder half of Whisper; MuseTalk never needs the other one."""
+    """The encoder of Whisper; MuseTalk does not use its decoder."""
     return _without_memory(lambda: WhisperEncoder(WhisperConfig(**config)))
 
 
 def bisenet() -> BiSeNet:
-    """The network of `parsing`."""
+    """The face parsing network."""
     return _without_memory(BiSeNet)
 
 
@@ -67,54 +68,56 @@ def _without_memory(make: Callable[[], Network]) -> Network:
     return network.eval().requires_grad_(False)
 
 
-# -- filling -----------------------------------------------------------------------------------------------------------
+# -- loading -----------------------------------------------------------------------------------------------------------
 
 
-def as_it_is(name: str) -> str | None:
+def unchanged(name: str) -> str | None:
     return name
 
 
 def vae_name(name: str) -> str | None:
-    """Today's name of a tensor of the VAE: the published file is older than diffusers' names for attention."""
+    """The current name of a tensor of the VAE: the published file is older than diffusers' names for attention."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 
 def whisper_name(name: str) -> str | None:
-    """A tensor's name in the encoder alone; None for those of the decoder."""
+    """A tensor's name in the encoder; None for the decoder's tensors."""
     name = name.removeprefix("model.")
     return name.removeprefix("encoder.") if name.startswith("encoder.") else None
 
 
-def filled(
+def load_weights(
     network: Network,
     file: Path,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    rename: Callable[[str], str | None] = as_it_is,
+    rename: Callable[[str], str | None] = unchanged,
 ) -> Network:
-    """`network` with the tensors of a safetensors file, floats as `dtype`.
+    """Load the tensors of a safetensors file into `network`, floats as `dtype`, and return it.
 
-    rename  the name in the network of a name in the file, or None for a tensor that is not needed
+    rename  maps a name in the file to the name in the network, or to None for a tensor that is not needed
 
     Raises `ValueError` when names or shapes differ, `OSError` and `SafetensorError` when the file cannot be read.
     """
     state = {}
     with safe_open(file, framework="pt", device=str(device)) as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (no mapping: it has `keys` only)
+        for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
             wanted = rename(name)
             if wanted is not None:
                 tensor = tensors.get_tensor(name)
                 state[wanted] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     wanted_shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    strangers = [name for name in wanted_shapes.keys() | state.keys() if _shape(state, name) != wanted_shapes.get(name)]
-    if strangers:
-        example = min(strangers)
+    mismatched = [
+        name for name in wanted_shapes.keys() | state.keys() if _shape(state, name) != wanted_shapes.get(name)
+    ]
+    if mismatched:
+        example = min(mismatched)
         raise ValueError(
-            f"{file} is of another network than its configuration: {len(strangers)} of {len(wanted_shapes)} tensors "
-            f"differ, such as {example}: {_shape(state, example)} in place of {wanted_shapes.get(example)}"
+            f"{file} does not match its configuration: {len(mismatched)} of {len(wanted_shapes)} tensors "
+            f"differ, such as {example}: {_shape(state, example)} instead of {wanted_shapes.get(example)}"
         )
     network.load_state_dict(state, strict=True, assign=True)
     return network.requires_grad_(False)
@@ -128,8 +131,8 @@ def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
 
 
 @cache
-def positions(tokens: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sines and cosines that tell the tokens of a window apart: (tokens, width) float32, computed on the CPU."""
+def positional_encoding(tokens: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines that encode the position of a token: (tokens, width) float32, computed on the CPU."""
     place = torch.arange(tokens, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10_000.0) / width))
     table = torch.empty(tokens, width)
@@ -140,7 +143,7 @@ def positions(tokens: int, width: int, device: torch.device | None = None) -> Te
 
 @dataclass(frozen=True)
 class Painter:
-    """UNet and VAE together: from what was seen and heard to pixels."""
+    """UNet and VAE: from a picture and audio features to the pixels of a painted face."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -154,9 +157,9 @@ class Painter:
         return next(self.unet.parameters()).dtype
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in -1..1 as latents (B, 4, H/8, W/8): the middle of the posterior, never a sample.
+        """Pictures (B, 3, H, W) in -1..1 as latents (B, 4, H/8, W/8): the mode of the posterior, never a sample.
 
-        So the same picture gives the same video, and latents may be kept.
+        So the same picture gives the same video, and latents can be kept.
         """
         posterior = self.vae.encode(pictures.to(self.device, self.dtype)).latent_dist
         return cast(Tensor, posterior.mode() * self._scale)
@@ -165,29 +168,29 @@ class Painter:
         """The painted face as latents.
 
         latents  (B, 8, h, w): masked, then reference
-        tokens   (B, n, 384) float32: one window of the voice for each, without positions
+        tokens   (B, n, 384) float32: a window of audio features for each, without positional encoding
         returns  (B, 4, h, w)
         """
-        heard = tokens.to(self.device) + positions(tokens.shape[1], tokens.shape[2], self.device)
-        # MuseTalk paints in one step: its time is always 0. Made on the device, so that nothing waits for a copy.
+        audio = tokens.to(self.device) + positional_encoding(tokens.shape[1], tokens.shape[2], self.device)
+        # MuseTalk works in one step, so its time is always 0. Created on the device, which avoids a copy.
         time = torch.zeros((), dtype=torch.long, device=self.device)
         given = latents.to(self.device, self.dtype)
-        return cast(Tensor, self.unet(given, time, encoder_hidden_states=heard.to(self.dtype)).sample)
+        return cast(Tensor, self.unet(given, time, encoder_hidden_states=audio.to(self.dtype)).sample)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 4, h, w) as pictures (B, 3, 8h, 8w), about -1..1 and of the networks' own type."""
+        """Latents (B, 4, h, w) as pictures (B, 3, 8h, 8w), in about -1..1, of the networks' type."""
         return cast(Tensor, self.vae.decode(latents.to(self.dtype) / self._scale).sample)
 
     @property
     def _scale(self) -> float:
         return float(cast(Any, self.vae.config).scaling_factor)
 
-    def in_full(self) -> None:
-        """Go on in float32, for a GPU on which half precision does not stay finite."""
+    def use_float32(self) -> None:
+        """Switch to float32, for a GPU on which half precision overflows."""
         self.unet.float()
         self.vae.float()
 
 
-def to_bytes(pictures: Tensor) -> Tensor:
+def to_uint8(pictures: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in -1..1 as (B, 3, H, W) uint8, on their device."""
     return ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,8 +1,7 @@
-"""Label maps of a face: by the network that parses it, or drawn from its 68 points.
+"""Label maps of a face, by the face parsing network or drawn from the 68 landmarks.
 
-Owns both ways to labels. Leaves what is made of them to `masks`.
-Source of the first: MuseTalk 1.5, arXiv:2410.10122. The second is ours: no weights, and as clean a licence as the
-points have.
+Owns both. Leaves masks made from the labels to `masks`.
+Source of the first: MuseTalk 1.5, arXiv:2410.10122. The second is ours: it needs no further weights and licence.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ _DEVIATION = (0.229, 0.224, 0.225)
 # Of the 68 points: the outline from ear to ear and back over the brows, the nose, the outer rim of the lips.
 _OUTLINE = [*range(17), *range(26, 16, -1)]
 _BRIDGE, _WINGS, _LIPS = 27, slice(31, 36), slice(48, 60)
-_WING_SIZE = 0.35  # the points lie under the nose; its wings are this much of their distance further out
+_WING_SIZE = 0.35  # the points lie under the nose; its wings reach further out by this part of their distance
 
 
-def parsed(network: BiSeNet, picture: RgbImage, square: Box) -> Labels:
-    """The labels of the pixels in `square`, which may reach out of the picture: (512, 512) uint8, one of 19 classes."""
-    shown = resize(cut_square(picture, square), SIDE, bilinear)
+def parse_face(network: BiSeNet, picture: RgbImage, square: Box) -> Labels:
+    """The labels of the pixels in `square`, which may reach beyond the picture: (512, 512) uint8, 19 classes."""
+    scaled = resize(cut_square(picture, square), SIDE, bilinear)
     parameter = next(network.parameters())
-    pixels = torch.from_numpy(shown).to(parameter.device).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(scaled).to(parameter.device).permute(2, 0, 1)[None].float() / 255
     mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _DEVIATION))
     with torch.inference_mode():
         labels = network(((pixels - mean) / deviation).to(parameter.dtype))[0].argmax(dim=0)
     return labels.to(torch.uint8).cpu().numpy()
 
 
-def drawn(points: Points, square: Box) -> Labels:
-    """The labels of `square` as the 68 points suggest them: face, nose and lips, (512, 512) uint8.
+def draw_labels(points: Points, square: Box) -> Labels:
+    """The labels of `square` by the 68 landmarks: face, nose and lips, (512, 512) uint8.
 
-    Nothing tells hair or a hand from skin here: what lies inside of the outline counts as face.
+    Hair or a hand is not distinguished from skin: everything inside the outline counts as face.
     """
     at = (points - (square.x, square.y)) * (SIDE / square.width)
     wings = at[_WINGS] + _WING_SIZE * (at[_WINGS] - at[_WINGS].mean(axis=0))

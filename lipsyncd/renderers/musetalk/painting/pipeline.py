@@ -1,12 +1,12 @@
-"""Frames through the networks: batches of one size, one in flight while the one before is fetched.
+"""Run frames through the networks in batches: one batch is computed while the one before is copied to the CPU.
 
-    windows of the voice ──► UNet ──► VAE ──► bytes, cut and scaled on the device ──► pinned memory ──► whoever blends
+    audio features ──► UNet ──► VAE ──► uint8, scaled and cropped on the device ──► pinned memory ──► blending
 
-A thread drives the device, so that blending and encoding go on meanwhile; a short queue holds it back, so that memory
-does not grow with the length. A batch that does not fit is halved and repeated. Half precision that does not stay
-finite is left for full precision, and the batch is repeated too.
+`Prefetcher` runs this in a thread of its own, so that blending and encoding go on meanwhile; its short queue keeps
+memory bounded. A batch that does not fit into memory is halved and repeated. When half precision overflows, the batch
+is repeated in full precision.
 
-Owns the order of work on the device. Leaves what the networks compute to `networks`.
+Owns the order of work on the device. Leaves the computation to `networks`.
 """
 
 from __future__ import annotations
@@ -25,146 +25,148 @@ from torch.nn import functional
 
 from lipsyncd.errors import RenderError
 from lipsyncd.renderers.framing import RgbImage
-from lipsyncd.renderers.musetalk.gpu_memory import Batch, exhausted, give_back, on
-from lipsyncd.renderers.musetalk.painting.blend import Paste
-from lipsyncd.renderers.musetalk.painting.networks import Painter, to_bytes
+from lipsyncd.renderers.musetalk.gpu_memory import BatchSize, current_gpu, is_out_of_memory, release_memory
+from lipsyncd.renderers.musetalk.painting.blend import PasteBack
+from lipsyncd.renderers.musetalk.painting.networks import Painter, to_uint8
 
 Item = TypeVar("Item")
 
-_STRETCH_BYTES = 64 << 20  # of floats that scaling may take at once
-_AHEAD = 16  # finished frames that wait for whoever blends them
+_SCALING_BYTES = 64 << 20  # of floats that scaling may use at once
+_QUEUE_FRAMES = 16  # finished frames that wait to be blended
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One frame to paint.
+class FrameInput:
+    """The input of the networks for one frame.
 
     latents  (1, 8, 32, 32) of its face; the same tensor for every frame of a still picture
-    tokens   (n, 384) float32 on the CPU: its window of the voice
-    paste    what is to be cut out for; None asks for the whole patch
+    tokens   (n, 384) float32 on the CPU: its window of audio features
+    paste    the area to scale and crop the patch for; None requests the whole patch
     """
 
     latents: Tensor
     tokens: Tensor
-    paste: Paste | None
+    paste: PasteBack | None
 
 
 @dataclass(frozen=True)
-class _Flight:
-    """A batch whose pictures are on their way to the CPU."""
+class _InFlight:
+    """A batch whose patches are being copied to the CPU; `wait` returns when they have arrived."""
 
-    batch: Sequence[Wanted]
+    batch: Sequence[FrameInput]
     dtype: torch.dtype
     patches: Sequence[Tensor]
     finite: Tensor
-    landed: Callable[[], None]
+    wait: Callable[[], None]
 
 
 class Pipeline:
-    """One device, its networks and how much they may take at once. Used by one thread at a time."""
+    """One device, its networks and their batch size. Used by one thread at a time."""
 
     def __init__(
         self,
         painter: Painter,
-        batch: Batch,
+        batch: BatchSize,
         size: int | None = None,
         *,
-        tell: Callable[[int, int], None] = lambda size, too_many: None,
+        report: Callable[[int, int], None] = lambda size, too_many: None,
     ) -> None:
         """
-        size  the batch that a job asks for; None leaves it to the device
-        tell  called before a size is tried for the first time, with the one that did not fit, or 0
+        size    the batch size that a job requests; with None the device determines it
+        report  called before a size is tried for the first time, with it and the size that did not fit, or 0
         """
-        self._painter, self._batch, self._asked, self._tell = painter, batch, size, tell
-        self._told = 0
+        self._painter, self._batch, self._requested, self._report = painter, batch, size, report
+        self._reported = 0
 
-    def patches(self, wanted: Iterable[Wanted]) -> Iterator[RgbImage]:
-        """What belongs into the area of each paste, in order: (h, w, 3) uint8 RGB; a whole patch is 256 x 256.
+    def patches(self, inputs: Iterable[FrameInput]) -> Iterator[RgbImage]:
+        """The patch for the area of each paste, in order: (h, w, 3) uint8 RGB; a whole patch is 256 x 256.
 
-        Raises `OutOfMemory` when a single frame does not fit, `RenderError` when the answer is not finite.
+        Raises `OutOfMemory` when a single frame does not fit, `RenderError` when the output is not finite.
         """
-        waiting, flights = iter(wanted), deque[_Flight]()
-        with torch.inference_mode(), on(self._painter.device):
+        waiting, in_flight = iter(inputs), deque[_InFlight]()
+        with torch.inference_mode(), current_gpu(self._painter.device):
             while batch := self._next(waiting):
-                flights.extend(self._start(batch))
-                while len(flights) > 1:
-                    yield from self._land(flights.popleft())
-            while flights:
-                yield from self._land(flights.popleft())
+                in_flight.extend(self._submit(batch))
+                while len(in_flight) > 1:
+                    yield from self._collect(in_flight.popleft())
+            while in_flight:
+                yield from self._collect(in_flight.popleft())
 
-    def _next(self, waiting: Iterator[Wanted]) -> list[Wanted]:
-        size = self._batch.size(self._asked)
+    def _next(self, waiting: Iterator[FrameInput]) -> list[FrameInput]:
+        size = self._batch.size(self._requested)
         return [one for _, one in zip(range(size), waiting, strict=False)]
 
-    def _start(self, batch: Sequence[Wanted]) -> list[_Flight]:
-        """Put a batch on its way, in as many pieces as it takes."""
-        flights, first, too_many = [], 0, 0
+    def _submit(self, batch: Sequence[FrameInput]) -> list[_InFlight]:
+        """Start a batch, in as many parts as memory requires."""
+        in_flight, first, too_many = [], 0, 0
         while first < len(batch):
-            size = self._batch.size(self._asked)
-            if size != self._told:
-                self._told = size
-                self._tell(size, too_many)
+            size = self._batch.size(self._requested)
+            if size != self._reported:
+                self._reported = size
+                self._report(size, too_many)
             piece = batch[first : first + size]
-            flight = self._try(piece)
-            if flight is None:
-                give_back(self._painter.device)
+            batch_in_flight = self._try_run(piece)
+            if batch_in_flight is None:
+                release_memory(self._painter.device)
                 too_many = len(piece)
                 self._batch.halve(too_many)
             else:
-                flights.append(flight)
+                in_flight.append(batch_in_flight)
                 first += len(piece)
-        return flights
+        return in_flight
 
-    def _try(self, batch: Sequence[Wanted]) -> _Flight | None:
-        """The batch on its way, or None when it does not fit: then nothing of the attempt is held any more."""
+    def _try_run(self, batch: Sequence[FrameInput]) -> _InFlight | None:
+        """Start a batch. None when it does not fit; then the memory of the attempt is free again."""
         try:
-            return self._send(batch)
+            return self._run(batch)
         except (RuntimeError, MemoryError) as error:
-            if not exhausted(error):
+            if not is_out_of_memory(error):
                 raise
         return None
 
-    def _send(self, batch: Sequence[Wanted]) -> _Flight:
+    def _run(self, batch: Sequence[FrameInput]) -> _InFlight:
         device, dtype = self._painter.device, self._painter.dtype
         # On a GPU every batch has the same shape: the tail is filled up with its last frame.
-        filler = self._batch.size(self._asked) - len(batch) if device.type == "cuda" else 0
+        filler = self._batch.size(self._requested) - len(batch) if device.type == "cuda" else 0
         full = [*batch, *(batch[-1] for _ in range(filler))]
         tokens = torch.stack([one.tokens for one in full])
         if device.type == "cuda":
             tokens = tokens.pin_memory().to(device, non_blocking=True)
-        decoded = self._painter.decode(self._painter.predict(_joined(full), tokens))[: len(batch)]
+        decoded = self._painter.decode(self._painter.predict(_latents_of_batch(full), tokens))[: len(batch)]
         finite = torch.isfinite(decoded).all()
-        pictures = to_bytes(decoded)
-        return self._fetch(batch, dtype, _cut(pictures, [one.paste for one in batch]), finite)
+        pictures = to_uint8(decoded)
+        return self._copy_to_cpu(batch, dtype, _crops(pictures, [one.paste for one in batch]), finite)
 
-    def _fetch(self, batch: Sequence[Wanted], dtype: torch.dtype, patches: Sequence[Tensor], finite: Tensor) -> _Flight:
-        """Begin the copies to the CPU and do not wait for them."""
+    def _copy_to_cpu(
+        self, batch: Sequence[FrameInput], dtype: torch.dtype, patches: Sequence[Tensor], finite: Tensor
+    ) -> _InFlight:
+        """Start the copies to the CPU without waiting for them."""
         if self._painter.device.type != "cuda":
-            return _Flight(batch, dtype, patches, finite, lambda: None)
+            return _InFlight(batch, dtype, patches, finite, lambda: None)
         there = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (*patches, finite)]
         for target, source in zip(there, (*patches, finite), strict=True):
             target.copy_(source, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call, unused-ignore]
         done.record()
-        return _Flight(batch, dtype, there[:-1], there[-1], done.synchronize)
+        return _InFlight(batch, dtype, there[:-1], there[-1], done.synchronize)
 
-    def _land(self, flight: _Flight) -> Iterator[RgbImage]:
-        flight.landed()
-        if bool(flight.finite):
-            for patches in flight.patches:
+    def _collect(self, batch_in_flight: _InFlight) -> Iterator[RgbImage]:
+        batch_in_flight.wait()
+        if bool(batch_in_flight.finite):
+            for patches in batch_in_flight.patches:
                 yield from patches.numpy()
             return
-        if flight.dtype == torch.float32:
+        if batch_in_flight.dtype == torch.float32:
             raise RenderError(
-                "the networks' answer is not finite",
-                remedy="check the weights with `lipsyncd models verify`; if they are right, report it with the input",
+                "the output of the networks is not finite",
+                remedy="check the weights with `lipsyncd models verify`; if they are correct, report it with the input",
             )
-        self._painter.in_full()
-        for again in self._start(flight.batch):
-            yield from self._land(again)
+        self._painter.use_float32()
+        for again in self._submit(batch_in_flight.batch):
+            yield from self._collect(again)
 
 
-def _joined(batch: Sequence[Wanted]) -> Tensor:
+def _latents_of_batch(batch: Sequence[FrameInput]) -> Tensor:
     """The latents of a batch, (B, 8, h, w); not copied where all of them are the same."""
     first = batch[0].latents
     if all(one.latents is first for one in batch):
@@ -172,8 +174,8 @@ def _joined(batch: Sequence[Wanted]) -> Tensor:
     return torch.cat([one.latents for one in batch])
 
 
-def _cut(pictures: Tensor, pastes: Sequence[Paste | None]) -> list[Tensor]:
-    """What belongs into the area of each paste, frames of the same paste together: (n, h, w, 3) uint8."""
+def _crops(pictures: Tensor, pastes: Sequence[PasteBack | None]) -> list[Tensor]:
+    """The patches for the area of each paste, frames of the same paste together: (n, h, w, 3) uint8."""
     patches, first = [], 0
     for _, group in groupby(pastes, key=id):
         paste, *more = group
@@ -183,14 +185,14 @@ def _cut(pictures: Tensor, pastes: Sequence[Paste | None]) -> list[Tensor]:
     return patches
 
 
-def scaled(pictures: Tensor, paste: Paste) -> list[Tensor]:
-    """Patches stretched over the face box and cut to the area of the paste, in stretches of a bounded size.
+def scaled(pictures: Tensor, paste: PasteBack) -> list[Tensor]:
+    """Patches scaled to the face box and cropped to the area of the paste, in parts of a bounded size.
 
     pictures  (n, 3, 256, 256) uint8
-    returns   (k, h, w, 3) uint8, as OpenCV's linear resize gives them but for single levels
+    returns   (k, h, w, 3) uint8, like OpenCV's linear resize except for single levels
     """
-    face, inside = paste.face, (..., *paste.inside)
-    at_once = max(_STRETCH_BYTES // (face.width * face.height * 12), 1)
+    face, inside = paste.face, (..., *paste.area_in_face)
+    at_once = max(_SCALING_BYTES // (face.width * face.height * 12), 1)
     return [
         _rows_last(functional.interpolate(some.float(), (face.height, face.width), mode="bilinear")[inside].round())
         for some in torch.split(pictures, at_once)
@@ -201,19 +203,19 @@ def _rows_last(pictures: Tensor) -> Tensor:
     return pictures.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-# -- a thread ahead ----------------------------------------------------------------------------------------------------
+# -- prefetching -------------------------------------------------------------------------------------------------------
 
 
-class Ahead(Iterator[Item]):
-    """An iterator that another thread runs ahead, by a few items. What that thread raises is raised here.
+class Prefetcher(Iterator[Item]):
+    """Runs an iterator in another thread, a few items ahead. An exception of that thread is raised here.
 
-    `close` ends the thread; it waits for the item under way.
+    `close` ends the thread; it waits for the item being computed.
     """
 
-    def __init__(self, items: Iterator[Item], most: int = _AHEAD) -> None:
+    def __init__(self, items: Iterator[Item], most: int = _QUEUE_FRAMES) -> None:
         self._ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(most)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(items,), name="device", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(items,), name="prefetcher", daemon=True)
         self._thread.start()
 
     def _run(self, items: Iterator[Item]) -> None:
@@ -222,7 +224,7 @@ class Ahead(Iterator[Item]):
                 if not self._put((item, None)):
                     return
             self._put((None, StopIteration()))
-        except BaseException as error:  # handed over, whatever it is
+        except BaseException as error:  # raised again in `__next__`
             self._put((None, error))
 
     def _put(self, entry: tuple[Item | None, BaseException | None]) -> bool:
@@ -241,7 +243,7 @@ class Ahead(Iterator[Item]):
         if error is not None:
             self.close()
             raise error
-        return item  # type: ignore[return-value]  # None comes with an error only
+        return item  # type: ignore[return-value]  # it is None only with an error
 
     def close(self) -> None:
         self._closed.set()

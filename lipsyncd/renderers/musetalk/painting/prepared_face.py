@@ -1,6 +1,6 @@
-"""One face, ready to be painted: where it is, what the generator sees of it, and through which mask.
+"""One face, prepared for painting: its latents, its position and its mask.
 
-Owns the preparation of one picture, which a still needs once. Leaves what is heard to `features`.
+Owns the preparation of one picture; a still needs it once. Leaves the voice to `audio_features`.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from torch import Tensor
 from lipsyncd.errors import OutOfMemory, RenderError
 from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound
-from lipsyncd.renderers.musetalk.gpu_memory import exhausted
+from lipsyncd.renderers.musetalk.gpu_memory import is_out_of_memory
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
-from lipsyncd.renderers.musetalk.painting.blend import Paste
+from lipsyncd.renderers.musetalk.painting.blend import PasteBack
 from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of
 from lipsyncd.renderers.musetalk.painting.masks import Labels, blend_square, mask_of, place
 from lipsyncd.renderers.musetalk.painting.networks import Painter
-from lipsyncd.renderers.musetalk.painting.parsing import drawn, parsed
+from lipsyncd.renderers.musetalk.painting.parsing import draw_labels, parse_face
 
 Labeller = Callable[[RgbImage, Box, FaceFound], Labels]
 
 
 @dataclass(frozen=True)
-class Look:
-    """A face as the generator needs it.
+class PreparedFace:
+    """A face as the pipeline needs it.
 
     latents  (1, 8, 32, 32), masked and reference, on the painter's device
-    paste    where it goes
+    paste    where the painted face is pasted back
     """
 
     latents: Tensor
-    paste: Paste
+    paste: PasteBack
 
 
-def by_points(_: RgbImage, square: Box, face: FaceFound) -> Labels:
+def landmark_labels(_: RgbImage, square: Box, face: FaceFound) -> Labels:
     """Labels drawn from the landmarks."""
-    return drawn(face.landmarks, square)
+    return draw_labels(face.landmarks, square)
 
 
-def by_parsing(network: BiSeNet) -> Labeller:
-    """Labels by the network that parses faces."""
-    return lambda picture, square, _: parsed(network, picture, square)
+def parsed_labels(network: BiSeNet) -> Labeller:
+    """Labels by the face parsing network."""
+    return lambda picture, square, _: parse_face(network, picture, square)
 
 
-def look_at(picture: RgbImage, face: FaceFound, painter: Painter, labels: Labeller, mode: str) -> Look:
+def prepare_face(picture: RgbImage, face: FaceFound, painter: Painter, labels: Labeller, mode: str) -> PreparedFace:
     """Prepare the face in a picture (H, W, 3) uint8 RGB.
 
-    Raises `OutOfMemory`, and `RenderError` when the encoder's answer is not finite in full precision either.
+    Raises `OutOfMemory`, and `RenderError` when the latents are not finite, not even in full precision.
     """
     square = blend_square(face.box)
     alpha = place(mask_of(labels(picture, square, face), mode), face.box, square)
-    paste = Paste.through(alpha, square, face.box, picture)
-    return Look(_finite_latents(painter, crop_face(picture, face.box)), paste)
+    paste = PasteBack.from_mask(alpha, square, face.box, picture)
+    return PreparedFace(_finite_latents(painter, crop_face(picture, face.box)), paste)
 
 
 def _finite_latents(painter: Painter, crop: RgbImage) -> Tensor:
@@ -63,16 +63,16 @@ def _finite_latents(painter: Painter, crop: RgbImage) -> Tensor:
         try:
             latents = latents_of(painter, crop)
             if not bool(torch.isfinite(latents).all()) and painter.dtype != torch.float32:
-                painter.in_full()
+                painter.use_float32()
                 latents = latents_of(painter, crop)
         except RuntimeError as error:
-            if exhausted(error):
+            if is_out_of_memory(error):
                 raise OutOfMemory(
-                    "the picture of one face does not fit into the memory that the render may take"
+                    "the picture of one face does not fit into the memory that the render may use"
                 ) from None
             raise
     if not bool(torch.isfinite(latents).all()):
         raise RenderError(
-            "the encoder's answer is not finite", remedy="check the weights with `lipsyncd models verify`"
+            "the latents of the face are not finite", remedy="check the weights with `lipsyncd models verify`"
         )
     return latents

@@ -1,9 +1,10 @@
-"""Scale squares with Pillow's filters, bit for bit, on arrays.
+"""Scale square arrays exactly like Pillow.
 
-The published networks and masks were made with Pillow's resize, whose filters widen when they shrink and whose weights
-are integers of 22 bits. OpenCV has no such filter and torch's differs in single pixels, which a mask shows as a seam.
+The published networks and masks were made with Pillow's resize, whose filters get wider when shrinking and whose
+weights are integers of 22 bits. OpenCV has no such filter, and torch's differs in single pixels, which is visible as a
+seam at the edge of a mask.
 
-Owns the filters. Source: what Pillow documents, https://pillow.readthedocs.io/en/stable/handbook/concepts.html#filters.
+Owns the filters. Source: Pillow's documentation, https://pillow.readthedocs.io/en/stable/handbook/concepts.html#filters.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _REACH: dict[Callable[[Weights], Weights], float] = {bilinear: 1.0, bicubic: 2.0
 
 
 def resize(square: NDArray[np.uint8], side: int, method: Callable[[Weights], Weights]) -> NDArray[np.uint8]:
-    """A square scaled to another one, columns first, rounded to bytes in between.
+    """A square scaled to another size: first the columns, then the rows, rounded to bytes in between.
 
     Squares only: which axis comes first changes the rounding, and Pillow chooses by the picture's shape.
 
@@ -48,21 +49,21 @@ def resize(square: NDArray[np.uint8], side: int, method: Callable[[Weights], Wei
 
 
 def _along_rows(pixels: NDArray[np.uint8], size: int, method: Callable[[Weights], Weights]) -> NDArray[np.uint8]:
-    """The second axis scaled to `size`. Whole numbers below 2**53 are exact in float64, which BLAS is quick with."""
+    """The second axis scaled to `size`. Integers below 2**53 are exact in float64, and BLAS is fast with it."""
     if pixels.shape[1] == size:
         return pixels
     weights = _weights(pixels.shape[1], size, method)
     scaled = np.empty((len(pixels), size, *pixels.shape[2:]), np.uint8)
     for first in range(0, len(pixels), _ROWS_AT_ONCE):
         rows = np.moveaxis(pixels[first : first + _ROWS_AT_ONCE], 1, -1)
-        flat = rows.reshape(-1, pixels.shape[1]).astype(np.float64)  # one product of two matrices is quickest
+        flat = rows.reshape(-1, pixels.shape[1]).astype(np.float64)  # a single matrix product is fastest
         total = np.floor((flat @ weights + _ONE // 2) / _ONE).clip(0, 255)
         scaled[first : first + _ROWS_AT_ONCE] = np.moveaxis(total.reshape(*rows.shape[:-1], size), -1, 1)
     return scaled
 
 
 def _weights(size_in: int, size_out: int, method: Callable[[Weights], Weights]) -> Weights:
-    """How much each pixel in counts for each pixel out: (size_in, size_out), whole numbers of 1 / 2**22."""
+    """The weight of each input pixel for each output pixel: (size_in, size_out), integers in units of 1 / 2**22."""
     scale = size_in / size_out
     stretch = max(scale, 1.0)
     middle = (np.arange(size_out) + 0.5) * scale
