@@ -1,4 +1,4 @@
-"""Faces that two small networks really find: red discs, for a detector shaped like YuNet and landmarks like DWPose's.
+"""Faces that two small networks find: red discs, for a detector like YuNet and a landmark network like DWPose.
 
 Both are ONNX files made here, with the inputs and outputs of the real ones, run by the real OpenCV and onnxruntime.
 They measure: where the disc is, how large, how red (their score), and where its bluish nose is. So what stands
@@ -28,7 +28,7 @@ def backdrop(width: int = 640, height: int = 360) -> RgbImage:
 
 
 def draw_head(picture: RgbImage, x: float, y: float, size: float, *, red: int = 255, aside: float = 0.0) -> RgbImage:
-    """A head around (x, y), `size` pixels wide, drawn into `picture`; gives it back.
+    """A head around (x, y), `size` pixels wide, drawn into `picture`, which is returned.
 
     red    255 is a sure face, 0 is none; the networks' scores follow
     aside  where the tip of the nose is, in widths of the head to the right of its middle
@@ -43,7 +43,7 @@ def draw_head(picture: RgbImage, x: float, y: float, size: float, *, red: int = 
 
 
 class Graph:
-    """A graph under construction: each method adds one node and gives the name of what comes out."""
+    """An ONNX graph under construction: each method adds one node and returns the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -61,7 +61,7 @@ class Graph:
         return name
 
     def step(self, value: str, threshold: float, sharp: float = 50.0) -> str:
-        """0 below the threshold, 1 above it, with a short ramp: OpenCV has no comparison for every shape."""
+        """0 below the threshold, 1 above it, with a short ramp: OpenCV does not compare tensors of every shape."""
         return self.op("Clip", self.op("Mul", self.op("Sub", value, threshold), sharp), 0.0, 1.0)
 
     def model(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
@@ -90,7 +90,7 @@ def write_yunet(path: Path) -> Path:
 
 
 def _discs(graph: Graph, red: str) -> tuple[str, str]:
-    """Score (1, 1, h, w) and box (1, 4, h, w) for each cell: the moments of what is red in 11 x 11 cells around it."""
+    """Score (1, 1, h, w) and box (1, 4, h, w) of each cell: the moments of the red in the 11 x 11 cells around it."""
     across = np.arange(-5, 6, dtype=np.float64)
     x, y = np.meshgrid(across, across)
     ring = (np.maximum(np.abs(x), np.abs(y)) == 5).astype(np.float64)
@@ -100,7 +100,7 @@ def _discs(graph: Graph, red: str) -> tuple[str, str]:
     mass = graph.op("Add", whole, 1e-3)
     x_off, y_off = graph.op("Div", aside_x, mass), graph.op("Div", aside_y, mass)
     size = graph.op("Mul", graph.op("Sqrt", graph.op("Div", mass, graph.op("Add", peak, 1e-3))), _BLOB)
-    # Cells between two discs see as much of both; a disc is red in its middle.
+    # A cell between two discs is near both; only the middle of a disc is red.
     middle = graph.step(graph.op("Sub", red, graph.op("Mul", peak, 0.8)), 0.0)
     score = graph.op("Mul", graph.op("Clip", peak, 0.0, 1.0), middle)
     for value, least in ((size, 2.9), (graph.op("Neg", size), -8.2), (graph.op("Neg", edge), -0.5)):
@@ -113,7 +113,7 @@ def _discs(graph: Graph, red: str) -> tuple[str, str]:
 
 
 def write_dwpose(path: Path, template: NDArray[np.float64] | None = None) -> Path:
-    """A landmark network that lays a face into the reddest disc, with the inputs and outputs of DWPose.
+    """A landmark network that places a face on the reddest disc, with the inputs and outputs of DWPose.
 
     template  (133, 2) as `TEMPLATE`, which is taken when there is none
     """
@@ -154,7 +154,7 @@ def write_dwpose(path: Path, template: NDArray[np.float64] | None = None) -> Pat
 
 
 def write_constant_dwpose(path: Path, straight: Sequence[NDArray[Any]], flipped: Sequence[NDArray[Any]]) -> Path:
-    """A landmark network that says `straight` (x, y) to a crop brighter on its left, `flipped` to its mirror."""
+    """A landmark network with output `straight` (x, y) for a crop brighter on its left, `flipped` for its mirror."""
     graph = Graph()
     weights = np.where(np.arange(WIDTH) < WIDTH / 2, 1.0, -1.0).reshape(1, 1, 1, -1)
     left = graph.op("ReduceSum", graph.op("Mul", "input", weights), keepdims=0)
@@ -177,7 +177,7 @@ def _sum(graph: Graph, value: str) -> str:
 
 
 def _template() -> NDArray[np.float64]:
-    """(133, 2): where the points are on a usual face, from its middle, in widths of the head; y points down."""
+    """(133, 2): the points of a usual face relative to its middle, in widths of the head; y points down."""
     points = np.zeros((133, 2))
     turn = np.linspace(np.pi, 0, 17)
     jaw = np.stack((0.48 * np.cos(turn), 0.05 + 0.43 * np.sin(turn)), axis=1)
@@ -192,7 +192,7 @@ def _template() -> NDArray[np.float64]:
 
 
 def _around_lips(steps: int) -> list[tuple[float, int]]:
-    """Places on a closed line: from one corner over the upper lip to the other, and back. Half width, up or down."""
+    """Points on a closed line: from one corner over the upper lip to the other, and back. Half width, up or down."""
     across = np.linspace(-1, 1, 2 * steps + 1).tolist()
     return [*((x, -1) for x in across), *((x, 1) for x in across[-2:0:-1])]
 

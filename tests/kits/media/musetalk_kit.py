@@ -1,4 +1,4 @@
-"""Small networks with weights that depend on names alone, and the inputs that the recorded numbers were made from."""
+"""Small networks with weights that depend only on names, and the inputs of the recorded values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GOLDENS = Path(__file__).parents[2] / "goldens"
 
 
 def fill(network: Network) -> Network:
-    """Give every tensor of a network the values that its name and shape stand for."""
+    """Set every tensor of a network to values that depend on its name and shape."""
     state = {}
     for name, tensor in network.state_dict().items():
         draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(tensor.shape))
@@ -82,24 +82,24 @@ def astronaut() -> NDArray[np.uint8]:
 
 
 def hum(seconds: float) -> Array:
-    """The voice of the recorded numbers: (N,) float32, 16 kHz."""
+    """The voice of the recorded values: (N,) float32, 16 kHz."""
     t = np.arange(int(seconds * SPEECH_RATE)) / SPEECH_RATE
     low = 0.4 * np.sin(2 * np.pi * (120 + 40 * np.sin(2 * np.pi * 0.7 * t)) * t)
     high = 0.2 * np.sin(2 * np.pi * (900 + 500 * np.sin(2 * np.pi * 1.3 * t)) * t)
     return (0.8 * (low + high) * 0.5 * (1 + np.sin(2 * np.pi * 3.1 * t))).astype(np.float32)
 
 
-def furthest(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """The largest difference, in deviations of what is wanted."""
-    assert got.shape == wanted.shape
-    return float(np.abs(got - wanted).max() / wanted.std())
+def furthest(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference, in standard deviations of the expected values."""
+    assert got.shape == expected.shape
+    return float(np.abs(got - expected).max() / expected.std())
 
 
 # -- a folder of weights -----------------------------------------------------------------------------------------------
 
 
 def write_weights(folder: Path, *, parser: bool = False) -> Path:
-    """A folder of weights in the real layout, for networks so small that a test can run them. Gives it back.
+    """Write weights in the real layout, for networks small enough for a test. Returns the folder.
 
     parser  the network that parses faces as well; it has one size only, 53 MB
     """
@@ -120,7 +120,7 @@ def write_weights(folder: Path, *, parser: bool = False) -> Path:
 
 
 def write_lock(folder: Path) -> Path:
-    """A lock list of what lies in a folder of weights, in that folder. Gives its path."""
+    """Write a lock list of the files in a folder of weights, into that folder. Returns its path."""
     entries = []
     for number, file in enumerate(sorted(file for file in folder.rglob("*.*") if file.is_file())):
         name = str(file.relative_to(folder))
@@ -142,7 +142,7 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
     """Configurations of a `unet`, a `vae` and a `whisper` that fit together and take 20 ms for a frame."""
     configs = small_configs()
     configs["unet"] |= {"block_out_channels": [8, 16], "norm_num_groups": 4, "attention_head_dim": 2}
-    # Attention where there are few places only.
+    # Attention only at the lowest resolution.
     configs["unet"] |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}
     configs["unet"] |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
     configs["vae"] |= {"block_out_channels": [2, 2, 2, 2], "norm_num_groups": 2}
@@ -151,7 +151,7 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
 
 
 def tiny_painter() -> Painter:
-    """The same UNet and VAE, in memory."""
+    """The UNet and VAE of `tiny_configs`, in memory."""
     configs = tiny_configs()
     unet = fill(UNet2DConditionModel.from_config(configs["unet"]))
     return Painter(unet, fill(AutoencoderKL.from_config(configs["vae"])))
@@ -163,7 +163,7 @@ def write_network(file: Path, network: nn.Module) -> None:
 
 
 def portrait(width: int = 240, height: int = 220, size: float = 120) -> NDArray[np.uint8]:
-    """A head that the small detector finds, before a backdrop whose pixels differ: (height, width, 3)."""
+    """A head that the small detector finds, before a noisy backdrop: (height, width, 3)."""
     picture = backdrop(width, height)
     picture[:, :, 2] += (np.indices((height, width)).sum(axis=0) % 40).astype(np.uint8)
     return draw_head(picture, width / 2, height / 2, size)

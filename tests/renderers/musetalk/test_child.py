@@ -37,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def child(weights: Path) -> Iterator[LocalChild]:
-    """One for all tests, as for all jobs of a day: loading takes longer than rendering."""
+    """One child for all tests, since loading takes longer than rendering."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LIPSYNCD_WEIGHTS_DIR", str(weights))
         environment.setenv("OMP_NUM_THREADS", "1")  # a test shares its machine
@@ -77,43 +77,43 @@ def never() -> bool:
 def test_one_child_renders_job_after_job_each_with_its_sound(child: LocalChild, tmp_path: Path) -> None:
     made = []
     for changed in ({}, {"picture": portrait(241, 221), "fps": "30000/1001", "stitch": True}):
-        given, told = request(tmp_path, **changed), list[Progress]()
-        result = child.render(given, progress=told.append, stop=never)
+        job, progress = request(tmp_path, **changed), list[Progress]()
+        result = child.render(job, progress=progress.append, stop=never)
         validate(
             tmp_path / "out.mp4",
-            frames=given.frames,
-            fps=Fraction(given.fps),
+            frames=job.frames,
+            fps=Fraction(job.fps),
             width=result.width,
             height=result.height,
-            duration=Fraction(given.sound.samples, 48_000),
+            duration=Fraction(job.sound.samples, 48_000),
             ffmpeg=ffmpeg.find(),
         )
-        assert [*dict.fromkeys(p.stage for p in told)] == ["loading", "analysing", "rendering", "encoding"]
-        assert result.notes["painted_frames"] == given.frames
+        assert [*dict.fromkeys(p.stage for p in progress)] == ["loading", "analysing", "rendering", "encoding"]
+        assert result.notes["painted_frames"] == job.frames
         assert result.notes["device"] == "cpu"
         made.append((result.width, result.height, child.pid))
 
     assert [size[:2] for size in made] == [(128, 128), (242, 222)]
     assert made[0][2] == made[1][2]
 
-    # What is wrong with one job is told, and the child lives on.
+    # A job with an error does not end the child.
     with pytest.raises(NoFaceFound):
-        child.render(request(tmp_path, picture=backdrop(200, 200)), progress=told.append, stop=never)
+        child.render(request(tmp_path, picture=backdrop(200, 200)), progress=progress.append, stop=never)
     assert child.pid == made[0][2]
 
 
 def test_a_cancelled_render_ends_within_a_second(child: LocalChild, tmp_path: Path) -> None:
-    told: list[Progress] = []
-    asked: list[float] = []
+    progress: list[Progress] = []
+    stopped_s: list[float] = []
 
     def stop() -> bool:
-        if any(p.done >= 2 for p in told):
-            asked.append(time.monotonic())
-        return bool(asked)
+        if any(p.done >= 2 for p in progress):
+            stopped_s.append(time.monotonic())
+        return bool(stopped_s)
 
     with pytest.raises(RenderCancelled):
-        child.render(request(tmp_path, seconds=60), progress=told.append, stop=stop)
-    assert time.monotonic() - asked[0] < 1
+        child.render(request(tmp_path, seconds=60), progress=progress.append, stop=stop)
+    assert time.monotonic() - stopped_s[0] < 1
 
 
 def test_a_render_that_takes_too_long_is_ended(child: LocalChild, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_render_that_takes_too_long_is_ended(child: LocalChild, tmp_path: Path
     child.timeouts = lambda: TIMEOUTS
 
 
-def test_a_child_without_weights_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_without_weights_names_the_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIPSYNCD_WEIGHTS_DIR", str(tmp_path))
     child = LocalChild("cpu", lambda: TIMEOUTS)
     with pytest.raises(WeightsMissing, match="musetalkV15/"):

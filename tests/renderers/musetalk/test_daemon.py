@@ -1,4 +1,4 @@
-"""MuseTalk with small networks through inbox and daemon: each way that a job can go."""
+"""MuseTalk with small networks through inbox and daemon: the possible outcomes of a job."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def busy(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, object]) -
         yield installation
 
 
-JAILED = {"picture.rgb", "speech.s16", "sound.s16"}  # what the jail has decoded before
+JAILED = {"picture.rgb", "speech.s16", "sound.s16"}  # decoded in the jail before
 
 
 def drop(
     installation: Installation, name: str, voice: np.ndarray, picture: np.ndarray | None = None, **fields: object
 ) -> None:
-    """A job of its own: the last pixel and the voice are no other's."""
+    """Drop a job that differs from every other in its last pixel and its voice."""
     pixels = (portrait() if picture is None else picture).copy()
     pixels[-1, -1] = np.frombuffer(name.encode()[-3:].rjust(3), np.uint8)
     put(installation.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
@@ -86,7 +86,7 @@ def test_a_voice_of_silence_gives_a_still_video_of_its_length(busy: Installation
 
 
 def test_two_runs_give_the_same_file(busy: Installation) -> None:
-    """The second is rendered as well: `intake.on_redrop` says so here."""
+    """The second one is rendered too, since `intake.on_redrop` is set to that here."""
     for name in ("twin-a", "twin-b"):
         put(busy.path("inbox"), f"{name}.png", encoded(Image.fromarray(portrait()), "PNG"))
         put(busy.path("inbox"), f"{name}.wav", wav((hum(0.6) * 24_000).astype("<i2").tobytes()))
@@ -99,11 +99,11 @@ def test_two_runs_give_the_same_file(busy: Installation) -> None:
     assert one.out_sha256 == other.out_sha256
 
 
-def test_memory_does_not_grow_with_the_length_and_nothing_lies_in_between(busy: Installation) -> None:
+def test_memory_does_not_grow_with_the_length_and_no_intermediate_files_are_written(busy: Installation) -> None:
     peaks_mb = []
     for name, seconds in (("brief", 1.0), ("lengthy", 10.0)):
         if peaks_mb:
-            Path(f"/proc/{child_of(busy)}/clear_refs").write_text("5")  # the peak begins anew
+            Path(f"/proc/{child_of(busy)}/clear_refs").write_text("5")  # resets the peak
         drop(busy, name, hum(seconds), stitch=True)
         if name == "lengthy":
             rendering(busy, name)
@@ -115,12 +115,12 @@ def test_memory_does_not_grow_with_the_length_and_nothing_lies_in_between(busy: 
         busy.until_done(name)
         status = Path(f"/proc/{child_of(busy)}/status").read_text()
         peaks_mb.append(int(status.split("VmHWM:")[1].split()[0]) / 1000)
-    assert peaks_mb[1] < peaks_mb[0] + 25, peaks_mb  # all its frames together have 40 MB
+    assert peaks_mb[1] < peaks_mb[0] + 25, peaks_mb  # all its frames together take 40 MB
 
 
 def test_a_picture_without_a_face_ends_with_its_reason(busy: Installation) -> None:
-    drop(busy, "nobody", hum(0.4), backdrop(240, 220))
-    job = busy.until_failed("nobody")
+    drop(busy, "faceless", hum(0.4), backdrop(240, 220))
+    job = busy.until_failed("faceless")
     assert (job.reason_code, job.attempt) == ("no-face", 1)
     assert "240" in (job.reason or "")
     assert busy.reason(job)["remedy"]
@@ -133,13 +133,13 @@ def test_a_cancel_ends_a_render_within_a_second(busy: Installation) -> None:
     assert job is not None
     child = child_of(busy)
     assert busy.cli("cancel", job.id).returncode == 0
-    asked = next(e.at_ms for e in busy.view.events(job.id) if e.note == "cancel requested")
+    requested_ms = next(e.at_ms for e in busy.view.events(job.id) if e.note == "cancel requested")
     ended = busy.until_state("long", JobState.CANCELLED)
-    assert (ended.finished_ms or 0) - asked < 1000
+    assert (ended.finished_ms or 0) - requested_ms < 1000
     assert child_of(busy) == child, "a polite cancel keeps the networks loaded"
 
 
-def test_a_child_that_is_killed_costs_an_attempt_and_the_job_is_done(busy: Installation) -> None:
+def test_a_killed_child_costs_one_attempt_and_the_job_is_done(busy: Installation) -> None:
     drop(busy, "killed", hum(6))
     rendering(busy, "killed")
     os.kill(child_of(busy), signal.SIGKILL)
@@ -161,10 +161,10 @@ def test_the_deadline_ends_a_render_and_the_child_with_it(tmp_path: Path, weight
         os.kill(child, 0)
 
 
-def test_a_device_that_is_absent_blocks_the_job_and_no_cpu_renders_it(
+def test_a_missing_device_blocks_the_job_and_the_cpu_does_not_render_it(
     tmp_path: Path, weights: dict[str, object]
 ) -> None:
-    """The look at it is repeated after a wait that grows, by a new process; who comes meanwhile starts none."""
+    """A new process probes for the device after growing waits; other jobs start no process meanwhile."""
     installation = home_of(tmp_path, weights, devices=["cuda:99"])
     with installation.running(OMP_NUM_THREADS="1"):
         drop(installation, "early", hum(0.4))
@@ -179,12 +179,12 @@ def test_a_device_that_is_absent_blocks_the_job_and_no_cpu_renders_it(
         installation.until(lambda: installation.log.count("next look in 10 s: ") >= 1, "the second look")
         starts = installation.log.count("render child for cuda:99 started")
         assert starts == installation.log.count("render child for cuda:99 ended") == 2
-        drop(installation, "other", hum(0.6), renderer="flat")  # what needs no such device goes on
+        drop(installation, "other", hum(0.6), renderer="flat")  # a job that needs no GPU goes on
         installation.until_done("other")
     assert [p.name for p in installation.path("outbox").glob("*.mp4")] == ["other.mp4"]
 
 
-def test_loaded_ahead_and_unloaded_after_its_idle_time(tmp_path: Path, weights: dict[str, object]) -> None:
+def test_networks_are_preloaded_and_unloaded_after_the_idle_time(tmp_path: Path, weights: dict[str, object]) -> None:
     installation = home_of(tmp_path, weights, lazy_load=False, unload_idle_s=2)
     with installation.running(OMP_NUM_THREADS="1"):
         installation.until(lambda: "render child for cpu started" in installation.log, "the child, before any job")

@@ -1,4 +1,4 @@
-"""The face for MuseTalk: DWPose's frame against recorded numbers, then detector, choice, box and refusals for real."""
+"""The face for MuseTalk: the steps around DWPose against recorded values, then detector, choice, box and refusals."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ BOXES = ("whole", "face", "wide")
 
 @pytest.fixture(scope="module")
 def recorded() -> Arrays:
-    """Numbers of mmpose 1.3.2 with the original's configuration, on the astronaut."""
+    """Values of mmpose 1.3.2 with the original's configuration, for the astronaut."""
     return dict(np.load(Path(__file__).parents[2] / "goldens" / "landmarks.npz"))
 
 
 @pytest.fixture(scope="module")
 def simcc(recorded: Arrays) -> dict[str, list[NDArray[np.float32]]]:
-    """The drawn answers of the network that the recorded points were read from: x then y."""
+    """Synthetic outputs of the network from which the recorded points were computed: x then y."""
     draw = np.random.RandomState(int(recorded["simcc_seed"]))
 
     def pair() -> list[NDArray[np.float32]]:
@@ -61,7 +61,7 @@ def recorded_box(recorded: Arrays, name: str) -> Box:
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_the_network_sees_what_mmpose_would_show_it(recorded: Arrays, name: str) -> None:
+def test_the_networks_input_is_that_of_mmpose(recorded: Arrays, name: str) -> None:
     crop = Crop.around(recorded_box(recorded, name))
     np.testing.assert_array_equal(crop.center, recorded[f"{name}_center"])
     np.testing.assert_array_equal(crop.size, recorded[f"{name}_scale"])
@@ -90,7 +90,7 @@ def test_points_and_box_are_those_of_the_original(
 def test_the_flip_test_is_that_of_the_original(
     recorded: Arrays, simcc: dict[str, list[NDArray[np.float32]]], tmp_path: Path
 ) -> None:
-    """Through onnxruntime: the network gives one answer to a crop and another to its mirror."""
+    """In onnxruntime, with a network that has one output for a crop and another for its mirror image."""
     np.testing.assert_array_equal(FLIP, recorded["flip_indices"])
     model = write_constant_dwpose(tmp_path / "constant.onnx", simcc["straight"], simcc["flipped"])
     picture = backdrop(WIDTH, HEIGHT)
@@ -123,7 +123,7 @@ def test_mirroring_twice_changes_nothing() -> None:
         np.testing.assert_array_equal(twice, values)
 
 
-# -- finding it --------------------------------------------------------------------------------------------------------
+# -- finding -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_face_is_found_with_its_points_and_its_box(networks: Networks) -> None
 
 
 @pytest.mark.parametrize("size", [60, 90])
-def test_a_small_face_in_a_wide_picture_gets_points_to_the_pixel(networks: Networks, size: int) -> None:
+def test_a_small_face_in_a_wide_picture_gets_exact_points(networks: Networks, size: int) -> None:
     found = find_face(draw_head(backdrop(1920, 1080), 1500, 300, size), *networks)
     np.testing.assert_allclose(found.landmarks, expected_points(1500, 300, size), atol=1.0)
 
@@ -167,7 +167,7 @@ def test_a_face_that_fills_the_picture_is_found(networks: Networks) -> None:
 
 
 def test_the_box_stays_in_the_picture(networks: Networks) -> None:
-    """Where the original takes the detector's box when its own begins left of the picture, ours is cut off there."""
+    """The original uses the detector's box when its own begins left of the picture; ours is clipped."""
     for x, y in ((40, 170), (600, 170), (300, 40), (300, 320)):
         found = find_face(draw_head(backdrop(), x, y, 120), *networks)
         assert found.from_landmarks
@@ -184,7 +184,7 @@ def test_the_margin_is_an_option(networks: Networks) -> None:
     assert boxes[2].bottom == 360
 
 
-def test_the_detectors_box_serves_where_points_give_none(networks: Networks, tmp_path: Path) -> None:
+def test_the_detectors_box_is_used_where_points_give_none(networks: Networks, tmp_path: Path) -> None:
     upside_down = TEMPLATE.copy()
     upside_down[landmarks.FACE.start + 29] = (0, 0.6)
     landmark_net = LandmarkNet(write_dwpose(tmp_path / "odd.onnx", upside_down), threads=1)
@@ -223,7 +223,7 @@ def test_the_largest_face_speaks_unless_another_is_chosen(
     assert found.detected.x + found.detected.width / 2 == pytest.approx(x, abs=2)
 
 
-def test_a_face_of_the_frame_before_is_followed(networks: Networks, family: NDArray[np.uint8]) -> None:
+def test_the_face_of_the_frame_before_is_found_again(networks: Networks, family: NDArray[np.uint8]) -> None:
     found = find_face(family, *networks, choose=Box(960, 330, 100, 100))
     assert found.detected.x + found.detected.width / 2 == pytest.approx(1000, abs=2)
     with pytest.raises(NoFaceFound, match="no longer where it was"):
@@ -237,7 +237,7 @@ def test_a_face_that_is_not_there_is_refused_with_those_that_are(networks: Netwo
         find_face(family, *networks, choose=(10.0, 20.0))
 
 
-def test_a_clearer_neighbour_does_not_lend_its_points(networks: Networks) -> None:
+def test_the_points_of_a_clearer_neighbour_are_not_used(networks: Networks) -> None:
     picture = draw_head(draw_head(backdrop(), 250, 180, 120, red=225), 400, 180, 110)
     found = find_face(picture, *networks, choose=(250.0, 180.0))
     np.testing.assert_allclose(found.landmarks, expected_points(250, 180, 120), atol=2)
@@ -245,12 +245,12 @@ def test_a_clearer_neighbour_does_not_lend_its_points(networks: Networks) -> Non
 
 def test_points_that_only_a_neighbour_has_are_refused(networks: Networks) -> None:
     picture = draw_head(backdrop(), 290, 180, 60)
-    with pytest.raises(NoFaceFound, match="not clear: they lie on another face"):
+    with pytest.raises(NoFaceFound, match="unclear: they lie on another face"):
         find_face(picture, _Mistaken(Box(87, 130, 100, 100)), networks[1])  # type: ignore[arg-type]
 
 
 class _Mistaken:
-    """A detector that takes one place for a face, whatever it is shown."""
+    """A detector that reports a face at one place in every picture."""
 
     def __init__(self, box: Box) -> None:
         self.box = box
@@ -260,16 +260,18 @@ class _Mistaken:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"), [(None, None), (0, 0), (2, 2), ("12,34", (12.0, 34.0)), (" 1.5 , 2 ", (1.5, 2.0))], ids=repr
+    ("option", "choice"), [(None, None), (0, 0), (2, 2), ("12,34", (12.0, 34.0)), (" 1.5 , 2 ", (1.5, 2.0))], ids=repr
 )
-def test_the_option_face(said: object, meant: FaceChoice) -> None:
-    assert read_choice(said) == meant
+def test_the_option_face(option: object, choice: FaceChoice) -> None:
+    assert read_choice(option) == choice
 
 
-@pytest.mark.parametrize("said", [True, -1, 1000, 1.5, "left", "1,2,3", "1;2", "-1,2", "1e9,1", "nan,nan", [1, 2], {}])
-def test_other_values_of_the_option_are_refused(said: object) -> None:
+@pytest.mark.parametrize(
+    "option", [True, -1, 1000, 1.5, "left", "1,2,3", "1;2", "-1,2", "1e9,1", "nan,nan", [1, 2], {}]
+)
+def test_other_values_of_the_option_are_refused(option: object) -> None:
     with pytest.raises(BadOption, match="option face is") as caught:
-        read_choice(said)
+        read_choice(option)
     assert "largest" in caught.value.remedy
 
 
@@ -277,13 +279,13 @@ def test_other_values_of_the_option_are_refused(said: object) -> None:
 
 
 def test_a_picture_without_a_face_is_refused_with_its_size(networks: Networks) -> None:
-    with pytest.raises(NoFaceFound, match="no face in the picture of 640x360 pixels: not even a guess") as caught:
+    with pytest.raises(NoFaceFound, match="no face in the picture of 640x360 pixels: there is no candidate") as caught:
         find_face(backdrop(), *networks)
     assert "frontal face" in caught.value.remedy
 
 
-def test_an_unsure_face_is_refused_with_its_score(networks: Networks) -> None:
-    with pytest.raises(NoFaceFound, match=r"the surest guess has a score of 0\.\d\d, a face has 0\.6"):
+def test_an_unclear_face_is_refused_with_its_score(networks: Networks) -> None:
+    with pytest.raises(NoFaceFound, match=r"the best candidate has a score of 0\.\d\d, a face needs 0\.6"):
         find_face(draw_head(backdrop(), 300, 170, 120, red=140), *networks)
 
 
@@ -298,13 +300,13 @@ def test_a_tiny_face_is_refused_with_its_size(networks: Networks, size: int) -> 
 @pytest.mark.parametrize("aside", [-0.42, 0.42])
 def test_a_face_in_profile_is_refused_with_the_angle(networks: Networks, aside: float) -> None:
     picture = draw_head(backdrop(), 300, 170, 120, aside=aside)
-    with pytest.raises(NoFaceFound, match=r"turned aside by about 5\d degrees; up to 50"):
+    with pytest.raises(NoFaceFound, match=r"turned sideways by about 5\d degrees; up to 50"):
         find_face(picture, *networks)
     found = find_face(draw_head(backdrop(), 300, 170, 120, aside=aside / 2), *networks)
     assert found.yaw_deg == pytest.approx(np.degrees(np.arctan(aside / 2 / 0.28)), abs=4)
 
 
-def test_yaw_does_not_depend_on_how_a_head_is_tilted_or_where_it_is() -> None:
+def test_yaw_does_not_depend_on_the_tilt_and_place_of_a_head() -> None:
     usual = TEMPLATE[landmarks.FACE].astype(np.float32)
     turned = usual.copy()
     turned[30, 0] += 0.28  # the tip of the nose above the outer corner of an eye
@@ -316,7 +318,7 @@ def test_yaw_does_not_depend_on_how_a_head_is_tilted_or_where_it_is() -> None:
     assert yaw_deg(np.zeros((68, 2), np.float32)) == 90
 
 
-def test_no_box_comes_from_points_outside_the_picture() -> None:
+def test_points_outside_the_picture_give_no_box() -> None:
     points = TEMPLATE[landmarks.FACE].astype(np.float32) * 100
     assert musetalk_box(points - 500, 640, 360) is None
     assert musetalk_box(points + np.float32(800), 640, 360) is None

@@ -1,4 +1,4 @@
-"""Memory that really runs out under MuseTalk, through inbox and daemon: allocations fail, and the kernel kills."""
+"""MuseTalk with too little memory, through inbox and daemon: failed allocations, and kills by the kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def installation(installation: Installation, weights: dict[str, Any]) -> Install
 
 
 def drop(installation: Installation, name: str, *, frames: int = 5, **options: object) -> None:
-    """A job of its own that speaks throughout."""
+    """Drop a job that differs from every other and has no pauses."""
     pixels = portrait().copy()
     pixels[-1, -1] = np.frombuffer(name.encode()[:3].ljust(3), np.uint8)
     put(installation.path("inbox"), f"{name}-face.png", encoded(Image.fromarray(pixels), "PNG"))
@@ -48,7 +48,7 @@ def child_of(installation: Installation) -> int:
 
 
 def data_bytes(pid: int) -> int:
-    """What the kernel counts against RLIMIT_DATA."""
+    """The memory that the kernel counts for RLIMIT_DATA."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmData:")[1].split()[0]) * 1024
 
@@ -59,7 +59,9 @@ def notes_of(installation: Installation, name: str) -> list[str]:
     return [event.note for event in installation.view.events(job.id)]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_that_is_remembered_after_a_restart(installation: Installation) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered_after_a_restart(
+    installation: Installation,
+) -> None:
     with installation.running(OMP_NUM_THREADS="1"):
         drop(installation, "first")
         installation.until_done("first")
@@ -74,13 +76,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_remembered_after_a_rest
     assert inspect(installation.path("outbox") / "tight.mp4").video.frames == LARGE
     fitted = installation.sidecar("tight")["notes"]["batch"]
     assert fitted < LARGE
-    told = f"{2 * fitted} frames at a time did not fit into memory, {fitted} are tried"
-    assert told in notes_of(installation, "tight")
-    assert f"job {job.id}: {told}" in installation.log
+    note = f"{2 * fitted} frames at a time did not fit into memory, {fitted} are tried"
+    assert note in notes_of(installation, "tight")
+    assert f"job {job.id}: {note}" in installation.log
     [ceiling] = json.loads((installation.path("state") / "ceilings.json").read_text()).values()
     assert ceiling["most"] == fitted
 
-    with installation.running(OMP_NUM_THREADS="1"):  # another child, of another daemon, with all the memory there is
+    with installation.running(OMP_NUM_THREADS="1"):  # another child of another daemon, without a limit
         drop(installation, "later", batch=LARGE)
         installation.until_done("later")
     assert installation.sidecar("later")["notes"]["batch"] == fitted

@@ -1,4 +1,4 @@
-"""Masks and the paste, pixel for pixel as the original makes them. Needs no torch."""
+"""Masks and blending, pixel for pixel as in the original. Needs no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def blending() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def picture() -> PIXELS:
-    """The astronaut, its channels in the order of the recorded pictures."""
+    """The astronaut, with the channel order of the recorded pictures."""
     pixels: PIXELS = np.ascontiguousarray(skimage.data.astronaut()[..., ::-1])
     return pixels
 
@@ -58,7 +58,7 @@ def patch_for(face: Box) -> PIXELS:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32 - 1))
-def test_scaling_is_pillows_to_the_bit(before: int, after: int, seed: int) -> None:
+def test_scaling_equals_pillows(before: int, after: int, seed: int) -> None:
     for channels in ((), (3,)):
         pixels = np.random.default_rng(seed).integers(0, 256, (before, before, *channels), np.uint8)
         for ours, theirs in ((bilinear, Image.Resampling.BILINEAR), (bicubic, Image.Resampling.BICUBIC)):
@@ -66,7 +66,7 @@ def test_scaling_is_pillows_to_the_bit(before: int, after: int, seed: int) -> No
             assert np.array_equal(resize(pixels, after, ours), wanted)
 
 
-def test_a_large_picture_is_scaled_in_stretches_of_rows() -> None:
+def test_a_large_picture_is_scaled_in_blocks_of_rows() -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (700, 700, 3), np.uint8)
     wanted = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
@@ -104,7 +104,7 @@ def test_outside_of_the_picture_the_square_is_black(picture: PIXELS) -> None:
     assert np.array_equal(cut[:112, 51:], picture[400:, :195])
 
 
-# -- the paste ---------------------------------------------------------------------------------------------------------
+# -- blending ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FACES)
@@ -139,7 +139,9 @@ def test_only_the_area_is_written(picture: PIXELS, labels: PIXELS, blending: dic
     assert (frame[area] != 7).any()
 
 
-def test_weight_fades_from_source_to_paint(picture: PIXELS, labels: PIXELS, blending: dict[str, Any]) -> None:
+def test_weight_fades_from_the_source_to_the_painted_face(
+    picture: PIXELS, labels: PIXELS, blending: dict[str, Any]
+) -> None:
     face = face_of(blending, "centre")
     square = blend_square(face)
     paste = PasteBack.from_mask(place(mask_of(labels), face, square), square, face, picture)
@@ -178,7 +180,7 @@ def test_an_empty_mask_changes_nothing(picture: PIXELS, blending: dict[str, Any]
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 127, 128, 254, 255])
-def test_mixing_is_pillows_paste_for_every_pair_of_values(alpha: int) -> None:
+def test_alpha_blend_equals_pillows_paste_for_every_pair_of_values(alpha: int) -> None:
     over, under = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     wanted = Image.fromarray(under)
     wanted.paste(Image.fromarray(over), (0, 0), Image.new("L", (256, 256), alpha))

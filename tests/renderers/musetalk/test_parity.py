@@ -1,4 +1,4 @@
-"""The same function as the original: networks, windows and latents against numbers that its code gave."""
+"""The same results as the original: networks, windows and latents against recorded values of its code."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def test_the_published_configurations_make_the_published_networks(name: str, ten
 
     assert len(network.state_dict()) == tensors
     assert sum(p.numel() for p in network.parameters()) == parameters
-    assert all(p.is_meta for p in network.parameters())  # no memory was taken
+    assert all(p.is_meta for p in network.parameters())  # no memory was allocated
 
 
-def test_what_the_published_configurations_leave_unsaid_is_read_as_it_was_meant() -> None:
-    """Neither shows in names or shapes: `attention_head_dim` is the number of heads, and latents are scaled."""
+def test_ambiguous_parts_of_the_published_configurations_are_read_as_intended() -> None:
+    """Names and shapes do not show that `attention_head_dim` is the number of heads and that latents are scaled."""
     unet, vae = networks.unet(published_config("unet")), networks.vae(published_config("vae"))
 
     heads = {module.heads for name, module in unet.named_modules() if name.endswith(("attn1", "attn2"))}
@@ -117,7 +117,7 @@ def test_the_face_parser_computes_the_recorded_labels() -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def test_weights_of_half_precision_come_straight_from_the_file(tmp_path: Path) -> None:
+def test_weights_of_half_precision_are_loaded_directly_from_the_file(tmp_path: Path) -> None:
     source = small_unet()
     save_file({name: t.half() for name, t in source.state_dict().items()}, tmp_path / "unet.safetensors")
 
@@ -129,7 +129,7 @@ def test_weights_of_half_precision_come_straight_from_the_file(tmp_path: Path) -
         assert all(torch.equal(read[name], t.half().to(dtype)) for name, t in source.state_dict().items())
 
 
-def test_a_vae_file_with_the_names_of_its_day_loads_to_the_same_function(tmp_path: Path) -> None:
+def test_a_vae_file_with_old_names_loads_to_the_same_function(tmp_path: Path) -> None:
     source, picture = small_vae(), torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
     new_to_old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state, renamed = {}, 0
@@ -153,7 +153,7 @@ def test_a_vae_file_with_the_names_of_its_day_loads_to_the_same_function(tmp_pat
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
-def test_the_encoder_is_read_out_of_a_file_of_the_whole_whisper(tmp_path: Path, prefix: str) -> None:
+def test_the_encoder_is_loaded_from_a_file_of_the_whole_whisper(tmp_path: Path, prefix: str) -> None:
     source = small_whisper()
     state = {prefix + name: tensor.clone() for name, tensor in source.state_dict().items()}
     save_file(state, tmp_path / "whisper.safetensors")
@@ -179,7 +179,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
         )
 
 
-# -- the generator -----------------------------------------------------------------------------------------------------
+# -- the painter -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +187,14 @@ def painter() -> Painter:
     return Painter(small_unet(), small_vae())
 
 
-def test_the_crop_is_the_recorded_one_to_the_bit() -> None:
+def test_the_crop_equals_the_recorded_one() -> None:
     wanted = golden("generator")
     x, y, right, bottom = (int(value) for value in wanted["face_box"])
 
     assert np.array_equal(crop_face(astronaut(), Box(x, y, right - x, bottom - y))[..., ::-1], wanted["crop_bgr"])
 
 
-def test_latents_are_the_middle_of_the_posterior(painter: Painter) -> None:
+def test_latents_are_the_mode_of_the_posterior(painter: Painter) -> None:
     wanted = golden("generator")
     latents = latents_of(painter, wanted["crop_bgr"][..., ::-1])
 
@@ -202,7 +202,7 @@ def test_latents_are_the_middle_of_the_posterior(painter: Painter) -> None:
     assert torch.equal(latents, latents_of(painter, wanted["crop_bgr"][..., ::-1]))
 
 
-def test_one_pass_of_the_generator(painter: Painter) -> None:
+def test_one_pass_of_the_painter(painter: Painter) -> None:
     wanted = golden("generator")
     tokens = torch.from_numpy(
         np.random.RandomState(int(wanted["audio_seed"])).standard_normal((3, 50, 384)).astype(np.float32)
@@ -217,7 +217,7 @@ def test_one_pass_of_the_generator(painter: Painter) -> None:
     assert off.max() <= 2 and off.mean() < 0.05
 
 
-# -- the sound ---------------------------------------------------------------------------------------------------------
+# -- audio features ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_our_windows_are_the_same_up_to_thirty_seconds_and_right_where_the_origi
 
 @pytest.mark.parametrize("fps", [Fraction(n) for n in (1, 24, 25, 30, 50, 60, 120)] + [Fraction(30000, 1001)], ids=str)
 def test_every_window_begins_four_steps_before_its_frame(audio_encoder: AudioEncoder, fps: Fraction) -> None:
-    """Each window is found again in the states of the whole voice, where the exact time says."""
+    """Each window equals the states of the whole voice at its exact time."""
     voice = hum(2.0)
     states = audio_encoder.encode(voice).flatten(1)
     track, frames = AudioFeatures(audio_encoder, voice, fps), -(-2 * fps.numerator // fps.denominator)
@@ -284,27 +284,25 @@ def test_a_rate_of_a_1001_fraction_does_not_drift(audio_encoder: AudioEncoder) -
     assert torch.equal(exact, block[first : first + WINDOW_STEPS].flatten(0, 1))
 
 
-def test_the_joint_of_two_blocks_hears_what_is_on_both_sides(audio_encoder: AudioEncoder) -> None:
-    """At 29 s our windows cross from one block to the next; each step is of the block that knows its neighbours."""
+def test_at_the_joint_of_two_blocks_each_step_comes_from_the_better_block(audio_encoder: AudioEncoder) -> None:
+    """At 29 s windows cross from one block to the next; each step comes from the block with its neighbours."""
     voice = hum(40.0)
-    first, second = (
-        audio_encoder.encode(voice[: BLOCK_STEPS * STEP_SAMPLES]),
-        audio_encoder.encode(voice[(BLOCK_STEPS - 100) * STEP_SAMPLES :][: BLOCK_STEPS * STEP_SAMPLES]),
-    )
-    window = (
-        AudioFeatures(audio_encoder, voice, Fraction(25)).window(725).reshape(WINDOW_STEPS, -1)
-    )  # steps 1446 to 1455
+    block_samples = BLOCK_STEPS * STEP_SAMPLES
+    first = audio_encoder.encode(voice[:block_samples])
+    second = audio_encoder.encode(voice[(BLOCK_STEPS - 100) * STEP_SAMPLES :][:block_samples])
+    window = AudioFeatures(audio_encoder, voice, Fraction(25)).window(725)  # steps 1446 to 1455
+    window = window.reshape(WINDOW_STEPS, -1)
 
     assert torch.equal(window[:4], first[1446:1450].flatten(1))
     assert torch.equal(window[4:], second[50:56].flatten(1))
 
 
-def test_blocks_are_heard_once_and_two_are_kept(audio_encoder: AudioEncoder) -> None:
+def test_blocks_are_encoded_once_and_two_are_kept(audio_encoder: AudioEncoder) -> None:
     class Counting(AudioEncoder):
-        heard = 0
+        calls = 0
 
         def encode(self, samples: np.ndarray) -> torch.Tensor:
-            self.heard += 1
+            self.calls += 1
             return audio_encoder.encode(samples)
 
     counting = Counting(small_whisper().encoder)
@@ -312,16 +310,16 @@ def test_blocks_are_heard_once_and_two_are_kept(audio_encoder: AudioEncoder) -> 
     for frame in range(650):
         track.window(frame)
 
-    assert counting.heard == 5  # 0-30, 28-58, 56-86, 84-114, 112-130
+    assert counting.calls == 5  # 0-30, 28-58, 56-86, 84-114, 112-130
     assert len(track._blocks) == 2
 
 
-def test_silent_stretches_are_heard_as_digital_silence(audio_encoder: AudioEncoder) -> None:
+def test_silent_ranges_are_encoded_as_digital_silence(audio_encoder: AudioEncoder) -> None:
     noise = (np.random.default_rng(1).normal(0, 40, 32_000)).astype(np.int16)
     silenced = noise.copy()
     silenced[8_000:24_000] = 0
 
-    told = AudioFeatures(audio_encoder, noise, Fraction(25), silent=[(8_000, 24_000)])
+    features = AudioFeatures(audio_encoder, noise, Fraction(25), silent=[(8_000, 24_000)])
 
-    assert torch.equal(told.window(25), AudioFeatures(audio_encoder, silenced, Fraction(25)).window(25))
-    assert not torch.equal(told.window(25), AudioFeatures(audio_encoder, noise, Fraction(25)).window(25))
+    assert torch.equal(features.window(25), AudioFeatures(audio_encoder, silenced, Fraction(25)).window(25))
+    assert not torch.equal(features.window(25), AudioFeatures(audio_encoder, noise, Fraction(25)).window(25))

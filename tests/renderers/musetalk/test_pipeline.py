@@ -1,4 +1,4 @@
-"""Frames through the networks: order, batches, memory that runs out, precision that fails, and the thread ahead."""
+"""Frames through the networks: order, batches, too little memory, precision that overflows, and prefetching."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def painter() -> Iterator[Painter]:
     torch.set_num_threads(before)
 
 
-def device_threads() -> int:
-    return sum(thread.name == "device" for thread in threading.enumerate())
+def prefetchers() -> int:
+    return sum(thread.name == "prefetcher" for thread in threading.enumerate())
 
 
 # -- batches and memory ------------------------------------------------------------------------------------------------
 
 
 class Narrow(nn.Module):
-    """A UNet on a device without room: a batch above `most` runs out of memory."""
+    """A UNet on a device with little memory: a batch above `most` runs out of it."""
 
     def __init__(self, unet: nn.Module, most: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Narrow(nn.Module):
 
 
 class Overflowing(nn.Module):
-    """A UNet whose answer is not finite in half precision, or never."""
+    """A UNet whose output is not finite in half precision, or never finite."""
 
     def __init__(self, unet: nn.Module, *, always: bool = False) -> None:
         super().__init__()
@@ -71,35 +71,35 @@ class Overflowing(nn.Module):
         return answer
 
 
-def wanted(count: int, tokens: int = 20) -> list[FrameInput]:
-    """`count` frames that all differ."""
+def inputs_of(count: int, tokens: int = 20) -> list[FrameInput]:
+    """The inputs of `count` different frames."""
     chance = torch.Generator().manual_seed(4)
     latents = torch.randn(1, 8, 32, 32, generator=chance)
     return [FrameInput(latents, torch.randn(tokens, 384, generator=chance), None) for _ in range(count)]
 
 
-def through(painter: Painter, count: int, size: int) -> NDArray[np.uint8]:
-    return np.array(list(Pipeline(painter, BatchSize(CPU, 14), size).patches(wanted(count))))
+def painted(painter: Painter, count: int, size: int) -> NDArray[np.uint8]:
+    return np.array(list(Pipeline(painter, BatchSize(CPU, 14), size).patches(inputs_of(count))))
 
 
 def test_frames_come_in_order_whatever_the_batch(painter: Painter) -> None:
-    one = through(painter, 7, 1)
+    one = painted(painter, 7, 1)
 
     assert one.shape == (7, 256, 256, 3) and len({frame.tobytes() for frame in one}) == 7
     for size in (2, 3, 7, 16):
-        assert np.abs(through(painter, 7, size).astype(np.int16) - one).max() <= 1, size
+        assert np.abs(painted(painter, 7, size).astype(np.int16) - one).max() <= 1, size
 
 
 def test_a_batch_that_does_not_fit_is_halved_repeated_and_remembered(painter: Painter) -> None:
     narrow = Narrow(painter.unet, most=2)
     small, batch = Painter(narrow, painter.vae), BatchSize(CPU, 14)
 
-    frames = list(Pipeline(small, batch, 8).patches(wanted(11)))
+    frames = list(Pipeline(small, batch, 8).patches(inputs_of(11)))
 
     assert narrow.tried == [8, 4, 2, 2, 2, 2, 2, 1]
-    assert np.abs(np.array(frames, np.int16) - through(painter, 11, 2)).max() <= 1
+    assert np.abs(np.array(frames, np.int16) - painted(painter, 11, 2)).max() <= 1
     narrow.tried.clear()
-    list(Pipeline(small, batch, 8).patches(wanted(4)))  # the next job on this device
+    list(Pipeline(small, batch, 8).patches(inputs_of(4)))  # the next job on this device
     assert narrow.tried == [2, 2]
 
 
@@ -107,7 +107,7 @@ def test_a_frame_that_does_not_fit_alone_ends_the_job(painter: Painter) -> None:
     cramped = Painter(Narrow(painter.unet, most=0), painter.vae)
 
     with pytest.raises(OutOfMemory, match="single frame"):
-        list(Pipeline(cramped, BatchSize(CPU, 14), 4).patches(wanted(3)))
+        list(Pipeline(cramped, BatchSize(CPU, 14), 4).patches(inputs_of(3)))
 
 
 def test_other_errors_of_torch_are_no_lack_of_memory(painter: Painter) -> None:
@@ -120,42 +120,42 @@ def test_other_errors_of_torch_are_no_lack_of_memory(painter: Painter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "means"),
+    ("message", "out_of_memory"),
     [
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
         ("CUDA error: device-side assert triggered", False),
     ],
 )
-def test_memory_that_runs_out_is_known_by_what_torch_says(said: str, means: bool) -> None:
-    assert is_out_of_memory(RuntimeError(said)) is means
+def test_out_of_memory_is_recognised_by_torchs_message(message: str, out_of_memory: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) is out_of_memory
 
 
-def test_the_cpus_allocator_is_understood_too() -> None:
+def test_out_of_memory_on_the_cpu_is_recognised() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
 
 
-def test_half_precision_that_overflows_is_left_for_full() -> None:
+def test_half_precision_that_overflows_is_replaced_by_full() -> None:
     full = tiny_painter()
-    expected = through(full, 3, 2)
+    expected = painted(full, 3, 2)
     half = Painter(Overflowing(full.unet.half()), full.vae.half())
 
-    frames = through(half, 3, 2)
+    frames = painted(half, 3, 2)
 
     assert half.dtype == torch.float32
-    # The weights were cut to half precision once; what they compute is near, and finite.
+    # The weights were rounded to half precision once, so the result is close, and finite.
     assert np.abs(frames.astype(np.int16) - expected).mean() < 2
 
 
-def test_an_answer_that_is_never_finite_fails_the_job(painter: Painter) -> None:
+def test_an_output_that_is_never_finite_fails_the_job(painter: Painter) -> None:
     with pytest.raises(RenderError, match="not finite"):
-        through(Painter(Overflowing(painter.unet, always=True), painter.vae), 2, 2)
+        painted(Painter(Overflowing(painter.unet, always=True), painter.vae), 2, 2)
 
 
 @pytest.mark.parametrize("face", [Box(20, 10, 90, 110), Box(20, 10, 600, 700), Box(0, 0, 256, 256)], ids=str)
-def test_scaling_on_the_device_is_opencvs_but_for_single_levels(face: Box) -> None:
+def test_scaling_on_the_device_equals_opencvs_except_for_single_levels(face: Box) -> None:
     patches = np.random.default_rng(2).integers(0, 256, (3, 256, 256, 3), np.uint8)
     area = Box(face.x + 5, face.y + face.height // 2, face.width - 9, face.height // 3)
     paste = PasteBack(face, area, np.zeros((area.height, area.width, 1), np.uint16))
@@ -167,35 +167,35 @@ def test_scaling_on_the_device_is_opencvs_but_for_single_levels(face: Box) -> No
     assert np.abs(ours.astype(np.int16) - wanted).max() <= 1
 
 
-# -- the thread ahead --------------------------------------------------------------------------------------------------
+# -- prefetching -------------------------------------------------------------------------------------------------------
 
 
-def test_the_thread_ahead_goes_no_further_than_it_may() -> None:
-    made = []
+def test_the_prefetcher_computes_no_more_than_its_queue_holds() -> None:
+    computed = []
 
     def items() -> Iterator[int]:
         for number in range(100):
-            made.append(number)
+            computed.append(number)
             yield number
 
-    ahead = Prefetcher(items(), most=4)
+    prefetcher = Prefetcher(items(), most=4)
     deadline = time.monotonic() + 10
-    while len(made) < 5 and time.monotonic() < deadline:
+    while len(computed) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(made) == 5  # four wait, one is at the door
-    assert list(ahead) == list(range(100))
-    assert device_threads() == 0
+    assert len(computed) == 5  # four in the queue, one waits for a place
+    assert list(prefetcher) == list(range(100))
+    assert prefetchers() == 0
 
 
-def test_what_the_thread_raises_is_raised_where_it_is_waited_for() -> None:
+def test_an_exception_of_the_prefetcher_is_raised_in_the_consumer() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OutOfMemory("no room")
 
-    ahead = Prefetcher(items())
-    assert next(ahead) == 1
+    prefetcher = Prefetcher(items())
+    assert next(prefetcher) == 1
     with pytest.raises(OutOfMemory, match="no room"):
-        next(ahead)
-    assert list(ahead) == []
-    assert device_threads() == 0
+        next(prefetcher)
+    assert list(prefetcher) == []
+    assert prefetchers() == 0

@@ -1,4 +1,4 @@
-"""The whole renderer with small random networks: from a scene to its frames, and what happens when something fails."""
+"""The whole renderer with small random networks: from a scene to its frames, and failures."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def render(renderer: MuseTalk, scene: Scene) -> list[PICTURE]:
     return [frame.copy() for frame in renderer.open(scene).frames()]
 
 
-def device_threads() -> int:
-    return sum(thread.name == "device" for thread in threading.enumerate())
+def prefetchers() -> int:
+    return sum(thread.name == "prefetcher" for thread in threading.enumerate())
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -95,13 +95,13 @@ def test_only_the_lower_half_of_the_face_changes(renderer: MuseTalk) -> None:
     assert x <= columns[0] and columns[-1] < x + width
     assert y + 0.4 * height < rows[0] and rows[-1] < y + height
     assert changed[y + height // 2 : y + height, x : x + width].mean() > 0.4
-    assert any((a != b).any() for a, b in pairwise(frames))  # the mouth follows the sound
+    assert any((a != b).any() for a, b in pairwise(frames))  # the mouth moves with the sound
     assert all(
         np.array_equal(frame[221], frame[220]) and np.array_equal(frame[:, 241], frame[:, 240]) for frame in frames
     )
 
 
-def test_a_still_picture_is_encoded_once_however_long_the_voice_is(renderer: MuseTalk) -> None:
+def test_a_still_picture_is_encoded_once_for_a_voice_of_any_length(renderer: MuseTalk) -> None:
     encoder, seen = renderer._painter.vae.encoder, list[int]()
     hook = encoder.register_forward_hook(lambda _module, given, _answer: seen.append(len(given[0])))
     try:
@@ -109,16 +109,16 @@ def test_a_still_picture_is_encoded_once_however_long_the_voice_is(renderer: Mus
             seen.clear()
             frames = render(renderer, scene(voice=speech(seconds)))
             assert len(frames) == seconds * 25
-            assert sum(seen) == 2, "the masked face and the whole one"
+            assert sum(seen) == 2, "the masked face and the whole face"
     finally:
         hook.remove()
 
 
 @pytest.mark.parametrize("clear", [True, False], ids=["cleared", "kept"])
-def test_memory_in_reserve_is_given_back_after_a_job_where_the_setting_says_so(weights: Path, clear: bool) -> None:
+def test_unused_memory_is_returned_after_a_job_if_so_configured(weights: Path, clear: bool) -> None:
     renderer = MuseTalk("cpu", RendererSettings(weights, clear_cache=clear))
     render(renderer, scene())
-    # So small that the C library keeps them in its heap, and one that stays on top of the others, which pins them.
+    # Small blocks, which the C library keeps in its heap, with a block at the end of the heap that stays in use.
     taken = [torch.ones(16_384) for _ in range(3_000)]
     top = taken.pop()
     taken.clear()
@@ -140,7 +140,7 @@ def test_two_renders_give_identical_frames(renderer: MuseTalk, weights: Path) ->
     assert np.array_equal(first, render(MuseTalk("cpu", RendererSettings(weights)), scene()))
 
 
-def test_in_a_pause_the_picture_shows_and_no_network_runs(renderer: MuseTalk) -> None:
+def test_in_a_pause_the_source_is_shown_and_no_network_runs(renderer: MuseTalk) -> None:
     picture, fps = portrait(), Fraction(10)
     voice = np.concatenate((speech(0.3), np.zeros(16_000, np.int16), speech(0.3)))
     shot = renderer.open(scene(picture, voice, fps=fps))
@@ -153,7 +153,7 @@ def test_in_a_pause_the_picture_shows_and_no_network_runs(renderer: MuseTalk) ->
     assert not any(np.array_equal(frame, picture) for frame in ungated)
 
 
-def test_a_voice_of_silence_needs_no_network_at_all(renderer: MuseTalk) -> None:
+def test_a_silent_voice_runs_no_network(renderer: MuseTalk) -> None:
     picture = portrait()
     frames = render(renderer, scene(picture, np.zeros(16_000, np.int16)))
 
@@ -200,12 +200,12 @@ def test_the_documentation_lists_every_option() -> None:
     assert listed == {item.name for item in fields(Options)} | {video_frames.OPTION}
 
 
-def test_a_face_larger_than_the_painted_patch_is_told_to_look_soft(renderer: MuseTalk) -> None:
+def test_a_face_larger_than_the_painted_patch_gets_a_warning(renderer: MuseTalk) -> None:
     assert "warning" not in renderer.open(scene()).notes
     assert "looks soft" in renderer.open(scene(portrait(720, 640, size=330))).notes["warning"]
 
 
-def test_parity_paints_with_the_arithmetic_of_the_original(renderer: MuseTalk) -> None:
+def test_parity_uses_the_arithmetic_of_the_original(renderer: MuseTalk) -> None:
     exact, ours = render(renderer, scene(parity=True)), render(renderer, scene(silence="model"))
 
     off = np.abs(np.array(exact, np.int16) - np.array(ours, np.int16))
@@ -222,7 +222,7 @@ def test_the_parsing_mask_needs_its_weights_and_uses_them(renderer: MuseTalk, tm
     assert not np.array_equal(next(by_landmarks.frames()), next(by_parsing.frames()))
 
 
-def test_no_gradient_is_ever_kept(renderer: MuseTalk) -> None:
+def test_no_gradients_are_kept(renderer: MuseTalk) -> None:
     """Without inference mode the same batch takes four times the memory."""
     shot = renderer.open(scene())
     answers = []
@@ -234,15 +234,15 @@ def test_no_gradient_is_ever_kept(renderer: MuseTalk) -> None:
     assert all(answer.is_inference() and not answer.requires_grad for answer in answers)
 
 
-def test_a_shot_that_is_given_up_ends_its_thread(renderer: MuseTalk) -> None:
+def test_closing_a_shot_early_ends_its_thread(renderer: MuseTalk) -> None:
     frames = renderer.open(scene(voice=speech(4))).frames()
     next(frames)
-    assert device_threads() == 1
+    assert prefetchers() == 1
 
     started = time.monotonic()
     frames.close()
 
-    assert device_threads() == 0
+    assert prefetchers() == 0
     assert time.monotonic() - started < 1
 
 
@@ -263,10 +263,14 @@ def test_missing_weights_are_named(tmp_path: Path, file: str) -> None:
         MuseTalk("cpu", RendererSettings(tmp_path))
 
 
-def test_the_daemon_says_where_weights_are_and_how_much_memory_there_is() -> None:
-    told = {"LIPSYNCD_WEIGHTS_DIR": "/w", "LIPSYNCD_RENDER_MAX_VRAM_GB": "7.5", "LIPSYNCD_RENDER_CLEAR_CACHE": "false"}
+def test_the_settings_come_from_the_daemons_environment_variables() -> None:
+    environment = {
+        "LIPSYNCD_WEIGHTS_DIR": "/w",
+        "LIPSYNCD_RENDER_MAX_VRAM_GB": "7.5",
+        "LIPSYNCD_RENDER_CLEAR_CACHE": "false",
+    }
 
-    assert RendererSettings.from_environment(told) == RendererSettings(Path("/w"), 7.5, False)
+    assert RendererSettings.from_environment(environment) == RendererSettings(Path("/w"), 7.5, False)
     assert RendererSettings.from_environment({"LIPSYNCD_WEIGHTS_DIR": "/w"}) == RendererSettings(Path("/w"), 14.0, True)
     with pytest.raises(WeightsMissing):
         RendererSettings.from_environment({})
@@ -279,7 +283,7 @@ def test_an_absent_gpu_is_never_replaced_by_the_cpu(weights: Path, name: str) ->
         MuseTalk(name, RendererSettings(weights))
 
 
-def test_closing_gives_the_networks_up(weights: Path) -> None:
+def test_closing_drops_the_networks(weights: Path) -> None:
     renderer = MuseTalk("cpu", RendererSettings(weights))
     alive = renderer._painter.unet
     renderer.close()
@@ -288,10 +292,10 @@ def test_closing_gives_the_networks_up(weights: Path) -> None:
     assert isinstance(alive, nn.Module)
 
 
-# -- the mask from points ----------------------------------------------------------------------------------------------
+# -- the mask from landmarks -------------------------------------------------------------------------------------------
 
 
-def test_the_mask_from_points_has_the_chin_and_the_lips_and_not_the_nose(renderer: MuseTalk) -> None:
+def test_the_mask_from_landmarks_covers_chin_and_lips_but_not_the_nose(renderer: MuseTalk) -> None:
     from lipsyncd.renderers.musetalk.face.find_face import find_face
 
     picture = portrait()

@@ -1,4 +1,4 @@
-"""Pauses of a voice: what counts as one, and how the picture fades. Needs no torch."""
+"""Pauses of a voice: what counts as one, and the fades. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def voice(*parts: tuple[float, float], seed: int = 0) -> NDArray[np.int16]:
     return np.rint(noise * level * 32768).clip(-32768, 32767).astype(np.int16)
 
 
-def test_a_pause_is_told_by_its_level_and_its_length() -> None:
+def test_a_pause_is_recognised_by_its_level_and_length() -> None:
     speech = voice((1, -20), (0.3, -70), (1, -20), (0.6, -70), (1, -40), (0.6, -45))
 
     assert pauses(speech).stretches == ((round(2.3 * RATE), round(2.9 * RATE)),)
 
 
-def test_digital_silence_and_a_quiet_room_are_pauses_alike() -> None:
+def test_digital_silence_and_a_quiet_room_are_both_pauses() -> None:
     for level in (-np.inf, -70, -55):
         assert pauses(voice((1, -20), (1, level), (1, -20))).stretches == ((RATE, 2 * RATE),)
 
 
-def test_speech_is_painted_whole_and_a_pause_fades_inside_itself() -> None:
+def test_speech_is_painted_in_full_and_the_fade_lies_in_the_pause() -> None:
     weights = pauses(voice((1, -20), (1, -70), (1, -20))).weights(FPS, 75)
 
     assert (weights[:25] == 1).all() and (weights[50:] == 1).all()
@@ -43,21 +43,21 @@ def test_speech_is_painted_whole_and_a_pause_fades_inside_itself() -> None:
     assert (weights[28:47] == 0).all()
 
 
-def test_silence_at_the_ends_has_nothing_to_fade_from() -> None:
+def test_silence_at_the_ends_has_no_fade_there() -> None:
     weights = pauses(voice((1, -70), (1, -20), (1, -70))).weights(FPS, 76)
 
     assert (weights[:22] == 0).all() and (weights[53:] == 0).all()
     assert weights[22:25].tolist() == [0.25, 0.5, 0.75]
 
 
-def test_a_fast_video_fades_for_as_long_as_a_slow_one() -> None:
+def test_a_fade_lasts_equally_long_at_every_rate() -> None:
     weights = pauses(voice((1, -20), (1, -70), (1, -20))).weights(Fraction(100), 300)
 
     assert ((weights > 0) & (weights < 1)).sum() == 24  # 0.12 s on either side
 
 
 @pytest.mark.parametrize("fps", [Fraction(1), Fraction(24), Fraction(30000, 1001), Fraction(60)], ids=str)
-def test_a_voice_without_a_sound_is_all_source(fps: Fraction) -> None:
+def test_a_silent_voice_shows_only_the_source(fps: Fraction) -> None:
     speech = np.zeros(3 * RATE, np.int16)
 
     assert (pauses(speech).weights(fps, -(-3 * fps.numerator // fps.denominator)) == 0).all()
@@ -68,7 +68,7 @@ def test_a_voice_without_a_sound_is_all_source(fps: Fraction) -> None:
     st.lists(st.tuples(st.floats(0.05, 1.5), st.sampled_from([-20.0, -70.0, -np.inf])), min_size=1, max_size=8),
     st.fractions(1, 120, max_denominator=1001),
 )
-def test_a_frame_in_which_somebody_speaks_is_never_weakened(parts: list[tuple[float, float]], fps: Fraction) -> None:
+def test_a_frame_with_speech_is_always_painted_in_full(parts: list[tuple[float, float]], fps: Fraction) -> None:
     speech = voice(*parts)
     found = pauses(speech)
     frames = max(-(-len(speech) * fps.numerator // (RATE * fps.denominator)), 1)

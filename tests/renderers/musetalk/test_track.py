@@ -1,4 +1,4 @@
-"""A face through a video: followed, held steady, let go and found again, with every frame in its place."""
+"""A face through a video: tracked, smoothed, lost and found again, with every frame in its place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Networks = tuple[Detector, LandmarkNet]
 
 
 def walk(count: int, *, step: float = 4.0, size: float = 100) -> list[RgbImage]:
-    """A head that goes to the right."""
+    """A head that moves to the right."""
     return [draw_head(backdrop(), 150 + step * number, 180, size) for number in range(count)]
 
 
@@ -39,14 +39,14 @@ def middle(face: FaceFound | None) -> float:
     return face.box.x + face.box.width / 2
 
 
-def test_a_moving_face_is_followed_without_lag(networks: Networks) -> None:
+def test_a_moving_face_is_tracked_without_lag(networks: Networks) -> None:
     track = track_face(walk(20), *networks)
     for number in range(3, 17):
         assert middle(track.faces[number]) == pytest.approx(150 + 4 * number, abs=2)
     assert (track.strength == 1).all()
 
 
-def test_a_frame_without_a_face_passes_through_and_nothing_shifts(networks: Networks) -> None:
+def test_a_frame_without_a_face_is_passed_through_and_no_frame_shifts(networks: Networks) -> None:
     pictures = walk(21)
     pictures[10] = backdrop()
     track = track_face(pictures, *networks)
@@ -57,7 +57,7 @@ def test_a_frame_without_a_face_passes_through_and_nothing_shifts(networks: Netw
 
 
 def test_a_face_that_turns_away_is_not_exchanged_for_another(networks: Networks) -> None:
-    """The other one is larger, and would be chosen in any single frame of its own."""
+    """The other face is larger, and would be chosen in a single picture."""
     pictures = []
     for number in range(9):
         aside = 0.42 if 3 <= number < 6 else 0.0
@@ -70,7 +70,7 @@ def test_a_face_that_turns_away_is_not_exchanged_for_another(networks: Networks)
     assert all(middle(face) == pytest.approx(480, abs=3) for face in largest.found)
 
 
-def test_after_a_cut_the_face_is_chosen_again_and_not_smeared(networks: Networks) -> None:
+def test_after_a_cut_the_face_is_chosen_again_without_smoothing(networks: Networks) -> None:
     before = [draw_head(backdrop(), 160, 180, 100) for _ in range(5)]
     after = [draw_head(backdrop(), 470, 170, 140) for _ in range(5)]
     track = track_face([*before, *after], *networks)
@@ -78,28 +78,28 @@ def test_after_a_cut_the_face_is_chosen_again_and_not_smeared(networks: Networks
     assert track.faces[4].box.width < 110 < 125 < track.faces[5].box.width  # type: ignore[union-attr]
 
 
-def test_a_face_that_appears_later_is_found_when_it_comes(networks: Networks) -> None:
+def test_a_face_that_appears_later_is_found(networks: Networks) -> None:
     track = track_face([backdrop(), backdrop(), *walk(4)], *networks)
     assert [face is None for face in track.faces] == [True, True, False, False, False, False]
 
 
 def test_a_video_without_a_face_is_refused_with_the_first_reason(networks: Networks) -> None:
-    with pytest.raises(NoFaceFound, match="none of 3 frames shows a face to animate; the first one: no face in"):
+    with pytest.raises(NoFaceFound, match="none of the 3 frames shows a face to animate; in the first one: no face in"):
         track_face([backdrop()] * 3, *networks)
     small = [draw_head(backdrop(), 300, 180, 40)] * 2
-    with pytest.raises(FaceTooSmall, match="none of 2 frames") as caught:
+    with pytest.raises(FaceTooSmall, match="none of the 2 frames") as caught:
         track_face(small, *networks)
     assert "crop" in caught.value.remedy
 
 
-def test_a_square_that_stands_still_is_laid_around_the_usual_place(networks: Networks) -> None:
+def test_the_median_box_is_the_usual_place(networks: Networks) -> None:
     pictures = [draw_head(backdrop(), 300, 180, 100) for _ in range(7)]
     pictures[3] = draw_head(backdrop(), 340, 180, 100)
     usual = track_face(pictures, *networks).median_box
     assert usual.x + usual.width / 2 == pytest.approx(300, abs=2)
 
 
-def test_trembling_is_taken_out_and_motion_is_kept() -> None:
+def test_jitter_is_removed_and_motion_is_kept() -> None:
     random = np.random.default_rng(2)
     way = np.linspace(0, 100, 60)[:, None]
     trembling = way + random.normal(0, 3, (60, 1))
@@ -109,14 +109,14 @@ def test_trembling_is_taken_out_and_motion_is_kept() -> None:
     np.testing.assert_allclose(smoothed(way)[10:-10], way[10:-10], atol=0.05)
 
 
-def test_a_single_wild_frame_has_no_effect() -> None:
+def test_a_single_outlier_has_no_effect() -> None:
     steady = np.full((20, 2), 50.0)
     wild = steady.copy()
     wild[9] = (500, -300)
     np.testing.assert_array_equal(smoothed(wild), steady)
 
 
-def test_smoothing_goes_the_same_way_forwards_and_backwards() -> None:
+def test_smoothing_is_symmetric_in_time() -> None:
     values = np.random.default_rng(3).normal(0, 5, (30, 3))
     np.testing.assert_allclose(smoothed(values[::-1])[::-1], smoothed(values))
 
@@ -126,7 +126,7 @@ def face_at(x: int) -> FaceFound:
     return FaceFound(box, np.full((68, 2), float(x), np.float32), 0.9, 0.0, box, 0.9)
 
 
-def test_shots_are_smoothed_each_for_itself() -> None:
+def test_each_camera_shot_is_smoothed_separately() -> None:
     faces = [face_at(10), face_at(12), face_at(10), None, face_at(14), face_at(300), face_at(302)]
     steady = smoothed_track(faces)
     assert steady[3] is None

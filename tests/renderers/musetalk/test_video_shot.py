@@ -1,4 +1,4 @@
-"""Videos through the whole renderer: each frame's own face speaks, and every frame keeps its place."""
+"""Videos through the whole renderer: the face of each frame is painted, and every frame keeps its place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.kits.media.media_kit import ffmpeg  # noqa: E402
 from tests.kits.media.musetalk_kit import hum, write_lock, write_weights  # noqa: E402
 
 WIDTH, HEIGHT = 240, 180
-# Without loss and in RGB, so that a frame that nobody paints comes out as it went in.
+# Lossless RGB, so that an unpainted frame comes out unchanged.
 LOSSLESS = ("-c:v", "libx264rgb", "-qp", "0", "-preset", "ultrafast", "-g", "10")
 
 
@@ -48,7 +48,7 @@ def renderer(weights: Path) -> Iterator[MuseTalk]:
 
 
 def walk(count: int, *, without: tuple[int, ...] = (), width: int = WIDTH, height: int = HEIGHT) -> list[RgbImage]:
-    """A head that goes to the right, and the number of each frame in its first pixels."""
+    """A head that moves to the right, and the number of each frame in its first pixels."""
     pictures = []
     for number in range(count):
         picture = backdrop(width, height)
@@ -78,12 +78,12 @@ def render(renderer: MuseTalk, scene: Scene) -> list[RgbImage]:
 
 
 def changed(frame: RgbImage, source: RgbImage) -> tuple[float, float] | None:
-    """The middle of what differs, in pixels; None when nothing does."""
+    """The centre of the pixels that differ; None when none does."""
     rows, columns = np.nonzero(np.abs(frame.astype(int) - source).max(axis=2) > 8)
     return (float(columns.mean()), float(rows.mean())) if len(rows) else None
 
 
-def test_each_frames_own_mouth_speaks(renderer: MuseTalk, tmp_path: Path) -> None:
+def test_the_mouth_of_each_frame_is_painted(renderer: MuseTalk, tmp_path: Path) -> None:
     pictures = walk(16)
     frames = render(renderer, scene_of(tmp_path, pictures, 0.64))
     assert len(frames) == 16
@@ -94,12 +94,12 @@ def test_each_frames_own_mouth_speaks(renderer: MuseTalk, tmp_path: Path) -> Non
         assert place[1] > 95  # the lower half
 
 
-def test_a_longer_voice_goes_back_and_forth_with_every_frame_in_its_place(renderer: MuseTalk, tmp_path: Path) -> None:
+def test_for_a_longer_voice_the_video_bounces_with_every_frame_in_its_place(renderer: MuseTalk, tmp_path: Path) -> None:
     frames = render(renderer, scene_of(tmp_path, walk(9), 1.0))
     assert [round(float(frame[2, 2].mean()) / 8) for frame in frames] == [source_index(n, 9, BOUNCE) for n in range(25)]
 
 
-def test_a_frame_without_a_face_passes_through_untouched(renderer: MuseTalk, tmp_path: Path) -> None:
+def test_a_frame_without_a_face_is_passed_through_unchanged(renderer: MuseTalk, tmp_path: Path) -> None:
     pictures = walk(16, without=(7, 8))
     scene = scene_of(tmp_path, pictures, 0.64)
     shot = renderer.open(scene)
@@ -123,14 +123,14 @@ def test_in_a_pause_the_video_goes_on_unpainted(renderer: MuseTalk, tmp_path: Pa
         np.testing.assert_array_equal(frame, source)
 
 
-def test_the_square_stands_still(renderer: MuseTalk, tmp_path: Path) -> None:
+def test_the_square_stays_the_same(renderer: MuseTalk, tmp_path: Path) -> None:
     scene = scene_of(tmp_path, walk(10), 0.4, stitch=False)
     shot = renderer.open(scene)
     assert (shot.width, shot.height) == (96, 96)
     frames = [frame.copy() for frame in shot.frames()]
     assert {frame.shape for frame in frames} == {(96, 96, 3)}
     heads = [float(np.nonzero((frame[30, :, 0] > 200) & (frame[30, :, 1] < 60))[0].mean()) for frame in frames]
-    assert heads[-1] - heads[0] > 8  # it is the head that goes through it
+    assert heads[-1] - heads[0] > 8  # the head moves through it
 
 
 def test_odd_sides_become_even(renderer: MuseTalk, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_odd_sides_become_even(renderer: MuseTalk, tmp_path: Path) -> None:
     assert {frame.shape for frame in frames} == {(182, 242, 3)}
 
 
-def test_frames_do_not_depend_on_how_many_go_together(renderer: MuseTalk, tmp_path: Path) -> None:
+def test_frames_do_not_depend_on_the_batch(renderer: MuseTalk, tmp_path: Path) -> None:
     pictures = walk(18, without=(16,))
     usual = render(renderer, scene_of(tmp_path, pictures, 0.72))
     for frame, other in zip(usual, render(renderer, scene_of(tmp_path, pictures, 0.72, batch=24)), strict=True):
@@ -152,20 +152,20 @@ def test_two_renders_give_identical_frames(renderer: MuseTalk, tmp_path: Path) -
 
 
 def test_a_video_without_a_face_is_refused(renderer: MuseTalk, tmp_path: Path) -> None:
-    with pytest.raises(NoFaceFound, match="none of 4 frames shows a face"):
+    with pytest.raises(NoFaceFound, match="none of the 4 frames shows a face"):
         renderer.open(scene_of(tmp_path, walk(4, without=(0, 1, 2, 3)), 0.16))
 
 
-def test_a_shot_that_is_given_up_ends_its_thread_and_its_decoder(renderer: MuseTalk, tmp_path: Path) -> None:
+def test_closing_a_shot_early_ends_its_thread_and_its_decoder(renderer: MuseTalk, tmp_path: Path) -> None:
     frames = renderer.open(scene_of(tmp_path, walk(30), 1.2)).frames()
     next(frames)
     frames.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name == "device"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetcher"]
     children = Path("/proc/self/task")
     assert not "".join((task / "children").read_text() for task in children.iterdir())
 
 
-def test_a_film_in_the_inbox_speaks_in_the_outbox(installation: Installation, weights: Path) -> None:
+def test_a_video_in_the_inbox_becomes_a_video_in_the_outbox(installation: Installation, weights: Path) -> None:
     installation.changes = {
         "render": {"renderer": "musetalk"},
         "weights": {"dir": str(weights), "lock": str(write_lock(weights)), "auto_pull": False},
