@@ -24,7 +24,7 @@ from PIL import Image
 
 from lipsyncd.jobs.job import Job
 from lipsyncd.media.mp4 import inspect
-from lipsyncd.renderers.preview.find.choose_face import find_speaker
+from lipsyncd.renderers.preview.find.choose_face import choose_face
 from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.media.media_kit import encoded, wav
 from tests.kits.media.preview_kit import (
@@ -159,7 +159,7 @@ def sync() -> None:
         frames = render(subject.picture, speech)
         level = loudness(speech, len(frames))
         still = render(subject.picture, silence(0.2))[0]
-        change = mouth_change(frames, still, find_speaker(subject.picture).face.box)
+        change = mouth_change(frames, still, choose_face(subject.picture).face.box)
         heights = openings(frames, subject)[:, 0]
         figures = f"r = {correlation(change, level):.2f}, lag {best_lag(change, level)} frames"
         say(f"sync, {subject.name}", f"{figures}; height of the opening r = {correlation(heights, level):.2f}")

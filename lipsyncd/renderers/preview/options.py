@@ -1,6 +1,6 @@
-"""What a manifest may say to this renderer, checked.
+"""The options of this renderer in a manifest, validated.
 
-Owns names, ranges and defaults. Leaves what they do to the modules that are given them.
+Owns names, ranges and defaults. Leaves their effect to the modules that use them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lipsyncd.errors import BadOption
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that can be chosen."""
+    """All options."""
 
     blink: bool = True
     sway_percent: float = 0.0  # of the picture's shorter side; 0 keeps the head still
@@ -38,7 +38,7 @@ def read(given: Mapping[str, object]) -> Options:
 
 def _number(given: Mapping[str, object], name: str, default: float) -> float:
     value, (low, high) = given.get(name, default), RANGES[name]
-    # bool is an int in Python; `true` is no number here. The comparison refuses NaN as well.
+    # In Python a bool is an int; here `true` is not a number. The comparison also refuses NaN.
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BadOption(f"option {name} is {value!r}", remedy=f"it must be a number from {low:g} to {high:g}")
     return float(value)

@@ -1,7 +1,7 @@
-"""One face that speaks: the canvas, the moving parts on it, and the frames that come out.
+"""The frames of one face that speaks.
 
-The canvas is what the video shows when nothing moves. Each frame is that canvas with one box around the lower face
-drawn anew, and two around the eyes during a blink. Pixels outside these never change.
+The canvas is the frame in which nothing moves. Every other frame is the canvas with a box around the lower face
+redrawn, and two boxes around the eyes during a blink. Pixels outside these boxes never change.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from lipsyncd.renderers import Scene
 from lipsyncd.renderers.audio import frame_times
 from lipsyncd.renderers.framing import RgbImage, crop_square, make_even, square_around
 from lipsyncd.renderers.preview.draw.blink import lid_closure, lids
-from lipsyncd.renderers.preview.draw.mouth_inside import Inside
+from lipsyncd.renderers.preview.draw.mouth_inside import MouthInside
 from lipsyncd.renderers.preview.draw.sway import Sway
-from lipsyncd.renderers.preview.draw.warp import Edges, Pose, Warp, edges, reach
-from lipsyncd.renderers.preview.find.choose_face import Speaker
+from lipsyncd.renderers.preview.draw.warp import LipEdges, Pose, Warp, lip_edges, moving_area
+from lipsyncd.renderers.preview.find.choose_face import ChosenFace
 from lipsyncd.renderers.preview.find.face import Face
 from lipsyncd.renderers.preview.find.face_coordinates import Field, PixelBox, Plane, Window, displaced
 from lipsyncd.renderers.preview.find.mouth import Mouth
 from lipsyncd.renderers.preview.options import Options
 from lipsyncd.renderers.preview.voice import motion
 
-FIELD_SCALE = 64.0  # cells for each unit of the displacement, at most: it is smooth
-HOLE_HALF, HOLE_ABOVE, HOLE_BELOW = 0.56, 0.24, 0.52  # units around the line: every opening lies inside
-TABLE_SCALE = 512.0  # entries for each unit of the edges of the lips
+FIELD_SCALE = 64.0  # cells of the displacement field for each unit, at most; the field is smooth
+HOLE_HALF, HOLE_ABOVE, HOLE_BELOW = 0.56, 0.24, 0.52  # units around the line between the lips; holds every opening
+TABLE_SCALE = 512.0  # entries of the table of the lips' edges for each unit
 
 
 class SpeakingMouth:
-    """The lower face of one canvas, in any pose."""
+    """Draws the lower face of one canvas in any pose."""
 
     def __init__(self, canvas: RgbImage, plane: Plane, mouth: Mouth, seed: int) -> None:
         self._canvas, self._plane, self._mouth = canvas, plane, mouth
-        moving = reach(mouth)
+        moving = moving_area(mouth)
         self._field = Window(*moving, scale=min(FIELD_SCALE, max(plane.unit_px, 24.0)))
         self._warp = Warp(mouth, self._field)
         self._box = PixelBox.around(plane, moving, canvas)
@@ -50,11 +50,11 @@ class SpeakingMouth:
         line = mouth.line_v
         hole = (mouth.middle - HOLE_HALF, line - HOLE_ABOVE, mouth.middle + HOLE_HALF, line + HOLE_BELOW)
         self._hole = PixelBox.around(plane, hole, canvas).within(self._box)
-        self._inside = Inside(canvas, plane, mouth, self._hole, seed)
+        self._inside = MouthInside(canvas, plane, mouth, self._hole, seed)
 
     def draw(self, frame: RgbImage, pose: Pose) -> None:
         """Draw the lower face in this pose into `frame`."""
-        lips = edges(self._mouth, pose, self._table_u)
+        lips = lip_edges(self._mouth, pose, self._table_u)
         upper, lower = self._warp.sheets(pose)
         _, cell_v = self._field.grid()
         line = np.interp(self._field.grid()[0][0], self._table_u, (lips.upper + lips.lower) / 2)
@@ -62,8 +62,8 @@ class SpeakingMouth:
         self._part_lips(face, pose, lips, upper, lower)
         frame[self._box.slices] = face
 
-    def _part_lips(self, face: RgbImage, pose: Pose, lips: Edges, upper: Field, lower: Field) -> None:
-        """Draw what lies around the line between the lips again, pixel by pixel, with the inside of the mouth."""
+    def _part_lips(self, face: RgbImage, pose: Pose, lips: LipEdges, upper: Field, lower: Field) -> None:
+        """Redraw the surroundings of the line between the lips pixel by pixel, with the inside of the mouth."""
         inside = np.abs(self._table_u - self._mouth.middle) <= max(lips.half, self._mouth.half)
         margin = 3.0 / self._field.scale
         left, right = self._table_u[inside][[0, -1]]
@@ -74,7 +74,7 @@ class SpeakingMouth:
         here = box.inside(self._box)
         entry, v = self._entry[here], self._v[here]
         top, bottom = lips.upper[entry], lips.lower[entry]
-        # Each pixel where the sheets meet is a mixture of both: no jagged edge.
+        # Pixels where the sheets meet are blended, which avoids jagged edges.
         below = np.clip((v - (top + bottom) / 2) * np.float32(self._plane.unit_px) + 0.5, 0.0, 1.0)[..., None]
         over, under = self._moved(upper, box), self._moved(lower, box)
         colour = over + (under.astype(np.float32) - over) * below
@@ -84,7 +84,7 @@ class SpeakingMouth:
         face[here] = np.rint(colour).clip(0, 255)
 
     def _moved(self, sheet: Field, box: PixelBox) -> RgbImage:
-        """The canvas in `box`, displaced by what `sheet` says for the cells of the plane; (h, w, 3)."""
+        """The canvas in `box`, displaced by `sheet`, which covers the cells of the plane; (h, w, 3)."""
         to_box = self._plane.to_pixels(self._field) - [[0, 0, box.left], [0, 0, box.top]]
         in_pixels = (sheet @ self._axes).astype(np.float32)
         displacement = cast(Field, cv2.warpAffine(in_pixels, to_box, box.size, flags=cv2.INTER_LINEAR))
@@ -92,22 +92,22 @@ class SpeakingMouth:
 
 
 class PreviewShot:
-    """A scene with its speaker found; see `lipsyncd.renderers.Shot`."""
+    """A scene whose face is chosen; see `lipsyncd.renderers.Shot`."""
 
-    def __init__(self, scene: Scene, speaker: Speaker, chosen: Options, seed: int) -> None:
-        self._canvas, plane = stage(scene, speaker.face)
+    def __init__(self, scene: Scene, chosen: ChosenFace, options: Options, seed: int) -> None:
+        self._canvas, plane = make_canvas(scene, chosen.face)
         self._at_s = frame_times(scene.fps, scene.frames)
-        self._motion = motion(scene.speech, scene.fps, scene.frames, strength=chosen.strength)
-        self._mouth = SpeakingMouth(self._canvas, plane, speaker.mouth, seed)
-        self._lids = lids(self._canvas, plane) if chosen.blink and speaker.face.eyes_seen else []
+        self._motion = motion(scene.speech, scene.fps, scene.frames, strength=options.strength)
+        self._mouth = SpeakingMouth(self._canvas, plane, chosen.mouth, seed)
+        self._lids = lids(self._canvas, plane) if options.blink and chosen.face.eyes_seen else []
         self._closure = lid_closure(self._at_s, seed)
-        self._sway = Sway(self._canvas, plane, chosen.sway_percent, seed) if chosen.sway_percent > 0 else None
-        box = speaker.face.box
+        self._sway = Sway(self._canvas, plane, options.sway_percent, seed) if options.sway_percent > 0 else None
+        box = chosen.face.box
         self._notes = {
             "face": [box.x, box.y, box.width, box.height],
-            "eyes_px": round(speaker.face.plane.unit_px, 1),
+            "eyes_px": round(chosen.face.plane.unit_px, 1),
             "blinks": bool(self._lids),
-            "teeth": "own" if speaker.mouth.open_at_rest else "painted",
+            "teeth": "own" if chosen.mouth.open_at_rest else "painted",
         }
 
     @property
@@ -123,16 +123,16 @@ class PreviewShot:
         return self._notes
 
     def frames(self) -> Iterator[RgbImage]:
-        """See `Shot.frames`. Only what changes is drawn, so silence costs nothing."""
+        """See `Shot.frames`. Only changes are drawn, so silence costs nothing."""
         frame = self._canvas.copy()
         swayed = frame.copy()
-        shown: Pose | None = None
+        drawn: Pose | None = None
         down = 0.0
-        for at_s, openness, width, closure in self._script():
+        for at_s, openness, width, closure in self._frame_parameters():
             pose = Pose(openness, width)
-            if pose != shown:
+            if pose != drawn:
                 self._mouth.draw(frame, pose)
-                shown = pose
+                drawn = pose
             if closure != down:
                 for lid in self._lids:
                     lid.close(frame, closure)
@@ -143,14 +143,14 @@ class PreviewShot:
                 self._sway.apply(frame, swayed, at_s)
                 yield swayed
 
-    def _script(self) -> Iterator[tuple[float, float, float, float]]:
-        """For each frame its time in seconds, openness, width, and how far the lids are down."""
+    def _frame_parameters(self) -> Iterator[tuple[float, float, float, float]]:
+        """For each frame its time in seconds, openness, width, and how far the lids are closed."""
         curves = (self._at_s, self._motion.openness, self._motion.width, self._closure)
         return ((float(a), float(b), float(c), float(d)) for a, b, c, d in zip(*curves, strict=True))
 
 
-def stage(scene: Scene, face: Face) -> tuple[RgbImage, Plane]:
-    """The canvas of a scene, (H, W, 3) with even sides, and where the face lies on it."""
+def make_canvas(scene: Scene, face: Face) -> tuple[RgbImage, Plane]:
+    """The canvas of a scene, (H, W, 3) with even sides, and the face's plane on it."""
     if scene.stitch:
         return make_even(scene.picture), face.plane
     height, width = scene.picture.shape[:2]

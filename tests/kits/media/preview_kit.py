@@ -69,7 +69,7 @@ class Subject:
 
     @property
     def plane(self) -> Plane:
-        return Plane.through(self.left_eye, self.right_eye)
+        return Plane.from_eyes(self.left_eye, self.right_eye)
 
     def flipped(self) -> Subject:
         last = self.picture.shape[1] - 1
@@ -169,8 +169,8 @@ def mouth_change(frames: Sequence[RgbImage], closed: RgbImage, box: Box) -> NDAr
 
 def loudness(speech: Speech, frames: int, fps: Fraction = Fraction(25)) -> NDArray[np.float64]:
     """e(t): the root mean square of the voice in each frame, smoothed over 3 frames. Written without the renderer's."""
-    edges = [int(i * SPEECH_RATE / fps) for i in range(frames + 1)]
-    pieces = (speech[a:b].astype(np.float64) for a, b in pairwise(edges))
+    lip_edges = [int(i * SPEECH_RATE / fps) for i in range(frames + 1)]
+    pieces = (speech[a:b].astype(np.float64) for a, b in pairwise(lip_edges))
     level = [np.sqrt(np.mean(piece**2)) if len(piece) else 0.0 for piece in pieces]
     return np.convolve(level, np.ones(3) / 3, "same")
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lipsyncd.renderers.preview.find.choose_face import find_speaker
+from lipsyncd.renderers.preview.find.choose_face import choose_face
 from lipsyncd.renderers.preview.find.face_coordinates import Window
 from tests.kits.media.preview_kit import (
     Subject,
@@ -54,7 +54,7 @@ def test_the_mouth_follows_the_voice(subject, spoken):
     speech = voice(text, speaker)
     frames = render(subject.picture, speech)
     sound = loudness(speech, len(frames))
-    change = mouth_change(frames, closed(subject), find_speaker(subject.picture).face.box)
+    change = mouth_change(frames, closed(subject), choose_face(subject.picture).face.box)
     heights = openings(frames, subject)[:, 0]
 
     assert correlation(change, sound) >= 0.6

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from lipsyncd.renderers.preview.draw.photo_colours import look_at
-from lipsyncd.renderers.preview.draw.warp import Pose, Warp, edges, reach
-from lipsyncd.renderers.preview.find.choose_face import find_speaker
+from lipsyncd.renderers.preview.draw.photo_colours import measure_colours
+from lipsyncd.renderers.preview.draw.warp import Pose, Warp, lip_edges, moving_area
+from lipsyncd.renderers.preview.find.choose_face import choose_face
 from lipsyncd.renderers.preview.find.face_coordinates import Window
 from tests.kits.media.preview_kit import Subject, astronaut, openings, painted, render, voice
 
@@ -21,11 +21,11 @@ CELLS = 60.0  # for each unit
 @pytest.fixture(scope="module", params=["astronaut", "ada", "bashir"])
 def mouth(request):
     subject = astronaut() if request.param == "astronaut" else painted(request.param)
-    return find_speaker(subject.picture).mouth
+    return choose_face(subject.picture).mouth
 
 
 def field(mouth) -> Window:
-    return Window(*reach(mouth), scale=CELLS)
+    return Window(*moving_area(mouth), scale=CELLS)
 
 
 # -- the displacement --------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def test_nothing_folds(mouth, pose):
     """Along every line across and down the face the order of its pixels stays, on both sheets."""
     window = field(mouth)
     u, v = window.grid()
-    lips = edges(mouth, pose, u[0])
+    lips = lip_edges(mouth, pose, u[0])
     for sheet, seen in zip(Warp(mouth, window).sheets(pose), (v <= lips.upper, v >= lips.lower), strict=True):
         across, down = np.diff(sheet[..., 0], axis=1) * CELLS, np.diff(sheet[..., 1], axis=0) * CELLS
         assert across[seen[:, 1:] & seen[:, :-1]].max() < 0.9
@@ -57,7 +57,7 @@ def test_the_sheets_agree_beyond_the_corners(mouth, pose):
     window = field(mouth)
     upper, lower = Warp(mouth, window).sheets(pose)
     u, v = window.grid()
-    lips = edges(mouth, pose, u[0])
+    lips = lip_edges(mouth, pose, u[0])
     columns = np.flatnonzero(np.abs(u[0] - mouth.middle) > max(lips.half, mouth.half) + 0.02)
     rows = np.rint((lips.upper[columns] - window.top) * CELLS).astype(int)
     inside = (rows >= 0) & (rows < len(v))
@@ -68,14 +68,14 @@ def test_the_sheets_agree_beyond_the_corners(mouth, pose):
 
 
 def test_a_closed_pose_moves_nothing_where_lips_touch():
-    mouth = find_speaker(painted("ada").picture).mouth
+    mouth = choose_face(painted("ada").picture).mouth
     for sheet in Warp(mouth, field(mouth)).sheets(Pose(0.0, 0.0)):
         assert not sheet.any()
 
 
 def test_a_closed_pose_brings_the_edges_of_a_smile_together():
-    mouth = find_speaker(astronaut().picture).mouth
-    lips = edges(mouth, Pose(0.0, 0.0), np.linspace(-0.4, 0.4, 81, dtype=np.float32))
+    mouth = choose_face(astronaut().picture).mouth
+    lips = lip_edges(mouth, Pose(0.0, 0.0), np.linspace(-0.4, 0.4, 81, dtype=np.float32))
 
     assert np.abs(lips.upper - lips.lower).max() < 1e-6
     assert lips.lift[40] > 0.04
@@ -98,7 +98,7 @@ def test_an_open_pose_drops_the_lower_lip_more_than_the_chin_and_the_chin_more_t
 
 def test_rounded_lips_are_narrower_and_spread_ones_wider(mouth):
     u = np.linspace(-0.5, 0.5, 501, dtype=np.float32)
-    narrow, usual, broad = (edges(mouth, Pose(0.5, width), u).half for width in (-1.0, 0.0, 1.0))
+    narrow, usual, broad = (lip_edges(mouth, Pose(0.5, width), u).half for width in (-1.0, 0.0, 1.0))
 
     assert narrow < 0.85 * usual
     assert broad > 1.05 * usual
@@ -155,11 +155,11 @@ def test_blur_and_grain_of_the_photograph_are_measured(noise):
     blurred = cv2.GaussianBlur(subject.picture, (0, 0), 4.0).astype(np.float32)
     noisy = blurred + np.random.default_rng(5).normal(0, noise, blurred.shape[:2])[..., None]
     picture = noisy.clip(0, 255).astype(np.uint8)
-    speaker = find_speaker(picture)
-    look = look_at(picture, speaker.face.plane, speaker.mouth)
+    chosen = choose_face(picture)
+    colours = measure_colours(picture, chosen.face.plane, chosen.mouth)
 
-    assert look.blur_px == pytest.approx(4.5, abs=1.8)
-    assert look.grain == pytest.approx(noise, abs=1.2)
+    assert colours.blur_px == pytest.approx(4.5, abs=1.8)
+    assert colours.grain == pytest.approx(noise, abs=1.2)
 
 
 def test_teeth_are_painted_only_while_the_mouth_is_open():

@@ -1,7 +1,7 @@
-"""Blinks: when they happen, and how a lid comes down over an eye.
+"""Blinks: when they happen, and how a lid closes over an eye.
 
 The lid is the skin between the eye and the brow, stretched down over the eye with the lashes at its edge; nothing is
-painted. Owns the lids. Leaves finding the eyes to `eye.py`, and everything below them alone.
+painted. Owns the lids. Leaves finding the eyes to `find.eye`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from lipsyncd.renderers.preview.find.face_coordinates import Field, PixelBox, Pl
 
 EVERY_S = (3.0, 6.0)
 DOWN_S, SHUT_S, UP_S = 0.09, 0.04, 0.15
-CORNERS, OVERLAP = 1.10, 0.02  # the lid is a little wider and longer than the opening: no corner stays open
-LASHES = 0.022  # the lashes are this thick and go down with the lid
+CORNERS, OVERLAP = 1.10, 0.02  # the lid is a little wider and longer than the opening, so that no corner stays open
+LASHES = 0.022  # thickness of the lashes, which move with the lid
 
 
 def lid_closure(at_s: NDArray[np.float64], seed: int) -> Field:
-    """How far the lids are down at each time: 0 open to 1 shut, float32. Times must rise."""
+    """How far the lids are closed at each time: 0 open to 1 shut, float32. Times must increase."""
     random = np.random.default_rng(seed)
     closure = np.zeros(len(at_s), np.float32)
     end = float(at_s[-1]) if len(at_s) else 0.0
@@ -55,7 +55,7 @@ class Lid:
         self._inside = ((arch > 0) & (self._v > self._top) & (self._v < self._shut + 1.5 / self._unit_px))[..., None]
 
     def close(self, frame: RgbImage, closure: float) -> None:
-        """Draw the lid into `frame`: 0 leaves the eye as it is on the canvas, 1 shuts it."""
+        """Draw the lid into `frame`: 0 leaves the eye as on the canvas, 1 shuts it."""
         edge = self._open + np.float32(closure) * (self._shut - self._open)
         share = np.clip((self._v - self._top) / np.maximum(edge - self._top, np.float32(1e-4)), 0.0, 1.0)
         moved = ((edge - self._open) * share)[..., None] * self._down

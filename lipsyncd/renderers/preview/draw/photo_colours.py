@@ -1,6 +1,6 @@
-"""What the photograph says about itself: its skin, its lips, how soft and how noisy it is.
+"""Measurements of the photograph: the colours of skin and lips, its blur and its grain.
 
-Owns these measurements. Leaves using them to `inside.py`.
+Owns these measurements. Leaves their use to `mouth_inside`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from lipsyncd.renderers.preview.find.mouth import Mouth
 
 SCALE = 64  # cells for each unit: colours need no detail
 HALF_STEP = 2.5066  # sqrt(2 pi): height over steepest slope of an edge of unit blur
-FROM_HIGH_PASS = 1.3  # noise is this much stronger than what a high pass at 1 pixel leaves of it
+FROM_HIGH_PASS = 1.3  # the noise relative to its part that passes a high-pass filter at 1 pixel
 MOST_GRAIN = 10.0
 COLOURLESS, COLOURFUL = 0.04, 0.20  # spread of the skin's channels over their mean
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is painted should look like this.
+class PhotoColours:
+    """The properties of the photograph that painted parts have to match.
 
-    skin     (3,) float32 RGB, 0..255: the usual colour around the mouth
-    lips     (3,) float32: the usual colour of the lips
+    skin     (3,) float32 RGB, 0..255: median colour around the mouth
+    lips     (3,) float32: median colour of the lips
     blur_px  standard deviation of the blur of a sharp edge
     grain    standard deviation of the noise, in levels of 255
     """
@@ -39,18 +39,18 @@ class Look:
 
     @property
     def brightness(self) -> float:
-        """Of the skin, 1..255."""
+        """The brightness of the skin, 1..255."""
         return max(float(self.skin.mean()), 1.0)
 
     def tint(self, colour: Field) -> Field:
-        """A colour as this photograph shows it: a grey one shows greys only. (3,) in any scale."""
+        """A colour as in this photograph: in a grey photograph it becomes grey. (3,) in any scale."""
         spread = float(np.ptp(self.skin)) / self.brightness
         share = np.float32(eased((spread - COLOURLESS) / (COLOURFUL - COLOURLESS)))
         grey = colour.mean()
         return cast(Field, grey + (colour - grey) * share)
 
 
-def look_at(canvas: RgbImage, plane: Plane, mouth: Mouth) -> Look:
+def measure_colours(canvas: RgbImage, plane: Plane, mouth: Mouth) -> PhotoColours:
     """Measure the photograph around the mouth."""
     window = Window(mouth.middle - 0.6, 0.55, mouth.middle + 0.6, mouth.chin, SCALE)
     patch = plane.cut(canvas, window).astype(np.float32)
@@ -60,7 +60,7 @@ def look_at(canvas: RgbImage, plane: Plane, mouth: Mouth) -> Look:
     below = v - np.polyval(mouth.lower, x)
     beside = (np.abs(x) > 0.3) & (above > 0.12)
     on_lips = (np.abs(x) < 0.6 * mouth.half) & (((above > 0.02) & (above < 0.07)) | ((below > 0.03) & (below < 0.10)))
-    return Look(
+    return PhotoColours(
         skin=np.median(patch[beside], axis=0).astype(np.float32),
         lips=np.median(patch[on_lips], axis=0).astype(np.float32),
         **_texture(canvas, plane),

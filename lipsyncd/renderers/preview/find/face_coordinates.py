@@ -1,10 +1,10 @@
 """The coordinates of a face: its own axes, measured in distances between the eyes.
 
 The origin lies midway between the eyes, u points to the right of the picture along the line through them, v down the
-face. One unit is the distance between the eyes. Everything that is known about a face is said in these units, so it
-holds for every size of picture and every tilt of a head.
+face. One unit is the distance between the eyes. All constants about faces are in these units, so they hold for every
+size of picture and every tilt of a head.
 
-Owns the change between these coordinates and pixels. Pixel coordinates count from the centre of the first pixel.
+Owns the conversion between these coordinates and pixels. Pixel coordinates count from the centre of the first pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lipsyncd.renderers.framing import RgbImage
 
 Field = NDArray[np.float32]
 Curve = NDArray[np.float64]  # one value for each column
-Parabola = NDArray[np.float64]  # (3,) highest power first, as numpy.polyval wants it: v of u
+Parabola = NDArray[np.float64]  # (3,) v as a function of u, highest power first, for numpy.polyval
 Pixels = NDArray[np.integer] | NDArray[np.floating]
 
 
@@ -29,7 +29,7 @@ F = TypeVar("F", bound=np.floating)
 
 
 def smoothstep(value: NDArray[F]) -> NDArray[F]:
-    """0 up to 0, 1 from 1 on, with level ends."""
+    """0 up to 0, 1 from 1 on, and a cubic with level ends between."""
     held = np.clip(value, 0.0, 1.0)
     return cast(NDArray[F], held * held * (3.0 - 2.0 * held))
 
@@ -41,7 +41,7 @@ def eased(value: float) -> float:
 
 
 def displaced(picture: RgbImage, came_from: Field) -> RgbImage:
-    """The picture, read at other places: cubic, because a linear blend would blur whatever moves.
+    """The picture, sampled at other positions: cubic, because linear interpolation would blur moving parts.
 
     came_from  (h, w, 2) float32, x and y in pixels of `picture`; outside of it the edges are replicated
     returns    (h, w, 3) uint8
@@ -52,7 +52,7 @@ def displaced(picture: RgbImage, came_from: Field) -> RgbImage:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of the plane in square cells, `scale` of them for each unit; the first is centred on (left, top)."""
+    """A part of the plane in square cells, `scale` for each unit; the first one is centred on (left, top)."""
 
     left: float
     top: float
@@ -75,21 +75,21 @@ class Window:
         return u[None, :], v[:, None]
 
 
-# Where mouths are looked for: below the eyes, down to the lowest chin.
+# The area in which mouths are searched: below the eyes, down to the lowest chin.
 LOWER_FACE = Window(left=-0.75, top=0.55, right=0.75, bottom=2.1, scale=128)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where the plane of a face lies in a picture."""
+    """The position of the plane of a face in a picture."""
 
     x: float  # the origin, in pixels
     y: float
-    along_x: float  # the u axis, in pixels for one unit; the v axis is the same, a quarter turn clockwise
+    along_x: float  # the u axis, in pixels for one unit; the v axis is the same turned clockwise by 90 degrees
     along_y: float
 
     @classmethod
-    def through(cls, left_eye: tuple[float, float], right_eye: tuple[float, float]) -> Plane:
+    def from_eyes(cls, left_eye: tuple[float, float], right_eye: tuple[float, float]) -> Plane:
         """The plane of the face whose eyes are at these pixels; left means left in the picture."""
         (lx, ly), (rx, ry) = left_eye, right_eye
         return cls((lx + rx) / 2, (ly + ry) / 2, rx - lx, ry - ly)
@@ -101,11 +101,11 @@ class Plane:
 
     @property
     def roll_deg(self) -> float:
-        """How far the head is tilted; clockwise counts positive."""
+        """The tilt of the head; clockwise is positive."""
         return degrees(atan2(self.along_y, self.along_x))
 
     def pixel(self, u: float, v: float) -> tuple[float, float]:
-        """Where a point of the plane lies in the picture: x and y."""
+        """The position of a point of the plane in the picture: x and y."""
         return self.x + u * self.along_x - v * self.along_y, self.y + u * self.along_y + v * self.along_x
 
     def to_pixels(self, window: Window) -> NDArray[np.float64]:
@@ -123,25 +123,25 @@ class Plane:
         return u.astype(np.float32), v.astype(np.float32)
 
     def cut(self, picture: RgbImage, window: Window) -> RgbImage:
-        """The picture as the window sees it, upright: (rows, columns, 3) uint8, edges replicated."""
-        margin = 8 / window.scale  # what filters at the border of the box can reach
+        """The part of the picture in the window, upright: (rows, columns, 3) uint8, edges replicated."""
+        margin = 8 / window.scale  # for filters at the border of the box
         part = (window.left - margin, window.top - margin, window.right + margin, window.bottom + margin)
         box = PixelBox.around(self, part, picture)
         source, plane = picture[box.slices], self.rescaled(1.0, -box.left, -box.top)
-        while plane.unit_px > 2 * window.scale:  # a cubic alone would alias
+        while plane.unit_px > 2 * window.scale:  # cubic interpolation alone would alias
             source, plane = cast(RgbImage, cv2.pyrDown(source)), plane.rescaled(0.5, 0.0, 0.0)
         size, flags = (window.columns, window.rows), cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
         matrix = plane.to_pixels(window)
         return cast(RgbImage, cv2.warpAffine(source, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
 
     def rescaled(self, factor: float, dx: float, dy: float) -> Plane:
-        """The same plane in a picture whose pixel (x, y) is `factor` x this one's + (dx, dy)."""
+        """The same plane in a picture whose pixel coordinates are `factor` x those of this one + (dx, dy)."""
         return Plane(self.x * factor + dx, self.y * factor + dy, self.along_x * factor, self.along_y * factor)
 
 
 @dataclass(frozen=True)
 class PixelBox:
-    """A box of pixels inside a picture; right and bottom are the first ones outside."""
+    """A box of pixels inside a picture; right and bottom are the first pixels outside."""
 
     left: int
     top: int
@@ -152,7 +152,7 @@ class PixelBox:
     def around(cls, plane: Plane, part: tuple[float, float, float, float], picture: RgbImage) -> PixelBox:
         """The smallest box in the picture around a part of a plane: its left, top, right and bottom, in units.
 
-        Of a part outside of the picture it holds the pixels at the edge that are nearest.
+        For a part outside the picture it holds the nearest pixels at the edge.
         """
         x, y = zip(*(plane.pixel(u, v) for u in part[::2] for v in part[1::2]), strict=True)
         height, width = picture.shape[:2]
@@ -161,7 +161,7 @@ class PixelBox:
         return cls(left, top, max(right, left + 1), max(bottom, top + 1))
 
     def within(self, other: PixelBox) -> PixelBox:
-        """What this box shares with the other."""
+        """The intersection of both boxes."""
         return PixelBox(
             max(self.left, other.left),
             max(self.top, other.top),

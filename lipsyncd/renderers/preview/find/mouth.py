@@ -1,10 +1,10 @@
-"""Find the mouth of a face: the line between the lips, and how sure that is.
+"""Find the mouth of a face: the line between the lips, and a score.
 
-Between closed lips runs a dark line, the most reliable thing in a lower face. It is the path of least cost through the
-valleys of lightness near the usual place; how deep the valley is, against its surroundings, is the score. Lips that are
-apart in the source have two edges instead (`smile.py`).
+Between closed lips runs a dark line, the most reliable feature of a lower face. It is found as the path of least cost
+through the valleys of lightness near the usual position; the score is the depth of the valley relative to its
+surroundings. Lips that are apart in the source have two edges instead (`parted_lips`).
 
-Everything is in the units of `plane.py`. Owns the shape of the resting mouth. Leaves moving it to `warp.py`.
+Everything is in the units of `face_coordinates`. Owns the shape of the resting mouth. Leaves moving it to `draw.warp`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.preview.find.face_coordinates import LOWER_FACE, Curve, Field, Parabola, Plane
 from lipsyncd.renderers.preview.find.parted_lips import find_opening
 
-WELL_LIT, MOST_GAIN = 0.5, 4.0  # median of the lower face, of full scale; how much a dark one is lightened at most
+WELL_LIT, MOST_GAIN = 0.5, 4.0  # target median of the lower face, of full scale; most gain for a dark face
 
-USUAL_V, USUAL_SPREAD, MOST_UNUSUAL = 1.10, 0.16, 0.34  # where the line is: usual, give or take, never further
-REACH = 0.46  # the path is followed this far from the middle
-SLOPE_COST = 0.02  # of one row up or down, against a gain of up to about 1 for each column
-BESIDE = 0.12  # above and below the line it is compared with the skin
-ENDED = 0.4  # of its usual depth: there the line ends
+USUAL_V, USUAL_SPREAD, MOST_UNUSUAL = 1.10, 0.16, 0.34  # position of the line: usual, deviation, limit
+REACH = 0.46  # the path is computed up to this distance from the middle
+SLOPE_COST = 0.02  # of one row up or down, where the gain of a column is up to about 1
+BESIDE = 0.12  # distance above and below the line at which it is compared with the skin
+ENDED = 0.4  # of its usual depth, at which the line ends
 NARROWEST, WIDEST = 0.27, 0.46  # half widths
-OFF_CENTRE = 0.06  # at most: faces are seen from the front
+OFF_CENTRE = 0.06  # at most, since faces are frontal
 CHIN, CHIN_SPREAD, CHIN_RANGE = 0.70, 0.12, (0.50, 0.95)  # below the line
-SURE = 1.0  # score of teeth found by their colour
+SURE = 1.0  # score of a mouth with teeth found by their colour
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Mouth:
     upper   lower edge of the upper lip, v of (u - middle)
     lower   upper edge of the lower lip; the same as `upper` where the lips touch
     chin    v of the chin's edge below the middle
-    score   how clearly it stands out, about 1 for a good photograph
+    score   how clear it is, about 1 for a good photograph
     """
 
     middle: float
@@ -59,19 +59,19 @@ class Mouth:
 
     @property
     def slope(self) -> float:
-        """How much the line falls to the right of the picture, against the line of the eyes."""
+        """The slope of the line relative to the line of the eyes, positive when it falls to the right."""
         return float(self.upper[-2])
 
     @property
     def open_at_rest(self) -> bool:
-        """Whether the source shows what is behind the lips."""
+        """Are the lips apart in the source?"""
         return not np.array_equal(self.upper, self.lower)
 
 
 def find_mouth(picture: RgbImage, plane: Plane) -> Mouth:
     """The mouth below the eyes of `plane`; the caller judges its score."""
     patch = plane.cut(picture, LOWER_FACE).astype(np.float32) / 255
-    # Thresholds of colour are those of a well lit face.
+    # The colour thresholds hold for a well lit face.
     patch *= np.clip(WELL_LIT / max(float(np.median(patch)), 1e-3), 1.0, MOST_GAIN)
     lab = cast(Field, cv2.cvtColor(np.minimum(patch, 1.0), cv2.COLOR_RGB2Lab))
     smooth = cast(Field, cv2.GaussianBlur(lab[..., 0], (0, 0), 4))
@@ -80,7 +80,7 @@ def find_mouth(picture: RgbImage, plane: Plane) -> Mouth:
     near = np.abs(u) <= REACH
     u, rows, smooth = u[near], _line(smooth), smooth[:, near]
     depth = _depth(smooth, rows)
-    # Clear nearly everywhere: the shadow of a nose or a crease is as deep, but not as wide.
+    # A low percentile, as the line is clear everywhere: the shadow of a nose or a crease is as deep, but not as wide.
     score = float(np.percentile(depth[np.abs(u) < 0.28], 10)) / max(float(smooth.std()), 3.0)
     middle, half = _width(u, depth)
     weight = np.exp(-0.5 * (u / 0.25) ** 2)
@@ -126,7 +126,7 @@ def _line(lightness: Field) -> NDArray[np.int64]:
 
 
 def _depth(lightness: Field, path: NDArray[np.int64]) -> Curve:
-    """How much darker the line is than both its sides; one value for each column."""
+    """How much darker the line is than its surroundings above and below; one value for each column."""
     column = np.arange(len(path))
     off, last = round(BESIDE * LOWER_FACE.scale), len(lightness) - 1
     above, below = (lightness[np.clip(path + way, 0, last), column] for way in (-off, off))
@@ -134,7 +134,7 @@ def _depth(lightness: Field, path: NDArray[np.int64]) -> Curve:
 
 
 def _width(u: Field, depth: Curve) -> tuple[float, float]:
-    """Middle and half width of the mouth: as far as the line stays clear, held near what is usual."""
+    """Middle and half width of the mouth: as far as the line stays clear, limited to usual values."""
     usual = float(np.median(depth[np.abs(u) < 0.2]))
     clear = cv2.GaussianBlur(depth[None], (0, 0), 3)[0] > ENDED * usual
     ends = []
@@ -148,12 +148,12 @@ def _width(u: Field, depth: Curve) -> tuple[float, float]:
 
 
 def _chin(lightness: Field, line_v: float) -> float:
-    """v of the chin's edge: the sharpest fall of lightness at a likely distance below the mouth."""
+    """v of the chin's edge: the steepest fall of lightness at a plausible distance below the mouth."""
     u, v = LOWER_FACE.grid()
     middle = lightness[:, np.abs(u[0]) < 0.15].mean(axis=1, keepdims=True)
     falls = -np.gradient(cv2.GaussianBlur(middle, (0, 0), 5)[:, 0])
     distance = v[:, 0] - line_v
     likely = np.exp(-0.5 * ((distance - CHIN) / CHIN_SPREAD) ** 2)
     likely *= (distance > CHIN_RANGE[0]) & (distance < CHIN_RANGE[1])
-    # Where nothing falls, the most likely place wins.
+    # Without a fall the most likely position is used.
     return float(v[int(np.argmax(np.maximum(falls, 0.02) * likely)), 0])

@@ -1,10 +1,10 @@
-"""Find the opening between lips that are apart in the source: where teeth show.
+"""Find the opening between lips that are apart in the source, by the teeth in it.
 
-Down a column of a smile the red of the skin falls from lip to tooth and rises again to the other lip; the edges are
-where it has come half way. Light alone would not do, because a glossy lip is as bright as a tooth. In a grey picture it
-has to, and then the teeth must be the lightest thing in the face.
+Down a column of a smile the red of the skin falls from lip to tooth and rises again to the other lip; the edges are at
+half of the change. Lightness alone is not enough, because a glossy lip is as bright as a tooth. In a grey picture only
+lightness is available, and then the teeth must be the lightest part of the face.
 
-Everything is in the units of `plane.py`. Owns the shape of that opening. Leaves closed lips to `mouth.py`.
+Everything is in the units of `face_coordinates`. Owns the shape of the opening. Leaves closed lips to `mouth`.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from numpy.typing import NDArray
 
 from lipsyncd.renderers.preview.find.face_coordinates import LOWER_FACE, Curve, Field, Parabola
 
-ABOVE, BELOW = 0.04, 0.14  # of the dark line: teeth are looked for in between
-LIP = 0.16  # the red of a lip is found within this distance from a tooth
+ABOVE, BELOW = 0.04, 0.14  # of the dark line: teeth are searched between
+LIP = 0.16  # the red of a lip is searched within this distance from a tooth
 SIDEWAYS = 0.40  # from the middle of the mouth
-GAP = 0.05  # between two columns with teeth: more is no gap between teeth
+GAP = 0.05  # most distance between two columns with teeth
 
-PALER = 6.0  # than the lips, in a of Lab
-CHROMA = 0.75  # of that of the skin on the cheeks, at most
-DARKER = 20.0  # than that skin at most, in L of Lab
-GREY = 4.0  # chroma of a skin without colour
-LIGHTER = 8.0  # than grey lips, in L
-LIGHTEST = 90  # percent of a grey face are darker
-SURE = 0.5  # of the columns must be beyond doubt
+PALER = 6.0  # teeth than lips, at least, in the a of Lab
+CHROMA = 0.75  # of teeth, relative to the skin on the cheeks, at most
+DARKER = 20.0  # teeth than that skin, at most, in the L of Lab
+GREY = 4.0  # chroma of the skin in a grey picture, at most
+LIGHTER = 8.0  # teeth than grey lips, at least, in L
+LIGHTEST = 90  # percentile of lightness in a grey face from which teeth are certain
+SURE = 0.5  # part of the columns in which teeth must be certain
 
-WIDE, HIGH = 0.3, 0.035  # less is a glint on closed lips
-MOST_BENT = 1.3  # squared term of an edge
-RIM = 0.012  # the lips keep nothing of the soft edge between them and the teeth
+WIDE, HIGH = 0.3, 0.035  # least size of an opening; less is a reflection on closed lips
+MOST_BENT = 1.3  # squared term of an edge, at most
+RIM = 0.012  # width of the soft edge between lips and teeth, which belongs to the opening
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Lips apart: u of the middle, half the width, and both edges as v of (u - middle)."""
+    """The opening of parted lips: u of the middle, half the width, and both edges as v of (u - middle)."""
 
     middle: float
     half: float
     upper: Parabola
     lower: Parabola
-    coloured: bool  # found by its colour, which leaves no doubt
+    coloured: bool  # found by its colour, which is reliable
 
 
 @dataclass(frozen=True)
 class _Contrast:
-    """How teeth differ from lips in this picture; arrays are (rows, columns) of LOWER_FACE."""
+    """The contrast of teeth and lips in a picture; arrays are (rows, columns) of LOWER_FACE."""
 
     field: Field  # low on teeth, high on lips
-    fall: float  # by at least this much
+    fall: float  # least difference
     possible: NDArray[np.bool_]
     sure: NDArray[np.bool_]
     coloured: bool
@@ -71,7 +71,7 @@ def find_opening(lab: Field, line: Parabola, middle: float, widest: float) -> Op
         return None
     upper, lower = _fitted(u, top - RIM), _fitted(u, bottom + RIM)
     if lower[0] > upper[0] or max(abs(upper[0]), abs(lower[0])) > MOST_BENT:
-        return None  # the edges of a smile come together sideways
+        return None  # the edges of a smile converge sideways
     # They meet in the dark corners, beyond the last tooth.
     meet = np.roots(upper - lower)
     left, right = (float(meet.min()), float(meet.max())) if np.isreal(meet).all() and len(meet) == 2 else (u[0], u[-1])
@@ -94,7 +94,7 @@ def _contrast(lab: Field) -> _Contrast:
 
 
 def _edges(contrast: _Contrast, line: Parabola, middle: float) -> tuple[Curve, Curve, Curve]:
-    """u, and v of the upper and the lower edge, of every column with teeth; empty when too few are sure."""
+    """u, and v of the upper and the lower edge, of every column with teeth; empty when too few are certain."""
     grid_u, scale = LOWER_FACE.grid()[0][0], LOWER_FACE.scale
     above, below, lip = (round(part * scale) for part in (ABOVE, BELOW, LIP))
     found = []
@@ -116,18 +116,18 @@ def _edges(contrast: _Contrast, line: Parabola, middle: float) -> tuple[Curve, C
 
 
 def _half_way(strip: Field) -> int:
-    """Steps from the first value until the values have risen half way to the greatest."""
+    """Steps until the values have risen half way from the first to the greatest."""
     return int(np.argmax(strip > (strip[0] + strip.max()) / 2))
 
 
 def _longest_run(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The longest part of `rows` whose first value, a column, never jumps further than a gap between teeth."""
+    """The longest part of `rows` whose first value, a column, never jumps by more than GAP."""
     breaks = np.flatnonzero(np.diff(rows[:, 0]) > GAP * LOWER_FACE.scale)
     return max(np.split(rows, breaks + 1), key=len)
 
 
 def _fitted(u: Curve, v: Curve) -> Parabola:
-    """A parabola through an edge, which a gap between teeth or a speck does not bend."""
+    """A parabola through an edge, fitted robustly against gaps between teeth and specks."""
     weight = np.ones(len(u))
     for _ in range(6):
         edge = np.polyfit(u, v, 2, w=weight)
