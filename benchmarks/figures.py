@@ -2,8 +2,8 @@
 
     python -m benchmarks.figures [start] [render] [memory] [sync] [length] [latency]
 
-Without words all of them; some minutes on two cores. Ratios mean more than times: other work on the machine moves both
-sides of a ratio.
+Without arguments it prints all of them, which takes some minutes on two cores. Ratios are more reliable than times:
+other work on the machine affects both sides of a ratio.
 """
 
 from __future__ import annotations

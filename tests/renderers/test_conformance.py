@@ -1,4 +1,4 @@
-"""What every renderer has to do, whatever it draws: the same checks for each, in a real child with a real encoder."""
+"""The requirements that every renderer has to meet, checked in a real child with a real encoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
 from lipsyncd.worker.protocol import Progress, Render, Result
 from tests.kits.media.preview_kit import astronaut, voice
 
-# Where the extra `musetalk` is not installed, there is no such renderer to hold to anything.
+# Without the extra `musetalk` its renderer cannot be checked.
 WITH_NETWORKS = find_spec("torch") is not None
 RENDERERS = ["preview", "musetalk"] if WITH_NETWORKS else ["preview"]
 RATES = ["24", "25", "30000/1001", "30", "60"]
@@ -31,12 +31,12 @@ TIMEOUTS = Timeouts(start_s=60, deadline_s=120, silence_s=60)
 
 @dataclass
 class Bench:
-    """A child, a folder for its jobs, and what it said."""
+    """A child, a folder for its jobs, and its progress messages."""
 
     child: LocalChild
     folder: Path
     progress: list[Progress] = field(default_factory=list)
-    stopped_s: float = math.inf  # when a render was first asked to stop
+    stopped_s: float = math.inf  # when the render was first requested to stop
 
     def request(
         self,
@@ -97,7 +97,7 @@ class Bench:
 
 
 def subject(renderer: str) -> np.ndarray:
-    """A face that the renderer knows, (512, 512, 3); the small networks of tests know red discs."""
+    """A face that the renderer can find, (512, 512, 3); the small networks of tests find red discs."""
     if renderer.endswith("musetalk") and WITH_NETWORKS:
         from tests.kits.media.face_kit import backdrop, draw_head
 
@@ -173,7 +173,7 @@ def test_equal_inputs_give_an_equal_file_also_in_another_child(bench: Bench, ren
     assert bench.digest == first
 
 
-def test_a_cancel_is_heard_within_a_second_and_the_child_goes_on(bench: Bench, renderer: str) -> None:
+def test_a_cancel_takes_effect_within_a_second_and_the_child_goes_on(bench: Bench, renderer: str) -> None:
     bench.render(bench.request(renderer, seconds=0.4))
     pid = bench.child.pid
     with pytest.raises(RenderCancelled):
@@ -184,7 +184,7 @@ def test_a_cancel_is_heard_within_a_second_and_the_child_goes_on(bench: Bench, r
     assert bench.child.pid == pid
 
 
-def test_a_picture_without_a_face_is_told_with_its_size(bench: Bench, renderer: str) -> None:
+def test_a_picture_without_a_face_is_refused_with_its_size(bench: Bench, renderer: str) -> None:
     wall = np.full((240, 320, 3), 128, np.uint8)
     with pytest.raises(NoFaceFound, match="320") as error:
         bench.render(bench.request(renderer, picture=wall))
@@ -192,18 +192,18 @@ def test_a_picture_without_a_face_is_told_with_its_size(bench: Bench, renderer: 
     assert error.value.remedy
 
 
-def test_an_unknown_option_is_told_with_its_name(bench: Bench, renderer: str) -> None:
+def test_an_unknown_option_is_refused_with_its_name(bench: Bench, renderer: str) -> None:
     with pytest.raises(BadOption, match="colour"):
         bench.render(bench.request(renderer, colour="red"))
 
 
-def test_notes_say_where_the_face_is(bench: Bench, renderer: str) -> None:
+def test_notes_contain_the_face_box(bench: Bench, renderer: str) -> None:
     x, y, width, height = bench.render(bench.request(renderer)).notes["face"]
     assert x <= 224 <= x + width
     assert y <= 130 <= y + height
 
 
-def test_a_name_that_is_none_is_told_with_those_that_are(bench: Bench, renderer: str) -> None:
+def test_an_unknown_renderer_is_refused_with_the_known_names(bench: Bench, renderer: str) -> None:
     with pytest.raises(UnknownRenderer) as error:
         bench.render(bench.request(f"no-{renderer}"))
     assert renderer in error.value.remedy

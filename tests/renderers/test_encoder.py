@@ -57,17 +57,17 @@ def test_five_minutes_drift_by_less_than_a_frame(tmp_path, fps):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_the_sound_comes_out_in_step_and_whole(tmp_path, channels):
+def test_the_sound_is_complete_and_in_sync(tmp_path, channels):
     made = make(tmp_path, samples=96_123, channels=channels)
 
-    heard = decoded_sound(made.path, channels).astype(float)
-    spoken = made.samples.astype(float)
+    decoded = decoded_sound(made.path, channels).astype(float)
+    source = made.samples.astype(float)
 
-    assert abs(len(heard) - len(spoken)) <= 1024  # a decoder gives whole packets
+    assert abs(len(decoded) - len(source)) <= 1024  # a decoder returns whole packets
     for channel in range(channels):
         lags = range(-40, 41)
-        middle = spoken[20_000:60_000, channel]
-        match = [np.corrcoef(middle, heard[20_000 + lag : 60_000 + lag, channel])[0, 1] for lag in lags]
+        middle = source[20_000:60_000, channel]
+        match = [np.corrcoef(middle, decoded[20_000 + lag : 60_000 + lag, channel])[0, 1] for lag in lags]
         assert lags[int(np.argmax(match))] == 0
         assert max(match) > 0.99
 
@@ -101,7 +101,7 @@ def encode_still(folder, picture, frames=10, **changes):
     return folder / "still.mp4"
 
 
-def test_colours_survive_the_way_through_the_file(tmp_path):
+def test_colours_survive_encoding(tmp_path):
     picture = patches()
 
     seen = decoded_frames(encode_still(tmp_path, picture), 128, 128)[5].astype(int)
@@ -125,7 +125,7 @@ def test_luma_follows_the_bt709_matrix_in_the_limited_range(tmp_path):
     assert np.abs(luma - bt709).max() <= 1.5
 
 
-def test_stream_and_container_both_say_bt709(tmp_path):
+def test_stream_and_container_are_both_tagged_bt709(tmp_path):
     path = encode_still(tmp_path, patches())
 
     bare = tmp_path / "bare.h264"
@@ -143,7 +143,7 @@ def test_frames_come_out_in_order_although_the_renderer_reuses_its_buffer(tmp_pa
     assert np.abs(edges - (1 + np.arange(made.frames) % 64)).max() <= 1
 
 
-def test_a_player_that_reads_from_the_start_needs_no_seeking(tmp_path):
+def test_a_player_can_start_without_seeking(tmp_path):
     made = make(tmp_path, samples=240_000)
     whole = made.path.read_bytes()
 
@@ -188,7 +188,7 @@ def feed(encoder, frames=2000):
         encoder.write(picture)
 
 
-def test_a_killed_ffmpeg_shows_within_a_few_frames(tmp_path, wanted):
+def test_a_killed_ffmpeg_is_noticed_within_a_few_frames(tmp_path, wanted):
     with Encoder(FFMPEG, wanted, tmp_path / "o.mp4") as encoder:
         feed(encoder, 5)
         os.kill(encoder.pid, signal.SIGKILL)
@@ -196,7 +196,7 @@ def test_a_killed_ffmpeg_shows_within_a_few_frames(tmp_path, wanted):
             feed(encoder, 40)
 
 
-def test_a_killed_ffmpeg_shows_at_the_end_too(tmp_path, wanted):
+def test_a_killed_ffmpeg_is_noticed_at_the_end_too(tmp_path, wanted):
     with Encoder(FFMPEG, wanted, tmp_path / "o.mp4") as encoder:
         feed(encoder, 3)
         os.kill(encoder.pid, signal.SIGKILL)
@@ -205,7 +205,7 @@ def test_a_killed_ffmpeg_shows_at_the_end_too(tmp_path, wanted):
 
 
 @pytest.mark.parametrize("frames", [3, 400])
-def test_a_hung_ffmpeg_is_given_up_and_killed(tmp_path, wanted, frames):
+def test_a_hung_ffmpeg_is_killed_after_a_while(tmp_path, wanted, frames):
     with Encoder(FFMPEG, wanted, tmp_path / "o.mp4", stall_s=0.5) as encoder:
         os.kill(encoder.pid, signal.SIGSTOP)
         with pytest.raises(EncodeFailed, match=r"0\.5 s"):
@@ -248,7 +248,7 @@ def test_a_failed_encoder_stays_failed(tmp_path, wanted):
             encoder.finish()
 
 
-def test_a_finished_encoder_takes_no_more(tmp_path, wanted):
+def test_a_finished_encoder_takes_no_more_frames(tmp_path, wanted):
     with Encoder(FFMPEG, wanted, tmp_path / "o.mp4") as encoder:
         feed(encoder, 250)
         encoder.finish()

@@ -1,4 +1,4 @@
-"""Squares that are cut out of pictures, and sides that are made even."""
+"""Squares cut out of pictures, and sides made even."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_square_holds_the_face_and_leaves_the_picture_only_when_it_is_larger
         assert inside if square.width <= size else around
 
 
-def test_a_crop_at_its_own_size_is_the_pixels_themselves_and_no_view_of_them(rng):
+def test_a_crop_at_its_own_size_is_a_copy_of_the_pixels(rng):
     picture = rng.integers(0, 256, (60, 80, 3), np.uint8)
 
     cut = crop_square(picture, Box(10, 20, 32, 32), 32)
@@ -103,7 +103,7 @@ def test_a_square_that_misses_the_picture_is_refused():
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 6), (4, 7), (5, 7), (1, 1)])
-def test_odd_sides_grow_by_their_last_row_and_column(rng, height, width):
+def test_odd_sides_are_extended_by_their_last_row_and_column(rng, height, width):
     picture = rng.integers(0, 256, (height, width, 3), np.uint8)
 
     even = make_even(picture)

@@ -78,8 +78,8 @@ def band_levels(speech: Samples) -> Curve:
     import librosa  # takes seconds to import, so not with this module
 
     hz = librosa.fft_frequencies(sr=HOP * STEP_RATE, n_fft=WINDOW)
-    lip_edges = np.asarray(BANDS_HZ)
-    member = ((hz >= lip_edges[:-1, None]) & (hz < lip_edges[1:, None])).astype(np.float32)
+    edges = np.asarray(BANDS_HZ)
+    member = ((hz >= edges[:-1, None]) & (hz < edges[1:, None])).astype(np.float32)
     scale = np.float32(2.0 / (WINDOW * np.sum(np.hanning(WINDOW + 1)[:-1] ** 2)))  # Parseval, for a Hann window
     blocks = []
     for stretch in windows(speech, hop=HOP, width=WINDOW, at_once=STEPS_AT_ONCE):

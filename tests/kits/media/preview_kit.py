@@ -1,4 +1,4 @@
-"""What the tests of the preview renderer share: portraits whose truth is known, voices, renders, and measures.
+"""For tests of the preview renderer: portraits with known positions, voices, renders and measurements.
 
 The measures are written without the renderer's own: colour and optical flow on the finished frames.
 """
@@ -58,7 +58,7 @@ def silence(seconds: float) -> Speech:
 
 @dataclass(frozen=True)
 class Subject:
-    """A portrait and the truth about it: its eyes, and how far below them mouth and chin are, in eye distances."""
+    """A portrait with its true eyes, and the true distances of mouth and chin below them, in eye distances."""
 
     name: str
     picture: RgbImage
@@ -79,7 +79,7 @@ class Subject:
         return replace(self, name=f"{self.name}, flipped", picture=picture, **eyes)
 
     def turned(self, degrees: float, scale: float = 1.0) -> Subject:
-        """Turned clockwise and scaled around the middle of the picture, whose size stays."""
+        """The subject turned clockwise and scaled around the middle of the picture, which keeps its size."""
         height, width = self.picture.shape[:2]
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, scale)
         picture = cv2.warpAffine(
@@ -89,7 +89,7 @@ class Subject:
         return replace(self, name=f"{self.name}, {degrees:g} degrees", picture=picture, left_eye=left, right_eye=right)
 
     def resized(self, side: int) -> Subject:
-        """Of another size; `side` is the width."""
+        """The subject in another size; `side` is the width."""
         factor = side / self.picture.shape[1]
         method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
         picture = cv2.resize(self.picture, None, fx=factor, fy=factor, interpolation=method)
@@ -99,7 +99,7 @@ class Subject:
 
 @cache
 def astronaut() -> Subject:
-    """A photograph with a smile that shows teeth; the truth was read off an enlargement."""
+    """A photograph with a smile that shows teeth; the positions were measured in an enlargement."""
     return Subject("astronaut", skimage.data.astronaut(), (202.5, 102.0), (246.8, 103.0), mouth_v=0.97, chin_v=1.70)
 
 
@@ -111,7 +111,7 @@ def painted(name: str, side: int = 512) -> Subject:
 
 
 def subjects() -> list[Subject]:
-    """Four people, and the same flipped, scaled, tilted."""
+    """Four people, also flipped, scaled and tilted."""
     ada, bashir, chen = (painted(name, 384) for name in PEOPLE)
     return [
         astronaut(), ada, bashir, chen,
@@ -125,7 +125,7 @@ MEASURED = 100  # cells for each eye distance
 
 
 def openings(frames: Sequence[RgbImage], subject: Subject) -> NDArray[np.float64]:
-    """The opening between the lips in each frame, segmented by colour alone.
+    """The opening between the lips in each frame, segmented by colour.
 
     Inside a mouth it is darker than skin and lips, or, on teeth, much paler.
 
@@ -152,7 +152,7 @@ def _lab(picture: RgbImage) -> NDArray[np.float32]:
 
 
 def moved_down(before: RgbImage, after: RgbImage, subject: Subject, part: Box4) -> NDArray[np.float64]:
-    """Optical flow down the face, in eye distances, in the part (left, top, right, bottom) of the face's plane."""
+    """Optical flow down the face, in eye distances, in a part (left, top, right, bottom) of the face's plane."""
     grey = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (before, after))
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
     plane, window = subject.plane, Window(*part, scale=60)
@@ -168,9 +168,9 @@ def mouth_change(frames: Sequence[RgbImage], closed: RgbImage, box: Box) -> NDAr
 
 
 def loudness(speech: Speech, frames: int, fps: Fraction = Fraction(25)) -> NDArray[np.float64]:
-    """e(t): the root mean square of the voice in each frame, smoothed over 3 frames. Written without the renderer's."""
-    lip_edges = [int(i * SPEECH_RATE / fps) for i in range(frames + 1)]
-    pieces = (speech[a:b].astype(np.float64) for a, b in pairwise(lip_edges))
+    """e(t): root mean square of the voice in each frame, smoothed over 3 frames. Independent of the renderer."""
+    edges = [int(i * SPEECH_RATE / fps) for i in range(frames + 1)]
+    pieces = (speech[a:b].astype(np.float64) for a, b in pairwise(edges))
     level = [np.sqrt(np.mean(piece**2)) if len(piece) else 0.0 for piece in pieces]
     return np.convolve(level, np.ones(3) / 3, "same")
 
@@ -179,14 +179,14 @@ def loudness(speech: Speech, frames: int, fps: Fraction = Fraction(25)) -> NDArr
 
 
 def scene(picture: RgbImage, speech: Speech, **changed: object) -> Scene:
-    """A job of the renderer: 25 frames per second and the whole picture, unless `changed`."""
+    """A scene with 25 frames per second and the whole picture, unless `changed`."""
     fps = cast(Fraction, changed.get("fps", Fraction(25)))
     values = {"fps": fps, "frames": -(-len(speech) * fps // SPEECH_RATE), "stitch": True, "resolution": 256}
     return Scene(picture=picture, speech=speech, **(values | changed))  # type: ignore[arg-type]
 
 
 def render(picture: RgbImage, speech: Speech, **changed: object) -> list[RgbImage]:
-    """All frames, copied: a renderer owns its picture again after each."""
+    """All frames, copied, since a renderer may reuse its arrays."""
     return [frame.copy() for frame in Preview().open(scene(picture, speech, **changed)).frames()]
 
 
@@ -195,7 +195,7 @@ def correlation(a: Values, b: Values) -> float:
 
 
 def best_lag(moves: Values, sounds: Values, most: int = 4) -> int:
-    """By how many frames the movement comes after the sound where they agree best; negative when it comes before."""
+    """The lag of the movement behind the sound with the best correlation, in frames; negative when it is early."""
 
     def at(lag: int) -> float:
         shorter = len(moves) - abs(lag)

@@ -1,4 +1,4 @@
-"""Portraits painted from formulas: faces of several people for the tests, without a download.
+"""Portraits drawn from formulas: faces of several people for tests, without a download.
 
 They are shaded like photographs, since OpenCV's cascades have to find them.
 """
@@ -19,7 +19,7 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Person:
-    """What distinguishes one painted face from the other. Colours are RGB, 0..1; lengths are eye distances."""
+    """The parameters of one painted face. Colours are RGB, 0..1; lengths are eye distances."""
 
     skin: RGB
     lips: RGB
@@ -131,7 +131,7 @@ class _Painting:
         for side in (-1, 1):
             ear = self.edge(1 - ((u - side * who.cheeks * 0.97) / 0.13) ** 2 - ((v - 0.28) / 0.30) ** 2, 0.1)
             self.lay(np.asarray(who.skin) * np.float64([0.80, 0.72, 0.70]), ear)
-        # An egg: the jaw is narrower than the temples.
+        # Egg-shaped: the jaw is narrower than the temples.
         half = who.cheeks * np.where(v < 0.35, 1.0, 1.0 - 0.26 * ((v - 0.35) / (who.length - 0.35)).clip(0, 1.2) ** 1.6)
         height = np.where(v < 0.25, 1.42, who.length - 0.25)
         r2 = np.abs(u / half) ** 2.2 + np.abs((v - 0.25) / height) ** 2.3

@@ -1,4 +1,4 @@
-"""Finding the face: right where there is one, and a refusal with the reason where there is none."""
+"""Finding the face: its position where there is one, and a refusal with the reason where there is none."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.kits.media.preview_kit import Subject, astronaut, painted, subjects
 
 @pytest.fixture(scope="module", params=subjects(), ids=lambda subject: subject.name)
 def found(request):
-    """A subject, and what was found of it."""
+    """A subject, and the face found in it."""
     return request.param, choose_face(request.param.picture)
 
 
 def in_truth(subject: Subject, plane: Plane, u: float, v: float) -> tuple[float, float]:
-    """A point of the found plane, in the units of the true one."""
+    """A point of the found plane, in the coordinates of the true plane."""
     true_u, true_v = subject.plane.coordinates(*(np.array([place]) for place in plane.pixel(u, v)))
     return float(true_u[0]), float(true_v[0])
 
@@ -50,7 +50,7 @@ def test_the_chin_is_found(found):
     assert v == pytest.approx(subject.chin_v, abs=0.15)
 
 
-def test_only_a_smile_counts_as_open(found):
+def test_only_the_smile_counts_as_open(found):
     subject, chosen = found
 
     assert chosen.mouth.open_at_rest == subject.name.startswith("astronaut")
@@ -80,7 +80,7 @@ def test_small_and_large_pictures(side):
 
 
 def test_a_small_face_in_a_large_picture_is_found():
-    """4 % of the height: the first pass does not see it."""
+    """4 % of the height: the first pass does not detect it."""
     picture = np.full((1800, 2400, 3), (90, 110, 130), np.uint8)
     picture[900:1100, 1500:1700] = cv2.resize(painted("chen").picture, (200, 200), interpolation=cv2.INTER_AREA)
     plane = choose_face(picture).face.plane
@@ -115,13 +115,13 @@ def noise(side: int, grain: int) -> np.ndarray:
 
 
 def masked() -> np.ndarray:
-    """A face whose mouth is behind a cloth."""
+    """A face whose mouth is covered by a cloth."""
     picture = painted("ada").picture.copy()
     picture[300:420, 150:362] = (150, 180, 200)
     return picture
 
 
-NOBODY = {
+UNUSABLE = {
     "one pixel": np.zeros((1, 1, 3), np.uint8),
     "a line": np.zeros((2, 300, 3), np.uint8),
     "black": np.zeros((256, 256, 3), np.uint8),
@@ -136,7 +136,7 @@ NOBODY = {
 }
 
 
-@pytest.mark.parametrize("picture", NOBODY.values(), ids=NOBODY.keys())
+@pytest.mark.parametrize("picture", UNUSABLE.values(), ids=UNUSABLE.keys())
 def test_pictures_without_a_usable_face_are_refused(picture):
     with pytest.raises(NoFaceFound) as caught:
         choose_face(picture)
@@ -155,12 +155,12 @@ def test_a_head_tilted_far_is_refused(name, degrees):
 
 
 def test_a_head_tilted_a_little_too_far_is_refused_with_its_tilt():
-    """The cascades still see this one; the place of its mouth could not be trusted."""
+    """The cascades still detect it, but the position of its mouth is unreliable."""
     with pytest.raises(NoFaceFound, match=r"tilted by 2\d degrees; turn the picture"):
         choose_face(painted("chen").turned(-23).picture)
 
 
-def test_a_face_too_small_says_how_small():
+def test_a_face_that_is_too_small_is_refused_with_its_size():
     subject = painted("ada").resized(60)
     with pytest.raises(NoFaceFound, match=r"60x60 pixels is too small: its eyes are 1\d pixels apart"):
         choose_face(subject.picture)
@@ -184,7 +184,7 @@ def test_pixels_and_units_are_inverse():
         assert (u[0], v[0]) == pytest.approx((-1.0 + column / 37, -0.5 + row / 37), abs=1e-5)
 
 
-def test_a_box_around_a_part_outside_of_the_picture_holds_its_nearest_pixels():
+def test_a_box_around_a_part_outside_the_picture_holds_the_nearest_pixels():
     picture = np.zeros((100, 200, 3), np.uint8)
     plane = Plane.from_eyes((50.0, 50.0), (150.0, 50.0))
 
@@ -194,7 +194,7 @@ def test_a_box_around_a_part_outside_of_the_picture_holds_its_nearest_pixels():
 
 
 def test_a_cut_is_upright_and_does_not_alias():
-    """Stripes of two pixels, cut at a tenth of their size, are an even grey."""
+    """Stripes of two pixels become an even grey at a tenth of their size."""
     stripes = np.repeat(np.where(np.arange(600) % 2, 255, 0).astype(np.uint8)[None, :, None], 600, axis=0).repeat(
         3, axis=2
     )

@@ -1,4 +1,4 @@
-"""What people see: the mouth of the photograph follows the voice, and nothing else moves."""
+"""The visible result: the mouth of the photograph follows the voice, and nothing else moves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STELLA = "Please call Stella. Ask her to bring these things with her from the st
 GUTEN_TAG = "Guten Morgen! Mein Name ist Ada, und ich freue mich, Sie heute zu sehen."
 SPOKEN = [(FOX, "en-us"), (STELLA, "en-us+f3"), (GUTEN_TAG, "de")]
 
-EVERYBODY = pytest.mark.parametrize("subject", subjects(), ids=lambda subject: subject.name)
+ALL_SUBJECTS = pytest.mark.parametrize("subject", subjects(), ids=lambda subject: subject.name)
 FOUR_PEOPLE = pytest.mark.parametrize("subject", subjects()[:4], ids=lambda subject: subject.name)
 
 
@@ -59,13 +59,13 @@ def test_the_mouth_follows_the_voice(subject, spoken):
 
     assert correlation(change, sound) >= 0.6
     assert correlation(heights, sound) >= 0.5
-    # Never late; the eye expects lips a little before the sound.
+    # Never late: viewers expect the lips a little before the sound.
     assert best_lag(change, sound) in (-1, 0)
     assert best_lag(heights, sound) in (-1, 0)
-    assert np.ptp(heights) > 0.15  # it really opens, by a sixth of an eye distance or more
+    assert np.ptp(heights) > 0.15  # it opens by a sixth of an eye distance or more
 
 
-@EVERYBODY
+@ALL_SUBJECTS
 def test_the_chin_goes_down_at_the_loudest_vowels_while_the_eyes_stay(subject):
     speech = voice(STELLA)
     rest = closed(subject, options={"blink": False})
@@ -78,7 +78,7 @@ def test_the_chin_goes_down_at_the_loudest_vowels_while_the_eyes_stay(subject):
         assert np.abs(moved_down(rest, frame, subject, (-0.8, -0.3, 0.8, 0.3))).max() < 0.01
 
 
-@EVERYBODY
+@ALL_SUBJECTS
 def test_a_i_and_u_look_different(subject):
     shapes = {}
     for vowel in ("a:", "i:", "u:"):
@@ -103,14 +103,14 @@ def test_p_b_and_m_between_vowels_close_the_lips(subject, vowel, consonant):
     open_share = (heights - shut) / (heights.max() - shut)
     between = quietest_between_vowels(speech, len(heights))
 
-    assert open_share[:between].max() > 0.2  # open before it, even though the voice sets in at full level
+    assert open_share[:between].max() > 0.2  # open before the consonant, even though the voice starts at full level
     assert open_share[between - 1 : between + 2].min() < 0.2
-    assert open_share[between:].max() > 0.9  # and after it
+    assert open_share[between:].max() > 0.9  # and after the consonant
 
 
 def quietest_between_vowels(speech, frames):
-    """The frame of the consonant: where the highest voice formants fade most, in the inner part of the sound."""
-    power = np.abs(np.diff(speech.astype(np.float64)))  # the murmur of an m is low: a difference hardly hears it
+    """The frame of the consonant: where the high formants are weakest, in the inner part of the sound."""
+    power = np.abs(np.diff(speech.astype(np.float64)))  # a difference suppresses the low murmur of an m
     level = [power[int(i * 640) : int((i + 1) * 640)].mean() for i in range(frames - 1)]
     heard = np.flatnonzero(np.array(level) > 0.25 * max(level))
     return int(heard[0] + 1 + np.argmin(level[heard[0] + 1 : heard[-1]]))
@@ -122,24 +122,24 @@ def test_silence_shows_a_still_and_closed_mouth(subject):
 
     assert len(frames) == 75
     assert all(np.array_equal(frame, frames[0]) for frame in frames)
-    assert openings(frames[:1], subject)[0, 0] < 0.09  # teeth of a smile are covered, too
+    assert openings(frames[:1], subject)[0, 0] < 0.09  # the teeth of a smile are covered, too
 
 
-def test_a_closed_mouth_at_rest_is_the_photograph_itself():
+def test_a_closed_mouth_at_rest_is_the_unchanged_photograph():
     subject = painted("ada")
 
     assert np.array_equal(closed(subject), subject.picture)
 
 
 def test_a_smile_keeps_its_own_teeth_and_gets_no_second_row():
-    """Where the source has a tooth, a wide open mouth shows that one: pale, at the same place."""
+    """Where the source has a tooth, a wide open mouth shows the same one: pale, at the same position."""
     subject = astronaut()
     frames = render(subject.picture, voice("[[a:a:]]"))
     widest = frames[int(np.argmax(openings(frames, subject)[:, 0]))]
     teeth = np.s_[146:148, 219:231]
 
     assert np.abs(widest[teeth].astype(int) - subject.picture[teeth]).mean() < 40
-    below = np.s_[149:152, 219:231]  # below them it is dark: there is no row of ours
+    below = np.s_[149:152, 219:231]  # below them it is dark: no row is painted
     assert widest[below].mean() < 0.6 * widest[teeth].mean()
 
 
@@ -148,7 +148,7 @@ def test_a_smile_keeps_its_own_teeth_and_gets_no_second_row():
     [astronaut(), astronaut().turned(12), painted("bashir"), painted("chen").turned(-12)],
     ids=lambda subject: subject.name,
 )
-def test_everything_outside_the_head_stays_as_it_was(turned):
+def test_everything_outside_the_head_stays_unchanged(turned):
     height, width = turned.picture.shape[:2]
     u, v = turned.plane.coordinates(np.arange(width)[None, :], np.arange(height)[:, None])
     outside = (np.abs(u) > 1.05) | (v < -0.35) | (v > turned.chin_v + 0.45)
@@ -157,7 +157,7 @@ def test_everything_outside_the_head_stays_as_it_was(turned):
         assert np.array_equal(frame[outside], turned.picture[outside])
 
 
-def test_the_square_is_still_around_the_head_as_well():
+def test_the_square_around_the_head_does_not_move_either():
     subject = painted("bashir")
     frames = render(subject.picture, voice(FOX), stitch=False, resolution=256)
     changed = np.any([frame != frames[0] for frame in frames], axis=(0, 3))
@@ -171,7 +171,7 @@ def test_the_square_is_still_around_the_head_as_well():
 
 @FOUR_PEOPLE
 def test_no_grey_rim_at_the_corners_in_the_first_steps_of_opening(subject):
-    """Seen in an earlier trial: what is painted shone through beside the mouth before that was open."""
+    """In an earlier version the painted inside was visible beside the mouth before it was open."""
     frames = render(subject.picture, voice(FOX), options={"blink": False})
     heights = openings(frames, subject)[:, 0]
     slightly = [frame for frame, height in zip(frames, heights, strict=True) if height < heights.min() + 0.08]

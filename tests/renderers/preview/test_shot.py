@@ -1,4 +1,4 @@
-"""The preview renderer as a whole: the same video for the same input, its options, its blinks, its appetite."""
+"""The preview renderer as a whole: reproducible frames, options, blinks, memory and speed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.kits.media.preview_kit import Subject, astronaut, moved_down, painted
 ROOT = Path(__file__).resolve().parents[3]
 
 
-# -- one scene, one video ----------------------------------------------------------------------------------------------
+# -- reproducible frames -----------------------------------------------------------------------------------------------
 
 DIGEST = """
 import hashlib, sys
@@ -60,15 +60,15 @@ def test_the_same_input_gives_the_same_frames_bit_for_bit_in_another_process(tmp
     assert len(digests.pop().strip()) == 64
 
 
-def test_another_voice_draws_other_blinks():
+def test_another_voice_has_other_blinks():
     picture = painted("ada", 256).picture
     seeds = {content_seed(scene(picture, speech)) for speech in (silence(1), silence(2), voice("Hello."))}
 
     assert len(seeds) == 3
 
 
-def test_a_renderer_can_open_many_scenes_at_once():
-    """Nothing of one scene is left in the other, even with their frames taken in turn."""
+def test_a_renderer_can_have_several_scenes_open():
+    """Scenes do not affect each other, even when their frames are taken in turn."""
     speech = voice("Hello there.")
     renderer = Preview()
     alone = [render(painted(name, 256).picture, speech) for name in ("ada", "chen")]
@@ -80,14 +80,14 @@ def test_a_renderer_can_open_many_scenes_at_once():
         assert np.array_equal(chen, alone[1][index])
 
 
-def test_it_is_a_renderer_under_its_name():
+def test_it_implements_the_interface_under_its_name():
     module, _, name = NAMES["preview"].partition(":")
 
     assert (module, name) == (Preview.__module__, "Preview")
     assert isinstance(Preview(), Renderer)
 
 
-# -- what the video shows ----------------------------------------------------------------------------------------------
+# -- the frames --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resolution", [64, 256, 514])
@@ -101,7 +101,7 @@ def test_the_square_of_a_still_face_is_the_square_of_the_picture(resolution):
     assert np.array_equal(frame, crop_square(subject.picture, square, resolution))
 
 
-def test_an_odd_picture_grows_by_its_own_edge():
+def test_an_odd_picture_is_extended_by_its_edge():
     picture = painted("ada", 301).picture[:, :299]
     shot = Preview().open(scene(picture, voice("Hello.")))
 
@@ -112,7 +112,7 @@ def test_an_odd_picture_grows_by_its_own_edge():
         assert np.array_equal(frame[:301, 299], picture[:, 298])
 
 
-def test_a_face_at_the_very_edge_is_drawn_without_complaint():
+def test_a_face_at_the_edge_of_the_picture_is_drawn():
     """Half of the lower face's window lies outside the picture."""
     picture = np.ascontiguousarray(painted("bashir").picture[60:392, 130:390])
     frames = render(picture, voice("Hello there."))
@@ -121,13 +121,13 @@ def test_a_face_at_the_very_edge_is_drawn_without_complaint():
     assert any(not np.array_equal(frame, picture) for frame in frames)
 
 
-def test_frames_are_as_many_as_asked_for():
+def test_there_are_as_many_frames_as_requested():
     speech = voice("Hello.")
     for frames in (1, 7, 200):
         assert len(render(painted("ada", 256).picture, speech, frames=frames)) == frames
 
 
-def test_notes_are_json_and_say_what_was_found():
+def test_notes_are_json_and_describe_the_face():
     notes = Preview().open(scene(astronaut().picture, silence(1))).notes
 
     assert json.loads(json.dumps(notes)) == notes
@@ -159,7 +159,7 @@ def test_blinks_come_every_three_to_six_seconds(seed):
 
 
 @pytest.mark.parametrize("fps", [Fraction(24), Fraction(25), Fraction(60)])
-def test_no_frame_rate_misses_a_blink(fps):
+def test_every_frame_rate_shows_each_blink(fps):
     closure = lid_closure(frame_times(fps, int(60 * fps)), seed=7)
     fine = lid_closure(frame_times(Fraction(1000), 60_000), seed=7)
 
@@ -220,7 +220,7 @@ def test_sway_moves_the_head_a_little_and_leaves_the_corners():
     most = 0.01 * 512 / subject.plane.unit_px
     assert 0.002 < np.ptp(drift) <= 2 * most
     steps = np.abs(np.diff([frame.astype(int).mean() for frame in frames]))
-    assert steps.max() < 0.5  # it drifts, it does not jump
+    assert steps.max() < 0.5  # it drifts and does not jump
 
 
 def test_strength_opens_the_mouth_less_or_more():
@@ -234,7 +234,7 @@ def test_strength_opens_the_mouth_less_or_more():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"blnk": True}, "no option 'blnk'; it has these: blink, sway, strength"),
         ({"blink": 1}, "option blink is 1; it must be true or false"),
@@ -246,11 +246,11 @@ def test_strength_opens_the_mouth_less_or_more():
         ({"strength": None}, "option strength is None"),
     ],
 )
-def test_wrong_options_are_refused_before_any_work(options, said):
+def test_wrong_options_are_refused_before_any_work(options, message):
     with pytest.raises(BadOption) as caught:
         Preview().open(scene(np.zeros((64, 64, 3), np.uint8), silence(1), options=options))
 
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.permanent
 
 
@@ -259,7 +259,7 @@ def test_a_picture_without_a_face_fails_on_opening():
         Preview().open(scene(np.zeros((64, 64, 3), np.uint8), silence(1)))
 
 
-# -- appetite ----------------------------------------------------------------------------------------------------------
+# -- memory and speed --------------------------------------------------------------------------------------------------
 
 TEN_MINUTES = """
 import sys
@@ -272,7 +272,7 @@ inputs = np.load(sys.argv[1])
 speech = np.resize(inputs["speech"], 600 * 16000)
 scene = Scene(inputs["picture"], speech, Fraction(5), 3000, True, 512)
 count = sum(1 for frame in Preview().open(scene).frames())
-# Not getrusage: its maximum still counts the process that this one was forked from.
+# Not getrusage: its maximum includes the process from which this one was forked.
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(count, int(status["VmHWM"].split()[0]) // 1024)
 """
@@ -291,13 +291,13 @@ def test_ten_minutes_fit_into_600_megabytes(tmp_path):
     )
     frames, most_mb = (int(word) for word in done.stdout.split())
 
-    assert frames == 3_000  # kept, they would be 2.4 GB
+    assert frames == 3_000  # all of them would take 2.4 GB
     assert most_mb < 600
 
 
 @pytest.mark.parametrize(("stitch", "resolution"), [(True, 256), (False, 512)])
-def test_frames_come_many_times_faster_than_they_are_shown(stitch, resolution):
-    """The encoder needs a core of its own; beside it this must not take the 10 ms of a fourfold real time."""
+def test_rendering_is_many_times_faster_than_real_time(stitch, resolution):
+    """The encoder takes one core; for four times real time a frame may take at most 10 ms."""
     shot = Preview().open(
         scene(painted("ada").picture, voice("Good morning! How do you do?"), stitch=stitch, resolution=resolution)
     )
@@ -307,8 +307,8 @@ def test_frames_come_many_times_faster_than_they_are_shown(stitch, resolution):
     assert (time.process_time() - started) / count < 0.008
 
 
-def test_the_seed_is_the_content():
-    """Written down, so that a change of it is a decision: every video's blinks would move."""
+def test_the_seed_depends_on_the_content_only():
+    """A recorded value, since a change of the seed would move the blinks of every video."""
     subject = scene(np.full((4, 4, 3), 7, np.uint8), np.arange(8, dtype=np.int16))
     digest = hashlib.blake2b(b"\7" * 48 + np.arange(8, dtype="<i2").tobytes(), digest_size=8).digest()
 

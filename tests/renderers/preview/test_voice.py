@@ -1,4 +1,4 @@
-"""The voice's part of the preview renderer: when frames are, and what the sound does to the mouth."""
+"""The analysis of the voice: the times of frames, and the mouth for a sound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEN_MINUTES = 600 * SPEECH_RATE
 
 
 def burst(at_s: float, length_s: float, total_s: float, hz: float = 700.0) -> np.ndarray:
-    """A tone where vowels have their energy, in silence."""
+    """A tone in the frequency range of vowels, surrounded by silence."""
     samples = silence(total_s)
     start, count = round(at_s * SPEECH_RATE), round(length_s * SPEECH_RATE)
     tone = 0.4 * np.sin(2 * np.pi * hz * np.arange(count) / SPEECH_RATE)
@@ -39,7 +39,7 @@ def test_frames_divide_the_samples_without_gap_overlap_or_drift(fps):
         assert bounds[i] == int(Fraction(i * SPEECH_RATE) / fps)
 
 
-def test_the_clock_is_exact_after_ten_minutes_of_a_1001_rate():
+def test_frame_times_are_exact_after_ten_minutes_at_a_1001_rate():
     fps = Fraction(30000, 1001)
 
     assert frame_times(fps, 17983)[-1] == pytest.approx(float(Fraction(2 * 17982 + 1, 2) / fps), abs=1e-9)
@@ -63,7 +63,7 @@ def test_levels_do_not_depend_on_where_the_blocks_end():
 
 
 @pytest.mark.parametrize("samples", [0, 1, HOP, 5 * HOP + 7, 7 * HOP])
-def test_windows_in_blocks_are_the_windows_at_once(samples):
+def test_windows_in_blocks_equal_the_windows_of_the_whole(samples):
     speech = np.random.default_rng(2).integers(-9999, 9999, samples).astype(np.int16)
     (whole,) = windows(speech, hop=HOP, width=WINDOW, at_once=1000)
     blocks = list(windows(speech, hop=HOP, width=WINDOW, at_once=3))
@@ -84,7 +84,7 @@ def test_the_analysis_of_a_long_voice_is_seamless():
     assert level.max() / level.min() == pytest.approx(1.0, rel=0.05)
 
 
-# -- what the mouth does -----------------------------------------------------------------------------------------------
+# -- the mouth ---------------------------------------------------------------------------------------------------------
 
 
 def test_silence_keeps_the_mouth_exactly_shut():
@@ -94,13 +94,13 @@ def test_silence_keeps_the_mouth_exactly_shut():
     assert not still.width.any()
 
 
-def test_hiss_of_a_quiet_room_keeps_it_shut_as_well():
+def test_the_hiss_of_a_quiet_room_keeps_it_shut_as_well():
     hiss = np.random.default_rng(3).normal(0, 20, 4 * SPEECH_RATE).astype(np.int16)  # -64 dB
 
     assert not motion(hiss, Fraction(25), 100).openness.any()
 
 
-def test_a_voice_of_any_level_opens_the_mouth_as_wide():
+def test_a_voice_of_any_level_opens_the_mouth_equally_wide():
     speech = voice("Good morning, everybody.")
     frames = len(speech) * 25 // SPEECH_RATE
     loud, quiet = (motion((speech * gain).astype(np.int16), Fraction(25), frames).openness for gain in (0.9, 0.09))
@@ -120,7 +120,7 @@ def test_the_mouth_opens_fast_and_closes_slowly():
 
 @pytest.mark.parametrize("fps", RATES)
 def test_a_sound_late_in_a_long_voice_moves_the_right_frame(fps):
-    """Nine minutes in: a rate that is cut down to a whole number would be off by half a second."""
+    """After nine minutes: a rate rounded to an integer would be off by half a second."""
     at_s = 540.0
     speech = burst(at_s, 0.2, 541.0)
     openness = motion(speech, fps, int(-(-len(speech) * fps // SPEECH_RATE))).openness
@@ -140,7 +140,7 @@ def test_all_frame_rates_sample_one_curve():
         assert np.abs(sampled.width - fine.width[at]).max() < 0.05
 
 
-def test_more_frames_than_sound_end_shut():
+def test_frames_after_the_sound_are_shut():
     speech = voice("[[a:]]")
     openness = motion(speech, Fraction(25), 100).openness
 
@@ -174,7 +174,7 @@ def test_lips_close_for_p_b_and_m(consonant, speaker):
     between = openness[wide[0] : wide[-1]]
 
     assert between.min() < 0.05
-    assert (between < 0.2).sum() >= 4  # for 40 ms or more: no frame at 25 fps can miss it
+    assert (between < 0.2).sum() >= 4  # for 40 ms or more, so that a frame at 25 fps falls into it
 
 
 def test_an_s_between_vowels_shows_teeth_and_no_closed_lips():

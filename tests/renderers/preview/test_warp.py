@@ -1,4 +1,4 @@
-"""The movement of the lower face, and what is painted between the lips."""
+"""The movement of the lower face, and the painted inside of the mouth."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def field(mouth) -> Window:
 
 @pytest.mark.parametrize("pose", POSES, ids=str)
 def test_nothing_folds(mouth, pose):
-    """Along every line across and down the face the order of its pixels stays, on both sheets."""
+    """Along every line across and down the face the pixels keep their order, on both sheets."""
     window = field(mouth)
     u, v = window.grid()
     lips = lip_edges(mouth, pose, u[0])
@@ -44,7 +44,7 @@ def test_nothing_folds(mouth, pose):
 
 
 @pytest.mark.parametrize("pose", POSES, ids=str)
-def test_nothing_moves_at_the_rim_of_the_window(mouth, pose):
+def test_nothing_moves_at_the_border_of_the_window(mouth, pose):
     upper, lower = Warp(mouth, field(mouth)).sheets(pose)
 
     for end in (upper[0], lower[-1], upper[:, [0, -1]], lower[:, [0, -1]]):
@@ -53,7 +53,7 @@ def test_nothing_moves_at_the_rim_of_the_window(mouth, pose):
 
 @pytest.mark.parametrize("pose", POSES, ids=str)
 def test_the_sheets_agree_beyond_the_corners(mouth, pose):
-    """Where there is no opening there is no seam: both sides of the line have moved alike."""
+    """There is no seam beside the opening: both sides of the line move alike."""
     window = field(mouth)
     upper, lower = Warp(mouth, window).sheets(pose)
     u, v = window.grid()
@@ -104,11 +104,11 @@ def test_rounded_lips_are_narrower_and_spread_ones_wider(mouth):
     assert broad > 1.05 * usual
 
 
-# -- what is painted ---------------------------------------------------------------------------------------------------
+# -- painting ----------------------------------------------------------------------------------------------------------
 
 
 def widest(subject: Subject) -> tuple[np.ndarray, Window]:
-    """The frame with the mouth widest open, and a window well inside that opening."""
+    """The frame with the mouth widest open, and a window inside the opening."""
     frames = render(subject.picture, voice("[[a:a:]]"), options={"blink": False})
     frame = frames[int(np.argmax(openings(frames, subject)[:, 0]))]
     return frame, Window(-0.08, subject.mouth_v + 0.03, 0.08, subject.mouth_v + 0.13, 100)
@@ -163,7 +163,7 @@ def test_blur_and_grain_of_the_photograph_are_measured(noise):
 
 
 def test_teeth_are_painted_only_while_the_mouth_is_open():
-    """Between first steps and wide open the brightest thing inside goes from none to teeth."""
+    """From slightly to wide open, the brightest part inside changes from none to teeth."""
     subject = painted("ada")
     frames = render(subject.picture, voice("[[a:a:]]"), options={"blink": False})
     heights = openings(frames, subject)[:, 0]
