@@ -112,7 +112,7 @@ def test_two_weights_cannot_share_a_name_or_a_file(tmp_path: Path) -> None:
 def test_an_empty_folder_misses_everything_and_the_error_gives_the_remedy(tmp_path: Path) -> None:
     store = Store(tmp_path / "models", [ENTRY])
     assert state_of(store) == "missing"
-    with pytest.raises(WeightsMissing, match=r"eyes; `lipsyncd models pull`"):
+    with pytest.raises(WeightsMissing, match=r"eyes; run `lipsyncd models pull`"):
         store.require()
     assert not store.folder.exists()
 
