@@ -174,7 +174,7 @@ def test_a_daemon_refuses_the_ledger_of_a_newer_one_and_names_both_schemas(insta
     refused = installation.cli("run")
     assert refused.returncode == 78
     assert f"has schema 99; this program knows up to {len(STEPS)}" in refused.stderr
-    assert "put back the backup that it made before its migration" in refused.stderr
+    assert "restore the backup that it made before its migration" in refused.stderr
     assert path.read_bytes() == content
 
 
