@@ -44,7 +44,7 @@ HOMES: dict[str, str] = {
     "click": "cli",
     "cv2": "renderers",
     "diffusers": "renderers",
-    "espeakng_loader": "prepare.speech",
+    "espeakng_loader": "prepare.espeak_child",
     "ffmpeg": "media.ffmpeg",
     "huggingface_hub": "weights",
     "imageio_ffmpeg": "media.ffmpeg",

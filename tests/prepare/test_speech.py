@@ -1,4 +1,4 @@
-"""Speaking with the real library: what is said is heard, and text from strangers stays text."""
+"""Speaking with the real library: a text becomes sound, and text from strangers stays text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipsyncd.errors import SpeechFailed
-from lipsyncd.prepare.speech import MAX_CHARS, MAX_SOUND_S, MAX_SPOKEN_CHARS, Voice, check_text, nearest, speak, voices
+from lipsyncd.prepare.speech import MAX_SOUND_S, Voice, nearest, speak, voices
+from lipsyncd.prepare.spoken_text import MAX_CHARS, MAX_SPOKEN_CHARS, check_text
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 
@@ -39,8 +40,8 @@ class Heard:
 @pytest.fixture
 def say(tmp_path):
     def say(text: str, **options) -> Heard:
-        speak(text, tmp_path / "said.wav", **options)
-        return read(tmp_path / "said.wav")
+        speak(text, tmp_path / "spoken.wav", **options)
+        return read(tmp_path / "spoken.wav")
 
     return say
 
@@ -73,17 +74,17 @@ def test_pace_is_words_per_minute(say):
 
 
 @pytest.mark.parametrize("voice", ["en-gb", "EN-GB", "English (Great Britain)", "en-us+f3", "de", "Norwegian Bokmål"])
-def test_voices_go_by_language_or_name_with_a_variant(say, voice):
+def test_a_voice_is_named_by_language_or_name_with_a_variant(say, voice):
     assert not np.array_equal(say(SENTENCE, voice=voice).samples, say(SENTENCE, voice="en-us").samples)
 
 
 @pytest.mark.parametrize(
     "voice",
     [
-        "nobody",
+        "no-such-voice",
         "",
         "en-us+",
-        "en-us+nobody",
+        "en-us+no-such-variant",
         "../../voices/!v/f1",
         "en-us+../!v/f1",
         "gmw/en",
@@ -92,7 +93,7 @@ def test_voices_go_by_language_or_name_with_a_variant(say, voice):
         "x" * 65,
     ],
 )
-def test_only_voices_of_the_list_are_taken(say, voice):
+def test_only_voices_of_the_list_are_accepted(say, voice):
     with pytest.raises(SpeechFailed, match="no voice is called"):
         say("hello", voice=voice)
 
@@ -118,7 +119,7 @@ def test_a_long_text_stops_a_little_over_the_longest_job(say):
     assert MAX_SOUND_S <= heard.duration_s < MAX_SOUND_S + 2
 
 
-def test_a_text_that_takes_too_long_is_given_up(say):
+def test_a_text_that_takes_too_long_is_abandoned(say):
     with pytest.raises(SpeechFailed, match="longer than 0"):
         say("word " * 2000, words_per_minute=80, timeout_s=0.2)
 
@@ -176,15 +177,15 @@ def test_harmless_ssml_is_spoken(say, text):
 )
 def test_ssml_that_could_open_a_file_or_command_the_library_is_refused(tmp_path, text):
     with pytest.raises(SpeechFailed, match="the SSML holds"):
-        speak(text, tmp_path / "said.wav", ssml=True)
-    assert not (tmp_path / "said.wav").exists()
+        speak(text, tmp_path / "spoken.wav", ssml=True)
+    assert not (tmp_path / "spoken.wav").exists()
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "ssml", "said"),
+    ("text", "ssml", "reason"),
     [
         ("", False, "no letter"),
         (" \n\t", False, "no letter"),
@@ -199,8 +200,8 @@ def test_ssml_that_could_open_a_file_or_command_the_library_is_refused(tmp_path,
         ("hello \ud800", False, "surrogate"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused_with_its_reason(text, ssml, said):
-    with pytest.raises(SpeechFailed, match=said):
+def test_a_text_that_cannot_be_spoken_is_refused_with_its_reason(text, ssml, reason):
+    with pytest.raises(SpeechFailed, match=reason):
         check_text(text, ssml=ssml)
 
 
@@ -209,7 +210,7 @@ def test_tags_do_not_count_as_spoken():
 
 
 @given(st.text(max_size=200), st.booleans())
-def test_judging_a_text_ends_in_a_verdict_for_any_text(text, ssml):
+def test_any_text_is_either_accepted_or_refused(text, ssml):
     try:
         check_text(text, ssml=ssml)
     except SpeechFailed:
@@ -236,12 +237,12 @@ def test_every_voice_of_the_list_has_a_name_and_a_language():
         ("en_GB", "en-gb"),
         ("de-DE-KatjaNeural", "de"),
         ("de", "de"),
-        ("xx-YY-Nobody", None),
+        ("xx-YY-Unknown", None),
         ("english", None),
         ("", None),
     ],
 )
-def test_a_foreign_voice_name_leads_to_the_voice_of_its_language(wanted, language):
+def test_the_voice_name_of_another_service_gets_the_voice_of_its_language(wanted, language):
     offered = [Voice(language, language, "") for language in ("de", "en", "en-gb", "en-us", "e")]
 
     found = nearest(wanted, offered)
@@ -254,17 +255,17 @@ def test_a_foreign_voice_name_leads_to_the_voice_of_its_language(wanted, languag
 
 def child(*options: str, text: bytes = b"hello", **settings) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "lipsyncd.prepare.speech", *options], input=text, capture_output=True, **settings
+        [sys.executable, "-m", "lipsyncd.prepare.espeak_child", *options], input=text, capture_output=True, **settings
     )
 
 
-def test_the_module_is_a_program_of_its_own(tmp_path):
+def test_the_child_is_a_program_of_its_own(tmp_path):
     assert child("--out", str(tmp_path / "a.wav"), "--voice", "de", "--wpm", "100").returncode == 0
     assert read(tmp_path / "a.wav").loudest > 3_000
     assert {"name", "language", "gender"} == set(json.loads(child("--voices").stdout)[0])
 
 
-def test_the_program_judges_its_text_itself(tmp_path):
+def test_the_child_checks_its_text_itself(tmp_path):
     done = child("--out", str(tmp_path / "a.wav"), "--ssml", text=b"<audio src='/etc/passwd'/>x")
 
     assert (done.returncode, done.stdout) == (65, b"")
@@ -278,7 +279,7 @@ def test_text_that_is_not_utf8_is_a_clean_failure(tmp_path):
     assert b"Traceback" not in done.stderr
 
 
-def test_a_folder_that_is_not_there_is_a_clean_failure(tmp_path):
+def test_a_missing_folder_is_a_clean_failure(tmp_path):
     done = child("--out", str(tmp_path / "nowhere" / "a.wav"))
 
     assert done.returncode == 65
@@ -292,7 +293,7 @@ def test_without_the_package_jobs_wait_and_do_not_fail(tmp_path):
         "from lipsyncd.errors import SpeechNotInstalled\n"
         "from lipsyncd.prepare.speech import speak\n"
         "try:\n"
-        "    speak('hello', pathlib.Path('said.wav'))\n"
+        "    speak('hello', pathlib.Path('spoken.wav'))\n"
         "except SpeechNotInstalled as error:\n"
         "    print(error.code, error.remedy)\n"
     )

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import SpeechFailed, SpeechNotInstalled
-from lipsyncd.prepare.speech import MAX_CHARS, speak_with
+from lipsyncd.prepare.speech import speak_with
+from lipsyncd.prepare.spoken_text import MAX_CHARS
 from tests.kits.installation import Installation, picture, put
 
-# Speaks each letter as a tenth of a second, and tells what it was given.
+# Speaks each letter as a tenth of a second, and writes down what it received.
 SPEAKER = """
 import os, sys, wave
 text = sys.stdin.buffer.read().decode()
-told = {name: os.environ.get(name) for name in ("SPEECH_VOICE", "SPEECH_SSML", "SPEECH_WORDS_PER_MINUTE")}
+variables = {name: os.environ.get(name) for name in ("SPEECH_VOICE", "SPEECH_SSML", "SPEECH_WORDS_PER_MINUTE")}
 secrets = sorted(n for n in os.environ if n.startswith(("LIPSYNCD_", "CREDENTIALS_", "NOTIFY_", "WATCHDOG_")))
-open("told.txt", "w").write(repr((text, told, secrets, sys.argv[1:])))
+open("received.txt", "w").write(repr((text, variables, secrets, sys.argv[1:])))
 out = wave.open(sys.stdout.buffer, "wb")
 out.setparams((1, 2, 16000, 0, "NONE", ""))
 out.writeframes(b"\\x00\\x20" * 1600 * len(text))
@@ -34,11 +35,11 @@ def program(folder: Path, source: str) -> tuple[str, ...]:
     return sys.executable, str(path)
 
 
-def said(folder: Path) -> str:
-    return (folder / "told.txt").read_text()
+def received(folder: Path) -> str:
+    return (folder / "received.txt").read_text()
 
 
-def test_it_gets_the_text_on_stdin_and_what_strangers_chose_in_its_environment(
+def test_it_gets_the_text_on_stdin_and_the_other_inputs_in_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIPSYNCD_API_KEY", "hunter2")
@@ -48,14 +49,14 @@ def test_it_gets_the_text_on_stdin_and_what_strangers_chose_in_its_environment(
     speak_with(command, "Grüße, Anna", target, voice="de; rm -rf", words_per_minute=120, ssml=False)
     with wave.open(str(target)) as spoken:
         assert spoken.getnframes() == 1600 * len("Grüße, Anna")
-    told = {"SPEECH_VOICE": "de; rm -rf", "SPEECH_SSML": "0", "SPEECH_WORDS_PER_MINUTE": "120"}
-    assert said(tmp_path) == repr(("Grüße, Anna", told, [], ["--quiet"]))
+    variables = {"SPEECH_VOICE": "de; rm -rf", "SPEECH_SSML": "0", "SPEECH_WORDS_PER_MINUTE": "120"}
+    assert received(tmp_path) == repr(("Grüße, Anna", variables, [], ["--quiet"]))
 
 
-def test_ssml_is_told_and_still_judged(tmp_path: Path) -> None:
+def test_ssml_is_announced_in_a_variable_and_still_checked(tmp_path: Path) -> None:
     command = program(tmp_path, SPEAKER)
     speak_with(command, "<speak>hello</speak>", tmp_path / "out.wav", ssml=True)
-    assert "'SPEECH_SSML': '1'" in said(tmp_path)
+    assert "'SPEECH_SSML': '1'" in received(tmp_path)
     with pytest.raises(SpeechFailed, match="<audio>"):
         speak_with(command, "<speak>hello <audio src='/etc/passwd'/></speak>", tmp_path / "out.wav", ssml=True)
     with pytest.raises(SpeechFailed, match="characters"):
@@ -110,6 +111,6 @@ def test_a_job_with_text_is_spoken_by_the_configured_program(installation: Insta
     installation.changes["speech"] = {"command": list(program(installation.root, SPEAKER))}
     with installation.running():
         put(installation.path("inbox"), "anna.png", picture())
-        installation.drop_manifest("anna", image="anna.png", text="twelve chars", voice="somebody")
+        installation.drop_manifest("anna", image="anna.png", text="twelve chars", voice="unknown")
         job = installation.until_done("anna")
     assert job.duration_ms == 1200

@@ -9,7 +9,7 @@ from typing import Any
 
 from lipsyncd.errors import InputError
 from lipsyncd.jobs.manifest import MAX_PAD_S, MAX_TEXT_CHARS, MAX_URL_CHARS
-from lipsyncd.prepare.speech import check_text
+from lipsyncd.prepare.spoken_text import check_text
 from lipsyncd.web.orders import Fields, Order, address, boolean, user_data
 from lipsyncd.web.replies import bad_request
 
