@@ -1,14 +1,16 @@
-"""The daemon: one process that holds the lock, puts right what a crash left, and runs its threads until told to stop.
+"""The daemon: one process that holds the lock, repairs what a crash left, and runs its threads until it is stopped.
 
-    main      signals, control files, the status file, tidying up
-    intake    scans the inbox when the doorbell rings and at least every `rescan_s`
-    prepare   fetches, speaks, decodes what waits
+    main      handles signals and control files, writes the status file
+    intake    scans the inboxes after a change and at least every `rescan_s`
+    prepare   fetches, speaks and decodes the inputs of waiting jobs
     worker    one for each device: renders and publishes
     web       answers REST, in an event loop of its own
+    webhooks  delivers webhooks
+    monitor   probes ledger, folders and disks
+    keeper    prunes expired files, copies the ledger
     systemd   reports to systemd
-    keeper    prunes what has had its time, copies the ledger
 
-Threads tell each other with events only; what is to be done stands in the ledger.
+Threads wake each other by events; the ledger records what is to be done.
 """
 
 from __future__ import annotations
@@ -20,55 +22,47 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 from lipsyncd import __version__
-from lipsyncd.daemon import heap
 from lipsyncd.daemon.commands import carry_out
-from lipsyncd.daemon.housekeeping import Housekeeper
+from lipsyncd.daemon.parts import Parts, make_folders, share_heap
 from lipsyncd.daemon.recovery import open_ledger, recover
 from lipsyncd.daemon.reload import reload
-from lipsyncd.errors import ConfigError, LedgerUnavailable, LipsyncdError
-from lipsyncd.inbox.service import InboxService
-from lipsyncd.jobs.did_talk import rest_of
-from lipsyncd.jobs.job import Job, JobState, now_ms
+from lipsyncd.errors import LedgerUnavailable, LipsyncdError
+from lipsyncd.inbox.service import lock_inboxes
+from lipsyncd.jobs.job import now_ms
 from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
-from lipsyncd.monitor import facts, gpu
-from lipsyncd.monitor.probe import HealthMonitor
 from lipsyncd.monitor.systemd import Notifier, SystemdReporter
-from lipsyncd.network import address_guard
-from lipsyncd.network.webhooks import Webhooks, load_keys
-from lipsyncd.prepare.preparer import Preparer
-from lipsyncd.results.failures import Failures
-from lipsyncd.results.finish import Finisher
-from lipsyncd.results.publish import Publisher
-from lipsyncd.results.stores import stores_of
-from lipsyncd.sandbox.jail import landlock_abi
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
 from lipsyncd.storage.disk_space import free_mb
 from lipsyncd.storage.files import expect_lease_signals, write_json
 from lipsyncd.storage.folders import folders_of
 from lipsyncd.storage.locks import InstanceLock
-from lipsyncd.storage.mounts import known_network
-from lipsyncd.web.server import WebServer
-from lipsyncd.weights import RENDERER, AutoPull, store_of
-from lipsyncd.worker.attempt import Device
-from lipsyncd.worker.batch_limits import FILE as CEILINGS_FILE
-from lipsyncd.worker.batch_limits import Ceilings
-from lipsyncd.worker.child_process import LocalChild, Timeouts
-from lipsyncd.worker.loop import Worker
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
 _LEDGER_AGAIN_S = 1.0
 _TIDY_EVERY_S = 30.0
-_KEEPER_S = 5.0  # for the housekeeper's last step; a dead share may hold it for ever
+_KEEPER_S = 5.0  # for the housekeeper's last step; a dead share may hold it forever
 _STATUS_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Threads:
+    """The threads that were started. Those of `jobs` work on jobs until the daemon stops."""
+
+    jobs: list[threading.Thread]
+    webhooks: threading.Thread
+    keeper: threading.Thread
+    monitor: threading.Thread
 
 
 class Daemon:
@@ -84,42 +78,41 @@ class Daemon:
         self._stop = threading.Event()
         self._cut_off = threading.Event()
         self._signals: list[int] = []
-        self._prepare = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._rendering: list[tuple[LocalChild, threading.Thread]] = []
         self._unexpected = 0
-        self._arrivals = InboxService(self.settings, self.folders, make_room=lambda: self._housekeeper.make_room())
-        view = LedgerView(self.folders.state / "ledger.db")
-        self._systemd = SystemdReporter(Notifier(), facts=lambda: self._monitor.facts(), view=view)
+        self._systemd = SystemdReporter(Notifier(), view=LedgerView(self.folders.state / "ledger.db"))
 
     # -- start and stop ------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Work until SIGTERM or SIGINT. Raises `ConfigError` or `AnotherDaemonRuns` when it cannot begin."""
+        """Work until SIGTERM or SIGINT. Raises `ConfigError` or `AnotherDaemonRuns` when it cannot start."""
         started_s = time.monotonic()
-        heap.share()
+        share_heap()
         self._systemd.starting()
         for note in self.settings.now.notes:
             log.info("%s", note)
         ffmpeg = find_ffmpeg(self.settings.now.render.ffmpeg)
-        self._make_folders()
+        make_folders(self.folders)
         lock = InstanceLock(self.folders.state)
         lock.acquire(command="lipsyncd run")
         try:
-            self._arrivals.lock()
+            locks = lock_inboxes(self.folders)
             expect_lease_signals()
             self._expect_signals()
-            self._begin(ffmpeg)
-            gc.freeze()  # imports stay: without this the collector looks through all of them every few requests
-            log.info(
-                "lipsyncd %s ready in %.2f s, inbox %s",
-                __version__,
-                time.monotonic() - started_s,
-                self.settings.now.paths.inbox,
-            )
-            self._systemd.ready()
-            self._loop()
-            return self._end()
+            with closing(open_ledger(self.folders.state / "ledger.db")) as ledger:
+                parts = Parts(
+                    self.settings, self.folders, ledger, locks, ffmpeg, stop=self._stop, cut_off=self._cut_off
+                )
+                recover(parts.inboxes.register, parts.stores, parts.finisher)
+                threads = self._start(parts)
+                gc.freeze()  # imports stay: otherwise the collector scans all of them every few requests
+                took_s, inbox = time.monotonic() - started_s, self.settings.now.paths.inbox
+                log.info("lipsyncd %s ready in %.2f s, inbox %s", __version__, took_s, inbox)
+                self._systemd.started(parts.monitor.facts)
+                self._loop(parts)
+                self._end(parts, threads)
+            (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
+            log.info("stopped")
+            return 1 if self._unexpected else 0
         finally:
             lock.release()
             self._systemd.end()
@@ -128,10 +121,10 @@ class Daemon:
         self._stop.set()
 
     def _expect_signals(self) -> None:
-        """Have signals noted, for `_obey`. SIGHUP asks for the settings, or, when our terminal has gone, to stop.
+        """Have signals noted, for `_obey`. SIGHUP means to read the settings, or, when our terminal is gone, to stop.
 
         The handlers take no lock, so they set no event: they interrupt the main thread anywhere, also where it holds
-        that event's own lock, and then would wait for it for ever.
+        that event's own lock, and would then wait for it forever.
         """
         had_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup ignores it
 
@@ -147,204 +140,76 @@ class Daemon:
         self._signals.append(number)
 
     def _obey(self) -> None:
-        """Do what signals ask for. The first one to stop lets the running job finish, the second one does not wait."""
-        came, self._signals = self._signals, []
-        for number in came:
+        """Act on signals. The first one to stop lets the running job finish, the second one does not wait."""
+        received, self._signals = self._signals, []
+        for number in received:
             if number == signal.SIGHUP:
                 continue
             if self._stop.is_set():
                 self._cut_off.set()
             self._stop.set()
-        if signal.SIGHUP in came and not self._stop.is_set():
+        if signal.SIGHUP in received and not self._stop.is_set():
             self._guarded(self._reload)
 
-    def _make_folders(self) -> None:
-        """Make the folders at the very first start; later only those that are ours alone."""
-        paths = self.settings.now.paths
-        if self.folders.known():
-            paths.state.mkdir(parents=True, exist_ok=True)
-            paths.spool.mkdir(parents=True, exist_ok=True)
-        for kind, folder in (("state", paths.state), ("spool", paths.spool)):
-            if found := known_network(folder):
-                raise ConfigError(
-                    f"paths.{kind} ({folder}) lies on {found}, where SQLite's locks do not hold",
-                    remedy="put state and spool on a local disk; inbox, outbox, failed and archive may be shares",
-                )
-        for line in self.folders.initialise():
-            log.info("%s", line)
-        if paths.state.stat().st_dev != paths.spool.stat().st_dev:
-            raise ConfigError(
-                f"paths.state ({paths.state}) and paths.spool ({paths.spool}) lie on different file systems",
-                remedy="put both on one local disk",
-            )
-
-    def _begin(self, ffmpeg: Path) -> None:
-        settings = self.settings.now
-        self._monitor = self._make_monitor()
-        self._web = self._make_web(ffmpeg)
-        self._ledger = open_ledger(self.folders.state / "ledger.db")
-        self._stores = stores = stores_of(self.settings, self.folders, self._ledger)
-        self.finisher = Finisher(stores)
-        self._failures = Failures(stores, self.finisher)
-        self._publisher = Publisher(stores, self.finisher, self._failures)
-        self._arrivals.open(stores.spool, self._ledger)
-        self._ledger.listeners += [self._monitor.job_metrics.record, self._on_move]
-        recover(self._arrivals, stores, self.finisher)
-        self._housekeeper = Housekeeper(stores, self.finisher)
-        self._preparer = Preparer(stores, self.finisher, self._failures, self._publisher, ffmpeg)
-        stores.waiting.append(self._prepare)
-        self._webhooks = self._make_webhooks()
-        self._weights = AutoPull(
-            store_of(settings), allowed=settings.weights.auto_pull, min_free_mb=settings.paths.min_free_mb
+    def _start(self, parts: Parts) -> _Threads:
+        intake = partial(parts.inboxes.run, self._stop.is_set, self._guarded, parts.prepare_due)
+        threads = _Threads(
+            jobs=[
+                threading.Thread(target=intake, name="intake"),
+                threading.Thread(target=self._prepare_loop, args=(parts,), name="prepare"),
+                *(one.thread for one in parts.workers),
+            ],
+            webhooks=threading.Thread(target=parts.webhooks.run, name="webhooks"),
+            keeper=threading.Thread(target=parts.housekeeper.run, name="keeper", daemon=True),  # may hang, too
+            monitor=threading.Thread(target=parts.monitor.run, name="monitor", daemon=True),  # may hang on a dead share
         )
-        self._ceilings = Ceilings(self.folders.state / CEILINGS_FILE)
-        self._thread("intake", lambda: self._arrivals.run(self._stop.is_set, self._guarded, self._prepare))
-        self._thread("prepare", self._prepare_loop)
-        for device in settings.render.devices[: settings.render.max_concurrent_jobs]:
-            self._begin_worker(device, ffmpeg)
-        self._telling = threading.Thread(target=self._webhooks.run, name="webhooks")
-        self._telling.start()
-        self._keeping = threading.Thread(target=self._housekeeper.run, name="keeper", daemon=True)  # may hang too
-        self._keeping.start()
-        threading.Thread(target=self._monitor.run, name="monitor", daemon=True).start()  # may hang on a dead share
-        if self._web is not None:
-            self._web.start()
+        for thread in (*threads.jobs, threads.webhooks, threads.keeper, threads.monitor):
+            thread.start()
+        if parts.web is not None:
+            parts.web.start()
+        return threads
 
-    def _make_web(self, ffmpeg: Path) -> WebServer | None:
-        """The REST service, its port bound already; None when it is switched off."""
-        if not self.settings.now.web.enabled:
-            return None
-        return WebServer(self.settings, self.folders, ffmpeg, self._is_loaded, self._monitor)
-
-    def _is_loaded(self) -> bool:
-        """Does a render child live? It keeps the renderer of its last job."""
-        return any(child.pid is not None for child, _ in self._rendering)
-
-    def _make_monitor(self) -> HealthMonitor:
-        return HealthMonitor(
-            self.settings,
-            self.folders,
-            touch=lambda: self._ledger.touch(),
-            scan_age_s=lambda: self._arrivals.scan_age_s,
-            scan_due_s=lambda: self._arrivals.scan_due_s,
-            workers=lambda: [_worker_facts(*one) for one in self._rendering],
-            webhooks=lambda: {state.value: n for state, n in self._webhooks.tries.items()},
-            refused_connections=address_guard.refused_connections,
-            vram=self._vram,
-            weights=lambda: self._weights.fault() if self.settings.now.render.renderer == RENDERER else "",
-            jailed=landlock_abi() > 0,
-            inbox=lambda: self._arrivals.facts,
-        )
-
-    def _make_webhooks(self) -> Webhooks:
-        web = self.settings.now.web
-        keys = load_keys(self.folders.state, web.webhook_secret_file, os.environ)
-        self.settings.before_change(self._prepare_webhook_keys)
-        made = Webhooks(self._ledger.deliveries, keys=keys, allow=web.webhook_allow, result_url=self._result_url)
-        self._ledger.listeners.append(lambda _step, job: made.wake() if job.webhook else None)
-        return made
-
-    def _result_url(self, job_id: str) -> str:
-        """Where a receiver finds the video; an empty text when nothing serves it."""
-        job = None if self._web is None else self._ledger.find(job_id)
-        if job is None or self._web is None:
-            return ""
-        base = rest_of(job).get("base") or self._web.address  # the receiver reaches us where the client does
-        return self._web.links.talk(job_id, job.out_name, base)
-
-    def _vram(self) -> dict[str, int]:
-        found = gpu.memory(self.settings.now.render.devices[0])
-        return {} if found is None else {"used": round(found.used_gb * 1e9), "total": round(found.total_gb * 1e9)}
-
-    def _prepare_webhook_keys(self, settings: Settings) -> Callable[[], None]:
-        """Read the keys again. Raises `ConfigError`."""
-        keys = load_keys(self.folders.state, settings.web.webhook_secret_file, os.environ)
-
-        def take_over() -> None:
-            self._webhooks.keys = keys
-
-        return take_over
-
-    def _render_timeouts(self) -> Timeouts:
-        render = self.settings.now.render
-        return Timeouts(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
-
-    def _begin_worker(self, device: str, ffmpeg: Path) -> None:
-        render = self.settings.now.render
-        child = LocalChild(
-            device,
-            self._render_timeouts,
-            renderers=render.renderers,
-            preload="" if render.lazy_load else render.renderer,
-            variables={
-                "LIPSYNCD_WEIGHTS_DIR": str(self._weights.store.folder),
-                "LIPSYNCD_RENDER_MAX_VRAM_GB": f"{render.max_vram_gb:g}",
-                "LIPSYNCD_RENDER_CLEAR_CACHE": str(render.clear_cache).lower(),
-            },
-        )
-        worker = Worker(
-            Device(device, child, ffmpeg, self._weights, self._ceilings),
-            self._stores,
-            self.finisher,
-            self._failures,
-            self._publisher,
-            stopping=self._stop.is_set,
-            cut_off=self._cut_off.is_set,
-        )
-        self._stores.waiting.append(worker.wake)
-        self._rendering.append((child, self._thread(f"worker-{device}", worker.run)))
-
-    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=work, name=name)
-        self._threads.append(thread)
-        thread.start()
-        return thread
-
-    def _end(self) -> int:
-        """Let the running job finish, or put it back; then close everything in order."""
+    def _end(self, parts: Parts, threads: _Threads) -> None:
+        """Let the running job finish, or put it back; then end everything in order."""
         grace_s = self.settings.now.render.stop_grace_s
         log.info("stopping: a running job has %g s to finish", grace_s)
         deadline = time.monotonic() + grace_s
-        self._monitor.drain()
+        parts.monitor.drain()
         self._systemd.stopping(grace_s)
-        self._arrivals.ring.set()
-        self._weights.stop(0)
-        self._stores.wake()
-        while any(thread.is_alive() for thread in self._threads):
+        parts.inboxes.ring.set()
+        parts.weights.stop(0)
+        parts.stores.wake()
+        while any(thread.is_alive() for thread in threads.jobs):
             self._obey()
             if time.monotonic() > deadline:
                 self._cut_off.set()
-            self._monitor.tick()
-            self._guarded(self._serve_control)
+            parts.monitor.tick()
+            self._guarded(partial(self._serve_control, parts))
             time.sleep(_TICK_S)
-        if self._web is not None:
-            self._web.stop()
-        self._webhooks.stop()  # last of all: jobs have ended until now
-        self._telling.join()
-        self._monitor.stop()
-        self._housekeeper.stop()
-        self._keeping.join(_KEEPER_S)
-        self._ledger.close()
-        (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
-        log.info("stopped")
-        return 1 if self._unexpected else 0
+        if parts.web is not None:
+            parts.web.stop()
+        parts.webhooks.stop()  # last, since jobs have ended until now
+        threads.webhooks.join()
+        parts.monitor.stop()
+        parts.housekeeper.stop()
+        threads.keeper.join(_KEEPER_S)
 
     # -- the main thread -----------------------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        tidied_s = told_s = time.monotonic()
-        self._guarded(self._write_status)
+    def _loop(self, parts: Parts) -> None:
+        tidied_s = reported_s = time.monotonic()
+        self._guarded(partial(self._write_status, parts))
         while not self._stop.is_set():
-            self._monitor.tick()
+            parts.monitor.tick()
             self._obey()
-            self._guarded(self._serve_control)
+            self._guarded(partial(self._serve_control, parts))
             now_s = time.monotonic()
-            if now_s - told_s >= _STATUS_EVERY_S:
-                told_s = now_s
-                self._guarded(self._write_status)
+            if now_s - reported_s >= _STATUS_EVERY_S:
+                reported_s = now_s
+                self._guarded(partial(self._write_status, parts))
             if now_s - tidied_s >= _TIDY_EVERY_S:
                 tidied_s = now_s
-                self._guarded(self._tidy)
+                self._guarded(partial(self._tidy, parts))
             self._stop.wait(_TICK_S)
 
     def _reload(self) -> None:
@@ -354,55 +219,44 @@ class Daemon:
         finally:
             self._systemd.ready()
 
-    def _tidy(self) -> None:
-        self.finisher.tidy()
+    def _tidy(self, parts: Parts) -> None:
+        parts.finisher.tidy()
         control_files.sweep(self.folders.control)
 
-    def _serve_control(self) -> None:
+    def _serve_control(self, parts: Parts) -> None:
         for path, request in control_files.pending(self.folders.control):
             if request is not None and request.action == control_files.PRUNE:
-                self._housekeeper.take(path)
+                parts.housekeeper.take(path)
                 continue
-            control_files.answer(path, carry_out(request, self._stores, self.finisher))
-            self._stores.wake()
+            control_files.answer(path, carry_out(request, parts.stores, parts.finisher))
+            parts.stores.wake()
 
-    def _on_move(self, step: str, job: Job) -> None:
-        """A job that is queued anew is prepared; the end of one serves the jobs that wait for the same work."""
-        if job.state.ended or step == JobState.QUEUED:
-            self._prepare.set()
-
-    def _write_status(self) -> None:
-        """What `lipsyncd status` shows besides the ledger: the inbox, and that we live."""
+    def _write_status(self, parts: Parts) -> None:
+        """What `lipsyncd status` shows besides the ledger: the inbox, and that the daemon lives."""
         content = {
             "pid": os.getpid(),
             "at_ms": now_ms(),
             "version": __version__,
-            **self._arrivals.status(),
-            "outbox_available": not self._monitor.fault("outbox"),
+            **parts.inboxes.status(),
+            "outbox_available": not parts.monitor.fault("outbox"),
             "free_mb": round(free_mb(self.folders.spool)),
-            "progress": self._stores.running.progress(),
-            "web_port": None if self._web is None else self._web.port,
+            "progress": parts.stores.running.progress(),
+            "web_port": None if parts.web is None else parts.web.port,
         }
         write_json(self.folders.state / STATUS_FILE, content, mode=0o640)
 
     # -- the other threads ---------------------------------------------------------------------------------------------
 
-    def _prepare_loop(self) -> None:
+    def _prepare_loop(self, parts: Parts) -> None:
         while not self._stop.is_set():
-            self._prepare.clear()
-            if self._guarded(self._preparer.run_once):
-                self._stores.wake(besides=self._prepare)
+            parts.prepare_due.clear()
+            if self._guarded(parts.preparer.run_once):
+                parts.stores.wake(besides=parts.prepare_due)
             else:
-                self._prepare.wait(self._until_due_s())
-
-    def _until_due_s(self) -> float:
-        try:
-            return self._stores.seconds_until_due()
-        except LedgerUnavailable:
-            return _LEDGER_AGAIN_S
+                parts.prepare_due.wait(_until_due_s(parts))
 
     def _guarded(self, work: Callable[[], bool | None]) -> bool:
-        """Do a piece of work that must never end its thread; gives its answer, False when it failed."""
+        """Do a piece of work that must never end its thread; gives its result, False when it failed."""
         try:
             return bool(work())
         except LedgerUnavailable as error:
@@ -417,8 +271,11 @@ class Daemon:
         return False
 
 
-def _worker_facts(child: LocalChild, thread: threading.Thread) -> facts.WorkerFacts:
-    return facts.WorkerFacts(child.device, thread.is_alive(), child.starts, child.unwatched_s())
+def _until_due_s(parts: Parts) -> float:
+    try:
+        return parts.stores.seconds_until_due()
+    except LedgerUnavailable:
+        return _LEDGER_AGAIN_S
 
 
 def _has_terminal() -> bool:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from sqlalchemy.exc import DatabaseError
 
@@ -84,14 +83,11 @@ def _put_aside(path: Path, *, suffixes: Sequence[str] = ("", *_COMPANIONS)) -> N
             old.rename(path.with_name(f"{path.name}.corrupt-{stamp}{suffix}"))
 
 
-class Registrar(Protocol):
-    """Who gives an accepted job its row."""
+def recover(register: Callable[[JobSpec], object], stores: Stores, finisher: Finisher) -> None:
+    """Bring ledger and outbox in line with the spool, and go on with what was under way.
 
-    def register(self, spec: JobSpec) -> object: ...
-
-
-def recover(intake: Registrar, stores: Stores, finisher: Finisher) -> None:
-    """Bring spool, ledger and outbox to one story, and go on with what was under way."""
+    register  gives an accepted job its row
+    """
     spool, ledger = stores.spool, stores.ledger
     torn = spool.sweep() + _sweep_replaced(stores)
     ids = spool.ids()
@@ -104,7 +100,7 @@ def recover(intake: Registrar, stores: Stores, finisher: Finisher) -> None:
             log.error("spool: %s has no readable job.json; it is left as it is", spool.folder(job_id))
         elif ledger.find(job_id) is None:
             # Once it is staged its name is settled: another one was free when the row was made first.
-            intake.register(replace(spec, out_name=spool.staged_name(job_id) or spec.out_name))
+            register(replace(spec, out_name=spool.staged_name(job_id) or spec.out_name))
             reach("recover-registered")
     for job_id in ids:
         job = ledger.find(job_id)

@@ -49,50 +49,44 @@ class ServedInbox:
 class InboxService:
     """All inboxes of one daemon. `run` is the scanning thread's work; the rest may be read from any thread.
 
+    locks      of the inboxes, by kind of folder (`lock_inboxes`)
     make_room  called when the disk is low: removes what may go, True when that was enough
     ring       set to scan at once
     paused     why no drop is taken; "" when drops are taken
     """
 
     def __init__(
-        self, settings: CurrentSettings, folders: Folders, make_room: Callable[[], bool] = lambda: False
+        self,
+        settings: CurrentSettings,
+        folders: Folders,
+        spool: Spool,
+        ledger: Ledger,
+        locks: Mapping[str, FolderLock],
+        *,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self.folders = folders
         self.make_room = make_room
-        self.inboxes: list[ServedInbox] = []
         self.ring = threading.Event()
-        self._overflows = Overflows(self.ring.set)
         self.paused = ""
-        self._locks: dict[str, FolderLock] = {}
+        self.inboxes = [self._open(kind, lock, spool, ledger) for kind, lock in locks.items()]
+        self._overflows = Overflows(self.ring.set)
         self._scanned_s = time.monotonic()
 
-    # -- start ---------------------------------------------------------------------------------------------------------
-
-    def lock(self) -> None:
-        """Lock the folders that are available. Raises `AnotherDaemonRuns` when another daemon serves one of them."""
-        for kind in self.folders.inboxes:
-            path = self.folders.lock_file(kind)
-            lock = FolderLock(path)
-            if self.folders.available(kind) and (other := lock.hold()):
-                raise already_served(path, other)
-            self._locks[kind] = lock
-
-    def open(self, spool: Spool, ledger: Ledger) -> None:
-        """Open each inbox without scanning it yet."""
-        names = [queue.name for queue in self.settings.now.queues]
-        for kind in self.folders.inboxes:
-            folder = self.folders.shared[kind]
-            inbox = Inbox(
-                folder,
-                rules_of(self.settings.now),
-                network=False,
-                queues=() if queue_of(kind) else names,
-                opened=partial(self.folders.opened, kind),
-            )
-            intake = Intake(self.settings, inbox, spool, ledger, queue_of(kind))
-            watch = Watch(folder, mode=self.settings.now.watch.mode, hidden=HIDDEN, bell=self.ring.set)
-            self.inboxes.append(ServedInbox(kind, inbox, intake, watch, self._locks[kind]))
+    def _open(self, kind: str, lock: FolderLock, spool: Spool, ledger: Ledger) -> ServedInbox:
+        folder, queue = self.folders.shared[kind], queue_of(kind)
+        settings = self.settings.now
+        inbox = Inbox(
+            folder,
+            rules_of(settings),
+            network=False,
+            queues=() if queue else [preset.name for preset in settings.queues],
+            opened=partial(self.folders.opened, kind),
+        )
+        intake = Intake(self.settings, inbox, spool, ledger, queue)
+        watch = Watch(folder, mode=settings.watch.mode, hidden=HIDDEN, bell=self.ring.set)
+        return ServedInbox(kind, inbox, intake, watch, lock)
 
     def register(self, spec: JobSpec) -> Accepted | None:
         """Give a job that was accepted before a crash its row."""
@@ -167,22 +161,19 @@ class InboxService:
         """Seconds until the next scan, if nothing rings before."""
         looks = [served.inbox.settling.next_look_s for served in self.inboxes if not served.fault and not self.paused]
         soon = [seconds + 0.005 for seconds in looks if seconds is not None]
-        return min([self.scan_due_s, *soon])
+        return min([self.scan_due_s(), *soon])
 
     # -- for health checks and status ----------------------------------------------------------------------------------
 
-    @property
     def scan_age_s(self) -> float:
         return time.monotonic() - self._scanned_s
 
-    @property
     def scan_due_s(self) -> float:
         """Seconds between two scans when nothing rings."""
         watch = self.settings.now.watch
         heard = all(served.watch.events and not served.fault for served in self.inboxes) and not self.paused
         return watch.rescan_s if heard else watch.poll_s
 
-    @property
     def facts(self) -> InboxFacts:
         watches = [served.watch for served in self.inboxes]
         return InboxFacts(
@@ -207,9 +198,9 @@ class InboxService:
             "inbox_available": not first.fault,
             "inbox_fault": first.fault,
             "watch": "events" if first.watch.events else "polling",
-            "degraded": self.facts.degraded,
+            "degraded": self.facts().degraded,
             "paused": self.paused,
-            "scan_age_s": round(self.scan_age_s, 1),
+            "scan_age_s": round(self.scan_age_s(), 1),
             "waiting": [{**asdict(w), "name": name} for name, w in waiting],
             "blocked": self.stuck_files,
             "queues": [self._queue(served) for served in self.inboxes[1:]],
@@ -228,6 +219,17 @@ class InboxService:
             prefix = queue_of(served.kind)
             for name, value in read(served).items():
                 yield (f"{prefix}/{name}" if prefix else name), value
+
+
+def lock_inboxes(folders: Folders) -> dict[str, FolderLock]:
+    """Lock the inboxes that are available. Raises `AnotherDaemonRuns` when another daemon serves one of them."""
+    locks = {}
+    for kind in folders.inboxes:
+        path = folders.lock_file(kind)
+        lock = locks[kind] = FolderLock(path)
+        if folders.available(kind) and (other := lock.hold()):
+            raise already_served(path, other)
+    return locks
 
 
 def queue_of(kind: str) -> str:

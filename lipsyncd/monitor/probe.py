@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,6 @@ class HealthMonitor:
     scan_age_s           seconds since the inbox was scanned
     scan_due_s           seconds between two scans
     workers              the state of each worker
-    webhooks             tries to deliver, by outcome
     refused_connections  by the rule that refused them
     vram                 bytes of GPU memory by kind; empty without a GPU
     weights              why the default renderer has no weights; "" if it has
@@ -63,7 +63,6 @@ class HealthMonitor:
         scan_age_s: Callable[[], float],
         scan_due_s: Callable[[], float],
         workers: Callable[[], Sequence[WorkerFacts]],
-        webhooks: Callable[[], Mapping[str, int]] = dict,
         refused_connections: Mapping[str, int] | None = None,
         vram: Callable[[], Mapping[str, int]] = dict,
         weights: Callable[[], str] = str,
@@ -72,6 +71,7 @@ class HealthMonitor:
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
         self.job_metrics = metrics.JobMetrics()
+        self.webhook_tries: Counter[str] = Counter()  # to deliver, by outcome
         self.settings = settings
         self._folders = folders
         self._view = LedgerView(folders.state / "ledger.db")
@@ -81,7 +81,6 @@ class HealthMonitor:
         self._scan_age_s = scan_age_s
         self._scan_due_s = scan_due_s
         self._workers = workers
-        self._webhooks = webhooks
         self._refused_connections = {} if refused_connections is None else refused_connections
         self._vram = vram
         self._weights = weights
@@ -142,7 +141,7 @@ class HealthMonitor:
             facts,
             self.job_metrics,
             ready=ready,
-            webhooks=self._webhooks(),
+            webhooks=self.webhook_tries,
             refused_connections=self._refused_connections,
         )
 

@@ -18,7 +18,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
 
+from lipsyncd import __version__
 from lipsyncd.errors import LedgerError
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.view import LedgerView
@@ -70,13 +72,12 @@ class Notifier:
 class SystemdReporter:
     """Reports on one daemon. Its methods are called by the main thread.
 
-    facts  the state of the daemon
-    view   its ledger, for the jobs under way
+    view  its ledger, for the jobs under way
     """
 
-    def __init__(self, notifier: Notifier, *, facts: Callable[[], Facts], view: LedgerView) -> None:
+    def __init__(self, notifier: Notifier, *, view: LedgerView) -> None:
         self._notifier = notifier
-        self._facts = facts
+        self._facts: Callable[[], Facts] = partial(Facts, __version__)  # until it has started
         self._view = view
         self._phase = "starting"
         self._until_s = time.monotonic() + START_MOST_S
@@ -90,6 +91,11 @@ class SystemdReporter:
         """From now on systemd waits for us."""
         if self._notifier.has_listener:
             self._thread.start()
+
+    def started(self, facts: Callable[[], Facts]) -> None:
+        """The daemon works now; `facts` gives its state."""
+        self._facts = facts
+        self.ready()
 
     def ready(self) -> None:
         self._phase = "ready"

@@ -54,6 +54,7 @@ class Webhooks:
     keys        sign every message, one signature each: the current key, and older ones until all receivers have it
     allow       entries of `web.webhook_allow`
     result_url  returns the address of a job's video; an empty text if there is none
+    tries       counts the tries to deliver, by outcome
     schedule_s  waits before each try; as many tries as waits
 
     Raises `ConfigError` for a wrong entry of `allow`.
@@ -66,12 +67,13 @@ class Webhooks:
         keys: Sequence[bytes],
         allow: Sequence[str] = (),
         result_url: Callable[[str], str] = lambda _: "",
+        tries: Counter[str] | None = None,
         schedule_s: Sequence[float] = SCHEDULE_S,
         answer_within_s: float = ANSWER_WITHIN_S,
     ) -> None:
-        self.tries: Counter[DeliveryState] = Counter()
+        self.tries: Counter[str] = Counter() if tries is None else tries
         self._deliveries = deliveries
-        self.keys = keys
+        self._keys = keys
         self._guards = receivers(allow)
         self._result_url = result_url
         self._schedule_s = schedule_s
@@ -80,6 +82,10 @@ class Webhooks:
         self._check = asyncio.Event()
         self._stopping = False
         self._under_way: dict[str, asyncio.Task[None]] = {}  # by job: the messages about one job arrive in order
+
+    def take_keys(self, keys: Sequence[bytes]) -> None:
+        """Sign with these keys from now on."""
+        self._keys = keys
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -209,7 +215,7 @@ class Webhooks:
             async with (
                 aiohttp.ClientSession(
                     connector=resolver.connector(),
-                    headers=headers(self.keys, delivery.webhook_id, now_ms() // 1000, body),
+                    headers=headers(self._keys, delivery.webhook_id, now_ms() // 1000, body),
                     timeout=aiohttp.ClientTimeout(total=None),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     trust_env=False,  # a proxy would connect for us, to any address

@@ -1,4 +1,4 @@
-"""One heap for all threads: how many arenas glibc has made, as it says itself."""
+"""One heap for all threads: how many arenas glibc reports."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 ARENAS = """
 import ctypes, os, sys, threading
-from lipsyncd.daemon import heap
+from lipsyncd.daemon.parts import share_heap
 
 if sys.argv[1] == "shared":
-    assert heap.share()
+    assert share_heap()
 bell = threading.Event()
 
 def hold():
@@ -34,6 +34,6 @@ print(os.read(reader, 1 << 16).count(b"<heap nr="))
 
 
 @pytest.mark.parametrize(("how", "one"), [("shared", True), ("as it is", False)])
-def test_threads_share_one_heap_once_they_are_told_to(how: str, one: bool) -> None:
+def test_threads_share_one_heap_once_the_daemon_has_set_it(how: str, one: bool) -> None:
     ran = subprocess.run([sys.executable, "-c", ARENAS, how], capture_output=True, text=True, check=True, timeout=60)
     assert (int(ran.stdout) == 1) is one

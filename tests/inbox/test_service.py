@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lipsyncd.inbox.service import InboxService
+from lipsyncd.inbox.service import InboxService, lock_inboxes
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
@@ -121,9 +121,9 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
 
     def work() -> list[Any]:
         by_hand = JobsByHand(open_folder)
-        service = InboxService(CurrentSettings(by_hand.settings), by_hand.folders)
-        service.lock()
-        service.open(by_hand.spool, by_hand.ledger)
+        locks = lock_inboxes(by_hand.folders)
+        settings = CurrentSettings(by_hand.settings)
+        service = InboxService(settings, by_hand.folders, by_hand.spool, by_hand.ledger, locks)
         [served] = service.inboxes
         inbox = by_hand.folders.shared["inbox"]
         seen: list[Any] = []
@@ -134,7 +134,7 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
                 time.sleep(0.15)
             shown = service.status()
             states = [(job.name, job.attempt) for job in by_hand.ledger.in_state(*JobState)]
-            seen.append((shown["blocked"], shown["inbox_fault"], states, service.facts.stuck_files))
+            seen.append((shown["blocked"], shown["inbox_fault"], states, service.facts().stuck_files))
             write_json(by_hand.folders.state / STATUS_FILE, shown)
 
         put(inbox, "anna.png", picture())

@@ -94,7 +94,7 @@ class Stage:
         self.spool = self.stores.spool
         inbox = Inbox(folders.shared["inbox"], rules_of(settings.now), network=False, clock=self.clock)
         self.intake = Intake(settings, inbox, self.spool, self.ledger)
-        recover(self.intake, self.stores, self.finisher)
+        recover(self.intake.register, self.stores, self.finisher)
         self.preparer = Preparer(self.stores, self.finisher, self.failures, self.publisher, find())
         self.worker = self._worker(ReadyMade(root))
 

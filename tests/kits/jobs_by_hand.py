@@ -146,7 +146,8 @@ class JobsByHand:
     def restart(self) -> None:
         """What the daemon does before its first scan."""
         inbox = Inbox(self.folders.shared["inbox"], rules_of(self.settings), network=False)
-        recover(Intake(CurrentSettings(self.settings), inbox, self.spool, self.ledger), self.stores, self.finisher)
+        intake = Intake(CurrentSettings(self.settings), inbox, self.spool, self.ledger)
+        recover(intake.register, self.stores, self.finisher)
 
     def job(self, job_id: str) -> Job:
         return self.ledger.get(job_id)

@@ -203,8 +203,8 @@ def test_a_stuck_daemon_feeds_no_watchdog_and_logs_it_once(
     installation: Installation, ledger: Ledger, manager: ServiceManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = WELL
-    reporter = SystemdReporter(Notifier(watched(manager, limit_s=0.3)), facts=lambda: now, view=LedgerView(ledger.path))
-    reporter.ready()
+    reporter = SystemdReporter(Notifier(watched(manager, limit_s=0.3)), view=LedgerView(ledger.path))
+    reporter.started(lambda: now)
     reporter.report()
     manager.wait_for("WATCHDOG=1".__eq__)
     fed = manager.lines.count("WATCHDOG=1")
