@@ -1,8 +1,8 @@
 """A job as a talk of D-ID's API: the body of `GET /talks/{id}` and of a webhook.
 
-Pure: a row of the ledger in, an object for JSON out. The fields that a client sent come from the row's column `rest`,
-unchanged; a job that was dropped into the inbox lacks them. The address of the video is a parameter, since only the
-server knows its own address.
+Pure: takes a row of the ledger and returns an object for JSON. The fields that a client sent are copied unchanged from
+the row's column `rest`; a job from the inbox lacks them. The address of the video is a parameter, since only the server
+knows its own address.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from lipsyncd.jobs.job import Job, JobState, utc_text
 
-OWNER = "local"  # of jobs that were submitted without a key
+OWNER = "local"  # the owner of jobs that were submitted without a key
 _PREFIX = "tlk_"
 
-# How the message about a failed fetch begins, by the input.
+# The first words of the message about a failed fetch, by input.
 FETCHED = {"image": "the picture", "audio": "the voice"}
 
-# The first letters of a reason's code -> D-ID's kind of error. The kind of `fetch-` depends on the message.
+# Prefix of an error code -> D-ID's kind of error. For `fetch-` the kind depends on the message.
 _KINDS: Mapping[str, str] = {
     "image-": "SourceError",
     "video-": "SourceError",
@@ -33,18 +33,18 @@ _KINDS: Mapping[str, str] = {
 
 
 def talk_id(job_id: str) -> str:
-    """The id for D-ID's clients: `tlk_` and the 32 hexadecimal digits of ours."""
+    """The id that D-ID's clients see: `tlk_` and the 32 hexadecimal digits of the job's id."""
     return _PREFIX + job_id.replace("-", "")
 
 
 def rest_of(job: Job) -> dict[str, Any]:
-    """The fields that are kept of a REST request (`rest_fields.FIELDS`); empty for a job that came otherwise."""
+    """The stored fields of a REST request (`rest_fields.FIELDS`); empty for a job that did not come over REST."""
     found = json.loads(job.rest) if job.rest else {}
     return found if isinstance(found, dict) else {}
 
 
 def status(job: Job) -> str:
-    """D-ID's word for the state: created, started, done or error. Never back from started to created."""
+    """D-ID's name of the state: created, started, done or error. A started job never becomes "created" again."""
     if job.state is JobState.DONE:
         return "done"
     if job.state.ended:
@@ -53,9 +53,9 @@ def status(job: Job) -> str:
 
 
 def talk(job: Job, *, result_url: str | None = None) -> dict[str, Any]:
-    """The whole talk object; it has `result_url` only if the job is done. Fields without a value are left out.
+    """The whole talk object, without the fields that have no value. Only a finished job has a `result_url`.
 
-    Source: D-ID's Talks API, the fields of its GET answer.
+    Source: D-ID's Talks API, the response of GET.
     """
     rest = rest_of(job)
     owner = rest.get("by", OWNER)
@@ -85,7 +85,7 @@ def talk(job: Job, *, result_url: str | None = None) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class Ended(Protocol):
+class EndedJob(Protocol):
     """The fields of a job that `description` reads."""
 
     @property
@@ -96,16 +96,16 @@ class Ended(Protocol):
     def remedy(self) -> str | None: ...
 
 
-def description(job: Ended) -> str:
-    """Why a job ended without a video, and the remedy, in one sentence."""
+def description(job: EndedJob) -> str:
+    """The reason why a job ended without a video, and the remedy, in one sentence."""
     if job.state is JobState.CANCELLED:
         return "cancelled on request"
-    why = job.reason or "unknown internal error"
-    return f"{why}; {job.remedy}" if job.remedy else why
+    reason = job.reason or "unknown internal error"
+    return f"{reason}; {job.remedy}" if job.remedy else reason
 
 
 def error(job: Job) -> dict[str, str]:
-    """The same with D-ID's kind of error and our own code."""
+    """The talk's `error`: the description, D-ID's kind of error, and our error code."""
     if job.state is JobState.CANCELLED:
         return {"kind": "UnknownError", "description": description(job), "code": "cancelled"}
     code = job.reason_code or "internal-error"
@@ -116,7 +116,7 @@ def error(job: Job) -> dict[str, str]:
 
 
 def _user_data(job: Job) -> str | None:
-    """The client's own text. D-ID's is always text, so other JSON out of a manifest becomes the text of that JSON."""
+    """The client's own text. It is always text in D-ID's API, so other JSON of a manifest is written as text."""
     if job.user_data is None:
         return None
     value = json.loads(job.user_data)

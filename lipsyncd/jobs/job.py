@@ -1,4 +1,4 @@
-"""What a job is: its states and legal moves, what was accepted (`JobSpec`), and how it stands (`Job`).
+"""A job: its states and the legal moves between them, the accepted request (`JobSpec`), and its progress (`Job`).
 
 Pure data. The spool keeps a `JobSpec` as `job.json`; the ledger keeps a `Job` as a row.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 
 class JobState(StrEnum):
-    """Where a job stands. What it is doing there is its stage."""
+    """The state of a job. Its stage says what it is doing in that state."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,11 +31,12 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """No more work will be done, unless somebody asks for a retry."""
+        """No more work will be done, unless a retry is requested."""
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
-# to -> from. `queued -> publishing` happens when a finished MP4 is found in the spool after a crash.
+# State -> the states that it may be entered from. `queued -> publishing` happens when a finished MP4 is found in the
+# spool after a crash.
 SOURCES: Mapping[JobState, tuple[JobState, ...]] = {
     JobState.QUEUED: (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED),
     JobState.RUNNING: (JobState.QUEUED,),
@@ -59,11 +60,11 @@ def new_id() -> str:
 
 
 def now_ms() -> int:
-    """Wall clock in milliseconds since 1970: for people to read, never to order jobs by."""
+    """Wall clock in milliseconds since 1970: shown to people, never used to order jobs."""
     return time.time_ns() // 1_000_000
 
 
-@lru_cache(1024)  # who polls asks for the same few instants again and again
+@lru_cache(1024)  # polling clients request the same few times again and again
 def utc_text(at_ms: int | None) -> str | None:
     """ISO 8601 in UTC to the millisecond, such as 2026-11-22T16:19:00.250Z."""
     if at_ms is None:
@@ -73,7 +74,7 @@ def utc_text(at_ms: int | None) -> str | None:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which bytes a directory entry stood for when we looked: it changes when anybody writes or replaces them."""
+    """Identifies the content of a file at one time: it changes when the file is written or replaced."""
 
     dev: int
     ino: int
@@ -86,7 +87,7 @@ class Identity:
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-# The roles of a job's files. OTHER: no suffix that we know; only a manifest can make it a picture or a sound.
+# The roles of a job's files. OTHER: an unknown suffix; only a manifest can declare such a file a picture or a sound.
 IMAGE, AUDIO, MANIFEST, OTHER = "image", "audio", "manifest", "other"
 
 
@@ -95,7 +96,7 @@ class SourceFile:
     """One file that a job took from the inbox.
 
     role    "image", "audio", "manifest" or "extra-N"; also the file's name in the spool
-    name    its name in the inbox; bytes that are no UTF-8 are kept as surrogate escapes (`os.fsencode` gives them back)
+    name    its name in the inbox; bytes that are not UTF-8 are kept as surrogate escapes (`os.fsencode` restores them)
     """
 
     role: str
@@ -106,14 +107,14 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """Everything that was asked for, as it was accepted: the content of `job.json`, the truth about a job.
+    """The whole request as it was accepted: the content of `job.json`, and the authority when records differ.
 
-    image_url, audio_url    fetched at the prepare step when the job names an address in place of a file
-    text                    spoken at the prepare step in place of a sound
-    pad_s                   seconds of silence behind the sound
-    rest                    what a client of the REST service said, None for every other job
-    queue                   the folder in the inbox that it came by, "" for the inbox itself
-    refusal                 why the job cannot be done, when intake found that out; it then fails without being rendered
+    image_url, audio_url    fetched in the prepare stage when the job names an address in place of a file
+    text                    spoken in the prepare stage in place of a sound
+    pad_s                   seconds of silence after the sound
+    rest                    the stored fields of a REST request, None for every other job
+    queue                   the folder in the inbox that it came from, "" for the inbox itself
+    refusal                 the reason, when intake has found that the job cannot be done; it fails without a render
     """
 
     id: str
@@ -141,7 +142,7 @@ class JobSpec:
 
     @property
     def signature(self) -> str:
-        """Names this very drop while its files lie in the inbox: the same bytes dropped again give another one."""
+        """Identifies one drop while its files lie in the inbox: the same bytes dropped again have another signature."""
         parts = [
             f"{s.name}\0{s.identity.dev}:{s.identity.ino}:{s.identity.size}:{s.identity.mtime_ns}:{s.identity.ctime_ns}"
             for s in self.sources
@@ -151,7 +152,7 @@ class JobSpec:
 
     @property
     def persists(self) -> bool:
-        """Its client wants it kept without limit."""
+        """The client requested that it is kept without limit."""
         return bool((self.rest or {}).get("persist"))
 
     def to_json(self) -> dict[str, Any]:
@@ -165,7 +166,7 @@ class JobSpec:
         try:
             values["fps"] = Fraction(values["fps"])
         except ArithmeticError as error:
-            raise ValueError(f"{values['fps']!r} is no frame rate") from error
+            raise ValueError(f"{values['fps']!r} is not a frame rate") from error
         values["sources"] = tuple(
             SourceFile(s["role"], s["name"], Identity(**s["identity"]), s["sha256"]) for s in values["sources"]
         )
@@ -173,11 +174,11 @@ class JobSpec:
 
 
 def idempotency_key(spec: JobSpec) -> str | None:
-    """Equal for equal work: the same bytes with the same options. None when what is fetched may differ each time."""
+    """Equal for equal work: the same bytes with the same options. None when a fetched input may differ each time."""
     if spec.image_url or spec.audio_url or spec.refusal:
         return None
     content: Mapping[str, object] = {s.role: s.sha256 for s in spec.sources if s.role in (IMAGE, AUDIO)}
-    asked = {
+    requested = {
         "renderer": spec.renderer,
         "stitch": spec.stitch,
         "resolution": None if spec.stitch else spec.resolution,
@@ -188,14 +189,14 @@ def idempotency_key(spec: JobSpec) -> str | None:
         "options": spec.options,
         "pad_s": spec.pad_s,
     }
-    return hashlib.sha256(json.dumps([content, asked], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([content, requested], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Job:
-    """How a job stands: one row of the ledger. Times are milliseconds since 1970, or None while they lie ahead.
+    """One row of the ledger. Times are milliseconds since 1970, or None while they lie in the future.
 
-    duplicate_of  the job that did the same work first: this one waits for it, or has got its video
+    duplicate_of  the earlier job with the same work: this one waits for it, or was given its video
     """
 
     id: str
@@ -239,12 +240,12 @@ class Job:
 
     @property
     def place(self) -> str:
-        """Where in the outbox its result lies, without a suffix."""
+        """The path of its result in the outbox, without a suffix."""
         return f"{self.queue}/{self.out_name}" if self.queue else self.out_name
 
     @property
     def blocked(self) -> bool:
-        """Waits for something around it, and costs no attempt meanwhile."""
+        """Waits for something outside the job, which costs no attempt."""
         return self.state is JobState.QUEUED and self.reason_code is not None and self.attempt == 0
 
     @property
@@ -264,14 +265,14 @@ JOB_FLAGS = ("stitch", "prepared", "cancel_requested", "staged", "inputs_release
 
 
 def job_from_row(row: Mapping[str, Any]) -> Job:
-    """A `Job` from anything with the columns `JOB_COLUMNS`."""
+    """A `Job` from a mapping with the columns `JOB_COLUMNS`."""
     values = {name: row[name] for name in JOB_COLUMNS}
     return Job(**{**values, "state": JobState(values["state"]), **{name: bool(values[name]) for name in JOB_FLAGS}})
 
 
 @dataclass(frozen=True)
 class JobEvent:
-    """One line of a job's history. Numbers only grow: of two events the later one has the larger."""
+    """One line of a job's history. A later event has a larger number."""
 
     at_ms: int
     state: str

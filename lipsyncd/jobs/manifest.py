@@ -1,14 +1,14 @@
-"""The grammar of a manifest: what it may say, what each word means, and which names are safe.
+"""The format of a manifest: its fields, the meaning of each, and which names are safe.
 
 A manifest is one small JSON object that makes one job:
 
     {"image": "anna.png", "audio": "hello.wav", "stitch": true, "fps": 29.97}
 
-`parse` takes any bytes at all and gives a `Manifest`, or an `InputError` that names the field, the value seen and what
-is allowed there. CLI and web build theirs with `build` and drop `to_json` of it, so all doors share one grammar.
+`parse` takes any bytes and gives a `Manifest`, or raises an `InputError` that names the field, its value and what is
+allowed there. The CLI and the web server use `build` and `to_json`, so the same rules hold for every job.
 
-Owns the rules for file names, output names, ids, addresses and frame rates. Opens no file: whether a named file exists
-is the inbox's question.
+Owns the rules for file names, output names, ids, addresses and frame rates. Opens no file: the inbox checks whether a
+named file exists.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ MAX_REST_BYTES = 16 * 1024
 MAX_PAD_S = 60.0
 MAX_URL_CHARS = 4096
 MAX_NAME_BYTES = 200
-MAX_FILE_NAME_BYTES = 255  # what Linux file systems take
+MAX_FILE_NAME_BYTES = 255  # the limit of Linux file systems
 MAX_RATE_TERM = 1_000_000  # a frame rate's numerator: MP4 and ffmpeg count in 32 bits
 _ID = re.compile(rf"tlk_[0-9a-f]{{32}}|{ID_PATTERN}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one manifest asks for. None means that it does not say: the settings decide.
+    """The fields of one manifest. None: the field is absent, so the settings decide.
 
     image, audio  a file name in the inbox, an http(s) address, or `upload:<id>`; `classify` tells them apart
-    text          spoken in place of `audio`: exactly one of the two is given
-    id            canonical UUID text that the job gets; None: intake makes one
+    text          spoken in place of `audio`: exactly one of the two is present
+    id            the job's id as canonical UUID text; None: intake makes one
     out_name      name of the result, without `.mp4`
-    pad_s         seconds of silence behind the sound
-    user_data     any JSON value, handed back untouched with the result
-    rest          what a client of the REST service said, for the answers that it gets later
-    options       the object under the key "lipsyncd": what the renderer alone understands
+    pad_s         seconds of silence after the sound
+    user_data     any JSON value, returned unchanged with the result
+    rest          fields of a REST request that later responses need (`rest_fields`)
+    options       the object under the key "lipsyncd": options that only the renderer reads
     """
 
     image: str
@@ -80,12 +80,12 @@ class Manifest:
 def parse(data: bytes, *, max_bytes: int = MAX_BYTES) -> Manifest:
     """The manifest in `data`: UTF-8 JSON, with or without a byte order mark.
 
-    Raises `BadManifest`, `BadName` or `UnsafePath`, and nothing else, whatever the bytes are.
+    Raises `BadManifest`, `BadName` or `UnsafePath`, and nothing else, for any bytes.
     """
     if len(data) > max_bytes:
         raise BadManifest(f"the manifest has {len(data)} bytes, at most {max_bytes} are allowed")
     try:
-        said = json.loads(
+        fields = json.loads(
             data.decode("utf-8-sig"),
             object_pairs_hook=_unique,
             parse_int=_integer,
@@ -98,19 +98,19 @@ def parse(data: bytes, *, max_bytes: int = MAX_BYTES) -> Manifest:
         raise BadManifest(f"the manifest is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
         raise BadManifest(f"the manifest is not JSON: {error}") from None
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         raise BadManifest("the manifest is JSON, but not one object in braces")
-    return build(said)
+    return build(fields)
 
 
-def build(said: Mapping[str, Any]) -> Manifest:
-    """The manifest that these fields make, all checked. A field that is None counts as not said.
+def build(fields: Mapping[str, Any]) -> Manifest:
+    """The manifest with these fields, all checked. A field that is None counts as absent.
 
     Raises `BadManifest`, `BadName` or `UnsafePath`.
     """
-    _check_shape(said)
+    _check_shape(fields)
     values: dict[str, Any] = {}
-    for name, value in said.items():
+    for name, value in fields.items():
         if name not in FIELDS:
             raise BadManifest(f"unknown field {quoted(name)}", remedy=f"did you mean {nearest(name, FIELDS)!r}?")
         if value is not None:
@@ -128,25 +128,25 @@ def build(said: Mapping[str, Any]) -> Manifest:
 
 def to_json(manifest: Manifest) -> bytes:
     """One line of UTF-8 JSON that `parse` turns into the same manifest again. Raises `BadManifest` when too large."""
-    said = {name: getattr(manifest, _ATTRIBUTES.get(name, name)) for name in FIELDS}
-    said["ssml"] = manifest.ssml or None
-    said["fps"] = None if manifest.fps is None else str(manifest.fps)
-    said["lipsyncd"] = dict(manifest.options) or None
-    said["rest"] = None if manifest.rest is None else dict(manifest.rest)
+    fields = {name: getattr(manifest, _ATTRIBUTES.get(name, name)) for name in FIELDS}
+    fields["ssml"] = manifest.ssml or None
+    fields["fps"] = None if manifest.fps is None else str(manifest.fps)
+    fields["lipsyncd"] = dict(manifest.options) or None
+    fields["rest"] = None if manifest.rest is None else dict(manifest.rest)
     if manifest.out_name is not None and manifest.out_name.lower().endswith(".mp4"):
-        said["out_name"] = manifest.out_name + ".mp4"  # parse takes one off
-    said = {name: value for name, value in said.items() if value is not None}
-    data = json.dumps(said, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        fields["out_name"] = manifest.out_name + ".mp4"  # parse takes one off
+    fields = {name: value for name, value in fields.items() if value is not None}
+    data = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     if len(data) > MAX_BYTES:
         raise BadManifest(f"the manifest would have {len(data)} bytes, at most {MAX_BYTES} are allowed")
     return data
 
 
-# -- the words of the grammar ------------------------------------------------------------------------------------------
+# -- values that other modules check, too ------------------------------------------------------------------------------
 
 
 def classify(source: str) -> Literal["file", "url", "upload"]:
-    """What an `image` or `audio` of a manifest is: a name in the inbox, an address, or something uploaded before."""
+    """The kind of an `image` or `audio` field: the name of a file in the inbox, an address, or an earlier upload."""
     lower = source[:8].lower()
     if lower.startswith(("http://", "https://")):
         return "url"
@@ -154,9 +154,9 @@ def classify(source: str) -> Literal["file", "url", "upload"]:
 
 
 def check_file_name(name: str) -> str:
-    """`name` itself, when it can only mean a visible file in the inbox. Raises `UnsafePath`."""
+    """`name` itself, if it can only name a visible file in the inbox. Raises `UnsafePath`."""
     if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_FILE_NAME_BYTES:
-        raise UnsafePath(f"{quoted(name)} is no file name of 1 to {MAX_FILE_NAME_BYTES} bytes")
+        raise UnsafePath(f"{quoted(name)} is not a file name of 1 to {MAX_FILE_NAME_BYTES} bytes")
     if name.startswith("."):
         raise UnsafePath(f"{quoted(name)} starts with '.': hidden files and '..' are never read")
     if "/" in name or "\0" in name:
@@ -173,18 +173,18 @@ def check_out_name(name: str) -> str:
         raise BadName(f"the name {quoted(name)} has {size_bytes} bytes")
     if stem[0] in ".-":
         raise BadName(f"the name {quoted(name)} starts with {stem[0]!r}")
-    bad = next((char for char in stem if _unfit(char)), None)
+    bad = next((char for char in stem if _not_allowed(char)), None)
     if bad is not None:
         raise BadName(f"the name {quoted(name)} contains {bad!r}")
     return stem
 
 
 def clean_out_name(name: str) -> str:
-    """A name near `name` that `check_out_name` gives back unchanged: for stems and titles that nobody chose as names.
+    """Turn a stem or a title into a valid output name, which `check_out_name` returns unchanged.
 
-    What is not allowed becomes "_"; what is too long is cut between characters; nothing left means "job".
+    Characters that are not allowed become "_"; a long name is cut between characters; an empty one becomes "job".
     """
-    stem = "".join("_" if _unfit(char) else char for char in name).strip().lstrip(".- ")
+    stem = "".join("_" if _not_allowed(char) else char for char in name).strip().lstrip(".- ")
     stem = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore").rstrip()
     while stem.lower().endswith(".mp4"):
         stem = stem[:-4].rstrip()
@@ -204,10 +204,10 @@ def canonical_id(text: str) -> str:
 
 
 def parse_fps(value: object) -> Fraction:
-    """An exact frame rate from 1 to 120, out of 25, "25", 29.97 or "30000/1001".
+    """An exact frame rate from 1 to 120, from 25, "25", 29.97 or "30000/1001".
 
     The decimals 23.976, 29.97 and 59.94 mean 24000/1001, 30000/1001 and 60000/1001, and so does any decimal within
-    0.0001 of those. A fraction is taken as it is.
+    0.0001 of those. A fraction is not changed.
 
     Raises ValueError with what is allowed.
     """
@@ -215,7 +215,7 @@ def parse_fps(value: object) -> Fraction:
     if not isinstance(value, (int, float, str, Fraction)):
         raise ValueError(allowed)
     text = str(value).strip() if isinstance(value, (float, str, Fraction)) or -1000 < value < 1000 else ""
-    # Matched before Fraction sees it: Fraction("1e999999999") would count for hours.
+    # Checked before Fraction reads it: Fraction("1e999999999") would compute for hours.
     if not re.fullmatch(r"[0-9]{1,7}/[0-9]{1,7}|[0-9]{1,3}(\.[0-9]{1,20})?", text) or text.rpartition("/")[2] == "0":
         raise ValueError(allowed)
     rate = _ntsc(Fraction(text)) if "/" not in text else Fraction(text)
@@ -225,8 +225,8 @@ def parse_fps(value: object) -> Fraction:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that looks most like `word`, whatever its case: for "did you mean"."""
-    from difflib import get_close_matches  # only a mistake needs it
+    """The known word most similar to `word` in any case, for "did you mean"."""
+    from difflib import get_close_matches  # needed only after a mistake
 
     spelled = {name.lower(): name for name in known}
     return spelled[get_close_matches(word[:64].lower(), spelled, n=1, cutoff=0.0)[0]]
@@ -237,19 +237,19 @@ _QUERY = re.compile(r"(?i)\b(https?:[^\s\"'?#]*)[?#][^\s\"']*")
 
 
 def quoted(value: object) -> str:
-    """A value as an error message shows it: short, on one line, nothing in it that a terminal would obey.
+    """A value as an error message shows it: short, on one line, and without control characters for a terminal.
 
-    Of an address neither user, password nor query: messages end up in logs.
+    Addresses are shown without user, password and query, since messages are logged.
     """
     try:
         text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
-    except (ValueError, RecursionError):  # a number of more than 4300 digits, nesting without end
+    except (ValueError, RecursionError):  # a number of more than 4300 digits, or nested too deeply
         text = "a value too large to show"
     text = _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text))
     return text if len(text) <= 60 else f"{text[:56]} ...{text[-1]}"
 
 
-# -- one reader for each field -----------------------------------------------------------------------------------------
+# -- a function for each field -----------------------------------------------------------------------------------------
 
 
 def _read(name: str, value: object) -> Any:
@@ -274,7 +274,7 @@ def _url(value: object) -> str:
 
     allowed = f"an http or https address of at most {MAX_URL_CHARS} characters, without a user name"
     text = _string(value, 1, MAX_URL_CHARS)
-    if any(char.isspace() or not char.isprintable() for char in text):  # urlsplit drops some of them unseen
+    if any(char.isspace() or not char.isprintable() for char in text):  # urlsplit removes some of them silently
         raise ValueError(allowed)
     try:
         parts = urlsplit(text)
@@ -293,8 +293,8 @@ def _text(value: object) -> str:
     return text
 
 
-def _word(value: object) -> str:
-    """A name out of somebody's list: of a voice, of a renderer."""
+def _plain_name(value: object) -> str:
+    """The name of a voice or a renderer."""
     text = _string(value, 1, 64)
     if not text.isprintable() or "/" in text or text[0] in ".-":
         raise ValueError("a name without '/' or control characters that does not start with '.' or '-'")
@@ -358,11 +358,11 @@ FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "image": _source,
         "audio": _source,
         "text": _text,
-        "voice": _word,
+        "voice": _plain_name,
         "ssml": _flag,
         "id": lambda value: canonical_id(_string(value, 36, 36)),
         "out_name": lambda value: check_out_name(_string(value, 0, MAX_URL_CHARS)),
-        "renderer": _word,
+        "renderer": _plain_name,
         "stitch": _flag,
         "resolution": _resolution,
         "fps": parse_fps,
@@ -377,16 +377,16 @@ FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
 _ATTRIBUTES = {"lipsyncd": "options"}  # JSON name -> attribute, where they differ
 
 
-# -- JSON without its traps --------------------------------------------------------------------------------------------
+# -- strict JSON -------------------------------------------------------------------------------------------------------
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python keeps the last of two equal keys without a word; other readers keep the first."""
-    said = dict(pairs)
-    if len(said) < len(pairs):
+    """Refuse a repeated key: Python silently keeps the last value, other readers keep the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise BadManifest(f"{quoted(twice)} stands in the manifest twice")
-    return said
+        raise BadManifest(f"{quoted(twice)} is in the manifest twice")
+    return fields
 
 
 def _integer(digits: str) -> int:
@@ -403,28 +403,28 @@ def _finite(digits: str) -> float:
 
 
 def _constant(name: str) -> float:
-    raise BadManifest(f"{name} is no JSON number")
+    raise BadManifest(f"{name} is not a JSON number")
 
 
-def _check_shape(said: Mapping[str, Any]) -> None:
-    """Bounded depth, and text that can be written as UTF-8 again. Bounded first: writing recurses."""
-    level: list[Any] = [said]
+def _check_shape(fields: Mapping[str, Any]) -> None:
+    """Check the depth, then that the text can be encoded as UTF-8. Writing JSON recurses, so the depth comes first."""
+    level: list[Any] = [fields]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, (dict, list, tuple))]
     if level:
         raise BadManifest(f"the manifest is nested deeper than {MAX_DEPTH} levels")
     try:
-        json.dumps(dict(said), ensure_ascii=False, default=str).encode()
+        json.dumps(dict(fields), ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        raise BadManifest("the manifest contains half of a surrogate pair, which is no character") from None
+        raise BadManifest("the manifest contains half of a surrogate pair, which is not a character") from None
 
 
 def _inside(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, Mapping) else value
 
 
-def _unfit(char: str) -> bool:
-    """True for what may stand in no output name: separators of paths and lines, control characters, half characters."""
+def _not_allowed(char: str) -> bool:
+    """True for characters that no output name may have: separators of paths and lines, control and half characters."""
     return char == "/" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
 
 
@@ -434,8 +434,8 @@ def _ntsc(rate: Fraction) -> Fraction:
 
 
 def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:
-    """The job with the manifest's fields in place of the values that the settings gave."""
-    given = {
+    """The job with the manifest's fields in place of the values from the settings."""
+    present = {
         "renderer": manifest.renderer,
         "stitch": manifest.stitch,
         "resolution": manifest.resolution,
@@ -444,7 +444,7 @@ def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:
         "out_name": manifest.out_name,
         "name": manifest.out_name,
     }
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in present.items() if value is not None}
     return replace(
         spec,
         **changes,

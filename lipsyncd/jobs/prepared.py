@@ -1,6 +1,6 @@
 """A job's prepared inputs, and the facts of its finished video.
 
-The decoders in the jail make a raw picture and raw sound of what people bring; a render child reads only these.
+The jailed decoders turn the files of a client into a raw picture and raw sound. A render child reads only these.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Video:
     """`file` in the job's folder: the video as it was dropped. The render child decodes it in the jail, frame by frame.
 
     kind           of `lipsyncd.media`: mp4 or webm
-    width, height  upright, in square pixels
+    width, height  after rotation, in square pixels
     fps, frames    the job's rate, and how many frames it has at that rate, or as many as the job needs
-    mode           of `lipsyncd.media.video_frames`: what happens when the sound is longer
+    mode           of `lipsyncd.media.video_frames`: what is shown when the sound is longer
     """
 
     file: str
@@ -43,7 +43,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Sound:
-    """Two raw files in the job's folder, both signed 16 bit little endian: 16 kHz mono speech, and the MP4's sound.
+    """Two raw files in the job's folder, both signed 16-bit little-endian: 16 kHz mono speech, and the MP4's sound.
 
     samples   of each channel of the MP4's sound, at `rate` a second
     channels  1 where the source was mono, else 2, interleaved
@@ -59,17 +59,17 @@ class Sound:
 
     @property
     def duration(self) -> Fraction:
-        """Seconds, exactly: samples that were decoded, never what a header claims."""
+        """The exact duration in seconds, from the decoded samples and never from a header."""
         return Fraction(self.samples, self.rate)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The jail's output for one job: raw files in the job's folder, and nothing else for a renderer to read.
+    """The jail's output for one job: raw files in the job's folder. A renderer reads nothing else.
 
-    notes  of the whole; picture and sound have their own
+    notes  about the whole; picture and sound have their own
     pad_s  seconds of silence appended to the sound
-    video  moves in place of the picture, which is then its first frame
+    video  used in place of the picture, which is then its first frame
     """
 
     picture: Picture
@@ -80,12 +80,12 @@ class Prepared:
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """In the order in which the inputs were decoded, for the sidecar."""
+        """All notes for the sidecar, in the order in which the inputs were decoded."""
         return (*self.picture.notes, *self.sound.notes, *self.notes)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Prepared:
-        """What `asdict` made of one. Raises KeyError, TypeError or ValueError."""
+        """The reverse of `asdict`. Raises KeyError, TypeError or ValueError."""
         picture, sound, video = inputs_from_json(data)
         return cls(picture, sound, tuple(data["notes"]), float(data["pad_s"]), video)
 
@@ -100,10 +100,10 @@ def inputs_from_json(data: Mapping[str, Any]) -> tuple[Picture, Sound, Video | N
 class Output:
     """The finished video of a job.
 
-    notes         the renderer's own, for the sidecar
-    recipe        the settings that shaped it (`recipe_of`)
-    duplicate_of  the job that it was rendered for, when that was another one
-    shown_as      where in the outbox that job's video lies; this job then has a sidecar and no video of its own
+    notes         the renderer's notes, for the sidecar
+    recipe        the settings that the video depends on (`recipe_of`)
+    duplicate_of  the other job that it was rendered for, if any
+    shown_as      path of that job's video in the outbox; this job then has a sidecar and no video of its own
     """
 
     sha256: str
@@ -121,10 +121,10 @@ class Output:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the ledger records of the video."""
+        """The columns of the video in the ledger."""
         return {"sha256": self.sha256, "size": self.size, "frames": self.frames, "render_ms": self.render_ms}
 
 
 def frame_count(duration: Fraction, fps: Fraction) -> int:
-    """How many pictures cover a sound: never fewer than it lasts."""
+    """The number of frames that covers a sound, rounded up."""
     return max(1, math.ceil(duration * fps))

@@ -1,7 +1,7 @@
-"""The field `rest` of a manifest: what is kept of a REST request for later answers.
+"""The field `rest` of a manifest: the parts of a REST request that later responses need.
 
-The web server writes it, `did_talk` reads it. In between it lies in the inbox, where others may write too. So intake
-checks it: a wrong type would fail much later, in a list of talks or at the end of the job.
+The web server writes it and `did_talk` reads it. In between it lies in the inbox, where other programs may write too,
+so intake checks it: a wrong type would fail much later, in a list of talks or at the end of the job.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LAST_MS = 253_402_300_799_999  # the last instant of the year 9999, where dates end
+LAST_MS = 253_402_300_799_999  # the last millisecond of the year 9999, the latest that datetime can hold
 
 FIELDS: Mapping[str, type] = {
     "api": str,  # "talks" or "generate-video"
     "by": str,  # the owner of the key
     "base": str,  # the address of the server that the client used
     "created_ms": int,
-    "digest": str,  # of the request, for its Idempotency-Key
-    "uploads": list,  # ids that the job reads
+    "digest": str,  # of the request, stored for its Idempotency-Key
+    "uploads": list,  # ids of the uploads that the job reads
     "source_url": str,
     "audio_url": str,
     "driver_url": str,
@@ -30,11 +30,11 @@ FIELDS: Mapping[str, type] = {
 
 
 def check(rest: Mapping[str, Any]) -> None:
-    """Raises ValueError with the rule that is broken."""
+    """Raises ValueError with what is allowed."""
     for name, value in rest.items():
         if name not in FIELDS:
             raise ValueError(f"an object of {', '.join(FIELDS)}")
-        if type(value) is not FIELDS[name]:  # not isinstance: True is no number
+        if type(value) is not FIELDS[name]:  # not isinstance: True would pass as an int
             raise ValueError(f"an object whose {name} is of the type {FIELDS[name].__name__}")
     if not 0 <= rest.get("created_ms", 0) <= LAST_MS:
         raise ValueError(f"an object whose created_ms is from 0 to {LAST_MS}")

@@ -1,6 +1,6 @@
-"""What happens to a job after a failure: it waits, it is tried again later, or it fails.
+"""Decides after a failure whether a job waits, is tried again later, or fails.
 
-One policy for all stages. `results.failures` carries a decision out.
+One policy for all stages. `results.failures` carries out the decision.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from enum import Enum
 from lipsyncd.errors import Blocked, DiskLow, LipsyncdError
 
 BACK_OFF_S = (5, 30, 180)  # before the second, the third, and every later attempt
-DISK_AGAIN_S = 3.0  # a full disk is looked at every few seconds
+DISK_RECHECK_S = 3.0  # how often a full disk is checked
 
 
 class Action(Enum):
-    """WAIT charges no attempt: nothing is wrong with the job."""
+    """WAIT costs no attempt, since the job itself is fine."""
 
     WAIT = "wait"
     RETRY = "retry"
@@ -24,7 +24,7 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """`wait_s` until the next try; None: until what blocks the job has changed (`jobs.blocked`)."""
+    """`wait_s` until the next try; None: until the obstacle has changed (`jobs.blocked`)."""
 
     action: Action
     reason: LipsyncdError
@@ -34,14 +34,14 @@ class Decision:
 def decide(error: LipsyncdError, *, attempt: int, max_attempts: int, disk_full: bool, disk_low: bool) -> Decision:
     """What to do about a failed attempt.
 
-    attempt    how many attempts were made, this one included
-    disk_full  the failure itself was a disk without room
-    disk_low   the disk is below its floor, so room may be the cause of a failure that may pass
+    attempt    number of attempts so far, including this one
+    disk_full  the failure was a full disk
+    disk_low   the free space is below its floor, which may have caused a failure that is not permanent
     """
     if disk_full or (disk_low and not error.permanent and not isinstance(error, Blocked)):
-        return Decision(Action.WAIT, DiskLow(f"no room on the disk: {error.message}"), DISK_AGAIN_S)
+        return Decision(Action.WAIT, DiskLow(f"no room on the disk: {error.message}"), DISK_RECHECK_S)
     if isinstance(error, Blocked):
-        return Decision(Action.WAIT, error, DISK_AGAIN_S if isinstance(error, DiskLow) else None)
+        return Decision(Action.WAIT, error, DISK_RECHECK_S if isinstance(error, DiskLow) else None)
     if error.permanent or attempt >= max_attempts:
         return Decision(Action.FAIL, error)
     return Decision(Action.RETRY, error, BACK_OFF_S[min(attempt, len(BACK_OFF_S)) - 1])

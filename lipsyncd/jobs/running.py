@@ -1,7 +1,7 @@
-"""Jobs that render at this moment: how far each one is, and a request to cancel it.
+"""Renders in progress: how far each one is, and requests to cancel them.
 
-In memory, for the threads of one daemon. The ledger is the record: it holds the stage, and the request to cancel for a
-daemon that starts again. The fraction goes into `status.json`, so that progress costs no durable write.
+In memory, for the threads of one daemon. The ledger records the stage, and a request to cancel, so that it survives a
+restart. The fraction is written to `status.json` only, so that progress costs no durable write.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class RunningJob:
-    """One render in progress. `fraction` is that of the stage, 0 to 1."""
+    """One render in progress. `fraction` is the finished part of the stage, 0 to 1."""
 
     stage: str = "starting"
     fraction: float = 0.0
@@ -37,7 +37,7 @@ class RunningJobs:
             self._jobs.pop(job_id, None)
 
     def cancel(self, job_id: str) -> None:
-        """Ask the render of that job to end; nothing happens when it does not render."""
+        """Request the render of that job to end; does nothing when there is none."""
         with self._lock:
             if (found := self._jobs.get(job_id)) is not None:
                 found.cancelled.set()

@@ -1,4 +1,4 @@
-"""The delivery of a webhook as the ledger keeps it, and how it ended.
+"""The delivery of a webhook as the ledger records it.
 
 Pure data. `ledger.webhook_rows` writes it, `network.webhooks` sends it, `ledger.view` shows it.
 """
@@ -12,13 +12,13 @@ from typing import Any
 
 
 class DeliveryState(StrEnum):
-    """The state of a delivery; every state but the first is an end."""
+    """The state of a delivery; every state but the first is final."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"  # the receiver answered 2xx
     GONE = "gone"  # the receiver answered 410
     REFUSED = "refused"  # the address is not allowed
-    EXHAUSTED = "exhausted"  # no try is left
+    EXHAUSTED = "exhausted"  # all tries have failed
     SUPERSEDED = "superseded"  # the job was queued again before the message arrived
 
 
@@ -28,7 +28,7 @@ class Delivery:
 
     webhook_id  the same for every try, so that a receiver recognises a repetition
     body        the talk object at the end of the job, as JSON; `result_url` is added when it is sent
-    attempt     the number of tries so far
+    attempt     number of tries so far
     next_at_ms  when the next one is due, in milliseconds since 1970
     """
 
@@ -45,7 +45,7 @@ class Delivery:
     ended_ms: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the body and the address, which may hold a secret of the receiver."""
+        """All fields but the body and the address, which may contain a secret of the receiver."""
         return {k: v for k, v in asdict(self).items() if k not in ("body", "url")}
 
 
@@ -53,6 +53,6 @@ DELIVERY_COLUMNS = tuple(f.name for f in fields(Delivery))
 
 
 def delivery_from_row(row: Mapping[str, Any]) -> Delivery:
-    """A `Delivery` from anything with the columns `DELIVERY_COLUMNS`."""
+    """A `Delivery` from a mapping with the columns `DELIVERY_COLUMNS`."""
     values = {name: row[name] for name in DELIVERY_COLUMNS}
     return Delivery(**{**values, "state": DeliveryState(values["state"])})

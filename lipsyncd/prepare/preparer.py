@@ -23,7 +23,7 @@ from lipsyncd.errors import (
     from_reason,
 )
 from lipsyncd.jobs import did_talk
-from lipsyncd.jobs.blocked import Look, packages
+from lipsyncd.jobs.blocked import ReadState, packages
 from lipsyncd.jobs.job import Job, JobSpec
 from lipsyncd.jobs.manifest import classify
 from lipsyncd.jobs.prepared import Prepared, Sound, Video, frame_count
@@ -95,7 +95,7 @@ class Preparer:
         stores.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
         log.info("job %s prepared: %.2f s, %d frames", job.id, float(duration), frames)
 
-    def _obstacle(self, _blocked: Blocked) -> tuple[str, Look]:
+    def _obstacle(self, _blocked: Blocked) -> tuple[str, ReadState]:
         return PREPARE.name, self._room_and_packages
 
     def _room_and_packages(self) -> Hashable:

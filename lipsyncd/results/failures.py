@@ -16,7 +16,7 @@ from lipsyncd.errors import (
     OutboxUnavailable,
     RenderCrashed,
 )
-from lipsyncd.jobs.blocked import Look
+from lipsyncd.jobs.blocked import ReadState
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.jobs.retry import Action, Decision, decide
 from lipsyncd.results.finish import Finisher
@@ -56,14 +56,14 @@ class Failures:
         job: Job,
         error: Exception,
         stage: Stage,
-        obstacle: Callable[[Blocked], tuple[str, Look]],
+        obstacle: Callable[[Blocked], tuple[str, ReadState]],
         *,
         attempt: int,
         longest_wait_s: float = math.inf,
     ) -> Action | None:
         """Let a job wait, try it again later, or end it; gives what was done, None when the job had ended.
 
-        obstacle  the place where a blocked job stands, and a cheap look at what blocks it
+        obstacle  the place where a blocked job waits, and a cheap function that reads the state of what blocks it
         attempt   how many attempts in this stage were made
 
         Raises `LedgerUnavailable`, also when that is the error: it is no fault of the job.
@@ -114,7 +114,7 @@ class Failures:
         self,
         job: Job,
         decision: Decision,
-        obstacle: Callable[[Blocked], tuple[str, Look]],
+        obstacle: Callable[[Blocked], tuple[str, ReadState]],
         attempt: int,
         longest_wait_s: float,
     ) -> Action:
@@ -124,7 +124,7 @@ class Failures:
             return decision.action
         if wait_s is None:
             assert isinstance(reason, Blocked)
-            wait_s = self._stores.obstacles.met(reason, *obstacle(reason))
+            wait_s = self._stores.obstacles.record(reason, *obstacle(reason))
         wait_s = min(wait_s, longest_wait_s)
         if job.state is JobState.RUNNING:
             self.requeue(job, str(reason), charge=decision.action is Action.RETRY, wait_s=wait_s, reason=reason)

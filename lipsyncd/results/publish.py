@@ -12,7 +12,7 @@ import os
 from collections.abc import Hashable
 
 from lipsyncd.errors import BadResult, Blocked, IllegalTransition, NameTaken, OutboxUnavailable
-from lipsyncd.jobs.blocked import Look
+from lipsyncd.jobs.blocked import ReadState
 from lipsyncd.jobs.job import Job, JobState, now_ms
 from lipsyncd.jobs.prepared import Output
 from lipsyncd.results import sidecar
@@ -74,11 +74,11 @@ class Publisher:
         except Exception as error:
             self._failures.handle(job, error, PUBLISH, self._obstacle, attempt=job.max_attempts)
         else:
-            self._stores.obstacles.passed(PUBLISH.name)
+            self._stores.obstacles.clear(PUBLISH.name)
 
     def heal(self) -> bool:
         """Let jobs go on whose obstacle has changed; gives whether there were any."""
-        codes = self._stores.obstacles.moved()
+        codes = self._stores.obstacles.changed()
         count = self._stores.ledger.release(*codes) if codes else 0
         self._stores.obstacles.forget(codes)
         if count:
@@ -86,7 +86,7 @@ class Publisher:
             log.info("looking again at %d jobs that wait: %s", count, ", ".join(codes))
         return count > 0
 
-    def _obstacle(self, _blocked: Blocked) -> tuple[str, Look]:
+    def _obstacle(self, _blocked: Blocked) -> tuple[str, ReadState]:
         return PUBLISH.name, self._state_of_outbox
 
     def _state_of_outbox(self) -> Hashable:

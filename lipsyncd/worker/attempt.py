@@ -22,7 +22,7 @@ from lipsyncd.errors import (
     RendererNotInstalled,
     from_reason,
 )
-from lipsyncd.jobs.blocked import Look, packages
+from lipsyncd.jobs.blocked import ReadState, packages
 from lipsyncd.jobs.job import JobSpec
 from lipsyncd.jobs.prepared import Output, Prepared, frame_count
 from lipsyncd.jobs.running import RunningJob
@@ -63,7 +63,7 @@ class Device:
     def place(self, renderer: str) -> str:
         return f"{renderer} on {self.name}"
 
-    def obstacle(self, blocked: Blocked, renderer: str) -> tuple[str, Look]:
+    def obstacle(self, blocked: Blocked, renderer: str) -> tuple[str, ReadState]:
         """Where a blocked job stands, and a cheap look at what blocks it."""
         if isinstance(blocked, DeviceMissing):
             return self.place(renderer), gpu.sight
@@ -116,15 +116,15 @@ class Attempt:
             raise InputsLost(f"the prepared inputs of job {job.id} are gone from the spool")
         if spec.renderer == RENDERER:
             self._device.weights.require(spec.options)
-        if (ahead := stores.obstacles.ahead(self._device.place(spec.renderer))) is not None:
-            raise from_reason(ahead.reason())  # to look again takes a new child, which is not cheap
+        if (blocked := stores.obstacles.still_blocking(self._device.place(spec.renderer))) is not None:
+            raise from_reason(blocked.reason())  # another try would start a new child, which is expensive
         duration = work.prepared.sound.duration
         stores.spool.drop_partial_renders(job.id)
         frames = frame_count(duration, spec.fps)
         request = render_request(stores, spec, work.prepared, self._token, frames, ffmpeg=self._device.ffmpeg)
         log.info("job %s starts: %s, %d frames, attempt %d", job.id, spec.renderer, request.frames, job.attempt)
         result = self._execute(request)
-        stores.obstacles.passed(self._device.place(spec.renderer))
+        stores.obstacles.clear(self._device.place(spec.renderer))
         reach("rendered")
         rendered = stores.spool.partial_render(job.id, self._token)
         validate(

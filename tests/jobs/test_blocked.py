@@ -1,4 +1,4 @@
-"""What stands in the way of jobs is looked at less and less often, and at once when it moves."""
+"""Blocked jobs are tried less and less often, and at once when their obstacle has changed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HERE = "musetalk on cuda:0"
 
 
 class Thing:
-    """Something that may be there, and how often it was looked at."""
+    """Something that may be absent, and how often its state was read."""
 
     def __init__(self) -> None:
-        self.state, self.looks = "absent", 0
+        self.state, self.reads = "absent", 0
 
     def __call__(self) -> str:
-        self.looks += 1
+        self.reads += 1
         if self.state == "being replaced":
             raise FileNotFoundError
         return self.state
@@ -38,85 +38,85 @@ def obstacles(clock: Clock) -> Obstacles:
     return Obstacles(clock)
 
 
-def test_each_look_in_vain_doubles_the_wait_up_to_five_minutes(obstacles: Obstacles, clock: Clock) -> None:
+def test_each_failed_try_doubles_the_wait_up_to_five_minutes(obstacles: Obstacles, clock: Clock) -> None:
     waits = []
     for _ in range(9):
-        waits.append(obstacles.met(DeviceMissing("none"), HERE, Thing()))
+        waits.append(obstacles.record(DeviceMissing("none"), HERE, Thing()))
         clock.wait(waits[-1])
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
 
 
-def test_whoever_comes_meanwhile_joins_those_who_wait(obstacles: Obstacles, clock: Clock) -> None:
+def test_a_job_that_is_blocked_during_a_wait_shares_it(obstacles: Obstacles, clock: Clock) -> None:
     thing = Thing()
-    assert obstacles.met(DeviceMissing("one"), HERE, thing) == 5
+    assert obstacles.record(DeviceMissing("one"), HERE, thing) == 5
     clock.wait(2)
     for _ in range(100):
-        assert obstacles.met(DeviceMissing("two"), HERE, thing) == 3
+        assert obstacles.record(DeviceMissing("two"), HERE, thing) == 3
     clock.wait(3)
-    assert obstacles.met(DeviceMissing("one"), HERE, thing) == 10
+    assert obstacles.record(DeviceMissing("one"), HERE, thing) == 10
 
 
-def test_nobody_runs_into_what_is_known_to_stand_there(obstacles: Obstacles, clock: Clock) -> None:
-    assert obstacles.ahead(HERE) is None
-    obstacles.met(DeviceMissing("no device"), HERE, Thing())
-    known = obstacles.ahead(HERE)
+def test_a_recorded_obstacle_is_reported_until_its_wait_is_over(obstacles: Obstacles, clock: Clock) -> None:
+    assert obstacles.still_blocking(HERE) is None
+    obstacles.record(DeviceMissing("no device"), HERE, Thing())
+    known = obstacles.still_blocking(HERE)
     assert isinstance(known, DeviceMissing)
     assert known.message == "no device"
-    assert obstacles.ahead("preview on cpu") is None
+    assert obstacles.still_blocking("preview on cpu") is None
     clock.wait(5)
-    assert obstacles.ahead(HERE) is None, "time to look again"
+    assert obstacles.still_blocking(HERE) is None, "time to try again"
 
 
-def test_what_has_moved_is_told_until_it_is_forgotten_and_the_waits_begin_anew(
+def test_a_change_is_reported_until_it_is_forgotten_and_the_waits_start_again(
     obstacles: Obstacles, clock: Clock
 ) -> None:
     thing, other = Thing(), Thing()
     for _ in range(3):
-        clock.wait(obstacles.met(WeightsMissing("none"), "weights", thing))
-    assert obstacles.met(WeightsMissing("none"), "weights", thing) == 40
-    obstacles.met(OutboxUnavailable("not mounted"), "outbox", other)
-    assert obstacles.moved() == []
+        clock.wait(obstacles.record(WeightsMissing("none"), "weights", thing))
+    assert obstacles.record(WeightsMissing("none"), "weights", thing) == 40
+    obstacles.record(OutboxUnavailable("not mounted"), "outbox", other)
+    assert obstacles.changed() == []
     thing.state = "here"
-    assert obstacles.moved() == ["weights-missing"]
+    assert obstacles.changed() == ["weights-missing"]
     obstacles.forget(["weights-missing"])
-    assert obstacles.moved() == []
-    assert obstacles.met(WeightsMissing("half of them"), "weights", thing) == 5
+    assert obstacles.changed() == []
+    assert obstacles.record(WeightsMissing("half of them"), "weights", thing) == 5
 
 
-def test_what_moved_just_before_it_was_met_costs_the_shortest_wait(obstacles: Obstacles, clock: Clock) -> None:
-    """It came after somebody had run into it and before it was looked at: no later look will show a difference."""
+def test_a_change_just_before_the_record_costs_the_shortest_wait(obstacles: Obstacles, clock: Clock) -> None:
+    """The thing appeared after the job was blocked and before its state was read: later reads show no difference."""
     thing = Thing()
     for _ in range(4):
-        clock.wait(obstacles.met(WeightsMissing("none"), "weights", thing))
+        clock.wait(obstacles.record(WeightsMissing("none"), "weights", thing))
     thing.state = "here"
-    assert obstacles.met(WeightsMissing("none"), "weights", thing) == 5
+    assert obstacles.record(WeightsMissing("none"), "weights", thing) == 5
 
 
-def test_a_look_that_fails_is_a_look(obstacles: Obstacles) -> None:
+def test_a_state_that_cannot_be_read_is_a_state_too(obstacles: Obstacles) -> None:
     thing = Thing()
     thing.state = "being replaced"
-    assert obstacles.met(WeightsMissing("none"), "weights", thing) == 5
-    assert obstacles.moved() == []
+    assert obstacles.record(WeightsMissing("none"), "weights", thing) == 5
+    assert obstacles.changed() == []
     thing.state = "here"
-    assert obstacles.moved() == ["weights-missing"]
+    assert obstacles.changed() == ["weights-missing"]
 
 
-def test_who_came_through_clears_the_way(obstacles: Obstacles, clock: Clock) -> None:
-    clock.wait(obstacles.met(DeviceMissing("none"), HERE, Thing()))
-    obstacles.passed(HERE)
-    assert obstacles.met(DeviceMissing("none"), HERE, Thing()) == 5
+def test_a_success_clears_the_obstacles_of_its_place(obstacles: Obstacles, clock: Clock) -> None:
+    clock.wait(obstacles.record(DeviceMissing("none"), HERE, Thing()))
+    obstacles.clear(HERE)
+    assert obstacles.record(DeviceMissing("none"), HERE, Thing()) == 5
 
 
-def test_what_nobody_meets_any_more_is_forgotten(obstacles: Obstacles, clock: Clock) -> None:
+def test_an_obstacle_that_no_job_meets_any_more_is_forgotten(obstacles: Obstacles, clock: Clock) -> None:
     thing = Thing()
-    clock.wait(obstacles.met(DeviceMissing("none"), HERE, thing) + LONGEST_WAIT_S)
-    assert obstacles.moved() == []
-    looks = thing.looks
-    obstacles.moved()
-    assert thing.looks == looks
+    clock.wait(obstacles.record(DeviceMissing("none"), HERE, thing) + LONGEST_WAIT_S)
+    assert obstacles.changed() == []
+    reads = thing.reads
+    obstacles.changed()
+    assert thing.reads == reads
 
 
-def test_a_package_that_is_installed_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_changes_the_state_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path), str(tmp_path / "no such folder"), "stdlib.zip"])
     os.utime(tmp_path, ns=(1, 1))
     before = packages()

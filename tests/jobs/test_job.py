@@ -1,4 +1,4 @@
-"""What a job is: its ids, its moves, and the file that tells everything about it."""
+"""A job: its id, its moves between states, and its file `job.json`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_ids_are_canonical_uuids_of_version_7_in_the_order_of_time() -> None:
     assert len({new_id() for _ in range(10_000)}) == 10_000
 
 
-def test_every_state_can_be_reached_and_every_ended_one_but_done_can_be_left() -> None:
+def test_every_state_can_be_reached_and_only_done_can_never_be_left() -> None:
     assert set(SOURCES) == set(JobState)
     reached, found = {JobState.QUEUED}, {JobState.QUEUED}
     while found:
@@ -51,15 +51,15 @@ def test_every_state_can_be_reached_and_every_ended_one_but_done_can_be_left() -
 
 
 def test_a_finished_video_is_never_rendered_again() -> None:
-    """GPU work is done once `publishing` is reached: there is no way back to the queue but through failure."""
+    """The render is finished in `publishing`: a job returns to the queue from there only after it has failed."""
     assert JobState.PUBLISHING not in SOURCES[JobState.QUEUED]
     assert JobState.PUBLISHING not in SOURCES[JobState.RUNNING]
     assert JobState.PUBLISHING not in SOURCES[JobState.CANCELLED]
 
 
 @given(name=st.binary(min_size=1, max_size=40), user_data=JSON, options=st.dictionaries(st.text(), st.integers()))
-def test_a_spec_comes_back_from_its_file_as_it_was(name: bytes, user_data: Any, options: dict[str, int]) -> None:
-    """Through real JSON text, with names that are no UTF-8."""
+def test_a_spec_is_unchanged_after_writing_and_reading(name: bytes, user_data: Any, options: dict[str, int]) -> None:
+    """Written as real JSON text, with names that are not UTF-8."""
     source = SourceFile("image", name.decode("utf-8", "surrogateescape"), IDENTITY, "ab" * 32)
     spec = spec_of(sources=(source,), fps=Fraction(30000, 1001), user_data=user_data, options=options, text="hello")
     text = json.dumps(spec.to_json())
@@ -69,25 +69,25 @@ def test_a_spec_comes_back_from_its_file_as_it_was(name: bytes, user_data: Any, 
 
 
 @given(damage=JSON, field=st.sampled_from(["fps", "sources", "id"]), inside=st.booleans())
-def test_a_damaged_spec_raises_only_what_it_says(damage: Any, field: str, inside: bool) -> None:
-    said = spec_of(sources=(SourceFile("image", "a.png", IDENTITY, "ab"),)).to_json()
-    said[field] = [damage] if inside else damage
+def test_a_damaged_spec_raises_only_the_documented_errors(damage: Any, field: str, inside: bool) -> None:
+    data = spec_of(sources=(SourceFile("image", "a.png", IDENTITY, "ab"),)).to_json()
+    data[field] = [damage] if inside else damage
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        JobSpec.from_json(said)
+        JobSpec.from_json(data)
 
 
 @pytest.mark.parametrize("fps", ["1/0", "nan", "", "fast", None, float("inf")])
-def test_a_frame_rate_that_is_none_is_damage(fps: object) -> None:
+def test_an_invalid_frame_rate_is_damage(fps: object) -> None:
     with pytest.raises((ValueError, TypeError)):
         JobSpec.from_json({**spec_of().to_json(), "fps": fps})
 
 
-def test_a_spec_of_a_later_version_is_read_as_far_as_it_is_known() -> None:
+def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     spec = spec_of()
     assert JobSpec.from_json({**spec.to_json(), "mood": "new"}) == spec
 
 
-def test_a_drop_is_known_by_its_files_whatever_their_order() -> None:
+def test_the_signature_of_a_drop_depends_on_its_files_and_not_on_their_order() -> None:
     image = SourceFile("image", "a.png", IDENTITY, "ab")
     audio = SourceFile("audio", "a.wav", replace(IDENTITY, ino=9), "cd")
     spec = spec_of(sources=(image, audio))
@@ -99,5 +99,5 @@ def test_a_drop_is_known_by_its_files_whatever_their_order() -> None:
     assert spec_of(sources=(renamed, audio)).signature != spec.signature
 
 
-def test_two_jobs_without_files_are_two_drops() -> None:
+def test_two_jobs_without_files_have_different_signatures() -> None:
     assert spec_of().signature != spec_of().signature

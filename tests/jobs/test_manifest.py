@@ -1,4 +1,4 @@
-"""A manifest is words from strangers: every one of them is either understood exactly or refused with its reason."""
+"""A manifest comes from an unknown client: each field is either read exactly or refused with a reason."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]) 
 ID = "0190b5a0-7c3e-7d2f-8a41-5f6e7d8c9b0a"
 
 
-def manifest(**said: object) -> bytes:
-    """A manifest of a picture and a voice that also says this."""
-    return json.dumps({"image": "a.png", "audio": "a.wav", **said}).encode()
+def manifest(**fields: object) -> bytes:
+    """A manifest of a picture and a sound, with these fields besides."""
+    return json.dumps({"image": "a.png", "audio": "a.wav", **fields}).encode()
 
 
-# -- what it understands -----------------------------------------------------------------------------------------------
+# -- valid manifests ---------------------------------------------------------------------------------------------------
 
 
-def test_every_field_arrives_in_its_own_type():
+def test_each_field_is_read_with_its_own_type():
     read = parse(
         json.dumps(
             {
@@ -107,11 +107,11 @@ def test_a_source_is_a_file_an_address_or_an_upload(source, kind):
     assert parse(manifest(image=source)).image == source
 
 
-# -- what it refuses ---------------------------------------------------------------------------------------------------
+# -- refused manifests -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "field", "reason"),
+    ("fields", "field", "reason"),
     [
         ({"image": None}, "image", "names no image"),
         ({"image": 7}, "image", "7"),
@@ -154,7 +154,7 @@ def test_a_source_is_a_file_an_address_or_an_upload(source, kind):
         ({"lipsyncd": "fast"}, "lipsyncd", "object"),
         ({"rest": []}, "rest", "an object"),
         ({"rest": {"name": "x" * 20_000}}, "rest", "16384 bytes"),
-        ({"rest": {"nobody": 1}}, "rest", "source_url"),
+        ({"rest": {"unknown": 1}}, "rest", "source_url"),
         ({"rest": {"created_ms": "now"}}, "rest", "created_ms is of the type int"),
         ({"rest": {"created_ms": True}}, "rest", "created_ms is of the type int"),
         ({"rest": {"created_ms": -1}}, "rest", "created_ms is from 0"),
@@ -164,9 +164,9 @@ def test_a_source_is_a_file_an_address_or_an_upload(source, kind):
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else "",
 )
-def test_a_field_that_is_wrong_is_named_with_what_is_allowed(said, field, reason):
+def test_a_wrong_field_is_named_with_what_is_allowed(fields, field, reason):
     with pytest.raises(BadManifest) as refusal:
-        parse(manifest(**said))
+        parse(manifest(**fields))
 
     assert field in refusal.value.message
     assert reason in refusal.value.message
@@ -185,10 +185,10 @@ def test_a_field_that_is_wrong_is_named_with_what_is_allowed(said, field, reason
         (b'{"image":' * 6_000, "nested deeper"),
         ('{"image": "ä.png"}'.encode("utf-16"), "not UTF-8"),
         (b'{"image": "\xff.png"}', "not UTF-8"),
-        (b'{"image": "a.png", "image": "b.png", "audio": "a.wav"}', "'image' stands in the manifest twice"),
-        (manifest(lipsyncd={"a": {}})[:-2] + b', "a": 1}}', "'a' stands in the manifest twice"),
-        (b'{"user_data": NaN}', "NaN is no JSON number"),
-        (b'{"user_data": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"image": "a.png", "image": "b.png", "audio": "a.wav"}', "'image' is in the manifest twice"),
+        (manifest(lipsyncd={"a": {}})[:-2] + b', "a": 1}}', "'a' is in the manifest twice"),
+        (b'{"user_data": NaN}', "NaN is not a JSON number"),
+        (b'{"user_data": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"fps": 1e999}', "too large"),
         (b'{"priority": ' + b"9" * 5000 + b"}", "5000 digits"),
         (b'{"user_data": ' + b"9" * 33 + b"}", "33 digits"),
@@ -198,7 +198,7 @@ def test_a_field_that_is_wrong_is_named_with_what_is_allowed(said, field, reason
         (manifest(lipsyncd=json.loads('{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH)), "nested deeper than 16"),
     ],
 )
-def test_bytes_that_are_no_plain_json_object_are_refused_with_the_reason(data, reason):
+def test_bytes_that_are_not_a_json_object_are_refused_with_the_reason(data, reason):
     with pytest.raises(BadManifest, match=reason):
         parse(data)
 
@@ -218,7 +218,7 @@ def test_an_unknown_field_is_answered_with_the_nearest_known_one(word, meant):
         parse(manifest(**{word: 1}))
 
 
-def test_a_very_long_unknown_word_costs_nothing_and_stays_short_in_the_answer():
+def test_a_very_long_unknown_field_is_shortened_in_the_message():
     with pytest.raises(BadManifest) as refusal:
         parse(manifest(**{"z" * 60_000: 1}))
 
@@ -229,7 +229,7 @@ def test_a_very_long_unknown_word_costs_nothing_and_stays_short_in_the_answer():
     "name",
     ["/etc/passwd", "../a.png", "..", ".", ".hidden.png", "sub/a.png", "a\0.png", "a" * 256, "./a.png", "../../x"],
 )
-def test_a_file_outside_the_inbox_can_not_be_named(name):
+def test_a_file_outside_the_inbox_is_refused(name):
     with pytest.raises(UnsafePath):
         parse(manifest(image=name))
     with pytest.raises(UnsafePath):
@@ -237,11 +237,11 @@ def test_a_file_outside_the_inbox_can_not_be_named(name):
 
 
 @pytest.mark.parametrize("name", ["-rf.png", "a b.png", "naïve\n.png", "a..png", "日本.png", "a\\b.png", "a" * 255])
-def test_a_name_that_is_only_odd_is_taken_as_it_is(name):
+def test_an_unusual_file_name_is_not_changed(name):
     assert parse(manifest(image=name)).image == name
 
 
-def test_an_error_shows_hostile_words_without_obeying_them():
+def test_an_error_escapes_control_characters_in_a_value():
     with pytest.raises(UnsafePath) as refusal:
         parse(manifest(image="/\x1b[2J\n\u202egpj.exe"))
 
@@ -249,7 +249,7 @@ def test_an_error_shows_hostile_words_without_obeying_them():
     assert "\\x1b[2J\\n\\u202e" in str(refusal.value)
 
 
-# -- whatever comes ----------------------------------------------------------------------------------------------------
+# -- random input ------------------------------------------------------------------------------------------------------
 
 json_values = st.recursive(
     st.none()
@@ -275,9 +275,9 @@ def test_any_bytes_are_read_or_refused(data):
 
 @patient
 @given(st.dictionaries(words, anything, max_size=8))
-def test_any_object_is_read_or_refused(said):
+def test_any_object_is_read_or_refused(fields):
     try:
-        read = parse(json.dumps(said).encode())
+        read = parse(json.dumps(fields).encode())
     except InputError as refusal:
         assert str(refusal).isprintable()
     else:
@@ -294,7 +294,7 @@ out_names = st.text(max_size=60).map(clean_out_name) | st.sampled_from(["x.mp4",
 rates = st.sampled_from([Fraction(24000, 1001), Fraction(25), Fraction(120), Fraction(25, 2)])
 
 
-def said_or_not(strategy):
+def or_absent(strategy):
     return st.none() | strategy
 
 
@@ -302,47 +302,47 @@ manifests = st.builds(
     Manifest,
     image=sources,
     audio=sources,
-    id=said_or_not(uuids),
-    out_name=said_or_not(out_names),
-    renderer=said_or_not(st.sampled_from(["preview", "musetalk"])),
-    stitch=said_or_not(st.booleans()),
-    resolution=said_or_not(st.integers(32, 1024).map(lambda half: 2 * half)),
-    fps=said_or_not(rates),
-    priority=said_or_not(st.integers(-100, 100)),
+    id=or_absent(uuids),
+    out_name=or_absent(out_names),
+    renderer=or_absent(st.sampled_from(["preview", "musetalk"])),
+    stitch=or_absent(st.booleans()),
+    resolution=or_absent(st.integers(32, 1024).map(lambda half: 2 * half)),
+    fps=or_absent(rates),
+    priority=or_absent(st.integers(-100, 100)),
     user_data=json_values,
-    webhook=said_or_not(st.just("http://127.0.0.1:9/hook")),
+    webhook=or_absent(st.just("http://127.0.0.1:9/hook")),
     options=st.dictionaries(st.text(max_size=5), json_values, max_size=3),
-) | st.builds(Manifest, image=sources, text=spoken, voice=said_or_not(st.just("de")), ssml=st.booleans())
+) | st.builds(Manifest, image=sources, text=spoken, voice=or_absent(st.just("de")), ssml=st.booleans())
 
 
 @patient
 @given(manifests)
-def test_a_manifest_survives_being_written_and_read(original):
+def test_a_manifest_is_unchanged_after_writing_and_reading(original):
     assert parse(to_json(original)) == original
 
 
-def test_a_result_that_is_really_called_mp4_keeps_its_name():
+def test_an_output_name_that_ends_in_mp4_twice_loses_one_of_them():
     named = parse(manifest(out_name="take.mp4.mp4"))
 
     assert named.out_name == "take.mp4"
     assert parse(to_json(named)) == named
 
 
-def test_user_data_that_is_false_or_empty_is_handed_back_as_it_is():
+def test_false_or_empty_user_data_is_returned_unchanged():
     for value in (False, 0, "", [], {}):
         assert parse(to_json(Manifest(image="a.png", audio="a.wav", user_data=value))).user_data == value
 
 
-def test_a_manifest_says_no_more_than_was_asked_for():
+def test_a_written_manifest_has_only_the_fields_that_are_set():
     assert to_json(Manifest(image="ä.png", audio="a.wav")) == '{"image": "ä.png", "audio": "a.wav"}\n'.encode()
 
 
-def test_a_manifest_that_intake_would_refuse_for_its_size_is_not_written():
+def test_a_manifest_too_large_for_intake_is_not_written():
     with pytest.raises(BadManifest, match="bytes, at most 65536"):
         to_json(Manifest(image="a.png", text="日" * 30_000))
 
 
-def test_fields_that_were_never_json_get_the_same_checks():
+def test_fields_that_do_not_come_from_json_are_checked_in_the_same_way():
     assert build({"image": "a.png", "audio": "a.wav", "fps": Fraction(25)}).fps == 25
     with pytest.raises(BadManifest, match="surrogate"):
         build({"image": "a.png", "audio": "a.wav", "user_data": "\ud800"})
@@ -384,12 +384,12 @@ def test_a_bad_output_name_is_refused_with_its_reason(name, reason):
         ("a b-.", "a b-."),
     ],
 )
-def test_a_good_output_name_loses_only_its_ending(name, stem):
+def test_a_good_output_name_loses_only_its_suffix(name, stem):
     assert check_out_name(name) == stem
     assert parse(manifest(out_name=name)).out_name == stem
 
 
-def test_a_bad_output_name_in_a_manifest_is_a_bad_name_and_not_a_bad_manifest():
+def test_a_bad_output_name_in_a_manifest_raises_bad_name():
     with pytest.raises(BadName):
         parse(manifest(out_name="../../etc/cron.d/x"))
 
@@ -408,13 +408,13 @@ def test_a_bad_output_name_in_a_manifest_is_a_bad_name_and_not_a_bad_manifest():
         ("日" * 100, "日" * 66),
     ],
 )
-def test_a_stem_that_nobody_chose_as_a_name_is_made_into_one(stem, name):
+def test_a_stem_becomes_a_valid_output_name(stem, name):
     assert clean_out_name(stem) == name
 
 
 @patient
 @given(st.text(st.characters(exclude_categories=()), max_size=300))
-def test_a_cleaned_name_is_always_a_good_one(stem):
+def test_a_cleaned_name_is_always_valid(stem):
     name = clean_out_name(stem)
 
     assert check_out_name(name) == name
@@ -423,7 +423,7 @@ def test_a_cleaned_name_is_always_a_good_one(stem):
 
 @patient
 @given(st.uuids())
-def test_an_id_has_one_spelling_however_it_is_given(value: uuid.UUID):
+def test_each_spelling_of_an_id_gives_the_same_canonical_id(value: uuid.UUID):
     assert canonical_id(str(value)) == str(value)
     assert canonical_id(str(value).upper()) == str(value)
     assert canonical_id(f"tlk_{value.hex}") == str(value)
@@ -461,12 +461,12 @@ NO_NUMBERS = ("fast", "25fps", "25/", "1/0", "inf", "nan", "1e2", "1e999999999",
 
 
 @pytest.mark.parametrize("value", [*NO_RATES, *NO_NUMBERS], ids=quoted)
-def test_a_frame_rate_that_no_video_can_have_is_refused(value):
+def test_an_invalid_frame_rate_is_refused(value):
     with pytest.raises(ValueError, match="from 1 to 120"):
         parse_fps(value)
 
 
-def test_nearest_forgives_case_and_always_answers():
+def test_nearest_ignores_case_and_always_gives_a_word():
     assert nearest("RENDERER", ["resolution", "renderer"]) == "renderer"
     assert nearest("???", ["only"]) == "only"
 
@@ -490,7 +490,7 @@ def test_a_value_is_shown_short_and_on_one_line(value):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "shown"),
     [
         ("http://me:secret@host/a.png", "'http://...@host/a.png'"),
         ("https://host/a.png?sig=secret", "'https://host/a.png?...'"),
@@ -500,8 +500,8 @@ def test_a_value_is_shown_short_and_on_one_line(value):
         ("me@host.png", "'me@host.png'"),
     ],
 )
-def test_an_address_is_shown_without_what_may_be_secret_in_it(value, told):
-    assert quoted(value) == told
+def test_an_address_is_shown_without_user_password_and_query(value, shown):
+    assert quoted(value) == shown
 
 
 def test_a_manifest_whose_address_has_a_password_is_refused_without_repeating_it():

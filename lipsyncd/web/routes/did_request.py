@@ -101,7 +101,7 @@ def read_json(body: bytes) -> dict[str, Any]:
         value = json.loads(body, parse_constant=_no_number)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise bad_request("the body contains half of a surrogate pair, which is no character") from None
+        raise bad_request("the body contains half of a surrogate pair, which is not a character") from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise bad_request(f"the body is not JSON: {reason}") from None
@@ -111,7 +111,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 # -- readers of values: each returns the value, or raises ValueError with the rule -------------------------------------
