@@ -38,8 +38,8 @@ from lipsyncd.storage.mounts import known_network
 from lipsyncd.web.server import WebServer
 from lipsyncd.weights import RENDERER, AutoPull, store_of
 from lipsyncd.worker.attempt import Device
-from lipsyncd.worker.batch_limits import FILE as CEILINGS_FILE
-from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.batch_limits import FILE as BATCH_LIMITS_FILE
+from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.child_process import LocalChild, Timeouts
 from lipsyncd.worker.loop import Worker
 
@@ -132,7 +132,7 @@ class Parts:
     ) -> list[RenderThread]:
         """A worker with its child for each device."""
         render = settings.now.render
-        ceilings = Ceilings(self.stores.folders.state / CEILINGS_FILE)
+        batch_limits = BatchLimits(self.stores.folders.state / BATCH_LIMITS_FILE)
         made = []
         for name in render.devices[: render.max_concurrent_jobs]:
             child = LocalChild(
@@ -146,7 +146,7 @@ class Parts:
                     "LIPSYNCD_RENDER_CLEAR_CACHE": str(render.clear_cache).lower(),
                 },
             )
-            device = Device(name, child, ffmpeg, self.weights, ceilings)
+            device = Device(name, child, ffmpeg, self.weights, batch_limits)
             worker = Worker(
                 device, self.stores, self.finisher, failures, publisher, stopping=stop.is_set, cut_off=cut_off.is_set
             )

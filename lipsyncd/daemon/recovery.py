@@ -112,10 +112,10 @@ def recover(register: Callable[[JobSpec], object], stores: Stores, finisher: Fin
         if job.id not in known:
             _lost(job, stores.ledger)
     with finisher.lock:
-        finisher.again.resume()
+        finisher.republisher.resume()
     if stores.folders.available("outbox"):
         staged = {job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None}
-        torn += stores.outbox.sweep(staged | {job_id for job_id, _ in finisher.again.under_way()})
+        torn += stores.outbox.sweep(staged | {job_id for job_id, _ in finisher.republisher.under_way()})
     ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
     log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
 

@@ -1,4 +1,4 @@
-"""Decode a video once, in the jail, before a job is queued: does it decode, how large is it, how long.
+"""Decode a video once, in the jail, before a job is queued: does it decode, how large is it, how long is it.
 
 Its frames stay in the file that was dropped; a render child reads them from a jailed ffmpeg when it needs them. The
 first one is kept here, so that every renderer has a picture.

@@ -1,4 +1,4 @@
-"""What all decoders share: the files that a jailed process fills, and the meaning of its failure.
+"""What all decoders share: the files that a jailed process fills, and what its failure means.
 
 Nothing else in lipsyncd opens a user's picture or sound with a decoder. The jailed process gets one file to read, and
 its output files already made: a decoder that hostile bytes have taken over reaches nothing else, and its output is
@@ -49,7 +49,7 @@ def new_files(*targets: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def crash(ended: Completed, undecodable: type[InputError], what: str) -> InputError | JailFailed:
-    """Whose fault it is that a decoder ended by itself, without an answer."""
+    """The error for a decoder that ended without an answer: the file's fault, or the machine's."""
     if ended.returncode == -signal.SIGKILL:
         return JailFailed(f"the {what}'s decoder was killed from outside, perhaps for want of memory")
     if ended.returncode < 0:

@@ -2,11 +2,11 @@
 
     python -m lipsyncd.prepare.picture_child REQUEST
 
-Pillow decodes a closed list of three formats, after the size in the header has passed. Everything that is only applied
-to pixels (16 bits to 8, colour profile, alpha) goes over the picture in strips, so that memory is that of the decoded
-picture and of one turned copy, whatever the format.
+Pillow decodes a closed list of three formats, after the size in the header has passed. What is applied to pixels alone
+(16 bits to 8, colour profile, alpha) is done in strips, so that memory holds the decoded picture and one turned copy,
+whatever the format.
 
-Owns Pillow. Leaves the process and its limits to `decode`.
+Owns Pillow. Leaves the process and its limits to `decode_picture`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def main(request: Mapping[str, Any]) -> dict[str, object]:
     except MemoryError:
         return {"error": ImageUndecodable("decoding the picture takes too much memory").reason()}
     except Exception as error:  # a damaged file leads Pillow's readers to whatever Python can raise
-        said = str(error).replace(str(request["source"]), "image")  # where it lies here is nobody's business
-        return {"error": ImageUndecodable(f"the picture cannot be decoded: {said}").reason()}
+        fault = str(error).replace(str(request["source"]), "image")  # our paths stay out of messages
+        return {"error": ImageUndecodable(f"the picture cannot be decoded: {fault}").reason()}
     return {"width": width, "height": height, "notes": notes}
 
 
@@ -62,7 +62,7 @@ def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
     limits = {"min_side": request["min_side"], "max_megapixels": request["max_megapixels"]}
     source = Path(request["source"])
     _check_header(source, limits)
-    Image.MAX_IMAGE_PIXELS = None  # ours is the limit, with a message of its own
+    Image.MAX_IMAGE_PIXELS = None  # we check our own limit, with its own message
     with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as opened:
         media.check_image_size(*opened.size, **limits)
         # Phones put a second picture behind a JPEG's first. That is no animation.
@@ -149,7 +149,7 @@ def _alpha_of_grey(strip: Image.Image, transparent: object) -> Image.Image:
 
 def _colour_conversion(image: Image.Image, notes: list[str]) -> Flatten:
     """How colours without alpha become sRGB: by the embedded profile, or by Pillow's arithmetic where there is none."""
-    # By the standard ink is stored as it is; Adobe inverts it and says so, and Pillow expects that of everybody.
+    # The standard stores ink as it is. Adobe inverts it and marks the file; Pillow expects inverted ink in every file.
     inverted = image.mode == "CMYK" and "adobe" not in image.info
 
     def plainly(strip: Image.Image) -> Image.Image:

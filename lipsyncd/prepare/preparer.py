@@ -1,7 +1,7 @@
-"""Between acceptance and the head of the queue: make every input a raw picture and raw sound, in the jail.
+"""Prepare accepted jobs: decode every input to a raw picture and raw sound, in the jail.
 
-What a job names but does not bring is fetched or spoken first. A render child later reads only what the jail wrote.
-Runs in one thread, while others render; the queue's order decides who is prepared next.
+Inputs that a job only names are fetched or spoken first. A render child later reads only what the jail wrote.
+Runs in one thread, while others render. The queue's order decides which job is next.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lipsyncd.network import fetch
 from lipsyncd.prepare import decode_video, speech
 from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.prepare.decode_sound import decode_sound, padded, shortened
-from lipsyncd.results.duplicates import Linker
+from lipsyncd.results.duplicates import Duplicates
 from lipsyncd.results.failures import PREPARE, Failures
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.publish import Publisher
@@ -53,7 +53,7 @@ class Preparer:
         self._stores = stores
         self._failures = failures
         self._ffmpeg = ffmpeg
-        self._linker = Linker(stores, finisher, publisher)
+        self._duplicates = Duplicates(stores, finisher, publisher)
         self._tries: Counter[str] = Counter()
 
     def run_once(self) -> bool:
@@ -67,7 +67,7 @@ class Preparer:
         except Exception as error:
             done = self._failures.handle(job, error, PREPARE, self._obstacle, attempt=self._tries[job.id])
             if done is Action.WAIT:
-                self._tries[job.id] -= 1  # charged to nothing
+                self._tries[job.id] -= 1  # a wait is no attempt
             elif done is not Action.RETRY:
                 self._tries[job.id] = 0
         else:
@@ -81,7 +81,7 @@ class Preparer:
         spec, prepared = work.spec, work.prepared
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
-        if self._linker.serve(job, stores.settings.now):
+        if self._duplicates.serve(job, stores.settings.now):
             return
         if prepared is None or _outdated(prepared, spec):
             disk_space.require(stores.spool.root, stores.settings.now.paths.min_free_mb)
@@ -89,7 +89,7 @@ class Preparer:
             prepared = self._decode(spec)
             stores.spool.set_prepared(job.id, prepared)
             if stores.spool.spec(job.id) != spec:
-                return  # a late manifest has changed what is wanted: look again
+                return  # a late manifest has changed the job: prepare it again later
         duration = prepared.sound.duration
         frames = frame_count(duration, spec.fps)
         stores.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
@@ -99,7 +99,7 @@ class Preparer:
         return PREPARE.name, self._room_and_packages
 
     def _room_and_packages(self) -> Hashable:
-        """Cheap to look at, and different once there is room again or a package was installed."""
+        """Cheap to compare, and different once there is room again or a package was installed."""
         floor_mb = self._stores.settings.now.paths.min_free_mb
         return disk_space.shortage(self._stores.spool.root, floor_mb) == "", packages()
 
@@ -129,7 +129,7 @@ class Preparer:
         return Prepared(picture, sound, pad_s=spec.pad_s)
 
     def _with_video(self, spec: JobSpec, file: Path, kind: media.Kind, sound: Sound) -> Prepared:
-        """A video in place of a picture; where the job says so, the sound ends with it."""
+        """A video in place of a picture; if the job requests it, the sound is cut to its length."""
         mode = video_frames.read_mode(spec.options)
         wanted = frame_count(sound.duration, spec.fps)
         folder, least = self._stores.spool.folder(spec.id), self._stores.settings.now.intake.min_side_px
@@ -212,7 +212,7 @@ def _kind(path: Path) -> media.Kind | None:
 
 
 def _called(spec: JobSpec, role: str) -> str:
-    """The name that people know that input by. Of an address without its query, which may hold a secret."""
+    """The name under which the user knows that input; an address without its query, which may hold a secret."""
     name = next((s.name for s in spec.sources if s.role == role), None)
     url = (spec.image_url if role == "image" else spec.audio_url) or ""
     return repr(name or url.partition("?")[0] or role)

@@ -36,7 +36,7 @@ _NAME_TRIES = 1000
 
 
 def failed_name(spec: JobSpec, at_ms: int) -> str:
-    """The name of a failed job's folder: sorts by time, tells the stem."""
+    """The name of a failed job's folder: the time, then the stem, so that folders sort by time."""
     return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y%m%dT%H%M%SZ}-{clean_out_name(spec.name)}"
 
 
@@ -46,9 +46,9 @@ def archived_name(spec: JobSpec) -> str:
 
 
 def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | None = None) -> Path:
-    """Copy a job's inputs from its spool folder to `root/name`; gives the folder. Doing it again finds the first one.
+    """Copy a job's inputs from its spool folder to `root/name`; gives the folder. A repeated call finds the first one.
 
-    Another job's folder of that name is left alone: this one gets "-2", "-3", ... behind its name.
+    Another job's folder of that name is left alone: this one's name ends with "-2", "-3", ...
     """
     hidden = root / HIDDEN / f"{spec.id}.keep"
     remove_tree(hidden)
@@ -79,7 +79,7 @@ def put(root: Path, name: str, spec: JobSpec, spooled: Path, *, reason: bytes | 
 
 
 def _make_day(folder: Path, root: Path) -> None:
-    """The folder that job folders lie in: `root` itself, or a new day of the archive, whose name has to last."""
+    """The folder that job folders lie in: `root` itself, or a new day of the archive, whose name must be durable."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         fsync_folder(root)
@@ -92,9 +92,9 @@ def take_back(kept: Path, spec: JobSpec, spooled: Path) -> None:
 
 
 def spec_of(kept: Path) -> JobSpec | None:
-    """What the job in that folder had asked for; None when the folder is gone or damaged.
+    """The spec of the job in that folder; None when the folder is gone or damaged.
 
-    The folder is shared with people: a file that names files outside of it counts as damaged.
+    Other users can write there: a file that names files outside of it counts as damaged.
     """
     data = read_json(kept / "job.json")
     try:

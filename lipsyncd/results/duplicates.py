@@ -1,10 +1,10 @@
-"""The same bytes with the same options again: give the new job the video of the first, in place of rendering it twice.
+"""A job with the same bytes and options as an earlier one gets the earlier video instead of a second render.
 
 `intake.on_redrop` decides: `link` publishes the first video once more under the new name, `skip` leaves only a sidecar
-that says where the first one lies, `render` does the work anew. A redrop waits while the first is under way. When the
-first failed, was cancelled, was made by other settings, or its video is gone, the work is done after all.
+that names the first video, `render` renders again. A redrop waits while the first is under way. When the
+first failed, was cancelled, was made with other settings, or its video is gone, the redrop is rendered.
 
-A linked video is copied into the job's own spool folder and published like any other, so a crash costs nothing.
+A linked video is copied into the job's own spool folder and published like any other, so a crash loses nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 _TOKEN = "link"  # in place of a run's token in the name of the unfinished file
 
 
-class Linker:
-    """Serves the redrops of one daemon; called by the thread that prepares jobs."""
+class Duplicates:
+    """Handles the redrops of one daemon; called by the thread that prepares jobs."""
 
     def __init__(self, stores: Stores, finisher: Finisher, publisher: Publisher) -> None:
         self._stores = stores
@@ -44,9 +44,9 @@ class Linker:
         self._publisher = publisher
 
     def serve(self, job: Job, settings: Settings) -> bool:
-        """Try to spare a waiting job its work; True when nothing is left to prepare, for now or for ever.
+        """Try to give a waiting job an earlier video; True when there is nothing to prepare, for now or at all.
 
-        Raises OSError for what the disk says.
+        Raises OSError of the disk.
         """
         policy = settings.intake.on_redrop
         if policy == "render":
@@ -61,14 +61,14 @@ class Linker:
                     return True
         under_way = redrops.open_like(job, key)
         if under_way is not None:
-            log.info("job %s asks for the work of job %s and waits for it", job.id, under_way.id)
+            log.info("job %s repeats job %s and waits for it", job.id, under_way.id)
             return redrops.link(job, under_way, note=f"the same work as job {under_way.id}: waits for it")
         if job.duplicate_of is not None:
             redrops.unlink(job.id)
         return False
 
     def _results(self, first: Job, recipe: str) -> Iterator[tuple[Path, Output]]:
-        """Where the video of a finished job may lie, with its facts, if today's settings would make the same."""
+        """The places and facts of a finished job's video, if the current settings would make the same one."""
         spool = self._stores.spool
         for video in video_paths(self._stores.folders, first):
             facts = spool.output(first.id) if video == spool.video(first.id) else _facts(first, sidecar_of(video))
@@ -76,7 +76,7 @@ class Linker:
                 yield video, replace(facts, duplicate_of=first.id)
 
     def _take(self, job: Job, first: Job, video: Path, facts: Output, *, skip: bool) -> bool:
-        """Make the video of `first` the result of `job` and publish it; False when it is not there any more."""
+        """Make the video of `first` the result of `job` and publish it; False when it is gone."""
         stores, spool = self._stores, self._stores.spool
         if skip:
             seen_from = job.queue or "."  # where the sidecar will lie
@@ -108,22 +108,22 @@ class Linker:
 
 
 def _facts(first: Job, sidecar: Path) -> Output | None:
-    """What a sidecar says of its video; None when it is gone, damaged, or another job's."""
-    said = facts_in(sidecar)
-    if said.get("id") != first.id or first.out_sha256 is None:
+    """The facts of a video from its sidecar; None when that is gone, damaged, or another job's."""
+    recorded = facts_in(sidecar)
+    if recorded.get("id") != first.id or first.out_sha256 is None:
         return None
     try:
         return Output(
             sha256=first.out_sha256,
-            size=int(said["bytes"]),
-            frames=int(said["frames"]),
-            width=int(said["width"]),
-            height=int(said["height"]),
-            render_ms=round(said["render_s"] * 1000),
-            duration_ms=round(said["duration_s"] * 1000),
-            attempt=int(said["attempt"]),
-            notes=dict(said["notes"]),
-            recipe=str(said["recipe"]),
+            size=int(recorded["bytes"]),
+            frames=int(recorded["frames"]),
+            width=int(recorded["width"]),
+            height=int(recorded["height"]),
+            render_ms=round(recorded["render_s"] * 1000),
+            duration_ms=round(recorded["duration_s"] * 1000),
+            attempt=int(recorded["attempt"]),
+            notes=dict(recorded["notes"]),
+            recipe=str(recorded["recipe"]),
             duplicate_of=first.id,
         )
     except (KeyError, TypeError, ValueError):
@@ -131,7 +131,7 @@ def _facts(first: Job, sidecar: Path) -> Output | None:
 
 
 def _copy(video: Path, target: Path, facts: Output) -> bool:
-    """Copy a video, when it is still the one that was published. Raises OSError for what the spool's disk says."""
+    """Copy a video, if it is still the one that was published. Raises OSError of the spool's disk."""
     try:
         descriptor = open_regular(video)
     except OSError:

@@ -1,4 +1,4 @@
-"""Record what happens to a job after a failure, in whatever stage it was: `jobs.retry` decides."""
+"""Act on the failure of a job in any stage, and record it. `jobs.retry` decides what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """What a job was in, and the meaning of an OSError there.
+    """The stage in which a job failed, and the meaning of an OSError there.
 
     fills_spool  a spool's disk below its floor may be the cause of a failure
     """
@@ -61,7 +61,7 @@ class Failures:
         attempt: int,
         longest_wait_s: float = math.inf,
     ) -> Action | None:
-        """Let a job wait, try it again later, or end it; gives what was done, None when the job had ended.
+        """Let a job wait, try it again later, or end it; returns what was done, None when the job had ended.
 
         obstacle  the place where a blocked job waits, and a cheap function that reads the state of what blocks it
         attempt   how many attempts in this stage were made

@@ -1,7 +1,7 @@
-"""Bring jobs to their end without a video, clear away after every end, and take jobs back: retry, republish, delete.
+"""End jobs without a video, move the files of ended jobs out of the spool, and retry, republish or delete them.
 
-Each path is a row of steps that may be repeated after a crash at any of them: the spool tells how far it came. The
-ledger's state follows the spool, never the other way round. Publishing a video is `results.publish`.
+Each operation is a series of steps that may be repeated after a crash: the spool shows how far it got. The ledger's
+state follows the spool, never the other way round. Publishing a video is `results.publish`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Finisher:
-    """Ends the jobs of one daemon. Safe to use from several threads: one job is ended by one of them at a time."""
+    """Ends the jobs of one daemon. Safe in several threads: they end one job at a time."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self.again = Republisher(stores.folders, stores.ledger, stores.outbox)
+        self.republisher = Republisher(stores.folders, stores.ledger, stores.outbox)
         self._lock = threading.RLock()
 
     @property
@@ -42,7 +42,7 @@ class Finisher:
         """Held while the files of an ended job are moved."""
         return self._lock
 
-    # -- no video ------------------------------------------------------------------------------------------------------
+    # -- without a video -----------------------------------------------------------------------------------------------
 
     def fail(self, job_id: str, error: LipsyncdError) -> Job:
         """End a job without a video; its inputs and the reason go to failed/. Raises `IllegalTransition`."""
@@ -52,9 +52,9 @@ class Finisher:
         )
 
     def cancel(self, job_id: str, *, sources: Sequence[JobState] = SOURCES[JobState.CANCELLED]) -> Job:
-        """End a job that somebody no longer wants; its inputs go to the archive.
+        """End a job that is no longer wanted; its inputs go to the archive.
 
-        sources  the states out of which it may be taken: whoever does not render it leaves `running` out, since a
+        sources  the states in which it may be cancelled. Callers that do not render it leave `running` out, since a
                  worker may claim the job at any moment
 
         Raises `IllegalTransition` when it is in none of them.
@@ -66,7 +66,7 @@ class Finisher:
     def _end(
         self, job_id: str, to: JobState, sources: Sequence[JobState], reason: dict[str, str], move: Callable[[], Job]
     ) -> Job:
-        """The reason into the spool, the state into the ledger, the inputs out of the spool: in this order."""
+        """Write the reason to the spool, then the state to the ledger, then move the inputs out of the spool."""
         with self._lock:
             before = self._stores.ledger.get(job_id)
             if before.state not in sources:
@@ -82,22 +82,22 @@ class Finisher:
             reach("end-moved")
             log.info("job %s %s: %s", job_id, to.value, reason["message"])
             if before.staged:
-                self._take_off_stage(job_id)
+                self._drop_staged(job_id)
             self.clear_away(job)
             return job
 
-    def _take_off_stage(self, job_id: str) -> None:
-        """Remove what a job that failed on the last step has left in the outbox; else the next start sweeps it."""
+    def _drop_staged(self, job_id: str) -> None:
+        """Remove the hidden files of a job that failed while it was published; else the next start removes them."""
         with contextlib.suppress(OSError):
             self._stores.spool.drop_output(job_id)
             self._stores.outbox.unstage(job_id)
 
-    # -- afterwards ----------------------------------------------------------------------------------------------------
+    # -- clearing away -------------------------------------------------------------------------------------------------
 
     def clear_away(self, job: Job, work: JobUnderWay | None = None) -> None:
         """Move an ended job's files out of the spool. Files that cannot be moved now are moved by a later `tidy`.
 
-        work  what is known of its spool folder; read here when it is not given
+        work  its files and records; read from the spool when not given
         """
         try:
             with self._lock:
@@ -106,7 +106,7 @@ class Finisher:
             log.warning("job %s: its inputs stay in the spool for now: %s", job.id, error)
 
     def tidy(self) -> None:
-        """Clear away what ended jobs have left in the spool, and publish again what waits for that."""
+        """Move the files of ended jobs out of the spool, and show the videos that wait to be published again."""
         spooled = self._stores.spool.ids()
         under_way = self._stores.ledger.open_ids()  # read after the spool: a new job has a folder before it has a row
         for job_id in spooled:
@@ -114,7 +114,7 @@ class Finisher:
             if job is not None and job.state.ended:
                 self.clear_away(job)
         with self._lock:
-            self.again.resume()
+            self.republisher.resume()
 
     def _clear_away(self, job: Job, work: JobUnderWay | None) -> None:
         spec = self._stores.spool.spec(job.id) if work is None else work.spec
@@ -138,10 +138,10 @@ class Finisher:
         elif job.state is JobState.CANCELLED or self._stores.settings.now.archive.mode == "move":
             self._require("archive")
             why = self._stores.spool.ending(job.id) if job.state is JobState.CANCELLED else None
-            told = None if why is None else sidecar.of_failure(job, spec, why)
+            reason_json = None if why is None else sidecar.of_failure(job, spec, why)
             name = archive.archived_name(spec)
             self._stores.ledger.set_kept(
-                job.id, archive.put(self._stores.folders.shared["archive"], name, spec, folder, reason=told)
+                job.id, archive.put(self._stores.folders.shared["archive"], name, spec, folder, reason=reason_json)
             )
         reach("cleared")
         self._stores.spool.remove(job.id)
@@ -151,7 +151,7 @@ class Finisher:
             raise OSError(f"{self._stores.folders.shared[kind]} is not mounted, or is another folder than before")
 
     def _keep_result(self, job: Job, spec: JobSpec, output: Output | None) -> None:
-        """Keep the video beside the ledger for a while: emptying the outbox takes nothing from `republish`."""
+        """Keep the video beside the ledger for a while: `republish` works also after the outbox was emptied."""
         if output is None or not self._stores.spool.video(job.id).exists():
             return
         replace_durably(self.result(job.id, SIDECAR), sidecar.of_video(job, spec, output, job.out_name))
@@ -163,7 +163,7 @@ class Finisher:
         """Where the video of a finished job, or its sidecar, is kept for a while."""
         return self._stores.folders.results / f"{job_id}.{suffix}"
 
-    # -- once more -----------------------------------------------------------------------------------------------------
+    # -- retry, republish, delete --------------------------------------------------------------------------------------
 
     def retry(self, job_id: str) -> Job:
         """Queue a failed or cancelled job again, from the inputs that were kept."""
@@ -181,7 +181,7 @@ class Finisher:
             return self.requeue_ended(job)
 
     def requeue_ended(self, job: Job) -> Job:
-        """The second half of a retry, for an ended job whose inputs are back in the spool: only there, and queued."""
+        """The second half of a retry: the inputs are back in the spool; remove the other copy and queue the job."""
         if job.kept is not None:
             try:
                 remove_tree(Path(job.kept))
@@ -192,7 +192,7 @@ class Finisher:
         return self._stores.ledger.retry(job.id, job.out_name if spec is None else spec.out_name)
 
     def _start_over(self, job_id: str) -> None:
-        """For a job whose inputs never left the spool: only what was accepted stays of it."""
+        """Reset a job whose inputs never left the spool: only what was accepted stays."""
         spec = self._stores.spool.spec(job_id)
         if spec is None:
             raise InputsLost(f"the spool folder of job {job_id} is damaged")
@@ -213,18 +213,18 @@ class Finisher:
         self._stores.spool.accept(job.id, fill)
 
     def republish(self, job_id: str, *, order: str = "") -> str:
-        """Put the video of a finished job into the outbox once more, under the next free name; gives that name.
+        """Put the video of a finished job into the outbox once more, under the next free name; returns that name.
 
-        order  whose wish it is: the same order asked again gets the first one's name, and no second video
+        order  the id of the request: a repeated request gets the first name again, and no second video
         """
         with self._lock:
-            return self.again.republish(self._stores.ledger.get(job_id), order)
+            return self.republisher.republish(self._stores.ledger.get(job_id), order)
 
     def delete(self, job_id: str) -> None:
-        """Forget an ended job: its row and the video that was kept, and for a job that came over REST all of its files.
+        """Delete an ended job: its row and the kept video; all of its files if it came over REST.
 
-        What somebody dropped into the inbox, and what came of it in the outbox, stays theirs. The row goes last, so
-        that a crash in between leaves a job that can be deleted again. Raises `IllegalTransition`.
+        The inputs and the video of a job from the inbox stay where its user finds them. The row is deleted last, so
+        that the deletion can be repeated after a crash. Raises `IllegalTransition`.
         """
         with self._lock:
             job = self._stores.ledger.get(job_id)
@@ -238,7 +238,7 @@ class Finisher:
                 self._stores.outbox.of_queue(job.queue).withdraw(job_id, job.out_name)
                 if job.kept is not None:
                     remove_tree(Path(job.kept))
-            self.again.drop(job_id)
+            self.republisher.drop(job_id)
             for suffix in (VIDEO, SIDECAR):
                 self.result(job_id, suffix).unlink(missing_ok=True)
             reach("delete-before-row")

@@ -1,17 +1,17 @@
-"""What jobs leave behind, piece by piece: where it lies, since when, how large it is, and its removal.
+"""The files that ended jobs and uploads leave: list them with place, age and size, and remove them.
 
     outbox     a finished video with its sidecar
     archive    the inputs of a finished or cancelled job
     failed     the inputs of a failed job, and the reason
-    results    the video kept beside the ledger
-    uploads    what a client of the REST service sent
+    results    the video that is kept in the state folder
+    uploads    files that a client of the REST service sent
 
-A piece is ours when a file of ours in it says so: the sidecar, `job.json`, `facts.json`. Whatever else lies in these
-folders stays, and so do the folders that hold it. Links are never followed: a folder is opened step by step from its
-root, the proof is read again through that descriptor, and names are unlinked in it. A shared folder is other people's
-too, and what is in it may change at any moment.
+A piece is a group of files that go together. It is ours if a file of ours in it proves so: the sidecar, `job.json`,
+`facts.json`. All other files in these folders stay, and so do the folders that hold them. Links are never followed: a
+folder is opened step by step from its root, the proof is read again through that descriptor, and names are unlinked in
+it. Other people use a shared folder too, and its content may change at any moment.
 
-Which of them have had their time is `retention`'s question.
+Leaves the question which of them have expired to `retention`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Piece:
     """Files that belong to one job or upload and go together.
 
     root, parts  their folder: `root`, and the folders that lead from there to it
-    names        the files, in the order in which they go; the last one is the proof that they are ours
-    at_s         when they came, seconds since 1970; 0 when they are not to be waited for
+    names        the files, in the order of their removal; the last one is the proof that they are ours
+    at_s         when they were written, seconds since 1970; 0 if they may go at once
     exempt       an open job needs it, or its client asked to persist it
     """
 
@@ -65,13 +65,13 @@ class Piece:
         return self.root.joinpath(*self.parts)
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- listing -----------------------------------------------------------------------------------------------------------
 
 
 def published(root: Path, persisting: Collection[str]) -> Iterator[Piece]:
-    """The videos in an outbox, and in the folders of sub-inboxes in it.
+    """The videos in an outbox, and in its folders of queues.
 
-    A video that was taken leaves its sidecar, and a redrop that was skipped has nothing else.
+    When a consumer has taken the video, its sidecar stays; a skipped redrop has only a sidecar.
     """
     for parts in ((), *((name,) for name in _folders_in(root))):
         for entry in _files_in(root.joinpath(*parts)):
@@ -85,7 +85,7 @@ def published(root: Path, persisting: Collection[str]) -> Iterator[Piece]:
 
 
 def kept_results(root: Path, persisting: Collection[str]) -> Iterator[Piece]:
-    """The videos in `state/results`, each under its job's id."""
+    """The videos in `state/results`, each named by its job's id."""
     for entry in _files_in(root):
         job_id = entry.name.removesuffix(".json")
         facts = facts_in(Path(entry.path)) if _ID.fullmatch(job_id) else {}
@@ -99,7 +99,7 @@ def _is_sidecar(facts: dict[str, Any]) -> bool:
 
 
 def _stands_beside(sidecar: str, video: str, job_id: str) -> bool:
-    """Has the sidecar its video's name, or the longer one that it gets when somebody had that name?"""
+    """Does the sidecar have its video's name, or the longer one that it gets when that name was taken?"""
     stem = video.removesuffix(".mp4")
     return video != stem and "/" not in video and sidecar in (f"{stem}.json", f"{stem} {job_id}.json")
 
@@ -113,7 +113,7 @@ def _video(
     video: str | None,
     persisting: Collection[str],
 ) -> Iterator[Piece]:
-    """The piece; none when somebody else's file has the video's name by now."""
+    """The piece; none when a foreign file has the video's name by now."""
     status = sidecar.stat(follow_symlinks=False)
     names, size = [sidecar.name], status.st_size
     if video is not None and os.path.lexists(path := root.joinpath(*parts, video)):
@@ -155,7 +155,7 @@ def _inputs(kind: str, root: Path, parts: tuple[str, ...], persisting: Collectio
 
 
 def stored(root: Path, needed: Collection[str]) -> Iterator[Piece]:
-    """The uploads. Deleted and torn ones are as old as can be."""
+    """The uploads. Deleted and incomplete ones have the time 0."""
     uploads = Uploads(root.parent)
     device = root.stat().st_dev
     for name in _folders_in(root):
@@ -173,7 +173,7 @@ def _folders_in(folder: Path) -> list[str]:
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, without what is hidden: markers, unfinished files."""
+    """The entries of a folder without the hidden ones: markers, unfinished files."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
@@ -189,9 +189,9 @@ def _is_regular(status: os.stat_result) -> bool:
 
 
 def remove(piece: Piece) -> bool:
-    """Delete a piece, if it is still the one that was looked at; says whether it was.
+    """Delete a piece, if it is still the one that was listed; returns whether it was.
 
-    A crash leaves the proof, so that the rest goes the next time. Raises OSError for what the disk says.
+    The proof is deleted last, so that a removal can be completed after a crash. Raises OSError of the disk.
     """
     if piece.kind == UPLOADS:
         return Uploads(piece.root.parent).remove(piece.id, seen_at_s=piece.at_s)
@@ -210,14 +210,14 @@ def remove(piece: Piece) -> bool:
 
 
 def _is_ours(piece: Piece, folder: int) -> bool:
-    """Does the proof still name that job, and is its video the very file that was published?"""
+    """Does the proof still name that job, and is its video the file that was published?"""
     facts = facts_in(piece.names[-1], folder)
     videos = piece.names[:-1] if piece.kind == OUTBOX else ()
     return facts.get("id") == piece.id and all(_sha256(name, folder) == facts.get("sha256") for name in videos)
 
 
 def _remove_empty(piece: Piece) -> None:
-    """Remove the folders of inputs below the root, from the inside, as far as nothing else lies in them."""
+    """Remove the folders of inputs below the root, innermost first, unless they hold other files."""
     if piece.kind not in (ARCHIVE, FAILED):
         return
     with contextlib.suppress(OSError):
@@ -252,7 +252,7 @@ def _sha256(name: str, folder: int) -> str:
 
 
 def facts_in(name: str | Path, folder: int | None = None) -> dict[str, Any]:
-    """The object in a small file of ours; empty when it is none, or a link, or larger than any of ours."""
+    """The JSON object in a small file of ours; empty if there is none, if it is a link, or if it is too large."""
     try:
         with os.fdopen(open_regular(name, folder=folder), "rb") as file:
             found = json.loads(file.read(_MOST_PROOF_BYTES))

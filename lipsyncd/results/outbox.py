@@ -2,9 +2,9 @@
 
 A result is first *staged* under hidden names on the outbox's own file system. Once the spool has noted that (`staged`),
 the hidden files are tokens: present means not shown yet, absent means shown, even when a consumer has taken the video
-away a moment later. Showing is a rename that refuses to replace. The sidecar comes last: its presence says complete.
+away a moment later. Showing is a rename that refuses to replace. The sidecar comes last and marks a complete result.
 
-Owns the outbox as a writer. Whether it is mounted at all is asked of `Folders` first; this module never makes it.
+The only writer of results in the outbox. Callers check first that it is mounted (`Folders`); it is never created here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Outbox:
         self._hidden = root / HIDDEN if hidden is None else hidden
 
     def of_queue(self, queue: str) -> Outbox:
-        """The outbox's folder for the results of a queue, which is made when it is needed; the outbox itself for ""."""
+        """The outbox's folder for the results of a queue, which is created when needed; the outbox itself for ""."""
         if not queue:
             return self
         return Outbox(self.root / queue, mode=self.mode, group=self.group, hidden=self._hidden)
@@ -49,7 +49,7 @@ class Outbox:
         return self.root / f"{out_name}.{suffix}"
 
     def stage(self, job_id: str, video: Path, sha256: str, sidecar: bytes) -> None:
-        """Put hidden copies into the outbox, durable and of the expected bytes. Repeating it starts afresh."""
+        """Put hidden copies into the outbox, durable and of the expected bytes. A repeated call starts again."""
         target = self.token(job_id, VIDEO)
         target.unlink(missing_ok=True)
         descriptor = open_regular(video)
@@ -70,7 +70,7 @@ class Outbox:
         fsync_folder(self._hidden)
 
     def is_free(self, out_name: str) -> bool:
-        """Neither a video nor a sidecar of that name lies there."""
+        """True if neither a video nor a sidecar of that name exists."""
         return not any(os.path.lexists(self.path(out_name, suffix)) for suffix in (VIDEO, SIDECAR))
 
     def is_staged(self, job_id: str, suffix: str) -> bool:
@@ -106,14 +106,14 @@ class Outbox:
             self.token(job_id, suffix).unlink(missing_ok=True)
 
     def withdraw(self, job_id: str, out_name: str) -> None:
-        """Take a job's result away again, if that of this name is still its own. The sidecar, which says so, last."""
+        """Delete the result of that name if it is still this job's. The sidecar, which proves it, is deleted last."""
         if (read_json(self.path(out_name, SIDECAR)) or {}).get("id") == job_id:
             for suffix in (VIDEO, SIDECAR):
                 self.path(out_name, suffix).unlink(missing_ok=True)
             fsync_folder(self.root)
 
     def sweep(self, staged: set[str]) -> int:
-        """Remove hidden files of no staged job; gives their number. Only at start, with the outbox mounted."""
+        """Remove the hidden files of jobs that are not staged; returns their number. Only at start, while mounted."""
         torn = [path for path in self._hidden.glob("*.part") if path.name.partition(".")[0] not in staged]
         for path in torn:
             path.unlink(missing_ok=True)

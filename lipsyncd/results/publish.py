@@ -1,7 +1,7 @@
 """Show a finished video in the outbox and take its job to `done`.
 
-A row of steps that may be repeated after a crash at any of them: the spool tells how far an earlier try came. Staging
-and showing are the outbox's; which name a video gets, and what the ledger records, is decided here.
+A series of steps that may be repeated after a crash: the spool shows how far an earlier try got. Leaves staging and
+showing to `outbox`; decides which name a video gets and what the ledger records.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Publisher:
         self._failures = failures
 
     def publish(self, work: JobUnderWay) -> Job:
-        """Take a job in `publishing` to `done`, from wherever an earlier try came to.
+        """Take a job in `publishing` to `done`, from the step that an earlier try reached.
 
         Raises `OutboxUnavailable`, OSError of the outbox's disk, `NameTaken`, `BadResult`: the job then stays as it is.
         Raises `IllegalTransition` when another thread has ended the job.
@@ -61,14 +61,14 @@ class Publisher:
             return work.job
 
     def publish_due(self) -> bool:
-        """Publish the jobs that wait for it; False when there was none. One that cannot be published waits a while."""
+        """Publish the jobs that wait for it; False when there was none. Those that fail wait for a while."""
         due = [job for job in self._stores.ledger.in_state(JobState.PUBLISHING) if job.not_before_ms <= now_ms()]
         for job in due:
             self.try_publish(job)
         return bool(due)
 
     def try_publish(self, job: Job, work: JobUnderWay | None = None) -> None:
-        """`publish`, or a note in the ledger why the job has to wait. Raises `LedgerUnavailable`."""
+        """`publish`; on a failure, record in the ledger why the job waits or fails. Raises `LedgerUnavailable`."""
         try:
             self.publish(work or self._stores.spool.open(job))
         except Exception as error:
@@ -77,20 +77,20 @@ class Publisher:
             self._stores.obstacles.clear(PUBLISH.name)
 
     def heal(self) -> bool:
-        """Let jobs go on whose obstacle has changed; gives whether there were any."""
+        """Release the jobs whose obstacle has changed; returns whether there were any."""
         codes = self._stores.obstacles.changed()
         count = self._stores.ledger.release(*codes) if codes else 0
         self._stores.obstacles.forget(codes)
         if count:
             self._stores.wake()
-            log.info("looking again at %d jobs that wait: %s", count, ", ".join(codes))
+            log.info("trying %d waiting jobs again: %s", count, ", ".join(codes))
         return count > 0
 
     def _obstacle(self, _blocked: Blocked) -> tuple[str, ReadState]:
         return PUBLISH.name, self._state_of_outbox
 
     def _state_of_outbox(self) -> Hashable:
-        """Cheap to look at, and different once results may fit into the outbox again."""
+        """Cheap to compare, and different once results may fit into the outbox again."""
         there, root = self._stores.folders.available("outbox"), self._stores.outbox.root
         floor_mb = self._stores.settings.now.paths.min_free_mb
         return there and (os.access(root, os.W_OK | os.X_OK), not shortage(root, floor_mb))
@@ -121,7 +121,7 @@ class Publisher:
         return out_name
 
     def _show_first(self, work: JobUnderWay, output: Output, out_name: str) -> str:
-        """Give the video, or the sidecar where there is no video, its name or the next free one; gives that name."""
+        """Give the video, or the sidecar where there is no video, its name or the next free one; returns that name."""
         first, outbox = _first(output), self._stores.outbox.of_queue(work.spec.queue)
         while outbox.is_staged(work.id, first):
             if outbox.is_free(out_name):

@@ -1,4 +1,4 @@
-"""What shapes a video besides its inputs and options: the settings that two equal orders must share to be one work."""
+"""The settings and versions that shape a video besides its inputs and options: redrops share a video if they match."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lipsyncd.settings import Settings
 def recipe_of(settings: Settings) -> str:
     """16 hex digits that change when a video made now would differ from one made with other settings or versions.
 
-    The weights count by their lock list: its hashes say which ones they are.
+    The weights are represented by their lock list, which holds their hashes.
     """
     output, speech = settings.output, settings.speech
     encoding = [output.crf, output.preset, output.audio_kbps]

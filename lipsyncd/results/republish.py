@@ -1,10 +1,10 @@
-"""Put a finished video into the outbox once more: exactly once for each order, also when a crash comes in between.
+"""Put a finished video into the outbox once more: exactly once for each order, also over a crash.
 
-A plan in `state/again` says what is under way. It is written when the hidden copies are durable, so from then on they
-are tokens as in `outbox`: gone means shown. The plan stays, as shown, for as long as its order may come again, which is
-until the order's file is gone from `state/control`; without that, a restart would carry the same order out twice.
+A plan in `state/again` records an order under way. It is written once the hidden copies are durable, so from then on
+they are tokens as in `outbox`: gone means shown. A plan that was carried out stays until its order's file is gone from
+`state/control`; without it, a restart would carry out the same order twice.
 
-Owns `state/again`. Who may have a video again, and under which lock, is the finisher's business.
+Owns `state/again`. Leaves the lock, and the choice of the job, to the finisher.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """One order: which name the job's video gets, and whether it has it. `order` is empty when no file asked for it."""
+    """One order: the name that the job's video gets, and whether it has it. `order` is "" without an order file."""
 
     order: str
     out_name: str
@@ -45,19 +45,19 @@ class Republisher:
         self._folders = folders
 
     def republish(self, job: Job, order: str) -> str:
-        """Show the job's kept video under the next free name and give that name; for a repeated order, the first one.
+        """Show the job's kept video under the next free name and return that name; for a repeated order, the first one.
 
         Raises `IllegalTransition` for a job without a video of its own, `ResultGone`, `OutboxUnavailable`.
         """
         plan = self._plan(job.id)
         if plan is not None and not plan.shown:
-            plan = self._carry_out(job, plan)  # what an unmounted outbox has interrupted
+            plan = self._carry_out(job, plan)  # an unmounted outbox interrupted it
         if plan is not None and plan.order == order != "":
             return plan.out_name
         return self._carry_out(job, self._begin(job, order)).out_name
 
     def resume(self) -> None:
-        """Show what was cut off on its way, and forget the orders that cannot come again."""
+        """Carry out the orders that were interrupted, and remove the plans whose order file is gone."""
         for job_id, plan in list(self.under_way()):
             job = self.ledger.find(job_id)
             if job is None:
@@ -81,20 +81,20 @@ class Republisher:
                 yield path.stem, plan
 
     def drop(self, job_id: str) -> None:
-        """Forget the plan of a job that is forgotten."""
+        """Remove the plan and the hidden files of a deleted job."""
         self.outbox.unstage(job_id)
         self._file(job_id).unlink(missing_ok=True)
 
     # -- one order -----------------------------------------------------------------------------------------------------
 
     def _begin(self, job: Job, order: str) -> Plan:
-        """Stage the kept video, then write the plan; what is staged without a plan is swept at the next start."""
+        """Stage the kept video, then write the plan; the next start removes staged files without a plan."""
         video, facts = (self._folders.results / f"{job.id}.{suffix}" for suffix in (VIDEO, SIDECAR))
         if job.state is not JobState.DONE:
             raise IllegalTransition(f"job {job.id} is {job.state.value}; only finished ones are published again")
         if not video.exists() and job.duplicate_of is not None:
             raise ResultGone(
-                f"job {job.id} has no video of its own: it brought the inputs of job {job.duplicate_of} again",
+                f"job {job.id} has no video of its own: it has the inputs of job {job.duplicate_of}",
                 remedy=f"lipsyncd republish {job.duplicate_of}",
             )
         if not video.exists() or job.out_sha256 is None:
@@ -112,16 +112,16 @@ class Republisher:
         return plan
 
     def _carry_out(self, job: Job, plan: Plan) -> Plan:
-        """From the plan to the end of it. Each step may be repeated."""
+        """Carry out the rest of a plan. Each step may be repeated."""
         plan = self._show_video(job, plan)
         reach("again-half-shown")
-        shelf = self.outbox.of_queue(job.queue)
-        if shelf.is_staged(job.id, SIDECAR):
+        outbox = self.outbox.of_queue(job.queue)
+        if outbox.is_staged(job.id, SIDECAR):
             try:
-                shelf.show_again(job.id, SIDECAR, plan.out_name)
+                outbox.show_again(job.id, SIDECAR, plan.out_name)
             except FileExistsError:
-                # Somebody wrote a file of that name in the last moment. The sidecar says which video is its own.
-                shelf.show_again(job.id, SIDECAR, f"{plan.out_name} {job.id}")
+                # Another program has just written a file of that name. The sidecar names its video.
+                outbox.show_again(job.id, SIDECAR, f"{plan.out_name} {job.id}")
         self._require_outbox()
         self.ledger.note(job.id, f"published again as {plan.out_name}.mp4")
         reach("again-shown")
@@ -130,13 +130,13 @@ class Republisher:
         return plan
 
     def _show_video(self, job: Job, plan: Plan) -> Plan:
-        """Give the video the planned name, or the next free one when somebody has taken it meanwhile."""
+        """Give the video the planned name, or the next free one when it was taken meanwhile."""
         self._require_outbox()
-        shelf = self.outbox.of_queue(job.queue)
-        while shelf.is_staged(job.id, VIDEO):
-            if shelf.is_free(plan.out_name):
+        outbox = self.outbox.of_queue(job.queue)
+        while outbox.is_staged(job.id, VIDEO):
+            if outbox.is_free(plan.out_name):
                 with contextlib.suppress(FileExistsError):
-                    shelf.show_again(job.id, VIDEO, plan.out_name)
+                    outbox.show_again(job.id, VIDEO, plan.out_name)
                     return plan
             plan = replace(plan, out_name=self._free_name(job))
             staged = self.outbox.token(job.id, SIDECAR).read_bytes()
@@ -146,8 +146,8 @@ class Republisher:
         return plan
 
     def _free_name(self, job: Job) -> str:
-        number, out_name, shelf = 1, job.out_name, self.outbox.of_queue(job.queue)
-        while not shelf.is_free(out_name):
+        number, out_name, outbox = 1, job.out_name, self.outbox.of_queue(job.queue)
+        while not outbox.is_free(out_name):
             number += 1
             out_name = f"{job.out_name} ({number})"
         return out_name

@@ -1,9 +1,9 @@
-"""What has had its time: by age, by size, and when a disk runs full.
+"""Which files and rows have expired: by age, by size, and when a disk runs full.
 
-Each kind of piece has its own limits; ledger rows have theirs. The oldest goes first. What a client asked to `persist`
-stays, and so does an upload that an open job or a manifest in the inbox names.
+Each kind of piece has its own limits; ledger rows have theirs. The oldest goes first. Results that a client asked to
+`persist` stay, and so does an upload that an open job or a manifest in the inbox names.
 
-Says what may go. When it goes is `housekeeping`'s business, how it goes `pieces`'.
+Only chooses. Leaves the times to `housekeeping` and the removal to `leftovers`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lipsyncd.storage.uploads import PREFIX
 
 LEDGER = "ledger"
 _NAMED_UPLOAD = re.compile(re.escape(PREFIX).encode() + rb"([0-9a-f-]{36})")
-_YOUNG_S = 3600.0  # nothing younger goes early: somebody may be about to fetch it
-_AHEAD_S = 30 * 86400.0  # nobody sets a right clock back by so much
+_YOUNG_S = 3600.0  # nothing younger goes early: a client may be about to fetch it
+_AHEAD_S = 30 * 86400.0  # no correct clock is set back by so much
 _GB = 1_000_000_000
 
 
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Count:
-    """What goes of one kind, and what there was of it: numbers of pieces, or of rows, and bytes."""
+    """How much of one kind goes, and how much there was: pieces, or rows, and bytes."""
 
     kind: str
     goes: int
@@ -88,12 +88,12 @@ class Retention:
         return sorted(found, key=lambda piece: (piece.at_s, piece.id))
 
     def due(self, kind: str, now_s: float) -> tuple[list[Piece], list[Piece]]:
-        """The pieces of a kind that have had their time or are too many, and all pieces of that kind."""
+        """The pieces of a kind that are too old or over the size, and all pieces of that kind."""
         there = self.pieces(kind)
         return over(there, self.limits[kind], now_s), there
 
     def early(self, device: int, wanted_bytes: float, now_s: float) -> list[Piece]:
-        """What goes before its time when a disk runs full: the oldest on it, of all kinds that have a limit."""
+        """The pieces to remove early when a disk runs full: the oldest on it, of all kinds that have a limit."""
         limited = [kind for kind in KINDS if self.limits[kind].any]
         candidates = [piece for kind in limited for piece in self.pieces(kind) if piece.device == device]
         chosen, found = [], 0
@@ -121,7 +121,7 @@ class Retention:
         ]
 
     def count(self, now_s: float) -> list[Count]:
-        """What a pruning now would do, by kind."""
+        """How much would be pruned now, by kind."""
         found = {kind: self.due(kind, now_s) for kind in KINDS}
         rows = self.old_rows(now_s, without={piece.id for piece in found[FAILED][0]})
         counts = [count_of(kind, due, there) for kind, (due, there) in found.items()]
@@ -132,9 +132,9 @@ class Retention:
         return sum(self._view.counts().values())
 
     def _uploads_in_use(self, root: Path) -> set[str]:
-        """Uploads that jobs may still read; all of them while the inbox cannot be asked.
+        """Uploads that jobs may still read; all of them while the inbox cannot be read.
 
-        The inbox first: a manifest leaves it when the job has its row.
+        The inbox is read first: a manifest leaves it once the job has its row.
         """
         if not self._folders.available("inbox"):
             return {path.name for path in root.iterdir()}
@@ -165,13 +165,13 @@ def over(there: Sequence[Piece], limits: Limits, now_s: float) -> list[Piece]:
 def _turn(piece: Piece, now_s: float) -> tuple[bool, float, str]:
     """The order in which pieces go: the oldest first.
 
-    What comes from the far future was made while the clock was wrong by years, and so before all that is dated now.
+    A date in the far future was set by a clock that was years ahead, so that file is older than those dated now.
     """
     return piece.at_s <= now_s + _AHEAD_S, piece.at_s, piece.id
 
 
 def count_of(kind: str, gone: Collection[Piece], there: Collection[Piece]) -> Count:
-    """Numbers of what goes and of what there is."""
+    """Count what goes and what there is."""
     frees, holds = (sum(piece.size_bytes for piece in some) for some in (gone, there))
     return Count(kind, len(gone), frees, len(there), holds)
 

@@ -1,4 +1,4 @@
-"""What stands beside a finished video, and beside inputs that failed: two small JSON files for people and scripts."""
+"""The JSON files beside a finished video and beside the inputs of a failed job, for people and scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lipsyncd.jobs.prepared import Output
 
 
 def of_video(job: Job, spec: JobSpec, output: Output, out_name: str) -> bytes:
-    """The sidecar `stem.json`: which file it belongs to, what it was made of, and how."""
+    """The sidecar `stem.json`: which file it describes, from which inputs it was made, and how."""
     render_fps = output.frames * 1000 / output.render_ms if output.render_ms else None
     return _dump(
         {

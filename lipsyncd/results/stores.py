@@ -1,4 +1,4 @@
-"""Where the jobs of one daemon are kept: one object, handed to every part that works on jobs."""
+"""The ledger, spool and folders of one daemon's jobs, in one object for every part that works on jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.spool import Spool
 
-LONGEST_LOOK_S = 300.0  # the ledger is read so often even when no job is expected to be due
+LONGEST_LOOK_S = 300.0  # the ledger is read at least this often
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Stores:
                 event.set()
 
     def seconds_until_due(self) -> float:
-        """How long no waiting job will be due, as the ledger stands; at most `LONGEST_LOOK_S`."""
+        """Seconds until the next waiting job is due, by the ledger; at most `LONGEST_LOOK_S`."""
         due_ms = self.ledger.next_due_ms()
         return LONGEST_LOOK_S if due_ms is None else min(max(due_ms - now_ms(), 0) / 1000, LONGEST_LOOK_S)
 

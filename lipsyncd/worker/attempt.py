@@ -34,7 +34,7 @@ from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import sha256_of
 from lipsyncd.storage.spool import JobUnderWay
 from lipsyncd.weights import RENDERER, AutoPull
-from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.check_result import validate
 from lipsyncd.worker.child_process import Executor, RenderCancelled
 from lipsyncd.worker.protocol import Batch, Progress, Render, Result
@@ -50,15 +50,15 @@ class DaemonStops(Exception):
 class Device:
     """What renders on one device.
 
-    weights   asked before each render that opens weights: they are verified, or pulled
-    ceilings  how many frames at a time have fitted into each device
+    weights       verified, or pulled, before each render that opens weights
+    batch_limits  how many frames at a time have fitted into each device
     """
 
     name: str
     executor: Executor
     ffmpeg: Path
     weights: AutoPull
-    ceilings: Ceilings
+    batch_limits: BatchLimits
 
     def place(self, renderer: str) -> str:
         return f"{renderer} on {self.name}"
@@ -155,7 +155,7 @@ class Attempt:
 
     def _execute(self, request: Render) -> Result:
         terms = self._device.terms(request.renderer, self._stores.settings.now.render.max_vram_gb)
-        most = self._device.ceilings.most(self._device.name, request.renderer, terms)
+        most = self._device.batch_limits.most(self._device.name, request.renderer, terms)
         try:
             return self._device.executor.render(
                 replace(request, most=most),
@@ -166,10 +166,10 @@ class Attempt:
         except OutOfMemory:
             if self._at_a_time > 1:  # the child had no chance to try fewer by itself
                 self._lower(self._at_a_time, self._at_a_time // 2, request.renderer, terms)
-            self._device.executor.close()  # only an end gives all memory back
+            self._device.executor.close()  # only the end of the process gives all memory back
             raise
         except Blocked:
-            self._device.executor.close()  # a process that has looked for a device or a package once finds no new one
+            self._device.executor.close()  # a process that looked for a device or package once never finds a new one
             raise
         except RenderCancelled:
             if self._cut_off() and not self._stores.ledger.get(request.job_id).cancel_requested:
@@ -190,7 +190,7 @@ class Attempt:
             self._lower(message.too_many, message.size, renderer, terms)
 
     def _lower(self, too_many: int, most: int, renderer: str, terms: str) -> None:
-        self._device.ceilings.lower(self._device.name, renderer, terms, most)
+        self._device.batch_limits.lower(self._device.name, renderer, terms, most)
         note = f"{too_many} frames at a time did not fit into memory, {most} are tried"
         self._stores.ledger.note(self._work.id, note)
         log.warning("job %s: %s", self._work.id, note)

@@ -1,6 +1,6 @@
-"""Whether a rendered MP4 is what the job asked for.
+"""Check that a rendered MP4 is what the job asked for.
 
-A result is believed only after `validate`: an encoder that ran out of disk, was killed or was handed too few frames
+A result is accepted only after `validate`: an encoder that ran out of disk, was killed or was handed too few frames
 can leave a file that looks fine from its size and name.
 
 Leaves the reading of boxes to `lipsyncd.media.mp4` and the pixels to a jailed ffmpeg, which decodes the last second.
@@ -26,11 +26,11 @@ _AAC_PACKET_S = Fraction(1024, 48_000)  # an encoder may pad the end of the soun
 def validate(
     path: Path, *, frames: int, fps: Fraction, width: int, height: int, duration: Fraction, ffmpeg: Path
 ) -> None:
-    """Hold the MP4 at `path` against what was asked for, then decode its last second.
+    """Compare the MP4 at `path` with what was requested, then decode its last second.
 
     frames, fps, width, height   of the video; the frames are counted, their common length is exact
     duration                     seconds of sound that went in: the sound has to be whole
-    ffmpeg                       decodes; a file that was torn or overwritten shows at its end first
+    ffmpeg                       decodes the last second: a cut or overwritten file is damaged there first
 
     Raises `BadResult` that names the first thing that differs. Takes about 0.1 s, whatever the length.
     """
@@ -76,6 +76,8 @@ def _decode_last_second(path: Path, ffmpeg: Path) -> None:
     done = run_jailed(command, readable=[path.absolute()], timeout_s=_DECODE_TIMEOUT_S)
     if done.timed_out:
         raise BadResult(f"the MP4's last second does not decode within {_DECODE_TIMEOUT_S:g} s")
-    said = " | ".join(done.stderr_tail.split("\n")).strip(" |")
-    if done.returncode != 0 or said:
-        raise BadResult(f"the MP4 does not decode to its end: {said[-300:] or f'ffmpeg {exit_text(done.returncode)}'}")
+    errors = " | ".join(done.stderr_tail.split("\n")).strip(" |")
+    if done.returncode != 0 or errors:
+        raise BadResult(
+            f"the MP4 does not decode to its end: {errors[-300:] or f'ffmpeg {exit_text(done.returncode)}'}"
+        )

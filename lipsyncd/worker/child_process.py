@@ -1,8 +1,10 @@
-"""One render child of this machine: start it, give it a job, listen, and end it with everything it started.
+"""One render child of this machine: start it, give it a job, read its messages, and end it with everything it started.
 
 The child keeps what it has loaded between jobs; only its end gives all GPU memory back. Two clocks guard a render: the
 deadline, and the longest silence. Whatever goes wrong, the whole process group is killed and the next job gets a new
-child. Owns the process; which job is next is the worker's business.
+child.
+
+Owns the process. Leaves the choice of the next job to the worker.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from lipsyncd.errors import (
 )
 from lipsyncd.log import printable
 from lipsyncd.processes import exit_text
-from lipsyncd.worker.oom_kills import Witness, witness_of
+from lipsyncd.worker.oom_kills import OomCount, oom_count_of
 from lipsyncd.worker.protocol import (
     CANCELLED,
     LOADING,
@@ -56,20 +58,20 @@ _TICK_S = 0.1
 _CANCEL_GRACE_S = 0.7  # a cancelled render ends within a second, with or without the child's help
 _TAIL_LINES = 12
 _MAX_LINE_CHARS = 400
-# How libraries end a process that gets no more memory: the C library's loader, C++, and torch.
-_LAST_WORDS = ("cannot allocate memory", "bad_alloc", "out of memory")
+# What libraries print before they end a process without memory: the C library's loader, C++, and torch.
+_NO_MEMORY = ("cannot allocate memory", "bad_alloc", "out of memory")
 
 
 class RenderCancelled(Exception):
-    """The render was ended because somebody asked for it."""
+    """The render was ended on request."""
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long a child may take: to start, to render one job, and between two words.
+    """How long a child may take: to start, to render one job, and between two messages.
 
-    Loading a renderer is part of the start, also when the first job that wants it brings it about: gigabytes from a
-    slow disk, or a compiler that runs once, say nothing for long.
+    Loading a renderer counts as the start, also when the first job that needs it causes it: reading gigabytes from a
+    slow disk, or compiling once, takes long without a message.
     """
 
     start_s: float
@@ -78,7 +80,7 @@ class Timeouts:
 
 
 class Executor(Protocol):
-    """Where renders happen. `LocalChild` is a process of this machine; a cluster's would be another."""
+    """Where renders happen. `LocalChild` is a process of this machine; a cluster could have another."""
 
     def start(self) -> None: ...
 
@@ -98,11 +100,11 @@ class Executor(Protocol):
 
 @dataclass
 class _Process:
-    """A living child with our end of the line to it, and whoever would tell that the kernel ended it."""
+    """A live child, our end of its socket, and the counter that shows whether the kernel ended it."""
 
     popen: subprocess.Popen[bytes]
     line: socket.socket
-    witness: Witness | None = None
+    oom_count: OomCount | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
     buffer: bytearray = field(default_factory=bytearray)
 
@@ -113,7 +115,7 @@ class LocalChild:
     renderers  more renderers than the built-in ones, each as "name=module:Class"
     preload    a renderer to load at the start instead of with its first job
     variables  of the environment, besides our own
-    starts     how many processes it has been until now
+    starts     how many processes were started until now
     """
 
     def __init__(
@@ -141,18 +143,18 @@ class LocalChild:
         return None if self._process is None else self._process.popen.pid
 
     def idle_s(self) -> float:
-        """How long a living child has had nothing to do; 0 while there is none."""
+        """How long a live child has had no job; 0 while there is none."""
         return 0.0 if self._process is None else time.monotonic() - self._last_used_s
 
     def unwatched_s(self) -> float:
-        """How long ago the render under way was last looked after, several times a second; 0 without a render."""
+        """How long ago the render under way was last checked; 0 without a render."""
         watched_s = self._watched_s
         return 0.0 if watched_s is None else time.monotonic() - watched_s
 
-    # -- its life ------------------------------------------------------------------------------------------------------
+    # -- start and end -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the child, if there is none, and wait until it can take work.
+        """Start the child, unless there is one, and wait until it can take work.
 
         Raises `RenderCrashed` when it ends instead, `RenderStalled` when it takes too long.
         """
@@ -172,7 +174,7 @@ class LocalChild:
                 start_new_session=True,
             )
         ours.settimeout(_TICK_S)
-        self._process = _Process(popen, ours, witness_of(popen.pid))
+        self._process = _Process(popen, ours, oom_count_of(popen.pid))
         self.starts += 1
         assert popen.stdout is not None
         threading.Thread(target=_follow, args=(popen.stdout, self._process.tail), daemon=True).start()
@@ -194,7 +196,7 @@ class LocalChild:
             if isinstance(message, Failure):
                 raise from_reason({"code": message.code, "message": message.message, "remedy": message.remedy})
             if time.monotonic() > deadline:
-                raise RenderStalled(f"the render child was not ready after {start_s:g} s{_quoted(process)}")
+                raise RenderStalled(f"the render child was not ready after {start_s:g} s{_last_output(process)}")
 
     def close(self) -> None:
         """End the child and everything that it started; nothing happens when there is none."""
@@ -219,15 +221,15 @@ class LocalChild:
         stop: Callable[[], bool],
         batch: Callable[[Batch], None] = lambda _: None,
     ) -> Result:
-        """Render one job. `stop` is asked several times a second whether to give up.
+        """Render one job. `stop` is called several times a second and returns True to end the render.
 
         Raises `RenderCancelled` after a stop; `RenderTimeout`, `RenderStalled`, `RenderCrashed`, `OutOfMemory`; or
-        whatever the renderer itself said.
+        the error that the renderer itself reported.
         """
         self.start()
         process = self._process
         assert process is not None
-        process.witness = witness_of(process.popen.pid)
+        process.oom_count = oom_count_of(process.popen.pid)
         try:
             process.line.settimeout(None)
             process.line.sendall(to_line(request))
@@ -281,8 +283,8 @@ class LocalChild:
             if now - started > timeouts.deadline_s:
                 raise RenderTimeout(f"job {request.job_id} was not rendered within {timeouts.deadline_s:g} s")
             if now - heard > silence_s:
-                quiet = f"the render child said nothing for {silence_s:g} s"
-                raise RenderStalled(quiet + _quoted(process))
+                silence = f"the render child sent nothing for {silence_s:g} s"
+                raise RenderStalled(silence + _last_output(process))
 
     def _receive(self, process: _Process) -> Message | None:
         """The next message; None when none came within a tick. Raises `RenderCrashed` when the line is cut."""
@@ -304,7 +306,7 @@ class LocalChild:
             raise RenderCrashed(f"the render child does not speak our protocol: {error}") from error
 
     def _crash(self, process: _Process) -> RenderError:
-        """What the end of the child means."""
+        """The error for a child that ended by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(timeout=1.0)
         status = process.popen.poll()
@@ -317,20 +319,20 @@ class LocalChild:
             if kills is None:
                 return OutOfMemory("the render child was killed from outside, most likely for want of memory")
             return RenderCrashed(f"the render child {how} from outside, and not by the kernel for want of memory")
-        words = _quoted(process)
-        if any(sign in words.lower() for sign in _LAST_WORDS):
-            return OutOfMemory(f"the render child {how} for want of memory{words}")
-        return RenderCrashed(f"the render child {how}{words}")
+        output = _last_output(process)
+        if any(sign in output.lower() for sign in _NO_MEMORY):
+            return OutOfMemory(f"the render child {how} for want of memory{output}")
+        return RenderCrashed(f"the render child {how}{output}")
 
 
 def _kernel_kills(process: _Process) -> int | None:
-    """How many processes the kernel has ended for want of memory since this render began; None when nobody counts."""
-    return None if process.witness is None else process.witness.kills()
+    """How many processes the kernel has ended for want of memory since this render began; None if it does not count."""
+    return None if process.oom_count is None else process.oom_count.kills()
 
 
-def _quoted(process: _Process) -> str:
-    """The child's last words, for the message."""
-    time.sleep(0.05)  # let the thread that reads them come to the end
+def _last_output(process: _Process) -> str:
+    """The last lines that the child printed, for the message."""
+    time.sleep(0.05)  # the thread that reads them needs a moment
     return ": " + " | ".join(process.tail) if process.tail else ""
 
 

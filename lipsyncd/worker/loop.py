@@ -1,7 +1,7 @@
-"""One thread for each device: claim a job, have it rendered, publish the result; then the next one.
+"""One thread for each device: claim a job, render it, publish the result; then the next one.
 
 A failure that may pass is tried again after a while, up to `max_attempts`; one that cannot pass ends the job at once.
-The attempt is counted before the run, so a job that takes the daemon down with it does not do so for ever.
+The attempt is counted before the run, so a job that crashes the daemon does so only a few times.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Worker:
             self.device.executor.close()
 
     def round(self) -> bool:
-        """Publish what waits for that, else render one job; gives whether there was anything to do. Raises nothing."""
+        """Publish the jobs that wait for it, else render one job; returns whether there was work. Raises nothing."""
         try:
             return self._publisher.publish_due() or self.run_once()
         except LedgerUnavailable as error:
@@ -114,7 +114,7 @@ class Worker:
         except LedgerUnavailable:
             return False  # the next write reports it
         except Exception:
-            log.exception("worker for %s: cannot look after waiting jobs", self.device.name)
+            log.exception("worker for %s: cannot check the waiting jobs", self.device.name)
             return False
 
     def _preload(self) -> None:
@@ -152,7 +152,7 @@ class Worker:
         return True
 
     def _settle(self) -> None:
-        """Take up a run whose end could not be written into the ledger: the spool tells how far it came."""
+        """Continue a run whose end could not be written into the ledger: the spool shows how far it got."""
         spool, ledger = self._stores.spool, self._stores.ledger
         for job in ledger.in_state(JobState.RUNNING):
             if job.device != self.device.name:

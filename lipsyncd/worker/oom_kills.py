@@ -1,7 +1,7 @@
-"""Did the kernel end a process for want of memory? It keeps count of those that it has ended; a SIGKILL says nothing.
+"""Did the kernel end a process for want of memory? Its own counters show it; a SIGKILL alone does not.
 
-The count of the process's own control group is asked for where there is one that anybody may read, since it knows of
-nobody else's processes; the count of the whole machine otherwise. No privilege is needed for either.
+The counter of the process's control group is read where there is one that is readable, since it counts no other
+processes; else the counter of the whole machine. Neither needs a privilege.
 
 Source: the kernel's Documentation/admin-guide/cgroup-v2.rst (`memory.events`) and cgroup-v1/memory.rst
 (`memory.oom_control`); `oom_kill` in /proc/vmstat since Linux 4.13. Each is raised before the signal is sent.
@@ -17,24 +17,24 @@ _PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
-class Witness:
-    """A count at one moment. `file` is where the kernel keeps it."""
+class OomCount:
+    """A counter of the kernel and its value at one moment. `file` is where the kernel shows it."""
 
     file: Path
     before: int
 
     def kills(self) -> int | None:
-        """How many processes it has ended since then; None when the count is gone, with its control group."""
+        """How many processes the kernel has ended since then; None when the control group is gone."""
         now = _count(self.file)
         return None if now is None else now - self.before
 
 
-def witness_of(pid: int, proc: Path = _PROC) -> Witness | None:
-    """Whoever would tell that the kernel ends this living process; None where nobody counts."""
+def oom_count_of(pid: int, proc: Path = _PROC) -> OomCount | None:
+    """The counter that rises when the kernel ends this process for want of memory; None where there is none."""
     for file in (*_groups(pid, proc), proc / "vmstat"):
         count = _count(file)
         if count is not None:
-            return Witness(file, count)
+            return OomCount(file, count)
     return None
 
 
@@ -56,13 +56,13 @@ def _groups(pid: int, proc: Path) -> Iterator[Path]:
     for line in groups:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            yield from (folder / "memory.events" for folder in _seen(path, mounts, "cgroup2", ""))
+            yield from (folder / "memory.events" for folder in _mounted_at(path, mounts, "cgroup2", ""))
         elif "memory" in controllers.split(","):
-            yield from (folder / "memory.oom_control" for folder in _seen(path, mounts, "cgroup", "memory"))
+            yield from (folder / "memory.oom_control" for folder in _mounted_at(path, mounts, "cgroup", "memory"))
 
 
-def _seen(path: str, mounts: list[str], kind: str, option: str) -> Iterator[Path]:
-    """Where a control group of that path shows: a container may see only a part of the hierarchy."""
+def _mounted_at(path: str, mounts: list[str], kind: str, option: str) -> Iterator[Path]:
+    """The folders of a control group of that path: a container may see only a part of the hierarchy."""
     for line in mounts:
         fields = line.split()
         root, place, rest = PurePosixPath(fields[3]), fields[4], fields[fields.index("-") + 1 :]

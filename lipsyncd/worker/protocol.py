@@ -1,15 +1,15 @@
-"""What the daemon and a render child say to each other: one JSON object a line, over a socketpair.
+"""The messages between the daemon and a render child: one JSON object a line, over a socketpair.
 
     daemon                     child
                                Ready      once, when it can take work
     Render ───────────────────►
-                               Progress   while it works; never further apart than a second or so
-                               Batch      before so many frames at a time are tried, where a renderer works like that
+                               Progress   while it works; about once a second
+                               Batch      before the batch size changes, from renderers that work in batches
     Cancel ───────────────────►           the child ends the render and answers Failure("cancelled")
                                Result     or Failure
     (closes its end) ─────────►           the child ends
 
-Paths travel, never bytes: both sides see the same spool folder.
+Messages carry paths, never file contents: both sides see the same spool folder.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Batch:
-    """So many frames at a time from now on. `too_many` at a time did not fit into memory; 0 when nothing failed."""
+    """`size` frames at a time from now on. `too_many` at a time did not fit into memory; 0 when nothing failed."""
 
     job_id: str
     size: int
@@ -132,7 +132,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), 
 
 
 def _check_types(message: Any) -> None:
-    """A child may be somebody's own program: a number that is text would fail later, far from here."""
+    """A child may be a program of the operator: text in place of a number would fail later, far from here."""
     for one in fields(message):
         value, allowed = getattr(message, one.name), _TYPES.get(str(one.type), (Mapping, Picture, Sound, Video))
         if value is None and one.default is None:

@@ -30,7 +30,7 @@ from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.attempt import Device, render_request
-from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.child_process import LocalChild, Timeouts
 from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Render, Result
@@ -101,7 +101,7 @@ class Stage:
     def _worker(self, executor: ReadyMade | LocalChild) -> Worker:
         weights = AutoPull(store_of(self.settings.now), allowed=False)
         return Worker(
-            Device("cpu", executor, find(), weights, Ceilings(self.home.path("state") / "ceilings.json")),
+            Device("cpu", executor, find(), weights, BatchLimits(self.home.path("state") / "ceilings.json")),
             self.stores,
             self.finisher,
             self.failures,

@@ -27,7 +27,7 @@ from lipsyncd.storage.folders import HIDDEN, folders_of
 from lipsyncd.storage.spool import Spool
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.attempt import Device
-from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.child_process import Executor
 from lipsyncd.worker.loop import Worker
 from tests.kits.core_kit import spec_of
@@ -134,7 +134,7 @@ class JobsByHand:
         """A worker for the device "cpu" that renders by `executor`; `cut_off`: the daemon stops and waits no longer."""
         weights = AutoPull(store_of(self.settings), allowed=False)
         return Worker(
-            Device("cpu", executor, find(), weights, Ceilings(self.folders.state / "ceilings.json")),
+            Device("cpu", executor, find(), weights, BatchLimits(self.folders.state / "ceilings.json")),
             self.stores,
             self.finisher,
             self.failures,

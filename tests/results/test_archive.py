@@ -1,4 +1,4 @@
-"""Where the inputs of ended jobs lie: whole folders, original names, and the way back."""
+"""Where the inputs of ended jobs lie: whole folders, original names, copied back for a retry."""
 
 from __future__ import annotations
 
@@ -89,15 +89,15 @@ def test_keeping_again_after_a_crash_finds_the_first_folder(root: Path, spooled:
 
 def test_another_jobs_folder_of_that_name_is_left_alone(root: Path, spooled: Path) -> None:
     (root / "there").mkdir()
-    (root / "there" / "somebody's").write_bytes(b"")
+    (root / "there" / "a user's file").write_bytes(b"")
     one, two = job_with(spooled, {"image": "a.png"}), job_with(spooled, {"image": "a.png"})
     assert archive.put(root, "there", one, spooled).name == "there-2"
     assert archive.put(root, "there", two, spooled).name == "there-3"
     assert archive.put(root, "there", one, spooled).name == "there-2"
-    assert visible(root / "there") == ["somebody's"]
+    assert visible(root / "there") == ["a user's file"]
 
 
-def test_what_cannot_be_copied_leaves_no_folder(root: Path, spooled: Path) -> None:
+def test_a_failed_copy_leaves_no_folder(root: Path, spooled: Path) -> None:
     spec = job_with(spooled, {"image": "a.png"})
     (spooled / "image").unlink()
     with pytest.raises(FileNotFoundError):
@@ -105,7 +105,7 @@ def test_what_cannot_be_copied_leaves_no_folder(root: Path, spooled: Path) -> No
     assert visible(root) == []
 
 
-def test_folders_of_failed_jobs_sort_by_time_and_tell_the_stem() -> None:
+def test_folders_of_failed_jobs_sort_by_time_and_carry_the_stem() -> None:
     assert archive.failed_name(spec_of("anna"), AT_MS) == "20251124T160000Z-anna"
     assert archive.failed_name(spec_of("../etc/x\n"), AT_MS) == "20251124T160000Z-_etc_x_"
 

@@ -1,4 +1,4 @@
-"""The same bytes again: what becomes of them in each state of the first job, under each policy, and over crashes."""
+"""The same bytes again: in each state of the first job, under each policy, and over crashes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.daemon.test_recovery import Consumer
 from tests.kits.installation import Installation, picture, put, sound
 
 
-def drop(installation: Installation, name: str, *, seed: int = 0, seconds: float = 0.3, **said: Any) -> None:
+def drop(installation: Installation, name: str, *, seed: int = 0, seconds: float = 0.3, **fields: Any) -> None:
     """An order for `name`; its files have the same bytes for the same seed."""
     put(installation.path("inbox"), f"{name}-in.png", picture(seed))
     put(installation.path("inbox"), f"{name}-in.wav", sound(seconds, seed))
-    installation.drop_manifest(f"{name}-order", image=f"{name}-in.png", audio=f"{name}-in.wav", out_name=name, **said)
+    installation.drop_manifest(f"{name}-order", image=f"{name}-in.png", audio=f"{name}-in.wav", out_name=name, **fields)
 
 
 def video(installation: Installation, name: str) -> bytes:
@@ -70,8 +70,8 @@ def test_the_same_bytes_get_the_first_video_under_the_new_name_and_no_render(ins
 def test_other_options_are_other_work_unless_they_do_not_shape_the_video(installation: Installation) -> None:
     others: list[dict[str, Any]] = [{}, {"resolution": 128}, {"fps": 30}, {"stitch": True}, {"pad_s": 0.2}]
     with installation.running():
-        for number, said in enumerate(others):
-            drop(installation, f"job{number}", **said)
+        for number, fields in enumerate(others):
+            drop(installation, f"job{number}", **fields)
         assert [installation.until_done(f"job{number}").duplicate_of for number in range(len(others))] == [None] * len(
             others
         )
@@ -103,7 +103,7 @@ def test_a_video_that_is_gone_or_was_made_by_other_settings_is_rendered_again(in
 
 
 def test_a_kept_video_that_was_changed_is_not_taken(installation: Installation) -> None:
-    """Neither the copy beside the ledger, which rotted, nor the one in the outbox, which somebody edited."""
+    """Neither the copy beside the ledger, which rotted, nor the one in the outbox, which a user edited."""
     with installation.running():
         installation.drop_pair("anna")
         first = installation.until_done("anna")
@@ -228,7 +228,7 @@ def test_skip_leaves_a_sidecar_that_names_the_first_video(installation: Installa
     assert sorted(p.name for p in installation.path("outbox").glob("*.mp4")) == ["cara.mp4"]
     assert first.id in status
     assert refused.returncode == 1
-    assert f"brought the inputs of job {first.id} again" in refused.stderr
+    assert f"has the inputs of job {first.id}" in refused.stderr
     assert not out.exists()
 
 

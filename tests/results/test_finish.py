@@ -1,4 +1,4 @@
-"""How jobs end, and how they come back: each path, each place where something may be in the way."""
+"""Ending jobs and retrying them: each path, and each step that something may block."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_inputs_may_be_deleted_instead_of_archived(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "json"])
-def test_a_name_that_somebody_has_is_left_and_the_next_one_taken(by_hand: JobsByHand, suffix: str) -> None:
+def test_a_taken_name_is_left_and_the_next_one_used(by_hand: JobsByHand, suffix: str) -> None:
     """Video and sidecar always go by one name, so one of the two is enough to be in the way."""
     theirs = [occupy(by_hand, f"anna.{suffix}"), occupy(by_hand, f"anna (2).{suffix}")]
     job_id = by_hand.published()
@@ -149,7 +149,7 @@ def test_a_video_that_a_consumer_took_before_the_crash_is_not_shown_again(by_han
 
 
 @pytest.mark.parametrize("spoil", ["cut", "changed", "gone"])
-def test_a_video_that_spoils_in_the_spool_ends_its_job_and_nobody_elses(by_hand: JobsByHand, spoil: str) -> None:
+def test_a_video_that_spoils_in_the_spool_ends_its_job_and_no_other(by_hand: JobsByHand, spoil: str) -> None:
     bad = by_hand.rendered("bad")
     video = by_hand.spool.video(bad)
     if spoil == "cut":

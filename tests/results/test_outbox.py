@@ -1,4 +1,4 @@
-"""Showing files in the outbox: whole, once, and never over somebody else's."""
+"""Showing files in the outbox: whole, once, and never over a foreign file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_is_staged_is_hidden_and_whole(outbox: Outbox, video: Path) -> None
 
 def test_shown_files_have_their_name_their_mode_and_no_token(outbox: Outbox, video: Path) -> None:
     job_id = new_id()
-    mask = os.umask(0o077)  # the mode is the settings' business, not the daemon's mask's
+    mask = os.umask(0o077)  # the mode is set by the settings, whatever the daemon's umask
     try:
         outbox.stage(job_id, video, SHA256, b"{}")
     finally:
@@ -78,7 +78,7 @@ def test_staging_again_begins_afresh(outbox: Outbox, video: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [VIDEO, SIDECAR])
-def test_nothing_of_somebody_elses_is_replaced(outbox: Outbox, video: Path, suffix: str) -> None:
+def test_a_foreign_file_is_never_replaced(outbox: Outbox, video: Path, suffix: str) -> None:
     job_id = new_id()
     theirs = outbox.path("anna", suffix)
     theirs.write_bytes(b"theirs")
@@ -96,7 +96,7 @@ def test_a_dangling_link_has_the_name_too(outbox: Outbox) -> None:
     assert not outbox.is_free("anna")
 
 
-def test_of_many_who_show_the_same_name_one_gets_it(outbox: Outbox, video: Path) -> None:
+def test_of_many_jobs_that_show_the_same_name_one_gets_it(outbox: Outbox, video: Path) -> None:
     jobs = [new_id() for _ in range(8)]
     for job_id in jobs:
         outbox.stage(job_id, video, SHA256, b"{}")
@@ -140,7 +140,7 @@ def test_a_sweep_leaves_the_tokens_of_staged_jobs(outbox: Outbox, video: Path) -
     assert (outbox.root / HIDDEN / "outbox-id").exists()
 
 
-def test_what_will_not_be_shown_is_taken_off_the_stage(outbox: Outbox, video: Path) -> None:
+def test_unstaging_removes_the_hidden_files(outbox: Outbox, video: Path) -> None:
     job_id = new_id()
     outbox.stage(job_id, video, SHA256, b"{}")
     outbox.unstage(job_id)

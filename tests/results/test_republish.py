@@ -34,7 +34,7 @@ def ordered(by_hand: JobsByHand, job_id: str) -> Request:
 
 
 def killed_at(point: str, by_hand: JobsByHand, request: Request) -> None:
-    """Have another process carry out the order until it dies at a failpoint."""
+    """Let another process carry out the order until it dies at a failpoint."""
     pid = os.fork()
     if pid == 0:
         other = JobsByHand(by_hand.settings.paths.storage)
@@ -81,21 +81,21 @@ def test_an_order_is_remembered_until_its_file_is_answered(by_hand: JobsByHand) 
     assert by_hand.finisher.republish(job_id) == "anna (3)"
 
 
-def test_a_name_that_somebody_took_meanwhile_stays_his(by_hand: JobsByHand) -> None:
+def test_a_foreign_file_that_took_the_name_meanwhile_stays(by_hand: JobsByHand) -> None:
     job_id = by_hand.published()
     killed_at("again-staged", by_hand, ordered(by_hand, job_id))
     theirs = by_hand.folders.shared["outbox"] / "anna (2).mp4"
-    theirs.write_bytes(b"somebody's")
+    theirs.write_bytes(b"a user's file")
     by_hand.restart()
     assert by_hand.shown() == ["anna (2).mp4", "anna (3).json", "anna (3).mp4", "anna.json", "anna.mp4"]
-    assert theirs.read_bytes() == b"somebody's"
+    assert theirs.read_bytes() == b"a user's file"
     assert by_hand.sidecar("anna (3)")["video"] == "anna (3).mp4"
 
 
-def test_a_sidecar_whose_name_somebody_took_gets_a_longer_one(by_hand: JobsByHand) -> None:
+def test_a_sidecar_whose_name_was_taken_gets_a_longer_one(by_hand: JobsByHand) -> None:
     job_id = by_hand.published()
     killed_at("again-half-shown", by_hand, ordered(by_hand, job_id))
-    (by_hand.folders.shared["outbox"] / "anna (2).json").write_text("somebody's")
+    (by_hand.folders.shared["outbox"] / "anna (2).json").write_text("a user's file")
     by_hand.restart()
     assert by_hand.sidecar(f"anna (2) {job_id}")["video"] == "anna (2).mp4"
 
@@ -137,7 +137,7 @@ def test_deleting_the_job_forgets_the_order(by_hand: JobsByHand) -> None:
     assert (by_hand.shown(), by_hand.hidden(), plans(by_hand)) == (["anna.json", "anna.mp4"], [], [])
 
 
-def test_an_order_for_a_job_that_is_forgotten_is_forgotten(by_hand: JobsByHand) -> None:
+def test_the_order_of_a_deleted_job_is_dropped(by_hand: JobsByHand) -> None:
     job_id = by_hand.published()
     killed_at("again-staged", by_hand, ordered(by_hand, job_id))
     by_hand.ledger.delete(job_id)

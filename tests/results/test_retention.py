@@ -1,4 +1,4 @@
-"""What goes and what stays: by age, by size, by whose it is. Folders are shared with people, who put things there."""
+"""Which files are pruned: by age, by size, and only our own. People put their files into the shared folders too."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_failed_job_keeps_its_row_as_long_as_its_inputs(tmp_path: Path) -> Non
     job_id = failed(by_hand)
     assert pruned(by_hand, days=100) == {}
     by_hand.unmount("failed")
-    assert pruned(by_hand, days=300) == {}  # nobody knows whether they are gone
+    assert pruned(by_hand, days=300) == {}  # it is unknown whether they are gone
     by_hand.mount("failed")
     assert pruned(by_hand, days=300) == {FAILED: 1, LEDGER: 1}
     assert by_hand.ledger.find(job_id) is None
@@ -155,29 +155,29 @@ def test_what_a_client_asked_to_persist_stays_everywhere(by_hand: JobsByHand) ->
 
 
 def test_an_upload_that_a_job_or_a_manifest_names_stays(by_hand: JobsByHand) -> None:
-    of_job, of_manifest, of_nobody = uploaded(by_hand), uploaded(by_hand), uploaded(by_hand)
+    of_job, of_manifest, unused = uploaded(by_hand), uploaded(by_hand), uploaded(by_hand)
     job_id = by_hand.queued("anna", rest={"uploads": [of_job]})
     manifest = by_hand.folders.shared["inbox"] / "rest-x.json"
     manifest.write_text(json.dumps({"image": f"upload:{of_manifest}", "audio": "a.wav"}))
     assert pruned(by_hand, days=3) == {UPLOADS: 1}
     assert {p.name for p in (by_hand.folders.state / "uploads").iterdir()} == {of_job, of_manifest}
-    assert of_nobody not in {of_job, of_manifest}
+    assert unused not in {of_job, of_manifest}
     by_hand.finisher.cancel(job_id)
     manifest.unlink()
     by_hand.unmount("inbox")
-    assert UPLOADS not in pruned(by_hand, days=3)  # nobody can say what waits in there
+    assert UPLOADS not in pruned(by_hand, days=3)  # its manifests cannot be read
     by_hand.mount("inbox")
     assert pruned(by_hand, days=3)[UPLOADS] == 2
 
 
-def test_a_row_stays_until_its_end_was_told_and_its_files_have_left_the_inbox(by_hand: JobsByHand) -> None:
-    told = failed(by_hand, webhook="https://example.com/hook")
+def test_a_row_stays_until_its_webhook_was_sent_and_its_files_have_left_the_inbox(by_hand: JobsByHand) -> None:
+    notified = failed(by_hand, webhook="https://example.com/hook")
     spec = spec_of("unreleased")
     by_hand.ledger.insert(spec, max_attempts=3)
     by_hand.ledger._set(spec.id, inputs_released=0)
     by_hand.ledger.to_cancelled(spec.id)
     assert pruned(by_hand, days=2) == {FAILED: 1}
-    assert {job.id for job in by_hand.ledger.in_state(*JobState)} == {told, spec.id}
+    assert {job.id for job in by_hand.ledger.in_state(*JobState)} == {notified, spec.id}
 
 
 # -- by size and number ------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def multiply(by_hand: JobsByHand, job_id: str, number: int) -> None:
 # -- what is not ours --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_other_people_goes(by_hand: JobsByHand, tmp_path: Path) -> None:
+def test_files_of_other_people_stay(by_hand: JobsByHand, tmp_path: Path) -> None:
     """Whatever a folder's users may put beside, inside and in place of our files."""
     done = [by_hand.published(name) for name in ("anna", "replaced", "same size", "linked", "garbled")]
     failures = [failed(by_hand, name) for name in ("bert", "carl")]
@@ -396,15 +396,15 @@ def test_a_removal_that_was_cut_off_is_finished_the_next_time(by_hand: JobsByHan
     assert pruned(by_hand, days=2) == {OUTBOX: 1, ARCHIVE: 1, FAILED: 1, RESULTS: 1, LEDGER: 2}
 
 
-def test_a_dry_count_tells_what_a_pruning_then_does(by_hand: JobsByHand) -> None:
+def test_a_dry_count_equals_what_is_then_pruned(by_hand: JobsByHand) -> None:
     by_hand.published("anna", content=bytes(5000))
     failed(by_hand)
     uploaded(by_hand, size_bytes=700)
     now_s = time.time() + 2 * DAY_S
     before = everything_below(by_hand.folders.state.parent)
-    told = retention(by_hand).count(now_s)
+    counted = retention(by_hand).count(now_s)
     assert everything_below(by_hand.folders.state.parent) == before
     done = Housekeeper(by_hand.stores, by_hand.finisher, wall=lambda: now_s).prune()
-    assert told == done
-    assert {c.kind: c.goes for c in told} == {**dict.fromkeys(KINDS, 1), LEDGER: 2}
-    assert next(c for c in told if c.kind == RESULTS).frees_bytes > 5000
+    assert counted == done
+    assert {c.kind: c.goes for c in counted} == {**dict.fromkeys(KINDS, 1), LEDGER: 2}
+    assert next(c for c in counted if c.kind == RESULTS).frees_bytes > 5000

@@ -84,7 +84,7 @@ def test_new_weights_end_a_wait_that_has_grown(installation: Installation, tmp_p
         done = installation.until_done("anna")
     runs = [event.at_ms for event in installation.view.events(done.id) if event.state == JobState.RUNNING]
     assert runs[-1] < waiting.not_before_ms, "the job went on before its next attempt was due"
-    assert "looking again at 1 jobs that wait: weights-missing" in installation.log
+    assert "trying 1 waiting jobs again: weights-missing" in installation.log
 
 
 def test_readiness_reports_missing_weights_before_the_first_job(installation: Installation) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lipsyncd.worker.batch_limits import Ceilings
+from lipsyncd.worker.batch_limits import BatchLimits
 
 DAY_MS = 24 * 3_600_000
 TERMS = "cap=14GB device=15.8GB"
 
 
 class Calendar:
-    """Milliseconds since 1970 that go by only when a test says so."""
+    """Milliseconds since 1970 that pass only when a test moves them."""
 
     def __init__(self) -> None:
         self.now_ms = 1_790_000_000_000
@@ -28,31 +28,31 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "ceilings.json"
 
 
-def test_a_ceiling_outlives_whoever_found_it(file: Path) -> None:
-    first = Ceilings(file)
+def test_a_limit_outlives_the_daemon_that_found_it(file: Path) -> None:
+    first = BatchLimits(file)
     assert first.most("cuda:0", "musetalk", TERMS) == 0
     first.lower("cuda:0", "musetalk", TERMS, 8)
     first.lower("cuda:0", "musetalk", TERMS, 4)
     first.lower("cuda:1", "musetalk", TERMS, 2)
 
-    for ceilings in (first, Ceilings(file)):
-        assert ceilings.most("cuda:0", "musetalk", TERMS) == 4
-        assert ceilings.most("cuda:1", "musetalk", TERMS) == 2
-        assert ceilings.most("cuda:0", "preview", TERMS) == 0
+    for limits in (first, BatchLimits(file)):
+        assert limits.most("cuda:0", "musetalk", TERMS) == 4
+        assert limits.most("cuda:1", "musetalk", TERMS) == 2
+        assert limits.most("cuda:0", "preview", TERMS) == 0
 
 
-def test_a_ceiling_says_nothing_under_other_terms(file: Path) -> None:
-    ceilings = Ceilings(file)
-    ceilings.lower("cuda:0", "musetalk", TERMS, 4)
-    assert ceilings.most("cuda:0", "musetalk", TERMS.replace("14", "20")) == 0
+def test_a_limit_does_not_hold_under_other_terms(file: Path) -> None:
+    limits = BatchLimits(file)
+    limits.lower("cuda:0", "musetalk", TERMS, 4)
+    assert limits.most("cuda:0", "musetalk", TERMS.replace("14", "20")) == 0
 
 
 @pytest.mark.parametrize(("after_ms", "most"), [(DAY_MS - 1, 4), (DAY_MS, 0), (-2 * DAY_MS, 0)])
 def test_more_is_tried_again_after_a_day_and_when_the_clock_went_back(file: Path, after_ms: int, most: int) -> None:
     calendar = Calendar()
-    Ceilings(file, calendar).lower("cpu", "musetalk", TERMS, 4)
+    BatchLimits(file, calendar).lower("cpu", "musetalk", TERMS, 4)
     calendar.now_ms += after_ms
-    assert Ceilings(file, calendar).most("cpu", "musetalk", TERMS) == most
+    assert BatchLimits(file, calendar).most("cpu", "musetalk", TERMS) == most
 
 
 @pytest.mark.parametrize(
@@ -72,14 +72,14 @@ def test_more_is_tried_again_after_a_day_and_when_the_clock_went_back(file: Path
 )
 def test_a_damaged_file_is_worth_nothing_and_stops_nothing(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    ceilings = Ceilings(file, lambda: 1)
-    assert ceilings.most("cpu", "musetalk", "t") == 0
-    ceilings.lower("cpu", "musetalk", "t", 2)
+    limits = BatchLimits(file, lambda: 1)
+    assert limits.most("cpu", "musetalk", "t") == 0
+    limits.lower("cpu", "musetalk", "t", 2)
     assert json.loads(file.read_bytes())["musetalk on cpu"] == {"most": 2, "terms": "t", "at_ms": 1}
 
 
-def test_a_disk_that_refuses_leaves_the_ceiling_in_memory(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ceilings = Ceilings(file / "no such folder" / "ceilings.json")
-    ceilings.lower("cpu", "musetalk", TERMS, 4)
-    assert ceilings.most("cpu", "musetalk", TERMS) == 4
+def test_a_disk_that_refuses_leaves_the_limit_in_memory(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits = BatchLimits(file / "no such folder" / "ceilings.json")
+    limits.lower("cpu", "musetalk", TERMS, 4)
+    assert limits.most("cpu", "musetalk", TERMS) == 4
     assert "is not written" in caplog.text

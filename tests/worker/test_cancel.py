@@ -70,12 +70,12 @@ def check_that_work_goes_on(installation: Installation, seed: int) -> None:
 
 
 def test_preparing(busy: Installation) -> None:
-    put(busy.path("inbox"), "told.png", picture(1))
-    busy.drop_manifest("told", image="told.png", text="good evening", out_name="told")
-    busy.until(lambda: (j := busy.job("told")) and j.stage == "preparing", "the speaker at work")
-    assert cancel(busy, job_of(busy, "told")) == "cancelled"
+    put(busy.path("inbox"), "spoken.png", picture(1))
+    busy.drop_manifest("spoken", image="spoken.png", text="good evening", out_name="spoken")
+    busy.until(lambda: (j := busy.job("spoken")) and j.stage == "preparing", "the speaker at work")
+    assert cancel(busy, job_of(busy, "spoken")) == "cancelled"
     (busy.root / "gate").touch()
-    check_cancelled(busy, job_of(busy, "told"))
+    check_cancelled(busy, job_of(busy, "spoken"))
     check_that_work_goes_on(busy, 2)
 
 
@@ -114,7 +114,7 @@ def test_backed_off_after_a_failed_attempt(busy: Installation) -> None:
 
 
 def test_publishing(busy: Installation) -> None:
-    """It is finished: a cancel would throw a video away that nobody has to wait for any more."""
+    """A cancel would throw away a video that is already finished."""
     away = busy.root / "away"
     busy.path("outbox").rename(away)
     drop(busy, "finished", seed=9)

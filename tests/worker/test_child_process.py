@@ -1,4 +1,4 @@
-"""The render child as a real process: it works, crashes, hangs, talks nonsense, and always ends when it shall."""
+"""The render child as a real process: it works, crashes, hangs, sends garbage, and always ends when it must."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def request(folder: Path, renderer: str, *, seconds: float = 0.2) -> Render:
 
 
 def render(
-    one: LocalChild, order: Render, *, stop: Callable[[], bool] = lambda: False, told: list[Progress] | None = None
+    one: LocalChild, order: Render, *, stop: Callable[[], bool] = lambda: False, reported: list[Progress] | None = None
 ) -> Result:
     (Path(order.folder) / order.out_file).unlink(missing_ok=True)
-    return one.render(order, progress=(told if told is not None else []).append, stop=stop)
+    return one.render(order, progress=(reported if reported is not None else []).append, stop=stop)
 
 
 def alive(pid: int | None) -> bool:
@@ -104,21 +104,21 @@ def gone(pid: int | None, within_s: float = 2.0) -> bool:
 # -- work --------------------------------------------------------------------------------------------------------------
 
 
-def test_one_child_renders_job_after_job_and_tells_how_far_it_is(tmp_path: Path) -> None:
-    told: list[Progress] = []
+def test_one_child_renders_job_after_job_and_reports_its_progress(tmp_path: Path) -> None:
+    reported: list[Progress] = []
     with child() as one:
         one.start()
         pid = one.pid
         for seconds in (0.2, 1.0):
             order = request(tmp_path, "flat", seconds=seconds)
-            result = render(one, order, told=told)
+            result = render(one, order, reported=reported)
             assert (result.frames, result.width, result.height) == (order.frames, 64, 64)
             assert result.notes == {"made_by": "flat"}
             assert inspect(tmp_path / "out.mp4").video.frames == order.frames
         assert one.pid == pid
         assert alive(pid)
-    assert [p.stage for p in told][:2] == ["loading", "analysing"]
-    assert all(0 <= p.done <= p.total for p in told)
+    assert [p.stage for p in reported][:2] == ["loading", "analysing"]
+    assert all(0 <= p.done <= p.total for p in reported)
     assert gone(pid)
 
 
@@ -155,7 +155,7 @@ def test_what_a_renderer_says_arrives_as_the_same_error_and_the_child_lives_on(
         assert one.pid == pid
 
 
-def test_somebody_elses_result_is_not_taken_for_ours(tmp_path: Path) -> None:
+def test_the_result_of_another_job_is_ignored(tmp_path: Path) -> None:
     with child() as one:
         assert render(one, request(tmp_path, "impostor")).frames == 5
 
@@ -191,7 +191,7 @@ def test_a_child_that_crashes_or_talks_nonsense_is_ended_and_the_next_job_gets_a
         assert one.pid not in (None, first)
 
 
-def test_the_last_words_of_a_child_are_its_last_ones_on_one_line(tmp_path: Path) -> None:
+def test_the_last_lines_of_a_child_are_quoted_on_one_line(tmp_path: Path) -> None:
     with child() as one, pytest.raises(RenderCrashed) as caught:
         render(one, request(tmp_path, "leaves"))
     assert "last word 99 " in str(caught.value)
@@ -207,7 +207,7 @@ def test_the_last_words_of_a_child_are_its_last_ones_on_one_line(tmp_path: Path)
         ("slow-at-start", RenderStalled, "was not ready after 1 s"),
     ],
 )
-def test_a_child_that_does_not_come_up_is_ended_and_told(
+def test_a_child_that_does_not_start_is_ended_with_its_reason(
     preload: str, error: type[LipsyncdError], message: str
 ) -> None:
     with child(Timeouts(start_s=1.0, deadline_s=60, silence_s=60), preload=preload) as one:
@@ -246,7 +246,7 @@ def test_a_child_that_was_killed_between_two_jobs_is_replaced(tmp_path: Path) ->
 
 
 class After:
-    """A `stop` that says yes so many seconds after the first frames were told of."""
+    """A `stop` that returns True so many seconds after its first call."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -285,7 +285,7 @@ def test_silence_ends_a_render(tmp_path: Path) -> None:
     with child(Timeouts(start_s=60, deadline_s=60, silence_s=0.5)) as one:
         one.start()
         pid, started = one.pid, time.monotonic()
-        with pytest.raises(RenderStalled, match=r"said nothing for 0\.5 s"):
+        with pytest.raises(RenderStalled, match=r"sent nothing for 0\.5 s"):
             render(one, request(tmp_path, "hang"))
         assert 0.5 <= time.monotonic() - started < 10
         assert gone(pid)
@@ -299,18 +299,18 @@ def test_loading_a_renderer_has_the_time_of_a_start_and_rendering_has_not(tmp_pa
         one.timeouts = lambda: PATIENT
         one.start()
         one.timeouts = lambda: Timeouts(start_s=0.5, deadline_s=60, silence_s=60)
-        with pytest.raises(RenderStalled, match=r"said nothing for 0\.5 s"):
+        with pytest.raises(RenderStalled, match=r"sent nothing for 0\.5 s"):
             render(one, request(tmp_path, "slow-to-load"))
 
 
 def test_the_deadline_ends_a_render_that_goes_on_talking(tmp_path: Path) -> None:
-    told: list[Progress] = []
+    reported: list[Progress] = []
     with child(Timeouts(start_s=60, deadline_s=1.5, silence_s=1.0)) as one:
         one.start()
         pid = one.pid
         with pytest.raises(RenderTimeout, match=r"job job was not rendered within 1\.5 s"):
-            render(one, request(tmp_path, "slow", seconds=20), told=told)
-        assert told[-1].stage == "rendering"
+            render(one, request(tmp_path, "slow", seconds=20), reported=reported)
+        assert reported[-1].stage == "rendering"
         assert gone(pid)
 
 

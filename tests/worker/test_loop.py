@@ -1,4 +1,4 @@
-"""One run of the worker with a real child and a real encoder, and with somebody who interferes at the worst moment."""
+"""One run of the worker with a real child and a real encoder, with interference at the worst moments."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsByH
 
 
 def work(by_hand: JobsByHand, executor: Interfered, *, cut_off: bool = False) -> bool:
-    """One round; says whether there was anything to do."""
+    """One round; returns whether there was work."""
     worker = by_hand.worker(executor, cut_off=cut_off)
     try:
         return worker.run_once()
@@ -117,7 +117,7 @@ def test_a_cancel_in_the_last_moment_of_a_render_leaves_no_video(by_hand: JobsBy
     assert by_hand.spool.ids() == []
 
 
-def test_what_nobody_thought_of_costs_an_attempt_and_leaves_no_job_running(by_hand: JobsByHand) -> None:
+def test_an_unexpected_error_costs_an_attempt_and_leaves_no_job_running(by_hand: JobsByHand) -> None:
     """A fault of ours, or a ledger on a failing disk: the job goes back, with the fault for its reason."""
     job_id = by_hand.queued()
     work(by_hand, Interfered(before=raising(TypeError("a fault of ours"))))
@@ -158,7 +158,7 @@ def test_each_attempt_waits_longer_than_the_one_before(by_hand: JobsByHand) -> N
     assert [min((5, 30, 180), key=lambda due: abs(due - wait)) for wait in waits_s] == [5, 30, 180, 180]
 
 
-def test_a_device_that_is_absent_is_looked_for_once_by_all_who_want_it(by_hand: JobsByHand) -> None:
+def test_a_device_that_is_absent_is_looked_for_once_for_all_its_jobs(by_hand: JobsByHand) -> None:
     clock = Clock()
     by_hand.stores.obstacles = Obstacles(clock)
     jobs = [by_hand.queued(name) for name in ("anna", "bert", "carl")]
@@ -201,7 +201,7 @@ def test_a_daemon_that_goes_down_gives_the_attempt_back(by_hand: JobsByHand) -> 
     assert (by_hand.job(job_id).state, by_hand.job(job_id).attempt) == (JobState.QUEUED, 0)
 
 
-def test_a_daemon_that_goes_down_cancels_what_somebody_wants_cancelled(by_hand: JobsByHand) -> None:
+def test_a_daemon_that_goes_down_carries_out_a_requested_cancel(by_hand: JobsByHand) -> None:
     job_id = by_hand.queued()
 
     def act() -> None:

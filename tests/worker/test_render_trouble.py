@@ -37,7 +37,7 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_child_that_the_kernel_ends_is_told_apart_and_tried_again_with_half_the_batch(
+def test_a_child_that_the_kernel_ends_is_recognised_and_tried_again_with_half_the_batch(
     installation: Installation,
 ) -> None:
     with memory_group(500_000_000) as group, installation.running():
@@ -66,7 +66,7 @@ def test_a_child_that_the_kernel_ends_is_told_apart_and_tried_again_with_half_th
     assert installation.sidecar("other")["notes"]["batch"] == 64, "what was found under another cap says nothing"
 
 
-def test_an_encoder_that_the_kernel_ends_is_told_as_want_of_memory_too(installation: Installation) -> None:
+def test_an_encoder_that_the_kernel_ends_counts_as_want_of_memory_too(installation: Installation) -> None:
     installation.changes["render"] = {
         "renderers": [*NAMES, "starved=tests.kits.faults.faulty_children:Starved"],
         "max_attempts": 1,

@@ -213,7 +213,7 @@ def _serve(stage: Stage) -> None:
 
 
 def _is_answered(stage: Stage) -> bool:
-    under_way = [plan for _, plan in stage.finisher.again.under_way() if not plan.shown]
+    under_way = [plan for _, plan in stage.finisher.republisher.under_way() if not plan.shown]
     return not control_files.pending(stage.home.folders.control) and not under_way
 
 
