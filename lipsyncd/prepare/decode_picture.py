@@ -23,7 +23,7 @@ from lipsyncd.errors import (
     from_reason,
 )
 from lipsyncd.jobs.prepared import Picture
-from lipsyncd.prepare.decoder_process import crash, interpreter, new_files, printable
+from lipsyncd.prepare.decoder_process import as_message, crash, interpreter, new_files
 from lipsyncd.sandbox.jail import Completed, ResourceLimits, run_jailed
 
 FILE = "picture.rgb"
@@ -95,7 +95,7 @@ def _answer(ended: Completed) -> dict[str, Any]:
     reason = answer.get("error")
     if not isinstance(reason, dict):
         return answer
-    error = from_reason({name: printable(str(text)) for name, text in reason.items()})
+    error = from_reason({name: as_message(str(text)) for name, text in reason.items()})
     if not isinstance(error, _ERRORS):
         raise ImageUndecodable("the picture's decoder gave no answer")
     raise error
@@ -108,4 +108,4 @@ def _checked_picture(answer: dict[str, Any], file: Path) -> Picture:
     size_bytes = file.stat().st_size
     if width < 1 or height < 1 or size_bytes != width * height * 3:
         raise ImageUndecodable(f"the picture's decoder wrote {size_bytes} bytes for {width} x {height} pixels")
-    return Picture(file.name, width, height, tuple(printable(str(note)) for note in notes[:_MOST_NOTES]))
+    return Picture(file.name, width, height, tuple(as_message(str(note)) for note in notes[:_MOST_NOTES]))

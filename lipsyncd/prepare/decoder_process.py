@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lipsyncd.errors import InputError, JailFailed
+from lipsyncd.log import printable
 from lipsyncd.processes import exit_text, last_line
 from lipsyncd.sandbox.jail import Completed
 
@@ -54,7 +55,7 @@ def crash(ended: Completed, undecodable: type[InputError], what: str) -> InputEr
         return JailFailed(f"the {what}'s decoder was killed from outside, perhaps for want of memory")
     if ended.returncode < 0:
         return undecodable(f"the {what}'s decoder crashed on it: it {exit_text(ended.returncode)}")
-    return JailFailed(f"the {what}'s decoder does not run: {printable(last_line(ended.stderr_tail)) or 'no message'}")
+    return JailFailed(f"the {what}'s decoder does not run: {as_message(last_line(ended.stderr_tail)) or 'no message'}")
 
 
 # Lines that are no complaint: repetitions, and streams that no job uses, which no listed codec may decode.
@@ -67,9 +68,10 @@ def complaint(stderr: str) -> str:
     for line in stderr.splitlines():
         text = _SOURCE.sub("", line).strip()
         if text and not _HARMLESS.search(line):
-            return printable(text)
+            return as_message(text)
     return ""
 
 
-def printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_LONGEST_MESSAGE]
+def as_message(text: str) -> str:
+    """A decoder's text for a message: printable, and of a bounded length."""
+    return printable(text)[:_LONGEST_MESSAGE]
