@@ -68,7 +68,7 @@ def scene_of(
     seen = screen(folder / "image", Kind.MP4, folder, ffmpeg=ffmpeg(), fps=fps, frames=frames).picture
     shown = min(frames, len(pictures))
     video = Video("image", "mp4", seen.width, seen.height, "25", shown, mode)
-    first = np.fromfile(seen.file, np.uint8).reshape(seen.height, seen.width, 3)
+    first = np.fromfile(folder / seen.file, np.uint8).reshape(seen.height, seen.width, 3)
     source = VideoSource(video, folder, ffmpeg())
     return Scene(first, voice, fps, frames, stitch, 96, options=options, video=source)
 

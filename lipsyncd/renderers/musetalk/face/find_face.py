@@ -157,7 +157,7 @@ def _no_face_error(
         best = f"the best candidate has a score of {best_score:.2f}" if best_score else "there is no candidate"
         return NoFaceFound(f"no face in {where}: {best}, a face needs {MIN_SCORE}")
     places = "; ".join(f"{f.box.x + f.box.width // 2},{f.box.y + f.box.height // 2}" for f in faces[:8])
-    found = f"{len(faces)} found, the largest first, with centres at {places}"
+    found = f"the faces that were found, the largest first, have their centres at {places}"
     if isinstance(choose, int):
         return NoFaceFound(f"no face number {choose} in {where}; {found}", remedy="number 0 is the largest face")
     if isinstance(choose, Box):
