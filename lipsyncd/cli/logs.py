@@ -17,7 +17,7 @@ from lipsyncd.cli.app import Invocation
 
 if TYPE_CHECKING:
     from lipsyncd.jobs.job import Job, JobEvent
-    from lipsyncd.ledger.history import Entry, Historian
+    from lipsyncd.ledger.history import Entry, HistoryReader
     from lipsyncd.ledger.view import LedgerView
 
 _POLL_S = 0.3
@@ -61,17 +61,17 @@ def logs(
     Each line has the time, the new state, the stage that ended with its duration, and a note such as the reason of a
     failure. JOB_ID may be the beginning or the end of an id.
     """
-    from lipsyncd.ledger.history import Historian
+    from lipsyncd.ledger.history import HistoryReader
 
     view = invocation.view
     job = None if job_id is None else view.get(job_id)
     most = limit if limit is not None else _NEWEST if job is None and not since else -1
     events = view.latest_events(job_id="" if job is None else job.id, since_ms=since, limit=most)
-    historian = Historian()
+    reader = HistoryReader()
     if events:
         for earlier in view.events_before(events[0].number, sorted({event.job_id for event in events})):
-            historian.read(earlier)
-    show = _printer(historian, as_json=as_json, one_job=job is not None)
+            reader.read(earlier)
+    show = _printer(reader, as_json=as_json, one_job=job is not None)
     show(events)
     if follow:
         _follow(view, job, show, after=events[-1].number if events else 0)
@@ -79,13 +79,13 @@ def logs(
         _print_remedy(view.find(job.id))
 
 
-def _printer(historian: Historian, *, as_json: bool, one_job: bool) -> Callable[[Sequence[JobEvent]], None]:
+def _printer(reader: HistoryReader, *, as_json: bool, one_job: bool) -> Callable[[Sequence[JobEvent]], None]:
     """A function that prints events, one line each."""
     import json
 
     def show(events: Sequence[JobEvent]) -> None:
         for event in events:
-            entry = historian.read(event)
+            entry = reader.read(event)
             click.echo(json.dumps(entry.to_json(), ensure_ascii=False) if as_json else _line(entry, one_job=one_job))
 
     return show

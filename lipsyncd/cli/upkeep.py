@@ -37,7 +37,7 @@ def backup(invocation: Invocation, folder: Path | None) -> None:
     state = invocation.settings.paths.state
     copy = backups.make(state / "ledger.db", folder or state / backups.FOLDER)
     if folder is None:
-        backups.turn_over(copy.parent, keep=max(1, invocation.settings.retention.backups))
+        backups.rotate(copy.parent, keep=max(1, invocation.settings.retention.backups))
     click.echo(str(copy))
 
 

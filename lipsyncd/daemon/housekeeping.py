@@ -177,7 +177,7 @@ class Housekeeper:
         except LipsyncdError as error:
             log.warning("no copy of the ledger this night: %s", error)
             return
-        backups.turn_over(copy.parent, keep=self.rules.backups)
+        backups.rotate(copy.parent, keep=self.rules.backups)
         log.info("ledger copied to %s, %.1f MB", copy.name, copy.stat().st_size / _MB)
 
     # -- pruning -------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class Housekeeper:
                     log.warning("cannot prune %s: %s", piece.folder, error)
                 complained = True
             self._stop.wait(_BREATH_S)
-        self._stores.ledger.upkeep.inputs_gone([piece.id for piece in gone if piece.kind in (ARCHIVE, FAILED)])
+        self._stores.ledger.upkeep.clear_kept([piece.id for piece in gone if piece.kind in (ARCHIVE, FAILED)])
         return gone
 
     def _remove_one(self, piece: Piece) -> bool:
@@ -226,7 +226,7 @@ class Housekeeper:
         for start in range(0, len(job_ids), BATCH_ROWS):
             if self._stop.is_set():
                 break
-            gone += self._stores.ledger.upkeep.forget(job_ids[start : start + BATCH_ROWS])
+            gone += self._stores.ledger.upkeep.delete_ended(job_ids[start : start + BATCH_ROWS])
             self._stop.wait(_BREATH_S)
         return gone
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.jobs.job import Identity, JobSpec, JobState, SourceFile, idempotency_key
-from lipsyncd.ledger.ended_jobs import Ended
+from lipsyncd.ledger.ended_jobs import EndedJob
 from lipsyncd.results import archive, leftovers
 from lipsyncd.results.leftovers import Piece, facts_in
 from lipsyncd.storage.files import fsync_folder, write_new
@@ -52,12 +52,12 @@ def missing(folders: Folders) -> list[str]:
     return [kind for kind in ("outbox", "failed", "archive") if not folders.available(kind)]
 
 
-def read(folders: Folders) -> dict[str, Ended]:
+def read(folders: Folders) -> dict[str, EndedJob]:
     """Every ended job that has left something, by its id. A folder that is not mounted tells nothing."""
     shared = folders.shared
     archived = list(leftovers.archived(shared["archive"], ())) if folders.available("archive") else []
     orders = {piece.id: (piece.folder, spec) for piece in archived if (spec := archive.spec_of(piece.folder))}
-    found: dict[str, Ended] = {}
+    found: dict[str, EndedJob] = {}
     found |= _told(archived, _without_video)
     if folders.available("failed"):
         found |= _told(leftovers.failed(shared["failed"], ()), _without_video)
@@ -66,7 +66,7 @@ def read(folders: Folders) -> dict[str, Ended]:
     return found | _told(leftovers.kept_results(folders.results, ()), lambda piece: _done(piece, orders))
 
 
-def _told(found: Iterable[Piece], tell: Callable[[Piece], Ended | None]) -> dict[str, Ended]:
+def _told(found: Iterable[Piece], tell: Callable[[Piece], EndedJob | None]) -> dict[str, EndedJob]:
     """What each piece tells, by its job's id. A damaged one tells nothing."""
     ended_jobs = {}
     for piece in found:
@@ -80,7 +80,7 @@ def _told(found: Iterable[Piece], tell: Callable[[Piece], Ended | None]) -> dict
     return ended_jobs
 
 
-def _without_video(piece: Piece) -> Ended | None:
+def _without_video(piece: Piece) -> EndedJob | None:
     """A failed or cancelled job; None for the inputs of one that was done."""
     spec, why = archive.spec_of(piece.folder), facts_in(piece.folder / "reason.json")
     if spec is None or why.get("id") != piece.id:
@@ -90,10 +90,10 @@ def _without_video(piece: Piece) -> Ended | None:
     columns = {"attempt": int(why["attempts"]), "kept": str(piece.folder)}
     if state is JobState.FAILED:
         columns |= reason
-    return Ended(spec, state, _ms(why["ended_at"]), idempotency_key(spec), columns)
+    return EndedJob(spec, state, _ms(why["ended_at"]), idempotency_key(spec), columns)
 
 
-def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> Ended:
+def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> EndedJob:
     """A job whose sidecar lies there; what it asked for is told best by its order in the archive."""
     facts = facts_in(piece.folder / piece.names[-1])
     kept, spec = orders.get(piece.id, (None, None))
@@ -109,7 +109,7 @@ def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> Ended:
         "duplicate_of": facts.get("duplicate_of"),
         "kept": None if kept is None else str(kept),
     }
-    return Ended(spec, JobState.DONE, round(piece.at_s * 1000), idempotency_key(spec), columns)
+    return EndedJob(spec, JobState.DONE, round(piece.at_s * 1000), idempotency_key(spec), columns)
 
 
 def _stem(piece: Piece, facts: Mapping[str, Any]) -> str:

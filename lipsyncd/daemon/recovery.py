@@ -128,7 +128,7 @@ def _follow(stores: Stores) -> None:
     for kind, place in now.items():
         old = before.get(kind)
         if isinstance(old, str) and old != place:
-            moved = stores.ledger.upkeep.inputs_moved(old, place)
+            moved = stores.ledger.upkeep.move_kept(old, place)
             log.info("%s was %s and is %s now: %d jobs have their inputs there", kind, old, place, moved)
     if before != now:
         write_json(record, now, mode=0o640)
@@ -141,7 +141,7 @@ def _remember(stores: Stores, spooled: Set[str]) -> None:
     found = rebuild.read(folders)
     news = [ended for job_id, ended in found.items() if job_id not in spooled and known.get(job_id) != ended.state]
     max_attempts = stores.settings.now.render.max_attempts
-    ledger.endings.remember(news, max_attempts=max_attempts, note="its end was read from what it left behind")
+    ledger.ended_jobs.record(news, max_attempts=max_attempts, note="its end was read from what it left behind")
     if news:
         log.info("endings: the ends of %d jobs were read from what they left behind", len(news))
     unread = rebuild.missing(folders)

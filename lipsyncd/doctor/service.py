@@ -68,7 +68,7 @@ def ledger(installation: Installation) -> Finding:
 
 def backup(installation: Installation) -> Finding:
     """How old is the newest copy of the ledger?"""
-    copies = backups.made(installation.folders.state / backups.FOLDER)
+    copies = backups.copies(installation.folders.state / backups.FOLDER)
     if not copies:
         return Finding(Verdict.NOTE, "none yet; a running daemon makes one every night")
     age_s = time.time() - copies[-1].stat().st_mtime

@@ -21,7 +21,7 @@ from lipsyncd.inbox.release import Release, unlink_same
 from lipsyncd.inbox.scan import Inbox
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Job, JobSpec, SourceFile, idempotency_key, new_id, now_ms
 from lipsyncd.jobs.manifest import clean_out_name, with_manifest
-from lipsyncd.ledger.ledger import DropKnown, Ledger
+from lipsyncd.ledger.ledger import AlreadyAccepted, Ledger
 from lipsyncd.log import printable
 from lipsyncd.media import Structure, check_image_size, video_frames
 from lipsyncd.settings import CurrentSettings
@@ -151,7 +151,7 @@ class Intake:
             job = self.ledger.insert(
                 spec, max_attempts=self.settings.now.render.max_attempts, idem_key=idempotency_key(spec)
             )
-        except DropKnown:
+        except AlreadyAccepted:
             self.spool.remove(spec.id)
             return None
         return None if job is None else self._note_accepted(job, spec)

@@ -1,10 +1,10 @@
-"""Copies of the ledger: whole, proved, and turned over.
+"""Copies of the ledger: complete, checked and rotated.
 
-    state/backups/ledger-20261122T033000.118Z.db      one for each night, and one for each `lipsyncd backup`
-    state/backups/ledger-v2-20261122T033000.118Z.db   the ledger as it was before a migration; never removed by us
+    state/backups/ledger-20261122T033000.118Z.db      one each night, and one for each `lipsyncd backup`
+    state/backups/ledger-v2-20261122T033000.118Z.db   the ledger before a migration; never removed by us
 
-SQLite itself writes the copy out of one read transaction, so a daemon may work on meanwhile, and what it has committed
-before the copy began is in it. A copy has its name only when it was checked and fsynced.
+SQLite writes the copy from one read transaction. So a daemon may go on working, and the copy holds all that was
+committed before it began. A copy gets its final name only after it was checked and fsynced.
 
 Owns `state/backups`. Reads the ledger and never writes it.
 """
@@ -31,22 +31,22 @@ _UNFINISHED = ".ledger-*.part"
 
 
 def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
-    """Copy the ledger into `folder`, which is made when it is missing; gives the copy.
+    """Copy the ledger into `folder`, which is created if it is missing; gives the path of the copy.
 
-    version  put into the name of a copy that precedes a migration: the schema that the ledger had
+    version  for a copy before a migration: the schema of the ledger, which becomes part of the name
 
-    Raises `BackupFailed`; then there is no copy, and no piece of one.
+    Raises `BackupFailed`; then neither a copy nor a part of one is left.
     """
     if not ledger.exists():
-        raise BackupFailed(f"there is no ledger {ledger}", remedy="`lipsyncd config` says where paths.state is")
+        raise BackupFailed(f"there is no ledger {ledger}", remedy="`lipsyncd config` shows paths.state")
     label = "" if version is None else f"v{version}-"
     try:
-        _make(folder, ledger)
+        _make_folder(folder, ledger)
         target = folder / f"ledger-{label}{_stamp()}.db"
         hidden = folder / f".{target.name}.part"
-        with _writing(folder):
+        with _locked(folder):
             try:
-                _write(ledger, hidden)
+                _write_copy(ledger, hidden)
                 fsync_file(hidden)
                 rename_no_replace(hidden, target)
             except BaseException:
@@ -59,10 +59,10 @@ def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Hold the folder while a copy is written there, so that `sweep` leaves it alone.
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder while a copy is written, so that `sweep` does not remove it.
 
-    A share may refuse such a lock. Copies are sent there by hand, and nobody sweeps it.
+    A network share may refuse the lock. Only `lipsyncd backup --to` writes there, and such a folder is never swept.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -74,40 +74,40 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what a crash has left of a copy, unless somebody is writing one just now; gives what was removed.
+    """Remove unfinished copies that a crash has left, unless a copy is being written; gives the removed files.
 
-    Raises nothing: what is wrong with the folder is told by whoever makes the next copy.
+    Raises nothing: if the folder has a fault, making the next copy reports it.
     """
-    torn: list[Path] = []
+    removed: list[Path] = []
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in sorted(folder.glob(_UNFINISHED)):
                 path.unlink()
-                torn.append(path)
+                removed.append(path)
         finally:
             os.close(descriptor)
-    return torn
+    return removed
 
 
-def _make(folder: Path, ledger: Path) -> None:
-    """Make the folder, for the ledger's owner: root may be the first to ask for a copy."""
+def _make_folder(folder: Path, ledger: Path) -> None:
+    """Create the folder for the ledger's owner, also when root makes the first copy."""
     if not folder.exists():
         folder.mkdir(mode=_MODE, parents=True, exist_ok=True)
-        _give(folder, ledger)
+        _give_to_owner(folder, ledger)
 
 
-def _give(path: Path, ledger: Path) -> None:
+def _give_to_owner(path: Path, ledger: Path) -> None:
     if os.geteuid() == 0:
         owner = ledger.stat()
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def _write(ledger: Path, copy: Path) -> None:
-    """The copy itself, with the ledger's own permissions from its first byte on."""
+def _write_copy(ledger: Path, copy: Path) -> None:
+    """Write the copy. It has the permissions of the ledger before its first byte is written."""
     os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    _give(copy, ledger)
+    _give_to_owner(copy, ledger)
     copy.chmod(ledger.stat().st_mode & 0o777)
     with closing(sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as source:
         source.execute("VACUUM INTO ?", (str(copy),))
@@ -122,30 +122,30 @@ def check(copy: Path) -> None:
             raise sqlite3.DatabaseError(f"{copy.name} is damaged: {found}")
 
 
-def turn_over(folder: Path, *, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` copies, and what a crash has left of one; gives the copies removed.
+def rotate(folder: Path, *, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` copies, and unfinished ones of a crash; gives the removed copies.
 
-    Copies from the future were made before the clock was put right, so they go first: else a week of them would be
-    taken for the newest for years, and what was copied today would be removed at once.
-    Copies from before a migration, and whatever else lies there, are left alone.
+    Copies dated in the future were made before the clock was corrected. They are removed first: otherwise they would
+    count as the newest for years, and today's copy would be removed at once. Copies made before a migration and other
+    files are kept.
     """
-    in_turn = sorted(made(folder), key=_from_a_wrong_clock, reverse=True)
-    doomed = in_turn[: -keep or None]
-    for copy in doomed:
+    in_order_of_removal = sorted(copies(folder), key=_dated_in_future, reverse=True)
+    removed = in_order_of_removal[: -keep or None]
+    for copy in removed:
         copy.unlink(missing_ok=True)
     sweep(folder)
-    return doomed
+    return removed
 
 
-def made(folder: Path) -> list[Path]:
-    """The copies of nights and commands that lie there, oldest first; their names sort by time."""
+def copies(folder: Path) -> list[Path]:
+    """The nightly copies and those of `lipsyncd backup` in that folder, oldest first; their names sort by time."""
     try:
         return sorted(path for path in folder.iterdir() if _COPY.fullmatch(path.name))
     except FileNotFoundError:
         return []
 
 
-def _from_a_wrong_clock(copy: Path) -> bool:
+def _dated_in_future(copy: Path) -> bool:
     return copy.name > f"ledger-{_stamp()}.db"
 
 

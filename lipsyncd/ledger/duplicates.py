@@ -1,7 +1,7 @@
-"""Jobs that ask for the same work as an earlier one, as rows of the ledger: who was first, and who waits for whom.
+"""Jobs with the same work as an earlier one, as rows of the ledger: which was first, and which waits for which.
 
-Part of the ledger: it uses the ledger's own connection and lock. Two jobs ask for the same work when their `idem_key`
-is the same; jobs without a key are the only ones of their kind.
+Part of the ledger: it uses the ledger's own connection and lock. Two jobs have the same work when their `idem_key` is
+equal; a job without a key has no duplicates.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from lipsyncd.jobs.job import JOB_COLUMNS, Job, JobState, job_from_row
 from lipsyncd.ledger.tables import NO_REASON, JobRow, event
 
 _FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
-_MOST_ENDED = 20  # the newest are tried first; older results are gone long before
+_MOST_ENDED = 20  # the newest are tried first; the results of older ones were pruned long ago
 
-# True for a job that waits for nobody: whoever it is linked to has ended.
+# True for a job that waits for no other job: it is not linked, or the job that it is linked to has ended.
 FIRST_HAS_ENDED = text(
     "NOT EXISTS (SELECT 1 FROM job AS first WHERE first.id=job.duplicate_of"
     " AND first.state IN ('queued','running','publishing'))"
 )
 
 
-class Redrops:
+class DuplicateRows:
     """`write` and `read` are the ledger's own transactions."""
 
     def __init__(
@@ -36,12 +36,12 @@ class Redrops:
         self._read = read
 
     def key(self, job: Job) -> str:
-        """Equal for jobs that ask for the same work; "" for a job that is the only one of its kind."""
+        """Equal for jobs with the same work; "" for a job that can have no duplicates."""
         with self._read() as session:
             return session.exec(select(JobRow.idem_key).where(JobRow.id == job.id)).one_or_none() or ""
 
-    def done_like(self, job: Job, key: str) -> list[Job]:
-        """Finished jobs of the same work, the newest first."""
+    def finished(self, job: Job, key: str) -> list[Job]:
+        """Finished jobs with the same work, newest first."""
         same = select(*_FIELDS).where(
             col(JobRow.idem_key) == key, col(JobRow.id) != job.id, col(JobRow.state) == JobState.DONE.value
         )
@@ -49,10 +49,10 @@ class Redrops:
             found = session.execute(same.order_by(col(JobRow.seq).desc()).limit(_MOST_ENDED)).mappings()
             return [job_from_row(dict(row)) for row in found]
 
-    def open_like(self, job: Job, key: str) -> Job | None:
-        """The first job of the same work that is under way; None when this one is it.
+    def under_way(self, job: Job, key: str) -> Job | None:
+        """The first job under way with the same work; None when this job is the first.
 
-        Of two that wait, the later waits for the earlier and never the other way round, so that no circle can come.
+        Of two waiting jobs, the later waits for the earlier and never the reverse, so that no cycle is possible.
         """
         begun = col(JobRow.state).in_([JobState.RUNNING.value, JobState.PUBLISHING.value])
         before = (col(JobRow.state) == JobState.QUEUED.value) & (col(JobRow.seq) < job.seq)
@@ -67,9 +67,9 @@ class Redrops:
             return None if row is None else job_from_row(dict(row))
 
     def link(self, job: Job, first: Job, *, note: str) -> bool:
-        """Note that a waiting job is served by another one; says whether it still waited.
+        """Record that a waiting job gets the result of another one; True if it was still waiting.
 
-        Whoever is waited for gets at least the priority of the one that waits.
+        The other job is raised to the priority of the waiting one, if that is higher.
         """
         mine = col(JobRow.id) == job.id, col(JobRow.state) == JobState.QUEUED.value
         theirs = col(JobRow.id) == first.id, col(JobRow.priority) < job.priority
@@ -85,8 +85,8 @@ class Redrops:
             return True
 
     def unlink(self, job_id: str) -> None:
-        """The other job cannot serve this one: it does the work itself."""
+        """The other job has no result for this one, so this one is rendered too."""
         waits = col(JobRow.id) == job_id, col(JobRow.state) == JobState.QUEUED.value
         with self._write() as session:
             session.execute(update(JobRow).where(*waits).values(duplicate_of=None, stage="accepted"))
-            session.add(event(job_id, JobState.QUEUED, "the first result is gone: rendered anew"))
+            session.add(event(job_id, JobState.QUEUED, "the first result is missing: rendered again"))

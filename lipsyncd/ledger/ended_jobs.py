@@ -1,6 +1,6 @@
-"""Rows of jobs whose end the ledger does not know: it was made anew since, or an older copy was put back.
+"""Rows of ended jobs that the ledger lacks, because it is new or was restored from an older copy.
 
-Part of the ledger: it uses the ledger's own connection and lock. What ended how is `endings`' finding.
+Part of the ledger: it uses the ledger's own connection and lock. `daemon.rebuild` finds how the jobs ended.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _BATCH_ROWS = 500
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A job that has ended, as it is told by what it left behind. `columns` of its row besides what it asked for."""
+class EndedJob:
+    """A job that has ended, as read from its files. `columns` of its row in addition to those of the request."""
 
     spec: JobSpec
     state: JobState
@@ -29,31 +29,32 @@ class Ended:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Endings:
+class EndedJobs:
     """`write` is the ledger's own transaction."""
 
     def __init__(self, write: Callable[[], AbstractContextManager[Session]]) -> None:
         self._write = write
 
-    def remember(self, ended: Sequence[Ended], *, max_attempts: int, note: str) -> None:
-        """Write these rows in the order in which the jobs ended; in place of older ones, whose events they keep.
+    def record(self, ended: Sequence[EndedJob], *, max_attempts: int, note: str) -> None:
+        """Write these rows in the order in which the jobs ended. They replace older rows, whose events are kept.
 
-        max_attempts  of jobs that did not need more; note: the event that says where this comes from
+        max_attempts  written for each job that did not need more attempts
+        note          text of the event that is added to each job
         """
         ordered = sorted(ended, key=lambda job: (job.finished_ms, job.spec.id))
         for start in range(0, len(ordered), _BATCH_ROWS):
-            self._remember(ordered[start : start + _BATCH_ROWS], max_attempts, note)
+            self._record(ordered[start : start + _BATCH_ROWS], max_attempts, note)
 
-    def _remember(self, batch: Sequence[Ended], max_attempts: int, note: str) -> None:
+    def _record(self, batch: Sequence[EndedJob], max_attempts: int, note: str) -> None:
         ids = [job.spec.id for job in batch]
         with self._write() as session:
-            session.execute(text("PRAGMA defer_foreign_keys=ON"))  # a row goes for the moment until it comes again
+            session.execute(text("PRAGMA defer_foreign_keys=ON"))  # a row is deleted and inserted again
             seqs = dict(session.execute(select(JobRow.id, JobRow.seq).where(col(JobRow.id).in_(ids))).all())
-            told = select(JobEventRow.job_id, JobEventRow.at_ms, JobEventRow.state, JobEventRow.note)
+            query = select(JobEventRow.job_id, JobEventRow.at_ms, JobEventRow.state, JobEventRow.note)
             events = [
                 dict(row)
                 for row in session.execute(
-                    told.where(col(JobEventRow.job_id).in_(ids)).order_by(col(JobEventRow.id))
+                    query.where(col(JobEventRow.job_id).in_(ids)).order_by(col(JobEventRow.id))
                 ).mappings()
             ]
             session.execute(delete(JobRow).where(col(JobRow.id).in_(ids)))
@@ -74,7 +75,7 @@ class Endings:
                 _link(session, job)
 
 
-def _row(job: Ended, max_attempts: int) -> dict[str, Any]:
+def _row(job: EndedJob, max_attempts: int) -> dict[str, Any]:
     done = job.state is JobState.DONE
     return {
         **new_row(job.spec, job.spec.out_name, max(max_attempts, job.columns.get("attempt", 0)), job.idem_key),
@@ -89,8 +90,8 @@ def _row(job: Ended, max_attempts: int) -> dict[str, Any]:
     }
 
 
-def _link(session: Session, job: Ended) -> None:
-    """Say of which job this one was a redrop, if that one is known as well."""
+def _link(session: Session, job: EndedJob) -> None:
+    """Link this job to the one that it was a duplicate of, if the ledger has that one too."""
     first = job.columns.get("duplicate_of")
     if first is not None and session.exec(select(JobRow.id).where(JobRow.id == first)).first() is not None:
         session.execute(update(JobRow).where(col(JobRow.id) == job.spec.id).values(duplicate_of=first))

@@ -1,8 +1,8 @@
-"""Opening the ledger's file: one connection, its pragmas, its schema brought up to date.
+"""Opens the ledger's file: one connection, its pragmas, and the migration of its schema.
 
-The driver's own handling of transactions is switched off: it begins them late, so that a read and the write after it
-are two transactions. Ours begin with `BEGIN IMMEDIATE`. Those that only read begin with `BEGIN`, which takes no write
-lock: they do not wait for another process's write and hold none up.
+The driver's handling of transactions is switched off: it begins them late, so a read and the write after it would be
+two transactions. Ours begin with `BEGIN IMMEDIATE`. Those that only read begin with `BEGIN`, which takes no write lock:
+they neither wait for a writer in another process nor delay it.
 
 Pragmas: `synchronous=FULL` in WAL mode means that committed changes survive a power cut.
 """
@@ -38,7 +38,7 @@ READ_ONLY = "lipsyncd_read_only"  # execution option of a transaction that write
 
 
 def open_engine(path: Path, steps: Sequence[str]) -> Engine:
-    """An engine with one connection for all threads, and the schema that `steps` make, one step for each version.
+    """An engine with one connection for all threads, with the schema of `steps`, one step for each version.
 
     Before a migration the file is copied into `backups/` beside it. Raises `LedgerTooNew` when the file has a later
     version than the last step, `BackupFailed` when it cannot be copied, DatabaseError when it is damaged.
@@ -66,7 +66,7 @@ def _on_begin(connection: Connection) -> None:
 
 
 def _migrate(engine: Engine, path: Path, steps: Sequence[str]) -> None:
-    """Take all missing steps in one transaction: a step that fails leaves the file as it was."""
+    """Apply all missing steps in one transaction: if a step fails, the file is unchanged."""
     with engine.connect() as connection:
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
         if found > len(steps):

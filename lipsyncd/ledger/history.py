@@ -1,7 +1,7 @@
-"""What the events of a job tell when they are read in order: which stage ended with each, and how long it had taken.
+"""Reads the events of a job in order: which stage ended with each event, and how long the stage took.
 
-Stages are those of `/metrics`: preparing until the inputs are decoded, waiting for a device, rendering, publishing.
-Pure: events in, entries out.
+The stages are those of `/metrics`: preparing until the inputs are decoded, waiting for a device, rendering, publishing.
+Pure: takes events and returns entries.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 from lipsyncd.jobs.job import JobEvent, JobState, utc_text
 
 _PREPARED = "prepared"
-_BEGUN_ANEW = ("retry", "options replaced by a manifest")
+_RESTARTS = ("retry", "options replaced by a manifest")
 _ATTEMPT = re.compile(r"attempt (\d+) of \d+")
 _REASON = re.compile(r"(?:waits: )?([a-z]+(?:-[a-z]+)+): ")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One event, and what came before it.
+    """One event, and the stage that it ended.
 
-    attempt  of how many the job was at then; 0 before the first
-    stage    what the job did until this event; "" where that cannot be told
-    took_s   since the job's event before; None when that was not read
+    attempt  number of the attempt at that time; 0 before the first
+    stage    what the job did until this event; "" if unknown
+    took_s   seconds since the job's previous event; None when that was not read
     """
 
     event: JobEvent
@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def reason(self) -> str:
-        """The code of the error that this event tells of, "" when it tells of none."""
+        """The error code in the event's note; "" when there is none."""
         found = _REASON.match(self.event.note)
         return found[1] if found else ""
 
@@ -54,23 +54,23 @@ class Entry:
 
 
 @dataclass
-class _Standing:
+class _Progress:
     at_ms: int
     stage: str
     attempt: int = 0
     prepared: bool = False
 
 
-class Historian:
-    """Reads events of any number of jobs, each job's in order, and remembers how each one stands."""
+class HistoryReader:
+    """Reads the events of any number of jobs, in order for each job, and keeps the progress of each."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, _Standing] = {}
+        self._jobs: dict[str, _Progress] = {}
 
     def read(self, event: JobEvent) -> Entry:
         """The entry of the next event."""
         before = self._jobs.get(event.job_id)
-        now = _Standing(event.at_ms, "") if before is None else before
+        now = _Progress(event.at_ms, "") if before is None else before
         took_s = None if before is None else max(0, event.at_ms - before.at_ms) / 1000
         stage = "" if before is None else before.stage
         self._note(now, event)
@@ -81,9 +81,9 @@ class Historian:
         return Entry(event, now.attempt, stage, took_s)
 
     @staticmethod
-    def _note(now: _Standing, event: JobEvent) -> None:
+    def _note(now: _Progress, event: JobEvent) -> None:
         now.at_ms = event.at_ms
-        now.prepared = (now.prepared or event.note == _PREPARED) and event.note not in _BEGUN_ANEW
+        now.prepared = (now.prepared or event.note == _PREPARED) and event.note not in _RESTARTS
         if event.state == JobState.RUNNING:
             attempt = _ATTEMPT.match(event.note)
             now.attempt = int(attempt[1]) if attempt else now.attempt

@@ -1,10 +1,10 @@
 """The job ledger: one SQLite file, and the only code that writes to it.
 
-Every move of a job is one guarded UPDATE and its event in one `BEGIN IMMEDIATE` transaction with `synchronous=FULL`:
-what was committed survives a power cut, and of two who try the same move one wins. All threads share one connection
-behind a lock. The spool is the truth; this file can be made again from it.
+Each move of a job is one guarded UPDATE and its event in one `BEGIN IMMEDIATE` transaction with `synchronous=FULL`: it
+survives a power cut once committed, and if two threads try the same move, one wins. All threads share one connection
+and a lock. The spool is the authority: this file can be rebuilt from it.
 
-Reading without these imports: `ledger_view`. Who may write: the holder of the instance lock, nobody else.
+Only the holder of the instance lock may write. `ledger.view` reads without these imports.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sqlmodel import Session, col, insert, select
 
 from lipsyncd.errors import IllegalTransition, LedgerUnavailable, LipsyncdError, UnknownJob
 from lipsyncd.jobs.job import JOB_COLUMNS, SOURCES, Job, JobSpec, JobState, job_from_row, now_ms
-from lipsyncd.ledger.duplicates import FIRST_HAS_ENDED, Redrops
-from lipsyncd.ledger.ended_jobs import Endings
+from lipsyncd.ledger.duplicates import FIRST_HAS_ENDED, DuplicateRows
+from lipsyncd.ledger.ended_jobs import EndedJobs
 from lipsyncd.ledger.engine import READ_ONLY, open_engine
 from lipsyncd.ledger.schema import STEPS
 from lipsyncd.ledger.tables import (
@@ -33,16 +33,16 @@ from lipsyncd.ledger.tables import (
     JobEventRow,
     JobRow,
     JobSourceRow,
-    asked,
     event,
     event_row,
-    named,
+    name_columns,
     new_row,
+    reason_columns,
+    requested_columns,
     source_rows,
-    why,
 )
 from lipsyncd.ledger.upkeep import Upkeep
-from lipsyncd.ledger.webhook_rows import Deliveries, follow
+from lipsyncd.ledger.webhook_rows import Deliveries, update_deliveries
 from lipsyncd.storage.failpoints import reach
 
 _T = TypeVar("_T")
@@ -51,20 +51,20 @@ _MANY = 500  # ids in one statement
 _FIELDS = [getattr(JobRow, name) for name in JOB_COLUMNS]
 
 
-class DropKnown(Exception):
-    """The very same drop has been accepted already and still lies in the inbox: no error for people."""
+class AlreadyAccepted(Exception):
+    """The same drop was accepted before and is still in the inbox. Not an error that a user sees."""
 
 
 class Ledger:
     """Opens, migrates and writes the ledger at `path`. `steps` are the schema's versions.
 
-    listeners   called after each move was committed, with the new state or "prepared", and the job
-    deliveries  the webhooks that its jobs have asked for
-    redrops     jobs that ask for the same work as an earlier one
-    upkeep      what keeps it small
-    endings     of jobs that it does not know
+    listeners   called after each committed move, with the new state or "prepared", and the job
+    deliveries  the webhooks of its jobs
+    duplicates  jobs with the same work as an earlier one
+    upkeep      removes old rows
+    ended_jobs  adds rows for ended jobs that the ledger lacks
 
-    Raises `LedgerTooNew` when a later program has written it, DatabaseError when it is damaged.
+    Raises `LedgerTooNew` when a later version of the program has written it, DatabaseError when it is damaged.
     """
 
     def __init__(self, path: Path, *, steps: Sequence[str] = STEPS) -> None:
@@ -72,11 +72,11 @@ class Ledger:
         self.listeners: list[Callable[[str, Job], None]] = []
         self.deliveries = Deliveries(self._write, self._read)
         self.upkeep = Upkeep(self._write, self._plain)
-        self.endings = Endings(self._write)
+        self.ended_jobs = EndedJobs(self._write)
         self._lock = threading.RLock()
         self._engine = open_engine(path, steps)
         self._reading = self._engine.execution_options(**{READ_ONLY: True})
-        self.redrops = Redrops(self._write, self._read)
+        self.duplicates = DuplicateRows(self._write, self._read)
 
     def close(self) -> None:
         with self._lock:
@@ -96,7 +96,7 @@ class Ledger:
 
     @contextmanager
     def _plain(self) -> Iterator[sqlite3.Connection]:
-        """The driver's connection with no transaction begun."""
+        """The driver's connection outside a transaction."""
         with self._lock, closing(self._engine.raw_connection()) as pooled:
             driver = pooled.driver_connection
             assert isinstance(driver, sqlite3.Connection)
@@ -104,7 +104,7 @@ class Ledger:
 
     @contextmanager
     def _session(self, engine: Engine) -> Iterator[Session]:
-        """A transaction of one thread. Raises `LedgerUnavailable`: no room on the disk, or the file is locked."""
+        """A transaction of one thread. Raises `LedgerUnavailable` when the disk is full or the file is locked."""
         with self._lock, Session(engine, expire_on_commit=False) as session:
             try:
                 yield session
@@ -119,7 +119,7 @@ class Ledger:
             raise sqlite3.DatabaseError(f"quick_check: {found}")
 
     def touch(self) -> None:
-        """Commit a write that changes nothing: the proof that the ledger can be written. Raises `DatabaseError`."""
+        """Commit a write that changes nothing, to check that the ledger can be written. Raises `DatabaseError`."""
         with self._lock, self._engine.connect() as connection:
             version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
             connection.exec_driver_sql(f"PRAGMA user_version={version}")
@@ -128,9 +128,9 @@ class Ledger:
     # -- new rows ------------------------------------------------------------------------------------------------------
 
     def insert(self, spec: JobSpec, *, max_attempts: int, idem_key: str | None = None) -> Job | None:
-        """Write the row of an accepted job; None when that id is known already (a crash came after the insert).
+        """Write the row of an accepted job; None when the id exists already (after a crash that followed the insert).
 
-        When a live job has the wanted output name, the next free one is taken ("name (2)"). Raises `DropKnown` when
+        If a live job has the wanted output name, the next free one is used ("name (2)"). Raises `AlreadyAccepted` when
         the same files were accepted under another id.
         """
         if self.find(spec.id) is not None:
@@ -141,13 +141,14 @@ class Ledger:
             )
         except IntegrityError as error:
             if "source_sig" in str(error.orig):
-                raise DropKnown(f"the files of {spec.name} are accepted already") from error
+                raise AlreadyAccepted(f"the files of {spec.name} are accepted already") from error
             raise
 
     def insert_all(self, new: Sequence[tuple[JobSpec, str | None]], *, max_attempts: int) -> list[Job]:
         """Write the rows of accepted jobs, each with its `idem_key`, in one commit.
 
-        Gives the jobs; none, with nothing written, when one of them clashes with a live job: `insert` tells which.
+        Gives the jobs. If one of them conflicts with a live job, nothing is written and the list is empty;
+        `insert` of each job then shows which.
         """
         if not new:
             return []
@@ -186,7 +187,7 @@ class Ledger:
         sources: Sequence[JobState] = (),
         only: Sequence[ColumnElement[bool]] = (),
     ) -> Job:
-        """The move itself, out of `sources` or any state that it is legal from, when the conditions `only` hold."""
+        """Move a job from `sources`, or from any state that allows it, if the conditions `only` hold."""
         leaves_device = {} if to is JobState.RUNNING else {"run_token": None, "device": None}
         change = (
             update(JobRow)
@@ -200,11 +201,11 @@ class Ledger:
                 raise self._illegal(session, job_id, to)
             session.add(event(job_id, to, note))
             job = _job(row)
-            follow(session, job)
-        self._tell(to.value, job)
+            update_deliveries(session, job)
+        self._notify(to.value, job)
         return job
 
-    def _tell(self, step: str, job: Job) -> None:
+    def _notify(self, step: str, job: Job) -> None:
         for listener in self.listeners:
             listener(step, job)
 
@@ -216,7 +217,7 @@ class Ledger:
         return IllegalTransition(f"job {job_id} is {state} and cannot become {to.value}")
 
     def claim(self, device: str, token: str) -> Job | None:
-        """Take the next prepared job for a device; the attempt is counted before anything runs."""
+        """Give a device the next prepared job. The attempt is counted before the render starts."""
         with self._write() as session:
             row = session.execute(CLAIM, {"device": device, "token": token, "now": now_ms()}).mappings().one_or_none()
             if row is None:
@@ -224,7 +225,7 @@ class Ledger:
             job = _job(row)
             note = f"attempt {job.attempt} of {job.max_attempts} on {device}"
             session.add(event(job.id, JobState.RUNNING, note))
-        self._tell("running", job)
+        self._notify("running", job)
         return job
 
     def to_publishing(
@@ -238,10 +239,10 @@ class Ledger:
         render_ms: int,
         linked_to: str | None = None,
     ) -> Job:
-        """The video is finished and safe in the spool.
+        """Record that the video is complete in the spool.
 
-        With a token, only for the run that rendered it, and only when nobody has asked to cancel it meanwhile.
-        Another job's video only while the row is still linked to that one.
+        token      the run that rendered it: refused for any other run, and after a cancel request
+        linked_to  the other job that rendered it: refused if the row is no longer linked to that one
         """
         only: tuple[ColumnElement[bool], ...] = ()
         if token is not None:
@@ -266,7 +267,7 @@ class Ledger:
         return self._move(job_id, JobState.DONE, note=note, values=values)
 
     def to_failed(self, job_id: str, error: Mapping[str, str]) -> Job:
-        values = {"stage": "failed", "finished_ms": now_ms(), "staged": 0, **why(error)}
+        values = {"stage": "failed", "finished_ms": now_ms(), "staged": 0, **reason_columns(error)}
         return self._move(job_id, JobState.FAILED, note=f"{error['code']}: {error['message']}", values=values)
 
     def to_cancelled(self, job_id: str, *, sources: Sequence[JobState] = SOURCES[JobState.CANCELLED]) -> Job:
@@ -276,38 +277,38 @@ class Ledger:
     def requeue(
         self, job_id: str, *, note: str, delay_ms: int = 0, charge: bool, error: Mapping[str, str] | None = None
     ) -> Job:
-        """Put a running job back. `charge=False` gives the attempt back: it was no fault of the job."""
+        """Return a running job to the queue. `charge=False` does not count the attempt: the job was not at fault."""
         attempt = col(JobRow.attempt) if charge else text("max(attempt - 1, 0)")
         values = {"attempt": attempt, "stage": "queued", "fraction": 0.0, "not_before_ms": now_ms() + delay_ms}
-        told = NO_REASON if error is None else why(error)
-        return self._move(job_id, JobState.QUEUED, note=note, values={**values, **told})
+        reason = NO_REASON if error is None else reason_columns(error)
+        return self._move(job_id, JobState.QUEUED, note=note, values={**values, **reason})
 
     def retry(self, job_id: str, wanted_name: str) -> Job:
-        """Give a failed or cancelled job, whose inputs are back in the spool, a fresh set of attempts.
+        """Queue a failed or cancelled job again with all its attempts. Its inputs are back in the spool.
 
-        Its output gets the wanted name, or the next free one when another live job has that meanwhile.
+        Its output gets the wanted name, or the next free one if another live job has that name.
         """
         fresh = {"attempt": 0, "stage": "accepted", "fraction": 0.0, "prepared": 0, "not_before_ms": 0, "kept": None}
         none = {"out_sha256": None, "out_size": None, "started_ms": None, "finished_ms": None, "duplicate_of": None}
         values = {**fresh, **none, "cancel_requested": 0, **NO_REASON}
 
         def requeued(out_name: str) -> Job:
-            new = {**values, **named(out_name)}
+            new = {**values, **name_columns(out_name)}
             return self._move(job_id, JobState.QUEUED, note="retry", sources=_ENDED_EARLY, values=new)
 
         return _under_free_name(wanted_name, requeued)
 
     def delete(self, job_id: str) -> bool:
-        """Forget an ended job with its history; says whether there was one."""
+        """Delete an ended job with its history; True if there was one."""
         with self._write() as session:
             session.execute(update(JobRow).where(col(JobRow.duplicate_of) == job_id).values(duplicate_of=None))
             doomed = delete(JobRow).where(col(JobRow.id) == job_id, col(JobRow.state).in_(_ENDED))
             return bool(session.execute(doomed).rowcount)  # type: ignore[attr-defined]
 
-    # -- columns that move no state ------------------------------------------------------------------------------------
+    # -- changes without a move ----------------------------------------------------------------------------------------
 
     def _set(self, job_id: str, states: Sequence[JobState] = (), *, note: str = "", **values: Any) -> Job | None:
-        """Change columns of one job, if it is in one of `states`; gives the job when it was."""
+        """Change columns of one job, if it is in one of `states` or none are given; gives the job if it was changed."""
         change = update(JobRow).where(col(JobRow.id) == job_id).values(**values)
         if states:
             change = change.where(col(JobRow.state).in_(states))
@@ -321,25 +322,27 @@ class Ledger:
         values = {"prepared": 1, "stage": "queued", "frames": frames, "duration_ms": duration_ms, "not_before_ms": 0}
         job = self._set(job_id, [JobState.QUEUED], note="prepared", **values, **NO_REASON)
         if job is not None:
-            self._tell("prepared", job)
+            self._notify("prepared", job)
         return job is not None
 
     def set_unprepared(self, job_id: str) -> None:
-        """What the jail wrote is gone: it has to be made again."""
+        """Note that the prepared inputs are missing and have to be made again."""
         self._set(job_id, [JobState.QUEUED], prepared=0)
 
     def set_stage(self, job_id: str, stage: str) -> None:
         self._set(job_id, [JobState.QUEUED], stage=stage)
 
     def set_blocked(self, job_id: str, error: Mapping[str, str], *, delay_ms: int) -> bool:
-        """Note why a waiting job waits, and when it is looked at again."""
+        """Record why a job waits, and when it is tried again."""
         states = [JobState.QUEUED, JobState.PUBLISHING]
         known = self.find(job_id)
         note = "" if known and known.reason_code == error["code"] else f"waits: {error['code']}: {error['message']}"
-        return self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **why(error)) is not None
+        return (
+            self._set(job_id, states, note=note, not_before_ms=now_ms() + delay_ms, **reason_columns(error)) is not None
+        )
 
     def release(self, *codes: str) -> int:
-        """Let the jobs that wait for one of these reasons be looked at again now; says how many there are."""
+        """Make the jobs that wait for one of these reasons due now; gives their number."""
         states = [JobState.QUEUED, JobState.PUBLISHING]
         waiting = update(JobRow).where(col(JobRow.state).in_(states), col(JobRow.reason_code).in_(codes))
         with self._write() as session:
@@ -351,16 +354,16 @@ class Ledger:
             session.execute(change.values(stage=stage, fraction=min(max(fraction, 0.0), 1.0)))
 
     def set_options(self, spec: JobSpec, *, idem_key: str | None = None) -> bool:
-        """Take over other options, while the job waits; says whether it still did. It is then prepared once more."""
+        """Replace the options of a waiting job, which is then prepared again; False if it no longer waits."""
 
         def renamed(out_name: str) -> Job | None:
             note = "options replaced by a manifest"
-            values = {**asked(spec), **named(out_name), "prepared": 0, "duplicate_of": None}
+            values = {**requested_columns(spec), **name_columns(out_name), "prepared": 0, "duplicate_of": None}
             return self._set(spec.id, [JobState.QUEUED], note=note, idem_key=idem_key, **values)
 
         job = _under_free_name(spec.out_name, renamed)
         if job is not None:
-            self._tell("queued", job)
+            self._notify("queued", job)
         return job is not None
 
     def set_staged(self, job_id: str) -> bool:
@@ -370,18 +373,18 @@ class Ledger:
         return self._set(job_id, [JobState.QUEUED], note=f"priority {priority}", priority=priority) is not None
 
     def request_cancel(self, job_id: str) -> bool:
-        """Ask the run in progress to end; False when the job does not run."""
+        """Record a request to end the run in progress; False when the job is not running."""
         return self._set(job_id, [JobState.RUNNING], note="cancel requested", cancel_requested=1) is not None
 
     def set_released(self, job_ids: Sequence[str]) -> None:
-        """Note that nothing of these jobs lies in the inbox any more."""
+        """Record that no file of these jobs is in the inbox any more."""
         with self._write() as session:
             for first in range(0, len(job_ids), _MANY):
                 chosen = col(JobRow.id).in_(job_ids[first : first + _MANY])
                 session.execute(update(JobRow).where(chosen).values(inputs_released=1))
 
     def set_kept(self, job_id: str, where: Path) -> None:
-        """Note where the inputs of an ended job lie now."""
+        """Record where the inputs of an ended job are kept."""
         self._set(job_id, kept=str(where))
 
     def note(self, job_id: str, note: str) -> None:
@@ -394,17 +397,17 @@ class Ledger:
     def rename_output(self, job_id: str, wanted: str, taken: str) -> str:
         """Reserve the next free output name after `taken`, for a job that is being published.
 
-        taken  the wanted name itself, or "wanted (N)" of an earlier try
+        taken  the wanted name, or "wanted (N)" from an earlier try
         """
 
         def reserved(out_name: str) -> str:
-            self._set(job_id, note=f"published as {out_name}", **named(out_name))
+            self._set(job_id, note=f"published as {out_name}", **name_columns(out_name))
             return out_name
 
         tail = taken.removeprefix(wanted).removeprefix(" (").removesuffix(")")
         return _under_free_name(wanted, reserved, first=int(tail) + 1 if tail.isdecimal() else 2)
 
-    # -- reading for those who write -----------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def find(self, job_id: str) -> Job | None:
         with self._read() as session:
@@ -430,7 +433,7 @@ class Ledger:
             return [_job(row) for row in session.execute(wanted).mappings()]
 
     def next_to_prepare(self) -> Job | None:
-        """The first waiting job, in the order of the queue, that is due and not prepared."""
+        """The first queued job that is due and not prepared, in the order of the queue."""
         due = select(*_FIELDS).where(
             JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms(), FIRST_HAS_ENDED
         )
@@ -442,24 +445,24 @@ class Ledger:
             return set(session.exec(select(JobRow.id).where(col(JobRow.state).not_in(_ENDED))))
 
     def next_due_ms(self) -> int | None:
-        """When the next of the jobs that wait for a time is due; None when there is none."""
+        """The earliest time at which a delayed job becomes due; None when no job is delayed."""
         waits = col(JobRow.state).in_(["queued", "publishing"]), col(JobRow.not_before_ms) > now_ms()
         with self._read() as session:
             return session.exec(select(func.min(JobRow.not_before_ms)).where(*waits)).one()
 
     def unreleased(self) -> list[str]:
-        """Jobs whose files may still lie in the inbox."""
+        """The jobs whose files may still be in the inbox."""
         with self._read() as session:
             return list(session.exec(select(JobRow.id).where(JobRow.inputs_released == 0).order_by(col(JobRow.seq))))
 
     def source_hashes(self, job_id: str) -> dict[str, str]:
-        """SHA-256 of each file that a job took, by role."""
+        """SHA-256 of each file of a job, by role."""
         wanted = select(JobSourceRow.role, JobSourceRow.sha256).where(JobSourceRow.job_id == job_id)
         with self._read() as session:
             return {role: sha256 for role, sha256 in session.execute(wanted)}  # noqa: C416 - dict() takes no rows
 
     def idem_key(self, job_id: str) -> str | None:
-        """The key that `insert` or `set_options` got for that job."""
+        """The key that was given to `insert` or `set_options` for that job."""
         with self._read() as session:
             return session.exec(select(JobRow.idem_key).where(JobRow.id == job_id)).one_or_none()
 
@@ -479,7 +482,7 @@ def _job(row: RowMapping) -> Job:
 
 
 def _under_free_name(wanted: str, work: Callable[[str], _T], *, first: int = 1) -> _T:
-    """What `work` gives for the first of "wanted", "wanted (2)", "wanted (3)" ... that no other live job has."""
+    """The result of `work` for the first of "wanted", "wanted (2)", ... that no other live job has."""
     for number in range(first, first + _NAME_TRIES):
         try:
             return work(wanted if number == 1 else f"{wanted} ({number})")

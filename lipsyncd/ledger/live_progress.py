@@ -1,4 +1,4 @@
-"""How far the renders in progress are, for readers of the ledger.
+"""The progress of running renders, for readers of the ledger.
 
 The ledger records stages only. The daemon writes the fraction of each render into `status.json` once a second.
 """
@@ -17,7 +17,7 @@ STATUS_FILE = "status.json"  # in `state`
 
 
 class LiveProgress:
-    """Reads the file in the folder `state` again when it has changed."""
+    """Reads `status.json` in the folder `state`, and again when it has changed."""
 
     def __init__(self, state: Path) -> None:
         self._file = state / STATUS_FILE
@@ -25,7 +25,7 @@ class LiveProgress:
         self._jobs: Mapping[str, Any] = {}
 
     def of(self, job_id: str) -> tuple[str, float] | None:
-        """Stage and fraction of a render in progress; None when the daemon reports none."""
+        """Stage and fraction of that job's render; None when the daemon reports none."""
         try:
             changed_ns = self._file.stat().st_mtime_ns
         except OSError:

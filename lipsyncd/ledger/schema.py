@@ -1,7 +1,7 @@
 """The ledger's tables as SQL, one numbered step for each schema version.
 
-A step is never changed once it has been released: the next one alters what it made.
-`tests/ledger/test_ledger.py` opens a database of every older version, and holds the columns against `ledger.JobRow`.
+A step is never changed after its release; a later step alters its tables. `tests/ledger/test_migrations.py` opens a
+database of every older version, and `test_file.py` compares the columns with `tables.JobRow`.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ CREATE TRIGGER job_moves BEFORE UPDATE OF state ON job WHEN OLD.state<>NEW.state
 BEGIN SELECT RAISE(ABORT, 'illegal move'); END;
 """
 
-# What a client of the REST service asked for, as JSON; NULL for every other job.
+# The stored fields of a REST request as JSON; NULL for every other job.
 _VERSION_2 = """
 ALTER TABLE job ADD COLUMN rest TEXT;
 CREATE INDEX job_rest_waiting ON job(id) WHERE rest IS NOT NULL AND state='queued';
 """
 
-# What is to be told to receivers, and what came of it.
+# Messages to the receivers of webhooks, and the result of each delivery.
 _VERSION_3 = """
 CREATE TABLE webhook_delivery(
   webhook_id TEXT PRIMARY KEY,
@@ -118,7 +118,7 @@ CREATE INDEX webhook_due ON webhook_delivery(next_at_ms) WHERE state='waiting';
 CREATE INDEX webhook_job ON webhook_delivery(job_id);
 """
 
-# The folder in the inbox that a job came by, and in the outbox that its video goes to: names are free in each of them.
+# The folder in the inbox that a job came from, and in the outbox that its video goes to. Output names are unique in it.
 _VERSION_4 = f"""
 ALTER TABLE job ADD COLUMN queue TEXT NOT NULL DEFAULT '';
 DROP INDEX job_out_live;
@@ -129,7 +129,7 @@ STEPS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 
 
 def statements(script: str) -> list[str]:
-    """The single statements of a script; a trigger's inner semicolons stay inside it."""
+    """The statements of a script, one by one; a semicolon inside a trigger does not end a statement."""
     found, pending = [], ""
     for piece in script.split(";"):
         pending += piece + ";"

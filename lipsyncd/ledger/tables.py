@@ -1,6 +1,6 @@
-"""The ledger's rows as SQLModel classes, and the groups of columns that are written together.
+"""The ledger's rows as SQLModel classes, and the columns that are written together.
 
-The tables themselves, with their constraints, stand in `schema`.
+`schema` holds the tables with their constraints.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class JobRow(SQLModel, table=True):
 
 
 class JobSourceRow(SQLModel, table=True):
-    """One file that a job took from the inbox, by the name that it had there."""
+    """One file that a job took from the inbox, with its name there."""
 
     __tablename__ = "job_source"
 
@@ -105,7 +105,7 @@ class WebhookRow(SQLModel, table=True):
     ended_ms: int | None = None
 
 
-# One statement, so that of two workers one gets the job.
+# One statement, so that only one of two workers gets the job.
 CLAIM = text(f"""
 UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:device, stage='starting', fraction=0,
                started_ms=:now, reason_code=NULL, reason=NULL, remedy=NULL
@@ -114,19 +114,19 @@ UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:dev
 RETURNING {", ".join(JOB_COLUMNS)}
 """)
 
-# Asked more often than anything else, so it is not built anew each time.
+# The most frequent query, so its text is built only once.
 FIND = text(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE id=:job_id")
 
 NO_REASON: Mapping[str, Any] = {"reason_code": None, "reason": None, "remedy": None}
 
 
-def why(error: Mapping[str, str]) -> dict[str, str]:
-    """The columns of an error's `reason()`."""
+def reason_columns(error: Mapping[str, str]) -> dict[str, str]:
+    """The columns for an error's `reason()`."""
     return {"reason_code": error["code"], "reason": error["message"], "remedy": error["remedy"]}
 
 
-def asked(spec: JobSpec) -> dict[str, Any]:
-    """The columns that say what somebody wants; a late manifest replaces them."""
+def requested_columns(spec: JobSpec) -> dict[str, Any]:
+    """The columns of the request, which a late manifest replaces."""
     return {
         "name": spec.name,
         "priority": spec.priority,
@@ -141,7 +141,7 @@ def asked(spec: JobSpec) -> dict[str, Any]:
 
 
 def new_row(spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | None) -> dict[str, Any]:
-    """A new job's columns, all but `seq`."""
+    """All columns of a new job but `seq`."""
     return {
         "id": spec.id,
         "state": JobState.QUEUED.value,
@@ -152,8 +152,8 @@ def new_row(spec: JobSpec, out_name: str, max_attempts: int, idem_key: str | Non
         "inputs_released": int(not spec.sources),
         "accepted_ms": spec.accepted_ms,
         "queue": spec.queue,
-        **asked(spec),
-        **named(out_name),
+        **requested_columns(spec),
+        **name_columns(out_name),
     }
 
 
@@ -162,21 +162,21 @@ def source_rows(spec: JobSpec) -> list[dict[str, Any]]:
     return [{"job_id": spec.id, "role": s.role, "name": os.fsencode(s.name), "sha256": s.sha256} for s in spec.sources]
 
 
-def named(out_name: str) -> dict[str, Any]:
-    """The columns of an output name: as it is written, and as it is compared."""
+def name_columns(out_name: str) -> dict[str, Any]:
+    """The columns of an output name: the name itself, and its key for comparison."""
     return {"out_name": out_name, "out_key": out_key(out_name)}
 
 
 def out_key(out_name: str) -> str:
-    """Two names with the same key are one file on a share that ignores case or composes letters."""
+    """Equal for names that are one file on a share that ignores case or normalises Unicode."""
     return unicodedata.normalize("NFC", out_name).casefold()
 
 
 def event(job_id: str, state: str, note: str) -> JobEventRow:
-    """A line of history, of now."""
+    """A line of history with the current time."""
     return JobEventRow(**event_row(job_id, state, note))
 
 
 def event_row(job_id: str, state: str, note: str) -> dict[str, Any]:
-    """The same as columns, to write many at once."""
+    """The columns of `event`, to write many rows at once."""
     return {"job_id": job_id, "at_ms": now_ms(), "state": str(state), "note": note}

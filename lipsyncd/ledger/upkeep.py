@@ -1,7 +1,7 @@
-"""Keeping the ledger small and quick: old rows go in batches, the planner learns, the log of changes is written home.
+"""Keeps the ledger small and fast: deletes old rows in batches, updates the planner's statistics, and checkpoints.
 
-Part of the ledger: it uses the ledger's own connection and lock. A checkpoint from any other connection would be a
-second writer, which releases of SQLite before 3.51.3 do not stand in every case.
+Part of the ledger: it uses the ledger's own connection and lock. A checkpoint from another connection would be a
+second writer, which SQLite before 3.51.3 does not always handle correctly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ENDED = ("done", "failed", "cancelled")
 
 
 class Upkeep:
-    """`write` is the ledger's own transaction, `plain` its connection outside of one."""
+    """`write` is the ledger's own transaction, `plain` its connection outside a transaction."""
 
     def __init__(
         self,
@@ -30,10 +30,11 @@ class Upkeep:
         self._write = write
         self._plain = plain
 
-    def forget(self, job_ids: Sequence[str]) -> int:
-        """Delete these rows with their history, at most `BATCH_ROWS` of them, if their jobs have ended still.
+    def delete_ended(self, job_ids: Sequence[str]) -> int:
+        """Delete these rows with their history, at most `BATCH_ROWS` of them, if their jobs are still ended.
 
-        One transaction of some milliseconds: whoever has more calls again, and lets others write in between.
+        One transaction of some milliseconds. A caller with more rows calls again, so that other threads can write in
+        between.
         """
         batch = job_ids[:BATCH_ROWS]
         with self._write() as session:
@@ -41,8 +42,8 @@ class Upkeep:
             doomed = delete(JobRow).where(col(JobRow.id).in_(batch), col(JobRow.state).in_(_ENDED))
             return int(session.execute(doomed).rowcount)  # type: ignore[attr-defined]
 
-    def inputs_gone(self, job_ids: Sequence[str]) -> None:
-        """The kept inputs of these ended jobs were pruned: nobody needs to look for them."""
+    def clear_kept(self, job_ids: Sequence[str]) -> None:
+        """Record that the kept inputs of these ended jobs were pruned."""
         for start in range(0, len(job_ids), BATCH_ROWS):
             batch = job_ids[start : start + BATCH_ROWS]
             with self._write() as session:
@@ -50,33 +51,33 @@ class Upkeep:
                 session.execute(update(JobRow).where(*ended).values(kept=None))
 
     def clamp_waits(self, *, jobs_ms: int, deliveries_ms: int) -> int:
-        """Let nothing wait longer than these from now on; says how much would have.
+        """Limit all waits to these, counted from now; gives the number of waits that were longer.
 
-        What waits notes the wall clock's time at which it is due. After the clock was set back, that lies far ahead:
-        such a job is due at once, as if the clock had been set forward, and a delivery after the longest wait.
+        Due times are recorded by the wall clock, so they lie far in the future after the clock was set back. Such a job
+        becomes due at once, as if the clock had been set forward, and a delivery after the longest wait.
         """
         job = update(JobRow).where(col(JobRow.state).in_(("queued", "publishing")))
         late = job.where(col(JobRow.not_before_ms) > now_ms() + jobs_ms).values(not_before_ms=now_ms())
-        news = update(WebhookRow).where(col(WebhookRow.state) == "waiting")
-        far = news.where(col(WebhookRow.next_at_ms) > now_ms() + deliveries_ms)
+        waiting = update(WebhookRow).where(col(WebhookRow.state) == "waiting")
+        far = waiting.where(col(WebhookRow.next_at_ms) > now_ms() + deliveries_ms)
         with self._write() as session:
             moved = session.execute(late).rowcount  # type: ignore[attr-defined]
             moved += session.execute(far.values(next_at_ms=now_ms() + deliveries_ms)).rowcount  # type: ignore[attr-defined]
             return int(moved)
 
-    def inputs_moved(self, old: str, new: str) -> int:
-        """The folder `old`, below which inputs of ended jobs are kept, is `new` now; gives how many jobs have any."""
+    def move_kept(self, old: str, new: str) -> int:
+        """Record that kept inputs were moved from the folder `old` to `new`; gives the number of their jobs."""
         below = func.substr(col(JobRow.kept), 1, len(old) + 1) == f"{old}/"
         here = new + func.substr(col(JobRow.kept), len(old) + 1)
         with self._write() as session:
             return int(session.execute(update(JobRow).where(below).values(kept=here)).rowcount)  # type: ignore[attr-defined]
 
     def optimize(self) -> None:
-        """Let SQLite look at the tables that have changed much. Takes milliseconds."""
+        """Let SQLite analyse the tables that have changed much. Takes milliseconds."""
         with self._plain() as connection:
             connection.execute("PRAGMA optimize")
 
     def checkpoint(self) -> None:
-        """Write committed changes from the -wal file into the ledger, as far as no reader is in the way."""
+        """Write committed changes from the -wal file into the ledger, as far as the readers allow."""
         with self._plain() as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")

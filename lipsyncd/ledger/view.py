@@ -1,6 +1,6 @@
-"""Reading the ledger with nothing but `sqlite3`: what the CLI and the web server look at.
+"""Reads the ledger with `sqlite3` alone, for the CLI and the web server.
 
-Opens read-only, asks, closes; never holds a transaction. Writing is `ledger`'s alone.
+Opens the file read-only for each query, and holds no transaction. Only `ledger` writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHORTEST_PREFIX = 4
 
 
 class LedgerView:
-    """The ledger at `path`. A file that is not there yet reads as an empty ledger."""
+    """The ledger at `path`. A missing file reads as an empty ledger."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +35,7 @@ class LedgerView:
             with closing(self._connect()) as connection:
                 connection.row_factory = sqlite3.Row
                 [schema] = connection.execute("PRAGMA user_version").fetchone()
-                yield connection if schema else None  # 0: a daemon is about to make the tables
+                yield connection if schema else None  # 0: a daemon is about to create the tables
         except sqlite3.Error as error:
             raise LedgerError(
                 f"cannot read the ledger {self.path}: {error}",
@@ -43,7 +43,7 @@ class LedgerView:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
-        """Open read-only; where even the shared memory file may not be made, read the file as it lies."""
+        """Open read-only; where SQLite may not create its shared memory file, read the file without it."""
         quoted = str(self.path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=5.0)
         try:
@@ -56,7 +56,7 @@ class LedgerView:
         return connection
 
     def jobs(self, *, states: Sequence[JobState] = (), limit: int = 50) -> list[Job]:
-        """What runs, what waits in the order in which it will run, what has ended from the newest on."""
+        """Running jobs, then queued ones in the order in which they will run, then ended ones from the newest on."""
         marks = ",".join("?" * len(states))
         where = f"WHERE state IN ({marks})" if states else ""
         order = (
@@ -70,13 +70,13 @@ class LedgerView:
             return [self._progress.onto(job_from_row(row)) for row in rows]
 
     def find(self, job_id: str) -> Job | None:
-        """The job with that id, or with the only id that begins so (4 characters or more)."""
+        """The job with that id, or the only one whose id begins or ends with it (4 characters or more)."""
         with self._open() as connection:
             if connection is None:
                 return None
             row = connection.execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
             if row is None and len(job_id) >= _SHORTEST_PREFIX:
-                # An id's last characters are random, its first ones a time: people copy either end.
+                # An id begins with a time and ends with random characters: people copy either end.
                 likely = f"SELECT {_COLUMNS} FROM job WHERE substr(id, 1, ?)=? OR substr(id, -?)=? LIMIT 2"
                 length = len(job_id)
                 rows = connection.execute(likely, (length, job_id, length, job_id)).fetchall()
@@ -87,7 +87,7 @@ class LedgerView:
         """As `find`. Raises `UnknownJob`."""
         job = self.find(job_id)
         if job is None:
-            raise UnknownJob(f"the ledger knows no job {job_id!r}, or more than one whose id begins or ends so")
+            raise UnknownJob(f"the ledger has no job {job_id!r}, or more than one whose id begins or ends with it")
         return job
 
     def events(self, job_id: str) -> list[JobEvent]:
@@ -97,16 +97,16 @@ class LedgerView:
     def latest_events(self, *, job_id: str = "", since_ms: int = 0, after: int = 0, limit: int = -1) -> list[JobEvent]:
         """The newest events of one job or of all, oldest first.
 
-        since_ms  not those before that time
-        after     not that event nor those before it, by its number
-        limit     as many as that; all when it is negative
+        since_ms  only events at or after that time
+        after     only events with a larger number
+        limit     the maximum number; negative: all
         """
         mine, values = ("job_id=? AND ", (job_id,)) if job_id else ("", ())
         where = f"{mine}e.id>? AND e.at_ms>=? ORDER BY e.id DESC LIMIT ?"
         return self._events(where, *values, after, since_ms, limit)
 
     def events_before(self, number: int, job_ids: Sequence[str]) -> list[JobEvent]:
-        """What had happened to these jobs before the event of that number, oldest first."""
+        """The events of these jobs before the event with that number, oldest first."""
         return self._events(f"e.id<? AND job_id IN ({','.join('?' * len(job_ids))})", number, *job_ids)
 
     def _events(self, where: str, *values: object) -> list[JobEvent]:
@@ -126,11 +126,11 @@ class LedgerView:
             return [delivery_from_row(row) for row in rows]
 
     def oldest_queued_ms(self) -> int | None:
-        """When the job that waits longest was accepted; None when none waits."""
+        """When the oldest queued job was accepted; None when none is queued."""
         return self._number("SELECT min(accepted_ms) FROM job WHERE state='queued'")
 
     def queue(self) -> tuple[int, str]:
-        """How many jobs wait, and the code of what blocks one of them; "" when none is blocked."""
+        """The number of queued jobs, and the error code of a blocked one; "" when none is blocked."""
         wanted = (
             "SELECT count(*), coalesce(max(CASE WHEN attempt=0 THEN reason_code END), '') FROM job WHERE state='queued'"
         )
@@ -141,7 +141,7 @@ class LedgerView:
             return int(length), str(code)
 
     def blocked(self, renderer: str, codes: Sequence[str]) -> tuple[str, str] | None:
-        """Code and message of a job of that renderer that waits for one of these reasons; None when none does."""
+        """Error code and message of a queued job of that renderer with one of these codes; None if there is none."""
         marks = ",".join("?" * len(codes))
         wanted = f"SELECT reason_code, reason FROM job WHERE state='queued' AND renderer=? AND reason_code IN ({marks})"
         with self._open() as connection:
@@ -151,13 +151,13 @@ class LedgerView:
             return None if row is None else (row["reason_code"], row["reason"])
 
     def persisting(self) -> set[str]:
-        """Jobs whose clients want them kept without limit."""
+        """Jobs whose clients requested that they are kept without limit."""
         with self._open() as connection:
             wanted = "SELECT id FROM job WHERE json_extract(rest, '$.persist')=1"
             return set() if connection is None else {row["id"] for row in connection.execute(wanted)}
 
     def uploads_in_use(self) -> set[str]:
-        """Uploads that jobs which have not ended may still read."""
+        """Uploads that open jobs may still read."""
         live = "rest IS NOT NULL AND (state='queued' OR state='running' OR state='publishing')"
         wanted = f"SELECT value FROM job, json_each(rest, '$.uploads') WHERE {live}"
         with self._open() as connection:
@@ -166,8 +166,8 @@ class LedgerView:
     def old_rows(self, before_ms: int, most: int) -> list[tuple[str, bool, str | None]]:
         """Ended jobs beyond the newest `most` (0: no bound), or that ended before `before_ms`, oldest first.
 
-        Not those whose clients want them kept, whose end is still to be told, or whose files lie in the inbox.
-        Gives for each its id, whether it failed, and where its inputs were kept.
+        Leaves out jobs that a client wants kept, that have an undelivered webhook, or whose files are in the inbox.
+        Gives the id of each, whether it failed, and where its inputs were kept.
         """
         ended = "state IN ('done','failed','cancelled')"
         bound = f"seq <= (SELECT seq FROM job WHERE {ended} ORDER BY seq DESC LIMIT 1 OFFSET :most)"
@@ -194,25 +194,25 @@ class LedgerView:
     # -- the file itself -----------------------------------------------------------------------------------------------
 
     def schema(self) -> int | None:
-        """The version of its tables; None while there are none."""
+        """The version of the tables; None while there are none."""
         with self._open() as connection:
             return None if connection is None else int(connection.execute("PRAGMA user_version").fetchone()[0])
 
     def damage(self) -> str:
-        """Read every page and index: what is wrong with the file; "" when nothing is."""
+        """Read every page and index; gives the first damage found, "" when there is none."""
         with self._open() as connection:
             found = "ok" if connection is None else connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             return "" if found == "ok" else " ".join(str(found).split())
 
     def newest_event_ms(self) -> int | None:
-        """When anything last happened to a job; None when nothing has."""
+        """The time of the newest event; None when there is none."""
         return self._number("SELECT at_ms FROM job_event ORDER BY id DESC LIMIT 1")
 
     def last_done_ms(self) -> int | None:
         """When a job was last done; None when none was."""
         return self._number("SELECT max(finished_ms) FROM job WHERE state='done'")
 
-    def _number(self, question: str) -> int | None:
+    def _number(self, query: str) -> int | None:
         with self._open() as connection:
-            row = None if connection is None else connection.execute(question).fetchone()
+            row = None if connection is None else connection.execute(query).fetchone()
             return None if row is None or row[0] is None else int(row[0])

@@ -1,4 +1,4 @@
-"""The webhooks' rows in the ledger: made in the transaction that ends a job, written after each try.
+"""Rows of webhooks in the ledger: inserted in the transaction that ends a job, updated after each try.
 
 Part of the ledger: it uses the ledger's own connection and lock.
 """
@@ -20,8 +20,8 @@ from lipsyncd.ledger.tables import WebhookRow, event
 _FIELDS = [getattr(WebhookRow, name) for name in DELIVERY_COLUMNS]
 
 
-def follow(session: Session, job: Job) -> None:
-    """After any move of a job: older news about it is no longer sent, and its end is news."""
+def update_deliveries(session: Session, job: Job) -> None:
+    """After each move of a job: discard its unsent messages, and add one if the job has ended."""
     if job.webhook is None:
         return
     waiting = col(WebhookRow.job_id) == job.id, col(WebhookRow.state) == DeliveryState.WAITING.value
@@ -43,7 +43,7 @@ def follow(session: Session, job: Job) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one try. `wait_ms` until the next one when the delivery still waits."""
+    """The result of one try. `wait_ms` until the next one if the delivery still waits."""
 
     state: DeliveryState
     status: int | None = None
@@ -63,7 +63,7 @@ class Deliveries:
         self._read = read
 
     def due(self, *, limit: int, besides: Collection[str] = ()) -> list[Delivery]:
-        """The deliveries whose time has come, longest due first, without those of the jobs `besides`."""
+        """The deliveries that are due, longest due first, without those of the jobs `besides`."""
         wanted = (
             select(*_FIELDS)
             .where(
@@ -78,15 +78,15 @@ class Deliveries:
             return [delivery_from_row(dict(row)) for row in session.execute(wanted).mappings()]
 
     def next_at_ms(self, *, besides: Collection[str] = ()) -> int | None:
-        """When the next delivery of a job not in `besides` is due; None when nothing waits."""
+        """When the next delivery is due, without those of the jobs `besides`; None when none waits."""
         wanted = select(WebhookRow.next_at_ms).where(
             WebhookRow.state == DeliveryState.WAITING.value, col(WebhookRow.job_id).not_in(besides)
         )
         with self._read() as session:
             return session.exec(wanted.order_by(col(WebhookRow.next_at_ms)).limit(1)).first()
 
-    def tried(self, delivery: Delivery, outcome: Outcome) -> bool:
-        """Write down what came of a try, with a line in the job's history; False when the news is out of date."""
+    def record_try(self, delivery: Delivery, outcome: Outcome) -> bool:
+        """Record the result of a try, with a line in the job's history; False when the message is superseded."""
         now, waits = now_ms(), outcome.state is DeliveryState.WAITING
         change = (
             update(WebhookRow)
@@ -105,7 +105,7 @@ class Deliveries:
         with self._write() as session:
             changed = bool(session.execute(change).rowcount)  # type: ignore[attr-defined]
             if changed:
-                why = outcome.error or f"status {outcome.status}"
-                note = f"webhook {outcome.state}, attempt {delivery.attempt + 1}: {why}"
+                result = outcome.error or f"status {outcome.status}"
+                note = f"webhook {outcome.state}, attempt {delivery.attempt + 1}: {result}"
                 session.add(event(delivery.job_id, json.loads(delivery.body)["status"], note))
             return changed

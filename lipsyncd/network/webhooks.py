@@ -152,7 +152,7 @@ class Webhooks:
         try:
             outcome = await self._try(delivery)
             reach("webhook-answered")
-            if not self._deliveries.tried(delivery, outcome):
+            if not self._deliveries.record_try(delivery, outcome):
                 return
         except LedgerUnavailable as error:
             log.warning("webhook of job %s is sent again: %s", delivery.job_id, error)

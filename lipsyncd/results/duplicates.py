@@ -51,20 +51,20 @@ class Duplicates:
         policy = settings.intake.on_redrop
         if policy == "render":
             return False
-        redrops = self._stores.ledger.redrops
-        key = redrops.key(job)
+        duplicates = self._stores.ledger.duplicates
+        key = duplicates.key(job)
         if not key and job.duplicate_of is None:
             return False
-        for first in redrops.done_like(job, key):
+        for first in duplicates.finished(job, key):
             for video, facts in self._results(first, recipe_of(settings)):
                 if self._take(job, first, video, facts, skip=policy == "skip"):
                     return True
-        under_way = redrops.open_like(job, key)
+        under_way = duplicates.under_way(job, key)
         if under_way is not None:
             log.info("job %s repeats job %s and waits for it", job.id, under_way.id)
-            return redrops.link(job, under_way, note=f"the same work as job {under_way.id}: waits for it")
+            return duplicates.link(job, under_way, note=f"the same work as job {under_way.id}: waits for it")
         if job.duplicate_of is not None:
-            redrops.unlink(job.id)
+            duplicates.unlink(job.id)
         return False
 
     def _results(self, first: Job, recipe: str) -> Iterator[tuple[Path, Output]]:
@@ -85,7 +85,7 @@ class Duplicates:
         if not (_copy(video, partial, facts) if facts.shown_as is None else _is_whole(video, facts)):
             return False
         reach("link-copied")
-        if not stores.ledger.redrops.link(job, first, note=f"the same work as job {first.id}: its video is taken"):
+        if not stores.ledger.duplicates.link(job, first, note=f"the same work as job {first.id}: its video is taken"):
             return True  # cancelled meanwhile
         reach("link-noted")
         if facts.shown_as is None:

@@ -89,15 +89,15 @@ def test_each_night_has_one_copy_and_one_pruning_and_the_first_start_has_none(
     by_hand.published("anna")
     keeper = housekeeper(by_hand, clocks)
     keeper.look()
-    assert backups.made(folder) == []
+    assert backups.copies(folder) == []
     for night in range(1, 6):
         while last_night(clocks.wall_s, "03:30") < BEGAN + (night - 1) * DAY_S:
             clocks.goes_by(HOUR_S / 2)
             keeper.look()
-        copies = backups.made(folder)
+        copies = backups.copies(folder)
         clocks.goes_by(HOUR_S)
         keeper.look()
-        assert backups.made(folder) == copies
+        assert backups.copies(folder) == copies
         assert len(copies) == min(night, 3)
     aged(by_hand, clocks, days=31)
     clocks.goes_by(HOUR_S)
@@ -116,12 +116,12 @@ def test_a_night_that_was_slept_through_is_made_up_for(by_hand: JobsByHand, cloc
     aged(by_hand, clocks, days=31)
     again = housekeeper(by_hand, clocks)  # the daemon starts again
     again.look()
-    assert len(backups.made(by_hand.folders.state / "backups")) == 1
+    assert len(backups.copies(by_hand.folders.state / "backups")) == 1
     assert by_hand.shown("archive") != []  # the clock may be wrong still, just after a start
     clocks.goes_by(301)
     again.look()
     assert by_hand.shown("archive") == []
-    assert len(backups.made(by_hand.folders.state / "backups")) == 1
+    assert len(backups.copies(by_hand.folders.state / "backups")) == 1
 
 
 def test_a_copy_that_cannot_be_made_is_no_reason_to_try_all_night(
@@ -138,7 +138,7 @@ def test_a_copy_that_cannot_be_made_is_no_reason_to_try_all_night(
     (by_hand.folders.state / "backups").unlink()
     clocks.goes_by(DAY_S)
     keeper.look()
-    assert len(backups.made(by_hand.folders.state / "backups")) == 1
+    assert len(backups.copies(by_hand.folders.state / "backups")) == 1
 
 
 def test_without_backups_none_are_made(tmp_path: Path, clocks: Time) -> None:

@@ -329,7 +329,7 @@ def test_the_documented_way_to_put_a_copy_back(installation: Installation) -> No
         installation.until(lambda: not list(installation.path("spool").iterdir()), "an empty spool")
         installation.kill()
     renders = installation.renders
-    [copy] = backups.made(installation.path("state") / "backups")
+    [copy] = backups.copies(installation.path("state") / "backups")
     installation.path("state").joinpath("ledger.db").write_bytes(b"lost to a bad disk" * 1000)
     script = doc_pages.commands("docs/operate.md", "Backups").replace("ledger-20261122T033000.118Z.db", copy.name)
     assert copy.name in script
@@ -344,7 +344,7 @@ def test_the_documented_way_to_put_a_copy_back(installation: Installation) -> No
         assert installation.cli("republish", after).returncode == 0
         assert (installation.path("outbox") / "carl (2).mp4").exists()
         installation.until(
-            lambda: len(backups.made(installation.path("state") / "backups")) == 2, "the copy of last night"
+            lambda: len(backups.copies(installation.path("state") / "backups")) == 2, "the copy of last night"
         )
     assert installation.renders == renders + 1
     assert installation.path("state").joinpath("ledger.db").read_bytes()[18] == 2

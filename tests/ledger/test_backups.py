@@ -1,4 +1,4 @@
-"""Copies of the ledger: whole while others write, never in pieces, turned over, and good for a restart."""
+"""Copies of the ledger: complete while a daemon writes, never partial, rotated, and readable."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_a_copy_holds_everything_that_was_committed(ledger: Ledger, tmp_path: Pa
     copy = backups.make(ledger.path, tmp_path / "deep" / "folder")
     assert [job.id for job in LedgerView(copy).jobs()] == ids
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
-    assert backups.made(copy.parent) == [copy]
+    assert backups.copies(copy.parent) == [copy]
 
 
-def test_copies_made_while_a_daemon_writes_are_whole_and_hold_nothing_half_done(ledger: Ledger, tmp_path: Path) -> None:
+def test_copies_made_during_writes_hold_only_whole_transactions(ledger: Ledger, tmp_path: Path) -> None:
     """Every job is inserted with an event and prepared with another one: a copy has one or both of them."""
     stop = threading.Event()
 
@@ -67,23 +67,21 @@ def test_copies_made_while_a_daemon_writes_are_whole_and_hold_nothing_half_done(
     assert counts[2] >= 20
 
 
-def test_a_copy_is_readable_for_those_who_may_read_the_ledger_and_for_nobody_else(
-    ledger: Ledger, tmp_path: Path
-) -> None:
+def test_a_copy_has_the_permissions_of_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
     ledger.path.chmod(0o640)
     copy = backups.make(ledger.path, tmp_path / "copies")
     assert copy.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_copy_that_root_asked_for_belongs_to_the_ledgers_owner(ledger: Ledger, tmp_path: Path) -> None:
-    """Else the daemon, which is not root, could neither turn copies over nor make any more."""
+def test_a_copy_made_by_root_belongs_to_the_ledgers_owner(ledger: Ledger, tmp_path: Path) -> None:
+    """Otherwise the daemon, which is not root, could neither remove copies nor make more."""
     os.chown(ledger.path, NOBODY, NOBODY)
     copy = backups.make(ledger.path, tmp_path / "copies")
     assert [(path.stat().st_uid, path.stat().st_gid) for path in (copy, copy.parent)] == [(NOBODY, NOBODY)] * 2
 
 
-def test_a_copy_that_cannot_be_made_leaves_nothing_and_says_why(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_failed_copy_leaves_no_file_and_reports_the_reason(ledger: Ledger, tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o555)
 
@@ -101,7 +99,7 @@ def test_without_a_ledger_there_is_nothing_to_copy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_crash_has_left_of_a_copy_goes_at_the_next_start_and_never_before_the_crash(
+def test_an_unfinished_copy_is_removed_at_the_next_start_and_never_while_it_is_written(
     installation: Installation,
 ) -> None:
     with installation.running():
@@ -116,17 +114,17 @@ backups.make(pathlib.Path({str(installation.path("state") / "ledger.db")!r}), pa
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as slow:
         assert slow.stdout is not None
         assert slow.stdout.readline() == b"written\n"
-        [piece] = folder.iterdir()
+        [unfinished] = folder.iterdir()
         assert backups.sweep(folder) == []
-        assert piece.exists()
+        assert unfinished.exists()
         slow.kill()
-    assert piece.exists()
+    assert unfinished.exists()
     with installation.running():
-        installation.until(lambda: not piece.exists(), "the end of the piece")
+        installation.until(lambda: not unfinished.exists(), "the removal of the unfinished copy")
     assert backups.sweep(folder) == []
 
 
-def test_a_damaged_ledger_becomes_no_copy(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_damaged_ledger_is_not_copied(ledger: Ledger, tmp_path: Path) -> None:
     for number in range(200):
         queued(ledger, f"job {number}")
     ledger.close()
@@ -139,31 +137,31 @@ def test_a_damaged_ledger_becomes_no_copy(ledger: Ledger, tmp_path: Path) -> Non
     assert list((tmp_path / "copies").iterdir()) == []
 
 
-def test_the_newest_copies_stay_and_nothing_but_copies_goes(tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_copies_and_removes_only_copies(tmp_path: Path) -> None:
     nights = [f"ledger-202611{day:02d}T033000.000Z.db" for day in range(1, 12)]
     others = ["ledger-v1-20260101T000000.000Z.db", "ledger.db", "mine.db", "ledger-20261101T033000.000Z.db.old"]
     for name in [*nights, *others]:
         (tmp_path / name).touch()
     (tmp_path / ".ledger-20261101T033000.000Z.db.part").touch()
-    assert [copy.name for copy in backups.turn_over(tmp_path, keep=7)] == nights[:4]
+    assert [copy.name for copy in backups.rotate(tmp_path, keep=7)] == nights[:4]
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == sorted([*nights[4:], *others])
-    assert backups.turn_over(tmp_path, keep=7) == []
-    assert backups.turn_over(tmp_path / "not there", keep=7) == []
+    assert backups.rotate(tmp_path, keep=7) == []
+    assert backups.rotate(tmp_path / "not there", keep=7) == []
 
 
-def test_copies_that_a_wrong_clock_dated_ahead_go_before_todays(tmp_path: Path) -> None:
-    """A week of them would be the newest seven for ten years, and each night's copy would be gone by the morning."""
+def test_copies_dated_in_the_future_are_removed_before_todays(tmp_path: Path) -> None:
+    """Otherwise seven of them would be the newest for years, and each new copy would be removed at once."""
     ahead = [f"ledger-206611{day:02d}T033000.000Z.db" for day in range(1, 8)]
     now = [f"ledger-202601{day:02d}T033000.000Z.db" for day in range(1, 4)]
     for name in [*ahead, *now]:
         (tmp_path / name).touch()
-    assert [copy.name for copy in backups.turn_over(tmp_path, keep=7)] == ahead[:3]
-    assert [copy.name for copy in backups.turn_over(tmp_path, keep=2)] == [*ahead[3:], now[0]]
+    assert [copy.name for copy in backups.rotate(tmp_path, keep=7)] == ahead[:3]
+    assert [copy.name for copy in backups.rotate(tmp_path, keep=2)] == [*ahead[3:], now[0]]
 
 
 def test_a_damaged_ledger_of_an_older_version_is_put_aside_too(tmp_path: Path) -> None:
-    """The copy before the migration is what notices it."""
+    """The copy before the migration finds the damage."""
     path = tmp_path / "ledger.db"
     written_by(1, path)
     content = bytearray(path.read_bytes())
@@ -184,10 +182,10 @@ def test_the_command_copies_beside_a_running_daemon_and_without_one(installation
         installation.until_done("anna")
         done = installation.cli("backup")
         assert done.returncode == 0, done.stderr
-        assert backups.made(folder) == [Path(done.stdout.strip())]
+        assert backups.copies(folder) == [Path(done.stdout.strip())]
     away = installation.cli("backup", "--to", installation.root / "elsewhere")
     assert LedgerView(Path(away.stdout.strip())).jobs()[0].state is JobState.DONE
     for _ in range(3):
         assert installation.cli("backup").returncode == 0
-    assert len(backups.made(folder)) == 2
-    assert len(backups.made(installation.root / "elsewhere")) == 1
+    assert len(backups.copies(folder)) == 2
+    assert len(backups.copies(installation.root / "elsewhere")) == 1

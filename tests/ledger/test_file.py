@@ -1,4 +1,4 @@
-"""The ledger's file: what survives, what is refused, and how an older one becomes a newer one."""
+"""The ledger's file: pragmas, columns, migrations, damage, locks and constraints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lipsyncd.ledger.tables import JobEventRow, JobRow, JobSourceRow
 from tests.kits.core_kit import claimed, connected, queued
 
 
-def test_what_is_committed_survives_a_power_cut(ledger: Ledger) -> None:
+def test_committed_changes_survive_a_power_cut(ledger: Ledger) -> None:
     with ledger._engine.connect() as connection:
         found = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
@@ -65,7 +65,7 @@ def test_opening_it_again_keeps_everything(ledger: Ledger) -> None:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
 
 
-def test_a_ledger_of_a_later_program_is_refused_and_left_as_it_is(ledger: Ledger) -> None:
+def test_a_ledger_of_a_later_version_is_refused_and_not_changed(ledger: Ledger) -> None:
     queued(ledger)
     ledger.close()
     with closing(connected(ledger)) as connection:
@@ -81,7 +81,7 @@ def test_a_ledger_of_a_later_program_is_refused_and_left_as_it_is(ledger: Ledger
 NEXT_STEP = "ALTER TABLE job ADD COLUMN mood TEXT; CREATE INDEX job_mood ON job(mood);"
 
 
-def test_a_migration_keeps_a_copy_of_what_was(ledger: Ledger) -> None:
+def test_a_migration_keeps_a_copy_of_the_old_ledger(ledger: Ledger) -> None:
     job_id = queued(ledger)
     ledger.close()
     newer = Ledger(ledger.path, steps=[*STEPS, NEXT_STEP])
@@ -97,7 +97,7 @@ def test_a_migration_keeps_a_copy_of_what_was(ledger: Ledger) -> None:
     assert list((ledger.path.parent / "backups").iterdir()) == [copy]
 
 
-def test_a_migration_that_fails_half_way_leaves_the_ledger_as_it_was(ledger: Ledger) -> None:
+def test_a_failed_migration_does_not_change_the_ledger(ledger: Ledger) -> None:
     job_id = queued(ledger)
     ledger.close()
     with pytest.raises(OperationalError):
@@ -109,7 +109,7 @@ def test_a_migration_that_fails_half_way_leaves_the_ledger_as_it_was(ledger: Led
         assert "mood" not in [row["name"] for row in connection.execute("PRAGMA table_info(job)")]
 
 
-def test_a_new_ledger_makes_no_copy_of_nothing(ledger: Ledger) -> None:
+def test_a_new_ledger_is_not_copied(ledger: Ledger) -> None:
     assert [p.name for p in ledger.path.parent.rglob("*.db")] == ["ledger.db"]
 
 
@@ -128,7 +128,7 @@ def test_damage_is_noticed(ledger: Ledger) -> None:
 
 
 def test_two_writers_wait_for_each_other(ledger: Ledger) -> None:
-    """The CLI may hold the file for a moment: that costs time and no error."""
+    """The CLI may lock the file for a moment: the daemon waits without an error."""
     with closing(connected(ledger)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         done: list[str] = []
@@ -141,7 +141,7 @@ def test_two_writers_wait_for_each_other(ledger: Ledger) -> None:
     assert len(done) == 1
 
 
-def test_a_read_waits_for_no_writer_and_holds_none_up(ledger: Ledger) -> None:
+def test_a_read_neither_waits_for_a_writer_nor_delays_it(ledger: Ledger) -> None:
     job_id = queued(ledger)
     with closing(connected(ledger)) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -149,7 +149,7 @@ def test_a_read_waits_for_no_writer_and_holds_none_up(ledger: Ledger) -> None:
         assert ledger.get(job_id).state is JobState.QUEUED
         assert [job.id for job in ledger.in_state(JobState.QUEUED)] == [job_id]
         assert ledger.deliveries.due(limit=1) == []
-        assert time.monotonic() - started_s < 2.0  # a writer is waited for up to 5 s
+        assert time.monotonic() - started_s < 2.0  # a write would wait up to 5 s
         connection.execute("COMMIT")
         with ledger._read() as session:
             session.execute(text("SELECT count(*) FROM job"))

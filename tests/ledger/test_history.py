@@ -1,4 +1,4 @@
-"""`lipsyncd logs`: the ledger's events as lines, with the stage that each one ended and how long it had taken."""
+"""`lipsyncd logs`: the ledger's events as lines, with the stage that each one ended and its duration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from lipsyncd.errors import NoFaceFound, OutOfMemory
 from lipsyncd.jobs.job import JobEvent, JobState
-from lipsyncd.ledger.history import Historian
+from lipsyncd.ledger.history import HistoryReader
 from lipsyncd.ledger.ledger import Ledger
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation
@@ -41,7 +41,7 @@ def finished(ledger: Ledger, name: str) -> str:
 
 
 def stretch(ledger: Ledger, *steps_ms: int) -> None:
-    """Move the events so that so much time lies before each but the first."""
+    """Date the events so that these times lie between them."""
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as file:
         [start] = file.execute("SELECT min(at_ms) FROM job_event").fetchone()
         for number, step in enumerate(steps_ms, start=1):
@@ -55,16 +55,16 @@ def lines(installation: Installation, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-# -- what events mean --------------------------------------------------------------------------------------------------
+# -- the entries of events ---------------------------------------------------------------------------------------------
 
 
 def read(*events: tuple[int, str, str]) -> list[tuple[str, float | None, int]]:
-    historian = Historian()
-    entries = [historian.read(JobEvent(at_ms, state, note, n, "j")) for n, (at_ms, state, note) in enumerate(events)]
+    reader = HistoryReader()
+    entries = [reader.read(JobEvent(at_ms, state, note, n, "j")) for n, (at_ms, state, note) in enumerate(events)]
     return [(entry.stage, entry.took_s, entry.attempt) for entry in entries]
 
 
-def test_each_event_ends_a_stage_and_tells_how_long_it_took() -> None:
+def test_each_event_ends_a_stage_and_has_its_duration() -> None:
     assert read(
         (1000, "queued", "accepted"),
         (1500, "queued", "prepared"),
@@ -74,7 +74,7 @@ def test_each_event_ends_a_stage_and_tells_how_long_it_took() -> None:
     ) == [("", None, 0), ("preparing", 0.5, 0), ("waiting", 0.1, 1), ("rendering", 4.0, 1), ("publishing", 0.1, 1)]
 
 
-def test_a_failed_attempt_waits_and_a_retried_job_is_prepared_anew() -> None:
+def test_a_failed_attempt_waits_and_a_retried_job_is_prepared_again() -> None:
     assert read(
         (0, "queued", "accepted"),
         (0, "queued", "prepared"),
@@ -89,7 +89,7 @@ def test_a_failed_attempt_waits_and_a_retried_job_is_prepared_anew() -> None:
     ]  # fmt: skip
 
 
-def test_a_clock_that_goes_back_takes_no_negative_time() -> None:
+def test_a_clock_that_goes_back_gives_no_negative_duration() -> None:
     assert read((5000, "queued", "accepted"), (1000, "queued", "prepared"))[1] == ("preparing", 0.0, 0)
 
 
@@ -99,18 +99,18 @@ def test_a_clock_that_goes_back_takes_no_negative_time() -> None:
      ("attempt 1 of 3 on cpu", ""), ("prepared", "")],
 )  # fmt: skip
 def test_the_code_of_a_reason_is_found(note: str, code: str) -> None:
-    assert Historian().read(JobEvent(0, "queued", note)).reason == code
+    assert HistoryReader().read(JobEvent(0, "queued", note)).reason == code
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_one_job_is_told_line_by_line(installation: Installation, ledger: Ledger) -> None:
+def test_one_job_has_a_line_for_each_event(installation: Installation, ledger: Ledger) -> None:
     job_id = finished(ledger, "anna")
     stretch(ledger, 0, 500, 100, 4000, 120_000)
-    told = lines(installation, job_id[-12:])
-    assert all(LINE.match(line) for line in told)
-    assert [re.split(r" {2,}", line, maxsplit=3)[1:] for line in told] == [
+    shown = lines(installation, job_id[-12:])
+    assert all(LINE.match(line) for line in shown)
+    assert [re.split(r" {2,}", line, maxsplit=3)[1:] for line in shown] == [
         ["queued", "accepted"],
         ["queued", "preparing 0.50 s", "prepared"],
         ["running", "waiting 0.10 s", "attempt 1 of 3 on cpu"],
@@ -119,7 +119,7 @@ def test_one_job_is_told_line_by_line(installation: Installation, ledger: Ledger
     ]
 
 
-def test_a_failed_job_ends_with_its_reason_and_what_to_do(installation: Installation, ledger: Ledger) -> None:
+def test_a_failed_job_ends_with_its_reason_and_the_remedy(installation: Installation, ledger: Ledger) -> None:
     job_id = queued(ledger)
     error = NoFaceFound("no face in the picture")
     ledger.to_failed(job_id, error.reason())
@@ -128,16 +128,16 @@ def test_a_failed_job_ends_with_its_reason_and_what_to_do(installation: Installa
     assert remedy == f"→ {error.remedy}"
 
 
-def test_all_jobs_are_told_in_the_order_of_what_happened(installation: Installation, ledger: Ledger) -> None:
+def test_the_events_of_all_jobs_are_shown_in_order(installation: Installation, ledger: Ledger) -> None:
     anna, bert = finished(ledger, "anna"), finished(ledger, "bert\nforged")
-    told = lines(installation)
-    assert [anna[-12:] in line for line in told] == [True] * 5 + [False] * 5
-    assert all(LINE.match(line) for line in told)
-    assert bert[-12:] + "  bert\\nforged" in told[-1]
-    assert lines(installation, "--limit", "3") == told[-3:]
+    shown = lines(installation)
+    assert [anna[-12:] in line for line in shown] == [True] * 5 + [False] * 5
+    assert all(LINE.match(line) for line in shown)
+    assert bert[-12:] + "  bert\\nforged" in shown[-1]
+    assert lines(installation, "--limit", "3") == shown[-3:]
 
 
-def test_a_line_whose_job_began_before_it_still_knows_its_stage(installation: Installation, ledger: Ledger) -> None:
+def test_the_stage_is_known_when_earlier_events_are_left_out(installation: Installation, ledger: Ledger) -> None:
     finished(ledger, "anna")
     stretch(ledger, 0, 500, 100, 4000, 100)
     assert "publishing 0.10 s" in lines(installation, "--limit", "1")[0]
@@ -146,15 +146,15 @@ def test_a_line_whose_job_began_before_it_still_knows_its_stage(installation: In
 def test_json_has_a_whole_object_on_each_line(installation: Installation, ledger: Ledger) -> None:
     job_id = claimed(ledger)
     ledger.requeue(job_id, note="out of memory", charge=True, error=OutOfMemory("").reason())
-    told = [json.loads(line) for line in lines(installation, "--json")]
-    assert [entry["state"] for entry in told] == ["queued", "queued", "running", "queued"]
-    assert {entry["job_id"] for entry in told} == {job_id}
-    assert (told[2]["attempt"], told[2]["stage"]) == (1, "waiting")
-    assert told[3].keys() == {"at", "job_id", "name", "state", "note", "reason", "attempt", "stage", "took_s"}
-    assert datetime.fromisoformat(told[0]["at"]).tzinfo is not None
+    shown = [json.loads(line) for line in lines(installation, "--json")]
+    assert [entry["state"] for entry in shown] == ["queued", "queued", "running", "queued"]
+    assert {entry["job_id"] for entry in shown} == {job_id}
+    assert (shown[2]["attempt"], shown[2]["stage"]) == (1, "waiting")
+    assert shown[3].keys() == {"at", "job_id", "name", "state", "note", "reason", "attempt", "stage", "took_s"}
+    assert datetime.fromisoformat(shown[0]["at"]).tzinfo is not None
 
 
-def test_since_leaves_out_what_was_before(installation: Installation, ledger: Ledger) -> None:
+def test_since_leaves_out_earlier_events(installation: Installation, ledger: Ledger) -> None:
     finished(ledger, "anna")
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as file:
         file.execute("UPDATE job_event SET at_ms = at_ms - 7200000 WHERE id < 4")
@@ -170,7 +170,7 @@ def test_wrong_usage_ends_with_2(installation: Installation, ledger: Ledger, arg
     assert installation.cli("logs", *arguments).returncode == 2
 
 
-def test_before_the_first_start_there_is_nothing_to_tell(installation: Installation) -> None:
+def test_before_the_first_start_no_events_are_shown(installation: Installation) -> None:
     assert lines(installation) == []
 
 
@@ -205,15 +205,15 @@ def test_following_all_jobs_of_a_daemon_goes_on_until_it_is_interrupted(installa
         assert process.stdout is not None
         installation.drop_pair("anna")
         installation.until_done("anna")
-        told = [process.stdout.readline() for _ in range(5)]
+        shown = [process.stdout.readline() for _ in range(5)]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 0
-    assert [re.split(r" {2,}", line)[3] for line in told] == ["queued", "queued", "running", "publishing", "done"]
-    assert JobState.DONE in told[-1]
+    assert [re.split(r" {2,}", line)[3] for line in shown] == ["queued", "queued", "running", "publishing", "done"]
+    assert JobState.DONE in shown[-1]
 
 
-def test_a_job_that_is_forgotten_meanwhile_ends_the_following(
+def test_following_a_job_ends_when_the_job_is_deleted(
     installation: Installation, ledger: Ledger, tmp_path: Path
 ) -> None:
     job_id = claimed(ledger)

@@ -1,4 +1,4 @@
-"""The ledger against real SQLite: who may move where, who wins, and what survives."""
+"""The ledger with real SQLite: legal moves, claims by two workers, output names, and accepted jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from lipsyncd.errors import IllegalTransition, RenderCrashed, UnknownJob
 from lipsyncd.jobs.job import SOURCES, Identity, JobState, SourceFile, new_id, now_ms
-from lipsyncd.ledger.ledger import DropKnown, Ledger
+from lipsyncd.ledger.ledger import AlreadyAccepted, Ledger
 from tests.kits.core_kit import claimed, connected, queued, spec_of
 
 CRASHED = RenderCrashed("as asked").reason()
@@ -24,7 +24,7 @@ def publish(ledger: Ledger, job_id: str, token: str | None = None) -> None:
 
 
 def in_state(ledger: Ledger, state: JobState, name: str = "anna") -> str:
-    """A job that went to that state the way that jobs do."""
+    """A job that was brought to that state by legal moves."""
     job_id = queued(ledger, name)
     if state is JobState.QUEUED:
         return job_id
@@ -78,7 +78,7 @@ def test_a_job_moves_only_where_the_table_says(ledger: Ledger, source: JobState,
 def test_the_database_itself_refuses_moves_that_the_table_does_not_know(
     ledger: Ledger, source: JobState, to: JobState
 ) -> None:
-    """Not even somebody with `sqlite3` at hand can make a job do what no job may do."""
+    """A trigger refuses an illegal move that another program such as `sqlite3` makes."""
     job_id = in_state(ledger, source)
     whole = "run_token=iif(:to='running','t',NULL), device=iif(:to='running','cpu',NULL), reason_code='x'"
     change = f"UPDATE job SET state=:to, out_sha256='{SHA}', {whole} WHERE id=:id"
@@ -93,8 +93,8 @@ def test_the_database_itself_refuses_moves_that_the_table_does_not_know(
 def test_every_move_leaves_one_line_of_history(ledger: Ledger) -> None:
     job_id = in_state(ledger, JobState.DONE)
     with closing(connected(ledger)) as connection:
-        told = [tuple(row) for row in connection.execute("SELECT state, note FROM job_event ORDER BY id")]
-    assert told == [
+        events = [tuple(row) for row in connection.execute("SELECT state, note FROM job_event ORDER BY id")]
+    assert events == [
         ("queued", "accepted"),
         ("queued", "prepared"),
         ("running", "attempt 1 of 3 on cpu"),
@@ -104,26 +104,26 @@ def test_every_move_leaves_one_line_of_history(ledger: Ledger) -> None:
     assert ledger.get(job_id).finished_ms is not None
 
 
-def test_an_unknown_id_is_told_apart_from_an_illegal_move(ledger: Ledger) -> None:
-    stranger = new_id()
+def test_an_unknown_id_is_another_error_than_an_illegal_move(ledger: Ledger) -> None:
+    unknown = new_id()
     for act in (
-        lambda: ledger.get(stranger),
-        lambda: ledger.to_cancelled(stranger),
-        lambda: ledger.retry(stranger, "anna"),
-        lambda: ledger.requeue(stranger, note="", charge=True),
+        lambda: ledger.get(unknown),
+        lambda: ledger.to_cancelled(unknown),
+        lambda: ledger.retry(unknown, "anna"),
+        lambda: ledger.requeue(unknown, note="", charge=True),
     ):
-        with pytest.raises(UnknownJob, match=stranger):
+        with pytest.raises(UnknownJob, match=unknown):
             act()
-    assert ledger.find(stranger) is None
-    assert not ledger.set_priority(stranger, 5)
-    ledger.note(stranger, "nobody reads this")
-    assert ledger.source_hashes(stranger) == {}
+    assert ledger.find(unknown) is None
+    assert not ledger.set_priority(unknown, 5)
+    ledger.note(unknown, "never stored")
+    assert ledger.source_hashes(unknown) == {}
 
 
 # -- claiming ----------------------------------------------------------------------------------------------------------
 
 
-def test_of_two_who_claim_at_once_one_gets_the_job(ledger: Ledger) -> None:
+def test_one_of_two_simultaneous_claims_gets_the_job(ledger: Ledger) -> None:
     """Two workers of two devices, one job each round: never both, never neither."""
     won: list[list[str]] = []
     for round_number in range(20):
@@ -168,7 +168,7 @@ def test_higher_priority_comes_first_then_the_older(ledger: Ledger) -> None:
     assert order == ["high", "old high", "old", "new", "low"]
 
 
-def test_a_claim_walks_the_queue_by_its_index(ledger: Ledger) -> None:
+def test_a_claim_reads_the_queue_by_its_index(ledger: Ledger) -> None:
     """A plan that sorts would read every finished job of the last 90 days for each claim."""
     wanted = """SELECT id FROM job WHERE state='queued' AND prepared=1 AND not_before_ms<=0 AND cancel_requested=0
                 AND attempt<max_attempts ORDER BY priority DESC, seq LIMIT 1"""
@@ -189,7 +189,7 @@ def test_a_job_that_is_not_prepared_is_not_claimed(ledger: Ledger) -> None:
     assert ledger.claim("cpu", "t") is not None
 
 
-def test_a_job_that_shall_wait_is_neither_claimed_nor_prepared_before_its_time(ledger: Ledger) -> None:
+def test_a_delayed_job_is_neither_claimed_nor_prepared_before_it_is_due(ledger: Ledger) -> None:
     job_id = claimed(ledger)
     ledger.requeue(job_id, note="later", delay_ms=60_000, charge=True)
     assert ledger.claim("cpu", "t") is None
@@ -220,7 +220,7 @@ def test_a_requeue_without_charge_gives_the_attempt_back(ledger: Ledger) -> None
     assert (again.attempt, again.reason_code) == (2, None)
 
 
-def test_only_the_run_that_rendered_it_may_hand_in_a_video(ledger: Ledger) -> None:
+def test_only_the_run_that_rendered_a_video_may_publish_it(ledger: Ledger) -> None:
     job_id = claimed(ledger, token="first")
     with pytest.raises(IllegalTransition):
         publish(ledger, job_id, "second")
@@ -230,7 +230,7 @@ def test_only_the_run_that_rendered_it_may_hand_in_a_video(ledger: Ledger) -> No
     assert (job.frames, job.render_fps) == (25, 50.0)
 
 
-def test_a_video_is_not_taken_after_a_cancel_was_asked_for(ledger: Ledger) -> None:
+def test_a_video_is_refused_after_a_cancel_request(ledger: Ledger) -> None:
     job_id = claimed(ledger)
     assert ledger.request_cancel(job_id)
     with pytest.raises(IllegalTransition):
@@ -238,7 +238,7 @@ def test_a_video_is_not_taken_after_a_cancel_was_asked_for(ledger: Ledger) -> No
     assert ledger.to_cancelled(job_id).cancel_requested is False
 
 
-def test_a_job_that_shall_be_cancelled_is_not_claimed_again(ledger: Ledger) -> None:
+def test_a_job_with_a_cancel_request_is_not_claimed_again(ledger: Ledger) -> None:
     job_id = claimed(ledger)
     ledger.request_cancel(job_id)
     assert ledger.requeue(job_id, note="crashed", charge=True).cancel_requested
@@ -246,20 +246,20 @@ def test_a_job_that_shall_be_cancelled_is_not_claimed_again(ledger: Ledger) -> N
 
 
 @pytest.mark.parametrize("state", JobState)
-def test_only_a_running_job_can_be_asked_to_stop(ledger: Ledger, state: JobState) -> None:
+def test_only_a_running_job_takes_a_cancel_request(ledger: Ledger, state: JobState) -> None:
     assert ledger.request_cancel(in_state(ledger, state)) is (state is JobState.RUNNING)
 
 
-def test_progress_is_told_by_the_run_that_has_the_token_and_stays_a_fraction(ledger: Ledger) -> None:
+def test_progress_needs_the_token_of_the_run_and_is_limited_to_a_fraction(ledger: Ledger) -> None:
     job_id = claimed(ledger, token="mine")
     ledger.set_progress(job_id, "another", "rendering", 0.9)
     assert ledger.get(job_id).fraction == 0
-    for said, kept in ((0.5, 0.5), (7.0, 1.0), (-1.0, 0.0)):
-        ledger.set_progress(job_id, "mine", "rendering", said)
+    for reported, kept in ((0.5, 0.5), (7.0, 1.0), (-1.0, 0.0)):
+        ledger.set_progress(job_id, "mine", "rendering", reported)
         assert (ledger.get(job_id).stage, ledger.get(job_id).fraction) == ("rendering", kept)
 
 
-def test_a_reason_to_wait_is_written_into_the_history_once(ledger: Ledger) -> None:
+def test_a_repeated_reason_to_wait_is_one_line_of_history(ledger: Ledger) -> None:
     job_id = queued(ledger)
     for _ in range(3):
         assert ledger.set_blocked(job_id, CRASHED, delay_ms=10)
@@ -284,7 +284,7 @@ def test_the_name_of_an_ended_job_is_free_again(ledger: Ledger) -> None:
         assert ledger.get(in_state(ledger, state)).out_name == "anna"
 
 
-def test_a_retry_takes_the_next_name_when_its_own_is_taken_meanwhile(ledger: Ledger) -> None:
+def test_a_retry_gets_the_next_free_name_when_its_own_is_taken(ledger: Ledger) -> None:
     failed = in_state(ledger, JobState.FAILED)
     second = queued(ledger, "anna")
     assert ledger.retry(failed, "anna").out_name == "anna (2)"
@@ -293,7 +293,7 @@ def test_a_retry_takes_the_next_name_when_its_own_is_taken_meanwhile(ledger: Led
     assert ledger.retry(failed, "anna").out_name == "anna"
 
 
-def test_a_retry_forgets_what_the_first_life_left(ledger: Ledger) -> None:
+def test_a_retry_clears_the_columns_of_the_first_run(ledger: Ledger) -> None:
     job_id = in_state(ledger, JobState.RUNNING)
     publish(ledger, job_id, "t")
     assert ledger.set_staged(job_id)
@@ -317,7 +317,7 @@ def test_a_running_job_is_not_retried(ledger: Ledger) -> None:
         ("5", ["5 (2)", "5 (3)", "5 (5)"]),
     ],
 )
-def test_renaming_goes_on_from_the_name_that_is_taken(ledger: Ledger, wanted: str, steps: list[str]) -> None:
+def test_renaming_continues_after_the_taken_name(ledger: Ledger, wanted: str, steps: list[str]) -> None:
     job_id = in_state(ledger, JobState.PUBLISHING, wanted)
     queued(ledger, f"{wanted} (4)")
     found, taken = [], wanted
@@ -335,11 +335,11 @@ def source(role: str, number: int) -> SourceFile:
     return SourceFile(role, f"anna.{role}", Identity(1, number, 10, 20, 30), f"{number:064x}")
 
 
-def test_the_same_drop_is_accepted_once_while_its_files_lie_there(ledger: Ledger) -> None:
+def test_the_same_drop_is_accepted_once_while_its_files_are_in_the_inbox(ledger: Ledger) -> None:
     files = (source("image", 1), source("audio", 2))
     first = spec_of(sources=files)
     ledger.insert(first, max_attempts=3)
-    with pytest.raises(DropKnown):
+    with pytest.raises(AlreadyAccepted):
         ledger.insert(spec_of(sources=files), max_attempts=3)
     assert ledger.unreleased() == [first.id]
     ledger.set_released([first.id])

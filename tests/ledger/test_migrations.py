@@ -1,4 +1,4 @@
-"""Ledgers that older versions wrote: what they hold is kept, work goes on with it, and newer ones are refused."""
+"""Ledgers of older versions: their rows are kept and their jobs continue. Those of newer versions are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kits.core_kit import queued
 from tests.kits.installation import Installation
 from tests.kits.jobs_by_hand import JobsByHand
 
-# What the first version wrote for a job in each state, besides what all rows have.
+# The columns of a job in each state in version 1, besides those of `COMMON`.
 FIRST: Mapping[JobState, Mapping[str, Any]] = {
     JobState.QUEUED: {"stage": "queued", "prepared": 1, "priority": 7},
     JobState.RUNNING: {"run_token": "t", "device": "cpu", "attempt": 1, "started_ms": 2, "fraction": 0.5},
@@ -83,7 +83,7 @@ def test_every_row_of_an_older_ledger_is_kept_as_it_was(tmp_path: Path, version:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_jobs_of_an_older_ledger_go_on_and_are_told_of(tmp_path: Path, version: int) -> None:
+def test_jobs_of_an_older_ledger_continue_and_send_webhooks(tmp_path: Path, version: int) -> None:
     path = tmp_path / "ledger.db"
     ids = {state: row["id"] for state, row in written_by(version, path).items()}
     ledger = Ledger(path)
@@ -93,15 +93,15 @@ def test_jobs_of_an_older_ledger_go_on_and_are_told_of(tmp_path: Path, version: 
     ledger.to_cancelled(ids[JobState.QUEUED])
     queued(ledger, "new")
     view = LedgerView(path)
-    told = {state: len(view.deliveries(job_id)) for state, job_id in ids.items()}
-    assert told == {**dict.fromkeys(JobState, 0), JobState.PUBLISHING: 1, JobState.QUEUED: 1}  # ended now, not before
+    counts = {state: len(view.deliveries(job_id)) for state, job_id in ids.items()}
+    assert counts == {**dict.fromkeys(JobState, 0), JobState.PUBLISHING: 1, JobState.QUEUED: 1}  # ended now, not before
     assert view.get(ids[JobState.DONE]).rest is None
     assert len(view.jobs()) == len(FIRST) + 1
     ledger.close()
 
 
 def made_older(path: Path, version: int) -> None:
-    """Write the rows of a ledger into one of that version: what its columns can hold."""
+    """Replace a ledger by one of that version, with the rows as far as it has the columns."""
     with closing(sqlite3.connect(path)) as new:
         new.row_factory = sqlite3.Row
         tables = {
@@ -155,7 +155,7 @@ def test_a_daemon_brings_every_job_of_an_older_version_to_its_end(installation: 
         assert installation.cli("retry", failed).returncode == 0
         installation.until(
             lambda: installation.view.get(failed).reason_code == "image-not-recognised",
-            "its inputs to be looked at again",
+            "its inputs to be decoded again",
         )
     [copy] = (installation.path("state") / "backups").iterdir()
     assert copy.name.startswith(f"ledger-v{version}-")

@@ -1,4 +1,4 @@
-"""The ledger against a model of it: any calls in any order, and after each the two say the same."""
+"""The ledger compared with a model: any calls in any order, and both have the same state after each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDED_EARLY = (JobState.FAILED, JobState.CANCELLED)
 
 @dataclass
 class Model:
-    """What we believe of one job."""
+    """The expected state of one job."""
 
     seq: int
     priority: int
@@ -110,7 +110,7 @@ class LedgerMachine(RuleBasedStateMachine):
         model.cancel_requested = model.cancel_requested or model.state is JobState.RUNNING
 
     @rule(job_id=jobs, right_token=st.booleans())
-    def hand_in(self, job_id: str, right_token: bool) -> None:
+    def publish(self, job_id: str, right_token: bool) -> None:
         model = self.models[job_id]
         token = f"token of {model.device}" if right_token else "another"
         facts = {"sha256": "a" * 64, "size": 1, "frames": 1, "render_ms": 1}
@@ -162,10 +162,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.close()
         self.ledger = Ledger(self.path)
 
-    # -- what holds after each -----------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------------------
 
     @invariant()
-    def both_say_the_same(self) -> None:
+    def ledger_and_model_agree(self) -> None:
         for job_id, model in getattr(self, "models", {}).items():
             job = self.ledger.get(job_id)
             seen = Model(

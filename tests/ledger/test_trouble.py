@@ -1,4 +1,4 @@
-"""A ledger that cannot be used for a while: no job is failed, repeated or forgotten for it, and no thread ends."""
+"""A ledger that is unavailable for a while: no job fails, is repeated or is lost, and no thread ends."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ GIVEN_UP = "ledger.db: database is locked"
 
 @contextmanager
 def locked(installation: Installation) -> Iterator[None]:
-    """Somebody else writes to the ledger, for longer than we wait for a lock."""
+    """Another process holds the write lock of the ledger for longer than we wait."""
     with closing(sqlite3.connect(installation.path("state") / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")
 
 
-def test_a_ledger_that_somebody_else_has_locked_is_waited_for(installation: Installation) -> None:
+def test_the_daemon_waits_for_a_locked_ledger(installation: Installation) -> None:
     with installation.running():
         with locked(installation):
             installation.drop_pair("anna")
@@ -38,7 +38,7 @@ def test_a_ledger_that_somebody_else_has_locked_is_waited_for(installation: Inst
 
 
 class LockedOut:
-    """Renders, while somebody locks the ledger; the lock stays until `free`."""
+    """Renders, and locks the ledger during the render; the lock stays until `free`."""
 
     def __init__(self, by_hand: JobsByHand, video: bytes) -> None:
         self.renders = 0
@@ -74,9 +74,9 @@ class LockedOut:
 def test_a_render_whose_end_cannot_be_written_is_not_done_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Locked while the job is rendered, and until the worker has given up writing how that ended."""
+    """Locked during the render, and until the worker has given up writing its result."""
     made = make(tmp_path, width=64, height=64, samples=9600)
-    by_hand = JobsByHand(tmp_path / "shop")
+    by_hand = JobsByHand(tmp_path / "installation")
     job_id = by_hand.queued()
     executor = LockedOut(by_hand, made.path.read_bytes())
     worker = by_hand.worker(executor)

@@ -1,4 +1,4 @@
-"""Reading the ledger beside its writer: any user, any moment, and nothing is ever written."""
+"""Reading the ledger while it is written: by any user, at any time, and without writing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ledger(path: Path) -> Iterator[Ledger]:
     ledger.close()
 
 
-def test_a_ledger_that_is_not_there_yet_is_empty_and_stays_away(path: Path) -> None:
+def test_a_missing_ledger_reads_as_empty_and_is_not_created(path: Path) -> None:
     view = LedgerView(path)
     assert view.jobs() == []
     assert view.find(new_id()) is None
@@ -65,7 +65,7 @@ def test_a_job_reads_as_it_was_written(ledger: Ledger) -> None:
     assert view.counts()[JobState.RUNNING] == 1
 
 
-def test_what_runs_comes_first_then_the_queue_in_its_order_then_the_newest_of_the_rest(ledger: Ledger) -> None:
+def test_running_jobs_come_first_then_the_queue_then_ended_jobs_from_the_newest_on(ledger: Ledger) -> None:
     ids = {name: queued(ledger, name) for name in ("runs", "older", "newer", "waits", "waits longer", "urgent")}
     assert ledger.claim("cpu", "t") is not None
     ledger.to_cancelled(ids["newer"])
@@ -180,9 +180,9 @@ def test_a_ledger_that_may_not_be_read_is_an_error_with_a_remedy(ledger: Ledger)
 
 def test_a_damaged_ledger_is_an_error_with_a_remedy(path: Path) -> None:
     path.write_bytes(b"no database at all" * 1000)
-    for look in (lambda: LedgerView(path).jobs(), lambda: LedgerView(path).counts()):
+    for read in (lambda: LedgerView(path).jobs(), lambda: LedgerView(path).counts()):
         with pytest.raises(LedgerError, match="not a database"):
-            look()
+            read()
 
 
 @pytest.mark.parametrize("name", ["state 100%", "state?mode=rwc", "state#1", "stätte"])

@@ -251,7 +251,7 @@ def test_many_rows_go_in_batches_that_let_others_write(tmp_path: Path) -> None:
     multiply(by_hand, first.id, 1200)
     ids = [job.id for job in by_hand.ledger.in_state(JobState.CANCELLED)]
     assert len(ids) == 1200
-    assert by_hand.ledger.upkeep.forget(ids) == 500
+    assert by_hand.ledger.upkeep.delete_ended(ids) == 500
     assert pruned(by_hand, days=2) == {LEDGER: 700}
     with by_hand.ledger._write() as session:
         left = [session.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() for table in ("job", "job_event")]
