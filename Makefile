@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint config/constraints.txt
 
-.PHONY: help demo test test-long lint format bench install uninstall clean
+.PHONY: help demo test test-system test-long lint format bench install uninstall clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -20,10 +20,18 @@ $(VENV)/.test: pyproject.toml config/constraints.txt | $(VENV)/bin/python
 demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of its own
 	$(VENV)/bin/lipsyncd demo $(if $(TEXT),"$(TEXT)")
 
-# Files in the order of their names: else those with few tests come last, and the longest are among them.
-test: $(VENV)/.test   ## install what the tests need and run all of them
+# Two processes, a file at a time, in the order of names: else files with few tests come last, and the longest are among
+# them. The second half needs a machine of its own, kills daemons by the hundred, or waits for clocks and disks.
+PYTEST := $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
+SYSTEM := tests/system tests/sandbox/test_jail_trace.py tests/storage/test_mounts.py
+
+test: $(VENV)/.test   ## install what the tests need and run them: ten minutes on two cores
 	sh config/test-packages.sh
-	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) tests $(addprefix --ignore=,$(SYSTEM))
+
+test-system: $(VENV)/.test   ## the other half: systemd, containers, kills, file errors, disks, mounts, clocks, hostile files
+	sh config/test-packages.sh
+	$(PYTEST) $(SYSTEM)
 
 test-long: $(VENV)/.test   ## the full counts, which take hours: crashes, file errors, REST, bursts, disks, mounts, a soak
 	sh config/test-packages.sh
