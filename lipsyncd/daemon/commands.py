@@ -1,4 +1,4 @@
-"""What can be asked of a job by hand: cancel, retry, priority, republish, delete. Done by the holder of the lock."""
+"""Requests about one job: cancel, retry, priority, republish, delete. The holder of the lock carries them out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LOWEST, _HIGHEST = -100, 100
 
 
 def carry_out(request: Request | None, stores: Stores, finisher: Finisher) -> Answer:
-    """Do what was asked and say how it went; never raises for what a request may bring. None is a file that is none."""
+    """Carry out a request; raises nothing for any content of it. None stands for a file that is no valid request."""
     if request is None:
-        return Answer(False, "this is no request that we know")
+        return Answer(False, "this request is not known")
     try:
         message = _DO[request.action](request, stores, finisher)
     except (LipsyncdError, OSError) as error:
@@ -30,7 +30,7 @@ def carry_out(request: Request | None, stores: Stores, finisher: Finisher) -> An
 
 
 def _cancel(request: Request, stores: Stores, finisher: Finisher) -> str:
-    """A look at the job is out of date when a worker takes it or puts it back before we act on it: look again then."""
+    """A worker may claim the job or put it back after it was read here: then it is read again."""
     while True:
         job = stores.ledger.get(request.job_id)
         match job.state:

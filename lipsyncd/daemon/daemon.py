@@ -176,7 +176,7 @@ class Daemon:
         deadline = time.monotonic() + grace_s
         parts.monitor.drain()
         self._systemd.stopping(grace_s)
-        parts.inboxes.ring.set()
+        parts.inboxes.wake.set()
         parts.weights.stop(0)
         parts.stores.wake()
         while any(thread.is_alive() for thread in threads.jobs):

@@ -1,13 +1,13 @@
 """The daemon's housekeeper: copies the ledger and prunes every night, and makes room when a disk runs full.
 
-    every ten minutes    the videos kept in `state/results`, and uploads: their limits are hours; what a crash has left
-                         of a copy of the ledger
-    every night          a copy of the ledger, all other kinds, the ledger's old rows
-    below the floor      what is due, then what has a limit at all, oldest first, before intake pauses
-    on request           what `lipsyncd prune` asks for
+    every ten minutes    prunes the videos in `state/results` and uploads, whose limits are hours; removes what a crash
+                         has left of a copy of the ledger
+    every night          copies the ledger; prunes all other kinds and the ledger's old rows
+    below the floor      prunes what is due, then what has a limit, oldest first, before intake pauses
+    on request           prunes for `lipsyncd prune`
 
-A thread of its own, in small steps: no render, no publishing and no scan waits for it. Nothing goes by its age while
-the wall clock is not believed (`clock`).
+It has a thread of its own and works in small steps: no render, no publishing and no scan waits for it. Nothing is
+pruned by its age while the wall clock is not trusted (`clock`).
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ NIGHTLY = (OUTBOX, ARCHIVE, FAILED, LEDGER)
 _LOOK_EVERY_S = 5.0
 _OFTEN_S = 600.0
 _IDLE_S = 60.0
-_BREATH_S = 0.002  # between two removals: the disk belongs to the renders
-_NOTICED_S = 2.0  # more than the clock is ever slewed between two looks
+_PAUSE_S = 0.002  # between two removals: renders use the disk first
+_NOTICED_S = 2.0  # more than the clock is ever slewed between two readings
 _ROOM_AGAIN_S = 60.0
-_SPARE = 1.1  # room is made for a little more than the floor, so that the next job does not ask again
+_SPARE = 1.1  # times the floor, so that the next job finds enough room
 _MB = 1_000_000
 
 
 class Housekeeper:
-    """Keeps the folders and the ledger of one daemon. `wall` tells the time, `steady` how much of it goes by."""
+    """Keeps the folders and the ledger of one daemon small. `wall` and `steady` are as for `WallClock`."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class Housekeeper:
         self._view = LedgerView(stores.ledger.path)
         self._wall, self._steady = wall, steady
         self._clock = WallClock(self.folders.state, wall=wall, steady=steady)
-        self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last looked at
+        self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last clamped
         self._often_s = self._idle_s = self._room_s = float("-inf")
-        self._stop, self._bell = threading.Event(), threading.Event()
-        self._requests: dict[Path, None] = {}  # in the order in which they came
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._requests: dict[Path, None] = {}  # in order of arrival
         self._busy = threading.Lock()
         self._record = self.folders.state / "nights.json"
 
@@ -87,20 +87,20 @@ class Housekeeper:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Work until `stop`. Nothing that a folder brings up ends this thread."""
+        """Work until `stop`. No error with a folder ends this thread."""
         while not self._stop.is_set():
-            self._bell.clear()
+            self._wake.clear()
             try:
                 self.look()
             except (LipsyncdError, OSError) as error:
                 log.warning("housekeeping: %s", error)
             except Exception:
                 log.exception("housekeeping: unexpected failure")
-            self._bell.wait(_LOOK_EVERY_S)
+            self._wake.wait(_LOOK_EVERY_S)
 
     def stop(self) -> None:
         self._stop.set()
-        self._bell.set()
+        self._wake.set()
 
     def look(self) -> None:
         """Do what is due now."""
@@ -113,16 +113,16 @@ class Housekeeper:
         if now_s - self._often_s >= _OFTEN_S:
             self._often_s = now_s
             backups.sweep(self.folders.state / backups.FOLDER)
-            if self._prune_what_is_due(OFTEN):
+            if self._prune_if_trusted(OFTEN):
                 Uploads(self.folders.state).sweep()
         self.nightly()
         if now_s - self._idle_s >= _IDLE_S and self._is_idle():
             self._idle_s = now_s
             self._stores.ledger.upkeep.checkpoint()
 
-    def _prune_what_is_due(self, kinds: Collection[str]) -> bool:
-        """`prune`, if the clock is believed; says whether it was."""
-        if not self._clock.believed:
+    def _prune_if_trusted(self, kinds: Collection[str]) -> bool:
+        """`prune`, if the clock is trusted; True when it was."""
+        if not self._clock.trusted:
             return False
         with self._busy:
             self.prune(kinds)
@@ -136,7 +136,7 @@ class Housekeeper:
         return not self._stores.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING)
 
     def _clamp_waits(self) -> None:
-        """At the start, and after the clock was set: what is due by the wall clock may seem to lie far ahead."""
+        """At the start, and after the clock was set: times by the wall clock may then lie far ahead."""
         offset_s = self._wall() - self._steady()
         if self._offset_s is not None and abs(offset_s - self._offset_s) <= _NOTICED_S:
             return
@@ -149,17 +149,17 @@ class Housekeeper:
             log.info("the clock was set back: %d jobs and webhooks that would have waited too long do not", moved)
 
     def nightly(self) -> None:
-        """Do each of a night's two pieces of work once, also when the daemon was down when it began."""
+        """Copy the ledger and prune once each night, also when the daemon was down when the night began."""
         began_s = last_night(self._wall(), self.rules.night)
         if self._last("copied") < began_s:
-            self._note("copied")  # first: a copy that fails is not tried again and again
+            self._note("copied")  # before the copy: one that fails is not repeated all night
             self._copy_the_ledger()
-        if self._last("pruned") < began_s and self._prune_what_is_due(NIGHTLY):
+        if self._last("pruned") < began_s and self._prune_if_trusted(NIGHTLY):
             self._note("pruned")
             self._stores.ledger.upkeep.optimize()
 
     def _last(self, work: str) -> float:
-        """When that was done last, seconds since 1970. The very first start counts as done."""
+        """When that was last done, seconds since 1970. The very first start counts as done."""
         noted = (read_json(self._record) or {}).get(work)
         if not isinstance(noted, (int, float)) or noted > self._wall():  # later than now: the clock was wrong then
             self._note(work)
@@ -183,7 +183,7 @@ class Housekeeper:
     # -- pruning -------------------------------------------------------------------------------------------------------
 
     def prune(self, kinds: Collection[str] = (*KINDS, LEDGER)) -> list[Count]:
-        """Remove what is due; gives what went and what there was."""
+        """Remove what is due; gives what was removed and what there was."""
         counts = []
         for kind in KINDS:
             if kind in kinds:
@@ -192,13 +192,12 @@ class Housekeeper:
         if LEDGER in kinds:
             rows = self.retention.rows()
             counts.append(Count(LEDGER, self._forget(self.retention.old_rows(self._wall())), 0, rows, 0))
-        told = [f"{c.goes} of {c.kind}" + (f" ({c.frees_bytes / _MB:.1f} MB)" if c.frees_bytes else "") for c in counts]
-        if any(count.goes for count in counts):
-            log.info("pruned: %s", ", ".join(line for line, c in zip(told, counts, strict=True) if c.goes))
+        if pruned := [_in_words(count) for count in counts if count.goes]:
+            log.info("pruned: %s", ", ".join(pruned))
         return counts
 
     def _remove(self, doomed: Sequence[Piece]) -> list[Piece]:
-        """Remove pieces one after another; gives those that went. One that resists is told of and left for later."""
+        """Remove pieces one after another; gives those that were removed. The first error is logged."""
         gone: list[Piece] = []
         complained = False
         for piece in doomed:
@@ -211,12 +210,12 @@ class Housekeeper:
                 if not complained:
                     log.warning("cannot prune %s: %s", piece.folder, error)
                 complained = True
-            self._stop.wait(_BREATH_S)
+            self._stop.wait(_PAUSE_S)
         self._stores.ledger.upkeep.clear_kept([piece.id for piece in gone if piece.kind in (ARCHIVE, FAILED)])
         return gone
 
     def _remove_one(self, piece: Piece) -> bool:
-        if piece.kind == OUTBOX:  # its video is hashed first, which takes a while; nobody else removes it
+        if piece.kind == OUTBOX:  # its video is hashed first, which takes a while; no other thread removes it
             return leftovers.remove(piece)
         with self._finisher.lock:  # no retry and no `republish` is at work on these files
             return leftovers.remove(piece)
@@ -227,7 +226,7 @@ class Housekeeper:
             if self._stop.is_set():
                 break
             gone += self._stores.ledger.upkeep.delete_ended(job_ids[start : start + BATCH_ROWS])
-            self._stop.wait(_BREATH_S)
+            self._stop.wait(_PAUSE_S)
         return gone
 
     # -- a full disk ---------------------------------------------------------------------------------------------------
@@ -241,14 +240,14 @@ class Housekeeper:
                 yield folder, (floor_mb * _SPARE - free_mb(folder)) * _MB
 
     def make_room(self) -> bool:
-        """Prune for a disk that is below its floor, at most once a minute; says whether the spool has room now.
+        """Prune for a disk that is below its floor, at most once a minute; True when the spool has enough room now.
 
         Called by intake, in its own thread, before it pauses.
         """
         if self._steady() - self._room_s >= _ROOM_AGAIN_S and self._busy.acquire(blocking=False):
             try:
                 self._room_s = self._steady()
-                for folder, missing in self._low():  # looks anew at each: they may share a disk
+                for folder, missing in self._low():  # measured one by one: they may share a disk
                     self._make_room_for(folder, missing)
             finally:
                 self._busy.release()
@@ -256,8 +255,8 @@ class Housekeeper:
 
     def _make_room_for(self, folder: Path, missing: float) -> None:
         device, now_s = folder.stat().st_dev, self._wall()
-        believed = self._clock.believed
-        due = [p for kind in KINDS if believed for p in self.retention.due(kind, now_s)[0] if p.device == device]
+        trusted = self._clock.trusted
+        due = [p for kind in KINDS if trusted for p in self.retention.due(kind, now_s)[0] if p.device == device]
         gone = self._remove(due)
         missing -= sum(piece.size_bytes for piece in gone)
         if missing > 0 and self.rules.below_floor == "early":
@@ -269,20 +268,25 @@ class Housekeeper:
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def take(self, request: Path) -> None:
-        """Remember a request to prune, as often as it is seen, and answer it soon."""
+        """Accept a request to prune, also when it is given again, and answer it soon."""
         self._requests.setdefault(request)
-        self._bell.set()
+        self._wake.set()
 
     def _serve(self) -> None:
         for path in list(self._requests):
             try:
                 with self._busy:
                     counts = self.prune()
-                told = control_files.Answer(True, "pruned", {"counts": [count.to_json() for count in counts]})
+                reply = control_files.Answer(True, "pruned", {"counts": [count.to_json() for count in counts]})
             except (LipsyncdError, OSError) as error:
-                told = control_files.Answer(False, str(error))
-            control_files.answer(path, told)
+                reply = control_files.Answer(False, str(error))
+            control_files.answer(path, reply)
             del self._requests[path]
+
+
+def _in_words(count: Count) -> str:
+    size = f" ({count.frees_bytes / _MB:.1f} MB)" if count.frees_bytes else ""
+    return f"{count.goes} of {count.kind}{size}"
 
 
 def last_night(now_s: float, night: str) -> float:

@@ -1,4 +1,4 @@
-"""What a command does to jobs and folders itself while no daemon runs: under the same lock, by the same code."""
+"""Commands that change jobs or folders while no daemon runs: under the same lock, by the same code."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lipsyncd.storage.locks import InstanceLock
 def alone(settings: Settings, command: str) -> Iterator[tuple[Stores, Finisher]]:
     """Hold the lock and the ledger for a command while no daemon runs.
 
-    Raises `AnotherDaemonRuns` when one has just begun, `NoDaemon` when none ever ran here, `NotAllowed` for who may ask
-    a daemon and not be one.
+    Raises `AnotherDaemonRuns` when one has just started, `NoDaemon` when none ever ran here, `NotAllowed` for a user
+    who may send requests to a daemon but not run one.
     """
     folders = folders_of(settings.paths)
     ledger_file = folders.state / "ledger.db"

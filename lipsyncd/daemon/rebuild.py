@@ -1,11 +1,11 @@
-"""How jobs ended, read from what they left behind: for a ledger that is new, or an older copy that was put back.
+"""Read how jobs ended from the files that they left, for a ledger that is new or an older copy.
 
     done        sidecars in `state/results` and in the outbox
     failed      `job.json` and `reason.json` in failed/
-    cancelled   the same in the archive, which also has the orders of the jobs that were done
+    cancelled   the same in the archive, which also has the `job.json` of the jobs that were done
 
-Open jobs are told by the spool, which wins. A mark in the state folder says that all this is to be read; it stays until
-each of these folders could be read, so that a crash or a share that is not mounted loses nothing.
+The spool holds the open jobs and overrides all this. A mark in the state folder means that these folders are to be
+read. It stays until each of them could be read, so a crash or a share that is not mounted loses nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _UNKNOWN = Identity(0, 0, 0, 0, 0)
 
 
 def set_due(state: Path) -> None:
-    """Note that the ledger there does not know how jobs ended, before anybody writes to it."""
+    """Mark that the ledger there does not know how jobs ended, before anything writes to it."""
     write_new(state / _MARK, b"")
     fsync_folder(state)
 
@@ -53,27 +53,27 @@ def missing(folders: Folders) -> list[str]:
 
 
 def read(folders: Folders) -> dict[str, EndedJob]:
-    """Every ended job that has left something, by its id. A folder that is not mounted tells nothing."""
+    """Every ended job that has left files, by its id. A folder that is not mounted gives none."""
     shared = folders.shared
     archived = list(leftovers.archived(shared["archive"], ())) if folders.available("archive") else []
     orders = {piece.id: (piece.folder, spec) for piece in archived if (spec := archive.spec_of(piece.folder))}
     found: dict[str, EndedJob] = {}
-    found |= _told(archived, _without_video)
+    found |= _ended_by_id(archived, _without_video)
     if folders.available("failed"):
-        found |= _told(leftovers.failed(shared["failed"], ()), _without_video)
+        found |= _ended_by_id(leftovers.failed(shared["failed"], ()), _without_video)
     if folders.available("outbox"):
-        found |= _told(leftovers.published(shared["outbox"], ()), lambda piece: _done(piece, orders))
-    return found | _told(leftovers.kept_results(folders.results, ()), lambda piece: _done(piece, orders))
+        found |= _ended_by_id(leftovers.published(shared["outbox"], ()), lambda piece: _done(piece, orders))
+    return found | _ended_by_id(leftovers.kept_results(folders.results, ()), lambda piece: _done(piece, orders))
 
 
-def _told(found: Iterable[Piece], tell: Callable[[Piece], EndedJob | None]) -> dict[str, EndedJob]:
-    """What each piece tells, by its job's id. A damaged one tells nothing."""
+def _ended_by_id(found: Iterable[Piece], read_one: Callable[[Piece], EndedJob | None]) -> dict[str, EndedJob]:
+    """The end of each piece's job, by its id. A damaged piece gives none."""
     ended_jobs = {}
     for piece in found:
         try:
-            ended = tell(piece)
+            ended = read_one(piece)
         except _DAMAGED as error:
-            log.warning("endings: %s tells nothing: %s: %s", piece.folder, type(error).__name__, error)
+            log.warning("endings: %s cannot be read: %s: %s", piece.folder, type(error).__name__, error)
             continue
         if ended is not None:
             ended_jobs[piece.id] = ended
@@ -94,7 +94,7 @@ def _without_video(piece: Piece) -> EndedJob | None:
 
 
 def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> EndedJob:
-    """A job whose sidecar lies there; what it asked for is told best by its order in the archive."""
+    """A job whose sidecar lies there. Its `job.json` in the archive is the better source of what was requested."""
     facts = facts_in(piece.folder / piece.names[-1])
     kept, spec = orders.get(piece.id, (None, None))
     spec = replace(_spec(facts) if spec is None else spec, out_name=_stem(piece, facts))
@@ -113,13 +113,13 @@ def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> EndedJob:
 
 
 def _stem(piece: Piece, facts: Mapping[str, Any]) -> str:
-    """The name that the job published under: its video's, or its sidecar's when it was given no video of its own."""
+    """The name that the job published under: its video's, or its sidecar's when it has no video of its own."""
     alone = piece.kind == leftovers.OUTBOX and facts.get("duplicate_of") and len(piece.names) == 1
     return str(piece.names[0] if alone else facts["video"]).removesuffix(".json").removesuffix(".mp4")
 
 
 def _spec(facts: Mapping[str, Any]) -> JobSpec:
-    """The order, as far as its sidecar tells it."""
+    """What was requested, as far as the sidecar shows it."""
     name = str(facts["video"]).removesuffix(".mp4")
     return JobSpec(
         id=facts["id"],

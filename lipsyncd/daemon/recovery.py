@@ -1,6 +1,6 @@
-"""Put everything right that a crash left behind: once, at start, with the lock held and before the first scan.
+"""Repair what a crash left: once, at start, with the lock held and before the first scan.
 
-The spool says how far each job came; the ledger is brought in line with it. Nothing here looks at the inbox.
+The spool shows how far each job came; the ledger is brought in line with it. Nothing here reads the inbox.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from lipsyncd.storage.spool import Spool
 log = logging.getLogger(__name__)
 
 _COMPANIONS = ("-wal", "-shm")
-_JOURNAL_MODE_AT = 18  # of the file's header: 1 says rollback journal, 2 says WAL
+_JOURNAL_MODE_AT = 18  # in the file's header: 1 means rollback journal, 2 means WAL
 _NO_WAL = b"\x01"
 _LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING)
 
 
 def open_ledger(path: Path) -> Ledger:
-    """The ledger; a damaged one is put aside and an empty one begun, which `recover` fills.
+    """The ledger. A damaged one is put aside, and `recover` fills an empty one.
 
-    When it is new, or an older copy that was put back, `recover` is told to read how jobs ended, too.
+    When it is new or an older copy, it is marked, so that `recover` also reads how jobs ended.
     """
     try:
-        _look_at(path)
+        _mark_if_incomplete(path)
         ledger = Ledger(path)
         ledger.check()
     except (DatabaseError, sqlite3.DatabaseError, BackupFailed) as error:
         if not _is_damage(error):
             raise
         _put_aside(path)
-        log.error("ledger: %s was damaged (%s); jobs come back from what they left behind", path, error.args[0])
+        log.error("ledger: %s was damaged (%s); jobs are restored from the files that they left", path, error.args[0])
         rebuild.set_due(path.parent)
         return Ledger(path)
     return ledger
 
 
-def _look_at(path: Path) -> None:
-    """Note that endings are missing when the file is new, or a copy: only a ledger at work is in WAL mode.
+def _mark_if_incomplete(path: Path) -> None:
+    """Mark that endings are missing when the file is new, or a copy: only a ledger in use is in WAL mode.
 
-    Read with no connection open: closing the file would take SQLite's locks away. A -wal beside a copy is another
-    ledger's, and is put aside before SQLite sees the two together.
+    The header is read with no connection open, since closing the file would release SQLite's locks. A -wal beside a
+    copy is another ledger's, and is put aside before SQLite finds the two together.
     """
     try:
         with path.open("rb") as file:
@@ -66,7 +66,7 @@ def _look_at(path: Path) -> None:
     if mode in (b"", _NO_WAL):
         rebuild.set_due(path.parent)
     if mode == _NO_WAL:
-        log.info("ledger: %s is a copy that was put back; what came after it is read from what it left behind", path)
+        log.info("ledger: %s is an older copy; what came after it is read from the files that jobs left", path)
         _put_aside(path, suffixes=_COMPANIONS)
 
 
@@ -91,15 +91,15 @@ def recover(register: Callable[[JobSpec], object], stores: Stores, finisher: Fin
     spool, ledger = stores.spool, stores.ledger
     torn = spool.sweep() + _sweep_replaced(stores)
     ids = spool.ids()
-    _follow(stores)
+    _follow_moved_folders(stores)
     if rebuild.is_due(stores.folders.state):
-        _remember(stores, set(ids))
+        _restore_endings(stores, set(ids))
     for job_id in ids:
         spec = spool.spec(job_id)
         if spec is None:
             log.error("spool: %s has no readable job.json; it is left as it is", spool.folder(job_id))
         elif ledger.find(job_id) is None:
-            # Once it is staged its name is settled: another one was free when the row was made first.
+            # A staged video keeps its name: the row that was lost had it.
             register(replace(spec, out_name=spool.staged_name(job_id) or spec.out_name))
             reach("recover-registered")
     for job_id in ids:
@@ -116,12 +116,12 @@ def recover(register: Callable[[JobSpec], object], stores: Stores, finisher: Fin
     if stores.folders.available("outbox"):
         staged = {job_id for job_id in spool.ids() if spool.staged_name(job_id) is not None}
         torn += stores.outbox.sweep(staged | {job_id for job_id, _ in finisher.republisher.under_way()})
-    ledger.release(*(kind.code for kind in tree(Blocked)))  # what stood in the way may be gone
-    log.info("recovery: %d jobs in the spool, %d unfinished pieces removed", len(ids), torn)
+    ledger.release(*(kind.code for kind in tree(Blocked)))  # what blocked them may be gone
+    log.info("recovery: %d jobs in the spool, %d unfinished files removed", len(ids), torn)
 
 
-def _follow(stores: Stores) -> None:
-    """Rows say where inputs were kept. When failed/ or the archive lies elsewhere since the last start, so do these."""
+def _follow_moved_folders(stores: Stores) -> None:
+    """Correct the rows of kept inputs when failed/ or the archive lies elsewhere since the last start."""
     folders = stores.folders
     record = folders.state / "places.json"
     before, now = read_json(record) or {}, {kind: str(folders.shared[kind]) for kind in ("failed", "archive")}
@@ -134,25 +134,25 @@ def _follow(stores: Stores) -> None:
         write_json(record, now, mode=0o640)
 
 
-def _remember(stores: Stores, spooled: Set[str]) -> None:
-    """Read how jobs ended from what they left behind, where the ledger does not know it or knows it otherwise."""
+def _restore_endings(stores: Stores, spooled: Set[str]) -> None:
+    """Read how jobs ended from the files that they left, where the ledger does not know it or has it otherwise."""
     folders, ledger = stores.folders, stores.ledger
     known = {job.id: job.state for job in ledger.in_state(*JobState)}
     found = rebuild.read(folders)
     news = [ended for job_id, ended in found.items() if job_id not in spooled and known.get(job_id) != ended.state]
     max_attempts = stores.settings.now.render.max_attempts
-    ledger.ended_jobs.record(news, max_attempts=max_attempts, note="its end was read from what it left behind")
+    ledger.ended_jobs.record(news, max_attempts=max_attempts, note="its end was read from the files that it left")
     if news:
-        log.info("endings: the ends of %d jobs were read from what they left behind", len(news))
+        log.info("endings: the ends of %d jobs were read from the files that they left", len(news))
     unread = rebuild.missing(folders)
     if unread:
-        log.warning("endings: %s could not be read; it is at the next start", ", ".join(unread))
+        log.warning("endings: %s could not be read; the next start tries again", ", ".join(unread))
     else:
         rebuild.set_read(folders.state)
 
 
 def _sweep_replaced(stores: Stores) -> int:
-    """What was about to replace a file. Of the requests only our answers: a client may be writing at this moment."""
+    """Remove unfinished replacements of files; in the control folder only of our answers: a client may be writing."""
     folders = stores.folders
     return sum(sweep_torn(folder) for folder in (folders.state, folders.results, folders.again)) + sweep_torn(
         folders.control, "*.answer"
@@ -181,8 +181,10 @@ def _resume(job: Job, stores: Stores, finisher: Finisher) -> None:
 
 
 def _own_output(job: Job, spool: Spool) -> Output | None:
-    """The job's finished video. One that was copied from another job counts only while the row says so: otherwise the
-    job was given other options meanwhile."""
+    """The job's finished video; None when it was copied from another job and the row no longer names that job.
+
+    Then the job was given other options meanwhile.
+    """
     output = spool.output(job.id)
     if output is None or output.duplicate_of in (None, job.duplicate_of) or spool.staged_name(job.id) is not None:
         return output
@@ -191,7 +193,7 @@ def _own_output(job: Job, spool: Spool) -> Output | None:
 
 
 def _interrupted(job: Job, ledger: Ledger, finisher: Finisher) -> None:
-    """A run that the daemon did not survive. The attempt counts: the job may be what killed it."""
+    """A run that the daemon did not survive. The attempt counts, since the job may have ended the daemon."""
     if job.attempt >= job.max_attempts:
         message = f"the daemon ended {job.attempt} times while it rendered job {job.id}"
         finisher.fail(job.id, RenderCrashed(message))

@@ -1,7 +1,8 @@
-"""Which of the files that lie there belong together: pairs, manifests with what they name, halves that wait.
+"""Which files belong together: pairs, manifests with the files that they name, halves that wait.
 
-A pure function of what the inbox found: no clock, no folder. A manifest comes first; what no manifest names pairs by
-stem, compared in Unicode's composed form (NFC) without case, because a Mac and a share may spell one name in two ways.
+A pure function of what the scan found: no clock, no folder. Manifests come first. Files that no manifest names are
+paired by their stem, compared in Unicode's composed form (NFC) without case: a Mac and a share may write one name in
+two ways.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Found:
     """A file in the inbox that could be part of a job.
 
     role      by its suffix: IMAGE, AUDIO, MANIFEST or OTHER
-    settled   nobody has changed it for long enough; only then it is used
+    settled   it has not changed for long enough; only then it is used
     taken     an accepted job has copied it already; it still lies here for another manifest, or cannot be removed
     age_s     time since it was first seen
     """
@@ -60,7 +61,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Something that lies in the inbox and is no job yet, and why."""
+    """A file that lies in the inbox and is no job yet, and why."""
 
     name: str
     why: str
@@ -69,7 +70,7 @@ class Waiting:
 
 @dataclass
 class Grouping:
-    """What `group` found out: drops to take now, and what waits."""
+    """The result of `group`: drops to take now, and files that wait."""
 
     drops: list[Drop] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
@@ -86,16 +87,16 @@ def group(
     unusable: Mapping[bytes, InputError],
     pair_timeout_s: float,
 ) -> Grouping:
-    """Sort what was found into drops and what has to wait. A drop holds settled files only, also when it is refused.
+    """Sort the files of a scan into drops and files that wait. A drop holds settled files only, also a refused one.
 
     manifests       the content of each settled manifest, by name
-    unusable        names that lie there and cannot be used, with the reason: a manifest that names one is refused
+    unusable        names that cannot be used, with the reason: a manifest that names one is refused
     pair_timeout_s  how long a half, or a manifest without its files, may wait
     """
     files = Listing({f.name: f for f in found})
     result = Grouping()
-    spoken_for = _take_manifests(files, manifests, unusable, pair_timeout_s, result)
-    _take_pairs(files, spoken_for, pair_timeout_s, result)
+    claimed = _take_manifests(files, manifests, unusable, pair_timeout_s, result)
+    _take_pairs(files, claimed, pair_timeout_s, result)
     result.waiting += [Waiting(f.text, "still being written", f.age_s) for f in files.values() if not f.settled]
     return result
 
@@ -110,23 +111,23 @@ def _take_manifests(
     pair_timeout_s: float,
     result: Grouping,
 ) -> set[bytes]:
-    """Make drops of manifests; gives the names that no pair may use any more."""
-    spoken_for: set[bytes] = set()
+    """Make drops of manifests; gives the names that pairs may not use."""
+    claimed: set[bytes] = set()
     for file in sorted(files.values(), key=lambda f: (-f.age_s, f.name)):
         if file.role != MANIFEST or file.taken:
             continue
         content = manifests.get(file.name)
         if isinstance(content, Manifest):
-            spoken_for |= _take_manifest(files, file, content, unusable, pair_timeout_s, result)
+            claimed |= _take_manifest(files, file, content, unusable, pair_timeout_s, result)
             continue
         same_stem = (f for f in files.values() if f.key == file.key and f.role in (IMAGE, AUDIO))
-        companions = {f.name: f for f in same_stem if f.name not in spoken_for}
-        spoken_for |= companions.keys()
+        companions = {f.name: f for f in same_stem if f.name not in claimed}
+        claimed |= companions.keys()
         if content is not None:
             _refuse(file, companions.values(), content, result)
         elif file.settled:
-            result.waiting.append(Waiting(file.text, "cannot be read just now", file.age_s))
-    return spoken_for
+            result.waiting.append(Waiting(file.text, "cannot be read at present", file.age_s))
+    return claimed
 
 
 def _take_manifest(
@@ -159,7 +160,7 @@ def _take_manifest(
 
 
 class Listing(dict[bytes, Found]):
-    """What a scan found, by name. Made once and not changed: the second way of looking is made at its first use."""
+    """The files of a scan, by name. It is not changed after it was made."""
 
     @cached_property
     def composed(self) -> Mapping[str, list[Found]]:
@@ -171,7 +172,7 @@ class Listing(dict[bytes, Found]):
 
 
 def lookup(files: Listing, name: bytes) -> Found | None:
-    """The file of that very name, else the only one whose name is the same text in another Unicode form."""
+    """The file of exactly that name, else the only one whose name is the same text in another Unicode form."""
     if name in files:
         return files[name]
     same = files.composed.get(unicodedata.normalize("NFC", os.fsdecode(name)), [])
@@ -179,7 +180,7 @@ def lookup(files: Listing, name: bytes) -> Found | None:
 
 
 def _refuse(file: Found, companions: Iterable[Found], error: InputError, result: Grouping) -> None:
-    """Take a file out of the inbox together with what belongs to it, once nobody writes any of that any more."""
+    """Make a refused drop of a file and what belongs to it, once all of that is settled."""
     here = sorted({f for f in companions if not f.taken}, key=lambda f: f.name)
     if not all(f.settled for f in here):
         result.waiting.append(Waiting(file.text, "its files are still being written", file.age_s))
@@ -191,10 +192,10 @@ def _refuse(file: Found, companions: Iterable[Found], error: InputError, result:
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-def _take_pairs(files: Mapping[bytes, Found], spoken_for: set[bytes], pair_timeout_s: float, result: Grouping) -> None:
+def _take_pairs(files: Mapping[bytes, Found], claimed: set[bytes], pair_timeout_s: float, result: Grouping) -> None:
     stems: dict[str, list[Found]] = defaultdict(list)
     for file in files.values():
-        if file.role in (IMAGE, AUDIO) and not file.taken and file.name not in spoken_for:
+        if file.role in (IMAGE, AUDIO) and not file.taken and file.name not in claimed:
             stems[file.key].append(file)
     for members in stems.values():
         if all(f.settled for f in members):

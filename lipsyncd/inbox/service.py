@@ -1,6 +1,6 @@
 """Every inbox folder of one daemon, and the one thread that scans them.
 
-    watch    rings when something changes
+    watch    notices changes
     lock     held while we serve the folder: two daemons on one share would both take every drop
     inbox    finds which files are finished and belong together
     intake   takes them into spool and ledger
@@ -51,7 +51,7 @@ class InboxService:
 
     locks      of the inboxes, by kind of folder (`lock_inboxes`)
     make_room  called when the disk is low: removes what may go, True when that was enough
-    ring       set to scan at once
+    wake       set to scan at once
     paused     why no drop is taken; "" when drops are taken
     """
 
@@ -68,10 +68,10 @@ class InboxService:
         self.settings = settings
         self.folders = folders
         self.make_room = make_room
-        self.ring = threading.Event()
+        self.wake = threading.Event()
         self.paused = ""
         self.inboxes = [self._open(kind, lock, spool, ledger) for kind, lock in locks.items()]
-        self._overflows = Overflows(self.ring.set)
+        self._overflows = Overflows(self.wake.set)
         self._scanned_s = time.monotonic()
 
     def _open(self, kind: str, lock: FolderLock, spool: Spool, ledger: Ledger) -> ServedInbox:
@@ -85,7 +85,7 @@ class InboxService:
             opened=partial(self.folders.opened, kind),
         )
         intake = Intake(self.settings, inbox, spool, ledger, queue)
-        watch = Watch(folder, mode=settings.watch.mode, hidden=HIDDEN, bell=self.ring.set)
+        watch = Watch(folder, mode=settings.watch.mode, hidden=HIDDEN, notify=self.wake.set)
         return ServedInbox(kind, inbox, intake, watch, lock)
 
     def register(self, spec: JobSpec) -> Accepted | None:
@@ -100,12 +100,12 @@ class InboxService:
     ) -> None:
         """Scan until `stop`. Sets `accepted` when there are new jobs; `guarded` runs a scan and catches its errors."""
         while not stop():
-            self.ring.clear()
+            self.wake.clear()
             self.paused = self._why_paused()
             for served in self.inboxes:
                 if guarded(partial(self.scan, served, stop)):
                     accepted.set()
-            self.ring.wait(self._until_next_scan_s())
+            self.wake.wait(self._until_next_scan_s())
         for served in self.inboxes:
             served.watch.stop()
         self._overflows.close()
@@ -128,7 +128,7 @@ class InboxService:
             return False
         self._scanned_s = time.monotonic()
         if served.intake.cut_short:
-            self.ring.set()
+            self.wake.set()
         return bool(accepted)
 
     def _why_unavailable(self, served: ServedInbox) -> str:
@@ -158,7 +158,7 @@ class InboxService:
         return why
 
     def _until_next_scan_s(self) -> float:
-        """Seconds until the next scan, if nothing rings before."""
+        """Seconds until the next scan, if no change is noticed before."""
         looks = [served.inbox.settling.next_look_s for served in self.inboxes if not served.fault and not self.paused]
         soon = [seconds + 0.005 for seconds in looks if seconds is not None]
         return min([self.scan_due_s(), *soon])
@@ -169,7 +169,7 @@ class InboxService:
         return time.monotonic() - self._scanned_s
 
     def scan_due_s(self) -> float:
-        """Seconds between two scans when nothing rings."""
+        """Seconds between two scans when no change is noticed."""
         watch = self.settings.now.watch
         heard = all(served.watch.events and not served.fault for served in self.inboxes) and not self.paused
         return watch.rescan_s if heard else watch.poll_s

@@ -1,7 +1,7 @@
-"""Put a job into the inbox the way everybody should: whole files under fresh names, the manifest last.
+"""Put a job into the inbox: whole files under new names, the manifest last.
 
-Works whether the daemon runs or not. Looks at the files first, so that a wrong one is told to whoever still stands
-there, and not to a folder.
+Works with and without a running daemon. The files are checked first, so that the user of the command learns of a wrong
+one at once.
 """
 
 from __future__ import annotations
@@ -27,16 +27,21 @@ _SUFFIX = {Kind.JPEG: ".jpg"}
 
 @dataclass(frozen=True)
 class Submission:
-    """What was dropped."""
+    """The job that was dropped."""
 
     job_id: str
     out_name: str
 
 
-def manifest_of(**said: Any) -> Manifest:
+def manifest_of(**given: Any) -> Manifest:
     """The manifest of a command line. Raises `UsageError` with what is wrong."""
-    options = dict(_option(pair) for pair in said.pop("options", ()))
-    fields = {"id": said.pop("job_id", None), "out_name": said.pop("name", None), "lipsyncd": options or None, **said}
+    options = dict(_option(pair) for pair in given.pop("options", ()))
+    fields = {
+        "id": given.pop("job_id", None),
+        "out_name": given.pop("name", None),
+        "lipsyncd": options or None,
+        **given,
+    }
     image, audio = fields["image"], fields["audio"]
     if (audio is None) == (fields["text"] is None):
         raise UsageError("give either AUDIO or --text")
@@ -50,8 +55,8 @@ def manifest_of(**said: Any) -> Manifest:
 
 
 def _option(pair: str) -> tuple[str, Any]:
-    key, given, value = pair.partition("=")
-    if not given or not key:
+    key, equals, value = pair.partition("=")
+    if not equals or not key:
         raise UsageError(f"--option {pair!r} is not KEY=VALUE")
     try:
         return key, json.loads(value)
@@ -99,7 +104,7 @@ def _inbox_of(folders: Folders, queue: str) -> Path:
 
 
 def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:
-    """Drop a manifest that names no file of this machine, under a name of the caller's. Raises `InboxUnavailable`."""
+    """Drop a manifest that names no file of this machine, as `file_name`. Raises `InboxUnavailable`."""
     if not folders.available("inbox"):
         raise InboxUnavailable(f"{folders.shared['inbox']} is not mounted, or is another folder than before")
     try:
@@ -117,7 +122,7 @@ def _natural_name(manifest: Manifest) -> str:
 
 
 def _checked(path: Path, role: str) -> str:
-    """The suffix that the content of a file deserves. Raises the reason why it cannot be used."""
+    """The suffix for the content of a file. Raises the reason why it cannot be used."""
     try:
         descriptor = open_regular(path)
     except OSError as error:

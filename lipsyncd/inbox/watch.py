@@ -1,4 +1,4 @@
-"""Ring when something changes in a folder. Where the kernel reports no changes, the folder is polled instead.
+"""Notice changes in a folder. Where the kernel reports none, the folder is polled instead.
 
 An event only means "scan now", never what happened, so a lost event costs time and no job: the rescan finds the file.
 Changes that other machines make in a network folder raise no event here, so such folders are polled. The mount tells
@@ -52,7 +52,7 @@ _watchdog_log = logging.getLogger("watchdog")
 
 
 class Watch:
-    """Rings `bell` at every change in `folder`, from a thread of its own, while it can.
+    """Calls `notify` at every change in `folder`, from a thread of its own, while the kernel reports changes.
 
     `start`, `check` and `stop` belong to one thread, which calls `check` at each of its looks.
 
@@ -69,7 +69,7 @@ class Watch:
         *,
         mode: str,
         hidden: str,
-        bell: Callable[[], None],
+        notify: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class Watch:
         self.degraded = ""
         self.restarts = 0
         self._mode = mode
-        self._bell = bell
+        self._notify = notify
         self._hidden = folder / hidden
         self._clock = clock
         self._reader: _Reader | None = None
@@ -96,7 +96,7 @@ class Watch:
         if self.network:
             if not was_network:
                 kind = file_system_type(self.folder) or "unknown"
-                log.info("watch: %s is looked at by polling (%s)", self.folder, kind)
+                log.info("watch: %s is polled (%s)", self.folder, kind)
             self._end()
             self.degraded = ""
             return
@@ -105,7 +105,7 @@ class Watch:
             self.restarts += 1
             log.warning("watch: %s for %s; it is started anew", fault, self.folder)
             self._end()
-            self._bell()  # changes were not heard for a while
+            self._notify()  # changes were not heard for a while
         if self._reader is None and (fault or self._clock() >= self._ask_again_s):
             self._begin()
         self._tick()
@@ -116,11 +116,11 @@ class Watch:
     def _begin(self) -> None:
         try:
             self._place = _place(self.folder)
-            self._reader = _Reader(self.folder, self._hidden, self._bell)
+            self._reader = _Reader(self.folder, self._hidden, self._notify)
         except OSError as error:
             self._ask_again_s = self._clock() + ASK_AGAIN_S
             if not self.degraded:
-                log.warning("watch: no events for %s (%s); it is looked at by polling", self.folder, error.strerror)
+                log.warning("watch: no events for %s (%s); it is polled", self.folder, error.strerror)
             self.degraded = f"no events for {self.folder}: {error.strerror}"
             return
         if self.degraded:
@@ -220,15 +220,15 @@ class _Handler(FileSystemEventHandler):
 
 
 class Overflows(logging.Handler):
-    """Counts how often the kernel's queue was full and events were lost, for all folders, and rings each time.
+    """Counts how often the kernel's queue was full and events were lost, for all folders, and calls `notify` each time.
 
     watchdog reports it as a warning in its log, and does not name the folder.
     """
 
-    def __init__(self, bell: Callable[[], None]) -> None:
+    def __init__(self, notify: Callable[[], None]) -> None:
         super().__init__(logging.WARNING)
         self.count = 0
-        self._bell = bell
+        self._notify = notify
         _watchdog_log.setLevel(logging.WARNING)  # at whatever level we log: the warning is a signal here
         _watchdog_log.addHandler(self)
 
@@ -236,7 +236,7 @@ class Overflows(logging.Handler):
         if "overflow" in record.getMessage():
             self.count += 1
             log.warning("watch: events were lost, since the kernel's queue was full; every inbox is scanned now")
-            self._bell()
+            self._notify()
 
     def close(self) -> None:
         _watchdog_log.removeHandler(self)

@@ -1,6 +1,6 @@
 """The settings that are valid at this moment, in one object for all of their users.
 
-A user keeps the object and reads `now` whenever it needs a value, so a change reaches everybody at once.
+A user keeps the object and reads `now` whenever it needs a value, so a change reaches all users at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CurrentSettings:
         self._prepare.append(prepare)
 
     def replace(self, settings: Settings) -> None:
-        """Make these the valid settings. Raises `ConfigError`, and then nothing has changed for any user."""
+        """Make these the valid settings. Raises `ConfigError` before anything has changed."""
         prepared = [prepare(settings) for prepare in self._prepare]
         self.now = settings
         for take_over in prepared:

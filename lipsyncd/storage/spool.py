@@ -58,9 +58,9 @@ class Spool:
     # -- acceptance ----------------------------------------------------------------------------------------------------
 
     def accept(self, job_id: str, fill: Callable[[Path], JobSpec]) -> JobSpec:
-        """Let `fill` put the inputs into a staging folder and say what they are, then commit the folder.
+        """Let `fill` put the inputs into a staging folder and describe them, then commit the folder.
 
-        Whatever `fill` raises leaves no trace here. After the return the job exists, come what may.
+        When `fill` raises, nothing is left here. After the return the job exists, also after a power cut.
         """
         staging = self.root / f"{_STAGING}{job_id}"
         remove_tree(staging)
@@ -78,7 +78,7 @@ class Spool:
             raise
         try:
             fsync_folder(self.root)
-        except OSError:  # nobody can say whether the name will last: the inbox still has everything, so begin anew
+        except OSError:  # the name may be lost in a power cut: the inbox still has everything, so start again
             self.folder(job_id).rename(staging)
             remove_tree(staging)
             raise
@@ -86,7 +86,7 @@ class Spool:
         return spec
 
     def rewrite(self, spec: JobSpec) -> None:
-        """Give a job that nobody has claimed yet other options."""
+        """Give a job that no worker has claimed other options."""
         write_json(self.folder(spec.id) / "job.json", spec.to_json(), mode=0o640)
 
     def spec(self, job_id: str) -> JobSpec | None:

@@ -83,7 +83,7 @@ def test_waits_are_looked_at_again_when_the_clock_was_set(by_hand: JobsByHand, s
     assert (wait_ms(by_hand, job_id) <= LONGEST_MS) is clamped
 
 
-def test_jobs_keep_their_order_whatever_the_clock_said_when_they_came(by_hand: JobsByHand) -> None:
+def test_jobs_keep_their_order_whatever_the_clock_showed_when_they_came(by_hand: JobsByHand) -> None:
     """By 1970, by the far future, by now: first come, first claimed."""
     for name, accepted_ms in (("first", 4_000_000_000_000), ("second", 0), ("third", now_ms())):
         by_hand.queued(name, accepted_ms=accepted_ms)
@@ -102,37 +102,37 @@ def watched(tmp_path: Path, clocks: Clocks) -> WallClock:
     """What a daemon that starts now makes of the clock, after its first minutes."""
     watched = WallClock(tmp_path, wall=clocks.wall, steady=clocks.steady, boot=clocks.boot)
     watched.look()
-    assert not watched.believed
+    assert not watched.trusted
     clocks.steady.wait(SETTLED_S)
     watched.look()
     return watched
 
 
 @pytest.mark.parametrize("set_by_s", [2 * HOUR_S, -2 * HOUR_S, DAY_S, -DAY_S, 3653 * DAY_S, -1.79e9])
-def test_a_clock_that_is_set_is_not_believed_for_a_day_whoever_restarts(tmp_path: Path, set_by_s: float) -> None:
+def test_a_clock_that_is_set_is_not_trusted_for_a_day_also_after_restarts(tmp_path: Path, set_by_s: float) -> None:
     clocks = Clocks()
-    assert watched(tmp_path, clocks).believed
+    assert watched(tmp_path, clocks).trusted
     clocks.set_by_s = set_by_s
-    assert not watched(tmp_path, clocks).believed, "it was set while no daemon ran"
+    assert not watched(tmp_path, clocks).trusted, "it was set while no daemon ran"
     clock = watched(tmp_path, clocks)
-    assert not clock.believed, "nor is doubt forgotten with a restart"
+    assert not clock.trusted, "nor is doubt forgotten with a restart"
     clocks.steady.wait(DAY_S)
     clock.look()
-    assert clock.believed
-    assert watched(tmp_path, clocks).believed, "this is what time it is now"
+    assert clock.trusted
+    assert watched(tmp_path, clocks).trusted, "this is what time it is now"
     clocks.set_by_s = 0.0
-    assert not watched(tmp_path, clocks).believed, "and it is set right"
+    assert not watched(tmp_path, clocks).trusted, "and it is set right"
 
 
 @pytest.mark.parametrize(
-    ("off_s", "believed"), [(60.0, True), (3 * DAY_S, True), (8 * DAY_S, False), (3653 * DAY_S, False), (-DAY_S, True)]
+    ("off_s", "trusted"), [(60.0, True), (3 * DAY_S, True), (8 * DAY_S, False), (3653 * DAY_S, False), (-DAY_S, True)]
 )
-def test_after_a_reboot_years_that_nobody_saw_go_by_are_doubted(tmp_path: Path, off_s: float, believed: bool) -> None:
+def test_after_a_reboot_years_without_a_daemon_are_not_trusted(tmp_path: Path, off_s: float, trusted: bool) -> None:
     """A clock that fell back makes everything younger, so nothing goes too early by it."""
     clocks = Clocks()
-    assert watched(tmp_path, clocks).believed
+    assert watched(tmp_path, clocks).trusted
     clocks.reboot(off_s=off_s)
-    assert watched(tmp_path, clocks).believed is believed
+    assert watched(tmp_path, clocks).trusted is trusted
 
 
 def test_small_steps_do_not_add_up_to_nothing(tmp_path: Path) -> None:
@@ -141,16 +141,16 @@ def test_small_steps_do_not_add_up_to_nothing(tmp_path: Path) -> None:
     for _ in range(3):
         clocks.set_by_s += 1500
         clock.look()
-    assert not clock.believed
+    assert not clock.trusted
 
 
 @pytest.mark.parametrize("noted", [b"", b"{}", b"[]", b'{"wall_s": "noon", "steady_s": null}', b"\0" * 40])
 def test_a_record_that_says_nothing_is_written_anew(tmp_path: Path, noted: bytes) -> None:
     (tmp_path / "clock.json").write_bytes(noted)
     clocks = Clocks()
-    assert watched(tmp_path, clocks).believed
+    assert watched(tmp_path, clocks).trusted
     clocks.set_by_s = DAY_S
-    assert not watched(tmp_path, clocks).believed
+    assert not watched(tmp_path, clocks).trusted
 
 
 # -- what was dated by a clock that ran ahead --------------------------------------------------------------------------

@@ -130,8 +130,8 @@ def test_only_what_is_kept_and_finished_is_published_again(by_hand: JobsByHand) 
 )
 def test_a_cancel_answers_what_becomes_of_the_job(by_hand: JobsByHand, make: str, answer: str, state: JobState) -> None:
     job_id = getattr(by_hand, make)()
-    told = carry_out(Request("cancel", job_id), by_hand.stores, by_hand.finisher)
-    assert (told.ok, told.message) == (True, answer)
+    reply = carry_out(Request("cancel", job_id), by_hand.stores, by_hand.finisher)
+    assert (reply.ok, reply.message) == (True, answer)
     assert by_hand.job(job_id).state is state
     assert by_hand.job(job_id).cancel_requested is (make == "running")
 

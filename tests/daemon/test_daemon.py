@@ -98,12 +98,12 @@ def test_a_second_result_of_a_name_does_not_replace_the_first(installation: Inst
 def test_a_name_conflict_may_fail_the_job_instead(installation: Installation) -> None:
     installation.changes["output"] = {"on_name_conflict": "fail"}
     with installation.running():
-        (installation.path("outbox") / "anna.mp4").write_bytes(b"somebody's own")
+        (installation.path("outbox") / "anna.mp4").write_bytes(b"another program's")
         installation.drop_pair("anna")
         job = installation.until_failed("anna")
 
     assert job.reason_code == "name-taken"
-    assert (installation.path("outbox") / "anna.mp4").read_bytes() == b"somebody's own"
+    assert (installation.path("outbox") / "anna.mp4").read_bytes() == b"another program's"
 
 
 @pytest.mark.parametrize(

@@ -316,10 +316,10 @@ def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(installat
         installation.until(lambda: not list(installation.path("spool").iterdir()), "the inputs in the archive")
         make_old(archive.glob("*/*/job.json"))
 
-        told = installation.cli("prune", "--dry-run")
-        assert told.returncode == 0, told.stderr
-        assert goes(told.stdout) == {**NOTHING, "archive": 2}
-        assert re.search(r"^would free \d+ kB$", told.stdout, re.MULTILINE)
+        done = installation.cli("prune", "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert goes(done.stdout) == {**NOTHING, "archive": 2}
+        assert re.search(r"^would free \d+ kB$", done.stdout, re.MULTILINE)
         assert len(list(archive.glob("*/*/job.json"))) == 2
 
         answers: list[str] = []  # of several who ask at once, one gets them all
@@ -336,9 +336,9 @@ def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(installat
     make_old(results.iterdir())
     done = installation.cli("prune", "--json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert {count["kind"]: count["goes"] for count in said["counts"]} == {**NOTHING, "results": 2}
-    assert said["dry_run"] is False
+    report = json.loads(done.stdout)
+    assert {count["kind"]: count["goes"] for count in report["counts"]} == {**NOTHING, "results": 2}
+    assert report["dry_run"] is False
     assert list(results.iterdir()) == []
 
 

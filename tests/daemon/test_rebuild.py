@@ -69,7 +69,7 @@ def cancelled(by_hand: JobsByHand, name: str) -> str:
     return job_id
 
 
-def told(job: Job) -> dict[str, Any]:
+def restored(job: Job) -> dict[str, Any]:
     """What its remains can tell of a job; of one without a video, not how long that would have been."""
     unknown = NOT_TOLD if job.state is JobState.DONE else (*NOT_TOLD, "frames", "duration_ms")
     return {name: value for name, value in asdict(job).items() if name not in unknown}
@@ -108,7 +108,7 @@ def test_a_lost_ledger_is_made_again_with_its_history(by_hand: JobsByHand) -> No
 
     after = jobs(by_hand)
     assert after.keys() == before.keys()
-    assert {i: told(after[i]) for i in ids} == {i: told(before[i]) for i in ids}
+    assert {i: restored(after[i]) for i in ids} == {i: restored(before[i]) for i in ids}
     assert [after[i].state for i in live] == [JobState.PUBLISHING, JobState.QUEUED]
     assert {i: by_hand.ledger.source_hashes(i) for i in ids} == hashes
     assert all(keys[i] in (None, by_hand.ledger.idem_key(i)) for i in ids)
@@ -148,9 +148,9 @@ def test_one_place_is_enough_to_tell_of_a_video(tmp_path: Path) -> None:
     lose_the_ledger(by_hand)
     start_again(by_hand)
     after = jobs(by_hand)
-    assert {i: told(job) for i, job in after.items()} == {i: told(job) for i, job in before.items()}
+    assert {i: restored(job) for i, job in after.items()} == {i: restored(job) for i, job in before.items()}
     assert by_hand.ledger.source_hashes(from_results).keys() == {"image", "audio"}
-    assert _events(by_hand, from_outbox) == [("done", "its end was read from what it left behind")]
+    assert _events(by_hand, from_outbox) == [("done", "its end was read from the files that it left")]
     by_hand.close()
 
 
@@ -188,7 +188,7 @@ def test_work_that_comes_back_is_known_as_the_same_work(by_hand: JobsByHand) -> 
     assert by_hand.ledger.idem_key(job_id) == idempotency_key(order) is not None
 
 
-def test_damaged_and_foreign_files_tell_nothing_and_stop_nothing(
+def test_damaged_and_foreign_files_are_passed_over_and_stop_nothing(
     by_hand: JobsByHand, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = by_hand.published("good")
@@ -204,7 +204,7 @@ def test_damaged_and_foreign_files_tell_nothing_and_stop_nothing(
     lose_the_ledger(by_hand)
     start_again(by_hand)
     assert list(jobs(by_hand)) == [good]
-    assert sum("tells nothing" in record.getMessage() for record in caplog.records) == 2 * len(spoilt)
+    assert sum("cannot be read" in record.getMessage() for record in caplog.records) == 2 * len(spoilt)
 
 
 def test_a_folder_that_cannot_be_read_now_is_read_at_a_later_start(by_hand: JobsByHand) -> None:
@@ -236,7 +236,7 @@ def test_a_start_that_is_cut_off_reads_it_all_again(by_hand: JobsByHand, monkeyp
 
 
 def test_a_ledger_at_work_is_not_compared_with_the_folders(by_hand: JobsByHand) -> None:
-    """What somebody deleted, or retention took, must not come back with every start."""
+    """What was deleted, or pruned, must not come back with every start."""
     by_hand.ledger.close()
     by_hand.ledger = open_ledger(by_hand.ledger.path)
     job_id = by_hand.published("anna")
@@ -299,7 +299,7 @@ def test_what_happened_after_the_copy_is_not_done_again(by_hand: JobsByHand) -> 
 
 
 def test_the_log_of_another_ledger_beside_a_copy_does_no_harm(by_hand: JobsByHand) -> None:
-    """Somebody copies the file back and forgets ledger.db-wal; SQLite by itself would apply that to the copy."""
+    """An older file is copied back but not ledger.db-wal; SQLite by itself would apply that to the copy."""
     for number in range(12):
         by_hand.queued(f"before {number}")
     copy = backups.make(by_hand.ledger.path, by_hand.folders.state / "backups")

@@ -1,4 +1,4 @@
-"""SIGHUP: what a running daemon takes over from its settings, what it says about the rest; and how it stops."""
+"""SIGHUP: which settings a running daemon takes over, what it logs about the others; and how it stops."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_live_settings_exist_and_the_places_are_not_among_them() -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_each_setting_is_taken_over_or_told_to_wait(name: str) -> None:
+def test_each_setting_is_taken_over_or_waits_for_a_restart(name: str) -> None:
     old = load(environ={"HOME": "/nonexistent"}, cwd=Path("/"), system_file=Path("/nonexistent"))
     section, _, key = name.partition(".")
     other: Any = {bool: lambda v: not v, tuple: lambda v: ("x",), Path: lambda v: Path("/x")}.get(
@@ -75,13 +75,13 @@ def test_what_counts_at_once_counts_for_the_next_job(installation: Installation)
     with installation.running():
         installation.drop_pair("before")
         installation.until_done("before")
-        told = read_again(
+        logged = read_again(
             installation, output={"resolution": 96}, log={"level": "warning"}, render={"devices": ["cpu:0"]}
         )
-        assert "output.resolution is 96 now, was 64" in told
-        assert "log.level is 'warning' now, was 'info'" in told
-        assert 'render.devices stays ["cpu"]: the new value needs a restart' in told
-        assert "settings read again: 2 taken over, 1 need a restart" in told
+        assert "output.resolution is 96 now, was 64" in logged
+        assert "log.level is 'warning' now, was 'info'" in logged
+        assert 'render.devices stays ["cpu"]: the new value needs a restart' in logged
+        assert "settings read again: 2 taken over, 1 need a restart" in logged
         installation.drop_pair("after", seed=1)
         installation.until_done("after")
     assert "before, flat" in installation.log
@@ -105,27 +105,27 @@ def test_a_limit_of_the_inbox_holds_at_once(installation: Installation) -> None:
         assert installation.until_failed("long").reason_code == "audio-too-long"
 
 
-def test_a_mistake_in_the_file_changes_nothing_and_is_told(installation: Installation) -> None:
+def test_a_mistake_in_the_file_changes_nothing_and_is_logged(installation: Installation) -> None:
     with installation.running():
-        told = read_again(installation, output={"resolution": 97, "fps": 12})
-        assert "the settings stay as they were: output.resolution is 97" in told
+        logged = read_again(installation, output={"resolution": 97, "fps": 12})
+        assert "the settings stay as they were: output.resolution is 97" in logged
         installation.drop_pair("anna")
         installation.until_done("anna")
-        told = read_again(installation, output={"resolution": 128})
-        assert "output.resolution is 128 now, was 64" in told
-        assert "output.fps" in told
+        logged = read_again(installation, output={"resolution": 128})
+        assert "output.resolution is 128 now, was 64" in logged
+        assert "output.fps" in logged
     assert inspect(installation.path("outbox") / "anna.mp4").video.width == 64
 
 
-def test_keys_are_read_again_and_a_lost_one_opens_no_door(tmp_path: Path) -> None:
+def test_keys_are_read_again_and_a_removed_one_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("old-key-of-anna\n")
     file.chmod(0o600)
     with serving(tmp_path, changes={"web": {"api_key_file": str(file)}}) as api:
         assert api.get("/credits", Authorization="Bearer old-key-of-anna").status == 200
         file.write_text("new-key-of-anna\n")
-        told = read_again(api.installation)
-        assert "REST: keys: 1 now, were 1" in told
+        logged = read_again(api.installation)
+        assert "REST: keys: 1 now, were 1" in logged
         assert api.get("/credits", Authorization="Bearer old-key-of-anna").status == 401
         assert api.get("/credits", Authorization="Bearer new-key-of-anna").status == 200
         file.write_text("")
@@ -143,7 +143,7 @@ def test_a_host_that_is_taken_off_the_list_is_refused_at_once(tmp_path: Path) ->
         api.get("/credits", Host="media.example.org").refused(403, "PermissionError")
 
 
-def test_systemd_hears_of_the_reload_and_of_its_end(installation: Installation) -> None:
+def test_the_reload_and_its_end_are_reported_to_systemd(installation: Installation) -> None:
     with listening(installation.root) as manager, installation.running(NOTIFY_SOCKET=manager.address):
         manager.wait_for("READY=1".__eq__)
         read_again(installation)
@@ -189,7 +189,7 @@ def in_a_terminal(installation: Installation, *, nohup: bool = False) -> Iterato
 
 def test_a_terminal_that_closes_stops_the_daemon_that_ran_in_it(installation: Installation) -> None:
     with in_a_terminal(installation) as (pid, terminal):
-        os.kill(pid, signal.SIGHUP)  # from somebody, while the terminal is there
+        os.kill(pid, signal.SIGHUP)  # from another process, while the terminal is there
         installation.until(lambda: "settings read again" in installation.log, "the reload")
         os.close(terminal)
         _, status = os.waitpid(pid, 0)

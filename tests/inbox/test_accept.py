@@ -229,7 +229,7 @@ def test_an_inbox_from_which_nothing_may_be_removed_is_served_once(tmp_path: Pat
 
 
 def numbered(number: int) -> tuple[bytes, bytes]:
-    """A picture and a sound that both say the same number, in their size and length, to whoever looks."""
+    """A picture and a sound that hold the same number, in their size and length."""
     buffer = io.BytesIO()
     Image.new("L", (64 + number, 64)).save(buffer, "PNG")
     return buffer.getvalue(), wav(tone(0.05) + bytes(2 * number))
@@ -294,7 +294,7 @@ def test_what_one_drop_brings_up_stays_with_that_drop(inbox_by_hand: InboxByHand
     """A full disk for one of them, here a name that the spool cannot take: the others are accepted."""
     blocked = new_id()
     (inbox_by_hand.spool.root / blocked).mkdir()
-    (inbox_by_hand.spool.root / blocked / "somebody's").touch()
+    (inbox_by_hand.spool.root / blocked / "another file").touch()
     inbox_by_hand.pair("anna")
     inbox_by_hand.manifest("anna", id=blocked)
     inbox_by_hand.pair("bert", seed=1)
@@ -353,7 +353,7 @@ def test_two_manifests_of_one_id_in_one_scan_are_one_job(inbox_by_hand: InboxByH
     assert inbox_by_hand.left == []
 
 
-def test_a_scan_that_is_told_to_stop_leaves_the_rest_for_the_next(inbox_by_hand: InboxByHand) -> None:
+def test_a_scan_that_is_stopped_leaves_the_rest_for_the_next(inbox_by_hand: InboxByHand) -> None:
     for number in range(5):
         inbox_by_hand.pair(f"p{number}", seed=number)
     inbox_by_hand.scan()

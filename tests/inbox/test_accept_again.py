@@ -29,11 +29,11 @@ def inbox_by_hand(tmp_path: Path) -> Iterator[InboxByHand]:
 
 
 def test_the_same_order_under_the_same_id_is_cleared_away(inbox_by_hand: InboxByHand) -> None:
-    """Somebody who got no answer asked again: with the same bytes, the same words in another order."""
+    """A client that got no answer sent the request again: the same bytes, the fields in another order."""
     job_id = new_id()
-    for said in ({"priority": 1, "id": job_id}, {"id": job_id, "priority": 1}, {"id": job_id.upper(), "priority": 1}):
+    for fields in ({"priority": 1, "id": job_id}, {"id": job_id, "priority": 1}, {"id": job_id.upper(), "priority": 1}):
         inbox_by_hand.pair()
-        inbox_by_hand.manifest(**said)
+        inbox_by_hand.manifest(**fields)
         accepted = inbox_by_hand.take()
         assert len(accepted) <= 1
         assert inbox_by_hand.left == []
@@ -41,7 +41,7 @@ def test_the_same_order_under_the_same_id_is_cleared_away(inbox_by_hand: InboxBy
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"stitch": True},
         {"fps": 30},
@@ -51,14 +51,14 @@ def test_the_same_order_under_the_same_id_is_cleared_away(inbox_by_hand: InboxBy
     ],
 )
 def test_another_order_under_a_known_id_is_refused_and_names_the_job(
-    inbox_by_hand: InboxByHand, said: dict[str, Any]
+    inbox_by_hand: InboxByHand, fields: dict[str, Any]
 ) -> None:
     job_id = new_id()
     inbox_by_hand.pair()
     inbox_by_hand.manifest(id=job_id)
     assert inbox_by_hand.take_one().id == job_id
     inbox_by_hand.pair()
-    inbox_by_hand.manifest(id=job_id, **said)
+    inbox_by_hand.manifest(id=job_id, **fields)
     accepted = inbox_by_hand.take()
     [refused] = [a.job for a in accepted if a.refused]
     assert refused.id != job_id

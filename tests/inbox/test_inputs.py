@@ -139,7 +139,7 @@ def check_reason(installation: Installation, job: Job, name: str, content: bytes
 
 
 @pytest.mark.parametrize(
-    ("fields", "code", "told"),
+    ("fields", "code", "reason"),
     [
         ({"image": "../a.png", "audio": "a.wav"}, "unsafe-path", "'../a.png'"),
         ({"image": "/etc/passwd", "audio": "a.wav"}, "unsafe-path", "path"),
@@ -152,7 +152,7 @@ def check_reason(installation: Installation, job: Job, name: str, content: bytes
     ],
 )
 def test_a_bad_manifest_is_moved_away_with_its_reason(
-    busy: Installation, fields: dict[str, object], code: str, told: str
+    busy: Installation, fields: dict[str, object], code: str, reason: str
 ) -> None:
     link = busy.path("inbox") / "linked.png"
     if not link.is_symlink():
@@ -163,7 +163,7 @@ def test_a_bad_manifest_is_moved_away_with_its_reason(
     job = ended(busy, name)
 
     assert job.reason_code == code
-    assert told in (job.reason or "")
+    assert reason in (job.reason or "")
     check_reason(busy, job, f"{name}.json", json.dumps(fields).encode())
 
 
@@ -183,7 +183,7 @@ def test_three_files_of_a_stem_are_given_back_together(busy: Installation) -> No
     assert {"trio.png", "trio.jpg", "trio.wav"} <= names
 
 
-def test_a_manifest_just_after_its_pair_changes_that_job_or_is_told_who_took_it(busy: Installation) -> None:
+def test_a_manifest_just_after_its_pair_changes_that_job_or_is_refused_with_its_name(busy: Installation) -> None:
     put(busy.path("inbox"), "blocker.png", picture(7))
     put(busy.path("inbox"), "blocker.wav", sound(20, 7))
     busy.drop_manifest("blocker", image="blocker.png", audio="blocker.wav", renderer="slow")

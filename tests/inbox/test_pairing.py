@@ -184,7 +184,7 @@ def test_a_manifest_that_is_being_written_holds_its_stem_back() -> None:
     assert waits(result)["anna.json"] == "still being written"
 
 
-def test_a_manifest_waits_until_nobody_writes_its_files() -> None:
+def test_a_manifest_waits_until_its_files_are_no_longer_written() -> None:
     files = [found("order.json"), found("face.png"), found("voice.wav", settled=False)]
     result = sorted_out(*files, manifests={"order.json": NAMES_BOTH})
     assert result.drops == []
@@ -215,7 +215,7 @@ def test_a_broken_manifest_takes_the_files_of_its_stem_along() -> None:
     assert set(waits(result)) == {"bert.png"}
 
 
-def test_a_broken_manifest_takes_nothing_that_somebody_is_still_writing() -> None:
+def test_a_broken_manifest_takes_no_file_that_is_still_written() -> None:
     """The sound is on its way: taking it now would cut it off and throw the rest of it away."""
     result = sorted_out(
         found("anna.json"), found("anna.png"), found("anna.wav", settled=False), manifests={"anna.json": BROKEN}
@@ -278,7 +278,7 @@ def test_no_inbox_breaks_the_rules(inbox: list[Found], data: st.DataObject) -> N
     result = sorted_out(*inbox, manifests=manifests)
 
     for drop in result.drops:
-        assert all(f.settled for f in drop.files.values()), "nothing is taken while somebody writes it"
+        assert all(f.settled for f in drop.files.values()), "no file is taken while it is written"
         if drop.refusal is None and drop.manifest is None:
             assert set(drop.files) == {IMAGE, AUDIO}
             assert {pairing_key(f.stem) for f in drop.files.values()} == {drop.files[IMAGE].key}
@@ -326,11 +326,11 @@ def test_the_order_of_the_listing_does_not_matter(inbox: list[Found], data: st.D
     names = [f.text for f in inbox if f.role == MANIFEST and f.settled and not f.taken]
     manifests = {name: data.draw(CONTENTS) for name in names}
 
-    def told(files: list[Found]) -> tuple[Any, Any]:
+    def grouped(files: list[Found]) -> tuple[Any, Any]:
         result = sorted_out(*files, manifests=manifests)
         return sorted(map(repr, drops(result))), sorted(map(repr, waits(result).items()))
 
-    assert told(inbox) == told(shuffled)
+    assert grouped(inbox) == grouped(shuffled)
 
 
 def test_two_broken_manifests_of_one_stem_take_its_files_along_once() -> None:

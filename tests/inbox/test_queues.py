@@ -48,7 +48,7 @@ def test_what_a_queue_does_not_say_the_sections_decide(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("[queue.urgent]\npriorty = 5", "unknown setting queue.urgent.priorty"),
         ("[queue.urgent]\npriority = 101", "queue.urgent.priority is 101"),
@@ -61,10 +61,10 @@ def test_what_a_queue_does_not_say_the_sections_decide(tmp_path: Path) -> None:
         ("queue = 5", "queue is 5"),
     ],
 )
-def test_a_queue_that_cannot_be_is_refused_with_its_reason(tmp_path: Path, text: str, told: str) -> None:
+def test_a_queue_that_cannot_be_is_refused_with_its_reason(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as refused:
         read(tmp_path, text)
-    assert told in str(refused.value)
+    assert reason in str(refused.value)
     assert str(tmp_path) in str(refused.value)
 
 
@@ -90,8 +90,8 @@ def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: 
     drop(installation, "urgent", "bert", 7)
     with installation.running():
         installation.until(lambda: len(installation.view.jobs(states=[JobState.DONE])) == 4, "all four")
-        status = installation.cli("status").stdout
-        told = json.loads(installation.cli("status", "--json").stdout)["daemon"]
+        table = installation.cli("status").stdout
+        status = json.loads(installation.cli("status", "--json").stdout)["daemon"]
     jobs = {f"{job.queue}/{job.name}": job for job in installation.view.jobs()}
     assert {name: job.priority for name, job in jobs.items()} == {
         "/anna": 0, "night/anna": -50, "urgent/anna": 50, "urgent/bert": 99,
@@ -105,12 +105,12 @@ def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: 
     assert inspect(installation.path("outbox") / "night" / "anna.mp4").video.rate == 30
     sidecar = json.loads((installation.path("outbox") / "urgent" / "anna.json").read_text())
     assert (sidecar["video"], sidecar["queue"], sidecar["id"]) == ("anna.mp4", "urgent", jobs["urgent/anna"].id)
-    assert "urgent/anna" in status
-    assert [(q["name"], q["priority"], q["fault"], q["watch"]) for q in told["queues"]] == [
+    assert "urgent/anna" in table
+    assert [(q["name"], q["priority"], q["fault"], q["watch"]) for q in status["queues"]] == [
         ("urgent", 50, "", "events"),
         ("night", -50, "", "events"),
     ]
-    assert told["ignored"] == {}
+    assert status["ignored"] == {}
     left = sorted(
         str(p.relative_to(installation.path("inbox")))
         for p in installation.path("inbox").rglob("[!.]*")

@@ -135,7 +135,7 @@ def test_a_growing_file_is_not_taken_however_slowly_it_grows(box: Box) -> None:
 
 
 def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: Box) -> None:
-    """The content is whole by its own header, nothing changes for an hour: but somebody holds it open."""
+    """The content is whole by its own header, nothing changes for an hour, but a process holds it open."""
     put(box.root, "a.png", PICTURE)
     put(box.root, "a.wav", SOUND)
     program = "import sys; f = open(sys.argv[1], 'r+b'); print(flush=True); sys.stdin.read()"
@@ -154,12 +154,12 @@ def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: Box) ->
     assert box.scan() == ["a"]
 
 
-def test_where_nobody_can_tell_who_writes_a_proof_is_not_enough(root: Path) -> None:
-    """Somebody else's files, for which the kernel gives us no lease: then only the longer time does."""
+def test_where_the_kernel_does_not_tell_who_writes_a_proof_is_not_enough(root: Path) -> None:
+    """Another user's files, for which the kernel gives us no lease: then only the longer time counts."""
     for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):
         put(root, name, content).chmod(0o644)
     if os.geteuid() != 0:
-        pytest.skip("this user can give its files to nobody else")
+        pytest.skip("this user cannot give its files to another one")
     assert as_nobody(lambda: Box(root).ready_after(limit_s=2), root) == 1.0
 
 
@@ -197,7 +197,7 @@ def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(bo
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "a.wave", "wav", "png.", "a.png.txt", "noext"])
-def test_other_files_are_left_alone_and_told(box: Box, name: str) -> None:
+def test_other_files_are_left_alone_and_reported(box: Box, name: str) -> None:
     (box.root / name).write_bytes(SOUND)
     assert box.scan(after_s=90_000) == []
     assert box.inbox.ignored == {name: "has no suffix of a picture, a sound or a manifest"}
@@ -214,7 +214,7 @@ def test_other_files_are_left_alone_and_told(box: Box, name: str) -> None:
     ],
     ids=["fifo", "folder", "link", "socket"],
 )
-def test_what_is_no_regular_file_is_told_and_never_opened(box: Box, make: Callable[[Path], object]) -> None:
+def test_what_is_no_regular_file_is_reported_and_never_opened(box: Box, make: Callable[[Path], object]) -> None:
     make(box.root / "a.wav")
     (box.root / "a.png").write_bytes(PICTURE)
     (box.root / "order.json").write_text('{"image": "a.png", "audio": "a.wav"}')
@@ -240,7 +240,7 @@ def test_a_hundred_gigabytes_are_not_read(box: Box, name: str) -> None:
     assert box.inbox.ignored[name].startswith("has 100000 MB; at most ")
 
 
-def test_a_manifest_that_names_what_is_too_large_is_told_so_at_once(box: Box) -> None:
+def test_a_manifest_that_names_what_is_too_large_is_refused_at_once(box: Box) -> None:
     with (box.root / "a.wav").open("wb") as file:
         file.truncate(600_000_000)
     (box.root / "order.json").write_text('{"image": "a.png", "audio": "a.wav"}')
@@ -314,11 +314,11 @@ def test_any_name_is_taken_and_shown_on_one_line(box: Box, stem: bytes, shown: s
 def test_what_may_not_be_read_waits_with_its_reason_and_heals_alone(root: Path) -> None:
     def work() -> list[object]:
         box = Box(root)
-        told: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.settling.next_look_s]
+        seen: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.settling.next_look_s]
         (root / "go").touch()
         while (root / "go").exists():
             time.sleep(0.01)
-        return [*told, box.scan(), box.scan(after_s=1)]
+        return [*seen, box.scan(), box.scan(after_s=1)]
 
     root.chmod(0o777)
     for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):

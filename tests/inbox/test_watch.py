@@ -1,4 +1,4 @@
-"""Changes in a folder ring, by the kernel's own events; what the table of mounts says about a folder."""
+"""Changes in a folder are noticed, by the kernel's events; what the table of mounts shows of a folder."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from tests.kits.installation import ROOT
 from tests.kits.machine.world_kit import bindfs, needs_fuse, needs_root
 
 
-class Bell:
+class Changes:
+    """The changes that a watch has noticed."""
+
     def __init__(self) -> None:
-        self._rung = threading.Event()
+        self._noticed = threading.Event()
 
-    def ring(self) -> None:
-        self._rung.set()
+    def notify(self) -> None:
+        self._noticed.set()
 
-    def rings(self, within_s: float) -> bool:
-        rung = self._rung.wait(within_s)
-        self._rung.clear()
-        return rung
+    def come(self, within_s: float) -> bool:
+        noticed = self._noticed.wait(within_s)
+        self._noticed.clear()
+        return noticed
 
 
-Watched = tuple[Watch, Bell]
+Watched = tuple[Watch, Changes]
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -47,11 +49,11 @@ def until(true: Callable[[], bool]) -> None:
 
 @contextmanager
 def watching(folder: Path, *, mode: str = "auto", clock: Callable[[], float] = time.monotonic) -> Iterator[Watched]:
-    bell = Bell()
-    watch = Watch(folder, mode=mode, hidden=".lipsyncd", bell=bell.ring, clock=clock)
+    changes = Changes()
+    watch = Watch(folder, mode=mode, hidden=".lipsyncd", notify=changes.notify, clock=clock)
     watch.check()
     try:
-        yield watch, bell
+        yield watch, changes
     finally:
         watch.stop()
 
@@ -62,10 +64,10 @@ def inbox(tmp_path: Path) -> Path:
     return tmp_path / "inbox"
 
 
-def test_every_way_to_bring_a_file_rings(inbox: Path, tmp_path: Path) -> None:
+def test_every_way_to_bring_a_file_is_noticed(inbox: Path, tmp_path: Path) -> None:
     outside = tmp_path / "b.wav"
     outside.write_bytes(b"x")
-    with watching(inbox) as (watch, bell):
+    with watching(inbox) as (watch, changes):
         assert watch.events
         for change in (
             lambda: (inbox / "a.wav").write_bytes(b"x"),
@@ -75,24 +77,24 @@ def test_every_way_to_bring_a_file_rings(inbox: Path, tmp_path: Path) -> None:
             lambda: (inbox / "a.wav").unlink(),
         ):
             change()
-            assert bell.rings(within_s=5)
-            while bell.rings(within_s=0.2):
+            assert changes.come(within_s=5)
+            while changes.come(within_s=0.2):
                 pass
 
 
-def test_our_own_looking_does_not_ring(inbox: Path) -> None:
+def test_our_own_scan_is_no_change(inbox: Path) -> None:
     """Otherwise each scan would start the next one, forever."""
     (inbox / "a.wav").write_bytes(b"x")
-    with watching(inbox) as (_, bell):
+    with watching(inbox) as (_, changes):
         os.listdir(inbox)
         (inbox / "a.wav").read_bytes()
         (inbox / "a.wav").stat()
-        assert not bell.rings(within_s=0.5)
+        assert not changes.come(within_s=0.5)
         (inbox / "b.wav").touch()
-        assert bell.rings(within_s=5)
+        assert changes.come(within_s=5)
 
 
-def test_an_inbox_from_which_nothing_may_be_removed_does_not_ring_for_the_attempt(inbox: Path) -> None:
+def test_an_inbox_from_which_nothing_may_be_removed_gives_no_event_for_the_attempt(inbox: Path) -> None:
     (inbox / "a.wav").write_bytes(b"x")
 
     def try_to_remove() -> bool:
@@ -102,23 +104,23 @@ def test_an_inbox_from_which_nothing_may_be_removed_does_not_ring_for_the_attemp
 
     inbox.chmod(0o555)
     assert as_nobody(try_to_remove, inbox)
-    with watching(inbox) as (_, bell):
+    with watching(inbox) as (_, changes):
         assert as_nobody(try_to_remove)
-        assert not bell.rings(within_s=0.5)
+        assert not changes.come(within_s=0.5)
     inbox.chmod(0o755)
 
 
 @pytest.mark.parametrize(("mode", "events"), [("auto", True), ("inotify", True), ("poll", False)])
-def test_a_local_folder_is_heard_unless_the_setting_says_otherwise(inbox: Path, mode: str, events: bool) -> None:
-    with watching(inbox, mode=mode) as (watch, bell):
+def test_a_local_folder_is_heard_unless_the_setting_decides_otherwise(inbox: Path, mode: str, events: bool) -> None:
+    with watching(inbox, mode=mode) as (watch, changes):
         (inbox / "a.wav").touch()
         assert (watch.events, watch.network, watch.degraded) == (events, not events, "")
-        assert bell.rings(within_s=5 if events else 0.3) is events
+        assert changes.come(within_s=5 if events else 0.3) is events
 
 
 @needs_fuse
 @pytest.mark.parametrize(("mode", "events"), [("auto", False), ("inotify", True)])
-def test_a_network_folder_is_polled_unless_the_setting_says_otherwise(inbox: Path, mode: str, events: bool) -> None:
+def test_a_network_folder_is_polled_unless_the_setting_decides_otherwise(inbox: Path, mode: str, events: bool) -> None:
     with bindfs(inbox, inbox.with_name("share")) as share, watching(share, mode=mode) as (watch, _):
         assert (watch.events, watch.network) == (events, not events)
 
@@ -142,13 +144,13 @@ def test_a_folder_that_cannot_be_watched_is_left_to_the_clock(inbox: Path) -> No
         assert watch.degraded == f"no events for {inbox / 'nowhere'}: No such file or directory"
 
 
-def test_a_stopped_watch_rings_no_more(inbox: Path) -> None:
-    with watching(inbox) as (watch, bell):
+def test_a_stopped_watch_notices_nothing(inbox: Path) -> None:
+    with watching(inbox) as (watch, changes):
         watch.stop()
         watch.stop()
         before = threading.active_count()
         (inbox / "a.wav").touch()
-        assert not bell.rings(within_s=0.3)
+        assert not changes.come(within_s=0.3)
         assert threading.active_count() <= before
 
 
@@ -156,15 +158,15 @@ def test_a_rename_into_the_folder_is_heard_at_once(inbox: Path) -> None:
     """This is how careful writers drop: no waiting for a second half of the move."""
     outside = inbox.parent / "outside"
     outside.mkdir()
-    with watching(inbox) as (_, bell):
+    with watching(inbox) as (_, changes):
         for number in range(5):
             (outside / "x").write_bytes(b"x")
             started = time.monotonic()
             (outside / "x").rename(inbox / f"{number}.wav")
-            assert bell.rings(within_s=5)
+            assert changes.come(within_s=5)
             assert time.monotonic() - started < 0.4
             time.sleep(0.05)
-            while bell.rings(within_s=0.05):
+            while changes.come(within_s=0.05):
                 pass
 
 
@@ -188,7 +190,7 @@ def allow(number):
 
 allow(0)
 clock, folder = Clock(), Path({str(folder)!r})
-watch = Watch(folder, mode="auto", hidden=".lipsyncd", bell=lambda: print("rung", flush=True), clock=clock)
+watch = Watch(folder, mode="auto", hidden=".lipsyncd", notify=lambda: print("noticed", flush=True), clock=clock)
 {work}
 watch.stop()
 """
@@ -209,7 +211,7 @@ watch.stop()
 def test_at_a_limit_of_the_kernel_the_folder_is_polled_and_heard_again_when_there_is_room(
     inbox: Path, limit: str, reason: str
 ) -> None:
-    told = limited(
+    printed = limited(
         limit,
         """
 watch.check()
@@ -223,10 +225,10 @@ print(watch.events, repr(watch.degraded))
 """,
         inbox,
     )
-    assert told == [f"False {reason}", "False", "True ''"]
+    assert printed == [f"False {reason}", "False", "True ''"]
 
 
-def test_an_overflow_is_counted_and_makes_us_look_at_every_level_of_the_log(inbox: Path) -> None:
+def test_an_overflow_is_counted_and_starts_a_scan_at_every_level_of_the_log(inbox: Path) -> None:
     """More events than the queue holds, while the process that reads it stands still."""
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     program = f"""
@@ -236,10 +238,10 @@ from pathlib import Path
 from lipsyncd.inbox.watch import Overflows, Watch
 
 logging.getLogger().setLevel(logging.ERROR)
-ring = lambda: os.write(1, b"rung %d." % overflows.count)
-overflows = Overflows(ring)
-watch = Watch(Path({str(inbox)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
-other = Watch(Path({str(inbox.parent)!r}), mode="auto", hidden=".lipsyncd", bell=ring)
+notify = lambda: os.write(1, b"noticed %d." % overflows.count)
+overflows = Overflows(notify)
+watch = Watch(Path({str(inbox)!r}), mode="auto", hidden=".lipsyncd", notify=notify)
+other = Watch(Path({str(inbox.parent)!r}), mode="auto", hidden=".lipsyncd", notify=notify)
 watch.check()
 other.check()
 os.write(1, b"ready.")
@@ -253,10 +255,10 @@ other.stop()
         assert child.stdout is not None
         output = child.stdout.fileno()
 
-        def told(within_s: float = 30.0) -> bytes:
+        def printed(within_s: float = 30.0) -> bytes:
             return os.read(output, 1 << 20) if select.select([output], [], [], within_s)[0] else b""
 
-        assert told() == b"ready."
+        assert printed() == b"ready."
         os.kill(child.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, child.pid, os.WSTOPPED)  # before that, a thread may read some of what comes now
         names = [inbox / "a", inbox / "b"]
@@ -267,14 +269,14 @@ other.stop()
         heard = bytearray()  # a word may come in two pieces
 
         def overflowed() -> bool:
-            heard.extend(told())
-            return b"rung 1." in heard
+            heard.extend(printed())
+            return b"noticed 1." in heard
 
         until(overflowed)
-        while told(within_s=0.3):
+        while printed(within_s=0.3):
             pass
         (inbox / "c").touch()
-        assert told().startswith(b"rung 1."), "it hears on after an overflow"
+        assert printed().startswith(b"noticed 1."), "events come on after an overflow"
         child.stdin.close()
     assert child.returncode == 0
 
@@ -292,20 +294,20 @@ def inotify_descriptors() -> set[int]:
 def test_a_reader_that_has_ended_is_found_by_its_tick_and_replaced(inbox: Path) -> None:
     (inbox / ".lipsyncd").mkdir()
     clock, others = Clock(), inotify_descriptors()
-    with watching(inbox, clock=clock) as (watch, bell):
+    with watching(inbox, clock=clock) as (watch, changes):
         [queue] = inotify_descriptors() - others
         unreadable = os.open(inbox, os.O_RDONLY)
         os.dup2(unreadable, queue)
         (inbox / "a.wav").touch()  # wakes the thread that reads, and it fails
-        while bell.rings(within_s=0.2):
+        while changes.come(within_s=0.2):
             pass
         tick_unheard(watch, clock)
         assert (watch.restarts, watch.events) == (1, True)
-        assert bell.rings(within_s=5), "the folder is scanned for what came meanwhile"
-        while bell.rings(within_s=0.2):
+        assert changes.come(within_s=5), "the folder is scanned for what came meanwhile"
+        while changes.come(within_s=0.2):
             pass
         (inbox / "b.wav").touch()
-        assert bell.rings(within_s=5)
+        assert changes.come(within_s=5)
     os.close(unreadable)
 
 
@@ -321,12 +323,12 @@ def test_a_reader_that_hangs_is_found_by_its_tick_and_replaced(inbox: Path) -> N
     (inbox / ".lipsyncd").mkdir()
     clock, hang, hangs = Clock(), threading.Event(), threading.Event()
 
-    def bell() -> None:
+    def notify() -> None:
         if not hangs.is_set() and threading.current_thread().name.startswith("watch-"):
             hangs.set()
             hang.wait(60)
 
-    watch = Watch(inbox, mode="auto", hidden=".lipsyncd", bell=bell, clock=clock)
+    watch = Watch(inbox, mode="auto", hidden=".lipsyncd", notify=notify, clock=clock)
     watch.check()
     try:
         (inbox / "a.wav").touch()
@@ -340,10 +342,10 @@ def test_a_reader_that_hangs_is_found_by_its_tick_and_replaced(inbox: Path) -> N
         watch.stop()
 
 
-def test_a_reader_that_works_hears_its_ticks_and_does_not_ring_for_them(inbox: Path) -> None:
+def test_a_reader_that_works_hears_its_ticks_and_does_not_notify_of_them(inbox: Path) -> None:
     (inbox / ".lipsyncd").mkdir()
     clock = Clock()
-    with watching(inbox, clock=clock) as (watch, bell):
+    with watching(inbox, clock=clock) as (watch, changes):
         for _ in range(3):
             clock.wait(TICK_EVERY_S)
             watch.check()
@@ -354,18 +356,18 @@ def test_a_reader_that_works_hears_its_ticks_and_does_not_ring_for_them(inbox: P
             watch.check()
         assert watch.restarts == 0
         assert (inbox / ".lipsyncd" / TICK).exists()
-        assert not bell.rings(within_s=0.3)
+        assert not changes.come(within_s=0.3)
 
 
 def test_another_folder_under_the_same_path_is_watched_in_place_of_the_old_one(inbox: Path) -> None:
-    with watching(inbox) as (watch, bell):
+    with watching(inbox) as (watch, changes):
         inbox.rename(inbox.with_name("away"))
         inbox.mkdir()
         watch.check()  # at the next rescan: the move itself raises no event
-        while bell.rings(within_s=0.3):
+        while changes.come(within_s=0.3):
             pass
         (inbox / "a.wav").touch()
-        assert bell.rings(within_s=5)
+        assert changes.come(within_s=5)
     assert watch.restarts == 1
 
 
@@ -383,21 +385,21 @@ def test_the_time_to_ask_again_is_kept(inbox: Path) -> None:
 
 def test_the_same_folder_made_anew_is_watched_again(inbox: Path) -> None:
     """It may well get the number that the old one had."""
-    with watching(inbox) as (watch, bell):
+    with watching(inbox) as (watch, changes):
         for made in range(3):
             inbox.rmdir()
-            assert bell.rings(within_s=5)
+            assert changes.come(within_s=5)
             inbox.mkdir()
-            while bell.rings(within_s=0.2):
+            while changes.come(within_s=0.2):
                 pass
             watch.check()
             assert watch.restarts == made + 1
-            while bell.rings(within_s=0.2):
+            while changes.come(within_s=0.2):
                 pass
             (inbox / "a.wav").touch()
-            assert bell.rings(within_s=5)
+            assert changes.come(within_s=5)
             (inbox / "a.wav").unlink()
-            while bell.rings(within_s=0.2):
+            while changes.come(within_s=0.2):
                 pass
 
 
@@ -407,8 +409,8 @@ def test_after_an_unmount_the_same_file_system_is_heard_again_within_a_minute(in
     work = """
 import subprocess, threading
 from tests.inbox.test_watch import tick_unheard
-rung = threading.Event()
-watch = Watch(folder, mode="inotify", hidden=".lipsyncd", bell=rung.set, clock=clock)
+noticed = threading.Event()
+watch = Watch(folder, mode="inotify", hidden=".lipsyncd", notify=noticed.set, clock=clock)
 def mount():
     subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True)
     (folder / ".lipsyncd").mkdir()
@@ -417,10 +419,10 @@ watch.check()
 subprocess.run(["umount", str(folder)], check=True)
 mount()
 tick_unheard(watch, clock)
-print(rung.is_set(), watch.restarts)
-rung.clear()
+print(noticed.is_set(), watch.restarts)
+noticed.clear()
 (folder / "a").touch()
-print(rung.wait(10))
+print(noticed.wait(10))
 """
     assert limited("max_inotify_watches", f"allow(100)\n{work}", inbox, "--mount") == ["True 1", "True"]
 
@@ -429,20 +431,20 @@ def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
     link, elsewhere = inbox.with_name("link"), inbox.with_name("elsewhere")
     link.symlink_to(inbox)
     elsewhere.mkdir()
-    with watching(link) as (watch, bell):
+    with watching(link) as (watch, changes):
         (inbox / "a.wav").touch()
-        assert bell.rings(within_s=5)
+        assert changes.come(within_s=5)
         link.unlink()
         link.symlink_to(elsewhere)
         watch.check()
         assert watch.restarts == 1
-        while bell.rings(within_s=0.2):
+        while changes.come(within_s=0.2):
             pass
         (elsewhere / "a.wav").touch()
-        assert bell.rings(within_s=5)
+        assert changes.come(within_s=5)
 
 
-def test_a_folder_that_may_not_be_read_is_not_said_to_be_heard(inbox: Path) -> None:
+def test_a_folder_that_may_not_be_read_is_not_reported_as_heard(inbox: Path) -> None:
     (inbox / "a.wav").touch()
     inbox.chmod(0o311)
 
@@ -457,15 +459,15 @@ def test_a_folder_that_may_not_be_read_is_not_said_to_be_heard(inbox: Path) -> N
 def test_what_comes_right_after_a_file_has_left_is_heard_within_a_second(inbox: Path) -> None:
     """watchdog waits half a second for the other half of a move, and what comes meanwhile waits behind it."""
     (inbox / "old.wav").touch()
-    with watching(inbox) as (_, bell):
+    with watching(inbox) as (_, changes):
         for number in range(5):
             (inbox / "old.wav").rename(inbox.with_name("old.wav"))
             started = time.monotonic()
             (inbox / f"{number}.wav").touch()
-            assert bell.rings(within_s=5)
+            assert changes.come(within_s=5)
             assert time.monotonic() - started < 1.5
             inbox.with_name("old.wav").rename(inbox / "old.wav")
-            while bell.rings(within_s=0.7):
+            while changes.come(within_s=0.7):
                 pass
 
 

@@ -73,7 +73,7 @@ def connected(ledger: Ledger) -> sqlite3.Connection:
 def as_nobody(work: Callable[[], T], *readable: Path) -> T:
     """What `work` gives (or raises) as a user without privileges: root sees no EACCES.
 
-    readable  folders that get search permission for everybody, with their parents below the temporary folder
+    readable  folders that get search permission for all users, with their parents below the temporary folder
     """
     for folder in readable:
         _open_the_way(folder)
@@ -87,10 +87,10 @@ def as_nobody(work: Callable[[], T], *readable: Path) -> T:
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
                 try:
-                    said: tuple[bool, Any] = (True, work())
+                    outcome: tuple[bool, Any] = (True, work())
                 except BaseException as error:
-                    said = (False, error)
-                pickle.dump(said, answer)
+                    outcome = (False, error)
+                pickle.dump(outcome, answer)
                 answer.flush()
             finally:
                 os._exit(0)

@@ -64,7 +64,7 @@ class ReadyMade:
 
 
 class Complaints(logging.Handler):
-    """What was logged with a traceback: failures that nobody foresaw."""
+    """What was logged with a traceback: unexpected failures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Stage:
             self.complaints.lines.append(f"unexpected: {error!r}")
 
     def an_hour_passes(self) -> None:
-        """Nobody waits for a back-off any more."""
+        """Every back-off is over."""
 
         def due() -> None:
             with self.ledger._write() as session:

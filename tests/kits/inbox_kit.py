@@ -1,4 +1,4 @@
-"""An inbox with a clock of its own, and the desk behind it that takes from it into spool and ledger."""
+"""An inbox with a clock of its own, and the intake that takes from it into spool and ledger."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class InboxByHand:
         self.put(f"{stem}.png", picture(seed))
         self.put(f"{stem}.wav", sound(seed=seed))
 
-    def manifest(self, name: str = "order", **said: Any) -> None:
-        self.put(f"{name}.json", json.dumps({"image": "anna.png", "audio": "anna.wav", **said}).encode())
+    def manifest(self, name: str = "order", **fields: Any) -> None:
+        self.put(f"{name}.json", json.dumps({"image": "anna.png", "audio": "anna.wav", **fields}).encode())
 
     def spec(self, job: Job) -> JobSpec:
         spec = self.spool.spec(job.id)

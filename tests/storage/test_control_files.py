@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def answering(folder: Path, reply: Callable[[Request | None], Answer]) -> Iterator[list[Request | None]]:
-    """Somebody who answers like the daemon's main thread."""
+    """Answers like the daemon's main thread."""
     seen: list[Request | None] = []
     end = threading.Event()
 
@@ -67,7 +67,7 @@ def test_a_request_is_answered_and_nothing_is_left(folder: Path, action: str) ->
     assert list(folder.iterdir()) == []
 
 
-def test_nobody_answers_and_the_request_is_taken_back(folder: Path) -> None:
+def test_without_an_answer_the_request_is_taken_back(folder: Path) -> None:
     started = time.monotonic()
     assert ask(folder, Request("cancel", new_id()), timeout_s=0.2) is None
     assert time.monotonic() - started < 2
@@ -156,7 +156,7 @@ def test_a_request_whose_answer_cannot_be_written_is_not_carried_out_again(folde
     assert list(folder.iterdir()) == []
 
 
-def test_answers_that_nobody_fetched_are_swept_after_a_while(folder: Path) -> None:
+def test_answers_that_no_client_fetched_are_swept_after_a_while(folder: Path) -> None:
     for name, age_s in (("old", 400), ("new", 10)):
         path = folder / f"{name}.answer"
         path.write_text("{}")
@@ -168,7 +168,7 @@ def test_answers_that_nobody_fetched_are_swept_after_a_while(folder: Path) -> No
 # -- the lock ----------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_one_holder_and_the_second_is_told_who(tmp_path: Path) -> None:
+def test_there_is_one_holder_and_the_second_gets_its_name(tmp_path: Path) -> None:
     first, second = InstanceLock(tmp_path), InstanceLock(tmp_path)
     assert not is_held(tmp_path)
     first.acquire(command="lipsyncd run")
@@ -236,7 +236,7 @@ def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
         child.stdin.close()
 
 
-def test_whoever_only_looks_never_makes_a_start_fail(tmp_path: Path) -> None:
+def test_a_look_at_the_lock_never_makes_a_start_fail(tmp_path: Path) -> None:
     """`lipsyncd status` looks by trying the lock: for that moment it has it."""
     InstanceLock(tmp_path).release()
     end, looks = threading.Event(), [0]

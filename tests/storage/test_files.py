@@ -80,7 +80,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, make: Callab
     started = time.monotonic()
     with pytest.raises(NotRegular, match="not a regular file"):
         open_regular(path)
-    assert time.monotonic() - started < 1  # a FIFO without a writer blocks whoever opens it the usual way
+    assert time.monotonic() - started < 1  # a FIFO without a writer blocks a process that opens it the usual way
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -89,9 +89,9 @@ def test_a_device_is_refused() -> None:
         open_regular(Path("/dev/zero"))
 
 
-def test_what_is_missing_or_forbidden_is_told_as_such(tmp_path: Path) -> None:
+def test_what_is_missing_or_forbidden_has_its_own_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        open_regular(tmp_path / "nobody.png")
+        open_regular(tmp_path / "missing.png")
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"x")
     secret.chmod(0)
@@ -330,7 +330,7 @@ def test_a_writer_in_another_process_is_noticed_while_it_has_the_file_open(tmp_p
         writer.stdin.close()
         writer.wait(10)
     assert written_by_others(descriptor) is False
-    # The lease was given back: whoever comes now to write does not wait for us.
+    # The lease was given back: a process that opens it to write now does not wait for us.
     subprocess.run(
         [sys.executable, "-c", "import sys; open(sys.argv[1], 'ab').write(b'x')", path], timeout=10, check=True
     )
@@ -347,7 +347,7 @@ def test_a_reader_is_no_writer(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_breaks_does_not_kill_us(tmp_path: Path) -> None:
-    """The kernel sends SIGIO to the holder of a lease when somebody opens the file to write: by default that kills."""
+    """The kernel sends SIGIO to the holder of a lease when a process opens the file to write: by default that kills."""
     path = tmp_path / "a.wav"
     path.write_bytes(b"RIFF")
     program = f"""
@@ -370,7 +370,7 @@ while writer.is_alive():
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
-def test_somebody_elses_file_gives_no_answer(tmp_path: Path) -> None:
+def test_another_users_file_gives_no_answer(tmp_path: Path) -> None:
     """A lease needs the file's owner or a privilege: then nothing is known, and the settle time decides."""
     if os.geteuid() != 0:
         path = Path("/etc/passwd")

@@ -31,9 +31,9 @@ def test_the_first_start_makes_and_marks_everything_and_the_second_nothing(folde
     assert folders.known() == {}
     assert not any(folders.available(kind) for kind in KINDS)
 
-    told = folders.initialise()
+    lines = folders.initialise()
 
-    assert len(told) == 12  # 8 folders made, 4 of them marked
+    assert len(lines) == 12  # 8 folders made, 4 of them marked
     assert all(folders.available(kind) for kind in KINDS)
     assert len(set(folders.known().values())) == 4
     before = {path: path.stat().st_mtime_ns for path in folders.state.parent.rglob("*")}
@@ -74,8 +74,8 @@ def test_adopting_marks_a_folder_that_lost_its_marker(folders: Folders) -> None:
     before = folders.known()
     marker(folders, "inbox").unlink()
     assert not folders.available("inbox")
-    told = folders.initialise(adopt=True)
-    assert [line.partition(" ")[0] for line in told] == ["marked"]
+    lines = folders.initialise(adopt=True)
+    assert [line.partition(" ")[0] for line in lines] == ["marked"]
     assert folders.available("inbox")
     changed = {kind for kind in KINDS if folders.known()[kind] != before[kind]}
     assert changed == {"inbox"}
@@ -98,13 +98,13 @@ def test_a_damaged_record_makes_nothing_available_by_itself(folders: Folders) ->
     assert not folders.available("outbox")
 
 
-def test_what_stands_in_the_way_is_told_with_its_path(folders: Folders) -> None:
+def test_what_is_in_the_way_is_named_with_its_path(folders: Folders) -> None:
     folders.shared["outbox"].write_bytes(b"")
     with pytest.raises(ConfigError, match=f"{folders.shared['outbox']} is no folder"):
         folders.initialise()
 
 
-def test_a_place_where_nothing_may_be_made_is_told_with_the_reason(folders: Folders, tmp_path: Path) -> None:
+def test_a_place_where_nothing_may_be_made_is_named_with_the_reason(folders: Folders, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot make the folder .*: Permission denied"):
         as_nobody(folders.initialise, tmp_path)
 
@@ -129,7 +129,7 @@ Folders(state=root / "state", spool=root / "spool", shared={{k: root / k for k i
 
 
 @pytest.mark.parametrize("trap", ["fifo", "link", "bytes", "folder"])
-def test_what_others_put_in_a_markers_place_is_no_marker_and_holds_nobody(folders: Folders, trap: str) -> None:
+def test_what_others_put_in_a_markers_place_is_no_marker_and_blocks_no_thread(folders: Folders, trap: str) -> None:
     folders.initialise()
     path = marker(folders, "inbox")
     content = path.read_bytes()

@@ -51,7 +51,7 @@ class Share:
 
     @contextmanager
     def away(self, strays: tuple[str, ...] = ()) -> Iterator[None]:
-        """Away for the length of the block; nobody may have written into the bare folder, or taken `strays` from it."""
+        """Away for the length of the block; nothing may be written into the bare folder, nor `strays` taken from it."""
         if self.how == "unmounted":
             unmount(self.folder)
         else:
@@ -156,9 +156,9 @@ def test_an_outbox_that_goes_away_gets_each_video_once_when_it_is_back(installat
     )
 
 
-def told_unavailable(installation: Installation, since_ms: int) -> bool:
-    told = read_json(installation.path("state") / "status.json") or {}
-    return not told.get("inbox_available", True) and told["at_ms"] > since_ms
+def reported_unavailable(installation: Installation, since_ms: int) -> bool:
+    status = read_json(installation.path("state") / "status.json") or {}
+    return not status.get("inbox_available", True) and status["at_ms"] > since_ms
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -173,7 +173,7 @@ def test_an_inbox_that_goes_away_is_waited_for(installation: Installation, how: 
             drop_pairs(installation.path("inbox"), new)
             time.sleep(chance.uniform(0, 0.6))  # anywhere between the first look and the last file's unlinking
             with share.away(strays=("stray.png", "stray.wav")):
-                installation.until(partial(told_unavailable, installation, now_ms()), "the word that it is gone")
+                installation.until(partial(reported_unavailable, installation, now_ms()), "the word that it is gone")
         for number in numbers:
             installation.until_done(f"p{number}")
         delivered_once(installation, share, numbers)

@@ -114,7 +114,7 @@ def test_nothing_is_taken_from_a_slow_writer_whom_no_event_shows(installation: I
     behind = installation.root / "server"
     behind.mkdir()
     with bindfs(behind, installation.path("inbox")), installation.running():
-        installation.until(lambda: "is looked at by polling (fuse" in installation.log, "the word that it is polled")
+        installation.until(lambda: "is polled (fuse" in installation.log, "the word that it is polled")
         trials = write_all(behind, reopened, 3 * watch["settle_network_s"])
         check(installation, trials, "behind a bindfs mount")
 
