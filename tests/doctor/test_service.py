@@ -22,7 +22,7 @@ from lipsyncd.errors import WeightsMissing
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.storage.files import read_json, write_json
 from lipsyncd.storage.locks import InstanceLock
-from tests.kits.core_kit import NOBODY, as_nobody, queued
+from tests.kits.core_kit import UNPRIVILEGED, as_nobody, queued
 from tests.kits.doctor_kit import fault, seen
 from tests.kits.installation import Installation
 from tests.kits.web_kit import port_of
@@ -72,7 +72,7 @@ def test_root_sees_that_a_folder_is_closed_to_the_daemons_user(made: Installatio
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o111)
     for kind in ("state", "inbox", "outbox", "spool"):
-        os.chown(made.path(kind), NOBODY, NOBODY)
+        os.chown(made.path(kind), UNPRIVILEGED, UNPRIVILEGED)
     assert seen(made, "inbox").verdict is Verdict.OK
     made.path("outbox").chmod(0o500)
     fault(made, "outbox", "is closed to user")

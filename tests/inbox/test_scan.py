@@ -17,7 +17,7 @@ from lipsyncd.errors import BadManifest
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST
 from lipsyncd.storage import files
 from tests.kits.core_kit import as_nobody
-from tests.kits.inbox_kit import NOTHING, RULES, Box
+from tests.kits.inbox_kit import NOTHING, RULES, InboxWithClock
 from tests.kits.installation import picture, put, sound
 from tests.kits.media.media_kit import tone, wav
 
@@ -33,8 +33,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def box(root: Path) -> Box:
-    return Box(root)
+def box(root: Path) -> InboxWithClock:
+    return InboxWithClock(root)
 
 
 # -- how long ----------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def box(root: Path) -> Box:
 def test_a_file_is_finished_when_it_has_been_still_for_long_enough(
     root: Path, voice: bytes, network: bool, seconds: float
 ) -> None:
-    box = Box(root, network=network)
+    box = InboxWithClock(root, network=network)
     (root / "a.png").write_bytes(PICTURE)
     (root / "a.wav").write_bytes(voice)
     assert box.ready_after(limit_s=2000) == seconds
@@ -66,7 +66,7 @@ def test_a_file_is_finished_when_it_has_been_still_for_long_enough(
 @pytest.mark.parametrize(
     ("content", "seconds"), [(b'{"image": "a.png", "audio": "a.wav"}', 0.2), (b'{"image": "a.png",', 1.0)]
 )
-def test_a_manifest_that_parses_is_whole(box: Box, content: bytes, seconds: float) -> None:
+def test_a_manifest_that_parses_is_whole(box: InboxWithClock, content: bytes, seconds: float) -> None:
     (box.root / "order.json").write_bytes(content)
     (box.root / "a.png").write_bytes(PICTURE)
     (box.root / "a.wav").write_bytes(SOUND)
@@ -79,7 +79,7 @@ def test_a_manifest_that_parses_is_whole(box: Box, content: bytes, seconds: floa
 
 @pytest.mark.parametrize("network", [False, True])
 def test_every_change_begins_the_time_anew(root: Path, network: bool) -> None:
-    box = Box(root, network=network)
+    box = InboxWithClock(root, network=network)
     quiet_s = RULES.settle_network_s if network else RULES.settle_s
     (root / "a.png").write_bytes(PICTURE)
     changes: list[Callable[[], object]] = [
@@ -97,14 +97,14 @@ def test_every_change_begins_the_time_anew(root: Path, network: bool) -> None:
     assert box.scan(after_s=quiet_s * 0.06) == ["a"]
 
 
-def test_the_clock_of_the_file_server_does_not_matter(box: Box) -> None:
+def test_the_clock_of_the_file_server_does_not_matter(box: InboxWithClock) -> None:
     for name, content, mtime_s in (("a.png", PICTURE, 4e9), ("a.wav", SOUND, 0)):
         (box.root / name).write_bytes(content)
         os.utime(box.root / name, (mtime_s, mtime_s))
     assert box.ready_after(limit_s=1) == 0.2
 
 
-def test_a_name_that_was_gone_begins_again(box: Box) -> None:
+def test_a_name_that_was_gone_begins_again(box: InboxWithClock) -> None:
     (box.root / "a.png").write_bytes(PICTURE)
     (box.root / "a.wav").write_bytes(SOUND)
     box.scan()
@@ -118,7 +118,7 @@ def test_a_name_that_was_gone_begins_again(box: Box) -> None:
     assert box.ready_after(limit_s=1) == 0.2
 
 
-def test_a_growing_file_is_not_taken_however_slowly_it_grows(box: Box) -> None:
+def test_a_growing_file_is_not_taken_however_slowly_it_grows(box: InboxWithClock) -> None:
     """One write just before each look, for an hour: and it is taken soon after the last one."""
     (box.root / "a.png").write_bytes(PICTURE)
     path = box.root / "a.wav"
@@ -134,7 +134,7 @@ def test_a_growing_file_is_not_taken_however_slowly_it_grows(box: Box) -> None:
 # -- who else writes ---------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: Box) -> None:
+def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: InboxWithClock) -> None:
     """The content is whole by its own header, nothing changes for an hour, but a process holds it open."""
     put(box.root, "a.png", PICTURE)
     put(box.root, "a.wav", SOUND)
@@ -160,12 +160,12 @@ def test_where_the_kernel_does_not_tell_who_writes_a_proof_is_not_enough(root: P
         put(root, name, content).chmod(0o644)
     if os.geteuid() != 0:
         pytest.skip("this user cannot give its files to another one")
-    assert as_nobody(lambda: Box(root).ready_after(limit_s=2), root) == 1.0
+    assert as_nobody(lambda: InboxWithClock(root).ready_after(limit_s=2), root) == 1.0
 
 
 def test_a_network_folder_is_not_asked_who_writes(root: Path) -> None:
     """There a lease says nothing about other machines: only time does, and it must pass in full."""
-    box = Box(root, network=True)
+    box = InboxWithClock(root, network=True)
     put(root, "a.png", PICTURE)
     put(root, "a.wav", SOUND)
     assert box.scan() == []
@@ -185,7 +185,7 @@ $RECYCLE.BIN .Trash-1000 .stfolder .stversions .lipsyncd .~tmp~
 LEFT_BY_WRITERS = [*_LEFT_BY_WRITERS.split(), "System Volume Information"]
 
 
-def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(box: Box) -> None:
+def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(box: InboxWithClock) -> None:
     for name in LEFT_BY_WRITERS:
         (box.root / name).write_bytes(SOUND)
     assert box.scan() == []
@@ -197,7 +197,7 @@ def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(bo
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "a.wave", "wav", "png.", "a.png.txt", "noext"])
-def test_other_files_are_left_alone_and_reported(box: Box, name: str) -> None:
+def test_other_files_are_left_alone_and_reported(box: InboxWithClock, name: str) -> None:
     (box.root / name).write_bytes(SOUND)
     assert box.scan(after_s=90_000) == []
     assert box.inbox.ignored == {name: "has no suffix of a picture, a sound or a manifest"}
@@ -214,7 +214,9 @@ def test_other_files_are_left_alone_and_reported(box: Box, name: str) -> None:
     ],
     ids=["fifo", "folder", "link", "socket"],
 )
-def test_what_is_no_regular_file_is_reported_and_never_opened(box: Box, make: Callable[[Path], object]) -> None:
+def test_what_is_no_regular_file_is_reported_and_never_opened(
+    box: InboxWithClock, make: Callable[[Path], object]
+) -> None:
     make(box.root / "a.wav")
     (box.root / "a.png").write_bytes(PICTURE)
     (box.root / "order.json").write_text('{"image": "a.png", "audio": "a.wav"}')
@@ -230,7 +232,7 @@ def test_what_is_no_regular_file_is_reported_and_never_opened(box: Box, make: Ca
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.png", "a.json"])
-def test_a_hundred_gigabytes_are_not_read(box: Box, name: str) -> None:
+def test_a_hundred_gigabytes_are_not_read(box: InboxWithClock, name: str) -> None:
     with (box.root / name).open("wb") as file:
         file.truncate(100 * 10**9)
     started = time.monotonic()
@@ -240,7 +242,7 @@ def test_a_hundred_gigabytes_are_not_read(box: Box, name: str) -> None:
     assert box.inbox.ignored[name].startswith("has 100000 MB; at most ")
 
 
-def test_a_manifest_that_names_what_is_too_large_is_refused_at_once(box: Box) -> None:
+def test_a_manifest_that_names_what_is_too_large_is_refused_at_once(box: InboxWithClock) -> None:
     with (box.root / "a.wav").open("wb") as file:
         file.truncate(600_000_000)
     (box.root / "order.json").write_text('{"image": "a.png", "audio": "a.wav"}')
@@ -251,7 +253,7 @@ def test_a_manifest_that_names_what_is_too_large_is_refused_at_once(box: Box) ->
     assert list(drop.files) == [MANIFEST]
 
 
-def test_a_manifest_that_is_too_large_is_refused_with_its_reason(box: Box) -> None:
+def test_a_manifest_that_is_too_large_is_refused_with_its_reason(box: InboxWithClock) -> None:
     (box.root / "a.json").write_text(json.dumps({"image": "a.png", "text": "x" * 70_000}))
     box.scan()
     box.clock.wait(2)
@@ -259,7 +261,7 @@ def test_a_manifest_that_is_too_large_is_refused_with_its_reason(box: Box) -> No
     assert isinstance(drop.refusal, BadManifest)
 
 
-def test_a_manifest_may_name_a_file_of_any_suffix(box: Box) -> None:
+def test_a_manifest_may_name_a_file_of_any_suffix(box: InboxWithClock) -> None:
     (box.root / "voice.data").write_bytes(SOUND)
     (box.root / "face.jfif").write_bytes(PICTURE)
     assert box.scan(after_s=10) == []
@@ -295,7 +297,7 @@ def test_a_manifest_may_name_a_file_of_any_suffix(box: Box) -> None:
         (b"a.b.c", "a.b.c"),
     ],
 )
-def test_any_name_is_taken_and_shown_on_one_line(box: Box, stem: bytes, shown: str) -> None:
+def test_any_name_is_taken_and_shown_on_one_line(box: InboxWithClock, stem: bytes, shown: str) -> None:
     put(box.root, stem + b".png", PICTURE)
     box.scan(after_s=1)
     box.scan(after_s=1)
@@ -313,7 +315,7 @@ def test_any_name_is_taken_and_shown_on_one_line(box: Box, stem: bytes, shown: s
 
 def test_what_may_not_be_read_waits_with_its_reason_and_heals_alone(root: Path) -> None:
     def work() -> list[object]:
-        box = Box(root)
+        box = InboxWithClock(root)
         seen: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.settling.next_look_s]
         (root / "go").touch()
         while (root / "go").exists():
@@ -344,13 +346,13 @@ os.unlink(root + "/go")
     assert (changed, healed) == ([], ["a"])
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(box: Box) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(box: InboxWithClock) -> None:
     box.root.rmdir()
     with pytest.raises(FileNotFoundError):
         box.scan()
 
 
-def test_what_a_job_has_taken_is_not_offered_again_until_it_changes(box: Box) -> None:
+def test_what_a_job_has_taken_is_not_offered_again_until_it_changes(box: InboxWithClock) -> None:
     for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):
         put(box.root, name, content)
     box.scan()
@@ -364,7 +366,7 @@ def test_what_a_job_has_taken_is_not_offered_again_until_it_changes(box: Box) ->
     assert box.scan(after_s=1, taken=taken) == ["a"]
 
 
-def test_a_manifest_is_read_once_for_each_of_its_contents(box: Box) -> None:
+def test_a_manifest_is_read_once_for_each_of_its_contents(box: InboxWithClock) -> None:
     path = box.root / "order.json"
     path.write_text('{"image": "a.png", "audio": "a.wav"}')
     box.scan(after_s=1)
@@ -379,7 +381,7 @@ def test_a_manifest_is_read_once_for_each_of_its_contents(box: Box) -> None:
     assert box.waits == {"order.json": "waits for 'b.png' and 'b.wav'"}
 
 
-def test_files_that_a_waiting_manifest_names_are_kept_for_it(box: Box) -> None:
+def test_files_that_a_waiting_manifest_names_are_kept_for_it(box: InboxWithClock) -> None:
     put(box.root, "face.png", PICTURE)
     put(box.root, "order.json", b'{"image": "face.png", "audio": "voice.wav"}')
     box.scan()
@@ -394,7 +396,7 @@ def test_files_that_a_waiting_manifest_names_are_kept_for_it(box: Box) -> None:
         assert b"other.png" not in box.inbox.named_by_manifests(NOTHING)
 
 
-def test_a_name_in_another_unicode_form_is_kept_for_its_manifest_as_well(box: Box) -> None:
+def test_a_name_in_another_unicode_form_is_kept_for_its_manifest_as_well(box: InboxWithClock) -> None:
     put(box.root, "jose\u0301.png", PICTURE)
     put(box.root, "order.json", '{"image": "jos\u00e9.png", "audio": "voice.wav"}'.encode())
     box.scan()

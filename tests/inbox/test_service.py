@@ -27,7 +27,7 @@ from lipsyncd.storage.locks import FolderLock, InstanceLock
 from tests.kits.core_kit import as_nobody
 from tests.kits.installation import READY, ROOT, Installation, picture, put, sound
 from tests.kits.jobs_by_hand import JobsByHand
-from tests.kits.machine.world_kit import needs_root, tmpfs
+from tests.kits.machine.machine_kit import needs_root, tmpfs
 
 
 def status(installation: Installation) -> dict[str, Any]:

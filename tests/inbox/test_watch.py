@@ -19,7 +19,7 @@ import pytest
 from lipsyncd.inbox.watch import ASK_AGAIN_S, END_WITHIN_S, HEARD_WITHIN_S, TICK, TICK_EVERY_S, Watch, refusal
 from tests.kits.core_kit import Clock, as_nobody
 from tests.kits.installation import ROOT
-from tests.kits.machine.world_kit import bindfs, needs_fuse, needs_root
+from tests.kits.machine.machine_kit import bindfs, needs_fuse, needs_root
 
 
 class Changes:

@@ -1,4 +1,4 @@
-"""What the tests of the core share: made-up jobs, a clock that stands still, and a user who is not root."""
+"""Shared by many tests: jobs in the ledger, a clock that a test moves, and work done as an unprivileged user."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lipsyncd.jobs.job import JobSpec, new_id, now_ms
 from lipsyncd.ledger.ledger import Ledger
 
 T = TypeVar("T")
-NOBODY = 65534
+UNPRIVILEGED = 65534  # Debian's user "nobody"
 
 
 class Clock:
-    """Monotonic seconds that go by only when a test says so."""
+    """Monotonic seconds that pass only in `wait`."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -71,12 +71,12 @@ def connected(ledger: Ledger) -> sqlite3.Connection:
 
 
 def as_nobody(work: Callable[[], T], *readable: Path) -> T:
-    """What `work` gives (or raises) as a user without privileges: root sees no EACCES.
+    """What `work` returns or raises as a user without privileges: root never gets EACCES.
 
     readable  folders that get search permission for all users, with their parents below the temporary folder
     """
     for folder in readable:
-        _open_the_way(folder)
+        _make_searchable(folder)
     if os.geteuid() != 0:
         return work()
     with tempfile.TemporaryFile() as answer:
@@ -84,8 +84,8 @@ def as_nobody(work: Callable[[], T], *readable: Path) -> T:
         if child == 0:
             try:
                 os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
+                os.setgid(UNPRIVILEGED)
+                os.setuid(UNPRIVILEGED)
                 try:
                     outcome: tuple[bool, Any] = (True, work())
                 except BaseException as error:
@@ -103,7 +103,7 @@ def as_nobody(work: Callable[[], T], *readable: Path) -> T:
     return result
 
 
-def _open_the_way(folder: Path) -> None:
+def _make_searchable(folder: Path) -> None:
     top = Path(tempfile.gettempdir())
     for step in [folder, *folder.parents]:
         if step == top or not step.is_relative_to(top):

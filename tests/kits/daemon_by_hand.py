@@ -1,4 +1,4 @@
-"""All parts of a daemon without its threads, moved by hand from one stage of a job's life to the next."""
+"""All parts of a daemon without its threads: a test takes each step of a job's life by a call."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from lipsyncd.worker.protocol import Render, Result
 from tests.kits.core_kit import Clock
 from tests.kits.installation import Installation
 
-VIDEO = "ready.mp4"  # beside the installation: what every render gives
+VIDEO = "ready.mp4"  # beside the installation: the result of every render
 
 
 class ReadyMade:
-    """In place of a render child: has a program put a video that was made before where it is wanted, and counts."""
+    """In place of a render child: copies a video that was made before, by a program, and counts the renders."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -63,7 +63,7 @@ class ReadyMade:
         pass
 
 
-class Complaints(logging.Handler):
+class UnexpectedErrors(logging.Handler):
     """What was logged with a traceback: unexpected failures."""
 
     def __init__(self) -> None:
@@ -75,14 +75,14 @@ class Complaints(logging.Handler):
             self.lines.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
 
 
-class Stage:
-    """One start of the parts of an installation, under `root/home`."""
+class DaemonByHand:
+    """The parts of one daemon, started for the installation under `root/home`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.home = installation = Installation(root / "home")
-        self.complaints = Complaints()
-        logging.getLogger("lipsyncd").addHandler(self.complaints)
+        self.installation = installation = Installation(root / "home")
+        self.unexpected = UnexpectedErrors()
+        logging.getLogger("lipsyncd").addHandler(self.unexpected)
         folders = installation.folders
         settings = self.settings = CurrentSettings(installation.settings)
         self.clock = Clock()
@@ -101,7 +101,7 @@ class Stage:
     def _worker(self, executor: ReadyMade | LocalChild) -> Worker:
         weights = AutoPull(store_of(self.settings.now), allowed=False)
         return Worker(
-            Device("cpu", executor, find(), weights, BatchLimits(self.home.path("state") / "ceilings.json")),
+            Device("cpu", executor, find(), weights, BatchLimits(self.installation.path("state") / "ceilings.json")),
             self.stores,
             self.finisher,
             self.failures,
@@ -111,7 +111,7 @@ class Stage:
         )
 
     def close(self) -> None:
-        logging.getLogger("lipsyncd").removeHandler(self.complaints)
+        logging.getLogger("lipsyncd").removeHandler(self.unexpected)
         self.ledger.close()
 
     # -- steps, as the daemon's threads take them ----------------------------------------------------------------------
@@ -134,8 +134,10 @@ class Stage:
         self._guarded(serve)
 
     def make_video(self) -> None:
-        """Have the prepared job's video made by a real child, kept beside the installation; the job stays as it is."""
-        child = LocalChild("cpu", lambda: Timeouts(60.0, 60.0, 60.0), renderers=self.home.settings.render.renderers)
+        """Make the prepared job's video with a real child and keep it beside the installation; requeue the job."""
+        child = LocalChild(
+            "cpu", lambda: Timeouts(60.0, 60.0, 60.0), renderers=self.installation.settings.render.renderers
+        )
         job = self.ledger.claim("cpu", "made")
         assert job is not None
         spec, prepared = self.spool.spec(job.id), self.spool.prepared(job.id)
@@ -153,9 +155,9 @@ class Stage:
         except (LipsyncdError, OSError) as error:
             logging.getLogger("lipsyncd").warning("%s", error)
         except Exception as error:
-            self.complaints.lines.append(f"unexpected: {error!r}")
+            self.unexpected.lines.append(f"unexpected: {error!r}")
 
-    def an_hour_passes(self) -> None:
+    def skip_back_offs(self) -> None:
         """Every back-off is over."""
 
         def due() -> None:
@@ -164,7 +166,7 @@ class Stage:
 
         self._guarded(due)
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------------
 
     def job(self) -> Job | None:
         """The only job; AssertionError when there are more."""
@@ -173,16 +175,16 @@ class Stage:
         return jobs[0] if jobs else None
 
     def consume(self) -> None:
-        """Take what the outbox shows."""
+        """Move every visible file of the outbox away, as a consumer does."""
         taken = self.root / "taken"
         taken.mkdir(exist_ok=True)
-        for path in self.home.path("outbox").iterdir():
+        for path in self.installation.path("outbox").iterdir():
             if not path.name.startswith("."):
                 os.rename(path, taken / f"{len(os.listdir(taken))}-{path.name}")
 
 
 def taken(root: Path) -> Counter[str]:
-    """What a consumer has got out of an installation, by name."""
+    """How often a consumer has got each file name from an installation."""
     folder = root / "taken"
     return Counter(path.name.partition("-")[2] for path in folder.iterdir()) if folder.exists() else Counter()
 

@@ -1,4 +1,4 @@
-"""A small hub on loopback for the real client, and small random weights with a lock list of their own."""
+"""A small Hugging Face hub on loopback for the real client, and small random weights with a lock list."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lock_of(folder: Path) -> list[Weight]:
 
 
 def write_lock(path: Path, weights: Sequence[Weight]) -> Path:
-    """The list as an operator would write it."""
+    """Write the list as an operator would."""
     path.write_text(json.dumps([{k: v for k, v in asdict(w).items() if v not in ("", {})} for w in weights]))
     return path
 
@@ -63,13 +63,13 @@ def put(folder: Path, entry: Weight, content: bytes) -> Path:
 
 @dataclass
 class Trouble:
-    """What the hub does wrong with a file.
+    """A fault of the hub with one file.
 
-    cut_at     closes the line after so many bytes of the answer, `times` times
-    hold_at    stops there, with the line open, until the hub closes
-    as_whole   sends the content with an honest length, whatever range was asked for
-    moved      sends the asker to another host, as the real hub does with large files
-    status     answers with that, and that code of the hub's
+    cut_at     closes the connection after so many bytes of the body, `times` times
+    hold_at    stops after so many bytes, with the connection open, until the hub closes
+    as_whole   sends the whole content with its length, whatever range was requested
+    moved      redirects to another host, as the real hub does with large files
+    status     answers with this status, and with `code` as the hub's error code
     """
 
     cut_at: int | None = None
@@ -83,7 +83,7 @@ class Trouble:
 
 @dataclass
 class Hub:
-    """Files by repository, revision and path; and who has asked for what."""
+    """Files by repository, revision and path, and the requests that came."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)

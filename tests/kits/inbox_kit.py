@@ -30,8 +30,8 @@ RULES = InboxRules(
 NOTHING: Mapping[bytes, Identity] = {}
 
 
-class Box:
-    """An inbox with its clock."""
+class InboxWithClock:
+    """An inbox and its clock."""
 
     def __init__(self, root: Path, *, network: bool = False) -> None:
         files.expect_lease_signals()
@@ -40,7 +40,7 @@ class Box:
         self.inbox = Inbox(root, RULES, network=network, clock=self.clock)
 
     def scan(self, after_s: float = 0.0, taken: Mapping[bytes, Identity] = NOTHING) -> list[str]:
-        """Names of the drops that are ready after so much time."""
+        """Names of the drops that are ready after so many seconds."""
         self.clock.wait(after_s)
         return [drop.name for drop in self.inbox.ready(taken)]
 
@@ -49,7 +49,7 @@ class Box:
         return {w.name: w.why for w in self.inbox.waiting}
 
     def ready_after(self, limit_s: float) -> float:
-        """Seconds until the first drop is ready, when we look at the moments that the inbox itself asks for."""
+        """Seconds until the first drop is ready, with a scan at each moment that the inbox asks for."""
         begun_s = self.clock.now_s
         while not self.scan():
             assert self.inbox.settling.next_look_s is not None, self.waits
@@ -60,7 +60,7 @@ class Box:
 
 
 class InboxByHand:
-    """An inbox, a spool and a ledger with the intake between them. `again` is what a new start of the daemon sees."""
+    """An inbox, a spool and a ledger with the intake between them. `again` makes what a restarted daemon has."""
 
     def __init__(self, root: Path, settings: Settings | None = None) -> None:
         files.expect_lease_signals()
@@ -84,7 +84,7 @@ class InboxByHand:
         return self.intake.scan()
 
     def take(self) -> list[Accepted]:
-        """Look, wait until everything has settled, look again."""
+        """Scan, wait until everything has settled, scan again."""
         return [*self.scan(), *self.scan(after_s=2.0)]
 
     def take_one(self) -> Job:

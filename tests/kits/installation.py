@@ -33,7 +33,7 @@ WAIT_S = 90.0  # on an idle machine nothing takes a tenth of it
 
 
 def picture(seed: int = 0, width: int = 80, height: int = 72) -> bytes:
-    """A PNG whose pixels no other seed gives."""
+    """A PNG with pixels of this seed alone."""
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -41,7 +41,7 @@ def picture(seed: int = 0, width: int = 80, height: int = 72) -> bytes:
 
 
 def sound(seconds: float = 0.3, seed: int = 0, rate: int = 16_000) -> bytes:
-    """A mono 16-bit WAV of a tone with a little noise of its own."""
+    """A mono 16-bit WAV of a tone with a little noise of this seed."""
     count = round(seconds * rate)
     t = np.arange(count) / rate
     noise = np.random.default_rng(seed).normal(0, 0.01, count)
@@ -56,7 +56,7 @@ def sound(seconds: float = 0.3, seed: int = 0, rate: int = 16_000) -> bytes:
 
 
 def put(folder: Path, name: str | bytes, content: bytes) -> Path:
-    """Write a file the way a careful writer does: hidden, then renamed."""
+    """Write a file under a hidden name, then rename it."""
     hidden = folder / f".{os.urandom(6).hex()}.part"
     hidden.write_bytes(content)
     target = Path(os.fsdecode(os.path.join(os.fsencode(folder), os.fsencode(name))))
@@ -112,7 +112,7 @@ class Installation:
 
     @property
     def renders(self) -> int:
-        """How many renders the renderer itself has counted."""
+        """How many renders the renderer has counted."""
         count = self.root / "renders"
         return len(count.read_text().splitlines()) if count.exists() else 0
 
@@ -157,8 +157,8 @@ class Installation:
         self.daemon = None
 
     @contextmanager
-    def running(self, **environment: str) -> Iterator[Installation]:
-        self.start(**environment)
+    def running(self, *, fresh: bool = False, **environment: str) -> Iterator[Installation]:
+        self.start(fresh=fresh, **environment)
         try:
             yield self
         finally:
@@ -216,7 +216,7 @@ class Installation:
         return self.view.get(job.id)
 
     def reason(self, job: Job) -> dict[str, Any]:
-        """What `reason.json` of a failed job says."""
+        """The content of a failed job's `reason.json`."""
         kept = self.view.get(job.id).kept
         assert kept is not None
         content: dict[str, Any] = json.loads((Path(kept) / "reason.json").read_text())

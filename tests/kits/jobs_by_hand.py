@@ -1,4 +1,4 @@
-"""An installation without threads, whose jobs a test moves by hand as far as it wants."""
+"""An installation without threads: a test brings a job to a state by a call."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.kits.core_kit import spec_of
 
 
 def raw_inputs(folder: Path, *, seconds: float = 0.2) -> Prepared:
-    """What the jail would have written into a job's folder: a grey picture, a tone for the renderer and for the MP4."""
+    """Write what the jail writes into a job's folder: a grey picture, and a tone for the renderer and for the MP4."""
     (folder / "picture.rgb").write_bytes(bytes([128]) * (80 * 72 * 3))
     counts = {}
     for name, rate in (("speech.s16", 16_000), ("sound.s16", 48_000)):
@@ -46,7 +46,7 @@ def raw_inputs(folder: Path, *, seconds: float = 0.2) -> Prepared:
 
 
 class Claiming(Spool):
-    """A worker claims the next job in the very moment in which an ending is written."""
+    """A spool in which a worker claims the next job while an ending is written."""
 
     ledger: Ledger
 
@@ -56,7 +56,7 @@ class Claiming(Spool):
 
 
 class JobsByHand:
-    """Its folders, spool, ledger, outbox and finisher. `sections` are sections of the settings."""
+    """Folders, spool, ledger, outbox and finisher of an installation. `sections` are sections of the settings."""
 
     def __init__(self, root: Path, **sections: Any) -> None:
         self.settings = Settings(Paths(storage=root), **sections)
@@ -103,13 +103,13 @@ class JobsByHand:
         return job_id
 
     def rendered(self, name: str = "anna", content: bytes = b"a video") -> str:
-        """A job whose video lies in the spool and waits to be published."""
+        """A job whose video is in the spool and waits to be published."""
         job_id = self.running(name)
         self.finish_render(job_id, content)
         return job_id
 
     def finish_render(self, job_id: str, content: bytes = b"a video") -> None:
-        """What the worker does with the finished video of a running job."""
+        """Store the finished video of a running job, as the worker does."""
         partial = self.spool.partial_render(job_id, "token")
         partial.write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
@@ -144,7 +144,7 @@ class JobsByHand:
         )
 
     def restart(self) -> None:
-        """What the daemon does before its first scan."""
+        """Recover, as the daemon does before its first scan."""
         inbox = Inbox(self.folders.shared["inbox"], rules_of(self.settings), network=False)
         intake = Intake(CurrentSettings(self.settings), inbox, self.spool, self.ledger)
         recover(intake.register, self.stores, self.finisher)

@@ -1,11 +1,11 @@
-"""Run the tests of durability and of the world at full scale, and print dated tables of what was done and came of it.
+"""Run the tests of durability and of faults at full scale, and print dated tables of their figures.
 
     python -m tests.kits.long_run            run them
-    python -m tests.kits.long_run TALLY …    make the tables from what several runs have noted (LIPSYNCD_TEST_TALLY)
+    python -m tests.kits.long_run TALLY …    make the tables from the records of several runs (LIPSYNCD_TEST_TALLY)
 
 Every pair of failpoints with and without the greedy consumer, 200 kills at random and 60 for each way to lose the
 ledger, every error at every file call; then disks, mounts, clocks, hostile files, bursts and a soak: hours. Environment
-variables that are set already make it shorter; LIPSYNCD_TEST_TALLY keeps what was noted, should the run be cut.
+variables that are set already make it shorter; LIPSYNCD_TEST_TALLY keeps the records, even if the run is stopped.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ TESTS = [
 
 
 def tables(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown. A test notes something only when it has passed, so no column says what was lost: it would be zeros."""
+    """Markdown. A test records its figures only when it has passed, so a column of losses would hold zeros only."""
     kills: dict[str, Counter[str]] = {}
-    world: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     for line in lines:
         if "outcome" in line:
-            world[line["what"]] = line["outcome"]
+            outcomes[line["what"]] = line["outcome"]
         else:
             figures = {key: value for key, value in line.items() if key not in ("what", "date")}
             kills.setdefault(line["what"], Counter()).update(figures)
@@ -58,25 +58,25 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
     second = [
         "| what happened | outcome |",
         "|---|---|",
-        *(f"| {what} | {outcome} |" for what, outcome in world.items()),
+        *(f"| {what} | {outcome} |" for what, outcome in outcomes.items()),
     ]
     return "\n".join([*first, "", *second])
 
 
-def noted(path: Path) -> list[dict[str, Any]]:
-    """The lines that `tests.kits.long_run_figures` has written; none when no test has passed."""
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The lines that `tests.kits.long_run_figures` has written; none if no test has passed."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main(tallies: Sequence[str]) -> int:
     if tallies:
-        print(tables([line for name in tallies for line in noted(Path(name))]))
+        print(tables([line for name in tallies for line in recorded(Path(name))]))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         environment = {**FULL, "LIPSYNCD_TEST_TALLY": str(Path(folder, "tally.jsonl")), **os.environ}
         command = [sys.executable, "-m", "pytest", "-s", "--timeout", "0", *(f"tests/{name}" for name in TESTS)]
         ended = subprocess.run(command, env=environment, check=False)
-        if lines := noted(Path(environment["LIPSYNCD_TEST_TALLY"])):
+        if lines := recorded(Path(environment["LIPSYNCD_TEST_TALLY"])):
             print(tables(lines))
         if ended.returncode:
             print("\nNot all tests passed. Those that failed are not in these tables; see above.")

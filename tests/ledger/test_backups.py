@@ -19,7 +19,7 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger import backups
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.view import LedgerView
-from tests.kits.core_kit import NOBODY, as_nobody, queued
+from tests.kits.core_kit import UNPRIVILEGED, as_nobody, queued
 from tests.kits.installation import Installation
 from tests.ledger.test_migrations import written_by
 
@@ -76,9 +76,11 @@ def test_a_copy_has_the_permissions_of_the_ledger(ledger: Ledger, tmp_path: Path
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_a_copy_made_by_root_belongs_to_the_ledgers_owner(ledger: Ledger, tmp_path: Path) -> None:
     """Otherwise the daemon, which is not root, could neither remove copies nor make more."""
-    os.chown(ledger.path, NOBODY, NOBODY)
+    os.chown(ledger.path, UNPRIVILEGED, UNPRIVILEGED)
     copy = backups.make(ledger.path, tmp_path / "copies")
-    assert [(path.stat().st_uid, path.stat().st_gid) for path in (copy, copy.parent)] == [(NOBODY, NOBODY)] * 2
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in (copy, copy.parent)] == [
+        (UNPRIVILEGED, UNPRIVILEGED)
+    ] * 2
 
 
 def test_a_failed_copy_leaves_no_file_and_reports_the_reason(ledger: Ledger, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from lipsyncd.monitor.facts import Facts, WorkerFacts
 from lipsyncd.monitor.systemd import Notifier, SystemdReporter, activity
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation, picture, put, sound
+from tests.kits.machine.machine_kit import needs_fuse, needs_root, unmount
 from tests.kits.machine.service_manager import ServiceManager, listening
-from tests.kits.machine.world_kit import needs_fuse, needs_root, unmount
 
 WELL = Facts(version="1", workers=(WorkerFacts("cpu", up=True),))
 

@@ -1,8 +1,8 @@
 """Every decode of hostile files as the kernel saw it: restricted first, then no file outside its job and no network.
 
 `tests/system/hostile/test_jobs.py` watches one secret file and one port. Here strace records every open, exec and
-socket of a daemon and all its children, so that an unexpected access counts too. `wall_kit` judges the record. Two
-checks show that its judgement is strict: records from which a restriction is removed, and a run without Landlock.
+socket of a daemon and all its children, so that an unexpected access counts too. `jail_calls_kit` judges the record.
+Two checks show that its judgement is strict: records from which a restriction is removed, and a run without Landlock.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import pytest
 from lipsyncd.jobs.job import new_id
 from lipsyncd.sandbox import landlock
 from tests.kits.faults.faulty_renderers import NAMES
-from tests.kits.faults.trace_kit import Doer, Event, read, strace, traced, with_doers
-from tests.kits.faults.wall_kit import CALLS, OPENS, OPTIONS, complaints
+from tests.kits.faults.jail_calls_kit import CALLS, OPENS, OPTIONS, violations
+from tests.kits.faults.trace_kit import Event, Origin, read, strace, traced, with_origins
 from tests.kits.installation import Installation, picture, put, sound
-from tests.kits.long_run_figures import tell
+from tests.kits.long_run_figures import report
 from tests.kits.media.footage_kit import H264, REPLAY, VP8, film
 from tests.kits.media.media_kit import converted, corners, encoded, ffmpeg, png_chunk, png_of, tone, wav
 from tests.sandbox.test_jail import WITHOUT_LANDLOCK, needs_landlock
@@ -108,8 +108,8 @@ class Record:
         return self.installation.root / "storage"
 
     @cached_property
-    def jailed(self) -> list[tuple[Doer, Event]]:
-        return [(doer, event) for doer, event in with_doers(self.events) if doer.walls]
+    def jailed(self) -> list[tuple[Origin, Event]]:
+        return [(origin, event) for origin, event in with_origins(self.events) if origin.jailed_at]
 
     def of_one(self, event: Event) -> list[Event]:
         """All calls of the thread that made `event`, after the exec of the daemon."""
@@ -177,9 +177,9 @@ def _ended(installation: Installation) -> int:
 
 
 def test_every_decode_is_restricted_and_none_leaves_its_job(record: Record) -> None:
-    assert complaints(record.events, record.storage) == []
+    assert violations(record.events, record.storage) == []
     opened = [event for _, event in record.jailed if event.name in OPENS and not event.error]
-    tell(
+    report(
         f"{len(record.dropped)} files through the inbox, recorded by strace",
         f"{len(record.locks)} jailed processes opened {len(opened)} files: each its job's own or part of its program; "
         f"no socket, Landlock {landlock.abi()}",
@@ -197,7 +197,7 @@ def test_decoders_have_really_opened_the_files(record: Record) -> None:
     assert record.installation.until_done(record.dropped["a good pair"])
     assert record.installation.until_done(record.dropped["a film, mp4"])
 
-    commands = {" ".join(doer.program) for doer, _ in record.jailed}
+    commands = {" ".join(origin.program) for origin, _ in record.jailed}
     demuxers = {found for command in commands for found in re.findall(r"-f (\w+) -i", command)}
     assert demuxers >= {"wav", "mp3", "mov", "ogg", "flac", "matroska"}
     for sign in (
@@ -228,8 +228,8 @@ def test_a_record_without_the_restriction_of_one_process_brings_complaints(recor
     assert len(record.locks) > len(record.decoded)
     for lock in record.locks:
         alone = record.of_one(lock)
-        assert complaints(alone, record.storage) == []
-        assert complaints([each for each in alone if each is not lock], record.storage), lock.thread
+        assert violations(alone, record.storage) == []
+        assert violations([each for each in alone if each is not lock], record.storage), lock.thread
 
 
 def test_a_restriction_after_an_input_is_opened_is_too_late(record: Record) -> None:
@@ -239,7 +239,7 @@ def test_a_restriction_after_an_input_is_opened_is_too_late(record: Record) -> N
         [lock] = [each for each in alone if each.name == "landlock_restrict_self"]
         alone.remove(lock)
         alone.insert(alone.index(opened) + 1, lock)
-        assert complaints(alone, record.storage), opened.thread
+        assert violations(alone, record.storage), opened.thread
 
 
 STRANGE = {
@@ -257,12 +257,12 @@ STRANGE = {
 
 @pytest.mark.parametrize("what", STRANGE)
 def test_an_open_of_anything_else_is_a_complaint(record: Record, what: str) -> None:
-    path, flags, complaint = STRANGE[what]
-    doer, opened = next((d, e) for d, e in record.jailed if e.led_to.endswith("/audio"))
+    path, flags, violation = STRANGE[what]
+    origin, opened = next((d, e) for d, e in record.jailed if e.led_to.endswith("/audio"))
     path = path.format(spool=record.storage / "spool", job=Path(opened.led_to).parent)
     strange = replace(opened, led_to=path, arguments=flags)
-    found = complaints([strange if e is opened else e for e in record.of_one(opened)], record.storage)
-    assert found == [f"{doer} {complaint}: openat {path}"]
+    found = violations([strange if e is opened else e for e in record.of_one(opened)], record.storage)
+    assert found == [f"{origin} {violation}: openat {path}"]
 
 
 @pytest.mark.parametrize(
@@ -272,13 +272,13 @@ def test_any_other_call_that_succeeds_in_the_jail_is_a_complaint(record: Record,
     """The call is appended to the calls of the process, so that nothing else changes."""
     _, opened = next((d, e) for d, e in record.jailed if e.led_to.endswith("/audio"))
     alone, strange = record.of_one(opened), replace(opened, name=name, led_to="", arguments="AF_UNIX")
-    assert len(complaints([*alone, strange], record.storage)) == 1
-    assert complaints([*alone, replace(strange, error="EACCES")], record.storage) == []
+    assert len(violations([*alone, strange], record.storage)) == 1
+    assert violations([*alone, replace(strange, error="EACCES")], record.storage) == []
 
 
 READS = "O_RDONLY|O_CLOEXEC"
 FREE = {
-    "a decode": (Event(2, "execve", ("/bin/ffmpeg", "ffmpeg", "-i", "a.wav"), "", 9, 9), "decodes without walls"),
+    "a decode": (Event(2, "execve", ("/bin/ffmpeg", "ffmpeg", "-i", "a.wav"), "", 9, 9), "decodes outside the jail"),
     "a socket": (Event(2, "socket", (), "AF_INET, SOCK_DGRAM, IPPROTO_IP", 9, 9), "makes a socket"),
     "a connection": (Event(2, "connect", (), "3, {sa_family=AF_UNIX}", 9, 9), "uses the network"),
     "an input": (Event(2, "openat", (), "O_RDONLY", 9, 9, led_to="/s/spool/j/image"), "opens a file of a user"),
@@ -299,14 +299,14 @@ FREE = {
 
 @pytest.mark.parametrize("what", FREE)
 def test_what_an_unjailed_child_of_the_daemon_may_do(what: str) -> None:
-    event, complaint = FREE[what]
+    event, violation = FREE[what]
     daemon = Event(1, "execve", ("/bin/python", "python", "-m", "lipsyncd", "run"), "", 1, 1)
     child = [
         Event(1, "vfork", (), "", 2, 3, gave=2),
         Event(2, "execve", ("/bin/python", "python", "-m", "lipsyncd.renderers"), "", 3, 3),
     ]
-    found = complaints([daemon, *child, event], Path("/s"))
-    assert [complaint in each for each in found] == [True] * bool(complaint)
+    found = violations([daemon, *child, event], Path("/s"))
+    assert [violation in each for each in found] == [True] * bool(violation)
 
 
 def test_a_restriction_is_inherited_over_fork_and_exec_and_nowhere_else(tmp_path: Path) -> None:
@@ -325,7 +325,8 @@ def test_a_restriction_is_inherited_over_fork_and_exec_and_nowhere_else(tmp_path
         '1 openat(AT_FDCWD</>, "\\x2f\\x63", O_RDONLY) = ?\n'
     )
     seen = [
-        (d.program, bool(d.walls), e.led_to, e.error) for d, e in with_doers(read(tmp_path / "record", refused=True))
+        (d.program, bool(d.jailed_at), e.led_to, e.error)
+        for d, e in with_origins(read(tmp_path / "record", refused=True))
     ]
     assert seen[-3:] == [
         (("a", "b"), True, "/d", ""),
@@ -384,7 +385,7 @@ def willing(tmp_path: Path) -> Callable[[str], Willing]:
 
 def test_the_jail_refuses_a_willing_decoder_and_the_record_shows_it(willing: Callable[[str], Willing]) -> None:
     ran = willing("")
-    assert complaints(ran.events, ran.storage) == []
+    assert violations(ran.events, ran.storage) == []
     tried = [e for e in ran.events if e.name in OPENS and e.path.endswith(str(ran.secret))]
     assert [e.error for e in tried] == ["EACCES"]
     assert {e.error for e in ran.events if e.name == "socket"} == {"EACCES"}
@@ -393,9 +394,9 @@ def test_the_jail_refuses_a_willing_decoder_and_the_record_shows_it(willing: Cal
 
 def test_on_a_kernel_without_landlock_the_same_decodes_bring_complaints(willing: Callable[[str], Willing]) -> None:
     ran = willing(WITHOUT_LANDLOCK)
-    found = complaints(ran.events, ran.storage)
-    assert sum("decodes without walls" in complaint for complaint in found) == 4
+    found = violations(ran.events, ran.storage)
+    assert sum("decodes outside the jail" in violation for violation in found) == 4
     for name in ("audio", "image"):
-        assert any("opens a file of a user without walls" in each and each.endswith(f"/{name}") for each in found)
+        assert any("opens a file of a user outside the jail" in each and each.endswith(f"/{name}") for each in found)
     assert [e for e in ran.events if e.led_to == str(ran.secret)], "the trap does not work, so the test proves nothing"
     assert ran.loot.stat().st_size > 0

@@ -23,8 +23,8 @@ from lipsyncd.storage.spool import Spool
 from tests.kits.core_kit import Clock
 from tests.kits.installation import Installation, put
 from tests.kits.jobs_by_hand import JobsByHand
-from tests.kits.long_run_figures import tell
-from tests.kits.machine.world_kit import LONG, bind, drop_pairs, needs_root, small_picture, small_sound, unmount
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import LONG, bind, drop_pairs, needs_root, small_picture, small_sound, unmount
 
 ROUNDS = 30 if LONG else 3
 HOW = [pytest.param("unmounted", marks=needs_root), "swapped"]
@@ -151,7 +151,7 @@ def test_an_outbox_that_goes_away_gets_each_video_once_when_it_is_back(installat
             installation.until_done(f"p{numbers[-1]}")
         assert caught
         delivered_once(installation, share, numbers)
-    tell(
+    report(
         f"outbox {how} before, during and after renders, {caught} times in the middle of publishing", "0 lost, 0 twice"
     )
 
@@ -179,7 +179,7 @@ def test_an_inbox_that_goes_away_is_waited_for(installation: Installation, how: 
         delivered_once(installation, share, numbers)
         inbox = share.aside if how == "unmounted" else share.folder
         assert [name for name in os.listdir(inbox) if name != ".lipsyncd"] == []
-    tell(
+    report(
         f"inbox {how} {ROUNDS} times with drops under way, strays in the bare folder", f"{len(numbers)} jobs, each once"
     )
 

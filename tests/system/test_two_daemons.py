@@ -1,4 +1,4 @@
-"""Two daemons where one may be: on one state folder, on one inbox, at once, and after the first was killed."""
+"""Two daemons on one state folder or one inbox: at the same time, and after the first was killed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from tests.kits.installation import Installation
-from tests.kits.long_run_figures import tell
-from tests.kits.machine.world_kit import LONG, drop_pairs, percentile
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import LONG, drop_pairs, percentile
 
 TRIES = 20 if LONG else 3
 
 
 def neighbour(installation: Installation, name: str = "other") -> Installation:
-    """An installation with folders of its own but for the inbox."""
+    """An installation with its own folders, except for the inbox."""
     root = installation.root / name
     root.mkdir()
     return Installation(root, {"paths": {"inbox": str(installation.path("inbox"))}})
@@ -32,7 +32,7 @@ SECONDS: dict[str, tuple[Callable[[Installation], Installation], str, str]] = {
 
 
 @pytest.mark.parametrize("what", SECONDS)
-def test_the_second_is_refused_at_once_and_told_who_and_what_to_do(installation: Installation, what: str) -> None:
+def test_the_second_is_refused_at_once_with_the_holder_and_a_remedy(installation: Installation, what: str) -> None:
     make, message, remedy = SECONDS[what]
     with installation.running():
         assert installation.daemon is not None
@@ -44,15 +44,15 @@ def test_the_second_is_refused_at_once_and_told_who_and_what_to_do(installation:
         }
         for _ in range(TRIES):
             began_s = time.monotonic()
-            told = second.cli("run")
+            refusal = second.cli("run")
             took_s.append(time.monotonic() - began_s)
-            assert told.returncode == 75
-            assert message.format(**where) in told.stderr
-            assert remedy in told.stderr
+            assert refusal.returncode == 75
+            assert message.format(**where) in refusal.stderr
+            assert remedy in refusal.stderr
         drop_pairs(installation.path("inbox"), [0])
         installation.until_done("p0")
     assert min(took_s) < 20, "on an idle machine it takes less than a second"
-    tell(
+    report(
         f"a second daemon on the same {what}",
         f"refused with status 75 after {percentile(took_s, 0.5):.2f} s, quickest {min(took_s):.2f} s",
     )
@@ -60,15 +60,17 @@ def test_the_second_is_refused_at_once_and_told_who_and_what_to_do(installation:
 
 def test_a_refusal_comes_before_anything_heavy_is_imported(installation: Installation) -> None:
     with installation.running():
-        told = installation.cli("run", PYTHONPROFILEIMPORTTIME="1")
-    imported = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines() if line.startswith("import time")}
-    assert told.returncode == 75
+        refusal = installation.cli("run", PYTHONPROFILEIMPORTTIME="1")
+    imported = {
+        line.rpartition("|")[2].strip() for line in refusal.stderr.splitlines() if line.startswith("import time")
+    }
+    assert refusal.returncode == 75
     assert "lipsyncd.storage.locks" in imported
     assert not imported & {"lipsyncd.daemon.daemon", "sqlalchemy", "aiohttp", "numpy"}
 
 
 def test_the_inbox_of_a_killed_daemon_is_free_for_another_one_at_once(installation: Installation) -> None:
-    """No lock outlives its holder, so nobody has to remove one."""
+    """A lock ends with its holder, so it never has to be removed."""
     installation.start()
     drop_pairs(installation.path("inbox"), [0])
     installation.until_done("p0")
@@ -86,18 +88,18 @@ def test_the_inbox_of_a_killed_daemon_is_free_for_another_one_at_once(installati
 
 @pytest.mark.parametrize("how", ["one state folder", "one inbox"])
 def test_of_daemons_that_start_at_once_one_serves(installation: Installation, how: str) -> None:
-    homes = (
+    installations = (
         [installation] * 3
         if how == "one state folder"
         else [installation, neighbour(installation, "second"), neighbour(installation, "third")]
     )
     installation.start()
     installation.stop()  # the folders are made
-    started = [one.start(wait=False) for one in homes]
+    started = [one.start(wait=False) for one in installations]
     try:
         installation.until(lambda: sum(one.poll() is not None for one in started) >= 2, "two refusals")
         assert sorted(one.poll() or 0 for one in started) == [0, 75, 75]
-        [serving] = [one for one, process in zip(homes, started, strict=True) if process.poll() is None]
+        [serving] = [one for one, process in zip(installations, started, strict=True) if process.poll() is None]
         drop_pairs(installation.path("inbox"), [0])
         serving.until_done("p0")
     finally:

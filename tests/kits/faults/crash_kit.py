@@ -1,9 +1,8 @@
-"""What the crash tests share: an installation with jobs of every fate, somebody at the outbox, and what must hold.
+"""Shared by the crash tests: an installation with jobs that end in every way, a watched outbox, and the invariants.
 
-The invariants are those of every crash test: each accepted drop ends in exactly one video with its sidecar or one
-folder with its reason (1), each video is the one that its sidecar tells of (2), no visible file ever changes (3), the
-ledger is whole (4), nothing half-made is left anywhere (5), nothing is rendered more often than there were kills (6),
-and nobody ever sees a short file (7).
+The invariants: each accepted drop ends in exactly one video with its sidecar or one folder with its reason (1), each
+video has the digest of its sidecar (2), no visible file changes (3), the ledger is whole (4), no unfinished file is
+left anywhere (5), there are no more repeated renders than kills (6), and no visible file is ever short (7).
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ SETTLE_S = 90.0
 _DELIVERED = ("anna", "fay", "joe", "kim")
 _DAY_MS = 86_400_000
 
-_IDA = 1  # the seed of the job whose bytes come again
+_IDA = 1  # the seed of the job whose bytes are dropped again
 _numbers = itertools.count(2)
 
 
 def next_number() -> int:
-    """One that was not given before: the seed of bytes that nobody has seen."""
+    """A number that was not given before: the seed of new bytes."""
     return next(_numbers)
 
 
@@ -53,12 +52,12 @@ def failpoints() -> list[str]:
 
 
 class OutboxWatcher:
-    """Somebody who looks at the outbox all the time, and hashes what he sees at once.
+    """Looks into the outbox all the time and reads each new file at once.
 
-    greedy  takes every file the moment that it is visible
+    greedy  takes every file as soon as it is visible
 
-    `seen` counts how often each name appeared; `faults` says what must never happen: a file whose bytes or inode change
-    under its name, or a name that comes twice.
+    `seen` counts how often each name appeared. `faults` lists files whose size, time or inode changed under their name,
+    and files that vanished though no consumer takes them.
     """
 
     def __init__(self, outbox: Path, *, greedy: bool) -> None:
@@ -82,7 +81,7 @@ class OutboxWatcher:
     def _look(self) -> None:
         while not self._end.wait(0.005):
             self._look_once()
-        self._look_once()  # on a busy machine much may have come since
+        self._look_once()  # on a busy machine much may have appeared since
 
     def _look_once(self) -> None:
         with os.scandir(self._outbox) as entries:
@@ -111,45 +110,45 @@ class OutboxWatcher:
             del self._known[name]
 
 
-class World:
-    """One installation whose daemons are killed, with jobs of seven fates.
+class CrashScenario:
+    """One installation whose daemons are killed, with jobs that end in seven ways.
 
     anna   a pair with a manifest and a webhook: delivered
-    bert   a manifest that reaches out of the inbox: fails, with a reason
-    fay    failed for a reason that has passed by now, and is to be tried again: delivered
-    gus    was delivered, and is to be deleted
-    hal    waits, and is to be cancelled
+    bert   a manifest with a path out of the inbox: fails, with a reason
+    fay    failed for a reason that no longer holds, and is retried: delivered
+    gus    was delivered, and is deleted
+    hal    waits, and is cancelled
     joe    the same bytes as ida, which was delivered: gets that video without a render
-    kim    was delivered and taken, and is to be published again: delivered once more
+    kim    was delivered and taken, and is published again: delivered once more
     """
 
     def __init__(self, installation: Installation, *, greedy: bool) -> None:
-        self.home = installation
+        self.installation = installation
         self.kills = 0
         self.receiver = Receiver("127.0.0.1", [Answer()])
         installation.changes.setdefault("web", {})["webhook_allow"] = [f"127.0.0.1:{self.receiver.port}"]
-        self.outlook = OutboxWatcher(installation.path("outbox"), greedy=greedy)
+        self.watcher = OutboxWatcher(installation.path("outbox"), greedy=greedy)
 
-    def __enter__(self) -> World:
-        self.outlook.__enter__()
+    def __enter__(self) -> CrashScenario:
+        self.watcher.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.outlook.__exit__()
-        if self.home.daemon is not None:
-            self.home.daemon.kill()
-            self.home.daemon.wait(10)
+        self.watcher.__exit__()
+        if self.installation.daemon is not None:
+            self.installation.daemon.kill()
+            self.installation.daemon.wait(10)
         self.receiver.close()
 
     @property
     def storage(self) -> Path:
-        return self.home.root / "storage"
+        return self.installation.root / "storage"
 
-    # -- what happens --------------------------------------------------------------------------------------------------
+    # -- what is done --------------------------------------------------------------------------------------------------
 
     def drop(self) -> None:
-        """New work, and what is asked of the jobs that are there already."""
-        installation = self.home
+        """Drop new jobs, and request actions on those that exist."""
+        installation = self.installation
         installation.drop_manifest("anna", image="anna.png", audio="anna.wav", webhook=self.receiver.url)
         installation.drop_pair("anna", seed=next_number())
         installation.drop_pair("joe", seed=_IDA)
@@ -162,44 +161,44 @@ class World:
 
     def crash_at(self, name: str) -> bool:
         """Let a daemon work until it dies at the failpoint, or has nothing left to do; did it die?"""
-        daemon = self.home.start(wait=False, TEST_FACE_IN_VIEW="yes", LIPSYNCD_FAIL=name)
+        daemon = self.installation.start(wait=False, TEST_FACE_IN_VIEW="yes", LIPSYNCD_FAIL=name)
         self.until(lambda: daemon.poll() is not None or self.is_settled(), f"the crash at {name}")
         if daemon.poll() is None:
-            time.sleep(0.05)  # the last failpoints come a moment after a job looks ended
+            time.sleep(0.05)  # the last failpoints are reached a moment after a job has ended
             daemon.send_signal(signal.SIGTERM)
         died = daemon.wait(SETTLE_S) == -signal.SIGKILL
-        self.home.daemon = None
+        self.installation.daemon = None
         self.kills += died
         return died
 
     def finish(self) -> None:
         """Let a daemon do all that is left, and stop it."""
-        daemon = self.home.start(TEST_FACE_IN_VIEW="yes")
+        daemon = self.installation.start(TEST_FACE_IN_VIEW="yes")
         self.until(lambda: daemon.poll() is not None or self.is_settled(), "the end of all work")
         daemon.send_signal(signal.SIGTERM)
         status = daemon.wait(SETTLE_S)
-        self.home.daemon = None
+        self.installation.daemon = None
         assert status == 0, f"the daemon ended with {status}\n{self.log}"
 
     def is_settled(self) -> bool:
-        """Is every job at its end, and everything cleared away and told?"""
-        installation = self.home
+        """Has every job ended, with its folder removed and its webhook delivered?"""
+        installation = self.installation
         if visible(installation.path("inbox")) or any(installation.path("spool").iterdir()) or _requests(installation):
             return False
         try:
             jobs = installation.view.jobs(limit=100)
         except sqlite3.OperationalError:
-            return False  # it is being made again
-        return len(jobs) >= 7 and all(job.state.ended for job in jobs) and self._told()
+            return False  # it is being rebuilt
+        return len(jobs) >= 7 and all(job.state.ended for job in jobs) and self._webhooks_are_delivered()
 
-    def _told(self) -> bool:
-        with closing(sqlite3.connect(f"file:{self.home.path('state')}/ledger.db?mode=ro", uri=True)) as ledger:
+    def _webhooks_are_delivered(self) -> bool:
+        with closing(sqlite3.connect(f"file:{self.installation.path('state')}/ledger.db?mode=ro", uri=True)) as ledger:
             (waiting,) = ledger.execute("SELECT count(*) FROM webhook_delivery WHERE state = 'waiting'").fetchone()
         return int(waiting) == 0
 
     @property
     def log(self) -> str:
-        return self.home.log
+        return self.installation.log
 
     def until(self, done: Callable[[], Any], what: str, *, seconds: float = SETTLE_S) -> None:
         deadline = time.monotonic() + seconds
@@ -212,28 +211,32 @@ class World:
         return "\n".join([*left, self.log[-6000:]])
 
     def clear(self) -> None:
-        """A case that went well leaves nothing on the disk; thousands of them would fill it."""
-        shutil.rmtree(self.home.root)
+        """Remove the files of a case that has passed: thousands of them would fill the disk."""
+        shutil.rmtree(self.installation.root)
 
-    # -- what must hold ------------------------------------------------------------------------------------------------
+    # -- invariants ------------------------------------------------------------------------------------------------
 
     def check(self) -> list[str]:
-        """Every invariant that does not hold, in words; empty when all is well. No daemon may run."""
-        faults = [*self.outlook.faults, *leftovers(self.storage), *damage(self.home.path("state") / "ledger.db")]
-        faults += self._fates()
-        faults += deliveries(self.outlook, [job for name in _DELIVERED if (job := self.home.job(name))])
+        """Every invariant that does not hold, in words. No daemon may run."""
+        faults = [
+            *self.watcher.faults,
+            *leftovers(self.storage),
+            *damage(self.installation.path("state") / "ledger.db"),
+        ]
+        faults += self._ends()
+        faults += deliveries(self.watcher, [job for name in _DELIVERED if (job := self.installation.job(name))])
         faults += self._folders()
-        faults += self._news()
-        if self.home.renders > 2 + self.kills:
-            faults.append(f"{self.home.renders} renders of 2 jobs with {self.kills} kills")
+        faults += self._webhooks()
+        if self.installation.renders > 2 + self.kills:
+            faults.append(f"{self.installation.renders} renders of 2 jobs with {self.kills} kills")
         if "Traceback" in self.log:
             faults.append("the daemon has logged a failure that it did not expect")
         return faults
 
-    def _fates(self) -> list[str]:
+    def _ends(self) -> list[str]:
         done = dict.fromkeys(("anna", "fay", "ida", "joe", "kim"), "done")
         wanted = {**done, "bert": "failed", "hal": "cancelled"}
-        jobs = self.home.view.jobs(limit=100)
+        jobs = self.installation.view.jobs(limit=100)
         found = Counter((job.name, job.state.value) for job in jobs)
         linked = {job.name: job.duplicate_of for job in jobs if job.duplicate_of}
         faults = [] if found == Counter(wanted.items()) else [f"jobs ended as {dict(found)}"]
@@ -242,49 +245,49 @@ class World:
 
     def _folders(self) -> list[str]:
         faults = []
-        failed = [json.loads((p / "job.json").read_text())["name"] for p in visible(self.home.path("failed"))]
+        failed = [json.loads((p / "job.json").read_text())["name"] for p in visible(self.installation.path("failed"))]
         if failed != ["bert"]:
             faults.append(f"failed/ holds {failed}")
         archived = Counter(
-            json.loads(path.read_text())["name"] for path in self.home.path("archive").glob("*/*/job.json")
+            json.loads(path.read_text())["name"] for path in self.installation.path("archive").glob("*/*/job.json")
         )
         if archived != Counter(["anna", "fay", "gus", "hal", "ida", "joe", "kim"]):
             faults.append(f"the archive holds {dict(archived)}")
-        results = {path.name for path in (self.home.path("state") / "results").iterdir()}
-        done = [job for job in self.home.view.jobs(limit=100) if job.state is JobState.DONE]
+        results = {path.name for path in (self.installation.path("state") / "results").iterdir()}
+        done = [job for job in self.installation.view.jobs(limit=100) if job.state is JobState.DONE]
         if results != {f"{job.id}.{suffix}" for job in done for suffix in ("mp4", "json")}:
             faults.append(f"state/results holds {sorted(results)} for {[job.id for job in done]}")
         faults += [
             f"the kept video of {job.name} is another one"
             for job in done
-            if _sha256(self.home.path("state") / "results" / f"{job.id}.mp4") != job.out_sha256
+            if _sha256(self.installation.path("state") / "results" / f"{job.id}.mp4") != job.out_sha256
         ]
         return faults
 
-    def _news(self) -> list[str]:
-        told = Counter(hit.headers["webhook-id"] for hit in self.receiver.hits)
-        if len(told) != 1 or told.total() > 1 + self.kills:
-            return [f"the receiver got {dict(told)} with {self.kills} kills"]
+    def _webhooks(self) -> list[str]:
+        received = Counter(hit.headers["webhook-id"] for hit in self.receiver.hits)
+        if len(received) != 1 or received.total() > 1 + self.kills:
+            return [f"the receiver got {dict(received)} with {self.kills} kills"]
         return []
 
 
 def deliveries(watcher: OutboxWatcher, jobs: Sequence[Job]) -> list[str]:
-    """What is wrong with what came out for these finished jobs: not once each, or other bytes than were promised."""
+    """Faults in the deliveries of these finished jobs: not once each, or not the recorded bytes."""
     wanted = Counter(f"{job.out_name}.{suffix}" for job in jobs for suffix in ("mp4", "json"))
     if watcher.seen != wanted:
         lost, twice = wanted - watcher.seen, watcher.seen - wanted
         return [f"delivered too seldom: {dict(lost)}, too often: {dict(twice)}"]
     faults = []
     for job in jobs:
-        told = json.loads(watcher.content[f"{job.out_name}.json"])
+        sidecar = json.loads(watcher.content[f"{job.out_name}.json"])
         found = hashlib.sha256(watcher.content[f"{job.out_name}.mp4"]).hexdigest()
-        if not found == told["sha256"] == job.out_sha256 or told["id"] != job.id:
-            faults.append(f"{job.out_name}.mp4 is {found[:12]}, its sidecar says {told['sha256'][:12]}")
+        if not found == sidecar["sha256"] == job.out_sha256 or sidecar["id"] != job.id:
+            faults.append(f"{job.out_name}.mp4 is {found[:12]}, its sidecar says {sidecar['sha256'][:12]}")
     return faults
 
 
 def leftovers(storage: Path) -> list[str]:
-    """Half-made things anywhere in an installation whose daemon has ended in peace."""
+    """Unfinished files anywhere in an installation whose daemon has stopped."""
     torn = [p for p in storage.rglob("*") if p.name.endswith((".part", ".keep")) or p.name.startswith(".tmp-")]
     return [f"left behind: {path.relative_to(storage)}" for path in torn]
 
@@ -299,7 +302,7 @@ def damage(ledger: Path) -> list[str]:
 
 
 def make_template(root: Path) -> Installation:
-    """An installation in which fay has failed, gus, ida and kim are delivered, and hal waits."""
+    """An installation in which fay has failed, gus, ida and kim were delivered, and hal waits."""
     installation = Installation(root)
     installation.start()
     installation.drop_manifest("fay", image="fay.png", audio="fay.wav", renderer="shy")
@@ -327,7 +330,7 @@ def make_template(root: Path) -> Installation:
 
 
 def copied(template: Installation, root: Path) -> Installation:
-    """A case's own installation. What the ledger says of places is moved along."""
+    """A copy of the installation for one case, with the ledger's paths changed."""
     shutil.copytree(template.root / "storage", root / "storage")
     installation = Installation(root)
     with closing(sqlite3.connect(installation.path("state") / "ledger.db")) as ledger:
@@ -337,7 +340,7 @@ def copied(template: Installation, root: Path) -> Installation:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What people see of a folder."""
+    """The visible entries of a folder."""
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 

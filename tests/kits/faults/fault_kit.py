@@ -1,8 +1,8 @@
-"""File calls that really fail: the kernel hands each call to us first, and we answer the n-th of them with an error.
+"""File calls that really fail: the kernel passes each call to a supervisor, which answers the n-th with an error.
 
-A process under test installs a seccomp filter with a listener and goes on; its calls on files then wait for the word of
-`Supervisor`, which lets them pass or fails them. Nothing in the program under test knows of it: every library, SQLite
-too, meets the error where a disk would give it. Linux 5.9 or later.
+A process under test installs a seccomp filter with a listener and goes on; each of its calls on files then waits until
+`Supervisor` lets it pass or fails it. The program under test is unchanged: every library, SQLite too, gets the error
+where a disk would give it. Linux 5.9 or later.
 
 Source: Linux, Documentation/userspace-api/seccomp_filter.rst, "Userspace Notification".
 """
@@ -28,8 +28,8 @@ from typing import Any
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE, errno.EINTR)
 
-# Where a call says what it works on: the number of an argument that is a path or a descriptor; for the *at calls the
-# folder's descriptor comes before the path.
+# The argument of each call that is a path or a descriptor; for the *at calls the folder's descriptor, which comes
+# before the path.
 _PATH, _AT, _FD = "path", "at", "fd"
 _CALLS = {
     "open": (_PATH, 0), "openat": (_AT, 0), "read": (_FD, 0), "pread64": (_FD, 0), "write": (_FD, 0),
@@ -80,7 +80,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Report:
-    """How a process fared: what its work gave (or None), the traceback when it died of one, and its calls in order."""
+    """How a process ended: the result of its work or None, the traceback if it raised, and its calls in order."""
 
     value: Any
     died: str
@@ -91,13 +91,13 @@ _BEGIN, _PAUSE = "calls-count-from-here", "calls-count-no-more"
 
 
 def begin(root: Path) -> None:
-    """Say from inside the process that calls count from here."""
+    """Called in the process under test: count calls from here."""
     with contextlib.suppress(OSError):
         os.stat(root / _BEGIN)
 
 
 def pause(root: Path) -> None:
-    """Say that they do not, until the next `begin`."""
+    """Called in the process under test: count no calls until the next `begin`."""
     with contextlib.suppress(OSError):
         os.stat(root / _PAUSE)
 
@@ -107,29 +107,29 @@ def supervised(work: Callable[[], Any], root: Path, *, fail: int = 0, error: int
 
     Calls of processes that the fork starts are let through.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as result:
         pid = os.fork()
         if pid == 0:
-            os._exit(_do(work, said))
+            os._exit(_do(work, result))
         supervisor = Supervisor(pid, root, fail=fail, error=error)
         try:
             supervisor.serve()
         finally:
             os.waitpid(pid, 0)
-        said.seek(0)
-        value, died = pickle.load(said)
+        result.seek(0)
+        value, died = pickle.load(result)
     return Report(value, died, tuple(supervisor.calls))
 
 
-def _do(work: Callable[[], Any], said: Any) -> int:
+def _do(work: Callable[[], Any], result: Any) -> int:
     try:
         listen()
         answer: tuple[Any, str] = (work(), "")
     except BaseException:
         answer = (None, traceback.format_exc())
     sys.stdout.flush()
-    pickle.dump(answer, said)
-    said.flush()
+    pickle.dump(answer, result)
+    result.flush()
     return 0
 
 
@@ -137,7 +137,7 @@ LISTENER = 200  # the descriptor in the process under test, where the supervisor
 
 
 def listen() -> None:
-    """Hand every file call of this process, and of all that it starts, to a supervisor; it must exist or come."""
+    """Pass every file call of this process and its children to a supervisor, which may come later."""
     numbers = sorted(_NUMBERS.values())
     lines = [_instruction(_LOAD, 0)]
     for at, number in enumerate(numbers):
@@ -148,7 +148,7 @@ def listen() -> None:
     _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
     listener = _libc.syscall(_SECCOMP, _SET_FILTER, _NEW_LISTENER, program)
     if listener < 0:
-        raise OSError(ctypes.get_errno(), "this kernel hands no calls to a supervisor")
+        raise OSError(ctypes.get_errno(), "this kernel passes no calls to a supervisor")
     os.dup2(listener, LISTENER, inheritable=False)
     os.close(listener)
 
@@ -158,7 +158,7 @@ def _instruction(code: int, value: int, *, then: int = 0, otherwise: int = 0) ->
 
 
 class Supervisor:
-    """Answers the calls of the process `pid`, which is about to `listen`, until it has ended with all its children."""
+    """Answers the calls of the process `pid`, which is about to `listen`, until it and all its children have ended."""
 
     def __init__(self, pid: int, root: Path, *, fail: int, error: int) -> None:
         self.calls: list[Call] = []
@@ -179,7 +179,7 @@ class Supervisor:
             try:
                 self._answer()
             except FileNotFoundError:
-                continue  # the caller was killed while it waited
+                continue  # the calling process was killed while it waited
         os.close(self._listener)
 
     def serve_in_background(self) -> threading.Thread:
@@ -212,7 +212,7 @@ class Supervisor:
 
 
 def _listener_of(pid: int) -> int:
-    """The listener that the process makes for itself, as a descriptor of ours."""
+    """A copy in this process of the listener that the process `pid` makes."""
     handle = os.pidfd_open(pid)
     try:
         while True:
@@ -243,7 +243,7 @@ def _path(caller: int, place: tuple[str, int], arguments: tuple[int, ...]) -> st
 def _text(caller: int, address: int) -> str:
     with open(f"/proc/{caller}/mem", "rb", buffering=0) as memory:
         memory.seek(address)
-        text = memory.read(_PAGE_BYTES - address % _PAGE_BYTES)  # the page behind it may not be there
+        text = memory.read(_PAGE_BYTES - address % _PAGE_BYTES)  # the next page may not be mapped
         while b"\0" not in text:
             text += memory.read(_PAGE_BYTES)
         return os.fsdecode(text.partition(b"\0")[0])

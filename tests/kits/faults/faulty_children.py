@@ -1,4 +1,4 @@
-"""Renderers that are bad company on the line: they talk nonsense, talk too much, or bring others along."""
+"""Renderers that break the protocol with the daemon, or start processes of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.kits.faults.faulty_renderers import Flat, FlatShot
 
 
 def line() -> int:
-    """The descriptor on which this child talks to the daemon."""
+    """The descriptor of this child's socket to the daemon."""
     return int(next(a for a in sys.argv if a.startswith("--line=")).partition("=")[2])
 
 
@@ -52,7 +52,7 @@ class WrongTypes(Flat):
 
 
 class Impostor(Flat):
-    """Hands in somebody else's result before its own."""
+    """Sends the result of another job before its own."""
 
     def open(self, scene: Scene) -> FlatShot:
         say(Result("another job", 1, 2, 2, 0.0))
@@ -83,7 +83,7 @@ class SlowToLoad(Flat):
 
 
 class WithHelper(Flat):
-    """Starts a helper of its own, which ignores every polite signal, and hangs."""
+    """Starts a helper that ignores SIGHUP, SIGINT and SIGTERM, and hangs."""
 
     def open(self, scene: Scene) -> FlatShot:
         ignore = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(3600)"
@@ -95,7 +95,7 @@ class WithHelper(Flat):
 
 
 class Gasps(Flat):
-    """Ends as the C library's loader ends a process that gets no more memory."""
+    """Ends as the C library's loader does when there is no memory."""
 
     def open(self, scene: Scene) -> NoReturn:
         print("cannot allocate memory for thread-local data: ABORT", flush=True)
@@ -110,7 +110,7 @@ class Leaves(Flat):
 
 
 class Starved(Flat):
-    """Its encoder is killed while the kernel takes what else is in its control group for want of memory."""
+    """Its encoder is killed while the kernel kills another process of its control group for want of memory."""
 
     def open(self, scene: Scene) -> FlatShot:
         class Shot(FlatShot):

@@ -1,4 +1,4 @@
-"""Small renderers for tests: `Flat` is quick and honest, the others really crash, hang or lie."""
+"""Small renderers for tests: `Flat` is quick and correct, the others crash, hang or give a wrong result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = (
 
 @dataclass
 class FlatShot:
-    """One colour for each frame, which the loudness of the sound brightens."""
+    """The mean colour of the picture, with a bright bar that moves from frame to frame."""
 
     scene: Scene
     wait_s: float = 0.0
@@ -114,7 +114,7 @@ class Shy(Flat):
 
 
 class Hungry(Flat):
-    """Takes 10 MB for each frame of a batch, and 64 frames at a time unless it is told that they did not fit."""
+    """Takes 10 MB for each frame of a batch of 64, or of fewer if the scene limits the batch."""
 
     def open(self, scene: Scene) -> FlatShot:
         super().open(scene)
@@ -125,7 +125,7 @@ class Hungry(Flat):
 
 
 class Nurse(Flat):
-    """Hangs beside a helper that ignores every polite signal, and notes the ids of both."""
+    """Hangs beside a helper that ignores SIGHUP, SIGINT and SIGTERM, and records the ids of both processes."""
 
     def open(self, scene: Scene) -> FlatShot:
         ignore = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(3600)"
@@ -136,7 +136,7 @@ class Nurse(Flat):
 
 
 class Short(Flat):
-    """Gives one frame less than it was asked for."""
+    """Gives one frame less than requested."""
 
     def open(self, scene: Scene) -> FlatShot:
         class Shorter(FlatShot):

@@ -1,7 +1,7 @@
-"""What a process did to its files, in order: strace's record, read back as events.
+"""The file calls of a process in order: strace's record, read back as events.
 
-A call of one thread may begin before another's ends; an event knows the place of both, so that "A before B" can mean
-that A had ended when B began.
+A call of one thread may begin before another's ends. An event has the place of its begin and of its end, so that
+"A before B" can mean that A had ended when B began.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from tests.kits.installation import Installation
 
 CALLS = "open,openat,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,rmdir"
-# The kernel picks out the calls, which costs the others nothing. Those that a filter of the traced process refuses are
-# then not seen; they never happen either.
+# The kernel selects the calls, so that other calls cost nothing. Calls that a seccomp filter of the traced process
+# refuses are then not recorded; they have no effect either.
 QUICKLY = "--seccomp-bpf"
 
 MAKES_A_CHILD = ("clone", "clone3", "fork", "vfork")
@@ -39,12 +39,12 @@ _WAL_FRAME_BYTES = 24  # of its header, which SQLite writes by itself
 class Event:
     """One call.
 
-    paths       of its descriptor, or its arguments: two for a rename; of a program all its words
+    paths       of its descriptor or its arguments: two for a rename; for execve the program and all its arguments
     arguments   as strace writes them
     begin, end  lines of the record
-    gave        what it returned
-    led_to      where the descriptor that it returned leads, links followed
-    error       the kernel's word for why it did not work
+    gave        the value that it returned
+    led_to      the path of the descriptor that it returned, links followed
+    error       the name of its errno, empty if it succeeded
     """
 
     thread: int
@@ -73,22 +73,22 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Doer:
-    """Who made a call.
+class Origin:
+    """The process that made a call.
 
-    program  its words: those of the last execve of this thread, or of the one that made it
-    walls    the line of the record where it restricted itself by Landlock, or where the one did that made it; 0: never
+    program    the arguments of its last execve, or of its parent's
+    jailed_at  the line of the record where it, or its parent, restricted itself by Landlock; 0: never
     """
 
     program: tuple[str, ...] = ()
-    walls: int = 0
+    jailed_at: int = 0
 
     def __str__(self) -> str:
-        return f"{'a jailed' if self.walls else 'an unjailed'} {' '.join(self.program)[:200]}"
+        return f"{'a jailed' if self.jailed_at else 'an unjailed'} {' '.join(self.program)[:200]}"
 
 
 def strace(record: Path, calls: str, *options: str) -> list[str]:
-    """The beginning of a command that writes the `calls` of a program and all its children to `record`."""
+    """The first part of a command line: strace with the `calls` of a program and all its children in `record`."""
     found = shutil.which("strace")
     assert found, "strace is missing: apt-get install strace"
     return [found, "-f", "-y", "-qq", "-xx", *options, "-e", f"trace={calls}", "-o", os.fspath(record)]
@@ -96,7 +96,7 @@ def strace(record: Path, calls: str, *options: str) -> list[str]:
 
 @contextmanager
 def traced(installation: Installation, record: Path, calls: str, *options: str) -> Iterator[None]:
-    """A daemon of `home` and all that it starts, with their `calls` in `record`, which is whole afterwards."""
+    """Run a daemon under strace; afterwards `record` has the `calls` of it and of all its children."""
     run = [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "run"]
     command = [*strace(record, calls, QUICKLY, *options), *run]
     with (installation.root / "daemon.log").open("wb") as log:
@@ -114,28 +114,28 @@ def traced(installation: Installation, record: Path, calls: str, *options: str) 
 
 
 def read(record: Path, *, refused: bool = False) -> list[Event]:
-    """The calls that worked, and with `refused` the others too, in the order in which they began."""
+    """The calls that succeeded, with `refused` also those that failed, in the order of their begin."""
     events = sorted(_events(record.read_text().splitlines()), key=lambda event: event.begin)
     return [event for event in events if refused or not event.error]
 
 
-def with_doers(events: Iterable[Event]) -> Iterator[tuple[Doer, Event]]:
-    """Each call with the one who made it. Landlock is inherited over fork and exec; a program only over fork.
+def with_origins(events: Iterable[Event]) -> Iterator[tuple[Origin, Event]]:
+    """Each call with its process. Landlock is inherited over fork and exec; the program over fork only.
 
-    A child's calls begin after the call that made it has begun, so one look from the front to the back is enough.
+    A child's calls begin after the call that made it has begun, so one pass is enough.
     """
-    doers: dict[int, Doer] = {}
+    origins: dict[int, Origin] = {}
     for event in events:
-        doer = doers.get(event.thread, Doer())
-        yield doer, event
+        origin = origins.get(event.thread, Origin())
+        yield origin, event
         if event.error:
             continue
         if event.name in MAKES_A_CHILD:
-            doers[event.gave] = doer
+            origins[event.gave] = origin
         elif event.name == "execve":
-            doers[event.thread] = replace(doer, program=event.paths[1:])
+            origins[event.thread] = replace(origin, program=event.paths[1:])
         elif event.name == "landlock_restrict_self":
-            doers[event.thread] = replace(doer, walls=event.begin)
+            origins[event.thread] = replace(origin, jailed_at=event.begin)
 
 
 def _events(lines: Sequence[str]) -> Iterator[Event]:
@@ -152,7 +152,7 @@ def _events(lines: Sequence[str]) -> Iterator[Event]:
 
 def _event(thread: int, name: str, arguments: str, gave: str, begin: int, end: int) -> Iterator[Event]:
     result = _RESULT.match(gave)
-    if result is None:  # "?": the caller was killed meanwhile
+    if result is None:  # "?": the process was killed during the call
         return
     found = [_text(quoted or angled) for quoted, angled in _PLACE.findall(arguments)]
     if name in ("openat", "openat2", "unlinkat", "renameat", "renameat2", "linkat"):
@@ -162,7 +162,7 @@ def _event(thread: int, name: str, arguments: str, gave: str, begin: int, end: i
 
 
 def _absolute(found: list[str]) -> list[str]:
-    """The *at calls name a folder before each path, which counts only when that path is relative."""
+    """The *at calls have a folder before each path; it applies only if that path is relative."""
     return [path if path.startswith("/") else f"{folder}/{path}" for folder, path in zip(found[::2], found[1::2])]  # noqa: B905 - an empty path has no folder
 
 

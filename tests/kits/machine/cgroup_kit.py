@@ -1,4 +1,4 @@
-"""A control group with little memory, for tests in which the kernel really ends a process for want of it."""
+"""A control group with a memory limit, for tests in which the kernel really kills a process for want of memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 @contextmanager
 def memory_group(limit_bytes: int) -> Iterator[Path]:
-    """Its `cgroup.procs`: a process whose id is written there is in it, with all that it starts afterwards.
+    """Gives `cgroup.procs` of a new group: a process whose id is written there joins it, with its later children.
 
-    Skips the test where this user may make no control groups.
+    Skips the test if this user cannot make control groups.
     """
     group = _make(limit_bytes)
     try:
@@ -23,13 +23,13 @@ def memory_group(limit_bytes: int) -> Iterator[Path]:
     finally:
         deadline = time.monotonic() + 20
         while group.exists() and time.monotonic() < deadline:
-            with suppress(OSError):  # somebody in it has not quite ended
+            with suppress(OSError):  # one of its processes has not ended yet
                 group.rmdir()
             time.sleep(0.02)
 
 
 def _make(limit_bytes: int) -> Path:
-    told = []
+    failures = []
     for top, version in _tops():
         group = top / f"lipsyncd-test-{os.getpid()}"
         try:
@@ -45,16 +45,16 @@ def _make(limit_bytes: int) -> Path:
             if (group / swap).exists():
                 (group / swap).write_text(allowed)
         except OSError as error:
-            told.append(f"{group}: {error.strerror}")
+            failures.append(f"{group}: {error.strerror}")
             if group.exists():
                 group.rmdir()
             continue
         return group
-    pytest.skip(f"no control group with a limit of memory can be made here: {'; '.join(told) or 'none is mounted'}")
+    pytest.skip(f"no control group with a limit of memory can be made here: {'; '.join(failures) or 'none is mounted'}")
 
 
 def _tops() -> Iterator[tuple[Path, int]]:
-    """Where hierarchies that know memory are mounted, each with its version."""
+    """Mount points of the hierarchies with the memory controller, each with its version."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         kind, _, options = fields[fields.index("-") + 1 :]

@@ -1,6 +1,6 @@
-"""A small Debian to install things into, for tests of the systemd unit and of the container images.
+"""A small Debian to install into, for tests of the systemd unit and of the container images.
 
-Made by mmdebstrap once for a whole run of the tests (`debian_root` in conftest.py); whoever changes it works on a copy.
+mmdebstrap makes it once for each test process (`debian_root` in conftest.py); a test that changes it uses a copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3-venv", "make", "ca-certi
 
 
 def cannot_run(*programs: str) -> str:
-    """Why a test that needs root and these programs cannot run here; "" when it can."""
+    """Why a test that needs root and these programs cannot run here; empty if it can."""
     if os.geteuid() != 0:
         return "needs root"
     missing = [program for program in programs if shutil.which(program) is None]
@@ -29,7 +29,7 @@ def cannot_run(*programs: str) -> str:
 
 
 def make_root(folder: Path) -> Path:
-    """A Debian in `folder`: 260 MB, half a minute."""
+    """Make a Debian in `folder`: 260 MB, half a minute."""
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -37,13 +37,13 @@ def make_root(folder: Path) -> Path:
 
 
 def copy_root(root: Path, target: Path) -> Path:
-    """A copy of a root with owners, links and devices, sharing its blocks where the file system can."""
+    """Copy a root with owners, links and devices; the copy shares blocks if the file system can."""
     subprocess.run(["cp", "--archive", "--reflink=auto", str(root), str(target)], check=True, timeout=120)
     return target
 
 
 def checkout(target: Path) -> Path:
-    """What `git clone` would give, with what is not committed yet: every file that git knows or does not ignore."""
+    """Copy the working tree as `git clone` would, with changes: every file that git tracks or does not ignore."""
     listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
@@ -55,10 +55,10 @@ def checkout(target: Path) -> Path:
 
 @dataclass(frozen=True)
 class PipSource:
-    """Where pip gets packages on this machine, so that pip in a container gets them there too.
+    """The package sources of pip on this machine, for pip in a container.
 
     config   text of a pip.conf
-    folders  of this machine that the text names: the container must see them under the same paths
+    folders  folders of this machine in that text: the container needs them under the same paths
     """
 
     config: str
@@ -66,12 +66,12 @@ class PipSource:
 
     @classmethod
     def of_this_machine(cls) -> PipSource:
-        """Read from pip itself, which knows its files and its variables."""
+        """Asks pip, which reads its files and variables."""
         listing = [sys.executable, "-m", "pip", "config", "list"]
-        told = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
         parser = ConfigParser(interpolation=None)
         parser["global"] = {}
-        for name, value in re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", told, re.MULTILINE):
+        for name, value in re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", output, re.MULTILINE):
             parser["global"][name] = value.replace("\\n", "\n")
         words = " ".join(parser["global"].values()).split()
         paths = {
@@ -84,5 +84,5 @@ class PipSource:
 
 
 def _with_neighbours(path: Path) -> Path:
-    """The folder around an index on disk, which may name files beside itself; one close to the root stays alone."""
+    """The parent of a package index on disk, since the index may refer to its neighbours; not near the root."""
     return path.parent if path.is_dir() and len(path.parts) > 3 else path

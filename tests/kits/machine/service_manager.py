@@ -1,4 +1,4 @@
-"""The other end of the notification socket: what systemd would hear from a daemon."""
+"""The receiving end of the notification socket: the messages that systemd would get from a daemon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class ServiceManager:
-    """Listens on a datagram socket as systemd does, and remembers every message as its lines."""
+    """Listens on a datagram socket as systemd does, and keeps every message as a list of lines."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -33,23 +33,23 @@ class ServiceManager:
 
     @property
     def lines(self) -> list[str]:
-        """Everything that was said, line by line."""
+        """The lines of all messages."""
         return [line for message in self.messages for line in message]
 
     @property
     def statuses(self) -> list[str]:
-        """Each STATUS, without its name."""
+        """The value of each STATUS."""
         return [line.removeprefix("STATUS=") for line in self.lines if line.startswith("STATUS=")]
 
-    def wait_for(self, heard: Callable[[str], bool], *, seconds: float = 40.0) -> str:
-        """The first line for which `heard` is true, also one that has come already."""
+    def wait_for(self, wanted: Callable[[str], bool], *, seconds: float = 40.0) -> str:
+        """The first line for which `wanted` is true, of those that have come and those that come now."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            found = next((line for line in self.lines if heard(line)), None)
+            found = next((line for line in self.lines if wanted(line)), None)
             if found is not None:
                 return found
             time.sleep(0.02)
-        raise AssertionError(f"not heard within {seconds} s: {self.lines}")
+        raise AssertionError(f"no such line within {seconds} s: {self.lines}")
 
 
 @contextmanager

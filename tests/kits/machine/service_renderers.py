@@ -1,4 +1,4 @@
-"""Renderers for the service's test, which puts this file beside the installed package."""
+"""Renderers for the test of the service, which copies this file beside the installed package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLONE_NEWUSER = 0x10000000
 
 @dataclass
 class Shot:
-    """Grey frames, each after a while."""
+    """Grey frames, each after `wait_s`."""
 
     scene: Scene
     wait_s: float
@@ -54,14 +54,14 @@ class Slow:
         pass
 
 
-class Walls(Slow):
-    """Tries, as a part of the service, what the unit forbids, and leaves what came of it in the state folder."""
+class ForbiddenAttempts(Slow):
+    """Tries, as a process of the service, what the unit forbids, and writes the outcomes into the state folder."""
 
     wait_s = 0.0
 
     def open(self, scene: Scene) -> Shot:
         tried = {name: _outcome(attempt) for name, attempt in ATTEMPTS.items()}
-        Path("/var/lib/lipsyncd/state/walls.json").write_text(json.dumps(tried))
+        Path("/var/lib/lipsyncd/state/attempts.json").write_text(json.dumps(tried))
         return super().open(scene)
 
 
@@ -87,16 +87,18 @@ def _setgid() -> None:
 ATTEMPTS: Mapping[str, Callable[[], object]] = {
     "write the state": lambda: Path("/var/lib/lipsyncd/state/probe").write_text(""),
     "write the outbox": lambda: Path("/srv/lipsyncd/outbox/.probe").write_text(""),
-    "write elsewhere": lambda: Path("/usr/local/elsewhere/probe").write_text(""),  # its own folder
+    "write elsewhere": lambda: Path("/usr/local/elsewhere/probe").write_text(
+        ""
+    ),  # the only writable folder would be its own
     "write /etc": lambda: Path("/etc/lipsyncd/probe").write_text(""),
     "write the program": lambda: Path("/opt/lipsyncd/probe").write_text(""),
-    "look into /root": lambda: os.listdir("/root"),
-    "look into /home": lambda: Path("/home/alice/.bashrc").read_text(),
+    "list /root": lambda: os.listdir("/root"),
+    "read /home": lambda: Path("/home/alice/.bashrc").read_text(),
     "read the key's file": lambda: Path("/etc/lipsyncd/api-key").read_text(),
-    "ask netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
-    "sniff packets": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
+    "open a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "open a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
     "make a namespace": _unshare,
     "set a setgid bit": _setgid,
-    "open a kernel log": lambda: Path("/dev/kmsg").read_text(),
-    "see a stranger's process": lambda: Path("/proc/1/status").read_text(),
+    "open the kernel log": lambda: Path("/dev/kmsg").read_text(),
+    "read another user's process": lambda: Path("/proc/1/status").read_text(),
 }

@@ -1,4 +1,4 @@
-"""A small Debian that has booted under its own systemd, for tests of what systemd does with the service."""
+"""A small Debian that boots under its own systemd, for tests of the service under systemd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.kits.machine.container_kit import PipSource
 
-# nspawn has a filter of its own, which would hide what the unit's lets through.
+# nspawn's own filter refuses these calls, which the unit's filter allows.
 _CALLS = "openat2 landlock_create_ruleset landlock_add_rule landlock_restrict_self"
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C"}
 WAIT_S = 120.0
@@ -35,8 +35,8 @@ class Machine:
         command = ["systemd-nspawn", "--quiet", f"--directory={root}", f"--machine={name}", "--boot"]
         command += ["--register=no", "--keep-unit", "--console=pipe", f"--system-call-filter={_CALLS}"]
         command += [f"--bind-ro={folder}" for folder in source.folders]
-        with log.open("wb") as said:
-            self._nspawn = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        with log.open("wb") as output:
+            self._nspawn = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             self._leader = self.until(self._first_process, "the container's first process")
             self.until(self._is_up, "the end of the boot")
@@ -45,7 +45,7 @@ class Machine:
             raise
 
     def _first_process(self) -> int | None:
-        """The child that is number 1 in its own namespace: helpers come and go before it."""
+        """The child with process number 1 in its own namespace; helpers start and end before it."""
         assert self._nspawn.poll() is None, self._log.read_text()
         for child in Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split():
             with contextlib.suppress(FileNotFoundError):
@@ -72,7 +72,7 @@ class Machine:
         return done
 
     def python(self, program: str) -> str:
-        """What a program prints, run by the container's own Python."""
+        """The output of a program that the container's Python runs."""
         return self.run(f"python3 -c {shlex.quote(program)}").stdout.strip()
 
     def show(self, name: str) -> str:
@@ -83,7 +83,7 @@ class Machine:
         return self.run("journalctl --boot --unit=lipsyncd --no-pager --output=cat").stdout
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
-        """A file of root's. The container runs without a user namespace, so its owners are ours."""
+        """Write a file that root owns. The container has no user namespace, so its owners are those of this machine."""
         target = self.root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
@@ -95,14 +95,16 @@ class Machine:
             if found := done():
                 return found
             time.sleep(0.1)
-        told = "" if self._leader is None else self.run("journalctl --boot --no-pager | tail -40", check=False).stdout
-        raise AssertionError(f"{what} did not come within {seconds} s\n{self._log.read_text()[-2000:]}\n{told}")
+        journal = (
+            "" if self._leader is None else self.run("journalctl --boot --no-pager | tail -40", check=False).stdout
+        )
+        raise AssertionError(f"{what} did not come within {seconds} s\n{self._log.read_text()[-2000:]}\n{journal}")
 
     def power_off(self) -> None:
-        """End it, with or without its help."""
+        """Shut it down, and kill it if that takes too long."""
         if self._leader is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._leader, signal.SIGRTMIN + 4)  # systemd's own way to be told so
+                os.kill(self._leader, signal.SIGRTMIN + 4)  # systemd's signal for a power-off
         try:
             self._nspawn.wait(30)
         except subprocess.TimeoutExpired:

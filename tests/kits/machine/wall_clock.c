@@ -1,6 +1,6 @@
-/* A wall clock that a test sets while a process runs: loaded before libc (LD_PRELOAD), it adds the seconds that stand in
- * the file $WALL_CLOCK, a 64-bit number, to what the kernel says. Clocks that nobody can set, sleeping, and the times of
- * files stay as they are. Needs no headers, so that the smallest compiler will do. */
+/* A wall clock that a test sets while a process runs. Loaded before libc (LD_PRELOAD), it adds the seconds in the file
+ * $WALL_CLOCK, a 64-bit number, to the time of the kernel. Monotonic clocks, sleeps and the times of files do not change.
+ * It needs no headers, so that the smallest compiler is enough. */
 
 struct timespec { long s, ns; };
 struct timeval { long s, us; };
@@ -50,11 +50,11 @@ int gettimeofday(struct timeval *now, void *zone)
     return 0;
 }
 
-long time(long *told)
+long time(long *result)
 {
     struct timespec now;
     clock_gettime(REALTIME_COARSE, &now);
-    if (told)
-        *told = now.s;
+    if (result)
+        *result = now.s;
     return now.s;
 }

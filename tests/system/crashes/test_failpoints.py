@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kits.faults.crash_kit import World, copied, failpoints, make_template
+from tests.kits.faults.crash_kit import CrashScenario, copied, failpoints, make_template
 from tests.kits.installation import Installation
 from tests.kits.long_run_figures import count
 
@@ -54,13 +54,13 @@ class Outcome:
 
 def carried_out(case: Case, template: Installation, root: Path) -> Outcome:
     root.mkdir()
-    with World(copied(template, root), greedy=case.greedy) as world:
-        world.drop()
-        died = tuple([world.crash_at(place) for place in case.places])
-        world.finish()
-    renders, faults = world.home.renders, world.check()
+    with CrashScenario(copied(template, root), greedy=case.greedy) as scenario:
+        scenario.drop()
+        died = tuple([scenario.crash_at(place) for place in case.places])
+        scenario.finish()
+    renders, faults = scenario.installation.renders, scenario.check()
     if not faults:
-        world.clear()
+        scenario.clear()
     return Outcome(case, died, renders, faults)
 
 

@@ -229,7 +229,7 @@ def removed_from(folder: str) -> Match:
     return lambda e: e.name in ("unlink", "unlinkat") and str(Path(e.path).parent) == folder
 
 
-def complaints(record: Record, events: Sequence[Event]) -> list[str]:
+def violations(record: Record, events: Sequence[Event]) -> list[str]:
     """Every rule that these events break."""
     found = [f"{rule.text}: not so" for rule in rules_of(record) if not _holds(rule, events)]
     return [*found, *_commits_without_sync(events)]
@@ -268,13 +268,13 @@ def _commits_without_sync(events: Sequence[Event]) -> list[str]:
 
 
 def test_every_step_of_a_job_is_durable_before_the_next_one(record: Record) -> None:
-    assert complaints(record, record.events) == []
+    assert violations(record, record.events) == []
 
 
 def test_without_any_one_of_its_fsyncs_the_rules_complain(record: Record) -> None:
     syncs = [e for e in record.events if e.is_sync and _is_of_a_job(e, record)]
     assert len(syncs) > 40
-    unnoticed = [str(s) for s in syncs if not complaints(record, [e for e in record.events if e is not s])]
+    unnoticed = [str(s) for s in syncs if not violations(record, [e for e in record.events if e is not s])]
     assert unnoticed == []
 
 
@@ -294,7 +294,7 @@ def test_an_fsync_that_comes_too_late_is_not_enough(record: Record) -> None:
     """Each fsync of a file that is renamed afterwards, put behind that rename."""
     late = [e for e in record.events if e.is_sync and e.path.endswith(".part") and _is_of_a_job(e, record)]
     assert len(late) >= 5
-    unnoticed = [str(sync) for sync in late if not complaints(record, _behind_next_rename(record.events, sync))]
+    unnoticed = [str(sync) for sync in late if not violations(record, _behind_next_rename(record.events, sync))]
     assert unnoticed == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lipsyncd.storage.files import SourceChanged, copy_unchanged, identity
 from tests.kits.installation import put
-from tests.kits.machine.world_kit import LONG
+from tests.kits.machine.machine_kit import LONG
 
 TRIES = 10_000 if LONG else 1000
 

@@ -24,8 +24,8 @@ from watchdog.observers import Observer
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.sandbox import landlock
 from tests.kits.installation import Installation, picture, put, sound
-from tests.kits.long_run_figures import tell
-from tests.kits.machine.world_kit import LONG, PeakMemory
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import LONG, PeakMemory
 from tests.kits.media.media_kit import converted
 from tests.kits.web_kit import Api, port_of
 from tests.system.hostile.test_media import (
@@ -156,7 +156,7 @@ def guarded(installation: Installation, canary: Canary, what: str) -> Iterator[l
     assert kib < PEAK_MB * 1024, largest
     assert "this kernel has no Landlock" not in installation.log or not landlock.abi()
     assert "unexpected failure" not in installation.log
-    tell(
+    report(
         f"{len(corpus)} hostile files through {what}",
         f"each refused with its code, largest process {kib / 1024:.0f} MB, 0 files opened outside, "
         f"0 connections, Landlock {'on' if landlock.abi() else 'missing'}",

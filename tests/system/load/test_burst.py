@@ -1,4 +1,4 @@
-"""Thousands of pairs at once, while nobody looks: every one is accepted, once; and how fast that goes."""
+"""Thousands of pairs at once while the daemon is stopped: each is accepted once. And the time that takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lipsyncd.jobs.job import JobState
 from tests.kits.installation import Installation
-from tests.kits.long_run_figures import tell
-from tests.kits.machine.world_kit import LONG, drop_pairs, percentile
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import LONG, drop_pairs, percentile
 from tests.kits.web_kit import serving
 
 PAIRS = 10_000 if LONG else 2_000
@@ -26,7 +26,7 @@ def jobs(installation: Installation) -> int:
 
 
 def fill_queue(inbox: Path) -> None:
-    """Make more events than the kernel keeps, so that it tells nobody of what comes after them."""
+    """Make more events than the kernel queues, so that it reports none of the later ones."""
     names = [inbox / ".here", inbox / ".there"]
     names[0].touch()
     for number in range(EVENTS + 100):
@@ -56,11 +56,13 @@ def test_a_burst_while_the_daemon_is_stopped_is_accepted_whole(installation: Ins
     names = [job.name for job in installation.view.jobs(limit=2 * PAIRS)]
     assert sorted(names) == sorted(f"p{number}" for number in range(PAIRS))
     assert len([p for p in installation.path("spool").iterdir() if not p.name.startswith(".")]) == PAIRS
-    tell(f"{PAIRS} pairs dropped while the daemon stands still for 5 s", f"all accepted, {PAIRS / took_s:.0f} a second")
+    report(
+        f"{PAIRS} pairs dropped while the daemon stands still for 5 s", f"all accepted, {PAIRS / took_s:.0f} a second"
+    )
 
 
 def test_the_time_from_a_drop_to_its_acceptance(installation: Installation) -> None:
-    """Printed, not asserted: other work on the machine is in it."""
+    """Printed, not asserted, since other work on the machine changes it."""
     installation.changes = {"render": {"renderer": "missing"}, "watch": {"settle_proven_s": 0.2}}
     waits_s = []
     with installation.running():
@@ -71,7 +73,7 @@ def test_the_time_from_a_drop_to_its_acceptance(installation: Installation) -> N
             waits_s.append((job.accepted_ms - dropped_ms) / 1000)
             assert job.state is JobState.QUEUED
     p50, p99 = (percentile(waits_s, share) for share in (0.5, 0.99))
-    tell(f"drop to accepted, {SINGLE} local rename-ins, 0.2 s of settling", f"p50 {p50:.2f} s, p99 {p99:.2f} s")
+    report(f"drop to accepted, {SINGLE} local rename-ins, 0.2 s of settling", f"p50 {p50:.2f} s, p99 {p99:.2f} s")
 
 
 def test_a_killed_daemon_is_back_at_its_job_after_the_restart(installation: Installation) -> None:
@@ -83,11 +85,11 @@ def test_a_killed_daemon_is_back_at_its_job_after_the_restart(installation: Inst
     for _ in range(RESTARTS):
         installation.kill()
         began_ms = time.time() * 1000
-        installation.start()
+        installation.start(fresh=True)
         job = installation.until(
             lambda since=began_ms: (j := installation.job("p1")) and (j.started_ms or 0) >= since and j, "resuming"
         )
         waits_s.append((job.started_ms - began_ms) / 1000)
     assert job.attempt == RESTARTS + 1
     installation.kill()
-    tell(f"kill -9 to the job's next attempt, {RESTARTS} restarts", f"p50 {percentile(waits_s, 0.5):.2f} s")
+    report(f"kill -9 to the job's next attempt, {RESTARTS} restarts", f"p50 {percentile(waits_s, 0.5):.2f} s")

@@ -1,7 +1,7 @@
-"""A daemon that lives on while its wall clock is set: by an hour, by a day, to 1970, ten years ahead, and back.
+"""A daemon whose wall clock is set while it runs: by an hour, by a day, to 1970, ten years ahead, and back.
 
-`world_kit.WallClock` moves the clock under a real daemon and its renderer; what the jail starts sees the true one. Sums
-over time are in `test_clock.py`.
+`machine_kit.WallClock` changes the clock of a real daemon and its renderer; the programs of the jail keep the true one.
+`tests/daemon/test_clock.py` tests calculations with times.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor.health import MAIN_STUCK_S
 from tests.kits.installation import Installation, put
-from tests.kits.long_run_figures import tell
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import LONG, WallClock, needs_compiler, percentile, small_picture, small_sound
 from tests.kits.machine.service_manager import listening
-from tests.kits.machine.world_kit import LONG, WallClock, needs_compiler, percentile, small_picture, small_sound
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 JUMPS: dict[str, Callable[[], float]] = {
@@ -38,13 +38,13 @@ JUMPS: dict[str, Callable[[], float]] = {
 ROUNDS = 10 if LONG else 1
 SKEWS_S = (600.0, -600.0, DAY_S, -DAY_S)  # of a file server's clock to ours
 PAIR_TIMEOUT_S = 15.0
-SLACK_S = 5.0  # a settle time that went by the wall clock would be off by at least ten minutes
+SLACK_S = 5.0  # a settle time by the wall clock would be wrong by ten minutes or more
 
 pytestmark = needs_compiler
 
 
 class Drops:
-    """Drops pairs and halves into one inbox, and remembers in which order they were accepted."""
+    """Drops pairs and halves into one inbox, and keeps the order of their acceptance."""
 
     def __init__(self, installation: Installation) -> None:
         self.home = installation
@@ -52,7 +52,7 @@ class Drops:
         self._made = 0
 
     def half(self, name: str, suffix: str, *, skew_s: float = 0.0) -> None:
-        """A file that came a moment ago, by a server whose clock is so far ahead."""
+        """Drop a file as a server does whose clock is ahead by `skew_s`."""
         self._made += 1
         content = small_picture(self._made) if suffix == "png" else small_sound(self._made, 0.2)
         path = self.home.path("inbox") / f".{name}.{suffix}.part"
@@ -69,13 +69,13 @@ class Drops:
         return time.monotonic() - began_s
 
     def pair(self, name: str, *, skew_s: float = 0.0) -> float:
-        """Drop a pair; gives the seconds to its acceptance."""
+        """Drop a pair; returns the seconds to its acceptance."""
         for suffix in ("png", "wav"):
             self.half(name, suffix, skew_s=skew_s)
         return self.until_accepted(name)
 
     def slow(self, name: str) -> None:
-        """A job that renders long enough to be met while it does."""
+        """A job that renders long enough to be observed."""
         put(self.home.path("inbox"), f"{name}.json", json.dumps(
             {"image": f"{name}-face.png", "audio": f"{name}-voice.wav", "renderer": "slow"}
         ).encode())  # fmt: skip
@@ -85,8 +85,8 @@ class Drops:
         self.home.until_state(name, JobState.RUNNING, JobState.PUBLISHING, JobState.DONE)
 
 
-class Lonely:
-    """A half without its other one: it may neither be given up early nor be waited for without end."""
+class SingleHalf:
+    """A half of a pair without the other: it must fail at its time, neither before it nor never."""
 
     def __init__(self, drops: Drops, name: str) -> None:
         self.name = name
@@ -96,7 +96,7 @@ class Lonely:
 
     def look(self) -> None:
         there = self._path.exists()
-        assert there or time.monotonic() - self._dropped_s >= PAIR_TIMEOUT_S, "given up before its time"
+        assert there or time.monotonic() - self._dropped_s >= PAIR_TIMEOUT_S, "failed before its time"
 
 
 def status(installation: Installation) -> dict[str, object]:
@@ -105,29 +105,27 @@ def status(installation: Installation) -> dict[str, object]:
     return content
 
 
-def until_well(installation: Installation, clock: WallClock) -> None:
-    """The daemon tells so, by the clock as it is now."""
+def until_healthy(installation: Installation, clock: WallClock) -> None:
+    """Wait for a status with the time of `clock`, and for good answers of the health routes."""
 
     def fresh() -> bool:
         return abs(float(str(status(installation)["at_ms"])) / 1000 - clock.now_s()) < MAIN_STUCK_S
 
     installation.until(fresh, "a status of this time")
-    with urllib.request.urlopen(f"http://127.0.0.1:{status(installation)['web_port']}/health/live", timeout=30) as told:
-        assert told.status == 200
-    with urllib.request.urlopen(
-        f"http://127.0.0.1:{status(installation)['web_port']}/health/ready", timeout=30
-    ) as told:
-        assert told.status == 200
+    server = f"http://127.0.0.1:{status(installation)['web_port']}"
+    for route in ("live", "ready"):
+        with urllib.request.urlopen(f"{server}/health/{route}", timeout=30) as answer:
+            assert answer.status == 200
 
 
 def rendered(view: LedgerView) -> list[str]:
-    """The names of the jobs in the order in which they were claimed."""
+    """The names of the jobs in the order of their claims."""
     names = {job.id: job.name for job in view.jobs(limit=10_000)}
     return [names[event.job_id] for event in view.latest_events() if event.state == JobState.RUNNING]
 
 
 def each_once(installation: Installation, names: list[str]) -> None:
-    """These jobs were accepted, claimed and delivered once each, in this order; no others were."""
+    """Exactly these jobs were accepted and delivered, once each, in this order."""
     installation.until(lambda: not os.listdir(installation.path("spool")), "an empty spool")
     jobs = sorted(
         (job for job in installation.view.jobs(limit=10_000) if job.state is JobState.DONE), key=lambda job: job.seq
@@ -140,13 +138,13 @@ def each_once(installation: Installation, names: list[str]) -> None:
 
 @contextmanager
 def overloaded_server() -> Iterator[tuple[str, threading.Event]]:
-    """A web server that has no time for anybody until the event is set; gives its address."""
-    has_time = threading.Event()
+    """A web server that answers 503 until the event is set; gives its address and the event."""
+    is_ready = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            content = small_picture(1_000_000) if has_time.is_set() else b""
-            self.send_response(200 if has_time.is_set() else 503)
+            content = small_picture(1_000_000) if is_ready.is_set() else b""
+            self.send_response(200 if is_ready.is_set() else 503)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -156,7 +154,7 @@ def overloaded_server() -> Iterator[tuple[str, threading.Event]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}", has_time
+        yield f"http://127.0.0.1:{http.server_port}", is_ready
         http.shutdown()
 
 
@@ -169,10 +167,10 @@ def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(inst
         with installation.running(**clock.environment, **watchdog):
             before = [drops.pair(f"still{number}", skew_s=SKEWS_S[number % 4]) for number in range(5)]
             for round in range(ROUNDS):
-                lonely = []
+                single = []
                 for number, (what, ahead_s) in enumerate(JUMPS.items()):
                     at = f"{round}-{number}"
-                    lonely += [Lonely(drops, f"lonely{at}")] if number < 2 else []
+                    single += [SingleHalf(drops, f"single{at}")] if number < 2 else []
                     drops.half(f"half{at}", "png")
                     drops.slow(f"slow{at}")
                     clock.set(ahead_s())
@@ -180,13 +178,13 @@ def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(inst
                     after.append(drops.pair(f"next{at}", skew_s=SKEWS_S[number % 4]))
                     drops.half(f"half{at}", "wav")
                     drops.until_accepted(f"half{at}")
-                    for one in lonely:
+                    for one in single:
                         one.look()
-                    until_well(installation, clock)
+                    until_healthy(installation, clock)
                     installation.until(lambda fed=fed: systemd.lines.count("WATCHDOG=1") > fed, f"a message, {what}")
                 for name in drops.accepted:
                     installation.until_done(name)
-                for one in lonely:
+                for one in single:
                     assert installation.until_failed(one.name).reason_code == "missing-half"
             assert rendered(installation.view) == drops.accepted
             each_once(installation, drops.accepted)
@@ -194,7 +192,7 @@ def test_nothing_waits_or_hurries_or_changes_its_turn_when_the_clock_is_set(inst
     assert "the clock was set by -" in installation.log
     assert "Traceback" not in installation.log
     with_s, without_s = percentile(after, 0.5), percentile(before, 0.5)
-    tell(
+    report(
         f"clock set {len(after)} times by hours, days and years, both ways; files from servers 10 min and a day off",
         f"{len(drops.accepted)} jobs, each once and in turn; accepted after {with_s:.2f} s, before {without_s:.2f} s",
     )
@@ -206,14 +204,14 @@ def test_a_job_that_waits_is_tried_again_soon_after_the_clock_was_set(
 ) -> None:
     installation.changes = {"fetch": {"allow": ["127.0.0.1"]}}
     clock = WallClock(installation.root)
-    with overloaded_server() as (address, has_time), installation.running(**clock.environment):
+    with overloaded_server() as (address, is_ready), installation.running(**clock.environment):
         put(installation.path("inbox"), "anna.wav", small_sound(1, 0.2))
         installation.drop_manifest("anna", image=f"{address}/face", audio="anna.wav")
         installation.until(
             lambda: (job := installation.job("anna")) and job.not_before_ms > clock.now_s() * 1000, "the back-off"
         )
         clock.set(ahead_s)
-        has_time.set()
+        is_ready.set()
         installation.until_done("anna")
     assert installation.renders == 1
 

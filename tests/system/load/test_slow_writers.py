@@ -1,4 +1,4 @@
-"""Writers that take their time: nothing is taken from them before they have finished, and soon after."""
+"""Slow writers: their files are accepted soon after the last byte and never before it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from lipsyncd.jobs.job import Job
 from tests.kits.installation import Installation
-from tests.kits.long_run_figures import tell
-from tests.kits.machine.world_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound
 
 TRIALS = 1000 if LONG else 200
 AT_ONCE = 40
@@ -25,7 +25,7 @@ Write = Callable[[Path, bytes, Sequence[float]], None]
 
 
 def held_open(path: Path, data: bytes, pauses_s: Sequence[float]) -> None:
-    """As most programs write: one descriptor from the first byte to the last."""
+    """Write as most programs do: one descriptor from the first byte to the last."""
     with path.open("wb", buffering=0) as file:
         for chunk, pause_s in _chunks(data, pauses_s):
             file.write(chunk)
@@ -33,7 +33,7 @@ def held_open(path: Path, data: bytes, pauses_s: Sequence[float]) -> None:
 
 
 def reopened(path: Path, data: bytes, pauses_s: Sequence[float]) -> None:
-    """As file servers write: opened and closed for each chunk."""
+    """Write as file servers do: open and close the file for each chunk."""
     path.touch()
     for chunk, pause_s in _chunks(data, pauses_s):
         time.sleep(pause_s)
@@ -42,7 +42,7 @@ def reopened(path: Path, data: bytes, pauses_s: Sequence[float]) -> None:
 
 
 def _chunks(data: bytes, pauses_s: Sequence[float]) -> Iterator[tuple[bytes, float]]:
-    """Cut `data` at random places, often in its first or last bytes: one chunk for each pause."""
+    """Cut `data` at random positions, often in its first or last bytes: one chunk for each pause."""
     near = [*range(1, 64), *range(len(data) - 16, len(data))]
     chance = random.Random(hashlib.sha256(data).digest())
     cuts = sorted(chance.choice([chance.randrange(len(data)), chance.choice(near)]) for _ in pauses_s[1:])
@@ -52,7 +52,7 @@ def _chunks(data: bytes, pauses_s: Sequence[float]) -> Iterator[tuple[bytes, flo
 
 @dataclass
 class Trial:
-    """One pair, and when its later half was whole."""
+    """One pair, and the time of its last byte."""
 
     number: int
     picture: bytes
@@ -79,7 +79,7 @@ def write_all(folder: Path, how: Write, longest_s: float) -> dict[str, Trial]:
 
 
 def check(installation: Installation, trials: dict[str, Trial], what: str) -> None:
-    """Each pair is one job, of every byte that was written, accepted after its last one."""
+    """Each pair is one job with all of its bytes."""
     installation.until(
         lambda: sum(installation.view.counts().values()) >= len(trials), "the acceptance of all", seconds=120
     )
@@ -92,7 +92,7 @@ def check(installation: Installation, trials: dict[str, Trial], what: str) -> No
     assert not installation.view.jobs(states=[s for s in installation.view.counts() if s.ended])
     waits_s = [(jobs[name].accepted_ms - trial.done_ms) / 1000 for name, trial in trials.items()]
     p50, p99 = (percentile(waits_s, share) for share in (0.5, 0.99))
-    tell(
+    report(
         f"{len(trials)} slow writers, {what}", f"0 taken early; last byte to accepted p50 {p50:.2f} s, p99 {p99:.2f} s"
     )
 
@@ -107,20 +107,20 @@ def test_nothing_is_taken_from_a_slow_local_writer(installation: Installation, h
 
 @needs_root
 @needs_fuse
-def test_nothing_is_taken_from_a_slow_writer_whom_no_event_shows(installation: Installation) -> None:
-    """The inbox is a FUSE mount and the writer works behind it, as on the far side of NFS: no event, no lease."""
+def test_nothing_is_taken_from_a_slow_writer_that_raises_no_event(installation: Installation) -> None:
+    """The inbox is a FUSE mount and the writer writes to its source, as on an NFS server: no event, no lease."""
     watch = {"settle_s": SETTLE_S, "settle_network_s": 2 * SETTLE_S, "poll_s": 0.2}
     installation.changes = {"render": {"renderer": "missing"}, "watch": watch}
     behind = installation.root / "server"
     behind.mkdir()
     with bindfs(behind, installation.path("inbox")), installation.running():
-        installation.until(lambda: "is polled (fuse" in installation.log, "the word that it is polled")
+        installation.until(lambda: "is polled (fuse" in installation.log, "the log line about polling")
         trials = write_all(behind, reopened, 3 * watch["settle_network_s"])
         check(installation, trials, "behind a bindfs mount")
 
 
 def test_files_that_come_byte_by_byte_are_waited_for(installation: Installation) -> None:
-    """The last bytes one by one, each long after the file looks settled: once of a picture, once of a sound."""
+    """The last bytes come one by one, each after the settle time: once for a picture, once for a sound."""
     installation.changes = {"render": {"renderer": "missing"}}
     with installation.running():
         inbox = installation.path("inbox")

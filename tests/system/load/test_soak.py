@@ -1,4 +1,4 @@
-"""Many short jobs in one go, with kills and restarts between them: nothing piles up in the daemon or on its disk."""
+"""Many short jobs, with kills and restarts between them: nothing accumulates in the daemon or on its disk."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.ledger import Ledger
 from tests.kits.core_kit import spec_of
 from tests.kits.installation import Installation
-from tests.kits.long_run_figures import tell
-from tests.kits.machine.world_kit import LONG, drop_pairs, status_kib
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import LONG, drop_pairs, status_kib
 
 JOBS = int(os.environ.get("SOAK_JOBS", "1000" if LONG else "60"))
 RESTARTS = 20 if LONG else 3
@@ -34,8 +34,8 @@ def state(pid: int) -> tuple[int, int, int]:
     return status_kib(pid, "VmRSS"), len(os.listdir(f"/proc/{pid}/fd")), status_kib(pid, "Threads")
 
 
-def live_through(installation: Installation) -> None:
-    """A ledger with a history, as an installation has that is no longer new."""
+def make_history(installation: Installation) -> None:
+    """Fill the ledger with jobs of earlier days."""
     with installation.running():
         pass
     with closing(Ledger(installation.path("state") / "ledger.db")) as ledger:
@@ -48,7 +48,7 @@ def live_through(installation: Installation) -> None:
 
 
 def feed(installation: Installation, jobs: int) -> Iterator[int]:
-    """Keep a few pairs waiting until all have been dropped; gives the number of finished jobs again and again."""
+    """Keep a few pairs waiting until all have been dropped; yields the number of finished jobs."""
     dropped, done = 0, 0
     while done < jobs:
         ahead = min(jobs, done + AT_ONCE) - dropped
@@ -62,43 +62,43 @@ def feed(installation: Installation, jobs: int) -> Iterator[int]:
 
 
 def growth(values: Sequence[float]) -> float:
-    """By how much the straight line through the values rises from the first to the last."""
+    """The rise of the fitted line from the first value to the last."""
     slope, _ = np.polyfit(np.arange(len(values)), values, 1)
     return float(slope) * (len(values) - 1)
 
 
 def creep(values: Sequence[int]) -> float:
-    """`growth` without the largest step, since a table of Python's that doubles once is no leak."""
+    """`growth` without the largest step: a hash table that doubles once is no leak."""
     steps = np.diff(values)
     steps[np.argmax(steps)] = 0
     return growth([0, *np.cumsum(steps).tolist()])
 
 
 def restart(installation: Installation, chance: random.Random) -> int:
-    """End the daemon in one of two ways and start it again; 1 when it was killed."""
+    """Kill or stop the daemon and start it again; returns 1 if it was killed."""
     killed = chance.random() < 0.7
     if killed:
         installation.kill()
     else:
         assert installation.stop() == 0
-    installation.start()
+    installation.start(fresh=True)
     return int(killed)
 
 
 def test_many_jobs_leave_memory_descriptors_threads_and_disk_as_they_were(installation: Installation) -> None:
-    """In the first half the daemon is ended at random moments; in the second half it is watched."""
+    """In the first half the daemon is ended at random moments; in the second half it is measured."""
     print(f"seed {SEED}")
     chance = random.Random(SEED)
     installation.changes = {
         "render": {"unload_idle_s": 3600.0, "max_attempts": RESTARTS + 3},
         "archive": {"mode": "delete"},
     }
-    live_through(installation)
+    make_history(installation)
     ends_at = sorted(chance.sample(range(1, JOBS // 2), RESTARTS))
-    watched_from = JOBS // 2 + JOBS // 10  # by then all code is loaded and all buffers are grown
+    watched_from = JOBS // 2 + JOBS // 10  # by then all code is loaded and all buffers have grown
     kills, began_s = 0, time.monotonic()
     samples: dict[int, tuple[int, int, int]] = {}
-    installation.start()
+    installation.start(fresh=True)  # a fork would have a part of its memory from the start
     for done in feed(installation, JOBS):
         if ends_at and done >= ends_at[0]:
             ends_at.pop(0)
@@ -122,11 +122,11 @@ def test_many_jobs_leave_memory_descriptors_threads_and_disk_as_they_were(instal
     assert abs(growth(descriptors)) < 8, descriptors  # files that are open for a moment; one a job would be 24 and more
     assert abs(growth(threads)) < 3, threads
     assert creep(memory) < MAX_CREEP_KIB, memory
-    tell(what, f"{JOBS} videos, {again}")
+    report(what, f"{JOBS} videos, {again}")
 
 
 def check_results(installation: Installation, kills: int) -> None:
-    """Each job has its one video, whole; what was rendered again is paid for by kills."""
+    """Each job has one whole video, and there are no more repeated renders than kills."""
     shown = {path.name for path in installation.path("outbox").iterdir() if path.is_file()}
     assert shown == {f"p{number}.{suffix}" for number in range(JOBS) for suffix in ("mp4", "json")}
     digests = [sha256(installation.path("outbox") / f"p{number}.mp4") for number in range(JOBS)]

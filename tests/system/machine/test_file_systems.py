@@ -9,7 +9,7 @@ import pytest
 
 from lipsyncd.storage.mounts import file_system_type, is_network, known_network
 from tests.kits.installation import Installation, picture, put, sound
-from tests.kits.machine.world_kit import bindfs, needs_fuse
+from tests.kits.machine.machine_kit import bindfs, needs_fuse
 
 ROOT_MOUNT = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw"
 

@@ -56,7 +56,7 @@ def installed(machine: Machine) -> Machine:
     package = next((machine.root / "opt/lipsyncd/lib").glob("python3*/site-packages"))
     shutil.copy(ROOT / "tests/kits/machine/service_renderers.py", package)
     text = (machine.root / SETTINGS.lstrip("/")).read_text()
-    own = 'renderers = ["slow=service_renderers:Slow", "walls=service_renderers:Walls"]'
+    own = 'renderers = ["slow=service_renderers:Slow", "forbidden=service_renderers:ForbiddenAttempts"]'
     patience = "stall_timeout_s = 600"  # the first sound that is analysed has numba compile, on a busy machine too
     text = text.replace("[render]", f"[render]\n{own}\n{patience}").replace("[web]", "[web]\nport = 0")
     machine.write(SETTINGS, text)
@@ -186,9 +186,9 @@ def test_the_group_submits_and_cancels_under_any_umask_and_strangers_do_not(inst
 
 def test_the_walls_hold_from_inside(installed: Machine) -> None:
     installed.run("install -d -o lipsyncd /usr/local/elsewhere")
-    give(installed, "alice", "walls", image=picture(2), voice=sound(0.3, 2), renderer="walls", resolution=64)
-    until_state(installed, "walls", "done")
-    tried = json.loads((installed.root / "var/lib/lipsyncd/state/walls.json").read_text())
+    give(installed, "alice", "forbidden", image=picture(2), voice=sound(0.3, 2), renderer="forbidden", resolution=64)
+    until_state(installed, "forbidden", "done")
+    tried = json.loads((installed.root / "var/lib/lipsyncd/state/attempts.json").read_text())
     open_doors = {name for name, outcome in tried.items() if outcome == "done"}
     assert open_doors == {"write the state", "write the outbox"}, tried
     assert tried["write elsewhere"] == "Read-only file system"

@@ -12,8 +12,8 @@ import pytest
 
 from lipsyncd.jobs.job import Job, JobState
 from tests.kits.installation import Installation, put
-from tests.kits.long_run_figures import tell
-from tests.kits.machine.world_kit import drop_pairs, fill, needs_root, small_picture, small_sound, tmpfs
+from tests.kits.long_run_figures import report
+from tests.kits.machine.machine_kit import drop_pairs, fill, needs_root, small_picture, small_sound, tmpfs
 
 pytestmark = needs_root
 
@@ -69,7 +69,7 @@ def test_a_full_disk_pauses_intake_and_it_goes_on_alone(installation: Installati
         installation.until(lambda: spool_of(installation) == [], "an empty spool")
     assert installation.renders == 3
     assert nothing_ended(installation)
-    tell("8 MB disk for state and spool full, 3 pairs waiting", f"all done {took_s:.1f} s after there was room again")
+    report("8 MB disk for state and spool full, 3 pairs waiting", f"all done {took_s:.1f} s after there was room again")
 
 
 def test_a_disk_that_fills_up_during_an_acceptance_leaves_the_drop_where_it_was(
@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up_to_the_last_byte_while_jobs_run_ends_none_of_them(
         installation.until(lambda: spool_of(installation) == [], "an empty spool")
     assert nothing_ended(installation)
     assert len(list(installation.path("outbox").glob("*.mp4"))) == 4
-    tell(f"the same disk full to the last byte during a `{renderer}` render", f"4 of 4 done {took_s:.1f} s after")
+    report(f"the same disk full to the last byte during a `{renderer}` render", f"4 of 4 done {took_s:.1f} s after")
 
 
 def test_an_outbox_without_room_keeps_the_video_until_there_is(installation: Installation) -> None:
@@ -152,4 +152,4 @@ def test_an_outbox_without_room_keeps_the_video_until_there_is(installation: Ins
             assert facts["bytes"] == (outbox / f"{name}.mp4").stat().st_size
         assert [path.name for path in (outbox / ".lipsyncd").iterdir()] == ["outbox-id"]
     assert installation.renders == 2
-    tell("8 MB outbox full, 2 videos waiting", f"both delivered once {took_s:.1f} s after there was room again")
+    report("8 MB outbox full, 2 videos waiting", f"both delivered once {took_s:.1f} s after there was room again")

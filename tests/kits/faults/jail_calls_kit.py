@@ -1,7 +1,7 @@
-"""What a strace record says about the walls around every decode: who opened what, before Landlock and behind it.
+"""Judges a strace record of a daemon: which process opened which file, outside the jail and inside it.
 
-`complaints` holds each call against what its program may do. The lists are those of what programs really open, which is
-less than the jail allows them. Paths are those of the kernel's own descriptors, so no link leads around them.
+`violations` compares each call with the calls that its program may make. The lists hold what programs really open,
+which is less than the jail allows. Paths are those of the kernel's descriptors, so a link cannot hide a file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import PIL
 
 import lipsyncd
 from lipsyncd.prepare import decoder_process
-from tests.kits.faults.trace_kit import MAKES_A_CHILD, Doer, Event, with_doers
+from tests.kits.faults.trace_kit import MAKES_A_CHILD, Event, Origin, with_origins
 from tests.kits.media.media_kit import ffmpeg
 
 OPENS = ("open", "openat", "openat2", "creat")
@@ -36,7 +36,7 @@ _MADE_IN_THE_JAIL = ("picture.rgb", "speech.s16", "sound.s16")
 _USERS_FILE = re.compile(
     r"inbox/(?!\.lipsyncd/)[^/]+|spool/[^/]+/(?:image|audio|manifest)|(?:failed|archive)/.+\.(?:png|wav|mp4|mov|webm)"
 )
-# What the daemon itself does with users' files, each as its path and flags: look, hash and copy; nothing is followed.
+# How the daemon itself opens users' files, as path and flags: to examine, hash and copy; links are not followed.
 _DAEMON_OPENS = re.compile(
     r"inbox/[^/]+ O_RDONLY\|O_NOCTTY\|O_NONBLOCK\|O_NOFOLLOW\|O_CLOEXEC"
     r"|spool/\.tmp-[^/]+/\w+ O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
@@ -65,44 +65,45 @@ _PYTHON_LISTS = (str(_SITE), str(_PACKAGE.parent))
 
 
 def programs() -> set[str]:
-    """The two programs that a user's file is decoded with."""
+    """The two programs that decode users' files."""
     return {os.path.realpath(program) for program in (ffmpeg(), decoder_process.interpreter())}
 
 
-def complaints(events: Iterable[Event], storage: Path) -> list[str]:
-    """What was done that nobody may do in an installation with that storage.
+def violations(events: Iterable[Event], storage: Path) -> list[str]:
+    """The calls that no process of an installation with this storage may make, in words.
 
     The first program of the record is the daemon.
     """
     found: list[str] = []
     daemon: tuple[str, ...] = ()
-    for doer, event in with_doers(events):
+    for origin, event in with_origins(events):
         if not daemon and event.name == "execve":
             daemon = event.paths[1:]
         if not event.error:
-            said = _of_jailed(doer, event, storage) if doer.walls else _of_free(doer, event, storage, daemon)
-            found += (f"{doer} {what}: {event.name} {event.led_to or event.path}" for what in said)
+            jailed = origin.jailed_at > 0
+            faults = _of_jailed(origin, event, storage) if jailed else _of_free(origin, event, storage, daemon)
+            found += (f"{origin} {fault}: {event.name} {event.led_to or event.path}" for fault in faults)
     return found
 
 
-# -- before the walls --------------------------------------------------------------------------------------------------
+# -- outside the jail --------------------------------------------------------------------------------------------------
 
 
-def _of_free(doer: Doer, event: Event, storage: Path, daemon: tuple[str, ...]) -> Iterator[str]:
-    """The daemon may copy, hash and look at what was dropped, but has no decoder; others may not even open it."""
+def _of_free(origin: Origin, event: Event, storage: Path, daemon: tuple[str, ...]) -> Iterator[str]:
+    """The daemon may examine, hash and copy dropped files, but loads no decoder; other programs may not open them."""
     path, own = event.led_to, event.led_to.removeprefix(f"{storage}/")
     if event.name == "execve" and ("-i" in event.paths or "lipsyncd.prepare.picture_child" in event.paths):
-        yield "decodes without walls"
-    if event.name in OPENS and doer.program == daemon and _DECODER.search(path):
+        yield "decodes outside the jail"
+    if event.name in OPENS and origin.program == daemon and _DECODER.search(path):
         yield "loads a decoder"
     is_users = event.name in OPENS and own != path and _USERS_FILE.fullmatch(own)
-    if is_users and doer.program == daemon and not _DAEMON_OPENS.fullmatch(f"{own} {_flags(event)}"):
+    if is_users and origin.program == daemon and not _DAEMON_OPENS.fullmatch(f"{own} {_flags(event)}"):
         yield "opens a file of a user in another way"
-    if event.name in OPENS and doer.program != daemon and own != path:
-        # The launcher names files to the kernel for the walls. Nothing can be read from such a descriptor.
-        named = "O_PATH" in event.arguments and "lipsyncd.sandbox.launcher" in doer.program
+    if event.name in OPENS and origin.program != daemon and own != path:
+        # The launcher opens files to name them in Landlock rules. Such a descriptor cannot be read.
+        named = "O_PATH" in event.arguments and "lipsyncd.sandbox.launcher" in origin.program
         if not named and not (_is_in_spool(path, storage) and path.rpartition("/")[2] in _MADE_IN_THE_JAIL):
-            yield "opens a file of a user without walls"
+            yield "opens a file of a user outside the jail"
     if event.name in ("connect", "bind", "listen", "accept", "accept4"):
         yield "uses the network"
     if event.name == "socket" and _INTERNET.search(event.arguments):
@@ -118,39 +119,39 @@ def _is_in_spool(path: str, storage: Path) -> bool:
     return Path(path).parent.parent == storage / "spool"
 
 
-# -- behind the walls --------------------------------------------------------------------------------------------------
+# -- inside the jail --------------------------------------------------------------------------------------------------
 
 
-def _of_jailed(doer: Doer, event: Event, storage: Path) -> Iterator[str]:
-    """Reading and writing what its own command line names; reading what a program is made of; nothing else at all."""
+def _of_jailed(origin: Origin, event: Event, storage: Path) -> Iterator[str]:
+    """It may read and write the files of its command line, and read the files of its program; nothing else."""
     path = event.led_to
     if event.name in OPENS:
         writes = event.name == "creat" or _WRITES.search(event.arguments) is not None
-        if path in files_of(doer, storage):
+        if path in files_of(origin, storage):
             if writes and path.rpartition("/")[2] in _INPUTS:
                 yield "writes an input"
         elif writes and path != "/dev/null":
             yield "writes outside its job"
-        elif not writes and not _may_read(doer, event):
+        elif not writes and not _may_read(origin, event):
             yield "reads outside its job"
     elif event.name == "execve":
-        if "lipsyncd.sandbox.launcher" not in doer.program or os.path.realpath(event.path) not in programs():
+        if "lipsyncd.sandbox.launcher" not in origin.program or os.path.realpath(event.path) not in programs():
             yield "becomes another program"
     elif event.name not in (*MAKES_A_CHILD, "landlock_restrict_self"):
-        yield "does what a decoder has no use for"
+        yield "makes a call that no decoder needs"
 
 
-def files_of(doer: Doer, storage: Path) -> set[str]:
-    """The files of one job that a command line names; none when it names files of two."""
-    named = {path for word in doer.program for path in re.findall(rf'{re.escape(str(storage))}/[^"]+', word)}
+def files_of(origin: Origin, storage: Path) -> set[str]:
+    """The files of one job in a command line; none if it has files of two jobs."""
+    named = {path for word in origin.program for path in re.findall(rf'{re.escape(str(storage))}/[^"]+', word)}
     jobs = {os.path.dirname(path) for path in named}
     return named if len(jobs) == 1 and all(_is_in_spool(path, storage) for path in named) else set()
 
 
-def _may_read(doer: Doer, event: Event) -> bool:
+def _may_read(origin: Origin, event: Event) -> bool:
     if _ALL_READ.fullmatch(event.led_to):
         return True
-    if "lipsyncd.prepare.picture_child" not in doer.program:
+    if "lipsyncd.prepare.picture_child" not in origin.program:
         return False
     listed = "O_DIRECTORY" in event.arguments and event.led_to in _PYTHON_LISTS
     return listed or _PYTHON_READS.fullmatch(event.led_to) is not None

@@ -1,6 +1,6 @@
-"""The world around a daemon, for tests that change it: many files, small disks, mounts; and what its processes cost.
+"""Changes to the machine around a daemon: many files, small disks, mounts, the clock; and what its processes use.
 
-`LONG=1` asks for the full counts of `make test-long`.
+`LONG=1` selects the full counts of `make test-long`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this ma
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that such a share of them does not exceed."""
+    """The value that this share of the values does not exceed."""
     return sorted(values)[max(0, min(len(values) - 1, round(share * len(values)) - 1))]
 
 
@@ -38,7 +38,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def small_picture(number: int) -> bytes:
-    """A PNG of 64 x 64 pixels that no other number gives, made in a fraction of a millisecond."""
+    """A PNG of 64 x 64 pixels of this number alone, made in a fraction of a millisecond."""
     row = b"\0" + bytes((number >> 16 & 255, number >> 8 & 255, number & 255)) * 64
     return png_of(64, 64, row * 64)
 
@@ -74,13 +74,13 @@ def bind(source: Path, folder: Path) -> None:
 
 
 def unmount(folder: Path) -> None:
-    """Take the last mount on `folder` away, at once, whoever uses it."""
+    """Remove the last mount on `folder` at once, even if it is in use."""
     subprocess.run(["umount", "-l", folder], check=True)
 
 
 @contextmanager
 def bindfs(source: Path, folder: Path) -> Iterator[Path]:
-    """`source` seen through FUSE on `folder`: what is written to `source` raises no event there, as on NFS."""
+    """`source` mounted by FUSE on `folder`: a write to `source` raises no event there, as on NFS."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["bindfs", source, folder], check=True)
     try:
@@ -90,7 +90,7 @@ def bindfs(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path, *, leave_bytes: int = 0) -> Path:
-    """Write one file until the disk is full, but for so many bytes; gives that file. Deleting it gives room again."""
+    """Write one file until the disk is full but for so many bytes; returns that file. Deleting it makes room again."""
     filler = folder / ".filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -104,9 +104,9 @@ def fill(folder: Path, *, leave_bytes: int = 0) -> Path:
 
 
 class WallClock:
-    """The wall clock of the processes that are started in `environment`, set while they run: so far ahead of ours.
+    """The wall clock of processes started with `environment`, which a test sets while they run: an offset from ours.
 
-    `wall_clock.c` does it. faketime does not: its release in Debian 12 makes every `time.sleep` of Python 3.11 fail.
+    `wall_clock.c` implements it. faketime of Debian 12 makes every `time.sleep` of Python 3.11 fail.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -134,7 +134,7 @@ class WallClock:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all below it that live now."""
+    """A process and all its living descendants."""
     found, todo = [], [pid]
     while todo:
         one = todo.pop()
@@ -146,7 +146,7 @@ def family(pid: int) -> list[int]:
 
 
 def status_kib(pid: int, field: str) -> int:
-    """A line of /proc/PID/status in KiB, 0 when the process is gone."""
+    """A field of /proc/PID/status in KiB; 0 if the process has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(field + ":"):
@@ -155,10 +155,10 @@ def status_kib(pid: int, field: str) -> int:
 
 
 class PeakMemory(threading.Thread):
-    """Watches the largest resident size that any process of a family reaches, in KiB, by its command line.
+    """Finds the largest resident size of each process of a family, in KiB, by its command line.
 
-    The kernel keeps each process's peak, so looking often enough to meet it at all is enough. What `wait4` tells would
-    count the test's own size, which a child has for a moment between fork and exec.
+    The kernel keeps each process's peak, so it is enough to see each process once. The value of `wait4` would
+    count the size of the test itself, which a child has for a moment between fork and exec.
     """
 
     def __init__(self, pid: int) -> None:
