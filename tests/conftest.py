@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.kits.installation import Installation
-from tests.kits.machine import container_kit
+from tests.kits.machine import container_kit, inotify_kit
 
 # On a busy machine one example may take long, which says nothing about us. Under CI hypothesis has its own profile,
 # with the same examples each time.
@@ -35,3 +35,23 @@ def debian_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason := container_kit.cannot_run("mmdebstrap"):
         pytest.skip(reason)
     return container_kit.make_root(tmp_path_factory.mktemp("debian") / "root")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _skipped_without_inotify(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _skipped_without_inotify(item))
+
+
+def _skipped_without_inotify(item: pytest.Item) -> Generator[None, object, object]:
+    """A test with the marker `inotify` that fails while other programs hold all instances is skipped."""
+    try:
+        return (yield)
+    except Exception:
+        if item.get_closest_marker("inotify") and (reason := inotify_kit.taken_by_others()):
+            pytest.skip(reason)
+        raise
