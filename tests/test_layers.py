@@ -121,9 +121,7 @@ def is_in(module: str, places: str) -> bool:
 
 IMPORTS = list(imports())
 OURS = [i for i in IMPORTS if i.target.split(".")[0] == PACKAGE.name]
-FOREIGN = [
-    i for i in IMPORTS if i not in OURS and i.target.split(".")[0] not in sys.stdlib_module_names | {"__future__"}
-]
+FOREIGN = [i for i in IMPORTS if i.target.split(".")[0] not in {PACKAGE.name, "__future__", *sys.stdlib_module_names}]
 
 
 def test_every_room_has_a_floor_and_every_floor_its_room() -> None:

@@ -29,11 +29,11 @@ FULL = {
     "LONG": "1",
 }
 TESTS = [
-    *(f"system/crashes/test_{name}.py" for name in ("order", "failpoints", "kills", "file_faults")),
-    *(f"system/load/test_{name}.py" for name in ("burst", "slow_writers")),
-    *("system/machine/test_small_disks.py", "storage/test_mounts.py", "system/load/test_clock_jumps.py"),
-    *("system/test_two_daemons.py", "system/hostile/test_jobs.py", "sandbox/test_jail_trace.py"),
-    *("system/load/test_soak.py", "web/test_document.py"),
+    *(f"crashes/test_{name}.py" for name in ("order", "failpoints", "kills", "file_faults")),
+    *(f"load/test_{name}.py" for name in ("burst", "slow_writers")),
+    *("machine/test_small_disks.py", "machine/test_mounts.py", "load/test_clock_jumps.py", "test_two_daemons.py"),
+    *(f"hostile/test_{name}.py" for name in ("jobs", "jail_trace", "requests")),
+    "load/test_soak.py",
 ]
 
 
@@ -74,7 +74,7 @@ def main(tallies: Sequence[str]) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         environment = {**FULL, "LIPSYNCD_TEST_TALLY": str(Path(folder, "tally.jsonl")), **os.environ}
-        command = [sys.executable, "-m", "pytest", "-s", "--timeout", "0", *(f"tests/{name}" for name in TESTS)]
+        command = [sys.executable, "-m", "pytest", "-s", "--timeout", "0", *(f"tests/system/{name}" for name in TESTS)]
         ended = subprocess.run(command, env=environment, check=False)
         if lines := recorded(Path(environment["LIPSYNCD_TEST_TALLY"])):
             print(tables(lines))

@@ -9,9 +9,9 @@ import struct
 import subprocess
 import tempfile
 import zlib
-from array import array
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from lipsyncd.media.ffmpeg import find
@@ -69,8 +69,8 @@ def bomb() -> bytes:
 @functools.cache
 def tone(seconds: float, *, rate: int = RATE, hertz: float = 330.0) -> bytes:
     """A sine of half amplitude: (n,) int16 little endian."""
-    count = round(seconds * rate)
-    return array("h", (round(16_000 * math.sin(2 * math.pi * hertz * n / rate)) for n in range(count))).tobytes()
+    phase = 2 * math.pi * hertz * np.arange(round(seconds * rate)) / rate
+    return np.rint(16_000 * np.sin(phase)).astype("<i2").tobytes()
 
 
 def stereo(samples: bytes) -> bytes:

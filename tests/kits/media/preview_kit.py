@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import tempfile
 import wave
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -58,65 +58,84 @@ def silence(seconds: float) -> Speech:
 
 @dataclass(frozen=True)
 class Subject:
-    """A portrait with its true eyes, and the true distances of mouth and chin below them, in eye distances."""
+    """A portrait with its true eyes, and the true distances of mouth and chin below them, in eye distances.
+
+    size  width and height of the picture
+    draw  makes the picture, when it is needed for the first time
+    """
 
     name: str
-    picture: RgbImage
+    size: tuple[int, int]
+    draw: Callable[[], RgbImage]
     left_eye: tuple[float, float]
     right_eye: tuple[float, float]
     mouth_v: float
     chin_v: float
+
+    @cached_property
+    def picture(self) -> RgbImage:
+        return self.draw()
 
     @property
     def plane(self) -> Plane:
         return Plane.from_eyes(self.left_eye, self.right_eye)
 
     def flipped(self) -> Subject:
-        last = self.picture.shape[1] - 1
+        last = self.size[0] - 1
         (lx, ly), (rx, ry) = self.left_eye, self.right_eye
-        picture = np.ascontiguousarray(self.picture[:, ::-1])
+
+        def draw() -> RgbImage:
+            return np.ascontiguousarray(self.picture[:, ::-1])
+
         eyes = {"left_eye": (last - rx, ry), "right_eye": (last - lx, ly)}
-        return replace(self, name=f"{self.name}, flipped", picture=picture, **eyes)
+        return replace(self, name=f"{self.name}, flipped", draw=draw, **eyes)
 
     def turned(self, degrees: float, scale: float = 1.0) -> Subject:
         """The subject turned clockwise and scaled around the middle of the picture, which keeps its size."""
-        height, width = self.picture.shape[:2]
+        width, height = self.size
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, scale)
-        picture = cv2.warpAffine(
-            self.picture, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
-        )
+
+        def draw() -> RgbImage:
+            how = {"flags": cv2.INTER_CUBIC, "borderMode": cv2.BORDER_REFLECT}
+            return cv2.warpAffine(self.picture, matrix, self.size, **how)
+
         left, right = (tuple(matrix @ [*eye, 1.0]) for eye in (self.left_eye, self.right_eye))
-        return replace(self, name=f"{self.name}, {degrees:g} degrees", picture=picture, left_eye=left, right_eye=right)
+        return replace(self, name=f"{self.name}, {degrees:g} degrees", draw=draw, left_eye=left, right_eye=right)
 
     def resized(self, side: int) -> Subject:
         """The subject in another size; `side` is the width."""
-        factor = side / self.picture.shape[1]
-        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-        picture = cv2.resize(self.picture, None, fx=factor, fy=factor, interpolation=method)
+        factor = side / self.size[0]
+        size = (side, round(self.size[1] * factor))
+
+        def draw() -> RgbImage:
+            return cv2.resize(self.picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+
         left, right = (tuple((c + 0.5) * factor - 0.5 for c in eye) for eye in (self.left_eye, self.right_eye))
-        return replace(self, name=f"{self.name}, {side} px", picture=picture, left_eye=left, right_eye=right)
+        return replace(self, name=f"{self.name}, {side} px", size=size, draw=draw, left_eye=left, right_eye=right)
 
 
 @cache
 def astronaut() -> Subject:
     """A photograph with a smile that shows teeth; the positions were measured in an enlargement."""
-    return Subject("astronaut", skimage.data.astronaut(), (202.5, 102.0), (246.8, 103.0), mouth_v=0.97, chin_v=1.70)
+    eyes = {"left_eye": (202.5, 102.0), "right_eye": (246.8, 103.0)}
+    return Subject("astronaut", (512, 512), skimage.data.astronaut, **eyes, mouth_v=0.97, chin_v=1.70)
 
 
 @cache
 def painted(name: str, side: int = 512) -> Subject:
     who, unit = PEOPLE[name], side / 5.0
     left, right = ((side / 2 + where * unit, 0.42 * side) for where in (-0.5, 0.5))
-    return Subject(name, portrait(who, side), left, right, who.mouth_v, 0.97 * who.length)
+    return Subject(name, (side, side), partial(portrait, who, side), left, right, who.mouth_v, 0.97 * who.length)
 
 
-def subjects() -> list[Subject]:
+@cache
+def subjects() -> tuple[Subject, ...]:
     """Four people, also flipped, scaled and tilted."""
     ada, bashir, chen = (painted(name, 384) for name in PEOPLE)
-    return [
+    return (
         astronaut(), ada, bashir, chen,
         astronaut().flipped(), astronaut().resized(700), bashir.flipped(), ada.resized(330), chen.turned(9),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 # -- measures ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import cv2
@@ -115,7 +116,7 @@ def widest(subject: Subject) -> tuple[np.ndarray, Window]:
 
 
 def changed(subject: Subject, picture: np.ndarray) -> Subject:
-    return Subject(subject.name, picture, subject.left_eye, subject.right_eye, subject.mouth_v, subject.chin_v)
+    return replace(subject, draw=lambda: picture)
 
 
 def test_a_grey_photograph_gets_a_grey_mouth():
