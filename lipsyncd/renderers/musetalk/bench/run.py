@@ -241,24 +241,12 @@ def measure(request: Request) -> Iterator[dict[str, object]]:
         request, batch=request.batch or (16 if gpu else 1), seconds=request.seconds or (30.0 if gpu else 0.2)
     )
     clock = Clock(device, _SMALL_ROUNDS_S if request.small else ROUNDS_S)
-    with tempfile.TemporaryDirectory(prefix="lipsyncd-weights-") as scratch:
-        folder = Path(request.weights or scratch)
-        if not request.weights:
-            random_inputs.write_weights(
-                folder, random_inputs.small_configs() if request.small else random_inputs.published_configs()
-            )
-        configs = {
-            name: json.loads((folder / file).read_text("utf-8"))
-            for name, file in (
-                ("unet", renderer.UNET_CONFIG),
-                ("vae", renderer.VAE_CONFIG),
-                ("whisper", renderer.WHISPER_CONFIG),
-            )
-        }
+    with _weights(request) as folder:
+        gflop = work_gflop(_configs_in(folder))
         loaded = Networks(device)
         load_s = clock.once(lambda: loaded.load(renderer.RendererSettings(folder, request.max_vram_gb)))
         loaded_gb = memory_gb(device)
-    bench = Bench(loaded, clock, request, work_gflop(configs))
+    bench = Bench(loaded, clock, request, gflop)
     frames = bench.scene.frames
     yield {
         **_about(device),
@@ -283,6 +271,23 @@ def measure(request: Request) -> Iterator[dict[str, object]]:
         "precision": loaded.precision,
         "batch": loaded.batch(request.batch),
     }
+
+
+@contextmanager
+def _weights(request: Request) -> Iterator[Path]:
+    """The folder of weights of a request, or a temporary one with random weights."""
+    if request.weights:
+        yield Path(request.weights)
+        return
+    configs = random_inputs.small_configs() if request.small else random_inputs.published_configs()
+    with tempfile.TemporaryDirectory(prefix="lipsyncd-weights-") as folder:
+        random_inputs.write_weights(Path(folder), configs)
+        yield Path(folder)
+
+
+def _configs_in(folder: Path) -> random_inputs.Configs:
+    files = {"unet": renderer.UNET_CONFIG, "vae": renderer.VAE_CONFIG, "whisper": renderer.WHISPER_CONFIG}
+    return {name: json.loads((folder / file).read_text("utf-8")) for name, file in files.items()}
 
 
 def memory_gb(device: torch.device) -> float:
