@@ -1,7 +1,7 @@
-"""SIGKILL at every named place of a job's life, and at pairs of them: once at work, once in the recovery from that.
+"""SIGKILL at every failpoint of a job's life, and at pairs of them: once at work, once in the recovery.
 
-`LIPSYNCD_TEST_PAIRS` says how many pairs are drawn, `LIPSYNCD_TEST_SEED` how. "all" is every pair, with and without the
-greedy consumer, as 16 tests of which each can be run alone: "3/16" is the third of them.
+`LIPSYNCD_TEST_PAIRS` is the number of drawn pairs, `LIPSYNCD_TEST_SEED` the seed. "all" is every pair, with and without
+the greedy consumer, in 16 parts; "3/16" is the third part alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POINTS = failpoints()
 
 @dataclass(frozen=True)
 class Case:
-    """Where the daemons of one installation die, one after the other, and who looks at its outbox."""
+    """The failpoints at which the daemons of one installation die, one after the other, and its kind of consumer."""
 
     places: tuple[str, ...]
     greedy: bool
@@ -65,7 +65,7 @@ def carried_out(case: Case, template: Installation, root: Path) -> Outcome:
 
 
 def all_of(cases: Sequence[Case], template: Installation, root: Path) -> list[Outcome]:
-    """Carry out all cases, some at once since they mostly wait; what went wrong in any is told in one message."""
+    """Carry out all cases, some at a time since they mostly wait. All faults stand in one message."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = list(pool.map(lambda n: carried_out(cases[n], template, root / f"case{n}"), range(len(cases))))
     wrong = [f"{outcome.case}: {'; '.join(outcome.faults)}" for outcome in outcomes if outcome.faults]
@@ -74,7 +74,7 @@ def all_of(cases: Sequence[Case], template: Installation, root: Path) -> list[Ou
 
 
 def drawn(chance: random.Random, number: int) -> list[Case]:
-    """Pairs in which every failpoint comes first, and every one second, equally often give or take one."""
+    """Pairs in which every failpoint comes first, and second, equally often or once more."""
     cases: list[Case] = []
     used: set[tuple[str, str]] = set()
     while len(cases) < number:
@@ -86,7 +86,7 @@ def drawn(chance: random.Random, number: int) -> list[Case]:
 
 
 def part_of_all(number: int, parts: int) -> list[Case]:
-    """The n-th of so many parts of every pair."""
+    """Every pair, cut into parts: the part with this number."""
     both = itertools.product(itertools.product(POINTS, POINTS), (False, True))
     return [Case(pair, greedy) for pair, greedy in both][number - 1 :: parts]
 
@@ -130,5 +130,5 @@ def test_a_crash_and_another_one_in_the_recovery_cost_no_job(template: Installat
 
 
 def _more_renders(outcomes: Sequence[Outcome]) -> int:
-    """Renders beyond the two that each case needs."""
+    """Renders in addition to the two that each case needs."""
     return sum(max(outcome.renders - 2, 0) for outcome in outcomes)

@@ -1,9 +1,9 @@
-"""SIGKILL at any moment, again and again, while files are dropped all the time.
+"""SIGKILL at random moments, again and again, while files are dropped all the time.
 
-In two of three installations a consumer takes every result the moment that it is visible, in the third nobody does.
+In two of three installations a consumer takes every result as soon as it is visible; in the third there is none.
 
-`LIPSYNCD_TEST_KILLS` says how many kills for the ledger left alone, `LIPSYNCD_TEST_LEDGER_KILLS` for each way to lose
-it, `LIPSYNCD_TEST_SEED` how they are drawn. Timing is not drawn again: a seed tells the intention, not the outcome.
+`LIPSYNCD_TEST_KILLS` is the number of kills with the ledger unharmed, `LIPSYNCD_TEST_LEDGER_KILLS` that for each way to
+damage it, `LIPSYNCD_TEST_SEED` the seed. The same seed draws the same kills, but processes differ in their timing.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Spoil = Callable[[Path, random.Random], None]
 
 
 def lose(state: Path, _chance: random.Random) -> None:
-    """Delete the ledger with its companions."""
+    """Delete the ledger with its journal."""
     for path in state.glob("ledger.db*"):
         path.unlink()
 
 
 def tear(state: Path, chance: random.Random) -> None:
-    """Cut the ledger at a page, or fill a page with rubbish; sometimes the journal is lost as well."""
+    """Cut the ledger at a page, or fill a page with random bytes; sometimes delete the journal too."""
     ledger = state / "ledger.db"
     pages = ledger.stat().st_size // PAGE_BYTES if ledger.exists() else 0
     if pages == 0:
@@ -62,12 +62,12 @@ def tear(state: Path, chance: random.Random) -> None:
 
 
 class Feeder:
-    """Drops a pair, or now and then a manifest that cannot work, until it is told to stop."""
+    """Drops a pair, or sometimes a manifest that must fail, until it is stopped."""
 
     def __init__(self, installation: Installation, chance: random.Random) -> None:
         self.good: list[str] = []
         self.bad: list[str] = []
-        self._home = installation
+        self._installation = installation
         self._chance = chance
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._drop)
@@ -85,14 +85,14 @@ class Feeder:
             number = next_number()
             if self._chance.random() < 0.2:
                 self.bad.append(f"bad{number}")
-                self._home.drop_manifest(f"bad{number}", image="../x.png", audio="x.wav", user_data=str(number))
+                self._installation.drop_manifest(f"bad{number}", image="../x.png", audio="x.wav", user_data=str(number))
             else:
                 self.good.append(f"job{number}")
-                self._home.drop_pair(f"job{number}", seed=number)
+                self._installation.drop_pair(f"job{number}", seed=number)
 
 
 def endure(root: Path, kills: int, seed: int, spoil: Spoil | None, *, greedy: bool) -> tuple[Counter[str], list[str]]:
-    """One installation through so many kills, then to its peace; gives its figures, and what is wrong."""
+    """Kill the daemon of one installation so many times, then let it finish; returns its figures and the faults."""
     chance = random.Random(seed)
     root.mkdir()
     installation = Installation(root, {"render": {"max_attempts": 100}})
@@ -109,12 +109,12 @@ def endure(root: Path, kills: int, seed: int, spoil: Spoil | None, *, greedy: bo
                 figures["spoilt"] += 1
         feeder.__exit__()
         daemon = installation.start(wait=False)
-        peace = _until(lambda: _is_quiet(installation, watcher, feeder) or daemon.poll() is not None, DRAIN_S)
+        settled = _until(lambda: _is_quiet(installation, watcher, feeder) or daemon.poll() is not None, DRAIN_S)
         installation.until(lambda: READY in installation.log, "the start")
         daemon.send_signal(15)
         status = daemon.wait(60)
     figures.update(jobs=len(feeder.good), refused=len(feeder.bad), renders=installation.renders)
-    faults = [] if peace and status == 0 else [f"no peace within {DRAIN_S} s, the daemon ended with {status}"]
+    faults = [] if settled and status == 0 else [f"not settled within {DRAIN_S} s, the daemon ended with {status}"]
     return figures, [*faults, *_faults(installation, watcher, feeder, kills)]
 
 
@@ -126,10 +126,13 @@ def _until(done: Callable[[], bool], seconds: float) -> bool:
 
 
 def _is_quiet(installation: Installation, watcher: OutboxWatcher, feeder: Feeder) -> bool:
-    told = all(watcher.seen[f"{name}.json"] for name in feeder.good)
+    delivered = all(watcher.seen[f"{name}.json"] for name in feeder.good)
     refused = len(visible(installation.path("failed"))) >= len(feeder.bad)
     return (
-        told and refused and not any(installation.path("spool").iterdir()) and not visible(installation.path("inbox"))
+        delivered
+        and refused
+        and not any(installation.path("spool").iterdir())
+        and not visible(installation.path("inbox"))
     )
 
 
@@ -143,9 +146,9 @@ def _faults(installation: Installation, watcher: OutboxWatcher, feeder: Feeder, 
     if watcher.seen != wanted:
         faults.append(f"lost {dict(wanted - watcher.seen)}, too often {dict(watcher.seen - wanted)}")
     for name in feeder.good:
-        told = json.loads(watcher.content.get(f"{name}.json", b"{}"))
-        if told.get("sha256") != hashlib.sha256(watcher.content.get(f"{name}.mp4", b"")).hexdigest():
-            faults.append(f"{name}.mp4 is not what its sidecar tells of")
+        sidecar = json.loads(watcher.content.get(f"{name}.json", b"{}"))
+        if sidecar.get("sha256") != hashlib.sha256(watcher.content.get(f"{name}.mp4", b"")).hexdigest():
+            faults.append(f"{name}.mp4 has not the digest of its sidecar")
     failed = Counter(json.loads((p / "job.json").read_text())["name"] for p in visible(installation.path("failed")))
     if failed != Counter(feeder.bad):
         faults.append(f"failed/ holds {failed}, not {feeder.bad}")

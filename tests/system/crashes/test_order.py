@@ -1,8 +1,7 @@
-"""The order of one job's file operations, as the kernel saw them: what has to be durable is, before the next step.
+"""The order of one job's file calls in strace's record: each step is durable before the next one begins.
 
-`rules_of` lists what has to lie between two steps of a job's life: an fsync, or a commit of the ledger. The record
-comes from strace and the real daemon. That the rules are sharp is shown by the record too: without any one of its
-fsyncs they complain.
+`rules_of` lists the fsync or the commit of the ledger that must lie between two steps of a job's life. The record
+comes from the real daemon. The rules are strict: without any one of its fsyncs the record breaks one.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ Match = Callable[[Event], bool]
 
 @dataclass(frozen=True)
 class Rule:
-    """Between `after` and the first `before` that follows it, `need` has to happen.
+    """Between `after` and the first `before` that follows it there must be a `need`.
 
-    Of several `after` in front of that `before` the last one counts. A commit that bounds or fills the gap is one of
-    the same thread: others commit whenever they like.
+    Of several `after` in front of that `before` the last one counts. Only commits of the same thread count, since other
+    threads commit at any time.
     """
 
     text: str
@@ -36,7 +35,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Record:
-    """The calls on an installation's files from the first copy of the job to its folder's end."""
+    """The calls on an installation's files, from the job's first copy to the removal of its folder."""
 
     events: tuple[Event, ...]
     installation: Installation
@@ -65,7 +64,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 def _is_elsewhere(event: Event, installation: Installation) -> bool:
-    """The status file, which is written every second and belongs to no job."""
+    """Is it the status file, which is written every second and belongs to no job?"""
     return event.path == str(installation.path("state")) or "status.json" in event.path
 
 
@@ -91,15 +90,20 @@ def rules_of(record: Record) -> Iterator[Rule]:
         synced(f"{staging}/job.json"),
         accepted,
     )
-    yield Rule("so are all names in the folder", synced(f"{staging}/job.json"), synced(staging), accepted)
-    yield Rule("the acceptance is durable before there is a row", accepted, synced(spool), is_commit)
-    yield Rule("there is a row before the inbox is touched", synced(spool), is_commit, removed_from(inbox))
     yield Rule(
-        "the inbox has lost the names for good before that is noted", removed_from(inbox), synced(inbox), is_commit
+        "all names in its folder are durable before it is accepted",
+        synced(f"{staging}/job.json"),
+        synced(staging),
+        accepted,
+    )
+    yield Rule("the acceptance is durable before there is a row", accepted, synced(spool), is_commit)
+    yield Rule("the row is committed before the inbox is changed", synced(spool), is_commit, removed_from(inbox))
+    yield Rule(
+        "the removal from the inbox is durable before it is recorded", removed_from(inbox), synced(inbox), is_commit
     )
     for name in ("picture.rgb", "speech.s16", "sound.s16"):
         yield Rule(
-            f"{name} is durable before it is told of",
+            f"{name} is durable before prepared.json names it",
             accepted,
             synced(f"{folder}/{name}"),
             written(folder, "prepared.json"),
@@ -124,7 +128,10 @@ def rules_of(record: Record) -> Iterator[Rule]:
             f"the hidden {suffix} is durable before it counts", made(token), synced(token), written(folder, "staged")
         )
     yield Rule(
-        "so are the hidden names", made(f"{hidden}/{job_id}.json.part"), synced(hidden), written(folder, "staged")
+        "the hidden names are durable before they count",
+        made(f"{hidden}/{job_id}.json.part"),
+        synced(hidden),
+        written(folder, "staged"),
     )
     yield from replaced(folder, "staged", is_commit)
     yield Rule(
@@ -135,13 +142,13 @@ def rules_of(record: Record) -> Iterator[Rule]:
     )
     for place in (outbox, hidden):
         yield Rule(
-            f"the video is shown for good in {Path(place).name}",
+            f"the name of the video is durable in {Path(place).name}",
             moved_to(f"{outbox}/anna.mp4"),
             synced(place),
             moved_to(f"{outbox}/anna.json"),
         )
         yield Rule(
-            f"the sidecar is shown for good in {Path(place).name}",
+            f"the name of the sidecar is durable in {Path(place).name}",
             moved_to(f"{outbox}/anna.json"),
             synced(place),
             is_commit,
@@ -149,7 +156,7 @@ def rules_of(record: Record) -> Iterator[Rule]:
     done = moved(folder, staging)
     results = str(installation.path("state") / "results")
     yield Rule(
-        "`done` is committed before anything is cleared away",
+        "`done` is committed before anything is removed",
         moved_to(f"{outbox}/anna.json"),
         is_commit,
         written(results, f"{job_id}.json"),
@@ -165,25 +172,27 @@ def rules_of(record: Record) -> Iterator[Rule]:
             synced(f"{kept}/{name}"),
             moved_from(kept),
         )
-    yield Rule("so are all names in that folder", synced(f"{kept}/job.json"), synced(kept), moved_from(kept))
     yield Rule(
-        "so is the new day",
+        "all names in the archived folder are durable", synced(f"{kept}/job.json"), synced(kept), moved_from(kept)
+    )
+    yield Rule(
+        "the folder of a new day is durable",
         lambda e: e.name == "mkdir" and Path(e.path).parent == Path(archive),
         synced(archive),
         moved_from(kept),
     )
     yield Rule(
-        "the archived folder is durable before the spool's goes",
+        "the archived folder is durable before the spool's is removed",
         moved_from(kept),
         lambda e: e.is_sync and Path(e.path).parent == Path(archive) and e.path != f"{archive}/.lipsyncd",
         done,
     )
-    yield Rule("where it lies is committed before the spool's goes", moved_from(kept), is_commit, done)
-    yield Rule("the folder has lost its name for good before it is emptied", done, synced(spool), removed_from(staging))
+    yield Rule("its path is committed before the spool's folder is removed", moved_from(kept), is_commit, done)
+    yield Rule("the rename of the folder is durable before it is emptied", done, synced(spool), removed_from(staging))
 
 
 def replaced(folder: str, name: str, before: Match) -> Iterator[Rule]:
-    """A file that was replaced in one step is durable before it has its name, and the name before what follows."""
+    """A replaced file is durable before the rename, and the rename before what follows."""
     hidden = f"{folder}/.{name}."
     yield Rule(
         f"{name} is durable before it has its name",
@@ -191,7 +200,7 @@ def replaced(folder: str, name: str, before: Match) -> Iterator[Rule]:
         synced_like(hidden),
         moved_to(f"{folder}/{name}"),
     )
-    yield Rule(f"{name} has its name for good", moved_to(f"{folder}/{name}"), synced(folder), before)
+    yield Rule(f"the name of {name} is durable", moved_to(f"{folder}/{name}"), synced(folder), before)
 
 
 def made(path: str) -> Match:
@@ -199,7 +208,7 @@ def made(path: str) -> Match:
 
 
 def written(folder: str, name: str) -> Match:
-    """The hidden file is made that is about to replace `name`."""
+    """The hidden file is made that will replace `name`."""
     return lambda e: (
         e.name in ("open", "openat") and e.path.startswith(f"{folder}/.{name}.") and "O_CREAT" in e.arguments
     )
@@ -231,7 +240,7 @@ def removed_from(folder: str) -> Match:
 
 def violations(record: Record, events: Sequence[Event]) -> list[str]:
     """Every rule that these events break."""
-    found = [f"{rule.text}: not so" for rule in rules_of(record) if not _holds(rule, events)]
+    found = [f"not true: {rule.text}" for rule in rules_of(record) if not _holds(rule, events)]
     return [*found, *_commits_without_sync(events)]
 
 
@@ -251,7 +260,7 @@ def _holds(rule: Rule, events: Sequence[Event]) -> bool:
 
 
 def _commits_without_sync(events: Sequence[Event]) -> list[str]:
-    """Transactions whose last frame their own thread did not make durable before the next one's."""
+    """Transactions whose last frame was not made durable by their own thread before the next commit."""
     commits = [e for e in events if is_commit(e)]
     nexts = [*(e.begin for e in commits[1:]), events[-1].end + 1]
     return [
@@ -271,7 +280,7 @@ def test_every_step_of_a_job_is_durable_before_the_next_one(record: Record) -> N
     assert violations(record, record.events) == []
 
 
-def test_without_any_one_of_its_fsyncs_the_rules_complain(record: Record) -> None:
+def test_without_any_one_of_its_fsyncs_a_rule_is_broken(record: Record) -> None:
     syncs = [e for e in record.events if e.is_sync and _is_of_a_job(e, record)]
     assert len(syncs) > 40
     unnoticed = [str(s) for s in syncs if not violations(record, [e for e in record.events if e is not s])]
@@ -279,9 +288,9 @@ def test_without_any_one_of_its_fsyncs_the_rules_complain(record: Record) -> Non
 
 
 def _is_of_a_job(sync: Event, record: Record) -> bool:
-    """Not of the daemon's own notes, nor of SQLite's housekeeping, which go on at the same time.
+    """Not an fsync of the daemon's own records or of SQLite's housekeeping, which run at the same time.
 
-    Of the ledger's, those count with which a thread ends its transaction.
+    Of the ledger's, those at the end of a transaction count.
     """
     state = str(record.installation.path("state"))
     if not sync.path.endswith("-wal"):
@@ -291,7 +300,7 @@ def _is_of_a_job(sync: Event, record: Record) -> bool:
 
 
 def test_an_fsync_that_comes_too_late_is_not_enough(record: Record) -> None:
-    """Each fsync of a file that is renamed afterwards, put behind that rename."""
+    """Move each fsync of a file that is renamed afterwards behind that rename."""
     late = [e for e in record.events if e.is_sync and e.path.endswith(".part") and _is_of_a_job(e, record)]
     assert len(late) >= 5
     unnoticed = [str(sync) for sync in late if not violations(record, _behind_next_rename(record.events, sync))]

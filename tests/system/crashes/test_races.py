@@ -1,4 +1,4 @@
-"""A writer who renames and replaces while we copy: what is taken is one of the files that lay there, and whole."""
+"""A writer renames and replaces a file during a copy: the copy is one of the contents, and whole."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ TRIES = 10_000 if LONG else 1000
 def test_a_copy_is_one_whole_content_whatever_is_renamed_and_replaced_meanwhile(tmp_path: Path) -> None:
     contents = [bytes([number]) * (20_000 + number) for number in range(16)]
     whole = {hashlib.sha256(content).hexdigest() for content in contents}
-    box = tmp_path / "inbox"
-    box.mkdir()
-    name, aside, end = box / "a.wav", box / "b.wav", threading.Event()
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    name, aside, end = inbox / "a.wav", inbox / "b.wav", threading.Event()
 
     def write() -> None:
         number = 0
         while not end.is_set():
             number += 1
             content = contents[number % len(contents)]
-            put(box, "a.wav", content)  # replaced in one step
+            put(inbox, "a.wav", content)  # replaced in one step
             name.rename(aside)  # away and back again
             aside.rename(name)
 
-    put(box, "a.wav", contents[0])
+    put(inbox, "a.wav", contents[0])
     writer = threading.Thread(target=write)
     writer.start()
     copied = missed = 0
@@ -55,5 +55,5 @@ def test_a_copy_is_one_whole_content_whatever_is_renamed_and_replaced_meanwhile(
         end.set()
         writer.join()
     assert copied + missed == TRIES
-    assert missed > 0, "nobody wrote meanwhile"
-    assert copied > 0, "the writer left us no moment"
+    assert missed > 0, "the writer changed nothing during a copy"
+    assert copied > 0, "no copy succeeded"

@@ -1,7 +1,7 @@
-"""The hostile files of `test_hostile_media`, now as jobs: dropped into the inbox, uploaded, and fetched from addresses.
+"""The hostile files of `test_media.py` as jobs: dropped into the inbox, uploaded, and fetched from URLs.
 
-Each is refused with its code. Meanwhile nobody opens a file outside, nobody connects to anything, and no process of
-the daemon grows large: a folder and a port that nobody has any reason to touch tell on those who do.
+Each is refused with its code. No process of the daemon opens a certain file outside, connects to a certain port, or
+grows large: no other process uses that file or that port, so each use is noticed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GOOD = {"png": picture(), "wav": sound(0.4)}
 
 @dataclass
 class Canary:
-    """A secret file and an open port. `touched` tells who came near them."""
+    """A secret file and an open port. `touched` lists every use of them."""
 
     folder: Path
     opened: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Canary:
         self._observer.start()
 
     def touched(self) -> list[str]:
-        """Opened files and connections so far."""
+        """The opened files and the connections so far."""
         found = list(self.opened)
         with suppress(BlockingIOError):
             found.append(f"connection from {self.server.accept()[1]}")
@@ -98,7 +98,7 @@ def canary(tmp_path: Path) -> Iterator[Canary]:
 
 @dataclass(frozen=True)
 class Case:
-    """A pair of which one half is hostile: "png" or "wav" by its name, whatever it is."""
+    """A pair with one hostile half: the one named "png" or "wav", whatever its content is."""
 
     what: str
     half: str
@@ -111,7 +111,7 @@ class Case:
 
 
 def cases(canary: Canary) -> list[Case]:
-    """Everything that is refused, of operations 2.1 to 2.4: playlists and their like, bombs, lies, broken files."""
+    """All files that must be refused: playlists and similar texts, bombs, false headers, broken files."""
     texts = {
         **PLAYLISTS,
         "ffconcat, a server": "ffconcat version 1.0\nfile http://127.0.0.1:9/a.wav\n",
@@ -137,10 +137,10 @@ def cases(canary: Canary) -> list[Case]:
 
 @contextmanager
 def guarded(installation: Installation, canary: Canary, what: str) -> Iterator[list[Case]]:
-    """A daemon that is given every case; afterwards: what it and its children touched, and how large they grew."""
-    assert canary.touched() == []  # reading it for the cases is no touch: see below
+    """A daemon for the cases; afterwards, assert that the canary was not touched and that no process grew large."""
+    assert canary.touched() == []  # it is read for the cases next, which `_check_canary` forgets
     corpus = cases(canary)
-    _see(canary)
+    _check_canary(canary)
     installation.changes = {
         "watch": {"incomplete_timeout_s": 1.0},
         "web": {"enabled": True, "max_queue": 1000},
@@ -152,7 +152,7 @@ def guarded(installation: Installation, canary: Canary, what: str) -> Iterator[l
     assert installation.stop() == 0, installation.log[-3000:]
     assert canary.touched() == []
     largest, kib = max(peaks.kib.items(), key=lambda item: item[1])
-    assert any("ffmpeg" in command for command in peaks.kib), "the decoders were too quick for us"
+    assert any("ffmpeg" in command for command in peaks.kib), "no decoder was seen"
     assert kib < PEAK_MB * 1024, largest
     assert "this kernel has no Landlock" not in installation.log or not landlock.abi()
     assert "unexpected failure" not in installation.log
@@ -163,22 +163,22 @@ def guarded(installation: Installation, canary: Canary, what: str) -> Iterator[l
     )
 
 
-def _see(canary: Canary) -> None:
-    """The traps work: our own reading and knocking is seen, and forgotten again."""
+def _check_canary(canary: Canary) -> None:
+    """Assert that a read and a connection of our own are noticed; then forget them."""
     before = len(canary.opened)
     canary.secret.read_bytes()
-    knocking = socket.create_connection(("127.0.0.1", canary.port))
+    connection = socket.create_connection(("127.0.0.1", canary.port))
     deadline = threading.Event()
     while len(canary.opened) <= before:
         deadline.wait(0.01)
     assert any("connection" in touch for touch in canary.touched())
-    knocking.close()
-    deadline.wait(0.2)  # the last event of our own
+    connection.close()
+    deadline.wait(0.2)  # until the last event of our own has come
     canary.opened.clear()
 
 
 def check(installation: Installation, corpus: Mapping[str, Case]) -> None:
-    """Every job has ended without a video, with one of its codes, and without having been rendered."""
+    """Every job has failed with one of its codes, without a render and without a video."""
 
     def ended() -> dict[str, Job]:
         return {job.id: job for job in installation.view.jobs(limit=1000) if job.state.ended}
@@ -231,7 +231,7 @@ class Files(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """No output."""
 
 
 @contextmanager
@@ -249,7 +249,7 @@ def served(corpus: list[Case]) -> Iterator[str]:
 
 
 def uploaded(api: Api, case: Case) -> str | None:
-    """Send both halves in a form; gives the job's id, None when the form itself was refused for what is in it."""
+    """Send both halves in a form; returns the job's id, or None if the form was refused for its content."""
     parts = {"source_image": ("a.png", case.files["png"]), "audio_data": ("a.wav", case.files["wav"])}
     answer = api.form("/generate-video", **parts)
     if answer.status == 200:
@@ -261,7 +261,7 @@ def uploaded(api: Api, case: Case) -> str | None:
 
 
 def fetched(api: Api, source: str, number: int) -> str:
-    """Name both halves by their addresses; gives the job's id."""
+    """Send the URLs of both halves; returns the job's id."""
     script = {"type": "audio", "audio_url": f"{source}/{number}.wav"}
     talk: str = api.post("/talks", {"source_url": f"{source}/{number}.png", "script": script}).json["id"]
     return str(uuid.UUID(talk.removeprefix("tlk_")))
@@ -269,7 +269,7 @@ def fetched(api: Api, source: str, number: int) -> str:
 
 @pytest.mark.timeout(600)
 def test_hostile_files_over_rest_are_refused(installation: Installation, canary: Canary) -> None:
-    """By upload and by address in turn; `make test-long` takes both ways for each."""
+    """By upload and by URL in turn; `make test-long` sends each file both ways."""
     with guarded(installation, canary, "REST") as corpus, served(corpus) as source:
         api, jobs, at_once = Api(installation, port_of(installation)), dict[str, Case](), 0
         for number, case in enumerate(corpus):

@@ -37,7 +37,7 @@ BASE = "localhost/base"
 
 @dataclass(frozen=True)
 class Builder:
-    """buildah with a store of its own. Where the kernel has no overlay it copies everything for each line, slowly."""
+    """buildah with its own store. Without overlay in the kernel it copies everything for each line, slowly."""
 
     folder: Path
 
@@ -54,7 +54,7 @@ class Builder:
         return done.stdout.strip()
 
     def build(self, source: Path, target: str, *arguments: str) -> str:
-        """The image of one target, from a checkout, with pip's source of this machine."""
+        """Build the image of one target from a checkout, with the package sources of this machine."""
         pip = PipSource.of_this_machine()
         (self.folder / "pip.conf").write_text(pip.config)
         volumes = [f"--volume={path}:{path}:ro" for path in pip.folders]
@@ -101,7 +101,7 @@ def gpu(builder: Builder, source: Path, preview: str) -> str:
 
 @dataclass
 class Container:
-    """A container of an image, with a storage folder of the host mounted, as `docker run -v` would."""
+    """A container of an image, with a storage folder of the host mounted, as `docker run -v` does."""
 
     builder: Builder
     name: str
@@ -110,7 +110,7 @@ class Container:
     process: subprocess.Popen[bytes] | None = None
 
     def command(self, *arguments: str, user: str = "", **variables: str) -> list[str]:
-        """The image's own entry point with these arguments. buildah runs what it is given, so it is named here."""
+        """The image's entry point with these arguments. buildah does not run it by itself."""
         flags = ["--isolation", "chroot", "--network", "host", f"--volume={self.storage}:/app/storage"]
         flags += [f"--user={user}"] if user else []
         flags += [f"--env={name}={value}" for name, value in {"PORT": str(self.port), **variables}.items()]
@@ -136,7 +136,7 @@ class Container:
         return 0
 
     def daemon(self) -> int:
-        """Its process as this machine counts."""
+        """The id of its process on this machine."""
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
@@ -166,7 +166,7 @@ def until(done: Callable[[], Any], what: str, *, seconds: float = 90.0) -> Any:
 
 @contextmanager
 def container(builder: Builder, image: str, folder: Path) -> Iterator[Container]:
-    """A container that does not run yet; what a test leaves running in it is ended."""
+    """A container that does not run yet. Processes that a test leaves in it are ended."""
     storage = folder / "storage"
     storage.mkdir()
     made = Container(builder, builder("from", "--pull-never", image), storage, free_port())
@@ -210,21 +210,23 @@ def test_health_has_the_originals_fields_and_says_what_runs(running: Container) 
     assert (health["service"], health["device"]) == ("lipsyncd", "cpu")
 
 
-def test_it_works_as_its_own_user_who_owns_the_storage(running: Container) -> None:
+def test_it_runs_as_its_own_user_which_owns_the_storage(running: Container) -> None:
     assert running.storage.stat().st_uid == UID
-    told = (Path("/proc") / str(running.daemon()) / "status").read_text()
-    numbers = dict(line.split(":\t", 1) for line in told.splitlines() if ":\t" in line)
+    status = (Path("/proc") / str(running.daemon()) / "status").read_text()
+    numbers = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert numbers["Uid"].split() == [str(UID)] * 4
     assert numbers["Groups"].split() in ([], [str(UID)])
     assert numbers["NoNewPrivs"] == "1"
     assert int(numbers["CapEff"], 16) == 0
 
 
-def test_each_start_without_a_key_is_warned_of(running: Container) -> None:
+def test_each_start_without_a_key_logs_a_warning(running: Container) -> None:
     assert "every client may use this server" in (running.storage.parent / "log").read_text()
 
 
-def test_the_image_says_how_it_is_asked_and_stopped(builder: Builder, preview: str, source: Path) -> None:
+def test_the_image_declares_its_port_its_check_and_its_stop_signal(
+    builder: Builder, preview: str, source: Path
+) -> None:
     config = builder.about(preview)["Docker"]["config"]
     assert config["StopSignal"] == "SIGTERM"
     assert set(config["Volumes"]) == {"/app/storage", "/app/models"}
@@ -253,7 +255,7 @@ def test_sigterm_ends_it_cleanly(running: Container) -> None:
     assert "stopped" in (running.storage.parent / "log").read_text()
 
 
-def test_the_preview_has_no_torch_and_little_weight(builder: Builder, preview: str, tmp_path: Path) -> None:
+def test_the_preview_image_has_no_torch_and_is_small(builder: Builder, preview: str, tmp_path: Path) -> None:
     with container(builder, preview, tmp_path) as made:
         root = Path(builder("mount", made.name))
         site = next((root / "opt/lipsyncd/lib").glob("python3*/site-packages"))
@@ -265,7 +267,7 @@ def test_the_preview_has_no_torch_and_little_weight(builder: Builder, preview: s
     assert size_mb < 1500
 
 
-def test_another_user_is_honoured(builder: Builder, preview: str, tmp_path: Path) -> None:
+def test_it_runs_as_another_user(builder: Builder, preview: str, tmp_path: Path) -> None:
     with container(builder, preview, tmp_path) as made:
         os.chown(made.storage, 12345, 12345)
         done = made.run("init", user="12345:12345")
@@ -274,7 +276,7 @@ def test_another_user_is_honoured(builder: Builder, preview: str, tmp_path: Path
     assert owners == {12345}
 
 
-def test_the_gpu_image_without_its_torch_renders_nothing_and_says_so(
+def test_the_gpu_image_without_its_torch_renders_nothing_and_reports_it(
     builder: Builder, gpu: str, tmp_path: Path
 ) -> None:
     with container(builder, gpu, tmp_path) as made:
@@ -286,11 +288,11 @@ def test_the_gpu_image_without_its_torch_renders_nothing_and_says_so(
         until(lambda: made.answers("/health") == 200, "the daemon")
         put(made.storage / "inbox", "anna.png", picture())
         put(made.storage / "inbox", "anna.wav", sound())
-        told = until(lambda: "blocked" in (s := made.run("status").stdout) and s, "a blocked job")
+        status = until(lambda: "blocked" in (s := made.run("status").stdout) and s, "a blocked job")
         assert made.answers("/health/ready") == 503
         os.kill(made.daemon(), signal.SIGTERM)
         assert made.process.wait(60) == 0
-    assert "renderer-not-installed" in told or "weights-missing" in told
+    assert "renderer-not-installed" in status or "weights-missing" in status
     assert not list((made.storage / "outbox").glob("*.mp4"))
 
 

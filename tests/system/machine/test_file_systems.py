@@ -1,4 +1,4 @@
-"""What the table of mounts says about a folder, and where a ledger may not live."""
+"""The file system of a folder in the table of mounts, and the file systems on which no ledger may be."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ROOT_MOUNT = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw"
         (["30 27 0:50 / /srv/inbox2 rw - nfs4 server:/x rw"], "/srv/inbox", "ext4"),
         (["30 27 0:50 / /srv/my\\040inbox\\134x\\011y rw - fuse.sshfs s rw"], "/srv/my inbox\\x\ty", "fuse.sshfs"),
         (["30 27 0:50 / /srv/a\\134040b rw - nfs s rw"], "/srv/a\\040b", "nfs"),
-        # Two mounts on one point: the later one lies on top.
+        # Two mounts on one point: the later one is visible.
         (["30 27 0:50 / /srv rw - nfs4 s rw", "31 30 0:51 / /srv rw - xfs /dev/b rw"], "/srv/inbox", "xfs"),
         (["31 27 0:51 / /srv rw - xfs /dev/b rw", "30 31 0:50 / /srv rw - nfs4 s rw"], "/srv/inbox", "nfs4"),
-        # A mount above covers the one below it, although that has the longer path.
+        # A mount covers earlier ones below it, although their paths are longer.
         (["30 27 0:50 / /srv/inbox rw - tmpfs t rw", "31 27 0:51 / /srv rw - nfs4 s rw"], "/srv/inbox", "nfs4"),
         (["30 27 0:50 / /srv rw - nfs4 s rw", "31 30 0:51 / /srv/inbox rw - tmpfs t rw"], "/srv/inbox", "tmpfs"),
     ],
@@ -53,7 +53,7 @@ def test_the_real_table_of_this_machine_is_understood(tmp_path: Path) -> None:
     assert file_system_type(link) == "proc"
 
 
-def test_what_is_unknown_counts_as_network(tmp_path: Path) -> None:
+def test_an_unknown_file_system_counts_as_network(tmp_path: Path) -> None:
     assert file_system_type(tmp_path, tmp_path / "no such table") == ""
     assert is_network(Path("/proc"))
 
@@ -63,8 +63,8 @@ def test_what_is_unknown_counts_as_network(tmp_path: Path) -> None:
     [("nfs4", "nfs4"), ("cifs", "cifs"), ("9p", "9p"), ("fuse", "fuse"), ("fuse.sshfs", "fuse.sshfs")]
     + [(kind, "") for kind in ("ext4", "xfs", "tmpfs", "overlay", "somethingnew")],
 )
-def test_only_what_is_surely_a_network_is_called_one(tmp_path: Path, kind: str, refused: str) -> None:
-    """Unlike polling, which costs little where nothing is known, a refusal has to be right."""
+def test_only_a_known_network_file_system_is_refused(tmp_path: Path, kind: str, refused: str) -> None:
+    """Polling an unknown file system costs little, but a refusal has to be right."""
     table = tmp_path / "mountinfo"
     table.write_text(f"27 1 254:0 / / rw,relatime - {kind} /dev/vda rw\n")
     assert known_network(tmp_path, table) == refused
@@ -76,7 +76,7 @@ def test_without_a_table_the_kernel_is_asked_for_its_magic_number(tmp_path: Path
 
 
 @needs_fuse
-def test_a_folder_on_a_fuse_mount_is_told_by_table_and_by_number(tmp_path: Path) -> None:
+def test_a_folder_on_a_fuse_mount_is_recognised_by_table_and_by_number(tmp_path: Path) -> None:
     (tmp_path / "backing").mkdir()
     with bindfs(tmp_path / "backing", tmp_path / "mounted") as mounted:
         assert known_network(mounted).startswith("fuse")
@@ -100,7 +100,7 @@ def test_the_daemon_does_not_begin_with_its_state_on_a_share(installation: Insta
 
 @needs_fuse
 def test_inbox_and_outbox_may_be_shares(installation: Installation) -> None:
-    """And what another machine writes there, which raises no event here, is found by looking."""
+    """Files that another machine writes there raise no event here and are found by polling."""
     (installation.root / "backing").mkdir()
     with bindfs(installation.root / "backing", installation.root / "share") as share:
         installation.changes["paths"] = {"inbox": str(share / "inbox"), "outbox": str(share / "outbox")}

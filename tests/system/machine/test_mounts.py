@@ -1,4 +1,4 @@
-"""Inbox and outbox that go away and come back, at any moment: an unmounted folder is never taken for an empty one."""
+"""Inbox and outbox are unmounted and mounted again at any moment: unmounted is never taken for empty."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ HOW = [pytest.param("unmounted", marks=needs_root), "swapped"]
 
 @dataclass
 class Share:
-    """A shared folder. While it is away, a bare folder without its marker lies under its name."""
+    """A shared folder. While it is away, a bare folder without its marker has its name."""
 
     folder: Path
     aside: Path
     how: str
 
     def connect(self) -> None:
-        """Turn the folder into a mount of itself, if it is to be unmounted later."""
+        """Make the folder a mount of itself if the test unmounts it later."""
         if self.how == "unmounted":
             self.folder.rename(self.aside)
             self.folder.mkdir()
@@ -72,7 +72,7 @@ class Share:
 
 @contextmanager
 def shared(installation: Installation, kind: str, how: str) -> Iterator[Share]:
-    """A running daemon one of whose folders can go away."""
+    """A running daemon with one folder that can go away."""
     installation.start()
     installation.stop()
     share = Share(installation.path(kind), installation.root / f"server-{kind}", how)
@@ -85,7 +85,7 @@ def shared(installation: Installation, kind: str, how: str) -> Iterator[Share]:
 
 
 def delivered_once(installation: Installation, share: Share, numbers: list[int]) -> None:
-    """Every job has one video and one sidecar, made by one render; nothing ended in another way."""
+    """Every job is done, with one video and one sidecar from one render."""
     installation.until(lambda: not os.listdir(installation.path("spool")), "an empty spool")
     outbox = (
         share.aside
@@ -103,13 +103,13 @@ def delivered_once(installation: Installation, share: Share, numbers: list[int])
 
 
 def until_kept(installation: Installation, number: int) -> None:
-    """The video is made and waits for its outbox."""
+    """Wait until the video is rendered and waits for its outbox."""
     job = installation.until(lambda: (j := installation.job(f"p{number}")) and j.reason_code and j, "the reason")
     assert (job.state, job.reason_code, job.attempt) == (JobState.PUBLISHING, "outbox-unavailable", 1)
 
 
 def stopped_while_publishing(installation: Installation, number: int) -> bool:
-    """Stop the daemon (SIGSTOP) between staging a video and showing it; False when it was quicker than we."""
+    """Stop the daemon (SIGSTOP) between staging a video and publishing it; False if it was too quick."""
     assert installation.daemon is not None
     hidden, shown = installation.path("outbox") / ".lipsyncd", installation.path("outbox") / f"p{number}.json"
     deadline = time.monotonic() + 60
@@ -173,7 +173,7 @@ def test_an_inbox_that_goes_away_is_waited_for(installation: Installation, how: 
             drop_pairs(installation.path("inbox"), new)
             time.sleep(chance.uniform(0, 0.6))  # anywhere between the first look and the last file's unlinking
             with share.away(strays=("stray.png", "stray.wav")):
-                installation.until(partial(reported_unavailable, installation, now_ms()), "the word that it is gone")
+                installation.until(partial(reported_unavailable, installation, now_ms()), "the report that it is gone")
         for number in numbers:
             installation.until_done(f"p{number}")
         delivered_once(installation, share, numbers)

@@ -1,4 +1,4 @@
-"""`make install` on a bare Debian, and the unit under a real systemd: the tests go through one life of one service."""
+"""`make install` on a bare Debian, and the unit under a real systemd. The tests follow one service to its end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ user=$2; shift 2; exec runuser --user="$user" -- "$@"
 
 @pytest.fixture(scope="module")
 def machine(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A Debian with a checkout in /usr/src/lipsyncd and the people alice, of the service's group later, and bob."""
+    """A Debian with a checkout in /usr/src/lipsyncd and the users alice, later in the service's group, and bob."""
     if reason := container_kit.cannot_run("systemd-nspawn", "nsenter"):
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("machine")
@@ -47,17 +47,17 @@ def machine(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def installed(machine: Machine) -> Machine:
-    """After `make install` for a box without a GPU, with a key, a free port, and renderers of the test's own."""
-    said = machine.run(f"cd /usr/src/lipsyncd && {documented('sudo make install EXTRAS=')}").stdout
+    """After `make install` for a machine without a GPU, with a key, a free port, and the test's renderers."""
+    output = machine.run(f"cd /usr/src/lipsyncd && {documented('sudo make install EXTRAS=')}").stdout
     for word in (SETTINGS, "cpu-only.conf", "adduser NAME lipsyncd", "systemctl enable --now lipsyncd"):
-        assert word in said
-    assert "models pull" not in said
+        assert word in output
+    assert "models pull" not in output
     machine.run("USER=alice; " + documented('sudo usermod --append --groups lipsyncd "$USER"'))
     package = next((machine.root / "opt/lipsyncd/lib").glob("python3*/site-packages"))
     shutil.copy(ROOT / "tests/kits/machine/service_renderers.py", package)
     text = (machine.root / SETTINGS.lstrip("/")).read_text()
     own = 'renderers = ["slow=service_renderers:Slow", "forbidden=service_renderers:ForbiddenAttempts"]'
-    patience = "stall_timeout_s = 600"  # the first sound that is analysed has numba compile, on a busy machine too
+    patience = "stall_timeout_s = 600"  # at the first sound numba compiles, which is slow on a busy machine
     text = text.replace("[render]", f"[render]\n{own}\n{patience}").replace("[web]", "[web]\nport = 0")
     machine.write(SETTINGS, text)
     machine.run(documented("sudo systemctl enable --now lipsyncd"))
@@ -65,7 +65,7 @@ def installed(machine: Machine) -> Machine:
 
 
 def documented(command: str) -> str:
-    """The command, which the documentation has in these very words."""
+    """The command; asserts that the documentation has it word for word."""
     assert command in doc_pages.read(INSTALL)
     return command
 
@@ -80,7 +80,7 @@ def give(
     inbox: str = "/srv/lipsyncd/inbox",
     **manifest: Any,
 ) -> None:
-    """Let a user of the group drop a job into the share with cp and mv, as over a mount."""
+    """Drop a job into the share as a user of the group, with cp and mv as over a mount."""
     home = machine.root / "home" / user
     for file, content in (("face.png", image), ("voice.wav", voice)):
         (home / file).write_bytes(content)
@@ -95,9 +95,9 @@ def give(
 
 
 def job(machine: Machine, name: str) -> dict[str, Any]:
-    """The newest job of that name, as `lipsyncd status` tells it to alice; {} when there is none."""
-    told = json.loads(machine.run("lipsyncd status --json", user="alice").stdout)
-    found: dict[str, Any] = next((j for j in told["jobs"] if j["name"] == name), {})
+    """The newest job of that name in `lipsyncd status` for alice; {} if there is none."""
+    status = json.loads(machine.run("lipsyncd status --json", user="alice").stdout)
+    found: dict[str, Any] = next((j for j in status["jobs"] if j["name"] == name), {})
     return found
 
 
@@ -109,7 +109,7 @@ def until_state(machine: Machine, name: str, state: str) -> dict[str, Any]:
 
 
 def status_of(machine: Machine, path: str, key: str = "") -> int:
-    """What the REST service answers to a GET from inside."""
+    """The status of the REST service's answer to a GET from inside."""
     header = f"'Authorization': 'Bearer {key}'" if key else ""
     file = machine.root / "var/lib/lipsyncd/state/status.json"
     machine.until(file.exists, "the daemon's own status")
@@ -152,7 +152,7 @@ def test_the_key_comes_as_a_credential(installed: Machine) -> None:
 
 
 def test_a_member_of_the_group_drops_a_job_and_takes_its_video(installed: Machine) -> None:
-    """The preview renderer under the unit's walls, with the inputs of another user and the drop-in for no GPU."""
+    """The preview renderer under the unit's restrictions, with inputs of another user and the drop-in for no GPU."""
     installed.run(doc_pages.commands(INSTALL, "Drop-ins for the unit"))
     assert installed.show("PrivateDevices") == "yes"
     face = io.BytesIO()
@@ -168,7 +168,7 @@ def test_a_member_of_the_group_drops_a_job_and_takes_its_video(installed: Machin
     installed.run("systemctl daemon-reload && systemctl restart lipsyncd")
 
 
-def test_the_group_submits_and_cancels_under_any_umask_and_strangers_do_not(installed: Machine) -> None:
+def test_the_group_submits_and_cancels_under_any_umask_and_other_users_cannot(installed: Machine) -> None:
     home = installed.root / "home/alice"
     (home / "face.png").write_bytes(picture(1))
     (home / "voice.wav").write_bytes(sound(30.0, 1))
@@ -177,25 +177,25 @@ def test_the_group_submits_and_cancels_under_any_umask_and_strangers_do_not(inst
     until_state(installed, "mine", "running")
     assert "cancelled" in installed.run(f"umask 077; cd; lipsyncd cancel {job_id}", user="alice").stdout
     until_state(installed, "mine", "cancelled")
-    stranger = installed.run("cd; lipsyncd status", user="bob", check=False)
-    assert stranger.returncode == 77
-    assert "adduser" in stranger.stderr
-    assert "Traceback" not in stranger.stderr
+    refused = installed.run("cd; lipsyncd status", user="bob", check=False)
+    assert refused.returncode == 77
+    assert "adduser" in refused.stderr
+    assert "Traceback" not in refused.stderr
     assert installed.run("cp ~bob/.profile /srv/lipsyncd/inbox/", user="bob", check=False).returncode != 0
 
 
-def test_the_walls_hold_from_inside(installed: Machine) -> None:
+def test_the_restrictions_hold_from_inside(installed: Machine) -> None:
     installed.run("install -d -o lipsyncd /usr/local/elsewhere")
     give(installed, "alice", "forbidden", image=picture(2), voice=sound(0.3, 2), renderer="forbidden", resolution=64)
     until_state(installed, "forbidden", "done")
     tried = json.loads((installed.root / "var/lib/lipsyncd/state/attempts.json").read_text())
-    open_doors = {name for name, outcome in tried.items() if outcome == "done"}
-    assert open_doors == {"write the state", "write the outbox"}, tried
+    allowed = {name for name, outcome in tried.items() if outcome == "done"}
+    assert allowed == {"write the state", "write the outbox"}, tried
     assert tried["write elsewhere"] == "Read-only file system"
     assert tried["make a namespace"] == "Operation not permitted"
 
 
-def test_systemctl_reload_has_the_settings_read_again(installed: Machine) -> None:
+def test_systemctl_reload_reads_the_settings_again(installed: Machine) -> None:
     text = (installed.root / SETTINGS.lstrip("/")).read_text()
     installed.write(SETTINGS, text.replace("[render]", "[render]\nstop_grace_s = 20"))
     installed.run("systemctl reload lipsyncd")
@@ -205,7 +205,7 @@ def test_systemctl_reload_has_the_settings_read_again(installed: Machine) -> Non
     installed.until(lambda: installed.show("StatusText") == "idle", "the status text")
 
 
-# -- stopping and falling ----------------------------------------------------------------------------------------------
+# -- stops and crashes -------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_lets_the_job_finish_within_its_grace(installed: Machine) -> None:
@@ -218,7 +218,7 @@ def test_a_stop_lets_the_job_finish_within_its_grace(installed: Machine) -> None
     assert inspect(installed.root / "srv/lipsyncd/outbox/short.mp4").video.frames == 25
 
 
-def test_a_stop_puts_a_longer_job_back_and_charges_nothing(installed: Machine) -> None:
+def test_a_stop_requeues_a_longer_job_without_an_attempt(installed: Machine) -> None:
     text = (installed.root / SETTINGS.lstrip("/")).read_text()
     installed.write(SETTINGS, text.replace("stop_grace_s = 20", "stop_grace_s = 1"))
     installed.run("systemctl start lipsyncd")
@@ -234,8 +234,8 @@ def test_a_stop_puts_a_longer_job_back_and_charges_nothing(installed: Machine) -
     until_state(installed, "long", "cancelled")
 
 
-def test_a_member_is_no_daemon(installed: Machine) -> None:
-    """With the service down, its state can be read by the group; what changes the ledger is its user's alone."""
+def test_a_member_of_the_group_cannot_act_for_the_daemon(installed: Machine) -> None:
+    """With the service stopped, the group can read its state; only its own user can change the ledger."""
     installed.run("systemctl stop lipsyncd")
     found = job(installed, "long")
     refused = installed.run(f"cd; lipsyncd retry {found['id']}", user="alice", check=False)
@@ -250,7 +250,7 @@ def test_a_daemon_that_hangs_is_ended_by_the_watchdog_and_started_again(installe
     installed.write("/etc/systemd/system/lipsyncd.service.d/quick.conf", "[Service]\nWatchdogSec=4\nRestartSec=0\n")
     installed.run("systemctl daemon-reload && systemctl restart lipsyncd")
     hung = installed.show("MainPID")
-    time.sleep(6.0)  # longer than the watchdog: it is fed
+    time.sleep(6.0)  # longer than the watchdog's limit: it gets messages
     assert (installed.show("MainPID"), installed.show("NRestarts")) == (hung, "0")
     installed.run(f"kill -STOP {hung}")
     installed.until(lambda: installed.show("NRestarts") == "1", "the restart")
@@ -286,11 +286,11 @@ def test_without_a_key_the_service_starts_on_this_machine_alone(installed: Machi
     assert status_of(installed, "/credits") == 200
 
 
-# -- other places ------------------------------------------------------------------------------------------------------
+# -- other folders -----------------------------------------------------------------------------------------------------
 
 
-def test_a_share_is_taken_into_use_goes_away_and_comes_back(installed: Machine) -> None:
-    """The documented commands, with a bind mount in place of the file server's."""
+def test_a_share_is_configured_unmounted_and_mounted_again(installed: Machine) -> None:
+    """The documented commands, with a bind mount in place of a network mount."""
     share = doc_pages.commands(INSTALL, "Use folders on a network share").replace(
         "nas:/talking /mnt/share nfs hard,noatime,_netdev", "/nas /mnt/share none bind"
     )
@@ -301,9 +301,9 @@ def test_a_share_is_taken_into_use_goes_away_and_comes_back(installed: Machine) 
     give(installed, "alice", "there", inbox="/mnt/share/inbox", **order)
     until_state(installed, "there", "done")
     assert (installed.root / "nas/outbox/there.mp4").exists()
-    installed.run("umount --lazy /mnt/share")  # the daemon holds its lock of the inbox
+    installed.run("umount --lazy /mnt/share")  # the daemon holds its lock in the inbox
     installed.until(
-        lambda: "not ready: inbox: /mnt/share/inbox is not mounted" in installed.show("StatusText"), "the word"
+        lambda: "not ready: inbox: /mnt/share/inbox is not mounted" in installed.show("StatusText"), "the status text"
     )
     installed.run("mount /mnt/share")
     give(installed, "alice", "again", inbox="/mnt/share/inbox", **order)
@@ -332,8 +332,8 @@ def test_installing_again_upgrades_a_running_service_and_keeps_its_settings(inst
     text = (installed.root / SETTINGS.lstrip("/")).read_text()
     before = installed.show("MainPID")
     installed.write("/usr/src/lipsyncd/lipsyncd/of_the_next_version.py", '"""New."""\n')
-    said = installed.run("cd /usr/src/lipsyncd && make install EXTRAS=").stdout
-    assert "The service is running again." in said
+    output = installed.run("cd /usr/src/lipsyncd && make install EXTRAS=").stdout
+    assert "The service is running again." in output
     assert (installed.root / SETTINGS.lstrip("/")).read_text() == text
     assert installed.show("ActiveState") == "active"
     assert installed.show("MainPID") != before
@@ -342,11 +342,11 @@ def test_installing_again_upgrades_a_running_service_and_keeps_its_settings(inst
     assert not list((installed.root / "usr/src/lipsyncd").glob("build"))
 
 
-def test_uninstalling_takes_the_program_and_leaves_what_people_made(installed: Machine) -> None:
-    said = installed.run("cd /usr/src/lipsyncd && make uninstall").stdout
+def test_uninstalling_removes_the_program_and_leaves_settings_and_data(installed: Machine) -> None:
+    output = installed.run("cd /usr/src/lipsyncd && make uninstall").stdout
     root = installed.root
     for kept in ("/etc/lipsyncd", "/var/lib/lipsyncd", "/srv/lipsyncd"):
-        assert kept in said
+        assert kept in output
         assert (root / kept.lstrip("/")).is_dir()
     assert (root / "srv/lipsyncd/outbox/short.mp4").exists()
     assert (root / "data/lipsyncd/state/ledger.db").exists()

@@ -1,4 +1,4 @@
-"""Disks of 8 MB that fill up at the worst moment: work waits, nothing fails or is lost, and it goes on alone."""
+"""Disks of 8 MB that fill up at the worst moment: jobs wait, none fails or is lost, and go on when there is room."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def spool_of(installation: Installation) -> list[str]:
 
 
 def nothing_ended(installation: Installation) -> bool:
-    """No job was given up, and nothing was put away."""
+    """No job has failed, and nothing was archived."""
     ended = [job for job in installation.view.jobs() if job.state.ended and job.state is not JobState.DONE]
     return not ended and [p.name for p in installation.path("failed").iterdir()] == [".lipsyncd"]
 
 
 def let_pass(installation: Installation, scans: float = 3.0) -> None:
-    """Give the daemon time to do what it should not: the intake looks once a second here."""
+    """Wait for some scans of the intake, one a second here, in which nothing must happen."""
     time.sleep(scans)
     assert installation.daemon is not None
     assert installation.daemon.poll() is None
 
 
 def until_done_after(installation: Installation, filler: Path, names: list[str]) -> float:
-    """Give the room back; seconds until all of these jobs are done."""
+    """Free the disk; returns the seconds until all of these jobs are done."""
     began_s = time.monotonic()
     filler.unlink()
     for name in names:
@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up_during_an_acceptance_leaves_the_drop_where_it_was(
 def test_a_disk_that_fills_up_while_inputs_are_decoded_is_no_fault_of_the_inputs(
     installation: Installation, disk: Path
 ) -> None:
-    """ffmpeg itself runs out of room. Its copy is accepted, the floor is kept, the samples do not fit."""
+    """ffmpeg runs out of room: the job is accepted with the minimum of free space kept, but the samples do not fit."""
     installation.changes["paths"]["min_free_mb"] = 1
     with installation.running():
         filler = fill(disk, leave_bytes=2_100_000)
@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_while_inputs_are_decoded_is_no_fault_of_the_inputs
 def test_a_disk_that_fills_up_to_the_last_byte_while_jobs_run_ends_none_of_them(
     installation: Installation, disk: Path, renderer: str
 ) -> None:
-    """The ledger itself cannot be written any more: whatever was under way is done again, and nothing is given up."""
+    """The ledger cannot be written either: what was under way is done again, and no job fails."""
     installation.changes["render"] = {"renderer": renderer}
     with installation.running():
         drop_pairs(installation.path("inbox"), range(3), seconds=0.4)

@@ -1,4 +1,4 @@
-"""The files of systemd/: silent under `systemd-analyze verify`, walls as promised, and true to the program."""
+"""The files of systemd/: valid for `systemd-analyze verify`, as restricted as documented, and true to the program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.kits.installation import ROOT
 
 SYSTEMD = ROOT / "systemd"
 DROP_INS = sorted(path.name for path in (SYSTEMD / "lipsyncd.service.d").glob("*.conf"))
-# Exposure in tenths, lower is better. Nothing that opens a GPU or plays media was seen below 15.
+# Exposure in tenths, lower is better. No service known to us that opens a GPU or decodes media is below 15.
 EXPOSURE = {"": 14, "cpu-only.conf": 12, "loopback-only.conf": 12, "mounted-share.conf": 14, "pull-weights.conf": 14}
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -24,7 +24,7 @@ def lines(path: Path) -> list[str]:
 
 
 def unit(folder: Path, drop_in: str = "") -> Path:
-    """The unit with one drop-in beside it, as systemd would read both; its program exists."""
+    """Write the unit and one drop-in as systemd reads them, with a program that exists."""
     text = (SYSTEMD / "lipsyncd.service").read_text().replace("/opt/lipsyncd/bin/lipsyncd", "/bin/true")
     path = folder / "lipsyncd.service"
     path.write_text(text)
@@ -40,14 +40,14 @@ def test_every_drop_in_is_measured() -> None:
 
 @needs_systemd
 @pytest.mark.parametrize("drop_in", EXPOSURE, ids=lambda name: name or "alone")
-def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path: Path, drop_in: str) -> None:
+def test_systemd_reports_no_fault_of_the_unit(tmp_path: Path, drop_in: str) -> None:
     path = unit(tmp_path, drop_in)
     verified = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
 
 
 @needs_systemd
-def test_verify_would_speak_of_a_line_that_it_does_not_know(tmp_path: Path) -> None:
+def test_verify_reports_an_unknown_line(tmp_path: Path) -> None:
     path = unit(tmp_path)
     path.write_text(path.read_text().replace("WatchdogSec=30", "WatchDogSecs=30"))
     verified = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def test_verify_would_speak_of_a_line_that_it_does_not_know(tmp_path: Path) -> N
 
 @needs_systemd
 @pytest.mark.parametrize(("drop_in", "most"), EXPOSURE.items())
-def test_the_walls_are_as_high_as_promised(tmp_path: Path, drop_in: str, most: int) -> None:
+def test_the_exposure_is_as_documented(tmp_path: Path, drop_in: str, most: int) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={most}", unit(tmp_path, drop_in)]
     judged = subprocess.run(command, capture_output=True, text=True, check=False)
     assert judged.returncode == 0, judged.stdout[-300:]
