@@ -152,7 +152,7 @@ class Daemon:
             self._guarded(self._reload)
 
     def _start(self, parts: Parts) -> _Threads:
-        intake = partial(parts.inboxes.run, self._stop.is_set, self._guarded, parts.prepare_due)
+        intake = partial(parts.inboxes.run, self._stop.is_set, self._guarded)
         threads = _Threads(
             jobs=[
                 threading.Thread(target=intake, name="intake"),

@@ -136,7 +136,7 @@ class Housekeeper:
         return not self._stores.ledger.in_state(JobState.RUNNING, JobState.PUBLISHING)
 
     def _clamp_waits(self) -> None:
-        """At the start, and after the clock was set: times by the wall clock may then lie far ahead."""
+        """Shorten waits, at the start and after the clock was set: their ends may then lie far ahead."""
         offset_s = self._wall() - self._steady()
         if self._offset_s is not None and abs(offset_s - self._offset_s) <= _NOTICED_S:
             return

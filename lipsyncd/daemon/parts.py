@@ -1,6 +1,6 @@
 """Everything that one daemon consists of, put together in order: each part is given the parts that it works with.
 
-Starts no thread and changes no job. The daemon recovers first, and then starts `threads`.
+Starts no thread and changes no job: the daemon recovers first, and starts the threads afterwards.
 """
 
 from __future__ import annotations
@@ -89,7 +89,13 @@ class Parts:
         publisher = Publisher(self.stores, self.finisher, failures)
         self.housekeeper = Housekeeper(self.stores, self.finisher)
         self.inboxes = InboxService(
-            settings, folders, self.stores.spool, ledger, locks, make_room=self.housekeeper.make_room
+            settings,
+            folders,
+            self.stores.spool,
+            ledger,
+            locks,
+            make_room=self.housekeeper.make_room,
+            on_accept=self.prepare_due.set,
         )
         self.preparer = Preparer(self.stores, self.finisher, failures, publisher, ffmpeg)
         self.weights = AutoPull(store_of(settings.now), allowed=weights.auto_pull, min_free_mb=paths.min_free_mb)

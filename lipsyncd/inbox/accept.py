@@ -48,16 +48,27 @@ class Intake:
     """Takes the drops of one inbox. Runs in one thread.
 
     queue      the queue of that folder, "" for the inbox itself: its preset holds for what a manifest leaves open
+    on_accept  called for each job once it has its row
     cut_short  the last scan left drops behind that could have been taken: scan again at once
     """
 
-    def __init__(self, settings: CurrentSettings, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str = "") -> None:
+    def __init__(
+        self,
+        settings: CurrentSettings,
+        inbox: Inbox,
+        spool: Spool,
+        ledger: Ledger,
+        queue: str = "",
+        *,
+        on_accept: Callable[[], None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self.inbox = inbox
         self.queue = queue
         self.spool = spool
         self.ledger = ledger
         self.cut_short = False
+        self._on_accept = on_accept
         self.release = Release(inbox, spool, ledger, queue)
         self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
         self._stuck: dict[str, str] = {}
@@ -87,7 +98,7 @@ class Intake:
                 self._rowless.append(spec)
         accepted += self._register_rowless()
         if not self.cut_short:
-            self._serve_late_manifests()
+            accepted += self._serve_late_manifests()
         self.release.run()
         return accepted
 
@@ -99,7 +110,7 @@ class Intake:
     # -- one drop ------------------------------------------------------------------------------------------------------
 
     def _try_accept(self, drop: Drop, known: Mapping[str, str]) -> JobSpec | None:
-        """`_accept`, or a note why the drop has to wait; in the log when it is not `known` from the scan before."""
+        """`_accept`, or record why the drop has to wait; logged when it is not `known` from the scan before."""
         try:
             return self._accept(drop)
         except SourceChanged as changed:
@@ -113,7 +124,7 @@ class Intake:
 
     def _accept(self, drop: Drop) -> JobSpec | None:
         """Copy a drop into the spool, which makes it a job; None when it is one already."""
-        refusal = drop.refusal or self._judge(drop)
+        refusal = drop.refusal or self._check(drop)
         asked_id = drop.manifest.id if drop.manifest else None
         job_id, known = asked_id or new_id(), self.ledger.find(asked_id) if asked_id else None
         if known is not None and self._is_repetition(drop, job_id):
@@ -133,7 +144,7 @@ class Intake:
         return drop.manifest is not None and any(spec.id == drop.manifest.id for spec in self._rowless)
 
     def _register_rowless(self) -> list[Accepted]:
-        """Give what was accepted its rows, all in one commit. What fails here is not forgotten but tried again."""
+        """Give what was accepted its rows, all in one commit. What fails is tried again."""
         new = [(spec, idempotency_key(spec)) for spec in self._rowless]
         jobs = self.ledger.insert_all(new, max_attempts=self.settings.now.render.max_attempts)
         accepted = [self._note_accepted(job, spec) for job, (spec, _) in zip(jobs, new, strict=False)]
@@ -159,6 +170,7 @@ class Intake:
     def _note_accepted(self, job: Job, spec: JobSpec) -> Accepted:
         self.release.add(spec)
         reach("intake-inserted")
+        self._on_accept()
         log.info("job %s accepted: %s, %s", job.id, spec.name, "refused" if spec.refusal else spec.renderer)
         return Accepted(job, refused=spec.refusal is not None)
 
@@ -189,19 +201,19 @@ class Intake:
         )
         return spec if drop.manifest is None else with_manifest(spec, drop.manifest)
 
-    def _judge(self, drop: Drop) -> InputError | None:
-        """The reason why these files cannot become a video, as far as their structure tells."""
+    def _check(self, drop: Drop) -> InputError | None:
+        """The reason why these files cannot become a video, as far as their structure shows."""
         for role in (IMAGE, AUDIO):
             file = drop.files.get(role)
             if file is None:
                 continue
             structure = self.inbox.structure(file.name)
-            error = None if structure is None else self._judge_file(role, file, structure)
+            error = None if structure is None else self._check_file(role, file, structure)
             if error is not None:
                 return error
         return None
 
-    def _judge_file(self, role: str, file: Found, structure: Structure) -> InputError | None:
+    def _check_file(self, role: str, file: Found, structure: Structure) -> InputError | None:
         size_bytes = file.identity.size
         error = check_input.fault(role, structure, shown=repr(printable(file.text)), size_bytes=size_bytes)
         if error is not None:
@@ -238,11 +250,14 @@ class Intake:
             if not file.taken:
                 unlink_same(self.inbox, file)
 
-    def _serve_late_manifests(self) -> None:
+    def _serve_late_manifests(self) -> list[Accepted]:
+        """Give late manifests to the jobs that took their files; gives the jobs that only refuse one."""
+        refused = []
         for drop in self.inbox.without_files(self.release.taken):
             try:
                 refusal = self._late_manifests.serve(drop)
                 if refusal is not None:
-                    self._take(replace(drop, manifest=None, refusal=refusal))
+                    refused.append(self._take(replace(drop, manifest=None, refusal=refusal)))
             except (SourceChanged, OSError) as error:
                 log.info("intake: %s waits: %s", drop.name, error)
+        return [one for one in refused if one is not None]

@@ -30,7 +30,7 @@ from lipsyncd.storage.files import open_folder, open_regular
 
 log = logging.getLogger(__name__)
 
-# What writers and file servers leave beside the real files: never looked at, never reported. Compared without case.
+# What writers and file servers leave beside the real files: never opened, never reported. Compared without case.
 _TEMPORARY = (
     ".*",
     "*~",
@@ -140,7 +140,7 @@ class Inbox:
         )
         self.waiting = [self._explained(w) for w in grouping.waiting]
         if self._left_alone & self._named_somewhere():
-            self.settling.look_in(0.0)  # one of them was read in this scan
+            self.settling.scan_in(0.0)  # one of them was read in this scan
         return grouping.drops
 
     def structure(self, name: bytes) -> Structure | None:
@@ -225,7 +225,7 @@ class Inbox:
         self.ignored[printable(name)] = why
 
     def _manifest(self, name: bytes, identity: Identity) -> Manifest | InputError | None:
-        """The content of a manifest; None when it cannot be read just now."""
+        """The content of a manifest; None when it cannot be read at present."""
         known = self._parsed.get(name)
         if known is not None and known[0] == identity:
             return known[1]

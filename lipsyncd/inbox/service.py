@@ -51,6 +51,7 @@ class InboxService:
 
     locks      of the inboxes, by kind of folder (`lock_inboxes`)
     make_room  called when the disk is low: removes what may go, True when that was enough
+    on_accept  called for each job that was accepted
     wake       set to scan at once
     paused     why no drop is taken; "" when drops are taken
     """
@@ -64,17 +65,20 @@ class InboxService:
         locks: Mapping[str, FolderLock],
         *,
         make_room: Callable[[], bool] = lambda: False,
+        on_accept: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.folders = folders
         self.make_room = make_room
         self.wake = threading.Event()
         self.paused = ""
-        self.inboxes = [self._open(kind, lock, spool, ledger) for kind, lock in locks.items()]
+        self.inboxes = [self._open(kind, lock, spool, ledger, on_accept) for kind, lock in locks.items()]
         self._overflows = Overflows(self.wake.set)
         self._scanned_s = time.monotonic()
 
-    def _open(self, kind: str, lock: FolderLock, spool: Spool, ledger: Ledger) -> ServedInbox:
+    def _open(
+        self, kind: str, lock: FolderLock, spool: Spool, ledger: Ledger, on_accept: Callable[[], None]
+    ) -> ServedInbox:
         folder, queue = self.folders.shared[kind], queue_of(kind)
         settings = self.settings.now
         inbox = Inbox(
@@ -84,7 +88,7 @@ class InboxService:
             queues=() if queue else [preset.name for preset in settings.queues],
             opened=partial(self.folders.opened, kind),
         )
-        intake = Intake(self.settings, inbox, spool, ledger, queue)
+        intake = Intake(self.settings, inbox, spool, ledger, queue, on_accept=on_accept)
         watch = Watch(folder, mode=settings.watch.mode, hidden=HIDDEN, notify=self.wake.set)
         return ServedInbox(kind, inbox, intake, watch, lock)
 
@@ -95,41 +99,37 @@ class InboxService:
 
     # -- scanning ------------------------------------------------------------------------------------------------------
 
-    def run(
-        self, stop: Callable[[], bool], guarded: Callable[[Callable[[], bool]], bool], accepted: threading.Event
-    ) -> None:
-        """Scan until `stop`. Sets `accepted` when there are new jobs; `guarded` runs a scan and catches its errors."""
+    def run(self, stop: Callable[[], bool], guarded: Callable[[Callable[[], None]], object]) -> None:
+        """Scan until `stop`. `guarded` runs a scan and catches its errors."""
         while not stop():
             self.wake.clear()
             self.paused = self._why_paused()
             for served in self.inboxes:
-                if guarded(partial(self.scan, served, stop)):
-                    accepted.set()
+                guarded(partial(self.scan, served, stop))
             self.wake.wait(self._until_next_scan_s())
         for served in self.inboxes:
             served.watch.stop()
         self._overflows.close()
 
-    def scan(self, served: ServedInbox, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Take what is ready in one inbox; True when that made jobs."""
+    def scan(self, served: ServedInbox, stop: Callable[[], bool] = lambda: False) -> None:
+        """Take what is ready in one inbox."""
         self._set_fault(served, self._why_unavailable(served))
         if served.fault:
-            return False
+            return
         served.watch.check()
         served.inbox.settling.network = served.watch.network
         served.inbox.settling.rules = rules_of(self.settings.now)
         if self.paused:
-            return False
+            return
         try:
-            accepted = served.intake.scan(stop)
+            served.intake.scan(stop)
         except OSError as error:
             place = served.inbox.root if error.filename is None else os.fsdecode(error.filename)
             self._set_fault(served, f"{place} cannot be listed: {error.strerror}")
-            return False
+            return
         self._scanned_s = time.monotonic()
         if served.intake.cut_short:
             self.wake.set()
-        return bool(accepted)
 
     def _why_unavailable(self, served: ServedInbox) -> str:
         if not self.folders.available(served.kind):
@@ -159,7 +159,7 @@ class InboxService:
 
     def _until_next_scan_s(self) -> float:
         """Seconds until the next scan, if no change is noticed before."""
-        looks = [served.inbox.settling.next_look_s for served in self.inboxes if not served.fault and not self.paused]
+        looks = [served.inbox.settling.next_scan_s for served in self.inboxes if not served.fault and not self.paused]
         soon = [seconds + 0.005 for seconds in looks if seconds is not None]
         return min([self.scan_due_s(), *soon])
 

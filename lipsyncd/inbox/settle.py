@@ -49,10 +49,10 @@ class _Seen:
 class Settling:
     """The files of one inbox, from the first scan that finds them until they are finished.
 
-    path        gives the whole path of a name
-    manifest    gives the content of a manifest; None when it cannot be read just now
-    unreadable  files that cannot be read, and why, as of the last scan
-    next_look_s seconds until a file may be finished; None when the next rescan is early enough
+    path         gives the whole path of a name
+    manifest     gives the content of a manifest; None when it cannot be read at present
+    unreadable   files that cannot be read, and why, as of the last scan
+    next_scan_s  seconds until a file may be finished; None when the next rescan is early enough
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Settling:
         self.rules = rules
         self.network = network
         self.unreadable: dict[str, str] = {}
-        self.next_look_s: float | None = None
+        self.next_scan_s: float | None = None
         self._path = path
         self._manifest = manifest
         self._now_s = 0.0
@@ -75,7 +75,7 @@ class Settling:
     def begin(self, now_s: float) -> None:
         """A scan begins."""
         self._now_s = now_s
-        self.next_look_s = None
+        self.next_scan_s = None
         self.unreadable = {}
 
     def observe(self, name: bytes, role: str, identity: Identity, *, taken: bool) -> Found:
@@ -103,16 +103,16 @@ class Settling:
         """Forget all other names."""
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
 
-    def look_in(self, seconds: float) -> None:
+    def scan_in(self, seconds: float) -> None:
         """Have the next scan begin in so many seconds, or earlier."""
-        self.next_look_s = seconds if self.next_look_s is None else min(self.next_look_s, seconds)
+        self.next_scan_s = seconds if self.next_scan_s is None else min(self.next_scan_s, seconds)
 
     def _settle(self, name: bytes, role: str, seen: _Seen) -> None:
-        """Decide whether a file is finished, and when to look again if not."""
+        """Decide whether a file is finished, and when to scan again if not."""
         still_s = self._now_s - seen.still_since_s
         shortest_s = self.rules.settle_network_s if self.network else self.rules.settle_proven_s
         if still_s < shortest_s:
-            self.look_in(shortest_s - still_s)
+            self.scan_in(shortest_s - still_s)
             return
         try:
             descriptor = open_regular(self._path(name))
@@ -125,7 +125,7 @@ class Settling:
         try:
             # An open also makes an NFS client ask the server again: only then fstat is the truth.
             if Identity.of(os.fstat(descriptor)) != seen.identity:
-                self.look_in(self.rules.settle_s)
+                self.scan_in(self.rules.settle_s)
                 return
             busy = written_by_others(descriptor)
             if role != MANIFEST:
@@ -144,7 +144,7 @@ class Settling:
     def _finished(self, completeness: Completeness, seen: _Seen, still_s: float, busy: bool | None) -> bool:
         if busy:
             seen.why = "a program has it open for writing"
-            self.look_in(self.rules.settle_s)
+            self.scan_in(self.rules.settle_s)
             return False
         if completeness is Completeness.TRUNCATED:
             seen.why = "its content ends before its own header says"
@@ -157,5 +157,5 @@ class Settling:
     def _after(self, needed_s: float, still_s: float) -> bool:
         if still_s >= needed_s:
             return True
-        self.look_in(needed_s - still_s)
+        self.scan_in(needed_s - still_s)
         return False

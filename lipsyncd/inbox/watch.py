@@ -54,7 +54,7 @@ _watchdog_log = logging.getLogger("watchdog")
 class Watch:
     """Calls `notify` at every change in `folder`, from a thread of its own, while the kernel reports changes.
 
-    `start`, `check` and `stop` belong to one thread, which calls `check` at each of its looks.
+    `start`, `check` and `stop` belong to one thread, which calls `check` before each scan.
 
     hidden    name of our own folder inside `folder`
     network   other machines may write there, and their changes raise no event
@@ -244,7 +244,7 @@ class Overflows(logging.Handler):
 
 
 def refusal(folder: Path) -> OSError | None:
-    """Why the kernel would not tell us of changes in `folder`: a real watch is set, and taken away again."""
+    """Why the kernel refuses to report changes in `folder`; None when it does not. Sets a real watch and removes it."""
     try:
         _Reader(folder, folder / "no ticks", lambda: None).close()
     except OSError as error:
@@ -253,7 +253,7 @@ def refusal(folder: Path) -> OSError | None:
 
 
 def _place(folder: Path) -> tuple[int, int] | None:
-    """Which folder lies under that path now; None when none does."""
+    """The folder that lies under that path now; None when there is none."""
     try:
         status = folder.stat()
     except OSError:

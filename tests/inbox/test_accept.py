@@ -18,7 +18,9 @@ from sqlalchemy import event
 
 from lipsyncd.errors import LedgerUnavailable
 from lipsyncd.inbox import accept
+from lipsyncd.inbox.accept import Intake
 from lipsyncd.jobs.job import Job, JobState, new_id
+from lipsyncd.settings import CurrentSettings
 from tests.kits.core_kit import as_nobody, spec_of
 from tests.kits.inbox_kit import InboxByHand, reason
 from tests.kits.installation import picture, put, sound
@@ -205,7 +207,7 @@ def test_an_inbox_from_which_nothing_may_be_removed_is_served_once(tmp_path: Pat
         inbox_by_hand = InboxByHand(tmp_path)
         jobs = [len(inbox_by_hand.take()), len(inbox_by_hand.take()), len(inbox_by_hand.scan(after_s=10_000))]
         inbox_by_hand.ledger.close()
-        return [jobs, inbox_by_hand.inbox.settling.next_look_s, inbox_by_hand.inbox.waiting, inbox_by_hand.left]
+        return [jobs, inbox_by_hand.inbox.settling.next_scan_s, inbox_by_hand.inbox.waiting, inbox_by_hand.left]
 
     def second() -> list[object]:
         inbox_by_hand = InboxByHand(tmp_path)
@@ -213,7 +215,7 @@ def test_an_inbox_from_which_nothing_may_be_removed_is_served_once(tmp_path: Pat
         inbox_by_hand.ledger.close()
         return [
             jobs,
-            inbox_by_hand.inbox.settling.next_look_s,
+            inbox_by_hand.inbox.settling.next_scan_s,
             inbox_by_hand.inbox.waiting,
             len(os.listdir(tmp_path / "spool")),
         ]
@@ -388,3 +390,34 @@ def test_a_ledger_without_room_keeps_what_was_accepted_and_takes_nothing_twice(i
     assert inbox_by_hand.scan(after_s=2) == []
     assert inbox_by_hand.left == []
     assert len(inbox_by_hand.spool.ids()) == 1
+
+
+def test_a_job_is_announced_when_it_has_its_row_also_when_the_folder_then_cannot_be_listed(
+    inbox_by_hand: InboxByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[int] = []
+    intake = Intake(
+        CurrentSettings(inbox_by_hand.settings),
+        inbox_by_hand.inbox,
+        inbox_by_hand.spool,
+        inbox_by_hand.ledger,
+        on_accept=lambda: announced.append(len(inbox_by_hand.ledger.in_state(JobState.QUEUED))),
+    )
+    inbox_by_hand.pair()
+    intake.scan()
+    inbox_by_hand.clock.wait(2.0)
+
+    def locked(new: list[object], **_: object) -> list[Job]:
+        if new:
+            raise LedgerUnavailable("the ledger is locked")
+        return []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox_by_hand.ledger, "insert_all", locked)
+        with pytest.raises(LedgerUnavailable):
+            intake.scan()
+    assert announced == []
+    inbox_by_hand.inbox_folder.rename(inbox_by_hand.root / "away")
+    with pytest.raises(FileNotFoundError):
+        intake.scan()
+    assert announced == [1]

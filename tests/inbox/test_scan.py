@@ -148,7 +148,7 @@ def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: InboxWi
         assert box.scan() == []
         assert box.scan(after_s=3600) == []
         assert box.waits["a.wav"] == "a program has it open for writing"
-        assert box.inbox.settling.next_look_s == RULES.settle_s
+        assert box.inbox.settling.next_scan_s == RULES.settle_s
         writer.stdin.close()
         writer.wait(10)
     assert box.scan() == ["a"]
@@ -192,7 +192,7 @@ def test_what_writers_and_servers_leave_beside_the_files_is_not_even_reported(bo
     assert box.scan(after_s=90_000) == []
     assert box.inbox.ignored == {}
     assert box.inbox.waiting == []
-    assert box.inbox.settling.next_look_s is None
+    assert box.inbox.settling.next_scan_s is None
     assert len(os.listdir(box.root)) == len(LEFT_BY_WRITERS)
 
 
@@ -272,8 +272,8 @@ def test_a_manifest_may_name_a_file_of_any_suffix(box: InboxWithClock) -> None:
     looks = 0
     while not drops:
         looks += 1
-        assert box.inbox.settling.next_look_s is not None
-        drops = box.scan(after_s=box.inbox.settling.next_look_s)
+        assert box.inbox.settling.next_scan_s is not None
+        drops = box.scan(after_s=box.inbox.settling.next_scan_s)
     assert drops == ["order"]
     assert looks <= 4
     assert box.inbox.ignored == {}
@@ -316,7 +316,7 @@ def test_any_name_is_taken_and_shown_on_one_line(box: InboxWithClock, stem: byte
 def test_what_may_not_be_read_waits_with_its_reason_and_heals_alone(root: Path) -> None:
     def work() -> list[object]:
         box = InboxWithClock(root)
-        seen: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.settling.next_look_s]
+        seen: list[object] = [box.scan(), box.scan(after_s=3600), box.waits, box.inbox.settling.next_scan_s]
         (root / "go").touch()
         while (root / "go").exists():
             time.sleep(0.01)
@@ -337,12 +337,12 @@ os.unlink(root + "/go")
 """
     healer = subprocess.Popen([sys.executable, "-c", program, str(root)])
     try:
-        before, later, waits, next_look_s, changed, healed = as_nobody(work, root)
+        before, later, waits, next_scan_s, changed, healed = as_nobody(work, root)
     finally:
         healer.wait(20)
     reason = "cannot be read: Permission denied"
     assert (before, later, waits) == ([], [], {"a.png": reason, "a.wav": reason})
-    assert next_look_s is None  # no busy loop: the rescan clock is enough
+    assert next_scan_s is None  # no busy loop: the rescan clock is enough
     assert (changed, healed) == ([], ["a"])
 
 

@@ -52,9 +52,9 @@ class InboxWithClock:
         """Seconds until the first drop is ready, with a scan at each moment that the inbox asks for."""
         begun_s = self.clock.now_s
         while not self.scan():
-            assert self.inbox.settling.next_look_s is not None, self.waits
-            assert self.inbox.settling.next_look_s > 0
-            self.clock.wait(self.inbox.settling.next_look_s + 0.001)
+            assert self.inbox.settling.next_scan_s is not None, self.waits
+            assert self.inbox.settling.next_scan_s > 0
+            self.clock.wait(self.inbox.settling.next_scan_s + 0.001)
             assert self.clock.now_s - begun_s <= limit_s, self.waits
         return round(self.clock.now_s - begun_s, 1)
 
