@@ -178,7 +178,7 @@ class Parts:
 
     def _on_move(self, step: str, job: Job) -> None:
         """A job that is queued again is prepared; the end of one serves the jobs that wait for the same work."""
-        if job.state.ended or step == JobState.QUEUED:
+        if job.state.ended or step in ("accepted", JobState.QUEUED):
             self.prepare_due.set()
         if job.webhook:
             self.webhooks.wake()

@@ -173,7 +173,10 @@ class Ledger:
                 session.execute(insert(JobSourceRow), sources)
             session.execute(insert(JobEventRow), accepted)
             made = select(*_FIELDS).where(col(JobRow.seq) >= seq).order_by(col(JobRow.seq))
-            return [_job(row) for row in session.execute(made).mappings()]
+            jobs = [_job(row) for row in session.execute(made).mappings()]
+        for job in jobs:
+            self._notify("accepted", job)
+        return jobs
 
     # -- moves ---------------------------------------------------------------------------------------------------------
 

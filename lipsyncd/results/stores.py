@@ -14,7 +14,7 @@ from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.spool import Spool
 
-LONGEST_LOOK_S = 300.0  # the ledger is read at least this often
+LONGEST_LOOK_S = 60.0  # the ledger is read at least this often
 
 
 @dataclass

@@ -201,7 +201,7 @@ def test_following_one_job_ends_with_it_and_misses_nothing(installation: Install
 
 
 def test_following_all_jobs_of_a_daemon_goes_on_until_it_is_interrupted(installation: Installation) -> None:
-    with installation.running(), following(installation) as process:
+    with installation.running(), following(installation, "--since", "1h") as process:
         assert process.stdout is not None
         installation.drop_pair("anna")
         installation.until_done("anna")
