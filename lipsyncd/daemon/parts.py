@@ -89,13 +89,7 @@ class Parts:
         publisher = Publisher(self.stores, self.finisher, failures)
         self.housekeeper = Housekeeper(self.stores, self.finisher)
         self.inboxes = InboxService(
-            settings,
-            folders,
-            self.stores.spool,
-            ledger,
-            locks,
-            make_room=self.housekeeper.make_room,
-            on_accept=self.prepare_due.set,
+            settings, folders, self.stores.spool, ledger, locks, make_room=self.housekeeper.make_room
         )
         self.preparer = Preparer(self.stores, self.finisher, failures, publisher, ffmpeg)
         self.weights = AutoPull(store_of(settings.now), allowed=weights.auto_pull, min_free_mb=paths.min_free_mb)
@@ -177,7 +171,7 @@ class Parts:
         return partial(self.webhooks.take_keys, keys)
 
     def _on_move(self, step: str, job: Job) -> None:
-        """A job that is queued again is prepared; the end of one serves the jobs that wait for the same work."""
+        """Accepted and requeued jobs are prepared; the end of a job serves those that wait for the same work."""
         if job.state.ended or step in ("accepted", JobState.QUEUED):
             self.prepare_due.set()
         if job.webhook:

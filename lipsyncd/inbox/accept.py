@@ -48,27 +48,16 @@ class Intake:
     """Takes the drops of one inbox. Runs in one thread.
 
     queue      the queue of that folder, "" for the inbox itself: its preset holds for what a manifest leaves open
-    on_accept  called for each job once it has its row
     cut_short  the last scan left drops behind that could have been taken: scan again at once
     """
 
-    def __init__(
-        self,
-        settings: CurrentSettings,
-        inbox: Inbox,
-        spool: Spool,
-        ledger: Ledger,
-        queue: str = "",
-        *,
-        on_accept: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, settings: CurrentSettings, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str = "") -> None:
         self.settings = settings
         self.inbox = inbox
         self.queue = queue
         self.spool = spool
         self.ledger = ledger
         self.cut_short = False
-        self._on_accept = on_accept
         self.release = Release(inbox, spool, ledger, queue)
         self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
         self._stuck: dict[str, str] = {}
@@ -170,7 +159,6 @@ class Intake:
     def _note_accepted(self, job: Job, spec: JobSpec) -> Accepted:
         self.release.add(spec)
         reach("intake-inserted")
-        self._on_accept()
         log.info("job %s accepted: %s, %s", job.id, spec.name, "refused" if spec.refusal else spec.renderer)
         return Accepted(job, refused=spec.refusal is not None)
 

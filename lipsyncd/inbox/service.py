@@ -51,7 +51,6 @@ class InboxService:
 
     locks      of the inboxes, by kind of folder (`lock_inboxes`)
     make_room  called when the disk is low: removes what may go, True when that was enough
-    on_accept  called for each job that was accepted
     wake       set to scan at once
     paused     why no drop is taken; "" when drops are taken
     """
@@ -65,20 +64,17 @@ class InboxService:
         locks: Mapping[str, FolderLock],
         *,
         make_room: Callable[[], bool] = lambda: False,
-        on_accept: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.folders = folders
         self.make_room = make_room
         self.wake = threading.Event()
         self.paused = ""
-        self.inboxes = [self._open(kind, lock, spool, ledger, on_accept) for kind, lock in locks.items()]
+        self.inboxes = [self._open(kind, lock, spool, ledger) for kind, lock in locks.items()]
         self._overflows = Overflows(self.wake.set)
         self._scanned_s = time.monotonic()
 
-    def _open(
-        self, kind: str, lock: FolderLock, spool: Spool, ledger: Ledger, on_accept: Callable[[], None]
-    ) -> ServedInbox:
+    def _open(self, kind: str, lock: FolderLock, spool: Spool, ledger: Ledger) -> ServedInbox:
         folder, queue = self.folders.shared[kind], queue_of(kind)
         settings = self.settings.now
         inbox = Inbox(
@@ -88,7 +84,7 @@ class InboxService:
             queues=() if queue else [preset.name for preset in settings.queues],
             opened=partial(self.folders.opened, kind),
         )
-        intake = Intake(self.settings, inbox, spool, ledger, queue, on_accept=on_accept)
+        intake = Intake(self.settings, inbox, spool, ledger, queue)
         watch = Watch(folder, mode=settings.watch.mode, hidden=HIDDEN, notify=self.wake.set)
         return ServedInbox(kind, inbox, intake, watch, lock)
 

@@ -18,9 +18,7 @@ from sqlalchemy import event
 
 from lipsyncd.errors import LedgerUnavailable
 from lipsyncd.inbox import accept
-from lipsyncd.inbox.accept import Intake
 from lipsyncd.jobs.job import Job, JobState, new_id
-from lipsyncd.settings import CurrentSettings
 from tests.kits.core_kit import as_nobody, spec_of
 from tests.kits.inbox_kit import InboxByHand, reason
 from tests.kits.installation import picture, put, sound
@@ -392,20 +390,13 @@ def test_a_ledger_without_room_keeps_what_was_accepted_and_takes_nothing_twice(i
     assert len(inbox_by_hand.spool.ids()) == 1
 
 
-def test_a_job_is_announced_when_it_has_its_row_also_when_the_folder_then_cannot_be_listed(
+def test_a_job_is_reported_when_it_has_its_row_also_when_the_folder_then_cannot_be_listed(
     inbox_by_hand: InboxByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announced: list[int] = []
-    intake = Intake(
-        CurrentSettings(inbox_by_hand.settings),
-        inbox_by_hand.inbox,
-        inbox_by_hand.spool,
-        inbox_by_hand.ledger,
-        on_accept=lambda: announced.append(len(inbox_by_hand.ledger.in_state(JobState.QUEUED))),
-    )
+    reported: list[str] = []
+    inbox_by_hand.ledger.listeners.append(lambda step, _job: reported.append(step))
     inbox_by_hand.pair()
-    intake.scan()
-    inbox_by_hand.clock.wait(2.0)
+    inbox_by_hand.scan()
 
     def locked(new: list[object], **_: object) -> list[Job]:
         if new:
@@ -415,9 +406,9 @@ def test_a_job_is_announced_when_it_has_its_row_also_when_the_folder_then_cannot
     with monkeypatch.context() as patched:
         patched.setattr(inbox_by_hand.ledger, "insert_all", locked)
         with pytest.raises(LedgerUnavailable):
-            intake.scan()
-    assert announced == []
+            inbox_by_hand.scan(after_s=2.0)
+    assert reported == []
     inbox_by_hand.inbox_folder.rename(inbox_by_hand.root / "away")
     with pytest.raises(FileNotFoundError):
-        intake.scan()
-    assert announced == [1]
+        inbox_by_hand.scan()
+    assert reported == ["accepted"]
