@@ -53,6 +53,7 @@ def made(installation: Installation) -> Installation:
 # -- all is well -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.inotify
 def test_a_healthy_installation_fits_on_one_screen(installation: Installation) -> None:
     installation.changes["web"] = {"enabled": True}
     with installation.running():

@@ -140,6 +140,7 @@ def test_a_network_folder_is_polled_and_cannot_have_the_ledger(
     fault(made, "spool", "is on nfs4", "local disk")
 
 
+@pytest.mark.inotify
 def test_events_are_reported_only_if_the_kernel_gives_them(made: Installation) -> None:
     assert "events (" in seen(made, "watch").seen
     assert folders._inotify_fault(Path("/nowhere")) == "No such file or directory"

@@ -78,6 +78,7 @@ def queues(installation: Installation) -> Installation:
     return installation
 
 
+@pytest.mark.inotify
 def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: Installation) -> None:
     """In the order of their priorities, each with its preset; a manifest in a queue names files of that queue."""
     installation = queues

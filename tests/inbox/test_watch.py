@@ -19,6 +19,7 @@ import pytest
 from lipsyncd.inbox.watch import ASK_AGAIN_S, END_WITHIN_S, HEARD_WITHIN_S, TICK, TICK_EVERY_S, Watch, refusal
 from tests.kits.core_kit import Clock, as_nobody
 from tests.kits.installation import ROOT
+from tests.kits.machine.inotify_kit import MOST_OF_OURS
 from tests.kits.machine.machine_kit import bindfs, needs_fuse, needs_root
 
 
@@ -36,6 +37,8 @@ class Changes:
         self._noticed.clear()
         return noticed
 
+
+pytestmark = pytest.mark.inotify
 
 Watched = tuple[Watch, Changes]
 
@@ -478,3 +481,24 @@ def test_refused_watches_leave_nothing_open(inbox: Path) -> None:
     work = "watch.check(); first = count()\nfor _ in range(5):\n    clock.wait(ASK_AGAIN_S); watch.check()\n"
     for limit in ("max_inotify_watches", "max_inotify_instances"):
         assert limited(limit, f"{count}{work}print(count() == first, watch.events)", inbox) == ["True False"]
+
+
+# -- the marker `inotify` ----------------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize(("limit", "ours", "skips"), [(0, 0, True), (MOST_OF_OURS + 1, MOST_OF_OURS + 1, False)])
+def test_a_test_skips_without_an_instance_unless_these_tests_hold_them_all(limit: int, ours: int, skips: bool) -> None:
+    program = f"""
+import ctypes, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tests.kits.machine.inotify_kit import taken_by_others
+
+Path("/proc/sys/user/max_inotify_instances").write_text("{limit}")
+held = [ctypes.CDLL(None).inotify_init1(0) for _ in range({ours})]
+print(min(held, default=0) >= 0, taken_by_others())
+"""
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("True no inotify instance is left" if skips else "True \n"), done.stdout

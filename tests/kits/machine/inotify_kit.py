@@ -42,12 +42,19 @@ def _held() -> tuple[int, int]:
             try:
                 if process.stat().st_uid != os.geteuid():
                     continue
-                count = sum(os.readlink(one) == "anon_inode:inotify" for one in (process / "fd").iterdir())
+                count = sum(_leads_to(descriptor) == "anon_inode:inotify" for descriptor in (process / "fd").iterdir())
                 is_ours = process.name == str(os.getpid()) or f"PYTHONPATH={ROOT}" in _variables(process)
             except OSError:
                 continue  # it has ended, or is not ours to examine
             ours, others = (ours + count, others) if is_ours else (ours, others + count)
     return ours, others
+
+
+def _leads_to(descriptor: Path) -> str:
+    try:
+        return os.readlink(descriptor)
+    except FileNotFoundError:  # closed since
+        return ""
 
 
 def _variables(process: Path) -> list[str]:

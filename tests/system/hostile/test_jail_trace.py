@@ -34,7 +34,7 @@ from tests.sandbox.test_jail import WITHOUT_LANDLOCK, needs_landlock
 from tests.system.hostile.test_jobs import GOOD, Canary, cases
 from tests.system.hostile.test_media import SEEDS, without_samples
 
-pytestmark = [needs_landlock, pytest.mark.timeout(600)]
+pytestmark = [needs_landlock, pytest.mark.inotify, pytest.mark.timeout(600)]
 
 WAIT_S = 400.0  # a quarter of a minute on an idle machine
 

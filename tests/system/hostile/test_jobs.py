@@ -197,6 +197,7 @@ def check(installation: Installation, corpus: Mapping[str, Case]) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.inotify
 def test_hostile_files_in_the_inbox_are_refused(installation: Installation, canary: Canary) -> None:
     with guarded(installation, canary, "the inbox") as corpus:
         inbox = installation.path("inbox")
@@ -268,6 +269,7 @@ def fetched(api: Api, source: str, number: int) -> str:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.inotify
 def test_hostile_files_over_rest_are_refused(installation: Installation, canary: Canary) -> None:
     """By upload and by URL in turn; `make test-long` sends each file both ways."""
     with guarded(installation, canary, "REST") as corpus, served(corpus) as source:

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from lipsyncd.jobs.job import JobState
 from tests.kits.installation import Installation
 from tests.kits.long_run_figures import report
@@ -35,6 +37,7 @@ def fill_queue(inbox: Path) -> None:
         name.unlink(missing_ok=True)
 
 
+@pytest.mark.inotify
 def test_a_burst_while_the_daemon_is_stopped_is_accepted_whole(installation: Installation) -> None:
     changes = {"render": {"renderer": "missing"}, "watch": {"rescan_s": 3600.0}}
     with serving(installation.root, changes=changes) as api:
