@@ -242,6 +242,8 @@ class Daemon:
             "free_mb": round(free_mb(self.folders.spool)),
             "progress": parts.stores.running.progress(),
             "web_port": None if parts.web is None else parts.web.port,
+            "web_keys": 0 if parts.web is None else len(parts.web.access.keys),
+            "web_admin": parts.web is not None and any(key.admin for key in parts.web.access.keys),
         }
         write_json(self.folders.state / STATUS_FILE, content, mode=0o640)
 

@@ -4,6 +4,8 @@
     failed      `job.json` and `reason.json` in failed/
     cancelled   the same in the archive, which also has the `job.json` of the jobs that were done
 
+Others may write into these folders. Whose job it was counts only with the manifest beside it that REST has signed.
+
 The spool holds the open jobs and overrides all this. A mark in the state folder means that these folders are to be
 read. It stays until each of them could be read, so a crash or a share that is not mounted loses nothing.
 """
@@ -11,19 +13,24 @@ read. It stays until each of them could be read, so a crash or a share that is n
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.job import Identity, JobSpec, JobState, SourceFile, idempotency_key
+from lipsyncd.jobs.manifest import MAX_BYTES
 from lipsyncd.ledger.ended_jobs import EndedJob
 from lipsyncd.results import archive, leftovers
 from lipsyncd.results.leftovers import Piece, facts_in
-from lipsyncd.storage.files import fsync_folder, write_new
+from lipsyncd.storage.files import fsync_folder, open_regular, write_new
 from lipsyncd.storage.folders import Folders
+from lipsyncd.storage.secret_file import secret_in
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +61,13 @@ def missing(folders: Folders) -> list[str]:
 
 def read(folders: Folders) -> dict[str, EndedJob]:
     """Every ended job that has left files, by its id. A folder that is not mounted gives none."""
-    shared = folders.shared
+    shared, spec_of = folders.shared, partial(_spec_of, secret_in(folders.state / manifest_mac.SECRET_FILE))
     archived = list(leftovers.archived(shared["archive"], ())) if folders.available("archive") else []
-    orders = {piece.id: (piece.folder, spec) for piece in archived if (spec := archive.spec_of(piece.folder))}
+    orders = {piece.id: (piece.folder, spec) for piece in archived if (spec := spec_of(piece.folder))}
     found: dict[str, EndedJob] = {}
-    found |= _ended_by_id(archived, _without_video)
+    found |= _ended_by_id(archived, lambda piece: _without_video(piece, spec_of))
     if folders.available("failed"):
-        found |= _ended_by_id(leftovers.failed(shared["failed"], ()), _without_video)
+        found |= _ended_by_id(leftovers.failed(shared["failed"], ()), lambda piece: _without_video(piece, spec_of))
     if folders.available("outbox"):
         found |= _ended_by_id(leftovers.published(shared["outbox"], ()), lambda piece: _done(piece, orders))
     return found | _ended_by_id(leftovers.kept_results(folders.results, ()), lambda piece: _done(piece, orders))
@@ -80,9 +87,22 @@ def _ended_by_id(found: Iterable[Piece], read_one: Callable[[Piece], EndedJob | 
     return ended_jobs
 
 
-def _without_video(piece: Piece) -> EndedJob | None:
+def _spec_of(secret: bytes, folder: Path) -> JobSpec | None:
+    """The spec of the job whose inputs lie there; its client and uploads only if REST's own manifest proves them."""
+    spec = archive.spec_of(folder)
+    if spec is None or not {"tenant", "uploads"} & (spec.rest or {}).keys():
+        return spec
+    try:
+        with os.fdopen(open_regular(folder / f"rest-{spec.id}.json"), "rb") as file:
+            proved = manifest_mac.is_proof_of(file.read(MAX_BYTES + 1), spec, secret)
+    except OSError:
+        proved = False
+    return spec if proved else manifest_mac.without_tenant(spec)
+
+
+def _without_video(piece: Piece, spec_of: Callable[[Path], JobSpec | None]) -> EndedJob | None:
     """A failed or cancelled job; None for the inputs of one that was done."""
-    spec, why = archive.spec_of(piece.folder), facts_in(piece.folder / "reason.json")
+    spec, why = spec_of(piece.folder), facts_in(piece.folder / "reason.json")
     if spec is None or why.get("id") != piece.id:
         return None
     state = JobState(why["state"])

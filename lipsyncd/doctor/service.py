@@ -22,7 +22,7 @@ from lipsyncd.ledger import backups
 from lipsyncd.ledger.schema import STEPS
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.storage.locks import holder, is_held
-from lipsyncd.web.keys import KEY_VARIABLE, is_loopback, read_keys
+from lipsyncd.web.keys import KEY_VARIABLE, is_loopback, read_keys, without_admin
 
 # In older versions, two connections that write or checkpoint at once could damage the file. Ours has one writer.
 _SQLITE_FLOOR = (3, 51, 3)
@@ -159,16 +159,23 @@ def key(installation: Installation) -> Finding:
     settings = installation.settings.web
     if not settings.enabled:
         return Finding(Verdict.OK, "none needed")
-    port = installation.daemon_status().get("web_port")
+    status = installation.daemon_status()
+    port = status.get("web_port")
     answer = None if port is None else _ask(settings.host, port, "/metrics")
     if answer is not None and answer[0] == http.HTTPStatus.UNAUTHORIZED:
-        return Finding(Verdict.OK, "the daemon requires one")
+        number, admin = status.get("web_keys", 1), status.get("web_admin", True)
+        return _without_admin(number) if number > 1 and not admin else Finding(Verdict.OK, "the daemon requires one")
     if answer is None and (keys := read_keys(settings)):
-        return Finding(Verdict.OK, f"{len(keys)} configured")
+        return _without_admin(len(keys)) if without_admin(keys) else Finding(Verdict.OK, f"{len(keys)} configured")
     if is_loopback(settings.host):
         return Finding(Verdict.OK, "none; only this machine has access")
     remedy = f"set web.api_key_file or {KEY_VARIABLE}, or let a proxy check access"
     return Finding(Verdict.WARNING, f"none: every client that reaches {settings.host} has access", remedy)
+
+
+def _without_admin(number: int) -> Finding:
+    seen = f"{number} configured, none of an administrator: no client sees the jobs of the folder or of before"
+    return Finding(Verdict.WARNING, seen, "write the word admin behind one of them, as in user:password admin")
 
 
 def _ask(host: str, port: int, path: str) -> tuple[int, bytes] | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
 from lipsyncd.inbox.pairing import Drop, Found, Listing, Waiting, group, lookup
 from lipsyncd.inbox.settle import InboxRules, Settling
+from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, OTHER, Identity
 from lipsyncd.jobs.manifest import Manifest, classify, parse
 from lipsyncd.log import printable
@@ -79,6 +80,7 @@ class Inbox:
     waiting   what lies there and is no job yet, and why, as of the last scan
     ignored   what is left alone, and why, as of the last scan
     settling  the files that are not finished
+    secret    proves the manifests of REST (`manifest_mac`)
     """
 
     def __init__(
@@ -90,8 +92,10 @@ class Inbox:
         queues: Iterable[str] = (),
         opened: Callable[[], AbstractContextManager[int | None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        secret: bytes = b"",
     ) -> None:
         self.root = root
+        self._secret = secret or os.urandom(32)  # without one, no manifest can be proved
         self.waiting: list[Waiting] = []
         self.ignored: dict[str, str] = {}
         self.settling = Settling(self.path, self._manifest, rules, network=network)
@@ -236,7 +240,9 @@ class Inbox:
         with os.fdopen(descriptor, "rb") as opened:
             data = opened.read(self.settling.rules.max_bytes[MANIFEST] + 1)
         try:
-            content: Manifest | InputError = parse(data, max_bytes=self.settling.rules.max_bytes[MANIFEST])
+            manifest = parse(data, max_bytes=self.settling.rules.max_bytes[MANIFEST])
+            manifest_mac.check(manifest, self._secret)
+            content: Manifest | InputError = manifest
         except InputError as error:
             content = error
         self._parsed[name] = (identity, content)

@@ -22,6 +22,7 @@ from typing import Any
 from lipsyncd.inbox.accept import Accepted, Intake
 from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.inbox.watch import Overflows, Watch
+from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.job import JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor.facts import InboxFacts
@@ -29,6 +30,7 @@ from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.folders import HIDDEN, Folders
 from lipsyncd.storage.locks import FolderLock, already_served
+from lipsyncd.storage.secret_file import secret_in
 from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class InboxService:
             network=False,
             queues=() if queue else [preset.name for preset in settings.queues],
             opened=partial(self.folders.opened, kind),
+            secret=secret_in(self.folders.state / manifest_mac.SECRET_FILE),
         )
         intake = Intake(self.settings, inbox, spool, ledger, queue)
         watch = Watch(folder, mode=settings.watch.mode, hidden=HIDDEN, notify=self.wake.set)

@@ -155,6 +155,12 @@ class JobSpec:
         """The client requested that it is kept without limit."""
         return bool((self.rest or {}).get("persist"))
 
+    @property
+    def tenant(self) -> str | None:
+        """The client of REST whose job it is; None for a job of the folder or of a server without keys."""
+        tenant = (self.rest or {}).get("tenant")
+        return tenant if isinstance(tenant, str) else None
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "fps": str(self.fps)}
 
@@ -197,6 +203,7 @@ class Job:
     """One row of the ledger. Times are milliseconds since 1970, or None while they lie in the future.
 
     duplicate_of  the earlier job with the same work: this one waits for it, or was given its video
+    tenant        the client of REST whose job it is; None: only administrators' keys see it
     """
 
     id: str
@@ -235,6 +242,7 @@ class Job:
     queue: str = ""
     kept: str | None = None
     rest: str | None = None
+    tenant: str | None = None
     started_ms: int | None = None
     finished_ms: int | None = None
 

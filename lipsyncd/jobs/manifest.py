@@ -52,6 +52,7 @@ class Manifest:
     pad_s         seconds of silence after the sound
     user_data     any JSON value, returned unchanged with the result
     rest          fields of a REST request that later responses need (`rest_fields`)
+    mac           the proof that REST itself wrote this manifest (`manifest_mac`)
     options       the object under the key "lipsyncd": options that only the renderer reads
     """
 
@@ -72,6 +73,7 @@ class Manifest:
     options: Mapping[str, Any] = field(default_factory=dict)
     pad_s: float | None = None
     rest: Mapping[str, Any] | None = None
+    mac: str | None = None
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------
@@ -128,6 +130,14 @@ def build(fields: Mapping[str, Any]) -> Manifest:
 
 def to_json(manifest: Manifest) -> bytes:
     """One line of UTF-8 JSON that `parse` turns into the same manifest again. Raises `BadManifest` when too large."""
+    data = json.dumps(fields_of(manifest), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if len(data) > MAX_BYTES:
+        raise BadManifest(f"the manifest would have {len(data)} bytes, at most {MAX_BYTES} are allowed")
+    return data
+
+
+def fields_of(manifest: Manifest) -> dict[str, Any]:
+    """The fields that are present, as JSON values: the opposite of `build`."""
     fields = {name: getattr(manifest, _ATTRIBUTES.get(name, name)) for name in FIELDS}
     fields["ssml"] = manifest.ssml or None
     fields["fps"] = None if manifest.fps is None else str(manifest.fps)
@@ -135,11 +145,7 @@ def to_json(manifest: Manifest) -> bytes:
     fields["rest"] = None if manifest.rest is None else dict(manifest.rest)
     if manifest.out_name is not None and manifest.out_name.lower().endswith(".mp4"):
         fields["out_name"] = manifest.out_name + ".mp4"  # parse takes one off
-    fields = {name: value for name, value in fields.items() if value is not None}
-    data = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    if len(data) > MAX_BYTES:
-        raise BadManifest(f"the manifest would have {len(data)} bytes, at most {MAX_BYTES} are allowed")
-    return data
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # -- values that other modules check, too ------------------------------------------------------------------------------
@@ -334,6 +340,12 @@ def _rest(value: object) -> Mapping[str, Any]:
     return value
 
 
+def _mac(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError("64 hexadecimal digits, which only the REST service can compute")
+    return value
+
+
 def _options(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("an object with options of the renderer")
@@ -372,6 +384,7 @@ FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "lipsyncd": _options,
         "pad_s": _pad_s,
         "rest": _rest,
+        "mac": _mac,
     }
 )
 _ATTRIBUTES = {"lipsyncd": "options"}  # JSON name -> attribute, where they differ

@@ -1,7 +1,8 @@
 """The field `rest` of a manifest: the parts of a REST request that later responses need.
 
 The web server writes it and `did_talk` reads it. In between it lies in the inbox, where other programs may write too,
-so intake checks it: a wrong type would fail much later, in a list of talks or at the end of the job.
+so intake checks it: `manifest_mac` proves who wrote it, and the types are checked here, since a wrong one would fail
+much later, in a list of talks or at the end of the job.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ LAST_MS = 253_402_300_799_999  # the last millisecond of the year 9999, the late
 FIELDS: Mapping[str, type] = {
     "api": str,  # "talks" or "generate-video"
     "by": str,  # the owner of the key
+    "tenant": str,  # whose job it is: the name of the key; absent without a key
     "base": str,  # the address of the server that the client used
     "created_ms": int,
     "digest": str,  # of the request, stored for its Idempotency-Key
@@ -38,5 +40,7 @@ def check(rest: Mapping[str, Any]) -> None:
             raise ValueError(f"an object whose {name} is of the type {FIELDS[name].__name__}")
     if not 0 <= rest.get("created_ms", 0) <= LAST_MS:
         raise ValueError(f"an object whose created_ms is from 0 to {LAST_MS}")
+    if rest.get("tenant") == "":
+        raise ValueError("an object whose tenant is a name, or absent")
     if not all(isinstance(upload, str) for upload in rest.get("uploads", ())):
         raise ValueError("an object whose uploads are texts")

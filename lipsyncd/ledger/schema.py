@@ -125,7 +125,13 @@ DROP INDEX job_out_live;
 CREATE UNIQUE INDEX job_out_live ON job(queue, out_key) WHERE state IN({_LIVE});
 """
 
-STEPS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
+# Whose job it is, among the clients of REST. NULL: only administrators' keys see it, as all jobs of older versions.
+_VERSION_5 = """
+ALTER TABLE job ADD COLUMN tenant TEXT;
+CREATE INDEX job_tenant ON job(tenant, seq) WHERE tenant IS NOT NULL;
+"""
+
+STEPS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
 
 
 def statements(script: str) -> list[str]:

@@ -62,6 +62,7 @@ class JobRow(SQLModel, table=True):
     finished_ms: int | None = None
     rest: str | None = None
     queue: str = ""
+    tenant: str | None = None
 
 
 class JobSourceRow(SQLModel, table=True):
@@ -137,6 +138,7 @@ def requested_columns(spec: JobSpec) -> dict[str, Any]:
         "user_data": None if spec.user_data is None else json.dumps(spec.user_data),
         "webhook": spec.webhook,
         "rest": None if spec.rest is None else json.dumps(spec.rest),
+        "tenant": spec.tenant,
     }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lipsyncd.errors import IllegalTransition, InputsLost, LipsyncdError
 from lipsyncd.jobs.job import SOURCES, Job, JobSpec, JobState, now_ms
+from lipsyncd.jobs.manifest_mac import as_ordered
 from lipsyncd.jobs.prepared import Output
 from lipsyncd.results import archive, sidecar
 from lipsyncd.results.outbox import SIDECAR, VIDEO
@@ -205,10 +206,11 @@ class Finisher:
         spec = None if kept is None else archive.spec_of(kept)
         if kept is None or spec is None:
             raise InputsLost(f"the inputs of job {job.id} are no longer in {job.kept or 'any folder that we know'}")
+        ordered = as_ordered(spec, job)
 
         def fill(folder: Path) -> JobSpec:
-            archive.take_back(kept, spec, folder)
-            return replace(spec, refusal=None)
+            archive.take_back(kept, ordered, folder)
+            return replace(ordered, refusal=None)
 
         self._stores.spool.accept(job.id, fill)
 

@@ -335,7 +335,8 @@ class Web:
     max_queue: int = setting(10, "Refuse new jobs over REST while this many wait.", low=1, variable="MAX_QUEUE_SIZE")
     allow_anonymous: bool = setting(False, "Listen on other addresses than loopback although no key is configured.")
     api_key_file: Path = setting(
-        UNSET, "File with one key on each line, user:password or one word; keys may also come from LIPSYNCD_API_KEY."
+        UNSET,
+        "File with one key on each line, user:password or one word, with admin behind it for one that has all jobs.",
     )
     allowed_hosts: tuple[str, ...] = setting((), "Names by which clients may reach this server while it has no key.")
     cors_origins: tuple[str, ...] = setting((), "Origins whose pages may use this server, such as https://example.com.")

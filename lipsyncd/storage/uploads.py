@@ -32,6 +32,7 @@ class Upload:
     kind        what its bytes are, such as "png" or "wav"
     name        a clean file name with the suffix of its content
     width, height, duration_s    as decoded; zero where the kind has none
+    tenant      the client whose upload it is; "" on a server without keys, and for uploads of older versions
     """
 
     id: str
@@ -43,6 +44,7 @@ class Upload:
     width: int = 0
     height: int = 0
     duration_s: float = 0.0
+    tenant: str = ""
 
     @property
     def reference(self) -> str:

@@ -4,6 +4,7 @@
     connection     one connection: requests that are no HTTP, clients that never send one
     access         who may use the server: keys, Host, Origin
     keys           which keys are configured
+    clients        who sent a request, and what is theirs
     links          addresses that open without a key
     replies        JSON answers, and one form for every error
     jobs           submits jobs and reads them; only this module uses the inbox and the ledger's view

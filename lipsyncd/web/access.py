@@ -16,15 +16,14 @@ from typing import Any
 
 from aiohttp import web
 
-from lipsyncd.jobs.did_talk import OWNER
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.web.keys import Key, digest_of, is_address
+from lipsyncd.web.clients import ANYBODY, CLIENT, STRANGER, Client
+from lipsyncd.web.keys import Key, digest_of, distinct, is_address
 from lipsyncd.web.replies import ApiError, Handler, reply_to
 
 _MOST_HEADER_CHARS = 4096
 _ALLOWED_HEADERS = "authorization, content-type, accept, x-origin, x-api-key, idempotency-key"
 _ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
-_KEY_OWNER = "lipsyncd.key_owner"
 _MOST_KNOWN = 64
 
 
@@ -57,19 +56,25 @@ class Access:
 
     def take_keys(self, keys: list[Key]) -> None:
         """Accept these keys only, and check the names of this server again."""
-        self.keys = keys
-        self._known: dict[tuple[str | None, str | None], str] = {}
+        self.keys = distinct(keys)
+        self._clients = _clients(self.keys)
+        self._known: dict[tuple[str | None, str | None], Client] = {}
         self._own_names: set[str] = set()
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
-        """The owner of the key in the headers; None without a valid key.
+        """The owner of the key in the headers; None without a valid key."""
+        client = self.client(headers)
+        return None if client is None else client.owner
+
+    def client(self, headers: Mapping[str, str]) -> Client | None:
+        """The client whose key is in the headers; None without a valid key.
 
         Valid headers are remembered, since clients send the same ones thousands of times. Invalid ones are always
         compared with every key, so that the time of the answer says nothing about a key.
         """
         credentials = (headers.get("Authorization"), headers.get("X-Api-Key"))
         if credentials not in self._known:
-            found = self._find_owner(headers)
+            found = self._find_client(headers)
             if found is None:
                 return None
             if len(self._known) >= _MOST_KNOWN:
@@ -77,14 +82,14 @@ class Access:
             self._known[credentials] = found
         return self._known[credentials]
 
-    def _find_owner(self, headers: Mapping[str, str]) -> str | None:
+    def _find_client(self, headers: Mapping[str, str]) -> Client | None:
         found = None
         for candidate in credentials_of(headers):
             digest = digest_of(candidate)
-            for key in self.keys:
+            for key, client in zip(self.keys, self._clients, strict=True):
                 for expected in key.digests:
-                    if hmac.compare_digest(digest, expected):
-                        found = key.owner
+                    if hmac.compare_digest(digest, expected) and found is None:
+                        found = client
         return found
 
     @web.middleware
@@ -98,7 +103,7 @@ class Access:
         try:
             if not self.keys:
                 self._check_names(request, origin, listed=listed)
-            request[_KEY_OWNER] = self._key_owner(request)
+            request[CLIENT] = self._client_of(request)
             response = await handler(request)
         except Exception as error:
             response = reply_to(request, error)
@@ -106,14 +111,14 @@ class Access:
             response.headers.update(self._cors(origin))  # on errors too: otherwise pages could not read them
         return response
 
-    def _key_owner(self, request: web.Request) -> str:
+    def _client_of(self, request: web.Request) -> Client:
         if not self.keys:
-            return OWNER
-        owner = self.owner(request.headers)
-        if owner is not None:
-            return owner
+            return ANYBODY
+        client = self.client(request.headers)
+        if client is not None:
+            return client
         if is_public(request):
-            return OWNER
+            return STRANGER
         raise ApiError(401, "AuthorizationError", "user unauthenticated")
 
     def _check_names(self, request: web.Request, origin: str, *, listed: bool) -> None:
@@ -151,12 +156,6 @@ class Access:
         }
 
 
-def key_owner(request: web.Request) -> str:
-    """The owner of the key that the request came with."""
-    name: str = request[_KEY_OWNER]
-    return name
-
-
 def public(handler: Any) -> Any:
     """Mark a handler that needs no key, or that checks a signature itself."""
     handler.is_public = True
@@ -165,6 +164,14 @@ def public(handler: Any) -> Any:
 
 def is_public(request: web.Request) -> bool:
     return getattr(request.match_info.handler, "is_public", False)
+
+
+def _clients(keys: list[Key]) -> list[Client]:
+    """The client of each key."""
+    tenants = len({key.tenant for key in keys})
+    return [
+        Client(key.tenant, key.owner, is_all=key.admin or len(keys) == 1, tenants=tenants, has_key=True) for key in keys
+    ]
 
 
 def _name(host: str) -> str:

@@ -14,21 +14,25 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from lipsyncd.errors import InputError
 from lipsyncd.inbox.submit import leave
-from lipsyncd.jobs.did_talk import rest_of
+from lipsyncd.jobs import manifest_mac
+from lipsyncd.jobs.did_talk import OWNER, rest_of
 from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
 from lipsyncd.jobs.manifest import MAX_BYTES, Manifest, parse
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files, disk_space
 from lipsyncd.storage.files import NotRegular, open_regular
 from lipsyncd.storage.folders import Folders
+from lipsyncd.storage.secret_file import secret_in
 from lipsyncd.storage.uploads import PREFIX
+from lipsyncd.web.clients import Client
 from lipsyncd.web.ledger_reader import BatchThread, JobStatus, LedgerReader
 from lipsyncd.web.orders import Order, job_id_of
-from lipsyncd.web.replies import ApiError, bad_request
+from lipsyncd.web.replies import ApiError, bad_request, not_found
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,6 +45,7 @@ _CONTROL_TIMEOUT_S = 20.0
 _GUESSED_JOB_S = 30.0  # the duration of a job until the first one has ended
 _MOST_RETRY_S = 3600
 _MOST_KEY_CHARS = 255
+_MOST_PENDING = 1000  # others may fill the inbox with such names
 _MANIFEST = re.compile(r"rest-([0-9a-f-]{36})\.json")
 
 
@@ -51,6 +56,7 @@ class Jobs:
         self.settings = settings
         self.folders = folders
         self.view = LedgerReader(folders.state / "ledger.db")
+        self._secret = secret_in(folders.state / manifest_mac.SECRET_FILE)
         self.closing = False
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="web-read")
         self._rows = BatchThread("web-row")
@@ -73,26 +79,34 @@ class Jobs:
         job = self.view.exact(job_id) or self._pending(job_id)
         return job or self.view.exact(job_id)  # the inbox may have been scanned between the two reads
 
-    async def get(self, job_id: str) -> Job | None:
-        """As `find`, for a job that most likely has a row.
+    async def get(self, job_id: str, client: Client) -> Job:
+        """As `find`, for a job that most likely has a row. Raises 404 if there is none, or none that the client sees.
 
         One thread reads rows only: several would wait for each other, and this one never waits for the inbox.
         """
-        return await self._rows.run(self.view.exact, job_id) or await self.in_thread(self.find, job_id)
+        job = await self._rows.run(self.view.exact, job_id) or await self.in_thread(self.find, job_id)
+        if job is None or not client.sees(job.tenant):
+            raise not_found("no job has that id")
+        return job
 
-    async def status(self, job_id: str) -> JobStatus | None:
+    async def status(self, job_id: str, client: Client) -> JobStatus:
         """As `get`, with fewer columns."""
-        return await self._rows.run(self.view.status, job_id) or await self.in_thread(self._pending_status, job_id)
+        status = await self._rows.run(self.view.status, job_id) or await self.in_thread(self._pending_status, job_id)
+        if status is None or not client.sees(status.tenant):
+            raise not_found("no job has that id")
+        return status
 
     def _pending_status(self, job_id: str) -> JobStatus | None:
         job = self.find(job_id)
         if job is None:
             return None
         created_ms = rest_of(job).get("created_ms", job.accepted_ms)
-        return JobStatus(job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy)
+        return JobStatus(
+            job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy, job.tenant
+        )
 
     def _pending(self, job_id: str) -> Job | None:
-        """A job whose manifest still lies in the inbox."""
+        """A job whose manifest still lies in the inbox. Others write there too: only a manifest of our own counts."""
         path = self.folders.shared["inbox"] / f"rest-{job_id}.json"
         try:
             descriptor = open_regular(path)
@@ -101,9 +115,11 @@ class Jobs:
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         try:
-            return self._as_job(job_id, parse(data))
+            manifest = parse(data)
+            manifest_mac.check(manifest, self._secret)
         except InputError:
             return None
+        return self._as_job(job_id, manifest) if manifest.mac and manifest.id == job_id else None
 
     def _as_job(self, job_id: str, manifest: Manifest) -> Job:
         output, render = self.settings.now.output, self.settings.now.render
@@ -127,25 +143,29 @@ class Jobs:
             user_data=None if manifest.user_data is None else json.dumps(manifest.user_data),
             webhook=manifest.webhook,
             rest=json.dumps(rest),
+            tenant=rest.get("tenant"),
         )
 
     def pending(self) -> list[Job]:
-        """Every job that came over REST and has no row yet, newest first."""
-        ids = [m[1] for name in os.listdir(self.folders.shared["inbox"]) if (m := _MANIFEST.fullmatch(name))]
+        """The jobs that came over REST and have no row yet, newest first; `_MOST_PENDING` at most."""
+        names = os.listdir(self.folders.shared["inbox"])
+        ids = list(islice((m[1] for name in names if (m := _MANIFEST.fullmatch(name))), _MOST_PENDING))
         without_row = [job_id for job_id in ids if self.view.exact(job_id) is None]
         jobs = [job for job_id in without_row if (job := self._pending(job_id)) is not None]
         return sorted(jobs, key=lambda job: (-job.accepted_ms, job.id))
 
-    async def wait_until_ended(self, job_id: str, wait_s: float) -> None:
-        """Return when the job has ended, after `wait_s` seconds at the latest; at once if many clients wait already."""
+    async def wait_until_ended(self, job_id: str, wait_s: float, client: Client) -> None:
+        """Return when the job has ended, after `wait_s` seconds at the latest; at once if many clients wait already.
+
+        Raises 404 as `get` does.
+        """
         if wait_s <= 0 or self._waiting >= _MOST_WAITING:
             return
         self._waiting += 1
         deadline = time.monotonic() + min(wait_s, MOST_WAIT_S)
         try:
             while not self.closing and (left_s := deadline - time.monotonic()) > 0:
-                job = await self.status(job_id)
-                if job is None or job.state.ended:
+                if (await self.status(job_id, client)).state.ended:
                     return
                 await asyncio.sleep(min(_POLL_S, left_s))
         finally:
@@ -158,29 +178,31 @@ class Jobs:
 
     # -- submitting ----------------------------------------------------------------------------------------------------
 
-    async def submit(self, order: Order, *, owner: str, key: str | None, base: str) -> Job:
+    async def submit(self, order: Order, *, client: Client, key: str | None, base: str) -> Job:
         """Make a job of an order; returns it as it is now.
 
-        key  the Idempotency-Key: the same key with the same order gives the same job
+        key  the Idempotency-Key: the same key of the same client with the same order gives the same job
 
         Raises `ApiError` (429 if the queue is full, 422 for a key of another order), `InboxUnavailable`, `DiskLow`.
         """
         if key is not None and not 0 < len(key) <= _MOST_KEY_CHARS:
             raise bad_request(f"an Idempotency-Key has 1 to {_MOST_KEY_CHARS} characters")
-        order = order.with_rest(by=owner, base=base, created_ms=now_ms(), **_uploads_of(order))
+        order = order.with_rest(by=client.owner, base=base, created_ms=now_ms(), **_uploads_of(order))
+        if client.tenant:
+            order = order.with_rest(tenant=client.tenant)
         if key is not None:
             order = order.with_rest(digest=order.digest)
-        job_id = new_id() if key is None else job_id_of(owner, key)
+        job_id = new_id() if key is None else job_id_of(client.tenant or OWNER, key)
         async with self._one_at_a_time:  # so that each order counts the one before it, and finds it under the same key
-            return await self.in_thread(self._submit, order, job_id, repeatable=key is not None)
+            return await self.in_thread(self._submit, order, job_id, client, repeatable=key is not None)
 
-    def _submit(self, order: Order, job_id: str, *, repeatable: bool) -> Job:
+    def _submit(self, order: Order, job_id: str, client: Client, *, repeatable: bool) -> Job:
         earlier = self.find(job_id) if repeatable else None
         if earlier is not None:
-            if rest_of(earlier).get("digest") != order.rest["digest"]:
+            if not client.sees(earlier.tenant) or rest_of(earlier).get("digest") != order.rest["digest"]:
                 raise ApiError(422, "IdempotencyError", "this Idempotency-Key was used for another request before")
             return earlier
-        manifest = order.manifest(job_id)
+        manifest = manifest_mac.signed(order.manifest(job_id), self._secret)
         self._check_capacity()
         leave(self.folders, manifest, f"rest-{job_id}.json")
         return self._as_job(job_id, manifest)

@@ -1,6 +1,7 @@
-"""The keys that clients of the REST service must send: where they are configured, and when one is needed.
+"""The keys that clients of the REST service must send: where they are configured, whose they are, when one is needed.
 
-Only digests of keys are kept. `web.access` checks the keys that requests bring.
+Each key belongs to a tenant, a client with jobs and uploads of its own. Only digests of keys are kept. `web.access`
+checks the keys that requests bring.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import base64
 import hashlib
 import ipaddress
 import os
+import re
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lipsyncd.errors import ConfigError
@@ -22,30 +24,69 @@ from lipsyncd.settings.sections import UNSET
 KEY_VARIABLE = "LIPSYNCD_API_KEY"
 _CREDENTIAL = "api-key"
 _SHORTEST_KEY = 8
+_LONGEST_TENANT = 200
+_TENANT_DIGITS = 16  # of the digest of a key without a user
+_ADMIN = re.compile(r"(.*\S)[ \t]+admin")
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key: the name of its owner, and the SHA-256 of each form in which clients may send it."""
+    """One key.
+
+    owner    the name in D-ID's answers
+    digests  the SHA-256 of each form in which clients may send it
+    tenant   the name under which its jobs and uploads are kept
+    admin    it has the jobs and uploads of all tenants, and those of the folder
+    """
 
     owner: str
     digests: tuple[bytes, ...]
+    tenant: str
+    admin: bool = False
 
 
 def key_of(text: str) -> Key:
-    """The key for a configured text: `user:password`, or one word.
+    """The key for a configured text: `user:password`, or one word; an administrator's has the word `admin` behind it.
 
     Clients may also send D-ID's form, in which the user is base64 and the password is not.
     """
-    user, colon, password = text.partition(":")
-    forms = [text]
+    found = _ADMIN.fullmatch(text)
+    secret = found[1] if found else text
+    user, colon, password = secret.partition(":")
+    forms = [secret]
     if colon:
-        forms.append(f"{base64.b64encode(user.encode()).decode()}:{password}")
-    return Key(user if colon else OWNER, tuple(digest_of(form) for form in forms))
+        forms.append(f"{base64.b64encode(user.encode('utf-8', 'surrogateescape')).decode()}:{password}")
+    named = bool(colon and user and user.isprintable() and len(user) <= _LONGEST_TENANT)
+    tenant = user if named else digest_of(secret).hex()[:_TENANT_DIGITS]
+    owner = OWNER if not colon else tenant
+    return Key(owner, tuple(digest_of(form) for form in forms), tenant, admin=found is not None)
+
+
+def distinct(keys: Iterable[Key]) -> list[Key]:
+    """The keys without repetitions: two are equal when clients may send the same text for both.
+
+    A key that is an administrator's in one place is so everywhere.
+    """
+    found: list[Key] = []
+    for key in keys:
+        same = next((one for one in found if set(one.digests) & set(key.digests)), None)
+        if same is None:
+            found.append(key)
+            continue
+        digests = tuple(dict.fromkeys((*same.digests, *key.digests)))
+        found[found.index(same)] = replace(same, digests=digests, admin=same.admin or key.admin)
+    return found
+
+
+def without_admin(keys: Sequence[Key]) -> bool:
+    """Are there several keys, and none an administrator's? Then no client sees the jobs of the folder and of before."""
+    return len(keys) > 1 and not any(key.admin for key in keys)
 
 
 def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Key]:
     """All keys: of systemd's credentials, of `web.api_key_file` (one on each line) and of the environment.
+
+    Equal ones count once.
 
     Raises `ConfigError` for a file that cannot be read or that holds no key, for a key that is too short, and if there
     is no key at all although other machines could reach the server.
@@ -60,16 +101,17 @@ def read_keys(settings: Web, environ: Mapping[str, str] = os.environ) -> list[Ke
     if text := environ.get(KEY_VARIABLE, "").strip():
         texts.append((f"environment {KEY_VARIABLE}", text))
     for origin, text in texts:
-        if len(text) < _SHORTEST_KEY:
+        length = len(_ADMIN.sub(r"\1", text))
+        if length < _SHORTEST_KEY:
             raise ConfigError(
-                f"a key read from {origin} has {len(text)} characters", remedy=f"allowed: {_SHORTEST_KEY} or more"
+                f"a key read from {origin} has {length} characters", remedy=f"allowed: {_SHORTEST_KEY} or more"
             )
     if not texts and not settings.allow_anonymous and not is_loopback(settings.host):
         raise ConfigError(
             f"web.host is {settings.host!r} and no key is configured, so other machines could use this server",
             remedy=f"set web.api_key_file or {KEY_VARIABLE}, or write web.allow_anonymous = true",
         )
-    return [key_of(text) for _, text in texts]
+    return distinct(key_of(text) for _, text in texts)
 
 
 def _lines(path: Path, *, may_be_empty: bool = False) -> list[str]:

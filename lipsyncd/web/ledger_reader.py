@@ -42,11 +42,12 @@ class JobStatus(NamedTuple):
     finished_ms: int | None = None
     reason: str | None = None
     remedy: str | None = None
+    tenant: str | None = None
 
 
 _STATUS_QUERY = (
     "SELECT state, fraction, coalesce(json_extract(rest, '$.created_ms'), accepted_ms), started_ms, finished_ms, "
-    "reason, remedy FROM job WHERE id=?"
+    "reason, remedy, tenant FROM job WHERE id=?"
 )
 
 
@@ -98,9 +99,14 @@ class LedgerReader(LedgerView):
         live = self._progress.of(job_id) if status.state is JobState.RUNNING else None
         return status if live is None else status._replace(fraction=live[1])
 
-    def page(self, before_seq: int | None, limit: int) -> list[Job]:
-        """Jobs from the newest on, or from the one before `before_seq` on. New jobs never shift a page."""
-        where, values = ("WHERE seq < ?", (before_seq, limit)) if before_seq is not None else ("", (limit,))
+    def page(self, before_seq: int | None, limit: int, *, tenant: str | None = None) -> list[Job]:
+        """Jobs from the newest on, or from the one before `before_seq` on. New jobs never shift a page.
+
+        tenant  only the jobs of that one; None: all jobs
+        """
+        rules = {"seq < ?": before_seq, "tenant = ?": tenant}
+        held = {rule: value for rule, value in rules.items() if value is not None}
+        where, values = f"WHERE {' AND '.join(held)}" if held else "", (*held.values(), limit)
         with self._open() as connection:
             if connection is None:
                 return []

@@ -7,14 +7,12 @@ does not expire: a link works as long as retention keeps the file.
 from __future__ import annotations
 
 import hmac
-import secrets
 from pathlib import Path
 from urllib.parse import quote
 
 from lipsyncd.jobs.did_talk import talk_id
-from lipsyncd.storage.files import replace_durably
+from lipsyncd.storage.secret_file import secret_in
 
-_SECRET_BYTES = 32
 _SIGNATURE_CHARS = 32
 
 
@@ -23,7 +21,7 @@ class Links:
 
     def __init__(self, state: Path, *, signed: bool) -> None:
         self.signed = signed
-        self._secret = _secret(state / "link-secret")
+        self._secret = secret_in(state / "link-secret")
 
     def talk(self, job_id: str, name: str, base: str) -> str:
         """Where D-ID's clients download the video of a job; `base` is an address such as "http://box:8003"."""
@@ -46,15 +44,3 @@ class Links:
 
     def _signature(self, kind: str, name: str) -> str:
         return hmac.digest(self._secret, f"{kind}\0{name}".encode(), "sha256").hex()[:_SIGNATURE_CHARS]
-
-
-def _secret(path: Path) -> bytes:
-    """The secret; it is made at the first use."""
-    try:
-        found = path.read_bytes()
-    except FileNotFoundError:
-        found = b""
-    if len(found) != _SECRET_BYTES:
-        found = secrets.token_bytes(_SECRET_BYTES)
-        replace_durably(path, found, mode=0o600)
-    return found

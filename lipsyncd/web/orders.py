@@ -47,7 +47,7 @@ class Order:
     @property
     def digest(self) -> str:
         """Equal for equal requests; an Idempotency-Key stands for one of them."""
-        rest = {k: v for k, v in self.rest.items() if k not in ("created_ms", "base", "uploads")}
+        rest = {k: v for k, v in self.rest.items() if k not in ("created_ms", "base", "uploads", "tenant")}
         image, audio = rest.get("image_sha256", self.image), rest.get("audio_sha256", self.audio)
         parts = [image, audio, self.text, self.voice, self.ssml, self.name, self.user_data, self.webhook]
         return hashlib.sha256(
@@ -86,9 +86,9 @@ class Order:
         return replace(self, rest={**self.rest, **more})
 
 
-def job_id_of(owner: str, idempotency_key: str) -> str:
-    """The id of the one job that this owner's Idempotency-Key stands for: a UUIDv8 of the SHA-256 of both."""
-    text = f"{owner}\0{idempotency_key}".encode("utf-8", "surrogateescape")  # a header holds any bytes
+def job_id_of(tenant: str, idempotency_key: str) -> str:
+    """The id of the one job that this tenant's Idempotency-Key stands for: a UUIDv8 of the SHA-256 of both."""
+    text = f"{tenant}\0{idempotency_key}".encode("utf-8", "surrogateescape")  # a header holds any bytes
     value = int.from_bytes(hashlib.sha256(text).digest()[:16], "big")
     value = value & ~(0xF << 76) | 0x8 << 76  # version
     value = value & ~(0x3 << 62) | 0x2 << 62  # variant

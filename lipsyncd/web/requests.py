@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,11 +18,11 @@ from lipsyncd.jobs.job import Job
 from lipsyncd.network.address_guard import receivers
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.uploads import Upload
-from lipsyncd.web.access import key_owner
+from lipsyncd.web.clients import Client, client_of
 from lipsyncd.web.forms import Form, Part, read_form
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.orders import Order
-from lipsyncd.web.replies import ApiError, bad_request, invalid
+from lipsyncd.web.replies import ApiError, bad_request, invalid, not_found
 from lipsyncd.web.uploads import AUDIO, IMAGE, CheckedUploads
 
 T = TypeVar("T")
@@ -73,14 +73,16 @@ class Requests:
         Raises `ApiError`, `DiskLow`, or an `InputError` for a file that cannot be used.
         """
         limit = self.settings.now.web.max_upload_mb * 1_000_000
-        with self._upload_slot(key_owner(request)), self.uploads.scratch_folder() as folder:
+        client = client_of(request)
+        with self._upload_slot(client), self.uploads.scratch_folder() as folder:
             reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
             form = await self._in_time(reading)
-            return form, await self._store(form, files)
+            return form, await self._store(form, files, client)
 
     @contextmanager
-    def _upload_slot(self, owner: str) -> Iterator[None]:
-        """Count a request with files while it is received; no owner of a key may have all slots."""
+    def _upload_slot(self, client: Client) -> Iterator[None]:
+        """Count a request with files while it is received; no tenant may have all slots."""
+        owner = client.tenant
         if self._receiving.total() >= _MOST_UPLOADS or self._receiving[owner] >= _MOST_OF_ONE_OWNER:
             raise ApiError(429, "TooManyRequestsError", "too many uploads at a time", headers={"Retry-After": "5"})
         self._receiving[owner] += 1
@@ -106,15 +108,15 @@ class Requests:
             raise bad_request(
                 f"invalid {role}: send the file as the form's part '{role}', or its address as 'source_url'"
             )
-        loop = asyncio.get_running_loop()
-        with self._upload_slot(key_owner(request)), self.uploads.scratch_folder() as folder:
-            own = await self.jobs.in_thread(self.uploads.resolve, role, url)
+        loop, client = asyncio.get_running_loop(), client_of(request)
+        with self._upload_slot(client), self.uploads.scratch_folder() as folder:
+            own = await self.jobs.in_thread(self._own_upload, role, url, client)
             if own is not None:
                 return own
             part = await loop.run_in_executor(self._fetchers, self.uploads.fetch, url, folder)
-            return await loop.run_in_executor(self._checkers, self.uploads.add, role, part)
+            return await loop.run_in_executor(self._checkers, self.uploads.add, role, part, client.tenant)
 
-    async def _store(self, form: Form, files: dict[str, str]) -> dict[str, Upload]:
+    async def _store(self, form: Form, files: dict[str, str], client: Client) -> dict[str, Upload]:
         by_role: dict[str, Part] = {}
         for name, part in form.files.items():
             if files[name] in by_role:
@@ -123,7 +125,7 @@ class Requests:
         loop = asyncio.get_running_loop()
         name = form.fields.get("filename", "")
         return {
-            role: await loop.run_in_executor(self._checkers, self.uploads.add, role, part, name)
+            role: await loop.run_in_executor(self._checkers, self.uploads.add, role, part, client.tenant, name)
             for role, part in by_role.items()
         }
 
@@ -131,10 +133,10 @@ class Requests:
         """Make a job of an order; addresses of our own uploads are resolved. Raises as `Jobs.submit`."""
         if order.webhook is not None:
             self._check_webhook(order.webhook)
-        order = await self.jobs.in_thread(self._resolved, order, request.host)
-        return await self.jobs.submit(
-            order, owner=key_owner(request), key=request.headers.get("Idempotency-Key"), base=self.base_url(request)
-        )
+        client, base = client_of(request), self.base_url(request)
+        hosts = {host.lower() for host in (request.host, base.partition("://")[2].partition("/")[0]) if host}
+        order = await self.jobs.in_thread(self._resolved, order, hosts, client)
+        return await self.jobs.submit(order, client=client, key=request.headers.get("Idempotency-Key"), base=base)
 
     def _check_webhook(self, url: str) -> None:
         """Refuse a webhook now that could never be delivered. Sources are checked when they are fetched, as in D-ID."""
@@ -144,19 +146,34 @@ class Requests:
         except FetchRefused as error:
             raise invalid({"body.webhook": f"'webhook' may not be called: {error.message}"}) from None
 
-    def _resolved(self, order: Order, host: str) -> Order:
-        image, audio = self._source(IMAGE, order.image, host), order.audio
-        return replace(order, image=image, audio=None if audio is None else self._source(AUDIO, audio, host))
+    def _resolved(self, order: Order, hosts: Collection[str], client: Client) -> Order:
+        """The order with the ids of uploads in place of their addresses. `hosts` are the names of this server."""
+        image, audio = self._source(IMAGE, order.image, hosts, client), order.audio
+        return replace(order, image=image, audio=None if audio is None else self._source(AUDIO, audio, hosts, client))
 
-    def _source(self, role: str, url: str, host: str) -> str:
+    def _source(self, role: str, url: str, hosts: Collection[str], client: Client) -> str:
         """The name of a source in the manifest: the id of an upload of ours, else the address."""
-        upload = self.uploads.resolve(role, url)
+        upload = self._own_upload(role, url, client)
         if upload is not None:
             self.uploads.stored.touch(upload.id)
             return upload.reference
-        if self.uploads.is_own_path(url) and host and f"//{host.lower()}/" in url.lower():
-            raise bad_request(f"{role} not found: {url.partition('?')[0]} was deleted, has expired, or is no {role}")
+        if self.uploads.is_own_path(url) and any(f"//{host}/" in url.lower() for host in hosts):
+            raise _no_upload(role, url)
         return url
+
+    def _own_upload(self, role: str, url: str, client: Client) -> Upload | None:
+        """The upload at an address of ours; None for other addresses, and for uploads that there are no more.
+
+        Raises 404 for the upload of another tenant.
+        """
+        upload = self.uploads.resolve(role, url)
+        if upload is not None and not client.owns(upload):
+            raise _no_upload(role, url)
+        return upload
+
+
+def _no_upload(role: str, url: str) -> ApiError:
+    return not_found(f"{role} not found: {url.partition('?')[0]} was deleted, has expired, or is no {role}")
 
 
 def wait_s(request: web.Request) -> float:

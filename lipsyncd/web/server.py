@@ -25,7 +25,7 @@ from lipsyncd.storage.folders import Folders
 from lipsyncd.web.access import Access, public
 from lipsyncd.web.connection import Connection
 from lipsyncd.web.jobs import Jobs
-from lipsyncd.web.keys import read_keys
+from lipsyncd.web.keys import read_keys, without_admin
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import json_reply
 from lipsyncd.web.requests import Requests
@@ -86,6 +86,7 @@ class WebServer:
         self._serving.wait()
         keys = f"keys: {len(self.access.keys)}" if self.access.keys else "no key"
         log.info("REST on http://%s:%d, %s", _in_url(self.settings.now.web.host), self.port, keys)
+        self._warn_without_admin()
         if not self.access.keys and self.settings.now.web.allow_anonymous:
             log.warning("REST: no key is configured and web.allow_anonymous is true: every client may use this server")
 
@@ -98,8 +99,17 @@ class WebServer:
             self.links.signed = bool(keys)
             if keys != before:
                 log.info("REST: keys: %d now, were %d", len(keys), len(before))
+                self._warn_without_admin()
 
         return take_over
+
+    def _warn_without_admin(self) -> None:
+        if without_admin(self.access.keys):
+            log.warning(
+                "REST: %d keys and none of an administrator: no client sees the jobs of the folder or of before; "
+                "write the word admin behind one key",
+                len(self.access.keys),
+            )
 
     @property
     def address(self) -> str:
@@ -157,7 +167,7 @@ class WebServer:
             HealthRoutes(self.monitor, jobs),
             PlaceholderRoutes(voices),  # before the talks: /talks/streams is no id
             TalkRoutes(requests, jobs, self.links, voices),
-            DownloadRoutes(jobs, requests.uploads.stored, self.access, self.links),
+            DownloadRoutes(jobs, requests.uploads.stored, self.links),
             _DocumentRoutes(),
         )
         for group in groups:

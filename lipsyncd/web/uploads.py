@@ -65,8 +65,8 @@ class CheckedUploads:
         found = fetch(url, target, max_bytes=most, timeout_s=rules.timeout_s, allow=rules.allow)
         return Part(target, unquote(urlsplit(url).path).rpartition("/")[2], found.size_bytes, found.sha256)
 
-    def add(self, role: str, part: Part, wanted_name: str = "") -> Upload:
-        """Check a received file and store it. Raises an `InputError` if it cannot be used."""
+    def add(self, role: str, part: Part, tenant: str, wanted_name: str = "") -> Upload:
+        """Check a received file and store it for that tenant. Raises an `InputError` if it cannot be used."""
         kind = self._kind(role, part)
         upload_id = str(uuid.uuid4())
         name = _file_name(wanted_name or part.file_name or role, kind)
@@ -75,7 +75,7 @@ class CheckedUploads:
             content = folder / "content"
             part.path.rename(content)
             fsync_file(content)
-            upload = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256)
+            upload = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256, tenant=tenant)
             return self._checked(upload, content, kind)
 
         return self.stored.store(upload_id, fill)

@@ -108,9 +108,9 @@ def test_links_are_signed_and_open_without_the_key(api: Api) -> None:
         Authorization=f"Basic {KEY}",
     ).json
     assert made["created_by"] == USER
-    talk = api.get(f"/talks/{made['id']}?wait=50", Authorization=PLAIN).json
+    talk = api.get(f"/talks/{made['id']}?wait=50", Authorization=KEY).json
     assert (talk["status"], talk["user_id"]) == ("done", USER)
-    old = api.get(f"/talk-status/{made['id']}", Authorization=PLAIN).json
+    old = api.get(f"/talk-status/{made['id']}", Authorization=KEY).json
     for url in (talk["result_url"], old["result_url"], image["url"], audio["url"]):
         assert "?sig=" in url
         assert api.get(url).status == 200

@@ -16,6 +16,7 @@ from aiohttp import web
 from lipsyncd.jobs import did_talk
 from lipsyncd.jobs.job import Job, utc_text
 from lipsyncd.storage.uploads import Upload
+from lipsyncd.web.clients import Client, client_of
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import ApiError, bad_request, json_reply, not_found
@@ -77,35 +78,31 @@ class TalkRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         """The whole talk; with `?wait=SECONDS` once it has ended or the time is over."""
-        job_id = id_in(request)
-        await self.jobs.wait_until_ended(job_id, wait_s(request))
-        job = await self.jobs.get(job_id)
-        if job is None:
-            raise not_found()
+        job_id, client = id_in(request), client_of(request)
+        await self.jobs.wait_until_ended(job_id, wait_s(request), client)
+        job = await self.jobs.get(job_id, client)
         return json_reply(self._talk(job, request), headers=None if job.state.ended else _RETRY_SOON)
 
     async def listed(self, request: web.Request) -> web.Response:
         """The talks, newest first. The token names the last talk of a page, so new talks shift no page."""
         limit = _limit(request.query.get("limit", ""))
         before = _seq_of(request.query["token"]) if request.query.get("token") else None
-        jobs = await self.jobs.in_thread(self._page, before, limit)
+        jobs = await self.jobs.in_thread(self._page, before, limit, client_of(request))
         body = {"talks": [self._talk(job, request) for job in jobs[:limit]]}
         if len(jobs) > limit:
             return json_reply({**body, "token": _token(jobs[limit - 1].seq)})
         return json_reply(body)
 
-    def _page(self, before: int | None, limit: int) -> list[Job]:
+    def _page(self, before: int | None, limit: int, client: Client) -> list[Job]:
         """The jobs of a page and the next one, if there is one. Jobs without a row are newer than all others."""
-        pending = self.jobs.pending() if before is None else []
-        rows = self.jobs.view.page(before, limit + 1)
+        pending = [job for job in self.jobs.pending() if client.sees(job.tenant)] if before is None else []
+        rows = self.jobs.view.page(before, limit + 1, tenant=client.only)
         known = {job.id for job in rows}
         pending = [job for job in pending if job.id not in known][: max(0, limit - 1)]  # a page ends with a row
         return [*pending, *rows][: limit + 1]
 
     async def delete(self, request: web.Request) -> web.Response:
-        job = await self.jobs.in_thread(self.jobs.find, id_in(request))
-        if job is None:
-            raise not_found()
+        job = await self.jobs.get(id_in(request), client_of(request))
         not_ready = ApiError(409, "NotReadyError", "talk is in process, try again later")
         if not job.state.ended:
             raise not_ready
@@ -144,7 +141,7 @@ class TalkRoutes:
 
     async def _delete_upload(self, request: web.Request, role: str) -> web.Response:
         uploads, upload_id = self.requests.uploads.stored, id_in(request)
-        if await self.jobs.in_thread(uploads.find, upload_id, role) is None:
+        if not client_of(request).owns(await self.jobs.in_thread(uploads.find, upload_id, role)):
             raise not_found(f"{role} not found")
         await self.jobs.in_thread(uploads.delete, upload_id)
         return web.Response(status=204)

@@ -14,7 +14,8 @@ from lipsyncd.jobs.manifest import canonical_id
 from lipsyncd.results.find_video import open_video
 from lipsyncd.storage.files import open_regular
 from lipsyncd.storage.uploads import Uploads
-from lipsyncd.web.access import Access, public
+from lipsyncd.web.access import public
+from lipsyncd.web.clients import ANYBODY, Client, client_of
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import ApiError, not_found
@@ -30,10 +31,9 @@ _MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")
 class DownloadRoutes:
     """The routes of finished videos and of uploads."""
 
-    def __init__(self, jobs: Jobs, uploads: Uploads, access: Access, links: Links) -> None:
+    def __init__(self, jobs: Jobs, uploads: Uploads, links: Links) -> None:
         self.jobs = jobs
         self.uploads = uploads
-        self.access = access
         self.links = links
 
     def routes(self) -> list[web.RouteDef]:
@@ -48,10 +48,7 @@ class DownloadRoutes:
     async def video(self, request: web.Request) -> web.StreamResponse:
         """The finished video of a job."""
         job_id = id_in(request)
-        self._check("result", job_id, request)
-        job = await self.jobs.get(job_id)
-        if job is None:
-            raise not_found()
+        job = await self.jobs.get(job_id, self._client("result", job_id, request))
         if job.state is not JobState.DONE:
             raise not_found(f"there is no video yet: the job is {job.state.value}")
         descriptor = await self.jobs.in_thread(open_video, self.jobs.folders, self.jobs.view, job)
@@ -63,9 +60,9 @@ class DownloadRoutes:
     async def upload(self, request: web.Request) -> web.StreamResponse:
         """The bytes of an upload, as the client sent them."""
         role, upload_id = request.match_info["role"], id_in(request)
-        self._check("upload", upload_id, request)
+        client = self._client("upload", upload_id, request)
         upload = await self.jobs.in_thread(self.uploads.find, upload_id, role)
-        if upload is None:
+        if upload is None or not client.owns(upload):
             raise not_found(f"{role} not found")
         try:
             descriptor = await self.jobs.in_thread(open_regular, self.uploads.content(upload.id))
@@ -73,12 +70,14 @@ class DownloadRoutes:
             raise not_found(f"{role} not found") from None
         return _reply(request, descriptor, _TYPES[upload.kind], upload.name)
 
-    def _check(self, kind: str, name: str, request: web.Request) -> None:
-        """Require a key, or the signature that we put into the address."""
-        if not self.access.keys or self.links.is_signed(kind, name, request.query.get("sig", "")):
-            return
-        if self.access.owner(request.headers) is None:
+    def _client(self, kind: str, name: str, request: web.Request) -> Client:
+        """The client that may download: the sender, or anybody with the signature that we put into the address."""
+        if self.links.is_signed(kind, name, request.query.get("sig", "")):
+            return ANYBODY
+        client = client_of(request)
+        if not client.has_key:
             raise ApiError(401, "AuthorizationError", "this link needs its ?sig= or a key")
+        return client
 
 
 def id_in(request: web.Request) -> str:

@@ -13,10 +13,11 @@ from lipsyncd.jobs.job import JobState, utc_text
 from lipsyncd.monitor import gpu
 from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.access import public
+from lipsyncd.web.clients import client_of
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.ledger_reader import JobStatus
 from lipsyncd.web.links import Links
-from lipsyncd.web.replies import bad_request, json_reply, not_found
+from lipsyncd.web.replies import bad_request, json_reply
 from lipsyncd.web.requests import Requests, wait_s
 from lipsyncd.web.routes.downloads import id_in
 from lipsyncd.web.routes.original_request import read_generate
@@ -60,11 +61,9 @@ class OriginalRoutes:
 
     async def status(self, request: web.Request) -> web.Response:
         """The status of a job; with `?wait=SECONDS` once it has ended or the time is over."""
-        job_id = id_in(request)
-        await self.jobs.wait_until_ended(job_id, wait_s(request))
-        job = await self.jobs.status(job_id)
-        if job is None:
-            raise not_found("no job has that id")
+        job_id, client = id_in(request), client_of(request)
+        await self.jobs.wait_until_ended(job_id, wait_s(request), client)
+        job = await self.jobs.status(job_id, client)
         return json_reply(self._status(job_id, job), headers=None if job.state.ended else _RETRY_SOON)
 
     def _status(self, job_id: str, job: JobStatus) -> dict[str, Any]:
