@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lipsyncd.media.content import Content
-from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
+from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes, boxes_in
 
 MAX_MOOV_BYTES = 32 << 20  # ten minutes at 120 fps need 2 MiB
 _MAX_TOP_LEVEL_BOXES = 1000
@@ -115,14 +114,6 @@ def inspect(path: Path) -> Mp4Facts:
 # -- boxes inside the moov ---------------------------------------------------------------------------------------------
 
 
-def _boxes(data: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """The boxes inside a payload. Here, unlike in the file, a box that reaches beyond its parent is a contradiction."""
-    for box in boxes(lambda offset, count: data[offset : offset + count], 0, len(data)):
-        if not box.sized or box.end > len(data):
-            raise Mp4Damaged(f"its box {box.kind!r} does not end inside its parent")
-        yield box.kind.decode("latin-1"), data[box.payload : box.end]
-
-
 def _child(data: memoryview, *path: str) -> memoryview:
     for kind in path:
         data = _only(data, kind)
@@ -137,7 +128,7 @@ def _only(data: memoryview, kind: str) -> memoryview:
 
 
 def _optional(data: memoryview, kind: str) -> memoryview | None:
-    return next((payload for name, payload in _boxes(data) if name == kind), None)
+    return next((payload for name, payload in boxes_in(data) if name == kind), None)
 
 
 # -- tracks ------------------------------------------------------------------------------------------------------------
@@ -147,7 +138,7 @@ def _tracks(moov: memoryview) -> tuple[VideoTrack, AudioTrack]:
     movie_scale = _ticks_per_second(_only(moov, "mvhd"))
     videos: list[VideoTrack] = []
     audios: list[AudioTrack] = []
-    for kind, trak in _boxes(moov):
+    for kind, trak in boxes_in(moov):
         if kind != "trak":
             continue
         handler = bytes(_child(trak, "mdia", "hdlr")[8:12])
@@ -192,7 +183,7 @@ def _audio(trak: memoryview, movie_scale: int) -> AudioTrack:
 
 def _sample_entry(trak: memoryview) -> tuple[str, memoryview]:
     described = _child(trak, "mdia", "minf", "stbl", "stsd")
-    first = next(_boxes(described[8:]), None)
+    first = next(iter(boxes_in(described[8:])), None)
     if first is None:
         raise Mp4Damaged("a track names no codec")
     return first

@@ -50,3 +50,16 @@ def boxes(read: Callable[[int, int], bytes | memoryview], start: int, end: int) 
             raise Mp4Damaged(f"the box {kind!r} at byte {start} claims {size} bytes")
         yield box
         start = box.end
+
+
+def boxes_in(data: memoryview) -> list[tuple[str, memoryview]]:
+    """The boxes inside a payload in memory, in order, each with its kind and its content.
+
+    Raises `Mp4Damaged` also for a box that reaches beyond its parent: here, unlike in the file, a contradiction.
+    """
+    found = []
+    for box in boxes(lambda offset, count: data[offset : offset + count], 0, len(data)):
+        if not box.sized or box.end > len(data):
+            raise Mp4Damaged(f"its box {box.kind!r} does not end inside its parent")
+        found.append((box.kind.decode("latin-1"), data[box.payload : box.end]))
+    return found

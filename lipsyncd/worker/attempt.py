@@ -36,7 +36,7 @@ from lipsyncd.storage.spool import JobUnderWay
 from lipsyncd.weights import RENDERER, AutoPull
 from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.check_result import validate
-from lipsyncd.worker.child_process import Executor, RenderCancelled
+from lipsyncd.worker.child_process import Executor, RenderCancelled, any_of
 from lipsyncd.worker.protocol import Batch, Progress, Render, Result
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Attempt:
             return self._device.executor.render(
                 replace(request, most=most),
                 progress=self._on_progress,
-                stop=lambda: self._cut_off() or self._running.cancelled.is_set(),
+                stop=any_of(self._cut_off, self._running.cancelled.is_set),
                 batch=lambda message: self._on_batch(message, request.renderer, terms),
             )
         except OutOfMemory:

@@ -109,6 +109,11 @@ class _Process:
     buffer: bytearray = field(default_factory=bytearray)
 
 
+def any_of(*asked: Callable[[], bool]) -> Callable[[], bool]:
+    """True once one of these is."""
+    return lambda: any(one() for one in asked)
+
+
 class LocalChild:
     """The render child for one device. Used by one thread.
 
