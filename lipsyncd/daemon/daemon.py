@@ -42,8 +42,9 @@ from lipsyncd.monitor.systemd import Notifier, SystemdReporter
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
 from lipsyncd.storage.disk_space import free_mb
-from lipsyncd.storage.files import expect_lease_signals, write_json
+from lipsyncd.storage.files import write_json
 from lipsyncd.storage.folders import folders_of
+from lipsyncd.storage.leases import expect_lease_signals, keep_rights_from_children
 from lipsyncd.storage.locks import InstanceLock
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Daemon:
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Raises `ConfigError` or `AnotherDaemonRuns` when it cannot start."""
         started_s = time.monotonic()
+        keep_rights_from_children()
         share_heap()
         self._systemd.starting()
         for note in self.settings.now.notes:

@@ -38,6 +38,7 @@ CHECKS: Mapping[str, Check] = {
     "state": folders.state,
     "spool": folders.spool,
     "watch": folders.watch,
+    "writers": folders.writers,
     "ledger": service.ledger,
     "backup": service.backup,
     "jobs": service.jobs,

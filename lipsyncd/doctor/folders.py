@@ -16,6 +16,11 @@ from lipsyncd.weights.auto_pull import size_text
 
 _ENOUGH = 10  # times `paths.min_free_mb`; less free space is a warning
 _LIMITS = Path("/proc/sys/fs/inotify")
+_WRITABLE_BY_OTHERS = 0o022
+_CAP_LEASE = (
+    "give the daemon CAP_LEASE: the unit has it, with PrivateUsers=no; a container gets it with `--cap-add LEASE`; "
+    "or let people write under a hidden name and rename"
+)
 _INIT = "`lipsyncd init` or the first `lipsyncd run` creates it"
 
 
@@ -129,6 +134,22 @@ def watch(installation: Installation) -> Finding:
         limits = f"limits of this user: {instances} instances, {watches} watches"
         return Finding(Verdict.WARNING, f"{polling}, since the kernel gives no events: {why} ({limits})", remedy)
     return Finding(Verdict.OK, f"events ({kind}), a scan every {settings.rescan_s:g} s, {watches} watches allowed")
+
+
+def writers(installation: Installation) -> Finding:
+    """Does the kernel tell the daemon whether another user still writes a file? The daemon itself has tried it."""
+    settings, inbox = installation.settings.watch, installation.folders.shared["inbox"]
+    if settings.mode == "poll" or (settings.mode == "auto" and inbox.is_dir() and mounts.is_network(inbox)):
+        return Finding(Verdict.OK, f"every file waits {settings.settle_network_s:g} s, since inboxes are polled")
+    known = installation.daemon_status().get("leases")
+    if known:
+        return Finding(Verdict.OK, "the kernel tells whether a file is open for writing, also those of other users")
+    if known is None:
+        return Finding(Verdict.NOTE, "whether the kernel tells who writes a file is tried by a running daemon")
+    waits = f"{settings.settle_network_s:g} s, or {settings.settle_s:g} s if their structure proves them whole"
+    seen = f"the kernel does not tell whether other users still write a file: theirs wait {waits}"
+    verdict = Verdict.WARNING if inbox.stat().st_mode & _WRITABLE_BY_OTHERS else Verdict.NOTE
+    return Finding(verdict, seen, _CAP_LEASE)
 
 
 def _inotify_fault(folder: Path) -> str:

@@ -29,6 +29,7 @@ from lipsyncd.monitor.facts import InboxFacts
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.folders import HIDDEN, Folders
+from lipsyncd.storage.leases import sees_other_users_writers
 from lipsyncd.storage.locks import FolderLock, already_served
 from lipsyncd.storage.secret_file import secret_in
 from lipsyncd.storage.spool import Spool
@@ -72,6 +73,7 @@ class InboxService:
         self.make_room = make_room
         self.wake = threading.Event()
         self.paused = ""
+        self._leases = sees_other_users_writers(folders.state)
         self.inboxes = [self._open(kind, lock, spool, ledger) for kind, lock in locks.items()]
         self._overflows = Overflows(self.wake.set)
         self._scanned_s = time.monotonic()
@@ -88,7 +90,10 @@ class InboxService:
             secret=secret_in(self.folders.state / manifest_mac.SECRET_FILE),
         )
         intake = Intake(self.settings, inbox, spool, ledger, queue)
-        watch = Watch(folder, mode=settings.watch.mode, hidden=HIDDEN, notify=self.wake.set)
+        watch = Watch(
+            folder, mode=settings.watch.mode, hidden=HIDDEN, notify=self.wake.set, writes=self._leases is not True
+        )
+        inbox.settling.modified = watch.modified
         return ServedInbox(kind, inbox, intake, watch, lock)
 
     def register(self, spec: JobSpec) -> Accepted | None:
@@ -173,6 +178,15 @@ class InboxService:
         heard = all(served.watch.events and not served.fault for served in self.inboxes) and not self.paused
         return watch.rescan_s if heard else watch.poll_s
 
+    @property
+    def leases(self) -> bool | None:
+        """Does the kernel tell whether files of other users are being written? As of the last such file in an inbox.
+
+        Before the first one, as of the trial at the start; None when there was nothing to try.
+        """
+        answers = [answer for served in self.inboxes if (answer := served.inbox.settling.answers) is not None]
+        return all(answers) if answers else self._leases
+
     def facts(self) -> InboxFacts:
         watches = [served.watch for served in self.inboxes]
         return InboxFacts(
@@ -198,6 +212,7 @@ class InboxService:
             "inbox_fault": first.fault,
             "watch": "events" if first.watch.events else "polling",
             "degraded": self.facts().degraded,
+            "leases": self.leases,
             "paused": self.paused,
             "scan_age_s": round(self.scan_age_s(), 1),
             "waiting": [{**asdict(w), "name": name} for name, w in waiting],

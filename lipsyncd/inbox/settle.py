@@ -4,13 +4,16 @@ A file is finished when nothing has changed it for a while, no process of this m
 its own structure does not announce more content. When the structure proves the end (a PNG's IEND, a WAV with the
 length of its header), a short while is enough.
 
+Where the kernel does not tell whether another user's file is still open for writing, the while is longer, and writes
+count of which the kernel reported an event and no time or size shows anything.
+
 Times are differences of one monotonic clock: the file server's clock and ours may disagree by any amount.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass
 
 from lipsyncd.errors import InputError
@@ -19,7 +22,8 @@ from lipsyncd.jobs.job import MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest
 from lipsyncd.log import printable
 from lipsyncd.media import Completeness, Structure, examine
-from lipsyncd.storage.files import NotRegular, open_regular, written_by_others
+from lipsyncd.storage.files import NotRegular, open_regular
+from lipsyncd.storage.leases import written_by_others
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Settling:
 
     path         gives the whole path of a name
     manifest     gives the content of a manifest; None when it cannot be read at present
+    modified     gives the names that were written to since it was last asked, as far as events tell
+    answers      did the kernel tell about the last file of another owner whether it is being written; None before one
     unreadable   files that cannot be read, and why, as of the last scan
     next_scan_s  seconds until a file may be finished; None when the next rescan is early enough
     """
@@ -65,16 +71,20 @@ class Settling:
     ) -> None:
         self.rules = rules
         self.network = network
+        self.modified: Callable[[], Set[bytes]] = frozenset
+        self.answers: bool | None = None
         self.unreadable: dict[str, str] = {}
         self.next_scan_s: float | None = None
         self._path = path
         self._manifest = manifest
         self._now_s = 0.0
+        self._modified: Set[bytes] = frozenset()
         self._seen: dict[bytes, _Seen] = {}
 
     def begin(self, now_s: float) -> None:
         """A scan begins."""
         self._now_s = now_s
+        self._modified = self.modified()
         self.next_scan_s = None
         self.unreadable = {}
 
@@ -85,6 +95,8 @@ class Settling:
             replaced = seen is None or seen.identity.ino != identity.ino
             first_s = self._now_s if seen is None or replaced else seen.first_s
             seen = self._seen[name] = _Seen(identity, first_s=first_s, still_since_s=self._now_s)
+        elif name in self._modified:
+            seen.still_since_s, seen.settled = self._now_s, False
         if not (seen.settled or taken):
             self._settle(name, role, seen)
         return Found(name, role, identity, settled=seen.settled or taken, taken=taken, age_s=self._now_s - seen.first_s)
@@ -124,15 +136,19 @@ class Settling:
             return
         try:
             # An open also makes an NFS client ask the server again: only then fstat is the truth.
-            if Identity.of(os.fstat(descriptor)) != seen.identity:
+            status = os.fstat(descriptor)
+            if Identity.of(status) != seen.identity:
                 self.scan_in(self.rules.settle_s)
                 return
             busy = written_by_others(descriptor)
+            others = status.st_uid != os.geteuid()
+            if others and not self.network:
+                self.answers = busy is not None
             if role != MANIFEST:
                 seen.structure = examine(descriptor, seen.identity.size)
         finally:
             os.close(descriptor)
-        seen.settled = self._finished(self._completeness(name, role, seen), seen, still_s, busy)
+        seen.settled = self._finished(self._completeness(name, role, seen), seen, still_s, busy, others=others)
 
     def _completeness(self, name: bytes, role: str, seen: _Seen) -> Completeness:
         """What the content itself shows about its end. A manifest that parses is whole: its last brace is there."""
@@ -141,7 +157,9 @@ class Settling:
         whole = isinstance(self._manifest(name, seen.identity), Manifest)
         return Completeness.COMPLETE if whole else Completeness.PLAUSIBLE
 
-    def _finished(self, completeness: Completeness, seen: _Seen, still_s: float, busy: bool | None) -> bool:
+    def _finished(
+        self, completeness: Completeness, seen: _Seen, still_s: float, busy: bool | None, *, others: bool
+    ) -> bool:
         if busy:
             seen.why = "a program has it open for writing"
             self.scan_in(self.rules.settle_s)
@@ -151,8 +169,11 @@ class Settling:
             return self._after(self.rules.incomplete_timeout_s, still_s)
         if self.network:
             return self._after(self.rules.settle_network_s, still_s)
-        proven = completeness is Completeness.COMPLETE and busy is False
-        return self._after(self.rules.settle_proven_s if proven else self.rules.settle_s, still_s)
+        proven = completeness is Completeness.COMPLETE
+        if busy is None and others and not proven:
+            seen.why = "the kernel does not tell whether its owner still writes it"
+            return self._after(max(self.rules.settle_s, self.rules.settle_network_s), still_s)
+        return self._after(self.rules.settle_proven_s if proven and busy is False else self.rules.settle_s, still_s)
 
     def _after(self, needed_s: float, still_s: float) -> bool:
         if still_s >= needed_s:

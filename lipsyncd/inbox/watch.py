@@ -18,15 +18,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from watchdog.events import (
     EVENT_TYPE_DELETED,
+    EVENT_TYPE_MODIFIED,
     DirDeletedEvent,
     FileClosedEvent,
     FileCreatedEvent,
     FileDeletedEvent,
+    FileModifiedEvent,
     FileMovedEvent,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -42,8 +44,9 @@ TICK_EVERY_S = 60.0
 HEARD_WITHIN_S = 5.0
 ASK_AGAIN_S = 60.0
 END_WITHIN_S = 2.0
+MOST_MODIFIED = 10_000  # names between two scans; a write to one more is shown by its time and size alone
 
-# Neither what our own scan causes (a file is opened) nor each write to a file that grows.
+# Neither what our own scan causes (a file is opened) nor, unless it is asked for, each write to a file that grows.
 _NEWS = [FileCreatedEvent, FileMovedEvent, FileClosedEvent, FileDeletedEvent, DirDeletedEvent]
 
 _TICK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -57,6 +60,7 @@ class Watch:
     `start`, `check` and `stop` belong to one thread, which calls `check` before each scan.
 
     hidden    name of our own folder inside `folder`
+    writes    also note each write, for `modified`; it starts no scan
     network   other machines may write there, and their changes raise no event
     events    changes are heard; False: poll
     degraded  why changes are not heard although they should be; "" otherwise
@@ -70,6 +74,7 @@ class Watch:
         mode: str,
         hidden: str,
         notify: Callable[[], None],
+        writes: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
@@ -78,6 +83,9 @@ class Watch:
         self.restarts = 0
         self._mode = mode
         self._notify = notify
+        self._writes = writes
+        self._modified: set[bytes] = set()
+        self._noting = threading.Lock()
         self._hidden = folder / hidden
         self._clock = clock
         self._reader: _Reader | None = None
@@ -88,6 +96,12 @@ class Watch:
     @property
     def events(self) -> bool:
         return self._reader is not None
+
+    def modified(self) -> Set[bytes]:
+        """The names that were written to since the last call."""
+        with self._noting:
+            modified, self._modified = self._modified, set()
+        return modified
 
     def check(self) -> None:
         """Look after the watch: begin, end or replace it as the folder and the setting want it now."""
@@ -116,7 +130,7 @@ class Watch:
     def _begin(self) -> None:
         try:
             self._place = _place(self.folder)
-            self._reader = _Reader(self.folder, self._hidden, self._notify)
+            self._reader = _Reader(self.folder, self._hidden, self._notify, self._note_write if self._writes else None)
         except OSError as error:
             self._ask_again_s = self._clock() + ASK_AGAIN_S
             if not self.degraded:
@@ -132,6 +146,12 @@ class Watch:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+
+    def _note_write(self, name: bytes) -> None:
+        """Called by the reader's thread."""
+        with self._noting:
+            if len(self._modified) < MOST_MODIFIED:
+                self._modified.add(name)
 
     def _fault(self) -> str:
         """Why the reader has to be replaced; "" while it works or while there is none."""
@@ -165,18 +185,25 @@ class _Reader:
     hears_ticks  the hidden folder is watched as well
     """
 
-    def __init__(self, folder: Path, hidden: Path, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        hidden: Path,
+        on_change: Callable[[], None],
+        on_write: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.heard = threading.Event()
         self.heard.set()
         self.ended = False
         self.hears_ticks = hidden.is_dir() and os.access(hidden, os.R_OK)
         self._on_change = on_change
+        self._on_write = on_write
         self._folder, self._tick = str(folder), str(hidden / TICK)
         os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # watchdog ignores a refusal to read the folder
         self._observer = Observer()
         self._observer.name = f"watch-{folder.name}"
         try:
-            self._schedule(self._on_event, self._folder, _NEWS)
+            self._schedule(self._on_event, self._folder, _NEWS if on_write is None else [*_NEWS, FileModifiedEvent])
             if self.hears_ticks:
                 self._schedule(self._on_tick, str(hidden), [FileClosedEvent])
             self._observer.start()
@@ -203,6 +230,10 @@ class _Reader:
         self._observer.join()
 
     def _on_event(self, event: FileSystemEvent) -> None:
+        if event.event_type == EVENT_TYPE_MODIFIED:
+            if self._on_write is not None:
+                self._on_write(os.fsencode(event.src_path).rpartition(b"/")[2])
+            return
         self.ended = self.ended or (event.event_type == EVENT_TYPE_DELETED and event.src_path == self._folder)
         self._on_change()
 

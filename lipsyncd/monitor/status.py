@@ -43,6 +43,8 @@ def notes(view: LedgerView, state: Path) -> list[str]:
         lines.append(f"nothing is taken in or rendered: {reported['paused']}")
     if reported.get("degraded"):
         lines.append(f"polling, since the kernel gives no events: {reported['degraded']}")
+    if reported.get("leases") is False:
+        lines.append("files of other users wait longer: the kernel does not tell whether they are still being written")
     if reported.get("outbox_available") is False:
         lines.append("the outbox is not mounted: finished videos wait")
     waiting = [

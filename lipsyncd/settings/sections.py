@@ -125,7 +125,9 @@ class Watch:
     settle_proven_s: float = setting(
         0.2, "The same for a file whose own structure proves it complete and that no local program writes.", low=0
     )
-    settle_network_s: float = setting(5.0, "The same in a network folder.", low=0)
+    settle_network_s: float = setting(
+        5.0, "The same in a network folder, and for another user's file if the kernel hides who writes it.", low=0
+    )
     rescan_s: float = setting(10.0, "Scan the inbox this often, also when no change was noticed.", low=0.05)
     poll_s: float = setting(2.0, "Scan this often where changes cannot be noticed.", low=0.05)
     pair_timeout_s: float = setting(86400.0, "Give up on a picture or a voice that stays alone for this long.", low=1)

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -224,26 +222,6 @@ def remove_tree(folder: Path) -> None:
 def _ignore_missing(_function: object, _path: str, info: Any) -> None:
     if not isinstance(info[1], FileNotFoundError):
         raise info[1]
-
-
-def expect_lease_signals() -> None:
-    """Call once, in the main thread, before `written_by_others`: a lease that breaks sends SIGIO, which kills."""
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
-
-
-def written_by_others(descriptor: int) -> bool | None:
-    """Does a process on this machine hold the file open for writing? None when the kernel gives no answer.
-
-    A read lease is granted only when there is no writer. It sees local writers (smbd and knfsd too), never remote ones.
-    """
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False
 
 
 def umask() -> int:

@@ -23,6 +23,7 @@ _NETWORK_MAGIC = {
     0x01021997: "9p",
     0x00C36400: "ceph",
 }
+_NEED_DELEGATION = frozenset(("nfs", "cifs", "smb3"))
 _STATFS_BYTES = 512  # more than the structure has on any machine; its first word is the magic number
 
 
@@ -85,9 +86,14 @@ def known_network(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) 
     return kind if kind in _NETWORK or kind.startswith("fuse") else ""
 
 
-def _magic(folder: Path) -> int:
-    """The kernel's number for the file system; 0 when it gives none."""
+def refuses_leases(descriptor: int) -> bool:
+    """Does an open file lie on NFS or CIFS? There the kernel grants a lease only if the server delegated the file."""
+    return _NETWORK_MAGIC.get(_magic(descriptor), "") in _NEED_DELEGATION
+
+
+def _magic(place: Path | int) -> int:
+    """The kernel's number for the file system of a folder or of a descriptor; 0 when it gives none."""
+    libc = ctypes.CDLL(None, use_errno=True)
     answer = ctypes.create_string_buffer(_STATFS_BYTES)
-    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(folder), answer) != 0:
-        return 0
-    return ctypes.c_ulong.from_buffer(answer).value & 0xFFFFFFFF
+    failed = libc.fstatfs(place, answer) if isinstance(place, int) else libc.statfs(os.fsencode(place), answer)
+    return 0 if failed else ctypes.c_ulong.from_buffer(answer).value & 0xFFFFFFFF

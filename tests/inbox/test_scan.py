@@ -19,6 +19,7 @@ from lipsyncd.storage import files
 from tests.kits.core_kit import as_nobody
 from tests.kits.inbox_kit import NOTHING, RULES, InboxWithClock
 from tests.kits.installation import picture, put, sound
+from tests.kits.machine.machine_kit import needs_root
 from tests.kits.media.media_kit import tone, wav
 
 PICTURE, SOUND = picture(), sound()
@@ -154,13 +155,58 @@ def test_a_file_that_a_program_has_open_for_writing_is_not_finished(box: InboxWi
     assert box.scan() == ["a"]
 
 
-def test_where_the_kernel_does_not_tell_who_writes_a_proof_is_not_enough(root: Path) -> None:
-    """Another user's files, for which the kernel gives us no lease: then only the longer time counts."""
-    for name, content in (("a.png", PICTURE), ("a.wav", SOUND)):
+@needs_root
+@pytest.mark.parametrize(("voice", "seconds"), [(SOUND, 1.0), (STREAMED, 5.0)])
+def test_another_users_file_waits_longer_where_the_kernel_does_not_tell_who_writes_it(
+    root: Path, voice: bytes, seconds: float
+) -> None:
+    """Without a lease a proof is not enough for the short time, and plain stillness waits as on a network folder."""
+    for name, content in (("a.png", PICTURE), ("a.wav", voice)):
         put(root, name, content).chmod(0o644)
-    if os.geteuid() != 0:
-        pytest.skip("this user cannot give its files to another one")
-    assert as_nobody(lambda: InboxWithClock(root).ready_after(limit_s=2), root) == 1.0
+
+    def work() -> tuple[float, bool | None]:
+        box = InboxWithClock(root)
+        return box.ready_after(limit_s=10), box.inbox.settling.answers
+
+    assert as_nobody(work, root) == (seconds, False)
+
+
+@needs_root
+def test_another_users_file_that_is_open_waits_where_the_kernel_tells_it(root: Path) -> None:
+    """We are root: the kernel answers for every user's file."""
+    for name, content in (("a.png", PICTURE), ("a.wav", STREAMED)):
+        os.chown(put(root, name, content), 1001, 1001)
+    box = InboxWithClock(root)
+    with (root / "a.wav").open("r+b"):
+        assert box.scan() == box.scan(after_s=3600) == []
+        assert box.waits["a.wav"] == "a program has it open for writing"
+    assert box.scan() == ["a"]
+    assert box.inbox.settling.answers is True
+
+
+def test_a_write_that_changes_neither_time_nor_size_restarts_the_stillness(box: InboxWithClock) -> None:
+    """The event of a write counts, since a file system may keep times to the second."""
+    put(box.root, "a.png", PICTURE)
+    put(box.root, "a.wav", STREAMED)
+    written = [b"a.wav"]
+    box.inbox.settling.modified = lambda: frozenset(written)
+    assert box.scan() == []
+    for _ in range(20):
+        assert box.scan(after_s=0.9) == []
+    written.clear()
+    assert box.scan(after_s=0.9) == []
+    assert box.scan(after_s=0.2) == ["a"]
+
+
+def test_a_write_after_a_file_was_finished_makes_it_wait_anew(box: InboxWithClock) -> None:
+    put(box.root, "a.wav", SOUND)
+    assert box.scan() == box.scan(after_s=60) == []
+    put(box.root, "a.png", PICTURE)
+    box.inbox.settling.modified = lambda: frozenset([b"a.wav"])
+    assert box.scan() == []
+    box.inbox.settling.modified = frozenset
+    assert box.scan(after_s=0.1) == []
+    assert box.scan(after_s=0.2) == ["a"]
 
 
 def test_a_network_folder_is_not_asked_who_writes(root: Path) -> None:

@@ -51,9 +51,11 @@ def until(true: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def watching(folder: Path, *, mode: str = "auto", clock: Callable[[], float] = time.monotonic) -> Iterator[Watched]:
+def watching(
+    folder: Path, *, mode: str = "auto", writes: bool = False, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Watched]:
     changes = Changes()
-    watch = Watch(folder, mode=mode, hidden=".lipsyncd", notify=changes.notify, clock=clock)
+    watch = Watch(folder, mode=mode, hidden=".lipsyncd", notify=changes.notify, writes=writes, clock=clock)
     watch.check()
     try:
         yield watch, changes
@@ -111,6 +113,37 @@ def test_an_inbox_from_which_nothing_may_be_removed_gives_no_event_for_the_attem
         assert as_nobody(try_to_remove)
         assert not changes.come(within_s=0.5)
     inbox.chmod(0o755)
+
+
+def test_each_write_is_noted_by_name_and_starts_no_scan(inbox: Path) -> None:
+    with (inbox / "a\udcff.wav").open("wb") as file, watching(inbox, writes=True) as (watch, changes):
+        file.write(b"x")
+        file.flush()
+        noted: set[bytes] = set()
+        until(lambda: bool(noted.update(watch.modified()) or noted))
+        assert noted == {b"a\xff.wav"}
+        assert not changes.come(within_s=0.3)
+        assert watch.modified() == set()
+        (inbox / "a\udcff.wav").read_bytes()
+        assert not changes.come(within_s=0.3)
+        assert watch.modified() == set(), "reading is no write"
+
+
+def test_writes_are_not_noted_unless_they_are_asked_for(inbox: Path) -> None:
+    with watching(inbox) as (watch, changes):
+        (inbox / "a.wav").write_bytes(b"x")
+        assert changes.come(within_s=5)
+        assert watch.modified() == set()
+
+
+def test_a_flood_of_names_is_noted_up_to_a_limit(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipsyncd.inbox.watch.MOST_MODIFIED", 3)
+    with watching(inbox, writes=True) as (watch, changes):
+        for number in range(10):
+            (inbox / f"{number}.wav").write_bytes(b"x")
+        while changes.come(within_s=0.3):
+            pass
+        assert len(watch.modified()) == 3
 
 
 @pytest.mark.parametrize(("mode", "events"), [("auto", True), ("inotify", True), ("poll", False)])

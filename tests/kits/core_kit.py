@@ -6,7 +6,7 @@ import os
 import pickle
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,13 +79,18 @@ def as_nobody(work: Callable[[], T], *readable: Path) -> T:
         _make_searchable(folder)
     if os.geteuid() != 0:
         return work()
+    return as_ids(UNPRIVILEGED, UNPRIVILEGED, (), work)
+
+
+def as_ids(uid: int, gid: int, groups: Sequence[int], work: Callable[[], T]) -> T:
+    """What `work` returns or raises in a fork with these ids. Only root can call it."""
     with tempfile.TemporaryFile() as answer:
         child = os.fork()
         if child == 0:
             try:
-                os.setgroups([])
-                os.setgid(UNPRIVILEGED)
-                os.setuid(UNPRIVILEGED)
+                os.setgroups(groups)
+                os.setgid(gid)
+                os.setuid(uid)
                 try:
                     outcome: tuple[bool, Any] = (True, work())
                 except BaseException as error:

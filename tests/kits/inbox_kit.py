@@ -14,7 +14,7 @@ from lipsyncd.inbox.settle import InboxRules
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity, Job, JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.settings import CurrentSettings, Paths, Settings
-from lipsyncd.storage import files
+from lipsyncd.storage import leases
 from lipsyncd.storage.spool import Spool
 from tests.kits.core_kit import Clock
 from tests.kits.installation import picture, put, sound
@@ -34,7 +34,7 @@ class InboxWithClock:
     """An inbox and its clock."""
 
     def __init__(self, root: Path, *, network: bool = False) -> None:
-        files.expect_lease_signals()
+        leases.expect_lease_signals()
         self.root = root
         self.clock = Clock()
         self.inbox = Inbox(root, RULES, network=network, clock=self.clock)
@@ -63,7 +63,7 @@ class InboxByHand:
     """An inbox, a spool and a ledger with the intake between them. `again` makes what a restarted daemon has."""
 
     def __init__(self, root: Path, settings: Settings | None = None) -> None:
-        files.expect_lease_signals()
+        leases.expect_lease_signals()
         self.root = root
         self.settings = settings or Settings(Paths(storage=root))
         self.clock = Clock()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,11 +66,17 @@ def put(folder: Path, name: str | bytes, content: bytes) -> Path:
 
 @dataclass
 class Installation:
-    """Paths, settings and helpers for one scratch installation. Settings are changed before the daemon starts."""
+    """Paths, settings and helpers for one scratch installation. Settings are changed before the daemon starts.
+
+    run_as  what comes before a command to run it as another user
+    python  the interpreter of daemon and commands
+    """
 
     root: Path
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     daemon: subprocess.Popen[bytes] | Forked | None = None
+    run_as: Sequence[str] = ()
+    python: str = sys.executable
 
     @property
     def config(self) -> Path:
@@ -130,9 +136,9 @@ class Installation:
         log, variables = self.root / "daemon.log", self.environment(**environment)
         log.touch()
         starts = self.log.count(READY)
-        if fresh or environment.keys() & {"LD_PRELOAD", "PYTHONPATH"}:
+        if fresh or self.run_as or environment.keys() & {"LD_PRELOAD", "PYTHONPATH"}:
             with log.open("ab") as output:
-                command = [sys.executable, "-m", "lipsyncd", *arguments]
+                command = [*self.run_as, self.python, "-m", "lipsyncd", *arguments]
                 self.daemon = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stderr=output, stdout=output, env=variables
                 )
@@ -166,7 +172,7 @@ class Installation:
                 assert self.stop() == 0, self.log
 
     def cli(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lipsyncd", "--config", str(self.config), *map(str, arguments)]
+        command = [self.python, "-m", "lipsyncd", "--config", str(self.config), *map(str, arguments)]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=120, env=self.environment(**environment), check=False
         )

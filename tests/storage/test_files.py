@@ -11,8 +11,6 @@ import signal
 import socket
 import stat
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,10 +32,8 @@ from lipsyncd.storage.files import (
     replace_durably,
     sha256_of,
     write_json,
-    written_by_others,
 )
 from tests.kits.core_kit import as_nobody
-from tests.kits.installation import ROOT
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -309,76 +305,6 @@ def test_a_folder_is_removed_with_its_content_and_may_be_gone(tmp_path: Path) ->
     remove_tree(folder)
     remove_tree(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
-
-
-# -- who else writes ---------------------------------------------------------------------------------------------------
-
-
-def test_a_writer_in_another_process_is_noticed_while_it_has_the_file_open(tmp_path: Path) -> None:
-    files.expect_lease_signals()
-    path = tmp_path / "a.wav"
-    path.write_bytes(b"RIFF")
-    program = "import sys; f = open(sys.argv[1], 'ab'); print('open', flush=True); sys.stdin.read(); f.close()"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as writer:
-        assert writer.stdin is not None
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"open\n"
-        descriptor = open_regular(path)
-        assert written_by_others(descriptor) is True
-        writer.stdin.close()
-        writer.wait(10)
-    assert written_by_others(descriptor) is False
-    # The lease was given back: a process that opens it to write now does not wait for us.
-    subprocess.run(
-        [sys.executable, "-c", "import sys; open(sys.argv[1], 'ab').write(b'x')", path], timeout=10, check=True
-    )
-    os.close(descriptor)
-
-
-def test_a_reader_is_no_writer(tmp_path: Path) -> None:
-    path = tmp_path / "a.wav"
-    path.write_bytes(b"RIFF")
-    with path.open("rb"):
-        descriptor = open_regular(path)
-        assert written_by_others(descriptor) is False
-        os.close(descriptor)
-
-
-def test_a_lease_that_breaks_does_not_kill_us(tmp_path: Path) -> None:
-    """The kernel sends SIGIO to the holder of a lease when a process opens the file to write: by default that kills."""
-    path = tmp_path / "a.wav"
-    path.write_bytes(b"RIFF")
-    program = f"""
-import sys, threading, time
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
-from lipsyncd.storage import files
-files.expect_lease_signals()
-path = Path({str(path)!r})
-def write():
-    for _ in range(2000):
-        path.open("ab").close()
-writer = threading.Thread(target=write)
-writer.start()
-while writer.is_alive():
-    descriptor = files.open_regular(path)
-    files.written_by_others(descriptor)
-    __import__("os").close(descriptor)
-"""
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
-
-
-def test_another_users_file_gives_no_answer(tmp_path: Path) -> None:
-    """A lease needs the file's owner or a privilege: then nothing is known, and the settle time decides."""
-    if os.geteuid() != 0:
-        path = Path("/etc/passwd")
-    else:
-        path = tmp_path / "a.wav"
-        path.write_bytes(b"RIFF")
-        path.chmod(0o644)
-    assert as_nobody(lambda: written_by_others(open_regular(path)), tmp_path) is None
 
 
 # -- the mask ----------------------------------------------------------------------------------------------------------

@@ -43,9 +43,9 @@ def small_picture(number: int) -> bytes:
     return png_of(64, 64, row * 64)
 
 
-def small_sound(number: int, seconds: float = 0.3) -> bytes:
-    """A WAV of a tone that begins with the number."""
-    return wav(struct.pack("<I", number) + tone(seconds)[4:])
+def small_sound(number: int, seconds: float = 0.3, **header: int) -> bytes:
+    """A WAV of a tone that begins with the number; `header` goes to `wav`."""
+    return wav(struct.pack("<I", number) + tone(seconds)[4:], **header)
 
 
 def drop_pairs(inbox: Path, numbers: Sequence[int], *, seconds: float = 0.3) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import socket
@@ -84,6 +85,12 @@ def _setgid() -> None:
     folder.chmod(0o2770)
 
 
+def _lease() -> None:
+    """The daemon's one right, on a file of root."""
+    with Path("/etc/passwd").open() as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+
 ATTEMPTS: Mapping[str, Callable[[], object]] = {
     "write the state": lambda: Path("/var/lib/lipsyncd/state/probe").write_text(""),
     "write the outbox": lambda: Path("/srv/lipsyncd/outbox/.probe").write_text(""),
@@ -99,6 +106,7 @@ ATTEMPTS: Mapping[str, Callable[[], object]] = {
     "open a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
     "make a namespace": _unshare,
     "set a setgid bit": _setgid,
+    "ask who writes another user's file": _lease,
     "open the kernel log": lambda: Path("/dev/kmsg").read_text(),
     "read another user's process": lambda: Path("/proc/1/status").read_text(),
 }

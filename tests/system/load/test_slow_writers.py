@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import threading
 import time
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.jobs.job import Job
+from tests.kits.core_kit import as_ids
 from tests.kits.installation import Installation
 from tests.kits.long_run_figures import report
 from tests.kits.machine.machine_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound
+from tests.kits.machine.users_kit import DAEMON, MEMBER, needs_users, shared_installation
 
 TRIALS = 1000 if LONG else 200
 AT_ONCE = 40
@@ -71,8 +74,10 @@ class Trial:
         self.done_ms = time.time() * 1000
 
 
-def write_all(folder: Path, how: Write, longest_s: float) -> dict[str, Trial]:
-    trials = [Trial(number, small_picture(number), small_sound(number)) for number in range(TRIALS)]
+def write_all(folder: Path, how: Write, longest_s: float, *, proven: bool = True) -> dict[str, Trial]:
+    """Write all pairs. Without `proven` no sound shows by its structure that it has an end."""
+    shown = {} if proven else {"data_bytes": 0xFFFFFFFF}
+    trials = [Trial(number, small_picture(number), small_sound(number, **shown)) for number in range(TRIALS)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda trial: trial.write(folder, how, longest_s), trials))
     return {f"t{trial.number}": trial for trial in trials}
@@ -103,6 +108,34 @@ def test_nothing_is_taken_from_a_slow_local_writer(installation: Installation, h
     with installation.running():
         trials = write_all(installation.path("inbox"), how, 3 * SETTLE_S)
         check(installation, trials, how.__name__.replace("_", " "))
+
+
+@needs_users
+@pytest.mark.parametrize(
+    ("lease", "how", "proven"),
+    [
+        pytest.param(True, held_open, False, id="the kernel tells who writes"),
+        pytest.param(True, reopened, True, id="the kernel tells, and the file is closed in between"),
+        pytest.param(False, held_open, False, id="the kernel does not tell"),
+        pytest.param(False, reopened, False, id="it does not tell, and the file is closed in between"),
+    ],
+)
+def test_nothing_is_taken_from_a_slow_writer_who_is_another_user(lease: bool, how: Write, proven: bool) -> None:
+    """Pauses are up to three times as long as `settle_s`, and as `settle_network_s` where the kernel answers."""
+    network_s = SETTLE_S if lease else 4 * SETTLE_S
+    watch = {"settle_s": SETTLE_S, "settle_proven_s": 0.05, "settle_network_s": network_s}
+    with shared_installation() as installation:
+        installation.changes |= {"render": {"renderer": "missing"}, "watch": watch}
+        installation.run_as = DAEMON.command(lease=lease)
+
+        def write() -> dict[str, Trial]:
+            os.umask(0o007)
+            return write_all(installation.path("inbox"), how, 3 * SETTLE_S, proven=proven)
+
+        with installation.running():
+            trials = as_ids(MEMBER.uid, MEMBER.gid, MEMBER.groups, write)
+            told = "" if lease else "out"
+            check(installation, trials, f"another user, with{told} CAP_LEASE, {how.__name__.replace('_', ' ')}")
 
 
 @needs_root

@@ -9,12 +9,13 @@ import http.client
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from skimage import data
 
 from tests.kits.installation import ROOT, picture, put, sound
 from tests.kits.machine.container_kit import PipSource, cannot_run, checkout
+from tests.kits.machine.users_kit import CAP_LEASE, capabilities
 
 if reason := cannot_run("mmdebstrap", "buildah"):
     pytest.skip(reason, allow_module_level=True)
@@ -107,12 +109,14 @@ class Container:
     name: str
     storage: Path
     port: int
+    capabilities: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
 
     def command(self, *arguments: str, user: str = "", **variables: str) -> list[str]:
         """The image's entry point with these arguments. buildah does not run it by itself."""
         flags = ["--isolation", "chroot", "--network", "host", f"--volume={self.storage}:/app/storage"]
         flags += [f"--user={user}"] if user else []
+        flags += [f"--cap-add=CAP_{name}" for name in self.capabilities]
         flags += [f"--env={name}={value}" for name, value in {"PORT": str(self.port), **variables}.items()]
         return self.builder.command("run", *flags, self.name, "--", "tini", "--", "lipsyncd-entrypoint", *arguments)
 
@@ -134,6 +138,10 @@ class Container:
         with suppress(OSError):
             return self.get(path)[0]
         return 0
+
+    def rights(self) -> dict[str, int]:
+        """The capabilities of the daemon, by their names in /proc."""
+        return capabilities(self.daemon())
 
     def daemon(self) -> int:
         """The id of its process on this machine."""
@@ -179,10 +187,18 @@ def container(builder: Builder, image: str, folder: Path) -> Iterator[Container]
         builder("rm", made.name)
 
 
+def added_by_compose() -> list[str]:
+    """The capabilities that the compose file adds, as it names them."""
+    block = re.search(r"^    cap_add:\n((?:      - .*\n)+)", (ROOT / "config/compose.yaml").read_text(), re.MULTILINE)
+    assert block is not None
+    return re.findall(r"- (\w+)", block[1])
+
+
 @pytest.fixture(scope="module")
 def running(builder: Builder, preview: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     """The preview image, ready."""
     with container(builder, preview, tmp_path_factory.mktemp("preview")) as made:
+        made.capabilities = added_by_compose()
         log = (made.storage.parent / "log").open("wb")
         made.process = subprocess.Popen(made.command("run"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until(lambda: made.answers("/health/ready") == 200, "readiness")
@@ -217,7 +233,22 @@ def test_it_runs_as_its_own_user_which_owns_the_storage(running: Container) -> N
     assert numbers["Uid"].split() == [str(UID)] * 4
     assert numbers["Groups"].split() in ([], [str(UID)])
     assert numbers["NoNewPrivs"] == "1"
-    assert int(numbers["CapEff"], 16) == 0
+    lease = 1 << CAP_LEASE
+    rights = running.rights()
+    assert (rights["Prm"], rights["Eff"], rights["Inh"], rights["Amb"]) == (lease, lease, 0, 0)
+
+
+def test_another_users_file_that_is_still_open_is_waited_for(running: Container) -> None:
+    """As on a volume that people of the host share: the file is root's there, and the daemon is uid 961."""
+    assert json.loads(running.run("status", "--json").stdout)["daemon"]["leases"] is True
+    put(running.storage / "inbox", "open.png", picture())
+    with (running.storage / "inbox" / "open.wav").open("wb") as file:
+        file.write(sound(1.0))
+        file.flush()
+        until(lambda: "a program has it open for writing" in running.run("status").stdout, "the reason")
+        time.sleep(2.0)
+        assert (running.storage / "inbox" / "open.wav").exists()
+    until(lambda: not (running.storage / "inbox" / "open.wav").exists(), "its acceptance")
 
 
 def test_each_start_without_a_key_logs_a_warning(running: Container) -> None:
@@ -286,6 +317,7 @@ def test_the_gpu_image_without_its_torch_renders_nothing_and_reports_it(
             made.command("run", HF_HUB_OFFLINE="1"), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         until(lambda: made.answers("/health") == 200, "the daemon")
+        assert (made.rights()["Prm"], made.rights()["Amb"]) == (0, 0), "no capability was added to this container"
         put(made.storage / "inbox", "anna.png", picture())
         put(made.storage / "inbox", "anna.wav", sound())
         status = until(lambda: "blocked" in (s := made.run("status").stdout) and s, "a blocked job")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from lipsyncd.media.mp4 import inspect
 from tests.kits import doc_pages
 from tests.kits.installation import ROOT, picture, sound
 from tests.kits.machine import container_kit
+from tests.kits.machine.users_kit import CAP_LEASE
 from tests.kits.machine.virtual_machine import Machine, booted
+from tests.kits.media.media_kit import converted
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a busy machine installs packages for minutes
 
@@ -193,6 +196,36 @@ def test_the_restrictions_hold_from_inside(installed: Machine) -> None:
     assert allowed == {"write the state", "write the outbox"}, tried
     assert tried["write elsewhere"] == "Read-only file system"
     assert tried["make a namespace"] == "Operation not permitted"
+    assert tried["ask who writes another user's file"] == "Permission denied"
+
+
+SLOW_MEMBER = """
+import sys, time
+content = open("/home/alice/slow.mp3", "rb").read()
+with open("/srv/lipsyncd/inbox/slow.mp3", "wb", buffering=0) as file:
+    for begin in range(0, len(content), len(content) // 6 + 1):
+        file.write(content[begin : begin + len(content) // 6 + 1])
+        time.sleep(1.5)
+"""
+
+
+def test_a_slow_members_sound_is_waited_for_to_its_end(installed: Machine) -> None:
+    """Its pauses are longer than `watch.settle_s`, and the end of an MP3 shows nowhere: only the kernel knows."""
+    status = json.loads(installed.run("lipsyncd status --json", user="alice").stdout)["daemon"]
+    assert status["leases"] is True
+    rights = installed.run(f"grep ^Cap /proc/{installed.show('MainPID')}/status").stdout.split()
+    shown = dict(zip(rights[::2], rights[1::2], strict=True))
+    assert shown["CapPrm:"] == shown["CapEff:"] == shown["CapBnd:"] == f"{1 << CAP_LEASE:016x}"
+    assert int(shown["CapAmb:"], 16) == 0
+    face = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).save(face, "PNG")
+    (installed.root / "home/alice/slow.png").write_bytes(face.getvalue())
+    (installed.root / "home/alice/slow.mp3").write_bytes(converted(".mp3", seconds=12.0))
+    installed.run("cp ~alice/slow.png /srv/lipsyncd/inbox/", user="alice")
+    installed.run(f"umask 007; python3 -c {shlex.quote(SLOW_MEMBER)}", user="alice")
+    installed.until(lambda: job(installed, "slow").get("state") in ("done", "failed"), "the job's end", seconds=400)
+    assert job(installed, "slow")["state"] == "done", job(installed, "slow")
+    assert inspect(installed.root / "srv/lipsyncd/outbox/slow.mp4").video.frames == pytest.approx(300, abs=3)
 
 
 def test_systemctl_reload_reads_the_settings_again(installed: Machine) -> None:
