@@ -125,6 +125,8 @@ class Guard:
             port = url.port
         except ValueError as error:
             raise FetchRefused("the address is no valid URL", remedy="correct it") from error
+        if _is_no_literal(text, url):
+            raise FetchRefused("the address holds no valid IPv6 address in its brackets", remedy="correct it")
         if url.scheme not in ("http", "https") or not url.raw_host or port is None:
             raise FetchRefused(f"an address with the scheme {url.scheme[:20]!r}", remedy="use http:// or https://")
         if url.raw_user is not None or url.raw_password is not None:
@@ -193,6 +195,13 @@ def _name_and_port(entry: str, setting: str) -> tuple[str, int | None]:
     raise ConfigError(
         f"{setting} holds {entry!r}; allowed are host names, host:port, addresses and networks like 192.168.0.0/16"
     )
+
+
+def _is_no_literal(text: str, url: URL) -> bool:
+    """Does a host in brackets hold no IPv6 address? yarl accepts such hosts, and reads a name out of some of them."""
+    authority = re.split(r"[/?#\\]", text.partition("//")[2], maxsplit=1)[0]
+    host = (url.raw_host or "").partition("%")[0]  # without the zone
+    return "[" in authority and not (":" in host and _is_address(host))
 
 
 def _is_address(host: str) -> bool:

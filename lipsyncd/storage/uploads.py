@@ -11,6 +11,7 @@ copies it into the job's own folder. Owns that folder; the web server decides wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from lipsyncd.storage.files import copy_hashed, fsync_folder, open_regular, read
 PREFIX = "upload:"
 _STAGING = ".tmp-"
 _STAGING_S = 3600.0  # longer than any upload takes
+_MODE = 0o600  # the state folder's group may look in, and must not change what was checked
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Uploads:
 
     def delete(self, upload_id: str) -> None:
         """Make it unknown to clients at once. Its bytes stay while an open job may need them."""
-        (self.root / upload_id / "deleted").touch()
+        (self.root / upload_id / "deleted").touch(mode=_MODE)
 
     def touch(self, upload_id: str) -> None:
         """Start its time again: a new job uses it."""
@@ -95,7 +97,7 @@ class Uploads:
 
     def persist(self, upload_id: str) -> None:
         """Keep it without limit, until it is deleted."""
-        (self.root / upload_id / "persists").touch()
+        (self.root / upload_id / "persists").touch(mode=_MODE)
 
     def persists(self, upload_id: str) -> bool:
         folder = self.root / upload_id
@@ -121,6 +123,13 @@ class Uploads:
         remove_tree(doomed)
         return True
 
+    def close_to_others(self) -> None:
+        """Take the uploads of older versions away from the group, which could read and change them."""
+        for content in self.root.glob("*/content"):
+            with contextlib.suppress(FileNotFoundError):  # it has just expired
+                if content.stat().st_mode & 0o077:
+                    content.chmod(_MODE)
+
     def sweep(self) -> int:
         """Remove what is left of interrupted uploads; gives their number."""
         torn = [path for path in self.root.glob(f"{_STAGING}*") if time.time() - path.stat().st_mtime > _STAGING_S]
@@ -130,7 +139,7 @@ class Uploads:
 
 
 def copy(state: Path, reference: str, target: Path) -> None:
-    """Copy the content of `upload:<id>` to a new file. Raises `InputsLost` when it is gone."""
+    """Copy the content of `upload:<id>` to a new file. Raises `InputsLost` when it is gone, or was changed since."""
     target.unlink(missing_ok=True)
     content = state / "uploads" / reference.removeprefix(PREFIX) / "content"
     try:
@@ -138,6 +147,10 @@ def copy(state: Path, reference: str, target: Path) -> None:
     except FileNotFoundError:
         raise InputsLost(f"{reference} is no longer among the uploads", remedy="upload it again") from None
     try:
-        copy_hashed(source, target)
+        _, sha256 = copy_hashed(source, target)
     finally:
         os.close(source)
+    facts = read_json(content.with_name("facts.json")) or {}
+    if sha256 != facts.get("sha256"):
+        target.unlink()
+        raise InputsLost(f"the bytes of {reference} are not those that were checked", remedy="upload it again")

@@ -11,20 +11,27 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.web.clients import ANYBODY, CLIENT, STRANGER, Client
+from lipsyncd.web.clients import CLIENT, STRANGER, UNLIMITED, Client
 from lipsyncd.web.keys import Key, digest_of, distinct, is_address
-from lipsyncd.web.replies import ApiError, Handler, reply_to
+from lipsyncd.web.replies import ApiError, Handler, bad_request, reply_to
 
 _MOST_HEADER_CHARS = 4096
 _ALLOWED_HEADERS = "authorization, content-type, accept, x-origin, x-api-key, idempotency-key"
 _ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
 _MOST_KNOWN = 64
+_MOST_SHOWN = 80
+_MOST_NAME_CHARS = 253
+_HOST = re.compile(r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(?::(?P<port>[0-9]{1,5}))?")
+_LABEL = re.compile(r"[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as the last label, it makes browsers read an address
 
 
 def credentials_of(headers: Mapping[str, str]) -> Iterator[str]:
@@ -103,6 +110,8 @@ class Access:
         try:
             if not self.keys:
                 self._check_names(request, origin, listed=listed)
+            elif not _has_valid_host(request):
+                raise bad_request("the header Host must be one name or address, with or without a port")
             request[CLIENT] = self._client_of(request)
             response = await handler(request)
         except Exception as error:
@@ -113,7 +122,7 @@ class Access:
 
     def _client_of(self, request: web.Request) -> Client:
         if not self.keys:
-            return ANYBODY
+            return UNLIMITED
         client = self.client(request.headers)
         if client is not None:
             return client
@@ -123,10 +132,10 @@ class Access:
 
     def _check_names(self, request: web.Request, origin: str, *, listed: bool) -> None:
         host = request.headers.get("Host", "")
-        if host not in self._own_names and not self._is_ours(host):
+        if not _has_valid_host(request) or (host not in self._own_names and not self._is_ours(host)):
             raise ApiError(
                 403, "PermissionError",
-                f"this server has no key, and {_name(host)!r} is none of its names; "
+                f"this server has no key, and {host[:_MOST_SHOWN]!r} is none of its names; "
                 "list it in web.allowed_hosts, or configure a key",
             )  # fmt: skip
         if origin and not listed and origin.partition("://")[2] != host.lower():
@@ -137,9 +146,9 @@ class Access:
 
         Own names are remembered, as in `owner`.
         """
-        name = _name(host)
+        name = host_name(host)
         listed = map(str.lower, self.settings.now.web.allowed_hosts)
-        ours = is_address(name) or name in listed or bool(name and "." not in name)
+        ours = name is not None and (is_address(name) or name in listed or "." not in name)
         if ours:
             if len(self._own_names) >= _MOST_KNOWN:
                 self._own_names.clear()
@@ -174,8 +183,28 @@ def _clients(keys: list[Key]) -> list[Client]:
     ]
 
 
-def _name(host: str) -> str:
-    """The name in a Host header, without the port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower() if "]" in host else ""
-    return host.partition(":")[0].lower().rstrip(".")
+def _has_valid_host(request: web.Request) -> bool:
+    """Exactly one header Host with a valid name; only HTTP/1.0 may lack it."""
+    hosts = request.headers.getall("Host", [])
+    if not hosts:
+        return request.version < HttpVersion11
+    return len(hosts) == 1 and host_name(hosts[0]) is not None
+
+
+@lru_cache(_MOST_KNOWN)  # clients send the same one with each request
+def host_name(host: str) -> str | None:
+    """The name or address in a header Host, in lower case, without port and final dot; None if it is not valid.
+
+    Source: RFC 9110, 7.2, without percent-encoding: an address is a dotted quad or IPv6 in brackets, and a name is made
+    of labels of ASCII letters, digits, "-" and "_".
+    """
+    found = _HOST.fullmatch(host)
+    if found is None or int(found["port"] or 0) > 65535:
+        return None
+    if found["literal"] is not None:
+        return found["literal"].lower() if ":" in found["literal"] and is_address(found["literal"]) else None
+    name = found["name"].lower().removesuffix(".")
+    labels = name.split(".")
+    if len(name) > _MOST_NAME_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
+        return None
+    return name if is_address(name) or not _NUMBER.fullmatch(labels[-1]) else None

@@ -24,7 +24,7 @@ class Client:
 
     tenant   the name under which its jobs and uploads are kept; "" without a key
     owner    its name in D-ID's answers
-    is_all   it sees the jobs and uploads of everyone
+    is_all   it sees the jobs and uploads of all tenants, and those of the folder
     tenants  how many tenants share this server
     has_key  it has sent a valid key, or the server needs none
     """
@@ -48,7 +48,7 @@ class Client:
         return upload is not None and self.sees(upload.tenant)
 
 
-ANYBODY = Client(is_all=True, has_key=True)  # each client of a server without a key
+UNLIMITED = Client(is_all=True, has_key=True)  # each client of a server without a key
 STRANGER = Client()  # without a key, on a server that has some
 
 

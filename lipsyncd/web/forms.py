@@ -6,6 +6,7 @@ aiohttp's own limit does not apply to multipart bodies that are read part by par
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from lipsyncd.web.replies import bad_request, too_large
 _MOST_PARTS = 64
 _TEXT_BYTES = 64 << 10
 _CHUNK_BYTES = 256 << 10
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class _MultipartReader:
     async def _save(self, part: aiohttp.BodyPartReader, name: str) -> None:
         path = self.folder / f"part-{len(self.form.files)}"
         digest, size = hashlib.sha256(), 0
-        with path.open("wb") as file:
+        with os.fdopen(os.open(path, _NEW, 0o600), "wb") as file:  # of clients: no other user may read or change it
             while chunk := await part.read_chunk(_CHUNK_BYTES):
                 self._count(chunk)
                 digest.update(chunk)

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from lipsyncd.errors import BadManifest, BadName, InputError
 from lipsyncd.jobs.manifest import MAX_URL_CHARS, Manifest, build, clean_out_name
@@ -144,6 +145,10 @@ def address(value: Any) -> str:
     """An http or https URL."""
     if not isinstance(value, str) or not value.lower().startswith(("http://", "https://")):
         raise ValueError("must be an http or https URL")
+    try:
+        urlsplit(value).hostname  # noqa: B018 - it raises for brackets without an IPv6 address
+    except ValueError:
+        raise ValueError("must be an http or https URL with a valid host") from None
     if len(value) > MAX_URL_CHARS or any(char.isspace() or not char.isprintable() for char in value):
         raise ValueError(f"must be an http or https URL of at most {MAX_URL_CHARS} characters without white space")
     return value

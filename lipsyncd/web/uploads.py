@@ -47,6 +47,7 @@ class CheckedUploads:
         self.settings = settings
         self.ffmpeg = ffmpeg
         self.stored = Uploads(settings.now.paths.state)
+        self.stored.close_to_others()
 
     @contextmanager
     def scratch_folder(self) -> Iterator[Path]:
@@ -63,7 +64,7 @@ class CheckedUploads:
         rules, target = self.settings.now.fetch, folder / "fetched"
         most = min(self.settings.now.web.max_upload_mb, rules.max_mb) * 1_000_000
         found = fetch(url, target, max_bytes=most, timeout_s=rules.timeout_s, allow=rules.allow)
-        return Part(target, unquote(urlsplit(url).path).rpartition("/")[2], found.size_bytes, found.sha256)
+        return Part(target, _path_in(url).rpartition("/")[2], found.size_bytes, found.sha256)
 
     def add(self, role: str, part: Part, tenant: str, wanted_name: str = "") -> Upload:
         """Check a received file and store it for that tenant. Raises an `InputError` if it cannot be used."""
@@ -115,12 +116,20 @@ class CheckedUploads:
 
     def resolve(self, role: str, url: str) -> Upload | None:
         """The upload at an address of ours, whatever host it names; None for every other address."""
-        match = _OWN.fullmatch(unquote(urlsplit(url).path)) if "/files/" in url else None
+        match = _OWN.fullmatch(_path_in(url)) if "/files/" in url else None
         return self.stored.find(match[2], role) if match and match[1] == role else None
 
     def is_own_path(self, url: str) -> bool:
         """Has it the form of our own addresses? Without an upload on disk, it is a link that has expired."""
-        return "/files/" in url and _OWN.fullmatch(unquote(urlsplit(url).path)) is not None
+        return "/files/" in url and _OWN.fullmatch(_path_in(url)) is not None
+
+
+def _path_in(url: str) -> str:
+    """The path of an address, decoded; "" for text that is none, which is refused where it is used."""
+    try:
+        return unquote(urlsplit(url).path)
+    except ValueError:
+        return ""
 
 
 def _file_name(wanted: str, kind: Kind) -> str:

@@ -143,6 +143,18 @@ def test_a_wrong_setting_ends_with_78_in_one_line(installation: Installation) ->
         assert all(word in line for word in ("output.resolution", "65", "lipsyncd.toml"))
 
 
+@pytest.mark.parametrize("entry", ["10.0.0.0/33", "http://media.lan", "*.lan"])
+def test_a_wrong_host_to_fetch_from_is_refused_at_the_start_and_by_doctor(
+    installation: Installation, entry: str
+) -> None:
+    installation.changes["fetch"] = {"allow": ["media.lan", entry]}
+    done = installation.cli("run")
+    assert done.returncode == 78
+    assert f"fetch.allow holds {entry!r}" in done.stderr
+    [found] = [c for c in json.loads(installation.cli("doctor", "--json").stdout)["checks"] if c["name"] == "settings"]
+    assert (found["verdict"], entry in found["seen"]) == ("fault", True)
+
+
 def test_config_shows_where_each_value_comes_from(installation: Installation) -> None:
     done = installation.cli("config", "--json", OUTPUT_FPS="30")
     values = json.loads(done.stdout)

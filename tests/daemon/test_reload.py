@@ -109,6 +109,10 @@ def test_a_mistake_in_the_file_changes_nothing_and_is_logged(installation: Insta
     with installation.running():
         logged = read_again(installation, output={"resolution": 97, "fps": 12})
         assert "the settings stay as they were: output.resolution is 97" in logged
+        installation.changes["output"]["resolution"] = 64
+        logged = read_again(installation, fetch={"allow": ["10.0.0.0/33"]})
+        assert "the settings stay as they were: fetch.allow holds '10.0.0.0/33'" in logged
+        installation.changes["fetch"]["allow"] = []
         installation.drop_pair("anna")
         installation.until_done("anna")
         logged = read_again(installation, output={"resolution": 128})

@@ -232,6 +232,28 @@ def test_the_daemon_is_ready_idle_and_after_work_and_not_without_its_outbox(serv
         served.until(lambda: readiness(served) == (200, []), "its return")
 
 
+def test_without_a_key_readiness_names_the_checks_and_no_paths(served: Installation) -> None:
+    with served.running(LIPSYNCD_API_KEY="client:secret-word"):
+        served.until(lambda: readiness(served) == (200, []), "readiness")
+        hidden = served.root / "elsewhere"
+        for kind in ("outbox", "inbox"):
+            served.path(kind).rename(hidden)
+            served.until(lambda kind=kind: readiness(served) == (503, [kind]), "the missing folder")
+            body = ask(served, "/health/ready")[1].decode()
+            assert "/" not in body
+            assert json.loads(body)["failing"][kind]
+            port = json.loads((served.path("state") / "status.json").read_text())["web_port"]
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/health/ready", headers={"X-Api-Key": "client:secret-word"}
+            )
+            with pytest.raises(urllib.error.HTTPError) as answer:
+                urllib.request.urlopen(request, timeout=5)
+            with answer.value as error:
+                assert str(served.path(kind)) in json.loads(error.read())["failing"][kind]
+            hidden.rename(served.path(kind))
+            served.until(lambda: readiness(served) == (200, []), "its return")
+
+
 def test_a_stopping_daemon_is_live_and_not_ready(served: Installation) -> None:
     served.changes["render"] = {"renderer": "hang", "stop_grace_s": 3}
     served.start()

@@ -218,6 +218,7 @@ def test_no_redirect_to_loopback_is_followed(server, get, canary, host):
         ("http://[::1", "no valid URL"),
         ("//localhost:{port}/", "no public address"),
         ("http://127.0.0.1:99999/", "no valid URL"),
+        ("http://[::ffff:127.1]/", "no valid URL"),
     ],
 )
 def test_a_redirect_is_checked_like_the_first_address(server, get, canary, location, message):
@@ -241,6 +242,13 @@ def test_a_redirect_is_checked_like_the_first_address(server, get, canary, locat
         ("http://example.com/\r\nHost: x", "control"),
         ("http://example.com:99999/", "no valid URL"),
         ("http://example.com\\@127.0.0.1/", "no valid URL"),
+        ("http://[::ffff:127.1]/", "no valid IPv6"),
+        ("http://[::ffff:0x7f.1]:80/", "no valid IPv6"),
+        ("http://[::127.1]", "no valid IPv6"),
+        ("http://[1:2:3:4:5:6:7:8:9]/", "no valid IPv6"),
+        ("http://[v1.example.com]/", "no valid IPv6"),
+        ("http://[127.0.0.1]/", "no valid"),
+        ("http://[]/", "no valid URL"),
     ],
 )
 def test_a_text_that_is_no_plain_web_address_is_refused(get, url, message):

@@ -144,6 +144,32 @@ def test_no_key_gets_all_slots_for_uploads(api: Api) -> None:
     assert api.form("/images", headers={"Authorization": PLAIN}, image=("a.png", picture())).status == 201
 
 
+def head_of(api: Api, head: str) -> tuple[bytes, bytes]:
+    """Status and body of the answer to a raw head."""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as line:
+        line.sendall(head.encode("latin-1"))
+        answer = b""
+        while piece := line.recv(65536):
+            answer += piece
+    first, _, body = answer.partition(b"\r\n\r\n")
+    return first.split()[1], body
+
+
+def test_with_a_key_host_has_to_be_valid_too(api: Api) -> None:
+    """It becomes part of the links in answers."""
+    for host in NO_HOST:
+        api.get("/credits", Host=host, Authorization=KEY).refused(400, "BadRequestError")
+    assert api.get("/credits", Host="lips.example.org:443", Authorization=KEY).status == 200
+    two = "GET /credits HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n"
+    for head, status in (
+        (two, b"400"),
+        ("GET /credits HTTP/1.1\r\nConnection: close\r\n", b"400"),
+        ("GET /credits HTTP/1.0\r\n", b"200"),
+        ("GET http://evil.example/credits HTTP/1.1\r\nHost: local host\r\nConnection: close\r\n", b"400"),
+    ):
+        assert head_of(api, f"{head}Authorization: {KEY}\r\n\r\n")[0] == status, head
+
+
 def test_the_log_holds_no_key_and_no_secret(api: Api) -> None:
     api.get("/credits", Authorization=f"Basic {KEY}", x_api_key_external='{"elevenlabs": "xyzzy"}')
     log = api.installation.log
@@ -256,15 +282,38 @@ def open_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
+# Not a name or an address with a port, whatever a program may read out of it.
+NO_HOST = [
+    "localhost:1:2", "localhost:port", "localhost:", "localhost:65536", "localhost evil", "localhost,evil.example",
+    "localhost/evil", "localhost#evil", "localhost?evil", "localhost\\evil", "evil@localhost", "localhost@evil.example",
+    "[::1]evil", "[::1].evil.example", "[localhost]", "[127.0.0.1]", "[::1%lo]", "[::1%25lo]", "::1", "[]",
+    "[::ffff:127.1]", "-localhost", "localhost-", "127.1", "2130706433", "0x7f000001", "0x7f.1", "127.0.0.01",
+    "local%68ost", "b\xfccher", "localhost..", ".localhost", "a" * 64, "a." * 127 + "a",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "host", ["localhost:1234", "LOCALHOST", "127.0.0.1", "[::1]:8003", "192.168.1.7:80", "gpubox", "media.example.org"]
+    "host",
+    [
+        "localhost:1234",
+        "LOCALHOST",
+        "localhost.",
+        "127.0.0.1",
+        "[::1]:8003",
+        "[::ffff:127.0.0.1]",
+        "192.168.1.7:80",
+        "gpubox",
+        "lipsyncd_1:80",
+        "media.example.org",
+    ],
 )
 def test_names_that_no_stranger_can_give_this_machine_are_accepted(open_api: Api, host: str) -> None:
     assert open_api.get("/credits", Host=host).status == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example:8003", "localhost.evil.example", "", "[::1", "x..y"]
+    "host",
+    ["evil.example", "127.0.0.1.evil.example:8003", "localhost.evil.example", "", "[::1", "x..y", *NO_HOST],
 )
 def test_a_rebound_name_is_refused(open_api: Api, host: str) -> None:
     for path in ("/credits", "/health", "/nothing"):

@@ -25,7 +25,7 @@ from lipsyncd.results.retention import Limits, over
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.control_files import Request, ask
 from lipsyncd.storage.uploads import Upload, Uploads
-from lipsyncd.web.clients import ANYBODY
+from lipsyncd.web.clients import UNLIMITED
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.orders import Order, job_id_of
 from lipsyncd.web.replies import ApiError
@@ -227,7 +227,7 @@ def test_the_wait_is_computed_from_recent_jobs(tmp_path: Path) -> None:
             installation.changes["render"] = {"devices": devices, "max_concurrent_jobs": 2}
             jobs = Jobs(CurrentSettings(installation.settings), installation.folders)
             with pytest.raises(ApiError) as refusal:
-                asyncio.run(jobs.submit(order, client=ANYBODY, key=None, base=""))
+                asyncio.run(jobs.submit(order, client=UNLIMITED, key=None, base=""))
             jobs.close()
             assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (429, wait_s)
 

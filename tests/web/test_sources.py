@@ -19,6 +19,7 @@ from tests.kits.web_kit import Api, serving
 from tests.kits.webhook_receiver import Answer, receiving, until
 
 PICTURE, VOICE = picture(3), sound(0.4)
+ID = "01a20531-200e-7570-9e24-3b013f83c95d"
 
 
 class Source(BaseHTTPRequestHandler):
@@ -197,6 +198,30 @@ def test_an_address_without_a_usable_file_leaves_nothing(
     answer = api.form("/images", source_url=f"{source}/{name}")
     assert word in answer.refused(status, "BadRequestError" if status == 400 else "UnsupportedMimeTypeError")
     assert sorted(path.name for path in (api.installation.path("state") / "uploads").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "host", ["[::ffff:127.1]", "[::ffff:1.2.3.400]", "[1:2:3:4:5:6:7:8:9]", "[v1.x]", "[::1", "[]", "]", "\u2100",
+             "a..b", "127.1", "%00", "-a", "a" * 300],
+)  # fmt: skip
+def test_an_address_without_a_valid_host_is_refused_by_every_route(api: Api, source: str, host: str) -> None:
+    """With 4xx, or as the reason of the failed job; `[::ffff:127.1]` was an internal error."""
+    voice = {"type": "audio", "audio_url": f"{source}/hello.wav"}
+    for path in ("", "a.png", f"files/images/{ID}/a.png"):
+        url = f"http://{host}/{path}"
+        for answer in (
+            api.form("/images", source_url=url),
+            api.form("/audios", source_url=url),
+            api.post("/talks", {"source_url": url, "script": voice}),
+            api.post("/talks", {"source_url": f"{source}/anna.png", "script": {**voice, "audio_url": url}}),
+            api.form("/generate-video", source_url=url, audio_data=("a.wav", VOICE)),
+            api.post("/talks", {"source_url": f"{source}/anna.png", "script": voice, "webhook": url}),
+        ):
+            assert answer.status in (201, 200, 400, 429), (answer, url)
+            assert "Traceback" not in api.installation.log
+        for talk in api.get("/talks").json["talks"]:
+            if talk["source_url"] == url:
+                assert api.talk(talk["id"], "error")["error"]["code"].startswith("fetch-")
 
 
 # -- videos in place of a picture --------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def test_downloads_need_the_signature_or_the_right_key(
         assert api.get(unsigned(url)).status == 401
         for client in (anna, boss):
             assert client.get(unsigned(url)).status == 200
-        for client in (api, bert):  # a signed link is good for whoever has it
+        for client in (api, bert):  # a signed link opens for all
             assert client.get(url).status == 200
 
 

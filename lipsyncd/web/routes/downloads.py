@@ -15,7 +15,7 @@ from lipsyncd.results.find_video import open_video
 from lipsyncd.storage.files import open_regular
 from lipsyncd.storage.uploads import Uploads
 from lipsyncd.web.access import public
-from lipsyncd.web.clients import ANYBODY, Client, client_of
+from lipsyncd.web.clients import UNLIMITED, Client, client_of
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import ApiError, not_found
@@ -25,6 +25,7 @@ _TYPES = {
     "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "wav": "audio/wav", "mp3": "audio/mpeg",
     "m4a": "audio/mp4", "ogg": "audio/ogg", "flac": "audio/flac", "mp4": "video/mp4", "webm": "video/webm",
 }  # fmt: skip
+_NOTHING = re.compile(r"^\s*bytes\s*=\s*-0+\s*$")  # the last 0 bytes; aiohttp would send all of them
 _MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")
 
 
@@ -71,9 +72,9 @@ class DownloadRoutes:
         return _reply(request, descriptor, _TYPES[upload.kind], upload.name)
 
     def _client(self, kind: str, name: str, request: web.Request) -> Client:
-        """The client that may download: the sender, or anybody with the signature that we put into the address."""
+        """The client that may download: the sender, or any client with the signature that we put into the address."""
         if self.links.is_signed(kind, name, request.query.get("sig", "")):
-            return ANYBODY
+            return UNLIMITED
         client = client_of(request)
         if not client.has_key:
             raise ApiError(401, "AuthorizationError", "this link needs its ?sig= or a key")
@@ -115,7 +116,9 @@ def _range_fault(request: web.Request, size_bytes: int) -> str:
         first = request.http_range.start
     except ValueError:
         return "a range is written bytes=FIRST-LAST"
-    return f"the file has {size_bytes} bytes" if first is not None and first >= size_bytes else ""
+    past_the_end = first is not None and first >= size_bytes
+    nothing = _NOTHING.match(request.headers.get("Range", ""))
+    return f"the file has {size_bytes} bytes" if past_the_end or nothing else ""
 
 
 class _OpenFile(web.FileResponse):
