@@ -19,8 +19,8 @@
     │                               EncodeFailed BadResult FetchFailed JailFailed
     ├── PublishError                a finished video cannot be published: NameTaken ResultGone
     └── Blocked                     not the job's fault: it waits, and no attempt is counted
-                                    OutboxUnavailable InboxUnavailable DiskLow RendererNotInstalled SpeechNotInstalled
-                                    WeightsMissing WeightsDamaged WeightsUnreachable DeviceMissing
+                                    OutboxUnavailable InboxUnavailable DiskLow SystemBusy RendererNotInstalled
+                                    SpeechNotInstalled WeightsMissing WeightsDamaged WeightsUnreachable DeviceMissing
 
 `code` is stored in the ledger, written to `reason.json` and sent over REST, so it is never renamed. A message names the
 thing and the value seen; `remedy` is what the user can do.
@@ -462,6 +462,13 @@ class InboxUnavailable(Blocked):
 
     code = "inbox-unavailable"
     default_remedy = "mount the inbox; if its marker was deleted on purpose, run `lipsyncd init --adopt`"
+
+
+class SystemBusy(Blocked):
+    """The machine had no memory, no process or no open file left for a step."""
+
+    code = "system-busy"
+    default_remedy = "end other programs, or raise the limits of the service (LimitNOFILE, TasksMax, MemoryMax)"
 
 
 class DiskLow(Blocked):

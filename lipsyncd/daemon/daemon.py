@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _LEDGER_AGAIN_S = 1.0
 _TIDY_EVERY_S = 30.0
+_TIDY_LIMIT_S = 300.0  # it may copy a video to a slow archive
 _KEEPER_S = 5.0  # for the housekeeper's last step; a dead share may hold it forever
 _STATUS_EVERY_S = 1.0
 
@@ -181,6 +182,7 @@ class Daemon:
         parts.inboxes.wake.set()
         parts.weights.stop(0)
         parts.stores.wake()
+        parts.fetcher.close()
         while any(thread.is_alive() for thread in threads.jobs):
             self._obey()
             if time.monotonic() > deadline:
@@ -222,7 +224,8 @@ class Daemon:
             self._systemd.ready()
 
     def _tidy(self, parts: Parts) -> None:
-        parts.finisher.tidy()
+        with parts.stores.steps.at("main", "has moved files of ended jobs", limit_s=_TIDY_LIMIT_S, on_share=True):
+            parts.finisher.tidy()
         control_files.sweep(self.folders.control)
 
     def _serve_control(self, parts: Parts) -> None:

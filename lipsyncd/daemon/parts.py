@@ -25,6 +25,7 @@ from lipsyncd.monitor.facts import WorkerFacts
 from lipsyncd.monitor.probe import HealthMonitor
 from lipsyncd.network import address_guard
 from lipsyncd.network.webhooks import Webhooks, load_keys
+from lipsyncd.prepare.fetcher import Fetcher
 from lipsyncd.prepare.preparer import Preparer
 from lipsyncd.results.failures import Failures
 from lipsyncd.results.finish import Finisher
@@ -93,7 +94,8 @@ class Parts:
         self.inboxes = InboxService(
             settings, folders, self.stores.spool, ledger, locks, make_room=self.housekeeper.make_room
         )
-        self.preparer = Preparer(self.stores, self.finisher, failures, publisher, ffmpeg)
+        self.fetcher = Fetcher(settings, self.prepare_due.set)
+        self.preparer = Preparer(self.stores, self.finisher, failures, publisher, ffmpeg, self.fetcher)
         self.weights = AutoPull(store_of(settings.now), allowed=weights.auto_pull, min_free_mb=paths.min_free_mb)
         self.workers = self._workers(settings, failures, publisher, ffmpeg, stop=stop, cut_off=cut_off)
         self.monitor = HealthMonitor(
@@ -108,6 +110,7 @@ class Parts:
             weights=partial(_missing_weights, settings, self.weights),
             jailed=landlock_abi() > 0,
             inbox=self.inboxes.facts,
+            steps=self.stores.steps.facts,
         )
         web = settings.now.web
         self.web = WebServer(settings, folders, ffmpeg, self._is_loaded, self.monitor) if web.enabled else None

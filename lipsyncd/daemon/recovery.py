@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy.exc import DatabaseError
 
 from lipsyncd.daemon import rebuild
-from lipsyncd.errors import BackupFailed, Blocked, InputsLost, RenderCrashed, tree
+from lipsyncd.errors import BackupFailed, Blocked, InputsLost, LedgerUnavailable, RenderCrashed, tree
 from lipsyncd.jobs.job import SOURCES, Job, JobSpec, JobState
 from lipsyncd.jobs.prepared import Output
 from lipsyncd.ledger.ledger import Ledger
@@ -105,7 +105,7 @@ def recover(register: Callable[[JobSpec], object], stores: Stores, finisher: Fin
     for job_id in ids:
         job = ledger.find(job_id)
         if job is not None:
-            _resume(job, stores, finisher)
+            _try_to_resume(job, stores, finisher)
             reach("recover-resumed")
     known = set(ids)
     for job in ledger.in_state(*_LIVE):
@@ -157,6 +157,16 @@ def _sweep_replaced(stores: Stores) -> int:
     return sum(sweep_torn(folder) for folder in (folders.state, folders.results, folders.again)) + sweep_torn(
         folders.control, "*.answer"
     )
+
+
+def _try_to_resume(job: Job, stores: Stores, finisher: Finisher) -> None:
+    """`_resume`, such that no job keeps the daemon from starting. One that fails here stays as it is."""
+    try:
+        _resume(job, stores, finisher)
+    except LedgerUnavailable:
+        raise
+    except Exception:
+        log.exception("recovery: job %s: unexpected failure; it stays as it is", job.id)
 
 
 def _resume(job: Job, stores: Stores, finisher: Finisher) -> None:

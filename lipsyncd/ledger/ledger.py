@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -435,10 +435,14 @@ class Ledger:
         with self._read() as session:
             return [_job(row) for row in session.execute(wanted).mappings()]
 
-    def next_to_prepare(self) -> Job | None:
-        """The first queued job that is due and not prepared, in the order of the queue."""
+    def next_to_prepare(self, without: Collection[str] = ()) -> Job | None:
+        """The first queued job that is due and not prepared, in the order of the queue, but for those `without`."""
         due = select(*_FIELDS).where(
-            JobRow.state == "queued", JobRow.prepared == 0, col(JobRow.not_before_ms) <= now_ms(), FIRST_HAS_ENDED
+            JobRow.state == "queued",
+            JobRow.prepared == 0,
+            col(JobRow.not_before_ms) <= now_ms(),
+            col(JobRow.id).not_in(without),
+            FIRST_HAS_ENDED,
         )
         return self._first(due.order_by(col(JobRow.priority).desc(), col(JobRow.seq)))
 

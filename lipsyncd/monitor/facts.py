@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lipsyncd.jobs.job import JobState
+from lipsyncd.jobs.steps import StepFacts
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Facts:
     vram                 bytes of GPU memory by kind: used, total; empty without a GPU
     jailed               False: this kernel has no Landlock
     inbox                the state of all inboxes
+    steps                what each part is doing, the oldest first
     """
 
     version: str
@@ -79,3 +81,4 @@ class Facts:
     vram: Mapping[str, int] = field(default_factory=dict)
     jailed: bool = True
     inbox: InboxFacts = InboxFacts()
+    steps: tuple[StepFacts, ...] = ()

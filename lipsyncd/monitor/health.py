@@ -53,6 +53,7 @@ def _failing(facts: Facts) -> Iterator[tuple[str, str]]:
     for worker in facts.workers:
         if not worker.up:
             yield f"worker-{worker.device}", "its thread has ended"
+    yield from {step.part: step.shown for step in reversed(facts.steps) if step.late}.items()
 
 
 def stuck(facts: Facts) -> str:
@@ -65,8 +66,11 @@ def stuck(facts: Facts) -> str:
             return f"the thread of the worker for {worker.device} has ended"
         if worker.unwatched_s > RENDER_STUCK_S:
             return f"no thread has checked the render on {worker.device} for {worker.unwatched_s:.0f} s"
-    if late and facts.probing in _ON_SHARES:
-        return ""
+    late_steps = [step for step in facts.steps if step.late]
+    if (late and facts.probing in _ON_SHARES) or any(step.on_share for step in late_steps):
+        return ""  # a restart would wait for the same file server
+    for step in late_steps:
+        return f"{step.part} {step.shown}"
     if facts.tick_age_s > MAIN_STUCK_S:
         return f"the main loop has made no round for {facts.tick_age_s:.0f} s"
     waiting = facts.faults.get("inbox") or facts.faults.get("disk") or facts.inbox.paused

@@ -18,6 +18,7 @@ from typing import Any
 from lipsyncd import __version__
 from lipsyncd.errors import LedgerError, LipsyncdError
 from lipsyncd.jobs.job import now_ms
+from lipsyncd.jobs.steps import StepFacts
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor import health, metrics, packages
 from lipsyncd.monitor.facts import Facts, InboxFacts, WorkerFacts
@@ -68,6 +69,7 @@ class HealthMonitor:
         weights: Callable[[], str] = str,
         jailed: bool = True,
         inbox: Callable[[], InboxFacts] = InboxFacts,
+        steps: Callable[[], tuple[StepFacts, ...]] = tuple,
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
         self.job_metrics = metrics.JobMetrics()
@@ -86,6 +88,7 @@ class HealthMonitor:
         self._weights = weights
         self._jailed = jailed
         self._inbox = inbox
+        self._steps = steps
         self._probe_every_s = probe_every_s
         self._stop = threading.Event()
         self._draining = False
@@ -160,6 +163,7 @@ class HealthMonitor:
             workers=tuple(self._workers()),
             jailed=self._jailed,
             inbox=self._inbox(),
+            steps=self._steps(),
             **more,
         )
 

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import http
 import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,16 @@ _CHUNK_BYTES = 64 << 10
 _CONNECT_TIMEOUT_S = 15.0
 _SILENCE_TIMEOUT_S = 20.0  # between two pieces of an answer
 _CANCEL_POLL_S = 0.1
+_RATED_AFTER_S = 15.0
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _TRY_AGAIN = frozenset((408, 425, 429))  # the only answers from 400 to 499 that may change with time
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "lipsyncd"}
+
+
+@dataclass(frozen=True)
+class _Limits:
+    max_bytes: int
+    min_bytes_s: float
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,16 @@ def fetch(
     *,
     max_bytes: int,
     timeout_s: float,
+    min_bytes_s: float = 0.0,
     allow: Sequence[str] | Guard = (),
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Fetched:
     """Write the body at `url` to `target`, mode 0600. `target` exists afterwards only if all of the body arrived.
 
-    timeout_s  for everything together: names, redirects, body
-    allow      entries of `fetch.allow`, or a `Guard` made of them
-    cancelled  called ten times a second
+    timeout_s    for everything together: names, redirects, body
+    min_bytes_s  a body that has come slower than this, on average after 15 s, is given up
+    allow        entries of `fetch.allow`, or a `Guard` made of them
+    cancelled    called ten times a second
 
     Blocks, and has its own event loop, so call it from a thread without one. Raises `FetchRefused` (address not
     allowed, too large, not found), `FetchFailed` (network, server, time, cancelled), `DiskLow`.
@@ -66,7 +76,9 @@ def fetch(
     start = guard.check(url)
     target.unlink(missing_ok=True)
     try:
-        return asyncio.run(_within(timeout_s, cancelled, _follow(guard, start, target, max_bytes)))
+        return asyncio.run(
+            _within(timeout_s, cancelled, _follow(guard, start, target, _Limits(max_bytes, min_bytes_s)))
+        )
     except TimeoutError as error:
         raise FetchFailed(f"{without_secrets(start)} did not arrive within {timeout_s:g} s") from error
     except OSError as error:
@@ -90,9 +102,9 @@ async def _within(timeout_s: float, cancelled: Callable[[], bool], work: Corouti
             await task
 
 
-async def _follow(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched:
+async def _follow(guard: Guard, url: URL, target: Path, limits: _Limits) -> Fetched:
     for _ in range(MAX_REDIRECTS + 1):
-        answer = await _ask(guard, url, target, max_bytes)
+        answer = await _ask(guard, url, target, limits)
         if isinstance(answer, Fetched):
             return answer
         url = answer
@@ -101,7 +113,7 @@ async def _follow(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetch
     )
 
 
-async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched | URL:
+async def _ask(guard: Guard, url: URL, target: Path, limits: _Limits) -> Fetched | URL:
     """One request: the file, or the next address. Each redirect has its own session: a new check, no cookies."""
     resolver = guard.resolver(url)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_SILENCE_TIMEOUT_S)
@@ -118,8 +130,8 @@ async def _ask(guard: Guard, url: URL, target: Path, max_bytes: int) -> Fetched 
         ):
             if response.status in _REDIRECTS and "Location" in response.headers:
                 return _next_hop(guard, url, response.headers["Location"])
-            _check_answer(url, response, max_bytes)
-            return await _save(url, response, target, max_bytes)
+            _check_answer(url, response, limits.max_bytes)
+            return await _save(url, response, target, limits)
     except aiohttp.ServerTimeoutError as error:
         raise FetchFailed(f"{without_secrets(url)} sent nothing for too long") from error
     except aiohttp.InvalidURL as error:  # such as 127.1, an old way to write an address
@@ -155,15 +167,19 @@ def _check_answer(url: URL, response: aiohttp.ClientResponse, max_bytes: int) ->
         raise _too_large(url, max_bytes)
 
 
-async def _save(url: URL, response: aiohttp.ClientResponse, target: Path, max_bytes: int) -> Fetched:
-    digest, size = hashlib.sha256(), 0
+async def _save(url: URL, response: aiohttp.ClientResponse, target: Path, limits: _Limits) -> Fetched:
+    digest, size, began_s = hashlib.sha256(), 0, time.monotonic()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
             async for piece in response.content.iter_chunked(_CHUNK_BYTES):
                 size += len(piece)
-                if size > max_bytes:
-                    raise _too_large(url, max_bytes)
+                if size > limits.max_bytes:
+                    raise _too_large(url, limits.max_bytes)
+                took_s = time.monotonic() - began_s
+                if took_s > _RATED_AFTER_S and size < limits.min_bytes_s * took_s:
+                    rate = f"{size / took_s / 1000:.1f} kB a second"
+                    raise FetchFailed(f"{without_secrets(url)} sends only {rate}", remedy="use a faster server")
                 digest.update(piece)
                 file.write(piece)
     except BaseException:

@@ -1,6 +1,7 @@
 """Prepare accepted jobs: decode every input to a raw picture and raw sound, in the jail.
 
-Inputs that a job only names are fetched or spoken first. A render child later reads only what the jail wrote.
+Inputs that a job only names are fetched (`fetcher`) or spoken first. A render child later reads only what the jail
+wrote.
 Runs in one thread, while others render. The queue's order decides which job is next.
 """
 
@@ -16,41 +17,45 @@ from lipsyncd import media
 from lipsyncd.errors import (
     AudioNotRecognised,
     Blocked,
-    FetchFailed,
-    FetchRefused,
     ImageNotRecognised,
     MissingHalf,
     from_reason,
 )
-from lipsyncd.jobs import did_talk
 from lipsyncd.jobs.blocked import ReadState, packages
 from lipsyncd.jobs.job import Job, JobSpec
-from lipsyncd.jobs.manifest import classify
 from lipsyncd.jobs.prepared import Prepared, Sound, Video, frame_count
 from lipsyncd.jobs.retry import Action
 from lipsyncd.media import video_frames
-from lipsyncd.network import fetch
 from lipsyncd.prepare import decode_video, speech
 from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.prepare.decode_sound import decode_sound, padded, shortened
+from lipsyncd.prepare.fetcher import Fetcher, keep
 from lipsyncd.results.duplicates import Duplicates
 from lipsyncd.results.failures import PREPARE, Failures
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.publish import Publisher
 from lipsyncd.results.stores import Stores
 from lipsyncd.storage import disk_space, uploads
-from lipsyncd.storage.files import fsync_file
 
 log = logging.getLogger(__name__)
+
+_LONGEST_S = 1800.0  # each decoder and speaker has a limit of its own, far below
 
 
 class Preparer:
     """Prepares the jobs of one daemon."""
 
     def __init__(
-        self, stores: Stores, finisher: Finisher, failures: Failures, publisher: Publisher, ffmpeg: Path
+        self,
+        stores: Stores,
+        finisher: Finisher,
+        failures: Failures,
+        publisher: Publisher,
+        ffmpeg: Path,
+        fetcher: Fetcher,
     ) -> None:
         self._stores = stores
+        self._fetcher = fetcher
         self._failures = failures
         self._ffmpeg = ffmpeg
         self._duplicates = Duplicates(stores, finisher, publisher)
@@ -58,12 +63,15 @@ class Preparer:
 
     def run_once(self) -> bool:
         """Prepare the next job that is due; False when there is none. Raises `LedgerUnavailable`."""
-        job = self._stores.ledger.next_to_prepare()
+        job = self._stores.ledger.next_to_prepare(self._fetcher.under_way)
         if job is None:
             return False
         self._tries[job.id] += 1
         try:
-            self._prepare(job)
+            with self._stores.steps.at("prepare", f"has prepared job {job.id}", limit_s=_LONGEST_S):
+                if not self._prepare(job):
+                    self._tries[job.id] -= 1  # its files are being fetched: the attempt is not over
+                    return True
         except Exception as error:
             done = self._failures.handle(job, error, PREPARE, self._obstacle, attempt=self._tries[job.id])
             if done is Action.WAIT:
@@ -75,25 +83,30 @@ class Preparer:
         self._tries = +self._tries  # without zeros
         return True
 
-    def _prepare(self, job: Job) -> None:
+    def _prepare(self, job: Job) -> bool:
+        """Prepare a job; False when its files have to be fetched first."""
         stores = self._stores
         work = stores.spool.open(job)
         spec, prepared = work.spec, work.prepared
         if spec.refusal is not None:
             raise from_reason(spec.refusal)
         if self._duplicates.serve(job, stores.settings.now):
-            return
+            return True
         if prepared is None or _outdated(prepared, spec):
             disk_space.require(stores.spool.root, stores.settings.now.paths.min_free_mb)
+            if self._fetcher.begin(spec, stores.spool.folder(job.id), job.tenant or ""):
+                stores.ledger.set_stage(job.id, "fetching")
+                return False
             stores.ledger.set_stage(job.id, "preparing")
             prepared = self._decode(spec)
             stores.spool.set_prepared(job.id, prepared)
             if stores.spool.spec(job.id) != spec:
-                return  # a late manifest has changed the job: prepare it again later
+                return True  # a late manifest has changed the job: prepare it again later
         duration = prepared.sound.duration
         frames = frame_count(duration, spec.fps)
         stores.ledger.set_prepared(job.id, frames=frames, duration_ms=round(duration * 1000))
         log.info("job %s prepared: %.2f s, %d frames", job.id, float(duration), frames)
+        return True
 
     def _obstacle(self, _blocked: Blocked) -> tuple[str, ReadState]:
         return PREPARE.name, self._room_and_packages
@@ -145,11 +158,11 @@ class Preparer:
         return Prepared(seen.picture, sound, notes, spec.pad_s, video)
 
     def _image(self, spec: JobSpec, folder: Path) -> Path:
-        path, limits = folder / "image", self._stores.settings.now.intake
+        path = folder / "image"
         if not path.exists():
             if spec.image_url is None:
                 raise MissingHalf(f"job {spec.id} has no picture")
-            self._fetch(spec.image_url, path, max(limits.max_image_mb, limits.max_video_mb))
+            self._copy_upload(spec.image_url, path)
         return path
 
     def _audio(self, spec: JobSpec, folder: Path) -> Path:
@@ -159,7 +172,7 @@ class Preparer:
         if spec.text is not None:
             self._speak(spec.text, spec, path)
         elif spec.audio_url is not None:
-            self._fetch(spec.audio_url, path, self._stores.settings.now.intake.max_audio_mb)
+            self._copy_upload(spec.audio_url, path)
         else:
             raise MissingHalf(f"job {spec.id} has no sound")
         return path
@@ -176,27 +189,12 @@ class Preparer:
             ssml=spec.ssml,
             timeout_s=rules.timeout_s,
         )
-        _keep(part, path)
+        keep(part, path)
 
-    def _fetch(self, url: str, path: Path, max_mb: int) -> None:
-        rules = self._stores.settings.now.fetch
+    def _copy_upload(self, reference: str, path: Path) -> None:
         part = path.with_suffix(".part")
-        if classify(url) == "upload":
-            uploads.copy(self._stores.settings.now.paths.state, url, part)
-            _keep(part, path)
-            return
-        limit = min(rules.max_mb, max_mb) * 1_000_000
-        try:
-            fetch.fetch(url, part, max_bytes=limit, timeout_s=rules.timeout_s, allow=rules.allow)
-        except (FetchRefused, FetchFailed) as error:  # after a redirect its address no longer tells which one it was
-            raise type(error)(f"{did_talk.FETCHED[path.name]}: {error.message}", remedy=error.remedy) from error
-        _keep(part, path)
-
-
-def _keep(part: Path, path: Path) -> None:
-    """Give a whole file its name; a power cut leaves none, or all of it."""
-    fsync_file(part)
-    part.rename(path)
+        uploads.copy(self._stores.settings.now.paths.state, reference, part)
+        keep(part, path)
 
 
 def _outdated(prepared: Prepared, spec: JobSpec) -> bool:

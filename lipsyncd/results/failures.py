@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from lipsyncd.errors import (
     LipsyncdError,
     OutboxUnavailable,
     RenderCrashed,
+    SystemBusy,
 )
 from lipsyncd.jobs.blocked import ReadState
 from lipsyncd.jobs.job import Job, JobState
@@ -38,6 +40,18 @@ class Stage:
     attempted: str
     fills_spool: bool = True
 
+
+_BUSY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+# What the names and files of one job can cause, and no other job would meet: such a job is given up at last.
+_OF_THE_JOB = (
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+)
 
 PREPARE = Stage("preparation", DiskLow, "cannot prepare the job")
 RENDER = Stage("render", RenderCrashed, "the result could not be kept")
@@ -103,9 +117,12 @@ class Failures:
 
     @staticmethod
     def _as_ours(job: Job, error: Exception, stage: Stage) -> LipsyncdError:
+        """The error in our terms: a busy machine and a faulty disk let a job wait; its own files may end it."""
         if isinstance(error, LipsyncdError):
             return error
-        if isinstance(error, OSError):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _BUSY):
+            return SystemBusy(f"{stage.attempted}: {str(error) or 'no memory left'}")
+        if isinstance(error, OSError) and error.errno not in _OF_THE_JOB:
             return stage.os_error(f"{stage.attempted}: {error}")
         log.error("job %s: unexpected failure", job.id, exc_info=error)
         return LipsyncdError(f"{type(error).__name__}: {error}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lipsyncd.errors import IllegalTransition, InputsLost, LipsyncdError
+from lipsyncd.errors import IllegalTransition, InputsLost, LedgerUnavailable, LipsyncdError
 from lipsyncd.jobs.job import SOURCES, Job, JobSpec, JobState, now_ms
 from lipsyncd.jobs.manifest_mac import as_ordered
 from lipsyncd.jobs.prepared import Output
@@ -37,6 +38,7 @@ class Finisher:
         self._stores = stores
         self.republisher = Republisher(stores.folders, stores.ledger, stores.outbox)
         self._lock = threading.RLock()
+        self._unexpected: Counter[str] = Counter()  # failures to clear a job away that no code foresees
 
     @property
     def lock(self) -> AbstractContextManager[object]:
@@ -113,9 +115,21 @@ class Finisher:
         for job_id in spooled:
             job = None if job_id in under_way else self._stores.ledger.find(job_id)
             if job is not None and job.state.ended:
-                self.clear_away(job)
+                self._tidy_one(job)
         with self._lock:
             self.republisher.resume()
+
+    def _tidy_one(self, job: Job) -> None:
+        """`clear_away` for one of many: what is unexpected with one job keeps it here, and concerns no other."""
+        if self._unexpected[job.id] >= job.max_attempts:
+            return
+        try:
+            self.clear_away(job)
+        except LedgerUnavailable:
+            raise
+        except Exception:
+            self._unexpected[job.id] += 1
+            log.exception("job %s: unexpected failure; its files stay in the spool", job.id)
 
     def _clear_away(self, job: Job, work: JobUnderWay | None) -> None:
         spec = self._stores.spool.spec(job.id) if work is None else work.spec

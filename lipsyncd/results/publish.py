@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Hashable
 
-from lipsyncd.errors import BadResult, Blocked, IllegalTransition, NameTaken, OutboxUnavailable
+from lipsyncd.errors import BadResult, Blocked, IllegalTransition, LipsyncdError, NameTaken, OutboxUnavailable
 from lipsyncd.jobs.blocked import ReadState
 from lipsyncd.jobs.job import Job, JobState, now_ms
 from lipsyncd.jobs.prepared import Output
+from lipsyncd.jobs.retry import Action
 from lipsyncd.results import sidecar
 from lipsyncd.results.failures import PUBLISH, Failures
 from lipsyncd.results.finish import Finisher
@@ -26,6 +28,8 @@ from lipsyncd.storage.spool import JobUnderWay
 
 log = logging.getLogger(__name__)
 
+_LONGEST_S = 300.0  # a large video on a slow share
+
 
 class Publisher:
     """Publishes the results of one daemon. Safe in several threads, under the lock that `Finisher` ends jobs with."""
@@ -34,6 +38,7 @@ class Publisher:
         self._stores = stores
         self._finisher = finisher
         self._failures = failures
+        self._tries: Counter[str] = Counter()  # of jobs whose publication failed unexpectedly
 
     def publish(self, work: JobUnderWay) -> Job:
         """Take a job in `publishing` to `done`, from the step that an earlier try reached.
@@ -70,10 +75,16 @@ class Publisher:
     def try_publish(self, job: Job, work: JobUnderWay | None = None) -> None:
         """`publish`; on a failure, record in the ledger why the job waits or fails. Raises `LedgerUnavailable`."""
         try:
-            self.publish(work or self._stores.spool.open(job))
+            with self._stores.steps.at("publish", f"has published job {job.id}", limit_s=_LONGEST_S, on_share=True):
+                self.publish(work or self._stores.spool.open(job))
         except Exception as error:
-            self._failures.handle(job, error, PUBLISH, self._obstacle, attempt=job.max_attempts)
+            self._tries[job.id] += 1
+            known = isinstance(error, LipsyncdError)  # another try would meet the same; the unexpected may pass
+            attempt = job.max_attempts if known else self._tries[job.id]
+            if self._failures.handle(job, error, PUBLISH, self._obstacle, attempt=attempt) is not Action.RETRY:
+                del self._tries[job.id]
         else:
+            self._tries.pop(job.id, None)
             self._stores.obstacles.clear(PUBLISH.name)
 
     def heal(self) -> bool:

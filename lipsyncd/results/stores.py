@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lipsyncd.jobs.blocked import Obstacles
 from lipsyncd.jobs.job import now_ms
 from lipsyncd.jobs.running import RunningJobs
+from lipsyncd.jobs.steps import Steps
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results.outbox import Outbox
 from lipsyncd.settings import CurrentSettings
@@ -23,6 +24,7 @@ class Stores:
 
     obstacles  what blocked jobs wait for
     running    the renders in progress
+    steps      what each part is doing, for health checks
     waiting    set by `wake`: one event for each thread that works on jobs
     """
 
@@ -33,6 +35,7 @@ class Stores:
     outbox: Outbox
     obstacles: Obstacles = field(default_factory=Obstacles)
     running: RunningJobs = field(default_factory=RunningJobs)
+    steps: Steps = field(default_factory=Steps)
     waiting: list[threading.Event] = field(default_factory=list)
 
     def wake(self, besides: threading.Event | None = None) -> None:

@@ -277,6 +277,8 @@ class Fetch:
     allow: tuple[str, ...] = setting((), "Hosts and networks that may be fetched from although they are not public.")
     max_mb: int = setting(256, "Largest file.", low=1)
     timeout_s: float = setting(60.0, "Longest fetch.", low=1)
+    parallel: int = setting(4, "Fetches at a time; jobs of one key have at most half of them.", low=1, high=32)
+    min_kb_s: float = setting(8.0, "A fetch that is slower than this, in kB a second over 15 s, fails.", low=0)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lipsyncd.inbox.accept import Intake
 from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.media.ffmpeg import find
+from lipsyncd.prepare.fetcher import Fetcher
 from lipsyncd.prepare.preparer import Preparer
 from lipsyncd.results.failures import Failures
 from lipsyncd.results.finish import Finisher
@@ -95,7 +96,8 @@ class DaemonByHand:
         inbox = Inbox(folders.shared["inbox"], rules_of(settings.now), network=False, clock=self.clock)
         self.intake = Intake(settings, inbox, self.spool, self.ledger)
         recover(self.intake.register, self.stores, self.finisher)
-        self.preparer = Preparer(self.stores, self.finisher, self.failures, self.publisher, find())
+        self.fetcher = Fetcher(self.stores.settings, lambda: None)
+        self.preparer = Preparer(self.stores, self.finisher, self.failures, self.publisher, find(), self.fetcher)
         self.worker = self._worker(ReadyMade(root))
 
     def _worker(self, executor: ReadyMade | LocalChild) -> Worker:
@@ -112,6 +114,7 @@ class DaemonByHand:
 
     def close(self) -> None:
         logging.getLogger("lipsyncd").removeHandler(self.unexpected)
+        self.fetcher.close()
         self.ledger.close()
 
     # -- steps, as the daemon's threads take them ----------------------------------------------------------------------
