@@ -82,8 +82,6 @@ class Parts:
         stop: threading.Event,
         cut_off: threading.Event,
     ) -> None:
-        settings.before_change(_check_allowed_sources)
-        _check_allowed_sources(settings.now)
         weights, paths = settings.now.weights, settings.now.paths
         self.prepare_due = threading.Event()
         self.stores = stores_of(settings, folders, ledger)
@@ -181,12 +179,6 @@ class Parts:
             self.prepare_due.set()
         if job.webhook:
             self.webhooks.wake()
-
-
-def _check_allowed_sources(settings: Settings) -> Callable[[], None]:
-    """Raise `ConfigError` for a wrong `fetch.allow`. It is read for each fetch, which takes over the new one."""
-    address_guard.Guard(settings.fetch.allow)
-    return lambda: None
 
 
 def _timeouts(settings: CurrentSettings) -> Timeouts:

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from lipsyncd.doctor import folders, machine, rendering, service
 from lipsyncd.doctor.findings import Check, Finding, Installation, Report, Verdict, run_checks
 from lipsyncd.errors import ConfigError
-from lipsyncd.network.address_guard import Guard
 from lipsyncd.settings import Settings
 
 __all__ = ["CHECKS", "Finding", "Report", "Verdict", "examine"]
@@ -70,10 +69,6 @@ def examine(settings: Settings | ConfigError, *, full: bool = False) -> Report:
 
 def _settings(installation: Installation) -> Finding:
     settings, user = installation.settings, installation.user
-    try:
-        Guard(settings.fetch.allow)
-    except ConfigError as error:
-        return Finding(Verdict.FAULT, error.message, error.remedy)
     where = str(settings.file or "no file, defaults")
     changed = sum(origin.startswith("environment") for origin in settings.origins.values())
     seen = f"{where}{f', {changed} from the environment' if changed else ''}, checked as user {user.name}"

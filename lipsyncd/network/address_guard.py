@@ -24,11 +24,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from lipsyncd.errors import ConfigError, FetchRefused
+from lipsyncd.settings import hosts
 
 PUBLIC_PORTS = frozenset((80, 443))
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-_Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Lookup: TypeAlias = Callable[[str, int], Sequence[tuple[Any, Any, Any, Any, Any]]]
 
 # The special-purpose registries of IANA (RFC 6890 and its updates). `ipaddress` does not suffice: the addresses that it
@@ -108,13 +108,17 @@ class Guard:
     ) -> None:
         self._lookup = lookup
         self._public = public
-        self._networks: list[_Network] = []
+        self._networks: list[hosts.Network] = []
         self._names: set[tuple[str, int | None]] = set()
         for entry in allow:
             try:
-                self._networks.append(ipaddress.ip_network(entry, strict=False))
+                place = hosts.parse(entry)
             except ValueError:
-                self._names.add(_name_and_port(entry, setting))
+                raise ConfigError(f"{setting} holds {entry!r}; allowed are {hosts.ALLOWED}") from None
+            if isinstance(place, tuple):
+                self._names.add(place)
+            else:
+                self._networks.append(place)
 
     def check(self, text: str) -> URL:
         """The parsed address. Raises `FetchRefused` for other schemes, users and passwords, and for invalid URLs."""
@@ -179,22 +183,6 @@ def receivers(allow: Sequence[str]) -> Mapping[str, Guard]:
     """The rules for webhooks, by scheme: http only to entries of `web.webhook_allow`, https to public addresses too."""
     setting = "web.webhook_allow"
     return {"https": Guard(allow, setting=setting), "http": Guard(allow, setting=setting, public=False)}
-
-
-def _name_and_port(entry: str, setting: str) -> tuple[str, int | None]:
-    try:
-        url = URL(f"//{entry}/")
-        host, port = _normal(url.raw_host or ""), url.explicit_port
-    except ValueError:
-        host, port = "", None
-    # Joined again, the parts must equal the entry: then nothing in it was read as a path, query or user.
-    written = f"[{host}]" if ":" in host else host
-    numeric = host.rpartition(".")[2].isdigit() and not _is_address(host)  # 10.0.0.999 is a mistake, not a name
-    if re.fullmatch(r"[a-z0-9._:-]+", host) and not numeric and _normal(entry) in (written, f"{written}:{port}"):
-        return host, port
-    raise ConfigError(
-        f"{setting} holds {entry!r}; allowed are host names, host:port, addresses and networks like 192.168.0.0/16"
-    )
 
 
 def _is_no_literal(text: str, url: URL) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.jobs.manifest import parse_fps
+from lipsyncd.settings import hosts
 
 FOLDERS = ("inbox", "outbox", "failed", "archive", "state", "spool")
 UNSET = Path()  # a folder that is placed by another setting
@@ -274,7 +275,12 @@ class Speech:
 class Fetch:
     """How addresses in manifests are fetched."""
 
-    allow: tuple[str, ...] = setting((), "Hosts and networks that may be fetched from although they are not public.")
+    allow: tuple[str, ...] = setting(
+        (),
+        "Hosts and networks that may be fetched from although they are not public.",
+        check=hosts.are_valid,
+        allowed=hosts.ALLOWED,
+    )
     max_mb: int = setting(256, "Largest file.", low=1)
     timeout_s: float = setting(60.0, "Longest fetch.", low=1)
     parallel: int = setting(4, "Fetches at a time; jobs of one key have at most half of them.", low=1, high=32)
@@ -348,7 +354,10 @@ class Web:
     max_upload_mb: int = setting(100, "Largest uploaded file.", low=1)
     upload_timeout_s: float = setting(300.0, "Longest upload.", low=1)
     webhook_allow: tuple[str, ...] = setting(
-        (), "Hosts and networks that webhooks may go to although they are not public, over http too."
+        (),
+        "Hosts and networks that webhooks may go to although they are not public, over http too.",
+        check=hosts.are_valid,
+        allowed=hosts.ALLOWED,
     )
     webhook_secret_file: Path = setting(
         UNSET, "File of the keys that sign webhooks, one on each line; empty means one that lipsyncd makes in state."
