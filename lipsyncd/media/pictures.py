@@ -5,7 +5,9 @@ Owns the reading of those headers. Nothing is decoded here; `lipsyncd.prepare.pi
 
 from __future__ import annotations
 
+import re
 import struct
+from mmap import mmap
 
 from lipsyncd.media.content import (
     MAX_STEPS,
@@ -21,6 +23,9 @@ from lipsyncd.media.content import (
 
 _MAX_SCAN_BYTES = 32 << 20  # of a JPEG whose last bytes are no end marker
 _SCAN_BLOCK_BYTES = 1 << 20
+MAX_JPEG_SCANS = 200  # programs that write progressive JPEGs make about ten
+# Coded data hold FF only before 00 or a restart marker, D0 to D7. More FFs may stand before a marker.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _PNG_END = bytes.fromhex("0000000049454e44ae426082")
 _JPEG_END = b"\xff\xd9"
 
@@ -91,6 +96,27 @@ def _jpeg_integrity(content: Content, scan: int, width: int, height: int) -> Int
     if limit < content.size:
         return plausible("the JPEG has much data after its picture", width, height)
     return truncated("the JPEG has no end marker", width, height)
+
+
+def scan_fault(data: bytes | mmap) -> str:
+    """Why a JPEG would take too long to decode, as what it has more of than any program writes; "" if it would not.
+
+    A decoder goes through the whole picture for each scan, and a scan may be a few bytes long. Reads all of `data`, so
+    call it in the jail.
+    """
+    scans = offset = 0
+    for _ in range(MAX_STEPS):
+        marker = _JPEG_MARKER.search(data, offset)
+        if marker is None or marker[1] == b"\xd9":
+            return ""
+        offset = marker.end()
+        if marker[1] in (b"\xd8", b"\x01"):  # no body
+            continue
+        scans += marker[1] == b"\xda"
+        if scans > MAX_JPEG_SCANS:
+            return f"more than {MAX_JPEG_SCANS} scans"
+        offset += int.from_bytes(data[offset : offset + 2], "big")
+    return f"more than {MAX_STEPS} segments"
 
 
 def webp(content: Content) -> Integrity:

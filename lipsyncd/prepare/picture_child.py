@@ -15,6 +15,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image, ImageChops, ImageCms, ImageMath
 
 from lipsyncd import media
 from lipsyncd.errors import ImageAnimated, ImageNotRecognised, ImageUndecodable, InputError
+from lipsyncd.media import pictures
 
 Flatten = Callable[[Image.Image], Image.Image]  # one strip of the decoded picture -> the same in RGB
 
@@ -87,6 +89,14 @@ def _check_header(source: Path, limits: Mapping[str, Any]) -> None:
         raise ImageNotRecognised(f"the picture is no JPEG, PNG or WebP: {what}")
     if found.width and found.height:
         media.check_image_size(found.width, found.height, **limits)
+    if found.kind is media.Kind.JPEG:
+        _check_scans(source)
+
+
+def _check_scans(source: Path) -> None:
+    with source.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        if fault := pictures.scan_fault(data):
+            raise ImageUndecodable(f"the JPEG has {fault}", remedy="save it again as a baseline JPEG")
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

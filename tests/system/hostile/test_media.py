@@ -250,6 +250,17 @@ PICTURES = {
     "a jpeg of 65500 x 65500": (lambda: _jpeg_size(65_500, 65_500), ImageTooLarge, "65500 x 65500"),
     "one pixel": (lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), ImageTooSmall, "1 x 1 pixels"),
     "63 pixels high": (lambda: encoded(Image.new("RGB", (500, 63)), "JPEG"), ImageTooSmall, "500 x 63 pixels"),
+    "a jpeg of 2,000 scans": (lambda: jpeg_of_scans(2000), ImageUndecodable, "more than 200 scans"),
+    "a jpeg of 2,000 scans behind fill bytes": (
+        lambda: jpeg_of_scans(2000).replace(b"\xff\xda", b"\xff\xff\xda"),
+        ImageUndecodable,
+        "more than 200 scans",
+    ),
+    "a jpeg of endless segments": (
+        lambda: noise("JPEG")[:2] + b"\xff\xfe\0\2" * 5000 + noise("JPEG")[2:],
+        ImageUndecodable,
+        "more than 4096 segments",
+    ),
     "an animated png": (lambda: animation("PNG"), ImageAnimated, "2 frames"),
     "an animated webp": (lambda: animation("WEBP"), ImageAnimated, "2 frames"),
     "a gif": (lambda: animation("GIF"), ImageNotRecognised, "no JPEG, PNG or WebP"),
@@ -264,6 +275,13 @@ PICTURES = {
     "a png with few rows": (lambda: png_promising(300, 200), ImageUndecodable, "cannot be decoded"),
     "a png with a wrong sum": (lambda: noise("PNG").replace(b"IDAT", b"IDAX"), ImageUndecodable, "cannot be decoded"),
 }
+
+
+def jpeg_of_scans(count: int, side: int = 64) -> bytes:
+    """A progressive JPEG whose last scan is repeated until it has that many. Decoders warn and work through all."""
+    data = encoded(Image.new("RGB", (side, side), "red"), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (count - data.count(b"\xff\xda")) + data[-2:]
 
 
 def _webp_canvas(width: int, height: int) -> bytes:
@@ -286,6 +304,17 @@ def test_a_picture_that_cannot_be_taken_says_why(folder, name):
     with pytest.raises(error) as caught:
         decoded(folder, make())
     assert text in caught.value.message
+
+
+def test_a_jpeg_of_many_scans_is_decoded_up_to_the_limit_and_costs_nothing_beyond_it(folder):
+    assert decoded(folder, jpeg_of_scans(200)).width == 64
+    (folder / "picture.rgb").unlink()
+    with pytest.raises(ImageUndecodable, match="more than 200 scans"):
+        decoded(folder, jpeg_of_scans(201))
+    started = time.monotonic()
+    with pytest.raises(ImageUndecodable, match="more than 200 scans"):
+        decoded(folder, jpeg_of_scans(2000, side=3000))
+    assert time.monotonic() - started < 3
 
 
 def test_a_bomb_costs_neither_time_nor_memory(folder):
