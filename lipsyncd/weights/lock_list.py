@@ -22,12 +22,13 @@ DTYPES = ("float16", "float32")
 class Weight:
     """One file of the list.
 
-    name        its name in commands and messages
-    repository  owner/name on the hub; revision: 40 hex digits; path: of the file in the repository
-    file        its path in the folder of weights, as in the original's `models/`
-    becomes     the safetensors file to convert a pickle to, "" for a file that is used unchanged
-    dtype       of the floating-point tensors in that safetensors file
-    only_for    the renderer's options that need it; empty: every render needs it
+    name            its name in commands and messages
+    repository      owner/name on the hub; revision: 40 hex digits; path: of the file in the repository
+    file            its path in the folder of weights, as in the original's `models/`
+    becomes         the safetensors file to convert a pickle to, "" for a file that is used unchanged
+    dtype           of the floating-point tensors in that safetensors file
+    becomes_sha256  of that safetensors file; "" if unknown: then it is used only where this machine has converted it
+    only_for        the renderer's options that need it; empty: every render needs it
     """
 
     name: str
@@ -41,6 +42,7 @@ class Weight:
     purpose: str
     becomes: str = ""
     dtype: str = ""
+    becomes_sha256: str = ""
     only_for: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -86,6 +88,8 @@ def _weight(entry: Any, where: str) -> Weight:
     weight = Weight(**entry)
     if bool(weight.becomes) != bool(weight.dtype):
         raise ConfigError(f"{where}: give becomes and dtype together, or neither")
+    if weight.becomes_sha256 and not weight.becomes:
+        raise ConfigError(f"{where}: becomes_sha256 without becomes")
     return weight
 
 
@@ -120,6 +124,7 @@ _RULES: Mapping[str, Any] = {
     "size_bytes": _is_size,
     "sha256": _is_hex(64),
     "becomes": lambda value: _is_inside(value) and value.endswith(".safetensors"),
+    "becomes_sha256": _is_hex(64),
     "dtype": lambda value: value in DTYPES,
     "only_for": _are_options,
 }

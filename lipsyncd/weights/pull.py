@@ -32,6 +32,13 @@ from lipsyncd.weights.convert import convert
 from lipsyncd.weights.lock_list import Weight
 from lipsyncd.weights.store import Store, hash_file
 
+# Proxies and authorities, in either case; what Python itself needs; and the variables of huggingface_hub.
+_INHERITED = frozenset((
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME",
+))  # fmt: skip
+_HUB_PREFIXES = ("HF_", "PYTHON", "LC_")
 _TRUE = ("1", "ON", "YES", "TRUE")
 _POLL_S = 0.1
 _LONGEST_MESSAGE = 300  # characters
@@ -185,8 +192,9 @@ class _Pull:
         self._raise_if_stopped()
         part, local = self._part(weight), self._find_local(weight)
         part.parent.mkdir(parents=True, exist_ok=True)
-        if (converted := self._find_converted(weight)) is not None:
-            self._copy(weight, *converted)
+        given = self._given_converted(weight)
+        if given is not None and weight.becomes_sha256:
+            self._copy(weight, given, weight.becomes_sha256)
         elif local is not None and weight.becomes:
             self._require_hash(weight, local)
             self._convert(weight, local)
@@ -196,7 +204,7 @@ class _Pull:
         elif local is not None:
             self._copy(weight, local, weight.sha256)
         else:
-            self._download(weight, part, lock)
+            self._download(weight, part, lock, unused=given)
             self._require_hash(weight, part, downloaded=True)
             if weight.becomes:
                 self._convert(weight, part)
@@ -212,13 +220,10 @@ class _Pull:
         given = None if self.source is None else self.source / weight.file
         return given if given is not None and given.is_file() else None
 
-    def _find_converted(self, weight: Weight) -> tuple[Path, str] | None:
-        """The source's safetensors that another lipsyncd converted from a pickle, with the hash that it recorded."""
-        if self.source is None or not weight.becomes:
-            return None
-        other = Store(self.source, self.store.weights)
-        path, recorded = other.path(weight.name), other.expected_sha256(weight)
-        return (path, recorded) if recorded and path.is_file() else None
+    def _given_converted(self, weight: Weight) -> Path | None:
+        """The source's safetensors that another lipsyncd has made of a pickle. Only the lock list can prove it."""
+        path = self.source / weight.becomes if self.source is not None and weight.becomes else None
+        return path if path is not None and path.is_file() else None
 
     def _part(self, weight: Weight) -> Path:
         """The partial file of a download. Another revision of the file has another hash, and so another name."""
@@ -245,7 +250,13 @@ class _Pull:
         new.parent.mkdir(parents=True, exist_ok=True)
         try:
             convert(weight, pickle, new)
-            self._install(weight, new, hash_file(new)[0])
+            found = hash_file(new)[0]
+            if weight.becomes_sha256 not in ("", found):
+                raise WeightsDamaged(
+                    f"{pickle} was converted to a file with sha256 {found}, not {weight.becomes_sha256}",
+                    remedy=f"correct becomes_sha256 of {weight.name} in the lock list (weights.lock)",
+                )
+            self._install(weight, new, found)
         finally:
             new.unlink(missing_ok=True)
 
@@ -293,12 +304,16 @@ class _Pull:
 
     # -- the hub -------------------------------------------------------------------------------------------------------
 
-    def _download(self, weight: Weight, part: Path, lock: int) -> None:
-        """Run a process that completes `part`, and report its growing size."""
+    def _download(self, weight: Weight, part: Path, lock: int, *, unused: Path | None) -> None:
+        """Run a process that completes `part`, and report its growing size.
+
+        unused  a file that was given in its place, but whose hash the lock list does not have
+        """
         if offline():
             raise WeightsMissing(
-                f"{weight.name} is missing in {self.store.folder}, and HF_HUB_OFFLINE forbids fetching it",
-                remedy="unset HF_HUB_OFFLINE, or copy it with `lipsyncd models pull --from DIR`",
+                f"{weight.name} is missing in {self.store.folder}, and HF_HUB_OFFLINE forbids fetching it"
+                + (f"; {unused} cannot be checked, since the lock list has no hash of it" if unused else ""),
+                remedy=f"copy {weight.file} with `lipsyncd models pull --from DIR`, or unset HF_HUB_OFFLINE",
             )
         if importlib.util.find_spec("huggingface_hub") is None:
             raise RendererNotInstalled(
@@ -312,7 +327,7 @@ class _Pull:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"HF_HUB_DISABLE_TELEMETRY": "1", **os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            env={"HF_HUB_DISABLE_TELEMETRY": "1", **_environment(), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             pass_fds=[lock],
         )
         try:
@@ -335,6 +350,13 @@ class _Pull:
     def _reporter(self, weight: Weight, doing: str) -> Callable[[int], None]:
         """A function that reports how many bytes of this step are done."""
         return lambda done_bytes: self.report(Step(weight, doing, done_bytes, weight.size_bytes))
+
+
+def _environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the downloading process inherits: how to reach the hub, and none of the daemon's secrets."""
+    return {
+        name: value for name, value in environ.items() if name.upper() in _INHERITED or name.startswith(_HUB_PREFIXES)
+    }
 
 
 def _require_complete(weight: Weight, part: Path, status: int, answer: bytes) -> None:

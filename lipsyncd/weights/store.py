@@ -215,9 +215,14 @@ class Store:
         return path
 
     def expected_sha256(self, weight: Weight) -> str:
-        """The SHA-256 that the used file has to have: that of its proof if it was converted, "" without a proof."""
+        """The SHA-256 that the used file has to have, by the lock list.
+
+        Of a converted file the list may have none: then it is that of our own proof, "" without a proof.
+        """
         if not weight.becomes:
             return weight.sha256
+        if weight.becomes_sha256:
+            return weight.becomes_sha256
         known = [proof["sha256"] for proof in self._proofs_of(weight) if isinstance(proof.get("sha256"), str)]
         return known[0] if known else ""
 

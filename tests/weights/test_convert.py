@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file  # noqa: E402
 from lipsyncd.errors import WeightsDamaged, WeightsMissing  # noqa: E402
 from lipsyncd.renderers.musetalk.convert import Refused, load, write  # noqa: E402
 from lipsyncd.weights import AutoPull, Store, Weight, pull  # noqa: E402
+from lipsyncd.weights.store import hash_file  # noqa: E402
 from tests.kits.hub_kit import put, running_hub, weight  # noqa: E402
 
 TENSORS = {
@@ -246,14 +248,65 @@ def test_a_changed_converted_file_is_found_by_its_recorded_hash(copied: Store) -
         copied.require()
 
 
-def test_a_machine_without_a_network_copies_the_files_that_another_converted(
+def test_a_machine_without_a_network_copies_a_converted_file_whose_hash_the_list_has(
     copied: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    here = Store(tmp_path / "here", copied.weights)
+    here = Store(tmp_path / "here", [with_hash(copied)])
     pull(here, here.weights, source=copied.folder)
     here.require()
     assert here.path("unet").read_bytes() == copied.path("unet").read_bytes()
+
+
+def with_hash(store: Store) -> Weight:
+    """The entry of its only weight, with the hash of the converted file."""
+    return replace(store.weights[0], becomes_sha256=hash_file(store.path("unet"))[0])
+
+
+def forged(store: Store) -> bytes:
+    """Change the converted file of a folder, and write the proof that belongs to the changed one."""
+    path = store.path("unet")
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    store.save_proof(store.weights[0], *hash_file(path))
+    store.require()
+    return path.read_bytes()
+
+
+def test_a_proof_in_the_source_folder_proves_nothing(
+    copied: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    entry = with_hash(copied)
+    forged(copied)
+    listed = Store(tmp_path / "listed", [entry])
+    with pytest.raises(WeightsDamaged, match=f"not {entry.becomes_sha256}"):
+        pull(listed, listed.weights, source=copied.folder)
+    unlisted = Store(tmp_path / "unlisted", copied.weights)
+    with pytest.raises(WeightsMissing, match=r"unet\.safetensors cannot be checked, since .* no hash of it; copy unet"):
+        pull(unlisted, unlisted.weights, source=copied.folder)
+    for store in (listed, unlisted):
+        assert not store.path("unet").exists()
+
+
+def test_the_pickle_of_the_source_folder_is_converted_if_the_list_has_no_other_hash(
+    converted: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = Store(Path(shutil.copytree(converted.folder, tmp_path / "given")), converted.weights)
+    changed = forged(given)
+    here = Store(tmp_path / "here", given.weights)
+    pull(here, here.weights, source=given.folder)
+    assert here.path("unet").read_bytes() == converted.path("unet").read_bytes() != changed
+
+
+def test_a_conversion_that_gives_another_file_than_the_list_has_is_refused(tmp_path: Path) -> None:
+    content = saved(tmp_path / "x", TENSORS)
+    entry = replace(entry_of(content), becomes_sha256="0" * 64)
+    put(tmp_path / "models", entry, content)
+    store = Store(tmp_path / "models", [entry])
+    with pytest.raises(WeightsDamaged, match=rf"was converted to a file with sha256 \w+, not {'0' * 64}; correct"):
+        pull(store, [entry])
+    assert os.listdir(store.folder / "unet") == ["unet.pth"]
 
 
 def test_a_converted_file_without_a_proof_is_converted_again_although_pulling_is_off(tmp_path: Path) -> None:

@@ -102,6 +102,36 @@ def test_a_redirected_download_does_not_get_our_token(hub: Hub, store: Store, mo
     assert hub.tokens == ["Bearer hf_secret", ""]
 
 
+def test_a_download_inherits_the_way_to_the_hub_and_no_secret(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = ("LIPSYNCD_API_KEY", "CREDENTIALS_DIRECTORY", "AWS_SECRET_ACCESS_KEY", "NOTIFY_SOCKET", "LD_PRELOAD")
+    wanted = ("NO_PROXY", "no_proxy", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+    for name in (*secrets, *wanted):
+        monkeypatch.setenv(name, f"of {name}")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setenv("SSL_CERT_DIR", "/etc/ssl/certs")
+    hub.troubles["eyes.bin"] = Trouble(hold_at=0)
+    found: dict[str, str] = {}
+
+    def look(step: Step) -> None:
+        if step.doing == "fetching" and hub.held.is_set():
+            found.update(environment_of_the_download())
+
+    with pytest.raises(PullStopped):
+        pull(store, [EYES_ENTRY], report=look, stop=lambda: bool(found))
+    assert [name for name in secrets if name in found] == []
+    assert [name for name in (*wanted, "HF_ENDPOINT", "PYTHONPATH") if name not in found] == []
+
+
+def environment_of_the_download() -> dict[str, str]:
+    """Of the child of this process that downloads."""
+    children = "".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
+    [pid] = [pid for pid in children if b"lipsyncd.weights.download" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if entry)
+
+
 def test_a_stopped_pull_is_resumed(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(hold_at=0)
     part = part_of(store)
