@@ -143,6 +143,7 @@ class Parts:
                 partial(_timeouts, settings),
                 renderers=render.renderers,
                 preload="" if render.lazy_load else render.renderer,
+                environment=render.environment,
                 variables={
                     "LIPSYNCD_WEIGHTS_DIR": str(self.weights.store.folder),
                     "LIPSYNCD_RENDER_MAX_VRAM_GB": f"{render.max_vram_gb:g}",

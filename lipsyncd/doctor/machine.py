@@ -67,8 +67,9 @@ def _encode_one_frame(path: Path, folder: Path) -> None:
     """Raises `EncodeFailed`, `BadResult`, `JailFailed`."""
     sound, target = folder / "sound.raw", folder / "frame.mp4"
     sound.write_bytes(bytes(2 * int(ffmpeg.SOUND_RATE / _RATE)))
+    target.touch()
     encoding = ffmpeg.Encoding(_SIDE_PX, _SIDE_PX, _RATE, sound, channels=1, preset="ultrafast")
-    process = popen_jailed(ffmpeg.encode_arguments(path, encoding, target), readable=[sound], writable=[folder])
+    process = popen_jailed(ffmpeg.encode_arguments(path, encoding, target), readable=[sound], writable=[target])
     try:
         _, output = process.communicate(bytes(3 * _SIDE_PX * _SIDE_PX), timeout=_ENCODE_TIMEOUT_S)
     finally:

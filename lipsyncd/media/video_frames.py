@@ -21,6 +21,8 @@ MODES = (BOUNCE, LOOP, CUT)  # what happens when the sound is longer; the first 
 OPTION = "duration_mode"
 MAX_MEGAPIXELS = 9.0  # of a frame: 4K UHD has 8.3
 
+_SIDE_DIGITS = 10  # fewer digits than this has any side in a report
+
 # For each kind of `lipsyncd.media` the only demuxer that may open it.
 _DEMUXERS = {"mp4": "mov", "webm": "matroska"}
 # The codecs of phones, cameras and editors. Both native and library names, since builds of ffmpeg differ.
@@ -86,7 +88,7 @@ def read_report(text: str) -> tuple[int, int, int]:
     for line in text.splitlines():
         if line.startswith("#dimensions 0:"):
             sides = line.rpartition(":")[2].strip().split("x")
-            if len(sides) == 2 and all(side.isdecimal() for side in sides):
+            if len(sides) == 2 and all(side.isdecimal() and len(side) < _SIDE_DIGITS for side in sides):
                 width, height = int(sides[0]), int(sides[1])
         elif line and not line.startswith("#"):
             frames += 1

@@ -24,6 +24,7 @@ from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import Completed, ResourceLimits, run_jailed
 
 _REPORT_LINE_BYTES = 128  # for each frame, at most
+_HEADER_LINES = 32  # more than a report has before its first frame
 _FIRST_FRAME_BYTES = int(4 * 3 * video_frames.MAX_MEGAPIXELS * 1_000_000)  # squaring its pixels may make it larger
 
 
@@ -67,7 +68,9 @@ def screen(
             ),
             timeout_s=timeout_s,
         )
-        seen = _judged(ended, picture, report, timeout_s)
+        seen = _judged(ended, picture, _text(report, frames), timeout_s)
+        if seen.frames > frames:
+            raise ImageUndecodable(f"the video's decoder reported {seen.frames} frames of {frames}")
         media.check_image_size(
             seen.picture.width, seen.picture.height, min_side=min_side, max_megapixels=video_frames.MAX_MEGAPIXELS
         )
@@ -83,7 +86,13 @@ def _warnings(source: Path, kind: Kind) -> tuple[str, ...]:
     return ("the video is HDR; its colours are shown as they are stored and may look pale",) if hdr else ()
 
 
-def _judged(ended: Completed, picture: Path, report: Path, timeout_s: float) -> Footage:
+def _text(report: Path, frames: int) -> str:
+    """A report as long as one of `frames` frames can be. Hostile bytes were decoded, so it may hold anything."""
+    with report.open("rb") as file:
+        return file.read((frames + _HEADER_LINES) * _REPORT_LINE_BYTES).decode("ascii", "replace")
+
+
+def _judged(ended: Completed, picture: Path, report: str, timeout_s: float) -> Footage:
     if ended.timed_out:
         raise ImageUndecodable(
             f"the video was not decoded within {timeout_s:g} s", remedy="shorten it, or scale it down"
@@ -91,7 +100,7 @@ def _judged(ended: Completed, picture: Path, report: Path, timeout_s: float) -> 
     if ended.returncode < 0:
         raise crash(ended, ImageUndecodable, "video")
     fault = complaint(ended.stderr_tail)
-    width, height, frames = video_frames.read_report(report.read_text())
+    width, height, frames = video_frames.read_report(report)
     if not frames or picture.stat().st_size != width * height * 3:
         raise ImageUndecodable(f"the video cannot be decoded: {fault or f'ffmpeg {exit_text(ended.returncode)}'}")
     notes = (f"damaged parts of the video were left out: {fault}",) if fault else ()

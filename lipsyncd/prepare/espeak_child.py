@@ -3,6 +3,9 @@
 The text comes from strangers and the library is C, so no other module loads it. The text is read from stdin; the voices
 are printed as JSON. The exit status is 65 when the text or the voice cannot be spoken, 69 without a library that works.
 
+The callback that takes the samples is made with `memfd_create`, by ctypes. Before the text is read, the process gives
+up that call, and `execve` with it: a file in memory lies in no folder, so that Landlock would let it run.
+
 Owns the library's C interface.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import contextlib
 import ctypes
 import json
 import os
@@ -22,6 +26,7 @@ from pathlib import Path
 from lipsyncd.errors import SpeechFailed, SpeechNotInstalled
 from lipsyncd.prepare.speech import DEFAULT_VOICE, DEFAULT_WORDS_PER_MINUTE, MAX_SOUND_S, Voice, no_voice
 from lipsyncd.prepare.spoken_text import MAX_CHARS, check_text
+from lipsyncd.sandbox import seccomp
 
 _GENDERS = {1: "male", 2: "female"}
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to a callback, no sound device is opened
@@ -78,6 +83,14 @@ class _Library:
         self.rate: int = self._c.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(Path(data).parent), _DONT_EXIT)
         if self.rate <= 0:
             raise SpeechNotInstalled(f"espeak-ng finds no data in {data}", remedy="")
+        self._samples = array.array("h")
+        self._callback = _CALLBACK(self._take)  # kept, since the library keeps only its address
+        self._c.espeak_SetSynthCallback(self._callback)
+
+    def _take(self, wave_data: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
+        if count > 0 and wave_data:
+            self._samples.frombytes(ctypes.string_at(wave_data, 2 * count))
+        return int(len(self._samples) > MAX_SOUND_S * self.rate)
 
     def voices(self) -> Iterator[Voice]:
         listed = self._c.espeak_ListVoices(None)
@@ -99,26 +112,17 @@ class _Library:
         return named[base.casefold()] + plus + variant
 
     def speak(self, text: bytes, voice: str, words_per_minute: int, *, ssml: bool) -> array.array[int]:
-        """16-bit samples at `rate`. Raises `SpeechFailed`."""
+        """16-bit samples at `rate`; to be called once. Raises `SpeechFailed`."""
         if self._c.espeak_SetVoiceByName(self._full_name(voice).encode()) != 0:
             raise no_voice(voice)
         self._c.espeak_SetParameter(_PARAMETER_RATE, words_per_minute, 0)
-        samples = array.array("h")
-
-        def take(wave_data: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
-            if count > 0 and wave_data:
-                samples.frombytes(ctypes.string_at(wave_data, 2 * count))
-            return int(len(samples) > MAX_SOUND_S * self.rate)
-
-        callback = _CALLBACK(take)
-        self._c.espeak_SetSynthCallback(callback)
         flags = _UTF8 | _PHONEMES | _END_PAUSE | (_SSML if ssml else 0)
         status = self._c.espeak_Synth(text, len(text) + 1, 0, 1, 0, flags, None, None)
         if status != 0:
             raise SpeechFailed(f"espeak-ng refused the text (error {status})", remedy="")
-        if not samples:
+        if not self._samples:
             raise SpeechFailed("the text made no sound", remedy="")
-        return samples
+        return self._samples
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.voices:
             print(json.dumps([asdict(voice) for voice in library.voices()]))
             return 0
+        with contextlib.suppress(OSError):  # a kernel without seccomp filters
+            seccomp.give_up("execve", "memfd_create")
         text = sys.stdin.buffer.read(4 * MAX_CHARS + 1).decode()
         check_text(text, ssml=options.ssml)
         samples = library.speak(text.encode(), options.voice, options.wpm, ssml=options.ssml)

@@ -11,6 +11,7 @@ Owns Pillow. Leaves the process and its limits to `decode_picture`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -24,6 +25,7 @@ from PIL import Image, ImageChops, ImageCms, ImageMath
 from lipsyncd import media
 from lipsyncd.errors import ImageAnimated, ImageNotRecognised, ImageUndecodable, InputError
 from lipsyncd.media import pictures
+from lipsyncd.sandbox import seccomp
 
 Flatten = Callable[[Image.Image], Image.Image]  # one strip of the decoded picture -> the same in RGB
 
@@ -205,4 +207,6 @@ def _by_profile(icc: bytes, mode: str, inverted: bool, notes: list[str]) -> Flat
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(OSError):  # a kernel without seccomp filters
+        seccomp.give_up("execve")
     print(json.dumps(main(json.loads(sys.argv[1]))))

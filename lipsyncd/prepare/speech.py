@@ -1,7 +1,8 @@
 """Speak a text into a WAV file, with espeak-ng or with a program that the operator has configured.
 
 `speak` and `voices` start `espeak_child` in the jail and never load the library themselves. `speak_with` starts the
-operator's program, which is trusted more. The WAV of either is decoded like one that was dropped into the inbox.
+operator's program, which is trusted more; whatever it leaves behind is ended. The WAV of either is decoded like one
+that was dropped into the inbox.
 
 Owns both processes. Leaves the limits of a text to `spoken_text`.
 """
@@ -13,7 +14,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,11 @@ from pathlib import Path
 
 from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
 from lipsyncd.log import printable
+from lipsyncd.prepare.decoder_process import interpreter, new_files
 from lipsyncd.prepare.spoken_text import check_text
 from lipsyncd.processes import exit_text
-from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
+from lipsyncd.sandbox import subreaper
+from lipsyncd.sandbox.jail import ResourceLimits, end, run_jailed
 
 DEFAULT_VOICE = "en-us"
 DEFAULT_WORDS_PER_MINUTE = 165
@@ -31,7 +33,7 @@ SLOWEST, FASTEST = 80, 450  # words per minute that espeak-ng can do
 MAX_SOUND_S = 610  # a little more than a job may last, so that the job fails with `audio-too-long` and not in silence
 
 _PACKAGE = "espeakng_loader"
-_LIMITS = ResourceLimits(cpu_s=120, file_bytes=256 << 20, memory_bytes=1 << 30)
+_LIMITS = ResourceLimits(cpu_s=120, file_bytes=256 << 20, memory_bytes=1 << 30, memory_files=True)
 _QUOTED_BYTES = 300
 _OUR_VARIABLES = ("LIPSYNCD_", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
 _MAX_VOICE_CHARS = 64
@@ -62,7 +64,8 @@ def speak(
 
     `[[...]]` holds phonemes in espeak-ng's own spelling. A text that would last longer than `MAX_SOUND_S` is cut there.
 
-    Raises `SpeechNotInstalled` without the package, `SpeechFailed` when the text or the voice cannot be spoken.
+    Raises `SpeechNotInstalled` without the package, `SpeechFailed` when the text or the voice cannot be spoken. Then no
+    file is left behind.
     """
     check_text(text, ssml=ssml)
     if not SLOWEST <= words_per_minute <= FASTEST:
@@ -72,7 +75,8 @@ def speak(
     options = [f"--out={target.absolute()}", f"--voice={voice}", f"--wpm={words_per_minute}"]
     if ssml:
         options.append("--ssml")
-    _run_child(options, text.encode(), timeout_s, writable=[target.absolute().parent])
+    with new_files(target.absolute()) as made:
+        _run_child(options, text.encode(), timeout_s, writable=made)
 
 
 def speak_with(
@@ -91,23 +95,28 @@ def speak_with(
              environment (`SPEECH_VOICE`, `SPEECH_SSML` as 0 or 1, `SPEECH_WORDS_PER_MINUTE`), never as arguments
 
     Unlike espeak-ng it may use files, devices and the network, since it needs models and perhaps a GPU. It gets none of
-    the daemon's own variables, and its output is limited in size. If it takes too long, its process group is killed.
+    the daemon's own variables, and its output is limited in size. If it takes too long it is killed; once it has ended,
+    so is everything that it has started.
 
     Raises `SpeechNotInstalled` when it cannot be started, `SpeechFailed` when it fails or writes no WAV.
     """
     check_text(text, ssml=ssml)
     request = {"SPEECH_VOICE": voice, "SPEECH_SSML": str(int(ssml)), "SPEECH_WORDS_PER_MINUTE": str(words_per_minute)}
+    mark = subreaper.new_mark()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_VARIABLES)}
     with target.open("wb") as sound, tempfile.TemporaryFile() as errors:
         try:
-            program = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=sound,
-                stderr=errors,
-                cwd=target.parent,
-                env={**kept, **request},
-                start_new_session=True,
+            program = subreaper.start(
+                lambda: subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=sound,
+                    stderr=errors,
+                    cwd=target.parent,
+                    env={**kept, **request, subreaper.MARK: mark},
+                    start_new_session=True,
+                ),
+                mark,
             )
         except OSError as error:
             fix = "correct speech.command, or leave it out to speak with espeak-ng"
@@ -120,6 +129,7 @@ def speak_with(
             raise SpeechFailed(f"speaking the text took longer than {timeout_s:g} s") from error
         finally:
             end(program)
+            subreaper.sweep()
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - _QUOTED_BYTES))
         quoted = printable(errors.read().strip())
     name = Path(command[0]).name
@@ -153,25 +163,23 @@ def _run_child(options: list[str], text: bytes, timeout_s: float, *, writable: S
     if package is None or package.origin is None:
         raise SpeechNotInstalled(f"there is no speech: the package {_PACKAGE} is not installed")
     folders = [Path(__file__).resolve().parents[1], Path(package.origin).resolve().parent]
-    # The interpreter itself: that of a virtual environment would look for that environment's files.
-    python = getattr(sys, "_base_executable", sys.executable)
-    child = popen_jailed(
-        [python, "-P", "-S", "-m", "lipsyncd.prepare.espeak_child", *options],
-        readable=folders,
-        writable=writable,
-        python_path=[folder.parent for folder in folders],
-        limits=_LIMITS,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        listing, errors = child.communicate(text, timeout_s)
-    except subprocess.TimeoutExpired as error:
-        raise SpeechFailed(f"speaking the text took longer than {timeout_s:g} s") from error
-    finally:
-        end(child)
-    if child.returncode != 0:
-        raise _failure(child.returncode, errors.decode(errors="replace").strip()[-300:])
-    return listing.decode()
+    with tempfile.TemporaryFile() as given:
+        given.write(text)
+        given.seek(0)
+        ended = run_jailed(
+            [interpreter(), "-P", "-S", "-m", "lipsyncd.prepare.espeak_child", *options],
+            readable=folders,
+            writable=writable,
+            python_path=[folder.parent for folder in folders],
+            limits=_LIMITS,
+            stdin=given,
+            timeout_s=timeout_s,
+        )
+    if ended.timed_out:
+        raise SpeechFailed(f"speaking the text took longer than {timeout_s:g} s")
+    if ended.returncode != 0:
+        raise _failure(ended.returncode, printable(ended.stderr_tail.strip()[-_QUOTED_BYTES:]))
+    return ended.stdout.decode(errors="replace")
 
 
 def _failure(status: int, message: str) -> LipsyncdError:

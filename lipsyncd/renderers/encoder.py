@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import stat
 import subprocess
 import threading
 from collections import deque
@@ -44,14 +45,14 @@ class Encoder:
             encoder.finish()
 
     Leaving the block without `finish` kills ffmpeg; the file at `target` is then incomplete. ffmpeg runs in the jail,
-    where it may read the sound and write to the folder of `target`. The thread that creates an `Encoder` has to outlive
-    it.
+    where it may read the sound and fill `target`, which is made here. The thread that creates an `Encoder` has to
+    outlive it.
     """
 
     def __init__(self, ffmpeg: Path, encoding: Encoding, target: Path, *, stall_s: float = 120.0) -> None:
         """Start ffmpeg. It counts as hung when it has taken no frame from a full ring for `stall_s`.
 
-        Raises `JailFailed` when it does not start.
+        Raises `JailFailed` when ffmpeg does not start.
         """
         self._shape = (encoding.height, encoding.width, 3)
         self._stall_s = stall_s
@@ -64,10 +65,11 @@ class Encoder:
         # In memory: a full disk loses no error message, and ffmpeg never blocks on a full pipe.
         self._log = os.memfd_create("ffmpeg-log")
         try:
+            _make(target)
             self._process = popen_jailed(
                 encode_arguments(ffmpeg, encoding, target),
                 readable=[encoding.sound],
-                writable=[target.parent],
+                writable=[target],
                 limits=_LIMITS,
                 stderr=self._log,
             )
@@ -170,3 +172,9 @@ class Encoder:
         self._writer.join()
         os.close(self._log)
         self._log = -1
+
+
+def _make(target: Path) -> None:
+    """Make an empty file for ffmpeg to fill: a right on its folder would cover all that lies in there."""
+    with contextlib.suppress(FileExistsError):
+        os.mknod(target, stat.S_IFREG | 0o600)

@@ -1,9 +1,9 @@
 """Run a program that can reach only the files it needs: every decode of a user's file, and each encode.
 
 A jailed program has a bare environment, only the files that its caller lists, no network, no way to new privileges and
-no memory that is both writable and executable. Its processor time, memory, file size and open files are limited. It has
-a process group of its own and is killed when we end. Where the kernel has no Landlock it runs all the same, after one
-warning.
+no memory that is both writable and executable. It may start threads and no process, and reaches no other process. Its
+processor time, memory, file size and open files are limited. It has a process group of its own and is killed when we
+end. Where the kernel has no Landlock it runs all the same, after one warning.
 
 Owns starting, watching and killing jailed processes. Leaves the restrictions to `launcher`, `landlock` and `seccomp`.
 """
@@ -28,7 +28,7 @@ from typing import IO
 
 from lipsyncd.errors import JailFailed
 from lipsyncd.processes import last_line
-from lipsyncd.sandbox import landlock
+from lipsyncd.sandbox import landlock, subreaper
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class ResourceLimits:
     memory_bytes      of address space; a program maps more than it uses
     open_files        descriptors
     write_or_execute  memory that was writable never becomes executable; a program with a JIT compiler needs False
+    memory_files      it may make files in memory, which `memory_bytes` does not count
     """
 
     cpu_s: int = 600
@@ -61,6 +62,7 @@ class ResourceLimits:
     memory_bytes: int = 4 << 30
     open_files: int = 64
     write_or_execute: bool = True
+    memory_files: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,19 @@ def run_jailed(
     writable: Sequence[Path] = (),
     limits: ResourceLimits = ResourceLimits(),
     python_path: Sequence[Path] = (),
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
     timeout_s: float,
 ) -> Completed:
-    """Run `argv` to its end, or until `timeout_s`, and return its output. Its stdin is empty, its working folder `/`.
+    """Run `argv` to its end, or until `timeout_s`, and return its output. Its working folder is `/`.
 
     argv         the program by its absolute path, then its arguments
     readable     files and folders that exist, with everything below them
-    writable     the same, also for writing; in a folder only regular files may be created and removed
+    writable     the same, also for writing; in a folder only regular files may be created and removed, so give a folder
+                 only if all that it holds is the program's own
     python_path  folders that a jailed Python imports from; it may list them, but read only what `readable` covers
+    stdin        an open file, or nothing
 
-    No process of its group outlives the call. Raises `JailFailed` when the program cannot be started.
+    The process does not outlive the call. Raises `JailFailed` when the program cannot be started.
     """
     deadline = time.monotonic() + timeout_s
     process = popen_jailed(
@@ -112,7 +117,7 @@ def run_jailed(
         writable=writable,
         limits=limits,
         python_path=python_path,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
     )
     try:
@@ -151,16 +156,18 @@ def popen_jailed(
                 "parent": os.getpid(),
                 "report": write_end,
             }
-            process = JailedProcess(
-                # -P and -S: neither the current folder nor a site configuration decides what is imported.
-                [sys.executable, "-P", "-S", "-m", "lipsyncd.sandbox.launcher", json.dumps(request)],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd="/",
-                env=_environment(python_path),
-                pass_fds=(write_end,),
-                start_new_session=True,
+            process = subreaper.start(
+                lambda: JailedProcess(
+                    # -P and -S: neither the current folder nor a site configuration decides what is imported.
+                    [sys.executable, "-P", "-S", "-m", "lipsyncd.sandbox.launcher", json.dumps(request)],
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    cwd="/",
+                    env=_environment(python_path),
+                    pass_fds=(write_end,),
+                    start_new_session=True,
+                )
             )
         except OSError as error:
             raise JailFailed(f"{sys.executable} does not start: {error.strerror or error}") from error
@@ -223,7 +230,9 @@ def _await_start(process: JailedProcess, program: str, report: IO[bytes]) -> int
 
 
 def _read_before(deadline: float, stream: IO[bytes]) -> bytes:
-    if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    waiting = select.poll()  # not `select`, which knows only the first 1,024 descriptors
+    waiting.register(stream, select.POLLIN)
+    if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
         raise JailFailed(f"the jail's launcher reported nothing for {_START_TIMEOUT_S:.0f} s")
     return os.read(stream.fileno(), _BLOCK_BYTES)
 

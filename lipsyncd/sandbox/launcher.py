@@ -89,7 +89,7 @@ def _restrict(request: dict[str, Any]) -> int:
     rules += [(path, landlock.WRITE) for path in request["writable"]]
     abi = landlock.restrict(rules)
     with contextlib.suppress(OSError):  # a kernel without seccomp filters
-        seccomp.restrict()
+        seccomp.restrict(memory_files=request["limits"]["memory_files"])
     return abi
 
 

@@ -63,6 +63,10 @@ def _are_renderers(value: tuple[str, ...]) -> bool:
     return all(re.fullmatch(r"[a-z][a-z0-9_-]*=[A-Za-z_][\w.]*:[A-Za-z_]\w*", entry) for entry in value)
 
 
+def _are_variables(names: tuple[str, ...]) -> bool:
+    return all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in names)
+
+
 def _are_devices(names: tuple[str, ...]) -> bool:
     """`auto` stands alone, because what it finds may be one of the others; one device renders one job at a time."""
     known = all(re.fullmatch(r"auto|(cpu|cuda)(:[0-9]{1,3})?", name) for name in names)
@@ -176,6 +180,12 @@ class Render:
         "Renderers of your own besides the built-in ones, each as name=module:Class.",
         check=_are_renderers,
         allowed='entries such as "mine=mypackage.mymodule:MyRenderer"',
+    )
+    environment: tuple[str, ...] = setting(
+        (),
+        "Environment variables of the daemon that render processes get, too; only those of libraries are handed on.",
+        check=_are_variables,
+        allowed='names such as "MY_CACHE_DIR"',
     )
     devices: tuple[str, ...] = setting(
         ("auto",),

@@ -1,8 +1,8 @@
 """One render child of this machine: start it, give it a job, read its messages, and end it with everything it started.
 
 The child keeps what it has loaded between jobs; only its end gives all GPU memory back. Two clocks guard a render: the
-deadline, and the longest silence. Whatever goes wrong, the whole process group is killed and the next job gets a new
-child.
+deadline, and the longest silence. Whatever goes wrong, the whole process group is killed, then what has left that
+group, and the next job gets a new child.
 
 Owns the process. Leaves the choice of the next job to the worker.
 """
@@ -34,6 +34,8 @@ from lipsyncd.errors import (
 )
 from lipsyncd.log import printable
 from lipsyncd.processes import exit_text
+from lipsyncd.sandbox import subreaper
+from lipsyncd.worker.child_environment import inherited
 from lipsyncd.worker.oom_kills import OomCount, oom_count_of
 from lipsyncd.worker.protocol import (
     CANCELLED,
@@ -117,10 +119,11 @@ def any_of(*asked: Callable[[], bool]) -> Callable[[], bool]:
 class LocalChild:
     """The render child for one device. Used by one thread.
 
-    renderers  more renderers than the built-in ones, each as "name=module:Class"
-    preload    a renderer to load at the start instead of with its first job
-    variables  of the environment, besides our own
-    starts     how many processes were started until now
+    renderers    more renderers than the built-in ones, each as "name=module:Class"
+    preload      a renderer to load at the start instead of with its first job
+    variables    of its environment, in addition to those that it inherits
+    environment  names of variables that it inherits besides those of `child_environment`
+    starts       how many processes were started until now
     """
 
     def __init__(
@@ -131,10 +134,12 @@ class LocalChild:
         renderers: Sequence[str] = (),
         preload: str = "",
         variables: Mapping[str, str] | None = None,
+        environment: Sequence[str] = (),
     ) -> None:
         self.device = device
         self.timeouts = timeouts
         self._variables = variables or {}
+        self._environment = environment
         self._arguments = [f"--renderer={entry}" for entry in renderers]
         if preload:
             self._arguments.append(f"--preload={preload}")
@@ -166,17 +171,21 @@ class LocalChild:
         if self._process is not None and self._process.popen.poll() is None:
             return
         self.close()
+        mark = subreaper.new_mark()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "lipsyncd.renderers", f"--device={self.device}", f"--line={theirs.fileno()}"]
         with theirs:
-            popen = subprocess.Popen(
-                [*command, *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self._variables},
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
+            popen = subreaper.start(
+                lambda: subprocess.Popen(
+                    [*command, *self._arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={**inherited(os.environ, self._environment), **self._variables, subreaper.MARK: mark},
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                ),
+                mark,
             )
         ours.settimeout(_TICK_S)
         self._process = _Process(popen, ours, oom_count_of(popen.pid))
@@ -214,6 +223,7 @@ class LocalChild:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.popen.pid, signal.SIGKILL)
         process.popen.wait()
+        subreaper.sweep()
         log.info("render child for %s ended, pid %d", self.device, process.popen.pid)
 
     # -- one job -------------------------------------------------------------------------------------------------------
@@ -247,6 +257,7 @@ class LocalChild:
             raise
         finally:
             self._last_used_s, self._watched_s = time.monotonic(), None
+            subreaper.sweep()  # what has ended by itself; a child may live for days
         if isinstance(answer, Result):
             return answer
         if answer.code == CANCELLED:

@@ -87,6 +87,7 @@ class Installation:
             "output": {"resolution": 64, "preset": "ultrafast"},
             "web": {"enabled": False, "port": 0},
         }
+        sections["render"]["environment"] = ["TEST_RENDER_COUNT", "TEST_FACE_IN_VIEW"]
         for section, values in self.changes.items():
             sections.setdefault(section, {}).update(values)
         text = "".join(

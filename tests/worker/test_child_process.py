@@ -54,7 +54,9 @@ def where_children_find_their_renderers(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @contextmanager
 def child(timeouts: Timeouts = PATIENT, *, preload: str = "") -> Iterator[LocalChild]:
-    one = LocalChild("cpu", lambda: timeouts, renderers=RENDERERS, preload=preload)
+    one = LocalChild(
+        "cpu", lambda: timeouts, renderers=RENDERERS, preload=preload, environment=["TEST_HELPER_PID", "TEST_ALLOWED"]
+    )
     try:
         yield one
     finally:
@@ -158,6 +160,24 @@ def test_what_a_renderer_says_arrives_as_the_same_error_and_the_child_lives_on(
 def test_the_result_of_another_job_is_ignored(tmp_path: Path) -> None:
     with child() as one:
         assert render(one, request(tmp_path, "impostor")).frames == 5
+
+
+def test_a_child_inherits_what_libraries_need_and_what_the_operator_names_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secrets = ("LIPSYNCD_API_KEY", "LIPSYNCD_WEB_WEBHOOK_SECRET", "CREDENTIALS_DIRECTORY", "AWS_SECRET_ACCESS_KEY")
+    secrets += ("HF_TOKEN", "NVIDIA_API_KEY", "HTTPS_PROXY", "NOTIFY_SOCKET", "TEST_NOT_ALLOWED")
+    wanted = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LC_ALL", "HF_HUB_OFFLINE", "TEST_ALLOWED")
+    for name in (*secrets, *wanted):
+        monkeypatch.setenv(name, f"of {name}")
+    with child() as one:
+        one.start()
+        found = dict(
+            entry.split(b"=", 1) for entry in Path(f"/proc/{one.pid}/environ").read_bytes().split(b"\0") if entry
+        )
+    assert [name for name in secrets if name.encode() in found or f"of {name}".encode() in found.values()] == []
+    assert [name for name in wanted if found.get(name.encode()) != f"of {name}".encode()] == []
+    assert found.keys() >= {b"PATH", b"PYTHONPATH"}
 
 
 # -- crashes -----------------------------------------------------------------------------------------------------------

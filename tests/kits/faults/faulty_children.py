@@ -129,3 +129,16 @@ class Starved(Flat):
 class NoFace(Flat):
     def open(self, scene: Scene) -> FlatShot:
         raise NoFaceFound("no face in 80 x 72 pixels", remedy="turn around")
+
+
+class Leaver(Flat):
+    """Starts a helper in a session of its own, whose parent ends at once, and renders as usual."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        if not os.fork():
+            os.setsid()
+            helper = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            Path(os.environ["TEST_HELPER_PID"]).write_text(str(helper.pid))
+            os._exit(0)
+        os.wait()
+        return super().open(scene)
