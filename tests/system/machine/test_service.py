@@ -210,7 +210,7 @@ with open("/srv/lipsyncd/inbox/slow.mp3", "wb", buffering=0) as file:
 
 
 def test_a_slow_members_sound_is_waited_for_to_its_end(installed: Machine) -> None:
-    """Its pauses are longer than `watch.settle_s`, and the end of an MP3 shows nowhere: only the kernel knows."""
+    """Its pauses are longer than `watch.settle_s`, and this MP3 states no length: only the kernel knows more."""
     status = json.loads(installed.run("lipsyncd status --json", user="alice").stdout)["daemon"]
     assert status["leases"] is True
     rights = installed.run(f"grep ^Cap /proc/{installed.show('MainPID')}/status").stdout.split()
@@ -220,12 +220,31 @@ def test_a_slow_members_sound_is_waited_for_to_its_end(installed: Machine) -> No
     face = io.BytesIO()
     Image.fromarray(skimage.data.astronaut()).save(face, "PNG")
     (installed.root / "home/alice/slow.png").write_bytes(face.getvalue())
-    (installed.root / "home/alice/slow.mp3").write_bytes(converted(".mp3", seconds=12.0))
+    (installed.root / "home/alice/slow.mp3").write_bytes(converted(".mp3", "-write_xing", "0", seconds=12.0))
     installed.run("cp ~alice/slow.png /srv/lipsyncd/inbox/", user="alice")
     installed.run(f"umask 007; python3 -c {shlex.quote(SLOW_MEMBER)}", user="alice")
     installed.until(lambda: job(installed, "slow").get("state") in ("done", "failed"), "the job's end", seconds=400)
     assert job(installed, "slow")["state"] == "done", job(installed, "slow")
     assert inspect(installed.root / "srv/lipsyncd/outbox/slow.mp4").video.frames == pytest.approx(300, abs=3)
+
+
+def test_in_a_user_namespace_the_daemon_reports_that_its_right_has_no_effect(installed: Machine) -> None:
+    """The capability shows there as well; the daemon has tried it."""
+
+    def leases() -> object:
+        return json.loads(installed.run("lipsyncd status --json", user="alice").stdout)["daemon"].get("leases")
+
+    drop_in = "/etc/systemd/system/lipsyncd.service.d/namespace.conf"
+    installed.write(drop_in, "[Service]\nPrivateUsers=yes\n")
+    installed.run("systemctl daemon-reload && systemctl restart lipsyncd")
+    installed.until(lambda: leases() is False, "the answer of the kernel")
+    rights = installed.run(f"grep ^CapEff /proc/{installed.show('MainPID')}/status").stdout.split()[1]
+    assert int(rights, 16) >> CAP_LEASE & 1
+    assert "files of other users wait longer" in installed.run("lipsyncd status", user="alice").stdout
+    found = installed.run("lipsyncd doctor", check=False).stdout
+    assert re.search(r"^warning +writers +the kernel does not tell", found, re.MULTILINE), found
+    installed.run(f"rm {drop_in} && systemctl daemon-reload && systemctl restart lipsyncd")
+    installed.until(lambda: leases() is True, "the right")
 
 
 def test_systemctl_reload_reads_the_settings_again(installed: Machine) -> None:
