@@ -45,7 +45,7 @@ def restrict(*, memory_files: bool = False) -> bool:
     table = table_of(os.uname().machine)
     if table is None:
         return False
-    _install(table, _blocks(table, os.getpid(), memory_files=memory_files))
+    _install(program(table, os.getpid(), memory_files=memory_files))
     return True
 
 
@@ -58,12 +58,17 @@ def give_up(*names: str) -> bool:
     if table is None:
         return False
     _prctl(_SET_NO_NEW_PRIVILEGES, ctypes.c_ulong(1), ctypes.c_ulong(0))
-    _install(table, [_refusal(table.others[name], errno.EACCES) for name in names])
+    _install(_assembled(table, [_refusal(table.others[name], errno.EACCES) for name in names]))
     return True
 
 
+def program(table: CallTable, own: int, *, memory_files: bool) -> list[bytes]:
+    """The filter that `restrict` installs, as instructions of BPF; `own` is the id of its process."""
+    return _assembled(table, _blocks(table, own, memory_files=memory_files))
+
+
 def _blocks(table: CallTable, own: int, *, memory_files: bool) -> Iterator[list[bytes]]:
-    """The instructions for each call. `own` is the process id, which stays the same when another program is run."""
+    """The instructions for each call. The process id stays the same when another program is run."""
     others, me = table.others, [(_IF_EQUAL, own)]
     yield _allowed_if(others["clone"], 0, [(_IF_ANY_BIT, _CLONE_THREAD)], errno.EPERM)
     yield _refusal(others["clone3"], errno.ENOSYS)
@@ -106,10 +111,10 @@ def _choice(call: int, argument: int, tests: Sequence[tuple[int, int]], passed: 
     return [_instruction(_IF_EQUAL, call, otherwise=len(body)), *body]
 
 
-def _install(table: CallTable, blocks: Iterable[list[bytes]]) -> None:
+def _assembled(table: CallTable, blocks: Iterable[list[bytes]]) -> list[bytes]:
     """Calls with another numbering (32 bit, x32) are all refused, since the table does not fit."""
     refuse = _instruction(_RETURN, _ERROR | errno.EACCES)
-    instructions = [
+    return [
         _instruction(_LOAD, _MACHINE_AT),
         _instruction(_IF_EQUAL, table.audit, then=1),
         refuse,
@@ -119,9 +124,12 @@ def _install(table: CallTable, blocks: Iterable[list[bytes]]) -> None:
         *(instruction for block in blocks for instruction in block),
         _instruction(_RETURN, _ALLOW),
     ]
+
+
+def _install(instructions: list[bytes]) -> None:
     code = ctypes.create_string_buffer(b"".join(instructions))
-    program = struct.pack("@HP", len(instructions), ctypes.addressof(code))
-    _prctl(_SET_SECCOMP, ctypes.c_ulong(_FILTER), program)
+    whole = struct.pack("@HP", len(instructions), ctypes.addressof(code))
+    _prctl(_SET_SECCOMP, ctypes.c_ulong(_FILTER), whole)
 
 
 def _prctl(option: int, *arguments: object) -> None:

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 
 from lipsyncd.sandbox.call_table import CallTable, table_of
 from lipsyncd.sandbox.jail import run_jailed
+from lipsyncd.sandbox.seccomp import program
 from tests.sandbox.test_jail import PYTHON
 
 MACHINE = os.uname().machine
@@ -310,3 +312,78 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
 
 def test_a_machine_that_we_do_not_know_has_no_table() -> None:
     assert table_of("riscv64") is None
+
+
+# -- the filters of both machines, one of which is not this one --------------------------------------------------------
+
+ALLOWED, OWN, OTHER = "allowed", 4242, 17
+
+
+def verdict(filter_of: list[bytes], number: int, *arguments: int, audit: int) -> str:
+    """What a filter answers to a call, as the kernel computes it: "allowed" or the name of an error.
+
+    Source: Linux, Documentation/userspace-api/seccomp_filter.rst and Documentation/networking/filter.rst.
+    """
+    data = struct.pack("<iIQ6Q", number, audit, 0, *(value % 2**64 for value in (*arguments, *[0] * 6)[:6]))
+    accumulator = at = 0
+    while True:
+        code, then, otherwise, value = struct.unpack("=HBBI", filter_of[at])
+        at += 1
+        if code == 0x20:
+            accumulator = int.from_bytes(data[value : value + 4], "little")
+        elif code == 0x06:
+            return ALLOWED if value == 0x7FFF0000 else errno.errorcode[value & 0xFFFF]
+        else:
+            holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: accumulator & value != 0}[code]
+            at += then if holds else otherwise
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_the_filter_of_each_machine_refuses_its_list_and_nothing_else(machine: str) -> None:
+    table = table_of(machine)
+    assert table is not None
+    made = program(table, OWN, memory_files=False)
+    assert len(made) < 4096
+
+    def asked(number: int, *arguments: int) -> str:
+        return verdict(made, number, *arguments, audit=table.audit)
+
+    for name, number in table.refused.items():
+        assert asked(number) == ("EPERM" if name in ("fork", "vfork") else "EACCES"), name
+    others = set(range(512)) - set(known(table).values())
+    assert {asked(number) for number in others} == {ALLOWED}
+    assert verdict(made, 0, audit=0x40000003) == "EACCES", "32 bit calls"
+    assert asked(0x40000000) == "EACCES", "x32 calls"
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_calls_that_are_sometimes_refused_go_by_their_arguments(machine: str) -> None:
+    table = table_of(machine)
+    assert table is not None
+    made, more = (program(table, OWN, memory_files=allowed) for allowed in (False, True))
+
+    def asked(name: str, *arguments: int) -> str:
+        return verdict(made, table.others[name], *arguments, audit=table.audit)
+
+    threads = 0x3D0F00  # what the C library uses
+    assert (asked("clone", threads), asked("clone", threads & ~0x10000), asked("clone", 17)) == (
+        ALLOWED,
+        "EPERM",
+        "EPERM",
+    )
+    assert asked("clone3", 1, 88) == "ENOSYS"
+    assert [asked("prlimit64", pid) for pid in (0, OWN, OTHER, 1 << 32 | OTHER)] == [
+        ALLOWED,
+        ALLOWED,
+        "EACCES",
+        "EACCES",
+    ]
+    for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
+        assert [asked(name, pid) for pid in (OWN, OTHER, 0, -1, -OWN)] == [ALLOWED, *["EACCES"] * 4], name
+    assert [asked("prctl", option) for option in (1, 15, 22, 38)] == ["EACCES", ALLOWED, ALLOWED, ALLOWED]
+    assert [asked("fcntl", 0, command) for command in (8, 15, 1026, 1031)] == ["EACCES"] * 4
+    assert {asked("fcntl", 8, command) for command in (0, 1, 2, 3, 4, 5, 6, 7, 9, 1030, 1032, 1033)} == {ALLOWED}
+    memory = table.others["memfd_create"]
+    assert verdict(made, memory, audit=table.audit) == "EACCES"
+    assert verdict(more, memory, audit=table.audit) == ALLOWED
+    assert asked("execve") == ALLOWED  # of what Landlock lets it run

@@ -31,7 +31,8 @@ WITHOUT_LANDLOCK = """
 import ctypes, os
 from lipsyncd.sandbox import call_table, seccomp
 ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
-seccomp._install(call_table.table_of(os.uname().machine), [seccomp._refusal(444, 13)])
+table = call_table.table_of(os.uname().machine)
+seccomp._install(seccomp._assembled(table, [seccomp._refusal(444, 13)]))
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lipsyncd
 from tests.kits.installation import Installation, picture, put
 
 # Starts a process that no kill of a process group reaches: a session of its own, and a parent that has ended.
@@ -169,3 +171,15 @@ def test_a_sweep_takes_no_longer_than_it_may() -> None:
         print(subreaper.sweep(), time.monotonic() - began < 1.0)
     """
     assert script(code) == ["1", "True"]
+
+
+def test_every_process_with_a_session_of_its_own_is_in_the_list() -> None:
+    """One that is started past `subreaper.start` would count as left behind."""
+    found = listed = 0
+    for path in Path(lipsyncd.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                found += any(keyword.arg in ("start_new_session", "process_group") for keyword in node.keywords)
+                if ast.unparse(node.func) == "subreaper.start":
+                    listed += ast.unparse(node.args[0]).count("start_new_session=True")
+    assert found == listed > 2
