@@ -8,6 +8,7 @@ Owns the root logger's handler. Each module decides what it logs, and at which l
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -29,6 +30,9 @@ _PRIORITY = {
     logging.ERROR: 3,
     logging.CRITICAL: 2,
 }  # sd-daemon(3)
+_MOST_REPEATED = 5
+_REPEATED_WITHIN_S = 60.0
+_MOST_LINES = 500  # that are remembered
 _ABOUT_A_JOB = re.compile(r"\bjob %s")
 _PLACEHOLDER = re.compile(r"%%|%[-\d.]*[a-z]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -99,6 +103,54 @@ def _escape(char: str) -> str:
 
 class _Handler(logging.StreamHandler[IO[str]]):
     """Our handler, a class of its own so that a second `setup` replaces it and no other."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__(stream)
+        self._repeated = _Repeated()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        shown = self._repeated.shown(record)
+        if shown is not None:
+            super().emit(shown)
+
+
+class _Repeated:
+    """Drops a warning that was logged five times within a minute; the first one afterwards has the number of them.
+
+    A fault that comes back at once, such as a machine without descriptors, must not fill the disk with its log.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}  # a line -> when it came first, and how often
+
+    def shown(self, record: logging.LogRecord) -> logging.LogRecord | None:
+        """The record, perhaps with a note; None when it is dropped."""
+        if record.levelno < logging.WARNING:
+            return record
+        cause = record.exc_info[1] if record.exc_info else None
+        line, now_s = (record.name, record.levelno, f"{record.msg!r} {record.args!r} {cause!r}"), record.created
+        first_s, count = self._seen.get(line, (now_s, 0))
+        if 0 <= now_s - first_s < _REPEATED_WITHIN_S:
+            self._seen[line] = (first_s, count + 1)
+            self._bound(now_s)
+            return record if count < _MOST_REPEATED else None
+        self._seen[line] = (now_s, 1)
+        dropped = count - _MOST_REPEATED
+        return _with_note(record, f" (and {dropped} times more within a minute)") if dropped > 0 else record
+
+    def _bound(self, now_s: float) -> None:
+        """Forget what is old, and everything when that does not help: then a line is only counted anew."""
+        if len(self._seen) > _MOST_LINES:
+            self._seen = {line: seen for line, seen in self._seen.items() if now_s - seen[0] < _REPEATED_WITHIN_S}
+            if len(self._seen) > _MOST_LINES:
+                self._seen.clear()
+
+
+def _with_note(record: logging.LogRecord, note: str) -> logging.LogRecord:
+    """A copy with a note behind its message; its arguments stay, since one may be a job's id."""
+    copied = copy.copy(record)
+    copied.msg = f"{record.msg}{note}"
+    return copied
 
 
 class TextLines(logging.Formatter):

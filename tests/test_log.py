@@ -223,3 +223,34 @@ def test_any_name_becomes_one_printable_line(name):
     assert line.isprintable()
     assert printable(line) == line
     assert line.encode().decode() == line
+
+
+def test_a_warning_that_comes_back_at_once_is_counted_and_not_written_each_time(lines_of, monkeypatch):
+    """Others, and lines that are no warning, are not held up by it."""
+    now_s = [1_000_000.0]
+    monkeypatch.setattr("logging.time.time", lambda: now_s[0])
+
+    def storm() -> None:
+        for number in range(10_000):
+            log.warning("cannot accept: %s", "too many open files")
+            if number % 1000 == 0:
+                log.warning("job %s waits", number)
+                log.info("the same")
+        now_s[0] += 61
+        log.warning("cannot accept: %s", "too many open files")
+        log.warning("cannot accept: %s", "too many open files")
+
+    lines = [line.split("  ", 1)[1] for line in lines_of(storm, format="text")]
+    assert lines.count("cannot accept: too many open files") == 5 + 1
+    assert lines.count("cannot accept: too many open files (and 9995 times more within a minute)") == 1
+    assert sum("waits" in line for line in lines) == 10
+    assert sum("the same" in line for line in lines) == 10
+    assert len(lines) == 27
+
+
+def test_many_different_warnings_are_all_written(lines_of):
+    def act() -> None:
+        for number in range(3000):
+            log.warning("file %d cannot be read", number)
+
+    assert len(lines_of(act, format="text")) == 3000

@@ -39,6 +39,7 @@ from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
 from lipsyncd.monitor.systemd import Notifier, SystemdReporter
+from lipsyncd.processes import raise_file_limit
 from lipsyncd.sandbox import subreaper
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage import control_files
@@ -92,6 +93,7 @@ class Daemon:
         keep_rights_from_children()
         share_heap()
         subreaper.become()
+        raise_file_limit()
         self._systemd.starting()
         for note in self.settings.now.notes:
             log.info("%s", note)

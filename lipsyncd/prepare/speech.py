@@ -23,7 +23,7 @@ from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
 from lipsyncd.log import printable
 from lipsyncd.prepare.decoder_process import interpreter, new_files
 from lipsyncd.prepare.spoken_text import check_text
-from lipsyncd.processes import exit_text
+from lipsyncd.processes import exit_text, give_back_file_limit
 from lipsyncd.sandbox import subreaper
 from lipsyncd.sandbox.jail import ResourceLimits, end, run_jailed
 
@@ -121,6 +121,7 @@ def speak_with(
         except OSError as error:
             fix = "correct speech.command, or leave it out to speak with espeak-ng"
             raise SpeechNotInstalled(f"{command[0]} does not start: {error.strerror}", remedy=fix) from error
+        give_back_file_limit(program.pid)
         try:
             for limit, most in ((resource.RLIMIT_FSIZE, _LIMITS.file_bytes), (resource.RLIMIT_CORE, 0)):
                 resource.prlimit(program.pid, limit, (most, most))

@@ -361,6 +361,7 @@ class Web:
     allowed_hosts: tuple[str, ...] = setting((), "Names by which clients may reach this server while it has no key.")
     cors_origins: tuple[str, ...] = setting((), "Origins whose pages may use this server, such as https://example.com.")
     public_url: str = setting("", "Address that clients reach this server by; empty means the one of their request.")
+    max_connections: int = setting(512, "Connections at a time; beyond it, the longest idle one is closed.", low=16)
     max_upload_mb: int = setting(100, "Largest uploaded file.", low=1)
     upload_timeout_s: float = setting(300.0, "Longest upload.", low=1)
     webhook_allow: tuple[str, ...] = setting(

@@ -2,6 +2,7 @@
 
     server         the thread, its sockets, the routes
     connection     one connection: requests that are no HTTP, clients that never send one
+    connections    accepts connections, and closes one when there are too many
     access         who may use the server: keys, Host, Origin
     keys           which keys are configured
     clients        who sent a request, and what is theirs

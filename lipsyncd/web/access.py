@@ -20,6 +20,7 @@ from aiohttp import HttpVersion11, web
 
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.web.clients import CLIENT, STRANGER, UNLIMITED, Client
+from lipsyncd.web.connection import Connection
 from lipsyncd.web.keys import Key, digest_of, distinct, is_address
 from lipsyncd.web.replies import ApiError, Handler, bad_request, reply_to
 
@@ -102,6 +103,8 @@ class Access:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The only middleware: every request passes it, and every exception becomes an answer here."""
+        if isinstance(request.protocol, Connection):
+            request.protocol.request_began()
         origin = request.headers.get("Origin", "").lower().rstrip("/")
         listed = origin in {allowed.lower().rstrip("/") for allowed in self.settings.now.web.cors_origins}
         if listed and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:

@@ -11,6 +11,7 @@ import logging
 
 from aiohttp import web
 
+from lipsyncd.web.connections import Connections
 from lipsyncd.web.replies import ApiError, reply_to
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,23 @@ _MOST_REASON_CHARS = 200
 
 
 class Connection(web.RequestHandler):
-    """`head_within_s`: how long a client may take from connecting to the end of its first request's head."""
+    """One of the open `connections`.
 
-    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, head_within_s: float) -> None:
+    address         of the client
+    head_within_s   how long a client may take from connecting to the end of its first request's head
+    received_s      when its last bytes came, by the loop's clock
+    received_bytes  how many have come
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        server: web.Server,
+        connections: Connections,
+        loop: asyncio.AbstractEventLoop,
+        head_within_s: float,
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -31,19 +46,42 @@ class Connection(web.RequestHandler):
             logger=_PROTOCOL_LOGGER,
             keepalive_timeout=KEEP_ALIVE_S,
         )
+        self.address = address
+        self.received_s = loop.time()
+        self.received_bytes = 0
+        self._aborted = False
+        self._connections = connections
         self._head_within_s = head_within_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._last = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if self._aborted:
+            self.abort()
+            return
         self._head_timer = self._loop.call_later(self._head_within_s, self.force_close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        self._connections.forget(self)
         super().connection_lost(exc)
 
+    def request_began(self) -> None:
+        """A request was read up to its body."""
+        if self.transport is not None:
+            self._connections.set_busy(self, self._loop.time())
+
+    def abort(self) -> None:
+        """Close it at once, with everything that is under way."""
+        self._aborted, transport = True, self.transport
+        self.force_close()
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()  # a client that reads nothing would keep it open
+
     def data_received(self, data: bytes) -> None:
+        self.received_s = self._loop.time()
+        self.received_bytes += len(data)
         if self._head_timer is not None:
             seen = self._last + data
             self._last = seen[1 - len(_HEAD_END) :]
@@ -80,7 +118,11 @@ class Connection(web.RequestHandler):
         """aiohttp refuses some requests before it looks for a handler, such as those with an unknown `Expect`."""
         if isinstance(resp, web.HTTPException) and isinstance(request, web.Request):
             resp = reply_to(request, resp)
-        return await super().finish_response(request, resp, start_time)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            if self.transport is not None:
+                self._connections.set_idle(self, self._loop.time())
 
 
 def _protocol_logger() -> logging.Logger:

@@ -24,6 +24,7 @@ from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage.folders import Folders
 from lipsyncd.web.access import Access, public
 from lipsyncd.web.connection import Connection
+from lipsyncd.web.connections import Connections, Listener, most_connections
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.keys import read_keys, without_admin
 from lipsyncd.web.links import Links
@@ -145,15 +146,20 @@ class WebServer:
         runner = web.AppRunner(self.application(jobs, requests), shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()
         assert runner.server is not None  # after the setup
-        connect = partial(Connection, runner.server, loop=self._loop, head_within_s=self._head_within_s)
-        listening = [
-            await self._loop.create_server(connect, sock=listener, backlog=_BACKLOG) for listener in self._sockets
-        ]
+        connections = Connections(most_connections(self.settings.now.web.max_connections))
+        connect = partial(
+            Connection,
+            server=runner.server,
+            connections=connections,
+            loop=self._loop,
+            head_within_s=self._head_within_s,
+        )
+        listener = Listener(self._sockets, connections, connect)
+        listener.start()
         self._serving.set()
         await self._closed.wait()
         jobs.closing = True
-        for server in listening:
-            server.close()
+        listener.stop()
         await runner.cleanup()
         requests.close()
         jobs.close()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from lipsyncd.errors import DiskLow, RendererNotInstalled, WeightsDamaged, WeightsMissing, WeightsUnreachable
 from lipsyncd.jobs.job import Identity
-from lipsyncd.processes import exit_text
+from lipsyncd.processes import exit_text, give_back_file_limit
 from lipsyncd.storage.disk_space import says_full, shortage
 from lipsyncd.storage.files import copy_hashed, fsync_file, fsync_folder, open_regular
 from lipsyncd.weights.convert import convert
@@ -330,6 +330,7 @@ class _Pull:
             env={"HF_HUB_DISABLE_TELEMETRY": "1", **_environment(), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             pass_fds=[lock],
         )
+        give_back_file_limit(process.pid)
         try:
             while process.poll() is None:
                 self._raise_if_stopped()

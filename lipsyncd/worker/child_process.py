@@ -33,7 +33,7 @@ from lipsyncd.errors import (
     from_reason,
 )
 from lipsyncd.log import printable
-from lipsyncd.processes import exit_text
+from lipsyncd.processes import exit_text, give_back_file_limit
 from lipsyncd.sandbox import subreaper
 from lipsyncd.worker.child_environment import inherited
 from lipsyncd.worker.oom_kills import OomCount, oom_count_of
@@ -187,6 +187,7 @@ class LocalChild:
                 ),
                 mark,
             )
+        give_back_file_limit(popen.pid)
         ours.settimeout(_TICK_S)
         self._process = _Process(popen, ours, oom_count_of(popen.pid))
         self.starts += 1
