@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
+import stat
 from pathlib import Path
 
 from lipsyncd.doctor.findings import Check, Finding, Installation, Verdict
@@ -16,7 +19,6 @@ from lipsyncd.weights.auto_pull import size_text
 
 _ENOUGH = 10  # times `paths.min_free_mb`; less free space is a warning
 _LIMITS = Path("/proc/sys/fs/inotify")
-_WRITABLE_BY_OTHERS = 0o022
 _CAP_LEASE = (
     "give the daemon CAP_LEASE: the unit has it, with PrivateUsers=no; a container gets it with `--cap-add LEASE`; "
     "or let people write under a hidden name and rename"
@@ -148,8 +150,18 @@ def writers(installation: Installation) -> Finding:
         return Finding(Verdict.NOTE, "whether the kernel tells who writes a file is tried by a running daemon")
     waits = f"{settings.settle_network_s:g} s, or {settings.settle_s:g} s if their structure proves them whole"
     seen = f"the kernel does not tell whether other users still write a file: theirs wait {waits}"
-    verdict = Verdict.WARNING if inbox.stat().st_mode & _WRITABLE_BY_OTHERS else Verdict.NOTE
-    return Finding(verdict, seen, _CAP_LEASE)
+    return Finding(Verdict.WARNING if _is_shared(inbox) else Verdict.NOTE, seen, _CAP_LEASE)
+
+
+def _is_shared(folder: Path) -> bool:
+    """May users besides its owner write there? A group without a name may have any members."""
+    info = folder.stat()
+    if not info.st_mode & stat.S_IWGRP or info.st_mode & stat.S_IWOTH:
+        return bool(info.st_mode & stat.S_IWOTH)
+    try:
+        return any(name != pwd.getpwuid(info.st_uid).pw_name for name in grp.getgrgid(info.st_gid).gr_mem)
+    except KeyError:
+        return True
 
 
 def _inotify_fault(folder: Path) -> str:

@@ -36,6 +36,8 @@ def test_status_and_doctor_report_whether_the_kernel_tells_who_writes(lease: boo
                 assert seen(installation, "writers").verdict is Verdict.OK
             else:
                 fault(installation, "writers", "theirs wait 5 s", "CAP_LEASE", verdict=Verdict.WARNING)
+                installation.path("inbox").chmod(0o750)  # then only the daemon's user drops files, and nothing is amiss
+                assert seen(installation, "writers").verdict is Verdict.NOTE
         assert seen(installation, "writers").verdict is Verdict.NOTE
 
 
