@@ -47,7 +47,8 @@ class Piece:
     root, parts  their folder: `root`, and the folders that lead from there to it
     names        the files, in the order of their removal; the last one is the proof that they are ours
     at_s         when they were written, seconds since 1970; 0 if they may go at once
-    exempt       an open job needs it, or its client asked to persist it
+    exempt       an open job needs it, or its client asked to persist the result
+    persists     an upload that its client asked to persist: only its size counts, and the others go first
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Piece:
     size_bytes: int
     device: int
     exempt: bool = False
+    persists: bool = False
 
     @property
     def folder(self) -> Path:
@@ -160,8 +162,8 @@ def stored(root: Path, needed: Collection[str]) -> Iterator[Piece]:
     device = root.stat().st_dev
     for name in _folders_in(root):
         size = sum(entry.stat(follow_symlinks=False).st_size for entry in _files_in(root / name))
-        exempt = name in needed or uploads.persists(name)
-        yield Piece(UPLOADS, name, root, (name,), (), uploads.at_s(name), size, device, exempt)
+        persists = uploads.persists(name)
+        yield Piece(UPLOADS, name, root, (name,), (), uploads.at_s(name), size, device, name in needed, persists)
 
 
 def _files_in(folder: Path) -> list[os.DirEntry[str]]:

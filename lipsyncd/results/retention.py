@@ -1,7 +1,8 @@
 """Which files and rows have expired: by age, by size, and when a disk runs full.
 
 Each kind of piece has its own limits; ledger rows have theirs. The oldest goes first. Results that a client asked to
-`persist` stay, and so does an upload that an open job or a manifest in the inbox names.
+`persist` stay, and so does an upload that an open job or a manifest in the inbox names. An upload that was to persist
+has no limit of age, but one of size.
 
 Only chooses. Leaves the times to `housekeeping` and the removal to `leftovers`.
 """
@@ -99,7 +100,7 @@ class Retention:
         chosen, found = [], 0
         for piece in sorted(candidates, key=lambda piece: _turn(piece, now_s)):
             young = -_AHEAD_S <= now_s - piece.at_s <= _YOUNG_S
-            if not piece.exempt and not young and found < wanted_bytes:
+            if not (piece.exempt or piece.persists) and not young and found < wanted_bytes:
                 chosen.append(piece)
                 found += piece.size_bytes
         return chosen
@@ -154,8 +155,8 @@ def over(there: Sequence[Piece], limits: Limits, now_s: float) -> list[Piece]:
     """The pieces that are too old, and the oldest ones beyond the size. Exempt ones stay."""
     total = sum(piece.size_bytes for piece in there)
     doomed = []
-    for piece in sorted(there, key=lambda piece: _turn(piece, now_s)):
-        old = piece.at_s == 0 or 0 < limits.age_s < now_s - piece.at_s
+    for piece in sorted(there, key=lambda piece: (piece.persists, _turn(piece, now_s))):
+        old = piece.at_s == 0 or (not piece.persists and 0 < limits.age_s < now_s - piece.at_s)
         if not piece.exempt and (old or 0 < limits.size_bytes < total):
             doomed.append(piece)
             total -= piece.size_bytes

@@ -22,7 +22,10 @@ LIVE = frozenset(
         *(f"render.{key}" for key in ("job_timeout_s", "stall_timeout_s", "start_timeout_s")),
         *(f"output.{key}" for key in ("resolution", "fps", "stitch", "on_name_conflict")),
         *(f"web.{key}" for key in ("api_key_file", "allowed_hosts", "cors_origins", "allow_anonymous", "public_url")),
-        *(f"web.{key}" for key in ("max_queue", "max_upload_mb", "upload_timeout_s", "webhook_secret_file")),
+        *(
+            f"web.{key}"
+            for key in ("max_queue", "max_upload_mb", "upload_timeout_s", "min_kb_s", "webhook_secret_file")
+        ),
     ]
 )
 

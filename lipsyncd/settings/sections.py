@@ -319,7 +319,9 @@ class Retention:
     )
     results_gb: float = setting(0.0, "The same by size.", low=0)
     uploads_h: float = setting(48.0, "Uploads stay this long, and as long as an open job needs them.", low=0)
-    uploads_gb: float = setting(0.0, "The same by size.", low=0)
+    uploads_gb: float = setting(
+        10.0, "The same by size, also for those that persist; each key has an equal part of it.", low=0
+    )
     ledger_days: float = setting(90.0, "Ended jobs stay in the ledger this long.", low=0)
     ledger_rows: int = setting(100_000, "At most this many ended jobs stay in the ledger.", low=0)
     below_floor: str = setting(
@@ -364,6 +366,7 @@ class Web:
     max_connections: int = setting(512, "Connections at a time; beyond it, the longest idle one is closed.", low=16)
     max_upload_mb: int = setting(100, "Largest uploaded file.", low=1)
     upload_timeout_s: float = setting(300.0, "Longest upload.", low=1)
+    min_kb_s: float = setting(8.0, "An upload that is slower than this, in kB a second over 10 s, is ended.", low=0)
     webhook_allow: tuple[str, ...] = setting(
         (),
         "Hosts and networks that webhooks may go to although they are not public, over http too.",

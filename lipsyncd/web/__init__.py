@@ -10,6 +10,7 @@
     replies        JSON answers, and one form for every error
     jobs           submits jobs and reads them; only this module uses the inbox and the ledger's view
     orders         one job that a client requests
+    quotas         what one tenant may use of what all share
     forms          multipart bodies are written to disk, every byte counted
     requests       what several routes have in common
     ledger_reader  the ledger's view, for several threads

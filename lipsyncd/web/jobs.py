@@ -12,6 +12,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -32,6 +33,7 @@ from lipsyncd.storage.uploads import PREFIX
 from lipsyncd.web.clients import Client
 from lipsyncd.web.ledger_reader import BatchThread, JobStatus, LedgerReader
 from lipsyncd.web.orders import Order, job_id_of
+from lipsyncd.web.quotas import may_take_one
 from lipsyncd.web.replies import ApiError, bad_request, not_found
 
 P = ParamSpec("P")
@@ -176,6 +178,11 @@ class Jobs:
         counts = self.view.counts()
         return counts[JobState.QUEUED] + len(self.pending()), counts[JobState.RUNNING] + counts[JobState.PUBLISHING]
 
+    def uploads_in_use(self) -> set[str]:
+        """The uploads that open jobs may still read, those without a row too."""
+        waiting = {upload for job in self.pending() for upload in rest_of(job).get("uploads", ())}
+        return waiting | self.view.uploads_in_use()
+
     # -- submitting ----------------------------------------------------------------------------------------------------
 
     async def submit(self, order: Order, *, client: Client, key: str | None, base: str) -> Job:
@@ -203,23 +210,26 @@ class Jobs:
                 raise ApiError(422, "IdempotencyError", "this Idempotency-Key was used for another request before")
             return earlier
         manifest = manifest_mac.signed(order.manifest(job_id), self._secret)
-        self._check_capacity()
+        self._check_capacity(client)
         leave(self.folders, manifest, f"rest-{job_id}.json")
         return self._as_job(job_id, manifest)
 
-    def _check_capacity(self) -> None:
+    def _check_capacity(self, client: Client) -> None:
         disk_space.require(self.folders.spool, self.settings.now.paths.min_free_mb)
-        waiting = self.view.waiting_from_rest() + len(self.pending())
-        most = self.settings.now.web.max_queue
-        if waiting >= most:
-            render = self.settings.now.render
-            job_s = self.view.recent_job_s() or _GUESSED_JOB_S
-            at_a_time = min(len(render.devices), render.max_concurrent_jobs)
-            retry_s = min(max(1, math.ceil(waiting * job_s / at_a_time)), _MOST_RETRY_S)
-            raise ApiError(
-                429, "TooManyRequestsError", f"{waiting} jobs wait, at most {most} may; try again later",
-                headers={"Retry-After": str(retry_s)},
-            )  # fmt: skip
+        waiting = Counter(self.view.waiting_from_rest())
+        waiting.update(job.tenant or "" for job in self.pending())
+        total, most = waiting.total(), self.settings.now.web.max_queue
+        if may_take_one(client, waiting, most):
+            return
+        render = self.settings.now.render
+        job_s = self.view.recent_job_s() or _GUESSED_JOB_S
+        at_a_time = min(len(render.devices), render.max_concurrent_jobs)
+        retry_s = min(max(1, math.ceil(total * job_s / at_a_time)), _MOST_RETRY_S)
+        own = f", {waiting[client.tenant]} of them this client's" if client.tenants > 1 else ""
+        raise ApiError(
+            429, "TooManyRequestsError", f"{total} jobs wait{own}, at most {most} may; try again later",
+            headers={"Retry-After": str(retry_s)},
+        )  # fmt: skip
 
     # -- deleting ------------------------------------------------------------------------------------------------------
 

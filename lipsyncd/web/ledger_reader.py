@@ -113,9 +113,13 @@ class LedgerReader(LedgerView):
             rows = _plain(connection).execute(f"SELECT {_COLUMNS} FROM job {where} ORDER BY seq DESC LIMIT ?", values)
             return [self._progress.onto(_job(row)) for row in rows]
 
-    def waiting_from_rest(self) -> int:
-        """How many jobs that came over REST wait."""
-        return int(self._one("SELECT count(*) FROM job WHERE rest IS NOT NULL AND state='queued'") or 0)
+    def waiting_from_rest(self) -> dict[str, int]:
+        """How many jobs that came over REST wait, by tenant; "" for those without one."""
+        query = (
+            "SELECT coalesce(tenant, ''), count(*) FROM job WHERE rest IS NOT NULL AND state='queued' GROUP BY tenant"
+        )
+        with self._open() as connection:
+            return {} if connection is None else dict(_plain(connection).execute(query).fetchall())
 
     def recent_job_s(self) -> float | None:
         """How long the last jobs took from start to end, on average; None before the first."""

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -19,18 +19,21 @@ from lipsyncd.network.address_guard import receivers
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.clients import Client, client_of
+from lipsyncd.web.connection import Connection
 from lipsyncd.web.forms import Form, Part, read_form
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.orders import Order
+from lipsyncd.web.quotas import Turns, may_take_one
 from lipsyncd.web.replies import ApiError, bad_request, invalid, not_found
 from lipsyncd.web.uploads import AUDIO, IMAGE, CheckedUploads
 
 T = TypeVar("T")
 
 _CHECKERS = 2  # uploads that are decoded at a time
-_FETCHERS = 4  # uploads that are fetched at a time
+_FETCHES = 4  # uploads that are fetched at a time; of several tenants each has its part, one at least
 _MOST_UPLOADS = 16  # requests with files that are received at a time
-_MOST_OF_ONE_OWNER = 12  # of them with the same key
+_MOST_OF_ONE_TENANT = 12  # of them
+_RATED_OVER_S = 10.0
 _FORM_BYTES = 1 << 20  # of a form besides its files
 
 
@@ -43,7 +46,8 @@ class Requests:
         self.uploads = uploads
         self._receivers = receivers(settings.now.web.webhook_allow)
         self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="web-check")
-        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="web-fetch")
+        self._fetchers = ThreadPoolExecutor(_MOST_UPLOADS, thread_name_prefix="web-fetch")
+        self._checks, self._fetches = Turns(_CHECKERS), Turns(_FETCHES)
         self._receiving: Counter[str] = Counter()
 
     def close(self) -> None:
@@ -56,13 +60,28 @@ class Requests:
 
     async def body(self, request: web.Request) -> bytes:
         """The body of a request that is no form. Raises 408 when it takes too long."""
-        return await self._in_time(request.read())
+        return await self._in_time(request, request.read())
 
-    async def _in_time(self, work: Awaitable[T]) -> T:
+    async def _in_time(self, request: web.Request, work: Awaitable[T]) -> T:
+        """Read the body of a request. Raises 408 when it takes too long, or comes slower than the lowest rate."""
+        loop, rules = asyncio.get_running_loop(), self.settings.now.web
+        deadline, reading = loop.time() + rules.upload_timeout_s, asyncio.ensure_future(work)
         try:
-            return await asyncio.wait_for(work, self.settings.now.web.upload_timeout_s)
-        except TimeoutError:
-            raise ApiError(408, "RequestTimeoutError", "the upload took too long") from None
+            while True:
+                before, look_s = _received_bytes(request), min(_RATED_OVER_S, deadline - loop.time())
+                if look_s <= 0:
+                    raise ApiError(408, "RequestTimeoutError", "the upload took too long")
+                await asyncio.wait({reading}, timeout=look_s)
+                if reading.done():
+                    return reading.result()
+                came_kb = (_received_bytes(request) - before) / 1000
+                if look_s == _RATED_OVER_S and came_kb < rules.min_kb_s * look_s and not request.content.is_eof():
+                    rate = f"{came_kb / look_s:.1f} kB a second, at least {rules.min_kb_s:g} are required"
+                    raise ApiError(408, "RequestTimeoutError", f"the upload was too slow: {rate}")
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await reading
 
     async def receive_form(self, request: web.Request, files: dict[str, str]) -> tuple[Form, dict[str, Upload]]:
         """Read a form; check and store every file in it.
@@ -76,20 +95,19 @@ class Requests:
         client = client_of(request)
         with self._upload_slot(client), self.uploads.scratch_folder() as folder:
             reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
-            form = await self._in_time(reading)
+            form = await self._in_time(request, reading)
             return form, await self._store(form, files, client)
 
     @contextmanager
     def _upload_slot(self, client: Client) -> Iterator[None]:
         """Count a request with files while it is received; no tenant may have all slots."""
-        owner = client.tenant
-        if self._receiving.total() >= _MOST_UPLOADS or self._receiving[owner] >= _MOST_OF_ONE_OWNER:
+        if not may_take_one(client, self._receiving, _MOST_UPLOADS, most_of_one=_MOST_OF_ONE_TENANT):
             raise ApiError(429, "TooManyRequestsError", "too many uploads at a time", headers={"Retry-After": "5"})
-        self._receiving[owner] += 1
+        self._receiving[client.tenant] += 1
         try:
             yield
         finally:
-            self._receiving[owner] -= 1
+            self._receiving[client.tenant] -= 1
 
     async def receive_upload(self, request: web.Request, role: str) -> Upload:
         """The one upload in a form of D-ID's: the part `image` or `audio`, or the address in the part `source_url`.
@@ -99,7 +117,7 @@ class Requests:
         form, uploads = await self.receive_form(request, {role: role, "file": role})
         upload = uploads[role] if role in uploads else await self._fetched(request, form, role)
         if form.fields.get("persist", "").strip().lower() in ("true", "1"):
-            await self.jobs.in_thread(self.uploads.stored.persist, upload.id)
+            await self.jobs.in_thread(self.uploads.kept.persist, client_of(request), upload.id)
         return upload
 
     async def _fetched(self, request: web.Request, form: Form, role: str) -> Upload:
@@ -113,8 +131,9 @@ class Requests:
             own = await self.jobs.in_thread(self._own_upload, role, url, client)
             if own is not None:
                 return own
-            part = await loop.run_in_executor(self._fetchers, self.uploads.fetch, url, folder)
-            return await loop.run_in_executor(self._checkers, self.uploads.add, role, part, client.tenant)
+            async with self._fetches.of(client):
+                part = await loop.run_in_executor(self._fetchers, self.uploads.fetch, url, folder)
+            return await self._add(role, part, client)
 
     async def _store(self, form: Form, files: dict[str, str], client: Client) -> dict[str, Upload]:
         by_role: dict[str, Part] = {}
@@ -122,12 +141,14 @@ class Requests:
             if files[name] in by_role:
                 raise bad_request(f"send one {files[name]}, not two")
             by_role[files[name]] = part
-        loop = asyncio.get_running_loop()
         name = form.fields.get("filename", "")
-        return {
-            role: await loop.run_in_executor(self._checkers, self.uploads.add, role, part, client.tenant, name)
-            for role, part in by_role.items()
-        }
+        return {role: await self._add(role, part, client, name) for role, part in by_role.items()}
+
+    async def _add(self, role: str, part: Part, client: Client, name: str = "") -> Upload:
+        """Check and store a file. Tenants take turns, so that none waits behind all files of another one."""
+        loop = asyncio.get_running_loop()
+        async with self._checks.of(client):
+            return await loop.run_in_executor(self._checkers, self.uploads.add, role, part, client, name)
 
     async def submit(self, request: web.Request, order: Order) -> Job:
         """Make a job of an order; addresses of our own uploads are resolved. Raises as `Jobs.submit`."""
@@ -170,6 +191,11 @@ class Requests:
         if upload is not None and not client.owns(upload):
             raise _no_upload(role, url)
         return upload
+
+
+def _received_bytes(request: web.Request) -> int:
+    """How much has come on the connection of a request."""
+    return request.protocol.received_bytes if isinstance(request.protocol, Connection) else 0
 
 
 def _no_upload(role: str, url: str) -> ApiError:

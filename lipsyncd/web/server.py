@@ -141,7 +141,7 @@ class WebServer:
 
     async def _serve(self) -> None:
         jobs = Jobs(self.settings, self.folders)
-        uploads = CheckedUploads(self.settings, self.ffmpeg)
+        uploads = CheckedUploads(self.settings, self.ffmpeg, jobs.uploads_in_use)
         requests = Requests(self.settings, jobs, uploads)
         runner = web.AppRunner(self.application(jobs, requests), shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()

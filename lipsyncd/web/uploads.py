@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -30,7 +30,9 @@ from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import disk_space
 from lipsyncd.storage.files import fsync_file
 from lipsyncd.storage.uploads import Upload, Uploads
+from lipsyncd.web.clients import Client
 from lipsyncd.web.forms import Part
+from lipsyncd.web.quotas import KeptUploads
 
 IMAGE, AUDIO = "image", "audio"
 _SUFFIX = {Kind.JPEG: "jpg"}
@@ -43,11 +45,12 @@ _OWN = re.compile(rf"/files/(image|audio)s/({ID_PATTERN})(?:/[^/]*)?/?")
 class CheckedUploads:
     """The uploads of one server, all of them checked."""
 
-    def __init__(self, settings: CurrentSettings, ffmpeg: Path) -> None:
+    def __init__(self, settings: CurrentSettings, ffmpeg: Path, in_use: Callable[[], Collection[str]] = set) -> None:
         self.settings = settings
         self.ffmpeg = ffmpeg
         self.stored = Uploads(settings.now.paths.state)
         self.stored.close_to_others()
+        self.kept = KeptUploads(settings, self.stored, in_use)
 
     @contextmanager
     def scratch_folder(self) -> Iterator[Path]:
@@ -63,11 +66,21 @@ class CheckedUploads:
         """Fetch the file at an address, by the rules of all fetches. Raises `FetchRefused`, `FetchFailed`."""
         rules, target = self.settings.now.fetch, folder / "fetched"
         most = min(self.settings.now.web.max_upload_mb, rules.max_mb) * 1_000_000
-        found = fetch(url, target, max_bytes=most, timeout_s=rules.timeout_s, allow=rules.allow)
+        found = fetch(
+            url,
+            target,
+            max_bytes=most,
+            timeout_s=rules.timeout_s,
+            min_bytes_s=rules.min_kb_s * 1000,
+            allow=rules.allow,
+        )
         return Part(target, _path_in(url).rpartition("/")[2], found.size_bytes, found.sha256)
 
-    def add(self, role: str, part: Part, tenant: str, wanted_name: str = "") -> Upload:
-        """Check a received file and store it for that tenant. Raises an `InputError` if it cannot be used."""
+    def add(self, role: str, part: Part, client: Client, wanted_name: str = "") -> Upload:
+        """Check a received file and store it for that client.
+
+        Raises an `InputError` if it cannot be used, `ApiError` 507 if the client has used up its space.
+        """
         kind = self._kind(role, part)
         upload_id = str(uuid.uuid4())
         name = _file_name(wanted_name or part.file_name or role, kind)
@@ -76,10 +89,11 @@ class CheckedUploads:
             content = folder / "content"
             part.path.rename(content)
             fsync_file(content)
-            upload = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256, tenant=tenant)
+            upload = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256, tenant=client.tenant)
             return self._checked(upload, content, kind)
 
-        return self.stored.store(upload_id, fill)
+        with self.kept.room_for(client, part.size_bytes):
+            return self.stored.store(upload_id, fill)
 
     def _kind(self, role: str, part: Part) -> Kind:
         """The kind of the bytes; the name and the type that came with them are ignored."""
