@@ -134,7 +134,7 @@ class Inbox:
         usable = [f for f in found if f.role == MANIFEST and f.settled and not f.taken]
         manifests = {f.name: self._manifest(f.name, f.identity) for f in usable}
         self._found = Listing({f.name: f for f in found})
-        self.settling.keep_only(self._found)
+        self.settling.end(self._found, self._clock())
         self._parsed = {name: parsed for name, parsed in self._parsed.items() if name in self._found}
         grouping = group(
             found,

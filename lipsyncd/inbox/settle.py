@@ -79,12 +79,14 @@ class Settling:
         self._manifest = manifest
         self._now_s = 0.0
         self._modified: Set[bytes] = frozenset()
+        self._changed: list[_Seen] = []
         self._seen: dict[bytes, _Seen] = {}
 
     def begin(self, now_s: float) -> None:
         """A scan begins."""
         self._now_s = now_s
         self._modified = self.modified()
+        self._changed = []
         self.next_scan_s = None
         self.unreadable = {}
 
@@ -95,8 +97,10 @@ class Settling:
             replaced = seen is None or seen.identity.ino != identity.ino
             first_s = self._now_s if seen is None or replaced else seen.first_s
             seen = self._seen[name] = _Seen(identity, first_s=first_s, still_since_s=self._now_s)
+            self._changed.append(seen)
         elif name in self._modified:
             seen.still_since_s, seen.settled = self._now_s, False
+            self._changed.append(seen)
         if not (seen.settled or taken):
             self._settle(name, role, seen)
         return Found(name, role, identity, settled=seen.settled or taken, taken=taken, age_s=self._now_s - seen.first_s)
@@ -111,8 +115,10 @@ class Settling:
         seen = self._seen.get(name)
         return "" if seen is None or seen.settled else seen.why
 
-    def keep_only(self, names: Container[bytes]) -> None:
-        """Forget all other names."""
+    def end(self, names: Container[bytes], now_s: float) -> None:
+        """A scan has ended; forget all other names. A long one may have looked at a file just after a write to it."""
+        for seen in self._changed:
+            seen.still_since_s = now_s
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
 
     def scan_in(self, seconds: float) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import BadManifest
+from lipsyncd.inbox.scan import Inbox
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST
 from lipsyncd.storage import files
 from tests.kits.core_kit import as_nobody
@@ -196,6 +197,15 @@ def test_a_write_that_changes_neither_time_nor_size_restarts_the_stillness(box: 
     written.clear()
     assert box.scan(after_s=0.9) == []
     assert box.scan(after_s=0.2) == ["a"]
+
+
+def test_a_file_has_been_still_since_the_end_of_a_scan_at_the_earliest(root: Path) -> None:
+    """A scan of many files takes a while: it may have looked at this one long after it began."""
+    put(root, "a.png", PICTURE)
+    put(root, "a.wav", SOUND)
+    begins_and_ends = iter([0.0, 0.9, 1.0, 1.0, 1.05, 1.05, 1.1, 1.2])
+    inbox = Inbox(root, RULES, network=False, clock=lambda: next(begins_and_ends))
+    assert [[drop.name for drop in inbox.ready(NOTHING)] for _ in range(4)] == [[], [], [], ["a"]]
 
 
 def test_a_write_after_a_file_was_finished_makes_it_wait_anew(box: InboxWithClock) -> None:
