@@ -19,8 +19,9 @@
     │                               EncodeFailed BadResult FetchFailed JailFailed
     ├── PublishError                a finished video cannot be published: NameTaken ResultGone
     └── Blocked                     not the job's fault: it waits, and no attempt is counted
-                                    OutboxUnavailable InboxUnavailable DiskLow SystemBusy RendererNotInstalled
-                                    SpeechNotInstalled WeightsMissing WeightsDamaged WeightsUnreachable DeviceMissing
+                                    OutboxUnavailable InboxUnavailable FolderNotOurs DiskLow SystemBusy
+                                    RendererNotInstalled SpeechNotInstalled WeightsMissing WeightsDamaged
+                                    WeightsUnreachable DeviceMissing
 
 `code` is stored in the ledger, written to `reason.json` and sent over REST, so it is never renamed. A message names the
 thing and the value seen; `remedy` is what the user can do.
@@ -469,6 +470,13 @@ class SystemBusy(Blocked):
 
     code = "system-busy"
     default_remedy = "end other programs, or raise the limits of the service (LimitNOFILE, TasksMax, MemoryMax)"
+
+
+class FolderNotOurs(Blocked):
+    """A folder or file that the daemon alone writes belongs to another user, or is a link."""
+
+    code = "folder-not-ours"
+    default_remedy = "remove it, or give it to the daemon's user"
 
 
 class DiskLow(Blocked):

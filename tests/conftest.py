@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from tests.kits.machine import container_kit, inotify_kit
 settings.register_profile("busy", deadline=None, print_blob=True)
 if not os.environ.get("CI"):
     settings.load_profile("busy")
+
+
+# Under nohup in a background shell SIGINT is ignored, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -214,6 +214,118 @@ def blocks_for_types_only(path: Path) -> list[range]:
     return [range(n.lineno, (n.end_lineno or n.lineno) + 1) for n in blocks if ast.unparse(n.test) == "TYPE_CHECKING"]
 
 
+# -- the paths of shared folders ---------------------------------------------------------------------------------------
+
+SHARED = ("inbox", "outbox", "failed", "archive")
+# Where the place of a shared folder is more than part of a message: a text that is stored or shown as it is.
+PLACES = {
+    "storage/shared_folders.py": "its own",
+    "storage/open_folder.py": "its own",
+    "storage/folders.py": "makes the folders; a text of the ledger is compared with it",
+    "storage/removal.py": "which folder within another one: two texts are compared",
+    "cli/wait.py:fetch": "printed for the user, who may open it",
+    "daemon/housekeeping.py:_low": "for a message",
+    "daemon/rebuild.py:_without_video": "stored in the ledger",
+    "daemon/rebuild.py:read": "stored in the ledger",
+    "daemon/recovery.py:_follow_moved_folders": "stored in places.json, compared with the ledger's texts",
+    "doctor/findings.py:is_closed": "asked as another user, for whom the way to it counts, too; nothing is done",
+    "doctor/folders.py:_room": "for a message",
+    "doctor/folders.py:check": "for a message",
+    "inbox/watch.py:__init__": "the names of the descriptors, for a library that takes no descriptor",
+    "inbox/service.py:status": "shown by `lipsyncd status`",
+    "monitor/probe.py:_disk_fault": "for a message",
+    "results/leftovers.py:_inputs": "for a message; stored in the ledger",
+    "results/leftovers.py:_stored": "for a message",
+    "results/leftovers.py:_video": "for a message",
+    "results/publish.py:_state_of_outbox": "for a message",
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place in the package that has the place of a shared folder in hand."""
+
+    place: str
+    line: int
+    text: str
+
+
+def uses_of_places(module: str, source: str) -> Iterator[Use]:
+    """Where a module takes the path or the place of a shared folder for more than a message."""
+
+    def look(node: ast.AST, function: str, *, in_message: bool) -> Iterator[Use]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = node.name
+        in_message = in_message or isinstance(node, ast.JoinedStr) or is_logged(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "where":
+            yield from look(node.func.value, function, in_message=in_message)  # SQL, NumPy
+            children: list[ast.AST] = [*node.args, *node.keywords]
+        else:
+            children = list(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Attribute) and names_a_place(node) and not in_message:
+            yield Use(f"{module}:{function}" if function else module, node.lineno, ast.unparse(node))
+        for child in children:
+            yield from look(child, function, in_message=in_message)
+
+    return look(ast.parse(source), "", in_message=False)
+
+
+def is_logged(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.")
+
+
+def names_a_place(node: ast.Attribute) -> bool:
+    """`….paths.inbox` and the like, `….where`, another object's `_path` or `_paths`, and the control folder."""
+    owner = ast.unparse(node.value)
+    if node.attr in SHARED:
+        return owner.split(".")[-1] == "paths"
+    return node.attr in ("where", "watchable") or (node.attr in ("_path", "_paths") and owner != "self")
+
+
+def test_no_other_module_has_the_path_of_a_shared_folder() -> None:
+    """Others write there, so a path that was checked proves nothing about the next call. See storage/shared_folders.py.
+
+    Everything else uses descriptors, and has the place of a folder as a text for messages.
+    """
+    paths = modules().values()
+    uses = [use for path in paths for use in uses_of_places(str(path.relative_to(PACKAGE)), path.read_text())]
+    places = [{use.place, use.place.partition(":")[0]} for use in uses]
+    assert [use for use, names in zip(uses, places, strict=True) if not names & PLACES.keys()] == []
+    assert PLACES.keys() - set[str]().union(*places) == set(), "these have none any more: take them out"
+
+
+def test_only_the_module_for_control_files_is_given_their_folder() -> None:
+    """Members write requests there, under any name."""
+    for module, path in modules().items():
+        if module in ("lipsyncd.storage.folders", "lipsyncd.storage.control_files"):
+            continue
+        tree = ast.parse(path.read_text(), str(path))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        given = {
+            id(argument)
+            for call in calls
+            if ast.unparse(call.func).startswith("control_files.") or ast.unparse(call.func) == "is_pending"
+            for argument in call.args
+        }
+        controls = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "control"]
+        astray = [ast.unparse(node) for node in controls if id(node) not in given]
+        assert [name for name in astray if "folders" in name] == [], path
+
+
+def test_the_reader_of_places_finds_each_kind() -> None:
+    code = """
+def bad(paths, shared, stores, folder):
+    open(paths.inbox / "a")
+    os.chmod(shared.where, 0o660)
+    shutil.rmtree(stores.outbox.shared._path)
+    os.listdir(folder.watchable)
+    print(f"{shared.where} or {paths.failed}", log.info("%s", paths.outbox), select(x).where(y), self._path)
+"""
+    found = [(use.place, use.text) for use in uses_of_places("a.py", code)]
+    texts = ["paths.inbox", "shared.where", "stores.outbox.shared._path", "folder.watchable"]
+    assert found == [("a.py:bad", text) for text in texts]
+
+
 # -- what a command really loads ---------------------------------------------------------------------------------------
 
 

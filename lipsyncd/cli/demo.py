@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
 from lipsyncd.prepare import speech
 from lipsyncd.settings import Settings, load
+from lipsyncd.storage.files import MOST_JSON_BYTES
 from lipsyncd.storage.folders import Folders, folders_of
 from lipsyncd.storage.locks import is_held
 
@@ -125,7 +125,9 @@ def _make(
     if job.state is not JobState.DONE:
         raise LipsyncdError(f"the demo's job is {job.state.value}: {job.reason}", remedy=job.remedy)
     path = fetch(folders, view, job, target / f"{name}.mp4")
-    shutil.copyfile(folders.shared["outbox"] / f"{job.out_name}.json", target / f"{name}.json")
+    with folders.shared["outbox"].opened() as outbox:
+        if outbox is not None:
+            (target / f"{name}.json").write_bytes(outbox.read(f"{job.out_name}.json", MOST_JSON_BYTES))
     return job, path
 
 

@@ -72,15 +72,14 @@ def _refuse_a_second(folders: Folders) -> None:
     systemd for that time.
     """
     from lipsyncd.storage.locks import refuse_a_second
-    from lipsyncd.storage.mounts import known_network
 
     with contextlib.suppress(OSError):  # the daemon reports it, with its remedy
         known = folders.known()
         checked = [
             kind for kind in folders.inboxes
-            if not known_network(folders.shared[kind]) and (kind not in known or folders.available(kind))
+            if not folders.shared[kind].known_network() and (kind not in known or folders.available(kind))
         ]  # fmt: skip
-        refuse_a_second(folders.state, [folders.lock_file(kind) for kind in checked])
+        refuse_a_second(folders.state, [folders.shared[kind] for kind in checked])
 
 
 @click.command()

@@ -43,11 +43,12 @@ def until_ended(view: LedgerView, folders: Folders, job_id: str, report: Callabl
 
 def fetch(folders: Folders, view: LedgerView, job: Job, out: Path | None) -> Path:
     """The path of a finished job's video: `out`, after copying it there, or else in the outbox. Raises `ResultGone`."""
+    outbox = folders.shared["outbox"].where
     if out is None:
-        return folders.shared["outbox"] / f"{job.place}.mp4"
+        return Path(outbox, f"{job.place}.mp4")
     descriptor = open_video(folders, view, job)
     if descriptor is None:
-        raise ResultGone(f"the video of job {job.id} is in neither {folders.shared['outbox']} nor {folders.results}")
+        raise ResultGone(f"the video of job {job.id} is in neither {outbox} nor {folders.results}")
     try:
         out.unlink(missing_ok=True)
         copy_hashed(descriptor, out, mode=0o644)

@@ -83,6 +83,7 @@ class Daemon:
         self._cut_off = threading.Event()
         self._signals: list[int] = []
         self._unexpected = 0
+        self._left_out: set[str] = set()  # requests that were answered and cannot be removed
         self._systemd = SystemdReporter(Notifier(), view=LedgerView(self.folders.state / "ledger.db"))
 
     # -- start and stop ------------------------------------------------------------------------------------------------
@@ -112,8 +113,8 @@ class Daemon:
                 recover(parts.inboxes.register, parts.stores, parts.finisher)
                 threads = self._start(parts)
                 gc.freeze()  # imports stay: otherwise the collector scans all of them every few requests
-                took_s, inbox = time.monotonic() - started_s, self.settings.now.paths.inbox
-                log.info("lipsyncd %s ready in %.2f s, inbox %s", __version__, took_s, inbox)
+                took_s, paths = time.monotonic() - started_s, self.settings.now.paths
+                log.info("lipsyncd %s ready in %.2f s, inbox %s", __version__, took_s, paths.inbox)
                 self._systemd.started(parts.monitor.facts)
                 self._loop(parts)
                 self._end(parts, threads)
@@ -233,11 +234,13 @@ class Daemon:
         control_files.sweep(self.folders.control)
 
     def _serve_control(self, parts: Parts) -> None:
-        for path, request in control_files.pending(self.folders.control):
+        for name, request in control_files.pending(self.folders.control, self._left_out):
             if request is not None and request.action == control_files.PRUNE:
-                parts.housekeeper.take(path)
+                parts.housekeeper.take(name)
                 continue
-            control_files.answer(path, carry_out(request, parts.stores, parts.finisher))
+            reply = carry_out(request, parts.stores, parts.finisher)
+            if not control_files.answer(self.folders.control, name, reply):
+                self._left_out.add(name)
             parts.stores.wake()
 
     def _write_status(self, parts: Parts) -> None:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from lipsyncd.daemon.clock import WallClock, steady_s
 from lipsyncd.errors import LipsyncdError
@@ -37,6 +36,7 @@ from lipsyncd.settings.sections import Retention as Rules
 from lipsyncd.storage import control_files
 from lipsyncd.storage.disk_space import free_mb, shortage
 from lipsyncd.storage.files import read_json, write_json
+from lipsyncd.storage.open_folder import OpenFolder
 from lipsyncd.storage.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Housekeeper:
         self._offset_s: float | None = None  # of the wall clock to the steady one, when waits were last clamped
         self._often_s = self._idle_s = self._room_s = float("-inf")
         self._stop, self._wake = threading.Event(), threading.Event()
-        self._requests: dict[Path, None] = {}  # in order of arrival
+        self._requests: dict[str, None] = {}  # in order of arrival
         self._busy = threading.Lock()
         self._record = self.folders.state / "nights.json"
 
@@ -208,7 +208,7 @@ class Housekeeper:
                     gone.append(piece)
             except OSError as error:
                 if not complained:
-                    log.warning("cannot prune %s: %s", piece.folder, error)
+                    log.warning("cannot prune %s: %s", piece.where, error)
                 complained = True
             self._stop.wait(_PAUSE_S)
         self._stores.ledger.upkeep.clear_kept([piece.id for piece in gone if piece.kind in (ARCHIVE, FAILED)])
@@ -216,9 +216,9 @@ class Housekeeper:
 
     def _remove_one(self, piece: Piece) -> bool:
         if piece.kind == OUTBOX:  # its video is hashed first, which takes a while; no other thread removes it
-            return leftovers.remove(piece)
+            return leftovers.remove(self.folders, piece)
         with self._finisher.lock:  # no retry and no `republish` is at work on these files
-            return leftovers.remove(piece)
+            return leftovers.remove(self.folders, piece)
 
     def _forget(self, job_ids: Sequence[str]) -> int:
         gone = 0
@@ -231,13 +231,13 @@ class Housekeeper:
 
     # -- a full disk ---------------------------------------------------------------------------------------------------
 
-    def _low(self) -> Iterator[tuple[Path, float]]:
-        """The folders whose disk is below the floor, with the bytes that are missing."""
+    def _low(self) -> Iterator[tuple[str, int, float]]:
+        """The folders whose disk is below the floor: for messages, its device, and the bytes that are missing."""
         floor_mb = self._stores.settings.now.paths.min_free_mb
-        outbox = [self.folders.shared["outbox"]] if self.folders.available("outbox") else []
-        for folder in (self.folders.spool, *outbox):
-            if shortage(folder, floor_mb):
-                yield folder, (floor_mb * _SPARE - free_mb(folder)) * _MB
+        with OpenFolder.at(self.folders.spool) as spool, self.folders.shared["outbox"].opened() as outbox:
+            for folder in (spool, outbox):
+                if folder is not None and (free := free_mb(folder.fileno())) < floor_mb:
+                    yield folder.where, folder.stat().st_dev, (floor_mb * _SPARE - free) * _MB
 
     def make_room(self) -> bool:
         """Prune for a disk that is below its floor, at most once a minute; True when the spool has enough room now.
@@ -247,14 +247,14 @@ class Housekeeper:
         if self._steady() - self._room_s >= _ROOM_AGAIN_S and self._busy.acquire(blocking=False):
             try:
                 self._room_s = self._steady()
-                for folder, missing in self._low():  # measured one by one: they may share a disk
-                    self._make_room_for(folder, missing)
+                for where, device, missing in self._low():  # measured one by one: they may share a disk
+                    self._make_room_for(where, device, missing)
             finally:
                 self._busy.release()
         return not shortage(self.folders.spool, self._stores.settings.now.paths.min_free_mb)
 
-    def _make_room_for(self, folder: Path, missing: float) -> None:
-        device, now_s = folder.stat().st_dev, self._wall()
+    def _make_room_for(self, where: str, device: int, missing: float) -> None:
+        now_s = self._wall()
         trusted = self._clock.trusted
         due = [p for kind in KINDS if trusted for p in self.retention.due(kind, now_s)[0] if p.device == device]
         gone = self._remove(due)
@@ -263,25 +263,25 @@ class Housekeeper:
             gone += self._remove(self.retention.early(device, missing, now_s))
         if gone:
             size_mb = sum(piece.size_bytes for piece in gone) / _MB
-            log.warning("the disk of %s is nearly full: pruned %d pieces, %.1f MB", folder, len(gone), size_mb)
+            log.warning("the disk of %s is nearly full: pruned %d pieces, %.1f MB", where, len(gone), size_mb)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def take(self, request: Path) -> None:
+    def take(self, request: str) -> None:
         """Accept a request to prune, also when it is given again, and answer it soon."""
         self._requests.setdefault(request)
         self._wake.set()
 
     def _serve(self) -> None:
-        for path in list(self._requests):
+        for name in list(self._requests):
             try:
                 with self._busy:
                     counts = self.prune()
                 reply = control_files.Answer(True, "pruned", {"counts": [count.to_json() for count in counts]})
             except (LipsyncdError, OSError) as error:
                 reply = control_files.Answer(False, str(error))
-            control_files.answer(path, reply)
-            del self._requests[path]
+            control_files.answer(self.folders.control, name, reply)
+            del self._requests[name]
 
 
 def _in_words(count: Count) -> str:

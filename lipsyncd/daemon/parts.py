@@ -212,6 +212,8 @@ def make_folders(folders: Folders) -> None:
             )
     for line in folders.initialise():
         log.info("%s", line)
+    for where in folders.make_sticky():
+        log.info("%s: only the owner of a file can remove it from now on", where)
     if folders.state.stat().st_dev != folders.spool.stat().st_dev:
         raise ConfigError(
             f"paths.state ({folders.state}) and paths.spool ({folders.spool}) lie on different file systems",

@@ -13,7 +13,6 @@ read. It stays until each of them could be read, so a crash or a share that is n
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -23,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.jobs import manifest_mac
-from lipsyncd.jobs.job import Identity, JobSpec, JobState, SourceFile, idempotency_key
+from lipsyncd.jobs.job import Identity, JobSpec, JobState, SourceFile, idempotency_key, is_component
 from lipsyncd.jobs.manifest import MAX_BYTES
 from lipsyncd.ledger.ended_jobs import EndedJob
-from lipsyncd.results import archive, leftovers
-from lipsyncd.results.leftovers import Piece, facts_in
-from lipsyncd.storage.files import fsync_folder, open_regular, write_new
+from lipsyncd.results import leftovers
+from lipsyncd.results.archive import REASON
+from lipsyncd.results.leftovers import ARCHIVE, FAILED, OUTBOX, RESULTS, Piece
+from lipsyncd.storage.files import fsync_folder, write_new
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.secret_file import secret_in
 
@@ -61,16 +61,20 @@ def missing(folders: Folders) -> list[str]:
 
 def read(folders: Folders) -> dict[str, EndedJob]:
     """Every ended job that has left files, by its id. A folder that is not mounted gives none."""
-    shared, spec_of = folders.shared, partial(_spec_of, secret_in(folders.state / manifest_mac.SECRET_FILE))
-    archived = list(leftovers.archived(shared["archive"], ())) if folders.available("archive") else []
-    orders = {piece.id: (piece.folder, spec) for piece in archived if (spec := spec_of(piece.folder))}
-    found: dict[str, EndedJob] = {}
-    found |= _ended_by_id(archived, lambda piece: _without_video(piece, spec_of))
-    if folders.available("failed"):
-        found |= _ended_by_id(leftovers.failed(shared["failed"], ()), lambda piece: _without_video(piece, spec_of))
-    if folders.available("outbox"):
-        found |= _ended_by_id(leftovers.published(shared["outbox"], ()), lambda piece: _done(piece, orders))
-    return found | _ended_by_id(leftovers.kept_results(folders.results, ()), lambda piece: _done(piece, orders))
+    spec_of = partial(_spec_of, folders, secret_in(folders.state / manifest_mac.SECRET_FILE))
+    archived = leftovers.listed(folders, ARCHIVE)
+    orders = {piece.id: (piece.where, spec) for piece in archived if (spec := spec_of(piece))}
+
+    def without_video(piece: Piece) -> EndedJob | None:
+        return _without_video(piece, spec_of(piece), leftovers.read_in(folders, piece, REASON))
+
+    def done(piece: Piece) -> EndedJob:
+        return _done(piece, leftovers.read_in(folders, piece, piece.names[-1]), orders)
+
+    found = _ended_by_id(archived, without_video)
+    found |= _ended_by_id(leftovers.listed(folders, FAILED), without_video)
+    found |= _ended_by_id(leftovers.listed(folders, OUTBOX), done)
+    return found | _ended_by_id(leftovers.listed(folders, RESULTS), done)
 
 
 def _ended_by_id(found: Iterable[Piece], read_one: Callable[[Piece], EndedJob | None]) -> dict[str, EndedJob]:
@@ -80,44 +84,40 @@ def _ended_by_id(found: Iterable[Piece], read_one: Callable[[Piece], EndedJob | 
         try:
             ended = read_one(piece)
         except _DAMAGED as error:
-            log.warning("endings: %s cannot be read: %s: %s", piece.folder, type(error).__name__, error)
+            log.warning("endings: %s cannot be read: %s: %s", piece.where, type(error).__name__, error)
             continue
         if ended is not None:
             ended_jobs[piece.id] = ended
     return ended_jobs
 
 
-def _spec_of(secret: bytes, folder: Path) -> JobSpec | None:
-    """The spec of the job whose inputs lie there; its client and uploads only if REST's own manifest proves them."""
-    spec = archive.spec_of(folder)
+def _spec_of(folders: Folders, secret: bytes, piece: Piece) -> JobSpec | None:
+    """The spec of the job whose inputs a piece is; its client and uploads only if REST's own manifest proves them."""
+    spec = leftovers.spec_in(folders, piece)
     if spec is None or not {"tenant", "uploads"} & (spec.rest or {}).keys():
         return spec
-    try:
-        with os.fdopen(open_regular(folder / f"rest-{spec.id}.json"), "rb") as file:
-            proved = manifest_mac.is_proof_of(file.read(MAX_BYTES + 1), spec, secret)
-    except OSError:
-        proved = False
-    return spec if proved else manifest_mac.without_tenant(spec)
+    manifest = leftovers.bytes_in(folders, piece, f"rest-{spec.id}.json", MAX_BYTES + 1)
+    return spec if manifest_mac.is_proof_of(manifest, spec, secret) else manifest_mac.without_tenant(spec)
 
 
-def _without_video(piece: Piece, spec_of: Callable[[Path], JobSpec | None]) -> EndedJob | None:
+def _without_video(piece: Piece, spec: JobSpec | None, why: Mapping[str, Any]) -> EndedJob | None:
     """A failed or cancelled job; None for the inputs of one that was done."""
-    spec, why = spec_of(piece.folder), facts_in(piece.folder / "reason.json")
     if spec is None or why.get("id") != piece.id:
         return None
     state = JobState(why["state"])
     reason = {"reason_code": str(why["code"]), "reason": str(why["message"]), "remedy": str(why["remedy"])}
-    columns = {"attempt": int(why["attempts"]), "kept": str(piece.folder)}
+    columns = {"attempt": int(why["attempts"]), "kept": piece.where}
     if state is JobState.FAILED:
         columns |= reason
     return EndedJob(spec, state, _ms(why["ended_at"]), idempotency_key(spec), columns)
 
 
-def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> EndedJob:
+def _done(piece: Piece, facts: Mapping[str, Any], orders: Mapping[str, tuple[str, JobSpec]]) -> EndedJob:
     """A job whose sidecar lies there. Its `job.json` in the archive is the better source of what was requested."""
-    facts = facts_in(piece.folder / piece.names[-1])
     kept, spec = orders.get(piece.id, (None, None))
     spec = replace(_spec(facts) if spec is None else spec, out_name=_stem(piece, facts))
+    if not is_component(spec.out_name) or (spec.queue and not is_component(spec.queue)):
+        raise ValueError(f"it is called {spec.out_name!r}, of queue {spec.queue!r}")
     columns = {
         "out_sha256": str(facts["sha256"]),
         "out_size": int(facts["bytes"]),
@@ -127,7 +127,7 @@ def _done(piece: Piece, orders: Mapping[str, tuple[Path, JobSpec]]) -> EndedJob:
         "attempt": int(facts["attempt"]),
         "started_ms": None if facts["started_at"] is None else _ms(facts["started_at"]),
         "duplicate_of": facts.get("duplicate_of"),
-        "kept": None if kept is None else str(kept),
+        "kept": kept,
     }
     return EndedJob(spec, JobState.DONE, round(piece.at_s * 1000), idempotency_key(spec), columns)
 

@@ -19,8 +19,10 @@ from lipsyncd.errors import BackupFailed, Blocked, InputsLost, LedgerUnavailable
 from lipsyncd.jobs.job import SOURCES, Job, JobSpec, JobState
 from lipsyncd.jobs.prepared import Output
 from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.results import archive
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.stores import Stores
+from lipsyncd.storage import control_files
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import read_json, sweep_torn, write_json
 from lipsyncd.storage.spool import Spool
@@ -89,7 +91,7 @@ def recover(register: Callable[[JobSpec], object], stores: Stores, finisher: Fin
     register  gives an accepted job its row
     """
     spool, ledger = stores.spool, stores.ledger
-    torn = spool.sweep() + _sweep_replaced(stores)
+    torn = spool.sweep() + _sweep_replaced(stores) + _end_removals(stores)
     ids = spool.ids()
     _follow_moved_folders(stores)
     if rebuild.is_due(stores.folders.state):
@@ -124,7 +126,7 @@ def _follow_moved_folders(stores: Stores) -> None:
     """Correct the rows of kept inputs when failed/ or the archive lies elsewhere since the last start."""
     folders = stores.folders
     record = folders.state / "places.json"
-    before, now = read_json(record) or {}, {kind: str(folders.shared[kind]) for kind in ("failed", "archive")}
+    before, now = read_json(record) or {}, {kind: folders.shared[kind].where for kind in ("failed", "archive")}
     for kind, place in now.items():
         old = before.get(kind)
         if isinstance(old, str) and old != place:
@@ -154,9 +156,19 @@ def _restore_endings(stores: Stores, spooled: Set[str]) -> None:
 def _sweep_replaced(stores: Stores) -> int:
     """Remove unfinished replacements of files; in the control folder only of our answers: a client may be writing."""
     folders = stores.folders
-    return sum(sweep_torn(folder) for folder in (folders.state, folders.results, folders.again)) + sweep_torn(
-        folders.control, "*.answer"
-    )
+    ours = sum(sweep_torn(folder) for folder in (folders.state, folders.results, folders.again))
+    return ours + control_files.sweep_torn(folders.control)
+
+
+def _end_removals(stores: Stores) -> int:
+    """End the removals that a crash interrupted in shared folders. What cannot be read now waits for the next start."""
+    ended = 0
+    for kind, shared in stores.folders.shared.items():
+        try:
+            ended += archive.sweep(shared) if kind in ("failed", "archive") else shared.sweep_removals()
+        except (Blocked, OSError) as error:
+            log.warning("recovery: interrupted removals in %s stay: %s", shared.where, error)
+    return ended
 
 
 def _try_to_resume(job: Job, stores: Stores, finisher: Finisher) -> None:

@@ -11,11 +11,10 @@ import pwd
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
@@ -25,12 +24,13 @@ from lipsyncd.settings import Settings
 from lipsyncd.storage.files import read_json
 from lipsyncd.storage.folders import Folders, folders_of
 from lipsyncd.storage.locks import is_held
+from lipsyncd.storage.open_folder import OpenFolder
 
 LIMIT_S = 10.0  # for all checks together
 _FULL_LIMIT_S = 3600.0
 _ACCESS_TIMEOUT_S = 5.0
-# Run as the daemon's user: prints, each with a NUL, the folders that it may not read, write and enter.
-_PRINT_CLOSED = 'for f; do test -r "$f" && test -w "$f" && test -x "$f" || printf "%s\\0" "$f"; done'
+# Run as the daemon's user: may it read, write and enter that folder?
+_IS_OPEN = 'test -r "$1" && test -w "$1" && test -x "$1"'
 
 
 class Verdict(StrEnum):
@@ -121,28 +121,28 @@ class Installation:
         state = self.folders.state
         return (read_json(state / STATUS_FILE) if is_held(state) else None) or {}
 
-    def closed(self, folders: Sequence[Path]) -> list[Path]:
-        """The folders that the daemon's user may not read, write and enter; [] if this user cannot find out.
+    def is_closed(self, folder: OpenFolder) -> bool:
+        """Is it one that the daemon's user may not read, write and enter? False if this user cannot find out.
 
-        The kernel decides: mode bits alone say nothing of access lists, read-only mounts and file servers.
+        The kernel decides: mode bits alone say nothing of access lists, read-only mounts and file servers. For another
+        user the way to the folder counts, too, so that one is asked by the folder's name. Nothing is done in it.
         """
         if self.owner.uid == self.user.uid:
-            wanted = os.R_OK | os.W_OK | os.X_OK
-            return [folder for folder in folders if not os.access(folder, wanted, effective_ids=True)]
+            return not os.access(folder.watchable, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
         if self.user.uid != 0:
-            return []
+            return False
         owner = self.owner
         answer = subprocess.run(
-            ["/bin/sh", "-c", _PRINT_CLOSED, "sh", *folders],
+            ["/bin/sh", "-c", _IS_OPEN, "sh", folder.where],
             user=owner.uid,
             group=owner.gid,
             extra_groups=os.getgrouplist(owner.name, owner.gid) if owner.name else [],
             cwd="/",
             capture_output=True,
             timeout=_ACCESS_TIMEOUT_S,
-            check=True,
+            check=False,
         )
-        return [Path(os.fsdecode(name)) for name in answer.stdout.split(b"\0") if name]
+        return answer.returncode != 0
 
 
 Check: TypeAlias = Callable[[Installation], Finding]

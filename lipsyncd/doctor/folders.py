@@ -14,7 +14,9 @@ from lipsyncd.errors import DiskLow, InboxUnavailable
 from lipsyncd.inbox.watch import refusal
 from lipsyncd.log import printable
 from lipsyncd.storage import mounts
-from lipsyncd.storage.disk_space import free_mb, shortage
+from lipsyncd.storage.disk_space import free_mb
+from lipsyncd.storage.files import NotRegular
+from lipsyncd.storage.open_folder import OpenFolder
 from lipsyncd.weights.auto_pull import size_text
 
 _ENOUGH = 10  # times `paths.min_free_mb`; less free space is a warning
@@ -31,18 +33,39 @@ def shared(kind: str) -> Check:
 
     def check(installation: Installation) -> Finding:
         folders = installation.folders
-        path = folders.shared[kind]
-        if kind not in folders.known():
-            seen = f"{path} is not marked yet" if path.is_dir() else f"{path} does not exist yet"
-            return Finding(Verdict.NOTE, seen, _INIT)
-        if not path.is_dir():
-            return Finding(Verdict.FAULT, f"{path} does not exist", _mount(kind))
-        if not folders.available(kind):
-            seen = f"{path} has no marker of our {kind}: it is not mounted, or it is another folder"
-            return Finding(Verdict.FAULT, seen, _mount(kind))
-        return _room(installation, path)
+        folder = folders.shared[kind]
+        where, known = folder.where, kind in folders.known()
+        try:
+            with folder.open_unproved() as there:
+                if not known:
+                    return Finding(Verdict.NOTE, f"{where} is not marked yet", _INIT)
+                if not folders.available(kind):
+                    seen = f"{where} has no marker of our {kind}: it is not mounted, or it is another folder"
+                    return Finding(Verdict.FAULT, seen, _mount(kind))
+                return _rights(installation, kind, there) or _room(installation, there)
+        except (FileNotFoundError, NotRegular):
+            verdict, remedy = (Verdict.FAULT, _mount(kind)) if known else (Verdict.NOTE, _INIT)
+            return Finding(verdict, f"{where} does not exist{'' if known else ' yet'}", remedy)
 
     return check
+
+
+def _rights(installation: Installation, kind: str, there: OpenFolder) -> Finding | None:
+    """Can the daemon remove what it has accepted, and can members not touch each other's files? None if both."""
+    owner = installation.owner
+    if not kind.startswith("inbox") or mounts.is_network(there.fileno()):
+        return None
+    mode, uid = there.stat().st_mode, there.stat().st_uid
+    if uid == owner.uid:
+        if mode & stat.S_IWGRP and not mode & stat.S_ISVTX:
+            seen = f"{there.where} is not sticky: members can replace and remove the files of each other"
+            return Finding(Verdict.WARNING, seen, f"sudo chmod +t {there.where}")
+        return None
+    if mode & stat.S_ISVTX and owner.uid != 0:
+        seen = f"{there.where} is sticky and belongs to another user: no accepted file could be removed"
+        return Finding(Verdict.FAULT, seen, f"sudo chown {owner.name} {there.where}, or chmod -t")
+    seen = f"{there.where} belongs to another user, who can exchange what lies in it; so can those who may write it"
+    return Finding(Verdict.NOTE, seen, f"sudo chown {owner.name} {there.where} && sudo chmod 3770 {there.where}")
 
 
 def inboxes(installation: Installation) -> Finding:
@@ -94,18 +117,20 @@ def _private(installation: Installation, path: Path) -> Finding:
     if mounts.is_network(path):
         seen = f"{path} is on {mounts.file_system_type(path) or 'an unknown file system'}"
         return Finding(Verdict.FAULT, seen, "put it on a local disk: SQLite is not safe on a network file system")
-    return _room(installation, path)
+    with OpenFolder.at(path) as folder:
+        return _room(installation, folder)
 
 
-def _room(installation: Installation, path: Path) -> Finding:
+def _room(installation: Installation, folder: OpenFolder) -> Finding:
     """Is it open to the daemon's user, with enough free space?"""
-    free, floor = free_mb(path), installation.settings.paths.min_free_mb
-    seen = f"{path}, {mounts.file_system_type(path) or 'unknown'}, {size_text(round(free * 1e6))} free"
-    if installation.closed([path]):
+    free, floor, path = free_mb(folder.fileno()), installation.settings.paths.min_free_mb, folder.where
+    kind = mounts.file_system_type(folder.fileno()) or "unknown"
+    seen = f"{path}, {kind}, {size_text(round(free * 1e6))} free"
+    if installation.is_closed(folder):
         owner = installation.owner.name
         remedy = f"let user {owner} read, write and enter it: see `ls -ld {path}`, and whether it is mounted read-only"
         return Finding(Verdict.FAULT, f"{path} is closed to user {owner}", remedy)
-    if shortage(path, floor):
+    if free < floor:
         return Finding(Verdict.FAULT, f"{seen}: less than {floor} MB, so jobs wait", DiskLow.default_remedy)
     if free < floor * _ENOUGH:
         return Finding(Verdict.WARNING, f"{seen}; jobs wait when less than {floor} MB are free", "free space there")
@@ -119,17 +144,19 @@ def watch(installation: Installation) -> Finding:
     """Is the inbox watched by events or by polling, and why? If by events, a real watch is set and removed again."""
     settings, folders = installation.settings.watch, installation.folders
     inbox = folders.shared["inbox"]
+    kind = inbox.file_system() or "an unknown file system"
     polling = f"polling every {settings.poll_s:g} s"
     if settings.mode == "poll":
         return Finding(Verdict.OK, f"{polling}, since watch.mode is poll")
-    if not inbox.is_dir():
+    try:
+        with inbox.open_unproved() as there:
+            network, fault = mounts.is_network(there.fileno()), _inotify_fault(there)
+    except OSError:
         return Finding(Verdict.NOTE, "nothing to watch: the inbox does not exist")
-    kind = mounts.file_system_type(inbox) or "an unknown file system"
-    if settings.mode == "auto" and mounts.is_network(inbox):
+    if settings.mode == "auto" and network:
         return Finding(Verdict.OK, f"{polling}, since {kind} gives no events for writes of other machines")
     instances, watches = _limit("max_user_instances"), _limit("max_user_watches")
     status = installation.daemon_status()
-    fault = _inotify_fault(inbox)
     if fault or status.get("watch") == "polling":
         why = fault or status.get("degraded") or "the daemon gets none"
         remedy = "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (`sysctl -w`)"
@@ -141,7 +168,7 @@ def watch(installation: Installation) -> Finding:
 def writers(installation: Installation) -> Finding:
     """Does the kernel tell the daemon whether another user still writes a file? The daemon itself has tried it."""
     settings, inbox = installation.settings.watch, installation.folders.shared["inbox"]
-    if settings.mode == "poll" or (settings.mode == "auto" and inbox.is_dir() and mounts.is_network(inbox)):
+    if settings.mode == "poll" or (settings.mode == "auto" and inbox.is_network()):
         return Finding(Verdict.OK, f"every file waits {settings.settle_network_s:g} s, since inboxes are polled")
     known = installation.daemon_status().get("leases")
     if known:
@@ -150,12 +177,12 @@ def writers(installation: Installation) -> Finding:
         return Finding(Verdict.NOTE, "whether the kernel tells who writes a file is tried by a running daemon")
     waits = f"{settings.settle_network_s:g} s, or {settings.settle_s:g} s if their structure proves them whole"
     seen = f"the kernel does not tell whether other users still write a file: theirs wait {waits}"
-    return Finding(Verdict.WARNING if _is_shared(inbox) else Verdict.NOTE, seen, _CAP_LEASE)
+    with inbox.open_unproved() as folder:
+        return Finding(Verdict.WARNING if _is_shared(folder.stat()) else Verdict.NOTE, seen, _CAP_LEASE)
 
 
-def _is_shared(folder: Path) -> bool:
-    """May users besides its owner write there? A group without a name may have any members."""
-    info = folder.stat()
+def _is_shared(info: os.stat_result) -> bool:
+    """May users besides a folder's owner write there? A group without a name may have any members."""
     if not info.st_mode & stat.S_IWGRP or info.st_mode & stat.S_IWOTH:
         return bool(info.st_mode & stat.S_IWOTH)
     try:
@@ -164,7 +191,7 @@ def _is_shared(folder: Path) -> bool:
         return True
 
 
-def _inotify_fault(folder: Path) -> str:
+def _inotify_fault(folder: OpenFolder) -> str:
     """Why the kernel gives no events for `folder`; "" if it does."""
     error = refusal(folder)
     return "" if error is None else _inotify_text(error.errno or 0)

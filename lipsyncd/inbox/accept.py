@@ -26,7 +26,7 @@ from lipsyncd.log import printable
 from lipsyncd.media import Structure, check_image_size, video_frames
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import SourceChanged, copy_unchanged, sha256_of
+from lipsyncd.storage.files import SourceChanged, copy_unchanged
 from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Intake:
         self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
         self._stuck: dict[str, str] = {}
         self._rowless: list[JobSpec] = []
+        self._began = False
 
     def scan(self, stop: Callable[[], bool] = lambda: False) -> list[Accepted]:
         """Scan once and take what is ready, until `stop`; gives the new jobs.
@@ -70,6 +71,14 @@ class Intake:
         when the folder cannot be listed; an error with one drop concerns that drop alone.
         """
         accepted = self._register_rowless()
+        with self.inbox.open() as is_open:
+            return [*accepted, *self._scan(stop)] if is_open else accepted
+
+    def _scan(self, stop: Callable[[], bool]) -> list[Accepted]:
+        accepted: list[Accepted] = []
+        if not self._began:
+            self.release.refresh()
+            self._began = True
         began_s = time.monotonic()
         drops = self.inbox.ready(self.release.taken)
         scanned_s = time.monotonic()
@@ -165,7 +174,7 @@ class Intake:
     def _fill(self, job_id: str, drop: Drop, refusal: InputError | None, folder: Path) -> JobSpec:
         sources = []
         for role, file in drop.files.items():
-            digest = copy_unchanged(self.inbox.path(file.name), file.identity, folder / role)
+            digest = copy_unchanged(file.name, file.identity, folder / role, folder=self.inbox.folder.fileno())
             sources.append(SourceFile(role, file.text, file.identity, digest))
         if refusal is not None:
             log.info("job %s refused: %s", job_id, refusal)
@@ -222,7 +231,7 @@ class Intake:
         """Was that very work accepted as that job? Then a client that got no answer has sent its request again."""
         taken = self.ledger.source_hashes(job_id)
         sources = tuple(
-            SourceFile(role, file.text, file.identity, sha256_of(self.inbox.path(file.name)))
+            SourceFile(role, file.text, file.identity, self.inbox.folder.sha256(file.name))
             for role, file in drop.files.items()
         )
         if any(taken.get(s.role) != s.sha256 for s in sources if s.role != MANIFEST):

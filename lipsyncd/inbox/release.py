@@ -16,7 +16,8 @@ from lipsyncd.jobs.job import Identity, JobSpec, SourceFile
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.log import printable
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import fsync_opened, identity, sha256_of
+from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.removal import Removal
 from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -49,48 +50,59 @@ class Release:
         """Files of accepted jobs that may still lie in the inbox."""
         return {os.fsencode(s.name): s.identity for sources in self._sources.values() for s in sources}
 
+    def refresh(self) -> None:
+        """Recognise files whose status alone changed while no daemon ran, so that they are no drops of their own."""
+        folder = self._inbox.folder
+        self._sources = {
+            job_id: tuple(
+                replace(source, identity=now)
+                if (now := folder.identity(os.fsencode(source.name))) and _is_same(folder, source, now)
+                else source
+                for source in sources
+            )
+            for job_id, sources in self._sources.items()
+        }
+
     def run(self) -> None:
-        """Unlink what can go.
+        """Remove what can go. Called while the inbox is open.
 
         All through one descriptor: in the folder that has come in place of an unmounted one no input can be found. One
         that we believed to be gone would be another drop when its folder is back.
         """
-        if not self._sources:
-            return
-        with self._inbox.opened() as folder:
-            if folder is not None:
-                self._release_in(folder)
+        if self._sources:
+            with self._inbox.shared.removal(self._inbox.folder) as removal:
+                self._release(removal)
 
-    def _release_in(self, folder: int) -> None:
+    def _release(self, removal: Removal) -> None:
         needed = self._inbox.named_by_manifests(self.taken)
         known, self.stuck = self.stuck, {}
         left = {
             job_id: tuple(
-                s for source in sources if (s := self._release_file(folder, job_id, source, needed, known)) is not None
+                s for source in sources if (s := self._release_file(removal, job_id, source, needed, known)) is not None
             )
             for job_id, sources in self._sources.items()
         }
         released = [job_id for job_id, sources in left.items() if not sources]
         if released:
-            fsync_opened(folder)
+            self._inbox.folder.fsync()
             reach("intake-unlinked")
             self._ledger.set_released(released)
         self._sources = {job_id: sources for job_id, sources in left.items() if sources}
 
     def _release_file(
-        self, folder: int, job_id: str, source: SourceFile, needed: Container[bytes], known: Mapping[str, str]
+        self, removal: Removal, job_id: str, source: SourceFile, needed: Container[bytes], known: Mapping[str, str]
     ) -> SourceFile | None:
         """None when the name no longer stands for the bytes that were copied, else what still lies there."""
-        name = os.fsencode(source.name)
+        name, folder = os.fsencode(source.name), self._inbox.folder
         try:
-            now = identity(name, folder=folder)
-            if now is None or not _is_same(folder, name, source, now):
+            now = folder.identity(name)
+            if now is None or not _is_same(folder, source, now):
                 return None
             source = replace(source, identity=now)
             if name in needed:
                 return source
             reach("intake-before-unlink")
-            os.unlink(name, dir_fd=folder)
+            removal.take_file(folder, name, now)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -102,16 +114,16 @@ class Release:
         return None
 
 
-def _is_same(folder: int, name: bytes, source: SourceFile, now: Identity) -> bool:
+def _is_same(folder: OpenFolder, source: SourceFile, now: Identity) -> bool:
     """The bytes we copied, also when only the inode's own data changed (a chmod, a backup tool)."""
     if now == source.identity:
         return True
     unchanged = replace(now, ctime_ns=0) == replace(source.identity, ctime_ns=0)
-    return unchanged and sha256_of(name, folder=folder) == source.sha256
+    return unchanged and folder.is_file_of(os.fsencode(source.name), source.sha256)
 
 
 def unlink_same(inbox: Inbox, file: Found) -> None:
-    """Remove a file unless another one has its name by now."""
-    path = inbox.path(file.name)
-    if identity(path) == file.identity:
-        os.unlink(path)  # noqa: PTH108 - names are bytes
+    """Remove a file unless another one has its name by now. Called while the inbox is open."""
+    if inbox.folder.identity(file.name) == file.identity:
+        with inbox.shared.removal(inbox.folder) as removal:
+            removal.take_file(inbox.folder, file.name, file.identity)

@@ -15,8 +15,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
 from lipsyncd.inbox.pairing import Drop, Found, Listing, Waiting, group, lookup
@@ -27,7 +26,8 @@ from lipsyncd.jobs.manifest import Manifest, classify, parse
 from lipsyncd.log import printable
 from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Structure
 from lipsyncd.settings import Settings
-from lipsyncd.storage.files import open_folder, open_regular
+from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.shared_folders import SharedFolder
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Inbox:
 
     network   other machines may write there, and no lease shows their writers
     queues    names of folders in it that are inboxes of their own
-    opened    gives a descriptor of the folder, or None while another one lies in its place
+    folder    the folder itself, while it is `open`
     waiting   what lies there and is no job yet, and why, as of the last scan
     ignored   what is left alone, and why, as of the last scan
     settling  the files that are not finished
@@ -85,46 +85,51 @@ class Inbox:
 
     def __init__(
         self,
-        root: Path,
+        shared: SharedFolder,
         rules: InboxRules,
         *,
         network: bool,
         queues: Iterable[str] = (),
-        opened: Callable[[], AbstractContextManager[int | None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         secret: bytes = b"",
     ) -> None:
-        self.root = root
+        self.shared = shared
         self._secret = secret or os.urandom(32)  # without one, no manifest can be proved
         self.waiting: list[Waiting] = []
         self.ignored: dict[str, str] = {}
-        self.settling = Settling(self.path, self._manifest, rules, network=network)
-        self.opened = opened or self._opened
+        self.settling = Settling(self._open_file, self._manifest, rules, network=network)
         self._clock = clock
         self._queues = frozenset(map(os.fsencode, queues))
-        self._root = os.fsencode(root)
+        self._folder: OpenFolder | None = None
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
         self._unusable: dict[bytes, InputError] = {}
         self._left_alone: set[bytes] = set()
         self._found = Listing()
 
-    def path(self, name: bytes) -> bytes:
-        return os.path.join(self._root, name)  # noqa: PTH118 - names are bytes
-
     @contextmanager
-    def _opened(self) -> Iterator[int | None]:
-        folder = open_folder(self.root)
-        try:
-            yield folder
-        finally:
-            os.close(folder)
+    def open(self) -> Iterator[bool]:
+        """Open the folder for one piece of work; gives False while another one lies in its place."""
+        with self.shared.opened() as folder:
+            self._folder = folder
+            try:
+                yield folder is not None
+            finally:
+                self._folder = None
+
+    @property
+    def folder(self) -> OpenFolder:
+        assert self._folder is not None, "the inbox is not open"
+        return self._folder
+
+    def _open_file(self, name: bytes) -> int:
+        return self.folder.open(name)
 
     def ready(self, taken: Mapping[bytes, Identity]) -> list[Drop]:
         """Scan the folder; gives the drops that can be taken now.
 
         taken  files of accepted jobs that still lie here: no pair is made of them, a manifest may name them again
 
-        Raises OSError when the folder cannot be listed.
+        Raises OSError when the folder cannot be listed. Called while the folder is `open`.
         """
         self.settling.begin(self._clock())
         found = [
@@ -185,34 +190,33 @@ class Inbox:
         self._unusable = {}
         self._left_alone = set()
         named = self._named_somewhere()
-        with os.scandir(self._root) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-        for entry in listed:
-            if _is_temporary(entry.name) or entry.name in self._queues:
+        listed = {os.fsencode(entry.name): entry for entry in self.folder.entries()}
+        for name, entry in sorted(listed.items()):
+            if _is_temporary(name) or name in self._queues:
                 continue
-            role = _role(entry.name) or (OTHER if entry.name in named else None)
+            role = _role(name) or (OTHER if name in named else None)
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._ignore(entry.name, f"cannot be read: {error.strerror}")
+                self._ignore(name, f"cannot be read: {error.strerror}")
                 if role == MANIFEST:  # it is there, and its files are not a pair without it
-                    yield entry.name, role, _NOT_SEEN
+                    yield name, role, _NOT_SEEN
                 continue
-            shown = repr(printable(entry.name))
+            shown = repr(printable(name))
             if not stat.S_ISREG(status.st_mode):
-                self._unusable[entry.name] = UnsafePath(f"the manifest names {shown}, which is no regular file")
-                self._ignore(entry.name, "is no regular file")
+                self._unusable[name] = UnsafePath(f"the manifest names {shown}, which is no regular file")
+                self._ignore(name, "is no regular file")
             elif role is None:
-                self._left_alone.add(entry.name)
-                self._ignore(entry.name, "has no suffix of a picture, a sound or a manifest")
-            elif status.st_size > (limit := self._limit(role, entry.name)):
+                self._left_alone.add(name)
+                self._ignore(name, "has no suffix of a picture, a sound or a manifest")
+            elif status.st_size > (limit := self._limit(role, name)):
                 why = f"has {status.st_size / 1e6:.0f} MB; at most {limit / 1e6:.0f} MB are taken"
-                self._unusable[entry.name] = BadManifest(f"the manifest names {shown}, which {why}")
-                self._ignore(entry.name, why)
+                self._unusable[name] = BadManifest(f"the manifest names {shown}, which {why}")
+                self._ignore(name, why)
             else:
-                yield entry.name, role, Identity.of(status)
+                yield name, role, Identity.of(status)
 
     def _named_somewhere(self) -> set[bytes]:
         """Every name that a manifest names, as far as we have read them."""
@@ -234,11 +238,9 @@ class Inbox:
         if known is not None and known[0] == identity:
             return known[1]
         try:
-            descriptor = open_regular(self.path(name))
+            data = self.folder.read(name, self.settling.rules.max_bytes[MANIFEST] + 1)
         except OSError:
             return None
-        with os.fdopen(descriptor, "rb") as opened:
-            data = opened.read(self.settling.rules.max_bytes[MANIFEST] + 1)
         try:
             manifest = parse(data, max_bytes=self.settling.rules.max_bytes[MANIFEST])
             manifest_mac.check(manifest, self._secret)

@@ -11,7 +11,6 @@ A folder that cannot be served has a `fault` and is tried again at the next scan
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from lipsyncd.errors import FolderNotOurs
 from lipsyncd.inbox.accept import Accepted, Intake
 from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.inbox.watch import Overflows, Watch
@@ -28,10 +28,11 @@ from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.monitor.facts import InboxFacts
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.disk_space import shortage
-from lipsyncd.storage.folders import HIDDEN, Folders
+from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.leases import sees_other_users_writers
 from lipsyncd.storage.locks import FolderLock, already_served
 from lipsyncd.storage.secret_file import secret_in
+from lipsyncd.storage.shared_folders import keeps_accepted_files
 from lipsyncd.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -81,18 +82,11 @@ class InboxService:
     def _open(self, kind: str, lock: FolderLock, spool: Spool, ledger: Ledger) -> ServedInbox:
         folder, queue = self.folders.shared[kind], queue_of(kind)
         settings = self.settings.now
-        inbox = Inbox(
-            folder,
-            rules_of(settings),
-            network=False,
-            queues=() if queue else [preset.name for preset in settings.queues],
-            opened=partial(self.folders.opened, kind),
-            secret=secret_in(self.folders.state / manifest_mac.SECRET_FILE),
-        )
+        queues = () if queue else [preset.name for preset in settings.queues]
+        secret = secret_in(self.folders.state / manifest_mac.SECRET_FILE)
+        inbox = Inbox(folder, rules_of(settings), network=False, queues=queues, secret=secret)
         intake = Intake(self.settings, inbox, spool, ledger, queue)
-        watch = Watch(
-            folder, mode=settings.watch.mode, hidden=HIDDEN, notify=self.wake.set, writes=self._leases is not True
-        )
+        watch = Watch(folder, mode=settings.watch.mode, notify=self.wake.set, writes=self._leases is not True)
         inbox.settling.modified = watch.modified
         return ServedInbox(kind, inbox, intake, watch, lock)
 
@@ -120,7 +114,10 @@ class InboxService:
         self._set_fault(served, self._why_unavailable(served))
         if served.fault:
             return
-        served.watch.check()
+        with served.inbox.shared.opened() as root:
+            if root is None:
+                return
+            served.watch.check(root)
         served.inbox.settling.network = served.watch.network
         served.inbox.settling.rules = rules_of(self.settings.now)
         if self.paused:
@@ -128,18 +125,26 @@ class InboxService:
         try:
             served.intake.scan(stop)
         except OSError as error:
-            place = served.inbox.root if error.filename is None else os.fsdecode(error.filename)
-            self._set_fault(served, f"{place} cannot be listed: {error.strerror}")
+            self._set_fault(served, f"{served.inbox.shared.where} cannot be listed: {error.strerror}")
             return
         self._scanned_s = time.monotonic()
         if served.intake.cut_short:
             self.wake.set()
 
     def _why_unavailable(self, served: ServedInbox) -> str:
-        if not self.folders.available(served.kind):
-            return f"{served.inbox.root} is not mounted, or is another folder than before"
-        holder = served.lock.hold()
-        return f"{served.inbox.root} is served by {holder}" if holder else ""
+        shared = served.inbox.shared
+        try:
+            with shared.opened() as root:
+                if root is None:
+                    return shared.absence
+                if keeps_accepted_files(root):
+                    return (
+                        f"{shared.where} is sticky and belongs to another user, so that no accepted file could be "
+                        "removed; let the daemon's user own it, or clear that bit (chmod -t)"
+                    )
+            return served.lock.hold()
+        except (FolderNotOurs, OSError) as error:
+            return str(error)
 
     @staticmethod
     def _set_fault(served: ServedInbox, fault: str) -> None:
@@ -207,7 +212,7 @@ class InboxService:
         first = self.inboxes[0]
         waiting = self._by_name(lambda served: {w.name: w for w in served.inbox.waiting})
         return {
-            "inbox": str(first.inbox.root),
+            "inbox": first.inbox.shared.where,
             "inbox_available": not first.fault,
             "inbox_fault": first.fault,
             "watch": "events" if first.watch.events else "polling",
@@ -239,10 +244,9 @@ def lock_inboxes(folders: Folders) -> dict[str, FolderLock]:
     """Lock the inboxes that are available. Raises `AnotherDaemonRuns` when another daemon serves one of them."""
     locks = {}
     for kind in folders.inboxes:
-        path = folders.lock_file(kind)
-        lock = locks[kind] = FolderLock(path)
-        if folders.available(kind) and (other := lock.hold()):
-            raise already_served(path, other)
+        lock = locks[kind] = FolderLock(folders.shared[kind])
+        if folders.available(kind) and (fault := lock.hold()):
+            raise already_served(fault)
     return locks
 
 

@@ -22,7 +22,7 @@ from lipsyncd.jobs.job import MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest
 from lipsyncd.log import printable
 from lipsyncd.media import Completeness, Structure, examine
-from lipsyncd.storage.files import NotRegular, open_regular
+from lipsyncd.storage.files import NotRegular
 from lipsyncd.storage.leases import written_by_others
 
 
@@ -53,7 +53,7 @@ class _Seen:
 class Settling:
     """The files of one inbox, from the first scan that finds them until they are finished.
 
-    path         gives the whole path of a name
+    open_file    opens the regular file of a name for reading; raises as `open_regular`
     manifest     gives the content of a manifest; None when it cannot be read at present
     modified     gives the names that were written to since it was last asked, as far as events tell
     answers      did the kernel tell about the last file of another owner whether it is being written; None before one
@@ -63,7 +63,7 @@ class Settling:
 
     def __init__(
         self,
-        path: Callable[[bytes], bytes],
+        open_file: Callable[[bytes], int],
         manifest: Callable[[bytes, Identity], Manifest | InputError | None],
         rules: InboxRules,
         *,
@@ -75,7 +75,7 @@ class Settling:
         self.answers: bool | None = None
         self.unreadable: dict[str, str] = {}
         self.next_scan_s: float | None = None
-        self._path = path
+        self._open_file = open_file
         self._manifest = manifest
         self._now_s = 0.0
         self._modified: Set[bytes] = frozenset()
@@ -133,7 +133,7 @@ class Settling:
             self.scan_in(shortest_s - still_s)
             return
         try:
-            descriptor = open_regular(self._path(name))
+            descriptor = self._open_file(name)
         except (FileNotFoundError, NotRegular):
             return
         except OSError as error:

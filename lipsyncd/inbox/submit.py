@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from lipsyncd.inbox import check_input
 from lipsyncd.jobs.job import new_id
 from lipsyncd.jobs.manifest import Manifest, build, classify, clean_out_name, to_json
 from lipsyncd.media import Kind, examine
-from lipsyncd.storage.files import copy_hashed, fsync_folder, open_regular, open_to_group, rename_no_replace, write_new
-from lipsyncd.storage.folders import HIDDEN, INBOX_OF, Folders
+from lipsyncd.storage.files import copy_into, open_regular
+from lipsyncd.storage.folders import INBOX_OF, Folders
+from lipsyncd.storage.open_folder import OpenFolder, open_to_group
+from lipsyncd.storage.shared_folders import SharedFolder
 
 _MODE = 0o664
 _SUFFIX = {Kind.JPEG: ".jpg"}
@@ -80,15 +83,24 @@ def drop(folders: Folders, manifest: Manifest, *, queue: str = "") -> Submission
             path = Path(source)
             suffix = _checked(path, role)
             files[role] = (path, f"{clean_out_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
-    for path, name in files.values():
-        _copy_in(inbox, path, name)
     named: dict[str, Any] = {role: name for role, (_, name) in files.items()}
     whole = replace(manifest, id=job_id, out_name=out_name, **named)
-    _write_in(inbox, f"{out_name[:100]}.{job_id[-12:]}.json", to_json(whole))
+    try:
+        with inbox.opened() as folder:
+            if folder is None:
+                raise InboxUnavailable(inbox.absence)
+            for path, name in files.values():
+                _copy_in(folder, path, name)
+            _write_in(folder, f"{out_name[:100]}.{job_id[-12:]}.json", to_json(whole))
+    except OSError as error:
+        raise InboxUnavailable(
+            f"cannot write into {inbox.where}: {error.strerror}",
+            remedy="join the group of the inbox, or drop the files with a user that may write it",
+        ) from error
     return Submission(job_id, out_name)
 
 
-def _inbox_of(folders: Folders, queue: str) -> Path:
+def _inbox_of(folders: Folders, queue: str) -> SharedFolder:
     kind = INBOX_OF.format(queue) if queue else "inbox"
     if kind not in folders.shared:
         known = [kind.partition("/")[2] for kind in folders.shared if "/" in kind]
@@ -97,20 +109,31 @@ def _inbox_of(folders: Folders, queue: str) -> Path:
             remedy=f"queues are {', '.join(known)}" if known else "give the settings file a table [queue.NAME] for it",
         )
     if kind not in folders.known():
+        if not _are_own(folders):
+            raise InboxUnavailable(
+                f"{folders.shared[kind].where} was not made yet",
+                remedy="start the daemon once, or run `lipsyncd init` as its user",
+            )
         folders.initialise()
-    if not folders.available(kind):
-        raise InboxUnavailable(f"{folders.shared[kind]} is not mounted, or is another folder than before")
     return folders.shared[kind]
+
+
+def _are_own(folders: Folders) -> bool:
+    """Would the folders be this user's own, and not a service's? Decided by the owner of what exists of their path."""
+    there = next(path for path in (folders.state, *folders.state.parents) if path.exists())
+    return there.stat().st_uid == os.geteuid()
 
 
 def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:
     """Drop a manifest that names no file of this machine, as `file_name`. Raises `InboxUnavailable`."""
-    if not folders.available("inbox"):
-        raise InboxUnavailable(f"{folders.shared['inbox']} is not mounted, or is another folder than before")
+    inbox = folders.shared["inbox"]
     try:
-        _write_in(folders.shared["inbox"], file_name, to_json(manifest))
+        with inbox.opened() as folder:
+            if folder is None:
+                raise InboxUnavailable(inbox.absence)
+            _write_in(folder, file_name, to_json(manifest))
     except OSError as error:
-        raise InboxUnavailable(f"cannot write into {folders.shared['inbox']}: {error.strerror}") from error
+        raise InboxUnavailable(f"cannot write into {inbox.where}: {error.strerror}") from error
 
 
 def _natural_name(manifest: Manifest) -> str:
@@ -141,21 +164,31 @@ def _checked(path: Path, role: str) -> str:
     return _SUFFIX.get(structure.kind, f".{structure.kind.value}")
 
 
-def _copy_in(inbox: Path, path: Path, name: str) -> None:
-    hidden = inbox / HIDDEN / f"{name}.part"
-    hidden.unlink(missing_ok=True)
-    descriptor = open_regular(path)
+def _copy_in(inbox: OpenFolder, path: Path, name: str) -> None:
+    source, hidden = open_regular(path), _hidden(name)
     try:
-        copy_hashed(descriptor, hidden, mode=_MODE)
+        target = inbox.create(hidden, _MODE)
+        open_to_group(target)
+        copy_into(source, target)
+        inbox.rename(hidden, inbox, name)
+    except BaseException:
+        inbox.remove(hidden)
+        raise
     finally:
-        os.close(descriptor)
-    open_to_group(hidden)
-    rename_no_replace(hidden, inbox / name)
+        os.close(source)
 
 
-def _write_in(inbox: Path, name: str, content: bytes) -> None:
-    hidden = inbox / HIDDEN / f"{name}.part"
-    write_new(hidden, content, mode=_MODE)
-    open_to_group(hidden)
-    rename_no_replace(hidden, inbox / name)
-    fsync_folder(inbox)
+def _write_in(inbox: OpenFolder, name: str, content: bytes) -> None:
+    hidden = _hidden(name)
+    try:
+        inbox.write(hidden, content, mode=_MODE, prepare=open_to_group)
+        inbox.rename(hidden, inbox, name)
+    except BaseException:
+        inbox.remove(hidden)
+        raise
+    inbox.fsync()
+
+
+def _hidden(name: str) -> str:
+    """A name that the inbox's scan leaves alone, and that no other user can foresee."""
+    return f".{name}.{secrets.token_hex(4)}.part"

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Set
-from pathlib import Path
+from contextlib import ExitStack
 
 from watchdog.events import (
     EVENT_TYPE_DELETED,
@@ -35,7 +35,10 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 
+from lipsyncd.errors import FolderNotOurs
 from lipsyncd.storage.mounts import file_system_type, is_network
+from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.shared_folders import SharedFolder
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,6 @@ class Watch:
 
     `start`, `check` and `stop` belong to one thread, which calls `check` before each scan.
 
-    hidden    name of our own folder inside `folder`
     writes    also note each write, for `modified`; it starts no scan
     network   other machines may write there, and their changes raise no event
     events    changes are heard; False: poll
@@ -69,10 +71,9 @@ class Watch:
 
     def __init__(
         self,
-        folder: Path,
+        folder: SharedFolder,
         *,
         mode: str,
-        hidden: str,
         notify: Callable[[], None],
         writes: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -86,7 +87,6 @@ class Watch:
         self._writes = writes
         self._modified: set[bytes] = set()
         self._noting = threading.Lock()
-        self._hidden = folder / hidden
         self._clock = clock
         self._reader: _Reader | None = None
         self._place: tuple[int, int] | None = None
@@ -103,44 +103,53 @@ class Watch:
             modified, self._modified = self._modified, set()
         return modified
 
-    def check(self) -> None:
-        """Look after the watch: begin, end or replace it as the folder and the setting want it now."""
+    def check(self, root: OpenFolder) -> None:
+        """Look after the watch: begin, end or replace it as the setting and the folder that is open now want it."""
         was_network = self.network
-        self.network = self._mode == "poll" or (self._mode == "auto" and is_network(self.folder))
+        self.network = self._mode == "poll" or (self._mode == "auto" and is_network(root.fileno()))
         if self.network:
             if not was_network:
-                kind = file_system_type(self.folder) or "unknown"
-                log.info("watch: %s is polled (%s)", self.folder, kind)
+                kind = file_system_type(root.fileno()) or "unknown"
+                log.info("watch: %s is polled (%s)", root.where, kind)
             self._end()
             self.degraded = ""
             return
-        fault = self._fault()
+        fault = self._fault(root)
         if fault:
             self.restarts += 1
-            log.warning("watch: %s for %s; it is started anew", fault, self.folder)
+            log.warning("watch: %s for %s; it is started anew", fault, root.where)
             self._end()
             self._notify()  # changes were not heard for a while
         if self._reader is None and (fault or self._clock() >= self._ask_again_s):
-            self._begin()
-        self._tick()
+            self._begin(root)
+        self._tick(root)
 
     def stop(self) -> None:
         self._end()
 
-    def _begin(self) -> None:
+    def _begin(self, root: OpenFolder) -> None:
         try:
-            self._place = _place(self.folder)
-            self._reader = _Reader(self.folder, self._hidden, self._notify, self._note_write if self._writes else None)
+            self._place = _place(root)
+            with ExitStack() as stack:
+                on_write = self._note_write if self._writes else None
+                self._reader = _Reader(root, self._hidden(root, stack), self._notify, on_write)
         except OSError as error:
             self._ask_again_s = self._clock() + ASK_AGAIN_S
             if not self.degraded:
-                log.warning("watch: no events for %s (%s); it is polled", self.folder, error.strerror)
-            self.degraded = f"no events for {self.folder}: {error.strerror}"
+                log.warning("watch: no events for %s (%s); it is polled", root.where, error.strerror)
+            self.degraded = f"no events for {root.where}: {error.strerror}"
             return
         if self.degraded:
-            log.info("watch: %s is heard again", self.folder)
+            log.info("watch: %s is heard again", root.where)
         self.degraded = ""
         self._ticked_s = self._clock()
+
+    def _hidden(self, root: OpenFolder, stack: ExitStack) -> OpenFolder | None:
+        """The folder for ticks; None where we have none: then nothing shows whether the reader still hears."""
+        try:
+            return stack.enter_context(self.folder.private(root))
+        except (FolderNotOurs, OSError):
+            return None
 
     def _end(self) -> None:
         if self._reader is not None:
@@ -153,27 +162,28 @@ class Watch:
             if len(self._modified) < MOST_MODIFIED:
                 self._modified.add(name)
 
-    def _fault(self) -> str:
+    def _fault(self, root: OpenFolder) -> str:
         """Why the reader has to be replaced; "" while it works or while there is none."""
         reader = self._reader
         if reader is None:
             return ""
         if not reader.is_alive():
             return "the reader of events has ended"
-        if reader.ended or _place(self.folder) != self._place:
+        if reader.ended or _place(root) != self._place:
             return "another folder lies in place of the one that was watched"
         unheard_s = 0.0 if reader.heard.is_set() else self._clock() - self._ticked_s
         return "the reader of events hears nothing" if unheard_s > HEARD_WITHIN_S else ""
 
-    def _tick(self) -> None:
+    def _tick(self, root: OpenFolder) -> None:
         """Close a file of ours that was open for writing: the reader has to hear it. No tick where we may not write."""
         if self._reader is None or self._clock() - self._ticked_s < TICK_EVERY_S or not self._reader.hears_ticks:
             return
         self._ticked_s = self._clock()
         self._reader.heard.clear()
         try:
-            os.close(os.open(self._hidden / TICK, _TICK_FLAGS, 0o644))
-        except OSError:
+            with self.folder.private(root) as private:
+                os.close(os.open(TICK, _TICK_FLAGS, 0o600, dir_fd=private.fileno()))
+        except (FolderNotOurs, OSError):
             self._reader.heard.set()
 
 
@@ -183,29 +193,31 @@ class _Reader:
     heard        cleared before a tick, set when the event of the tick arrives
     ended        the folder was deleted: no more events will come
     hears_ticks  the hidden folder is watched as well
+
+    watchdog takes paths and no descriptors: it is given the kernel's names of those, which stand for the same folders.
     """
 
     def __init__(
         self,
-        folder: Path,
-        hidden: Path,
+        folder: OpenFolder,
+        hidden: OpenFolder | None,
         on_change: Callable[[], None],
         on_write: Callable[[bytes], None] | None = None,
     ) -> None:
         self.heard = threading.Event()
         self.heard.set()
         self.ended = False
-        self.hears_ticks = hidden.is_dir() and os.access(hidden, os.R_OK)
+        self.hears_ticks = hidden is not None
         self._on_change = on_change
         self._on_write = on_write
-        self._folder, self._tick = str(folder), str(hidden / TICK)
-        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # watchdog ignores a refusal to read the folder
+        self._folder, self._tick = folder.watchable, "" if hidden is None else f"{hidden.watchable}/{TICK}"
+        os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))  # watchdog ignores a refusal to read the folder
         self._observer = Observer()
-        self._observer.name = f"watch-{folder.name}"
+        self._observer.name = f"watch-{folder.where}"
         try:
             self._schedule(self._on_event, self._folder, _NEWS if on_write is None else [*_NEWS, FileModifiedEvent])
-            if self.hears_ticks:
-                self._schedule(self._on_tick, str(hidden), [FileClosedEvent])
+            if hidden is not None:
+                self._schedule(self._on_tick, hidden.watchable, [FileClosedEvent])
             self._observer.start()
         except OSError:
             self._observer.stop()  # some of its threads run already
@@ -274,19 +286,15 @@ class Overflows(logging.Handler):
         super().close()
 
 
-def refusal(folder: Path) -> OSError | None:
+def refusal(folder: OpenFolder) -> OSError | None:
     """Why the kernel refuses to report changes in `folder`; None when it does not. Sets a real watch and removes it."""
     try:
-        _Reader(folder, folder / "no ticks", lambda: None).close()
+        _Reader(folder, None, lambda: None).close()
     except OSError as error:
         return error
     return None
 
 
-def _place(folder: Path) -> tuple[int, int] | None:
-    """The folder that lies under that path now; None when there is none."""
-    try:
-        status = folder.stat()
-    except OSError:
-        return None
+def _place(folder: OpenFolder) -> tuple[int, int]:
+    status = folder.stat()
     return status.st_dev, status.st_ino

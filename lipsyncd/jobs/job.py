@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 
 
@@ -166,9 +168,14 @@ class JobSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
-        """The spec that `to_json` wrote. Raises KeyError, TypeError or ValueError when it is damaged."""
+        """The spec that `to_json` wrote. Raises KeyError, TypeError or ValueError when it is damaged.
+
+        Members of the group can rewrite the file in failed/. So each name has to be one component of a path, each role
+        one of ours, and each value of the right type.
+        """
         known = {f.name for f in fields(cls)}
         values = {k: v for k, v in data.items() if k in known}
+        _check_types(values)
         try:
             values["fps"] = Fraction(values["fps"])
         except ArithmeticError as error:
@@ -176,7 +183,47 @@ class JobSpec:
         values["sources"] = tuple(
             SourceFile(s["role"], s["name"], Identity(**s["identity"]), s["sha256"]) for s in values["sources"]
         )
-        return cls(**values)
+        spec = cls(**values)
+        _check_names(spec)
+        return spec
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "name", "out_name", "renderer", "fps", "queue"), (str,)),
+    **dict.fromkeys(("image_url", "audio_url", "text", "voice", "webhook"), (str, NoneType)),
+    **dict.fromkeys(("resolution", "accepted_ms", "priority"), (int,)),
+    **dict.fromkeys(("stitch", "ssml"), (bool,)),
+    **dict.fromkeys(("refusal", "rest"), (dict, NoneType)),
+    "options": (dict,),
+    "pad_s": (int, float),
+    "sources": (list, tuple),
+}
+_ROLE = re.compile(r"image|audio|manifest|extra-\d{1,6}")
+_ID = re.compile(ID_PATTERN)
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name in _TYPES and type(value) not in _TYPES[name]:
+            raise TypeError(f"{name} is {value!r}")
+    refusal = values.get("refusal") or {}
+    if not all(isinstance(text, str) for text in refusal.values()):
+        raise TypeError(f"refusal is {refusal!r}")
+
+
+def _check_names(spec: JobSpec) -> None:
+    for source in spec.sources:
+        texts = isinstance(source.role, str) and isinstance(source.name, str) and isinstance(source.sha256, str)
+        numbers = all(type(value) is int for value in asdict(source.identity).values())
+        if not (texts and numbers and _ROLE.fullmatch(source.role) and is_component(source.name)):
+            raise ValueError(f"{source} is no file of a job")
+    if not (_ID.fullmatch(spec.id) and is_component(spec.out_name) and (not spec.queue or is_component(spec.queue))):
+        raise ValueError(f"job {spec.id!r} is called {spec.out_name!r}, of queue {spec.queue!r}")
+
+
+def is_component(name: str) -> bool:
+    """Is it one component of a path, and neither this folder nor the one above?"""
+    return "/" not in name and "\0" not in name and name not in ("", ".", "..")
 
 
 def idempotency_key(spec: JobSpec) -> str | None:
@@ -260,9 +307,6 @@ class Job:
     def render_fps(self) -> float | None:
         """Frames rendered and encoded per second of wall time."""
         return self.frames * 1000 / self.render_ms if self.frames and self.render_ms else None
-
-    def with_state(self, state: JobState) -> Job:
-        return replace(self, state=state)
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if k != "run_token"}

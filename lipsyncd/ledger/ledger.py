@@ -386,9 +386,9 @@ class Ledger:
                 chosen = col(JobRow.id).in_(job_ids[first : first + _MANY])
                 session.execute(update(JobRow).where(chosen).values(inputs_released=1))
 
-    def set_kept(self, job_id: str, where: Path) -> None:
+    def set_kept(self, job_id: str, where: str) -> None:
         """Record where the inputs of an ended job are kept."""
-        self._set(job_id, kept=str(where))
+        self._set(job_id, kept=where)
 
     def note(self, job_id: str, note: str) -> None:
         """Add a line to a job's history."""

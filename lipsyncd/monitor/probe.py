@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor import health, metrics, packages
 from lipsyncd.monitor.facts import Facts, InboxFacts, WorkerFacts
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.storage.disk_space import free_mb, shortage
+from lipsyncd.storage.disk_space import free_mb, lack
 from lipsyncd.storage.folders import Folders
 
 log = logging.getLogger(__name__)
@@ -204,20 +203,18 @@ class HealthMonitor:
         return ""
 
     def _folder_fault(self, kind: str) -> str:
-        folder = self._folders.shared[kind]
-        if not self._folders.available(kind):
-            return f"{folder} is not mounted, or is another folder than before"
-        return "" if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else f"{folder} cannot be written"
+        return self._folders.shared[kind].fault()
 
     def _disk_fault(self) -> str:
         """Jobs need space on the disks of spool and outbox."""
-        floor, spool, outbox = self.settings.now.paths.min_free_mb, self._folders.spool, self._folders.shared["outbox"]
-        free = {spool: free_mb(spool)}
-        if self._folders.available("outbox"):
-            free[outbox] = free_mb(outbox)
-        self._spool_free = round(free[spool] * 1_000_000)
-        self._outbox_free = round(free[outbox] * 1_000_000) if outbox in free else None
-        return "; ".join(filter(None, (shortage(folder, floor) for folder in free)))
+        floor, spool = self.settings.now.paths.min_free_mb, self._folders.spool
+        free = {str(spool): free_mb(spool)}
+        self._spool_free, self._outbox_free = round(free[str(spool)] * 1_000_000), None
+        with self._folders.shared["outbox"].opened() as outbox:
+            if outbox is not None:
+                free[outbox.where] = free_mb(outbox.fileno())
+                self._outbox_free = round(free[outbox.where] * 1_000_000)
+        return "; ".join(filter(None, (lack(where, mb, floor) for where, mb in free.items())))
 
     def _renderer_fault(self) -> str:
         """Can the default renderer be loaded? Its packages, its weights, and jobs that are blocked for its sake."""

@@ -9,26 +9,26 @@ A linked video is copied into the job's own spool folder and published like any 
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lipsyncd.errors import IllegalTransition
 from lipsyncd.jobs.job import Job
 from lipsyncd.jobs.prepared import Output
-from lipsyncd.results.find_video import sidecar_of, video_paths
+from lipsyncd.results.find_video import FoundVideo, videos
 from lipsyncd.results.finish import Finisher
-from lipsyncd.results.leftovers import facts_in
 from lipsyncd.results.outbox import VIDEO
 from lipsyncd.results.publish import Publisher
 from lipsyncd.results.recipe import recipe_of
 from lipsyncd.results.stores import Stores
 from lipsyncd.settings import Settings
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import copy_hashed, open_regular, sha256_of
+from lipsyncd.storage.files import copy_hashed
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,11 @@ class Duplicates:
             return False
         for first in duplicates.finished(job, key):
             for video, facts in self._results(first, recipe_of(settings)):
-                if self._take(job, first, video, facts, skip=policy == "skip"):
-                    return True
+                try:
+                    if self._take(job, first, video, facts, skip=policy == "skip"):
+                        return True
+                finally:
+                    video.close()
         under_way = duplicates.under_way(job, key)
         if under_way is not None:
             log.info("job %s repeats job %s and waits for it", job.id, under_way.id)
@@ -67,22 +70,23 @@ class Duplicates:
             duplicates.unlink(job.id)
         return False
 
-    def _results(self, first: Job, recipe: str) -> Iterator[tuple[Path, Output]]:
-        """The places and facts of a finished job's video, if the current settings would make the same one."""
-        spool = self._stores.spool
-        for video in video_paths(self._stores.folders, first):
-            facts = spool.output(first.id) if video == spool.video(first.id) else _facts(first, sidecar_of(video))
+    def _results(self, first: Job, recipe: str) -> Iterator[tuple[FoundVideo, Output]]:
+        """A finished job's video, where it lies, and its facts, if the current settings would make the same one."""
+        for video in videos(self._stores.folders, first):
+            facts = self._stores.spool.output(first.id) if video.facts is None else _facts(first, video.facts)
             if facts is not None and facts.recipe == recipe:
                 yield video, replace(facts, duplicate_of=first.id)
+            else:
+                video.close()
 
-    def _take(self, job: Job, first: Job, video: Path, facts: Output, *, skip: bool) -> bool:
+    def _take(self, job: Job, first: Job, video: FoundVideo, facts: Output, *, skip: bool) -> bool:
         """Make the video of `first` the result of `job` and publish it; False when it is gone."""
         stores, spool = self._stores, self._stores.spool
         if skip:
             seen_from = job.queue or "."  # where the sidecar will lie
             facts = replace(facts, shown_as=os.path.relpath(f"{first.place}.{VIDEO}", seen_from))
         partial = spool.partial_render(job.id, _TOKEN)
-        if not (_copy(video, partial, facts) if facts.shown_as is None else _is_whole(video, facts)):
+        if not (_copy(video, partial, facts) if facts.shown_as is None else _sha256(video) == facts.sha256):
             return False
         reach("link-copied")
         if not stores.ledger.duplicates.link(job, first, note=f"the same work as job {first.id}: its video is taken"):
@@ -107,9 +111,8 @@ class Duplicates:
         self._publisher.try_publish(moved)
 
 
-def _facts(first: Job, sidecar: Path) -> Output | None:
+def _facts(first: Job, recorded: Mapping[str, Any]) -> Output | None:
     """The facts of a video from its sidecar; None when that is gone, damaged, or another job's."""
-    recorded = facts_in(sidecar)
     if recorded.get("id") != first.id or first.out_sha256 is None:
         return None
     try:
@@ -126,28 +129,20 @@ def _facts(first: Job, sidecar: Path) -> Output | None:
             recipe=str(recorded["recipe"]),
             duplicate_of=first.id,
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
 
 
-def _copy(video: Path, target: Path, facts: Output) -> bool:
+def _copy(video: FoundVideo, target: Path, facts: Output) -> bool:
     """Copy a video, if it is still the one that was published. Raises OSError of the spool's disk."""
-    try:
-        descriptor = open_regular(video)
-    except OSError:
-        return False
     target.unlink(missing_ok=True)
-    try:
-        size, digest = copy_hashed(descriptor, target)
-    finally:
-        os.close(descriptor)
-    if (size, digest) == (facts.size, facts.sha256):
+    if copy_hashed(video.descriptor, target) == (facts.size, facts.sha256):
         return True
     target.unlink()
     return False
 
 
-def _is_whole(video: Path, facts: Output) -> bool:
-    with contextlib.suppress(OSError):
-        return sha256_of(video) == facts.sha256
-    return False
+def _sha256(video: FoundVideo) -> str:
+    with os.fdopen(os.dup(video.descriptor), "rb") as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()

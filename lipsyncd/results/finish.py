@@ -25,7 +25,9 @@ from lipsyncd.results.outbox import SIDECAR, VIDEO
 from lipsyncd.results.republish import Republisher
 from lipsyncd.results.stores import Stores
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import fsync_folder, remove_tree, replace_durably
+from lipsyncd.storage.files import NotRegular, fsync_folder, replace_durably
+from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.shared_folders import SharedFolder
 from lipsyncd.storage.spool import JobUnderWay
 
 log = logging.getLogger(__name__)
@@ -135,35 +137,27 @@ class Finisher:
         spec = self._stores.spool.spec(job.id) if work is None else work.spec
         if spec is None:
             return
-        folder = self._stores.spool.folder(job.id)
         if job.state is JobState.DONE:
             self._keep_result(job, spec, self._stores.spool.output(job.id) if work is None else work.output)
         if job.state is JobState.FAILED:
-            self._require("failed")
             ending = self._stores.spool.ending(job.id) or {
                 "state": "failed",
                 **_reason_of(job),
                 "at_ms": job.finished_ms,
             }
             name = archive.failed_name(spec, int(ending["at_ms"]))
-            reason = sidecar.of_failure(job, spec, ending)
-            self._stores.ledger.set_kept(
-                job.id, archive.put(self._stores.folders.shared["failed"], name, spec, folder, reason=reason)
-            )
+            self._keep_inputs("failed", name, spec, sidecar.of_failure(job, spec, ending))
         elif job.state is JobState.CANCELLED or self._stores.settings.now.archive.mode == "move":
-            self._require("archive")
             why = self._stores.spool.ending(job.id) if job.state is JobState.CANCELLED else None
-            reason_json = None if why is None else sidecar.of_failure(job, spec, why)
-            name = archive.archived_name(spec)
-            self._stores.ledger.set_kept(
-                job.id, archive.put(self._stores.folders.shared["archive"], name, spec, folder, reason=reason_json)
-            )
+            reason = None if why is None else sidecar.of_failure(job, spec, why)
+            self._keep_inputs("archive", archive.archived_name(spec), spec, reason)
         reach("cleared")
         self._stores.spool.remove(job.id)
 
-    def _require(self, kind: str) -> None:
-        if not self._stores.folders.available(kind):
-            raise OSError(f"{self._stores.folders.shared[kind]} is not mounted, or is another folder than before")
+    def _keep_inputs(self, kind: str, name: Sequence[str], spec: JobSpec, reason: bytes | None) -> None:
+        stores = self._stores
+        kept = archive.put(stores.folders.shared[kind], name, spec, stores.spool.folder(spec.id), reason=reason)
+        stores.ledger.set_kept(spec.id, kept)
 
     def _keep_result(self, job: Job, spec: JobSpec, output: Output | None) -> None:
         """Keep the video beside the ledger for a while: `republish` works also after the outbox was emptied."""
@@ -199,7 +193,7 @@ class Finisher:
         """The second half of a retry: the inputs are back in the spool; remove the other copy and queue the job."""
         if job.kept is not None:
             try:
-                remove_tree(Path(job.kept))
+                self._remove_kept(job)
             except OSError as error:
                 log.warning("job %s: %s stays, although the job is tried again: %s", job.id, job.kept, error)
             reach("retry-cleared")
@@ -216,17 +210,41 @@ class Finisher:
         self._stores.spool.clear_ending(job_id)
 
     def _take_back(self, job: Job) -> None:
-        kept = None if job.kept is None else Path(job.kept)
-        spec = None if kept is None else archive.spec_of(kept)
-        if kept is None or spec is None:
-            raise InputsLost(f"the inputs of job {job.id} are no longer in {job.kept or 'any folder that we know'}")
-        ordered = as_ordered(spec, job)
+        lost = InputsLost(f"the inputs of job {job.id} are no longer in {job.kept or 'any folder that we know'}")
+        place = self._place_of(job)
+        if place is None:
+            raise lost
+        shared, parts = place
+        with shared.opened() as root:
+            if root is None:
+                raise OSError(shared.absence)
+            try:
+                with root.walk(parts) as kept:  # one descriptor for the spec and for the files that it names
+                    self._accept_again(job, kept, lost)
+            except (FileNotFoundError, NotRegular) as error:
+                raise lost from error
+
+    def _accept_again(self, job: Job, kept: OpenFolder, lost: InputsLost) -> None:
+        spec = archive.spec_of(kept)
+        if spec is None or spec.id != job.id:
+            raise lost
+        # Members can write failed/: whose job it is, and what is called at its end, is taken from the ledger.
+        ordered = replace(as_ordered(spec, job), refusal=None, webhook=job.webhook)
 
         def fill(folder: Path) -> JobSpec:
             archive.take_back(kept, ordered, folder)
-            return replace(ordered, refusal=None)
+            return ordered
 
         self._stores.spool.accept(job.id, fill)
+
+    def _remove_kept(self, job: Job) -> None:
+        place = self._place_of(job)
+        if place is not None:
+            archive.remove(*place, job.id)
+
+    def _place_of(self, job: Job) -> tuple[SharedFolder, tuple[str, ...]] | None:
+        """The folder with the inputs of an ended job: the shared one, and the names that lead to it."""
+        return None if job.kept is None else self._stores.folders.place_of(job.kept, ("failed", "archive"))
 
     def republish(self, job_id: str, *, order: str = "") -> str:
         """Put the video of a finished job into the outbox once more, under the next free name; returns that name.
@@ -252,8 +270,7 @@ class Finisher:
             job = self._stores.ledger.get(job_id)
             if job.rest is not None:
                 self._stores.outbox.of_queue(job.queue).withdraw(job_id, job.out_name)
-                if job.kept is not None:
-                    remove_tree(Path(job.kept))
+                self._remove_kept(job)
             self.republisher.drop(job_id)
             for suffix in (VIDEO, SIDECAR):
                 self.result(job_id, suffix).unlink(missing_ok=True)

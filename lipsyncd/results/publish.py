@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Hashable
 
-from lipsyncd.errors import BadResult, Blocked, IllegalTransition, LipsyncdError, NameTaken, OutboxUnavailable
+from lipsyncd.errors import BadResult, Blocked, IllegalTransition, LipsyncdError, NameTaken
 from lipsyncd.jobs.blocked import ReadState
 from lipsyncd.jobs.job import Job, JobState, now_ms
 from lipsyncd.jobs.prepared import Output
@@ -22,8 +22,9 @@ from lipsyncd.results.failures import PUBLISH, Failures
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.outbox import SIDECAR, VIDEO
 from lipsyncd.results.stores import Stores
-from lipsyncd.storage.disk_space import shortage
+from lipsyncd.storage.disk_space import lack
 from lipsyncd.storage.failpoints import reach
+from lipsyncd.storage.files import open_regular
 from lipsyncd.storage.spool import JobUnderWay
 
 log = logging.getLogger(__name__)
@@ -47,15 +48,15 @@ class Publisher:
         Raises `IllegalTransition` when another thread has ended the job.
         """
         with self._finisher.lock:
-            self._require_outbox()
             work.job = self._stores.ledger.get(work.id)
             if work.job.state is not JobState.PUBLISHING:
                 raise IllegalTransition(f"job {work.id} is {work.job.state.value}, and no longer to be published")
             if work.job.staged and work.staged_as is None:
                 work.staged_as = self._stores.spool.staged_name(work.id)  # by another thread
             output = self._output(work)
-            out_name = self._show_first(work, output, work.staged_as or self._stage(work, output))
-            self._show_sidecar(work, out_name)
+            out_name = work.staged_as or self._stage(work, output, work.job.out_name)
+            out_name = self._show_first(work, output, out_name)
+            self._show_sidecar(work, output, out_name)
             reach("publish-shown")
             shown = f"{out_name}.{_first(output)}"
             work.job = self._stores.ledger.to_done(work.id, note=f"published as {shown}")
@@ -102,14 +103,9 @@ class Publisher:
 
     def _state_of_outbox(self) -> Hashable:
         """Cheap to compare, and different once results may fit into the outbox again."""
-        there, root = self._stores.folders.available("outbox"), self._stores.outbox.root
+        shared = self._stores.outbox.shared
         floor_mb = self._stores.settings.now.paths.min_free_mb
-        return there and (os.access(root, os.W_OK | os.X_OK), not shortage(root, floor_mb))
-
-    def _require_outbox(self) -> None:
-        if not self._stores.folders.available("outbox"):
-            root = self._stores.outbox.root
-            raise OutboxUnavailable(f"{root} is not mounted, or is another folder than before")
+        return shared.fault() or bool(lack(shared.where, shared.free_mb(), floor_mb))
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
@@ -118,14 +114,18 @@ class Publisher:
             raise BadResult(f"the finished video of job {work.id} is gone from the spool")
         return work.output
 
-    def _stage(self, work: JobUnderWay, output: Output) -> str:
-        out_name, stores = work.job.out_name, self._stores
+    def _stage(self, work: JobUnderWay, output: Output, out_name: str) -> str:
+        stores = self._stores
         content = sidecar.of_video(work.job, work.spec, output, out_name)
         if output.shown_as is None:
-            stores.outbox.stage(work.id, stores.spool.video(work.id), output.sha256, content)
+            video = open_regular(stores.spool.video(work.id))
+            try:
+                made = stores.outbox.stage(work.id, video, output.sha256, content)
+            finally:
+                os.close(video)
         else:
-            stores.outbox.stage_sidecar(work.id, content)
-        stores.spool.set_staged(work.id, out_name)
+            made = stores.outbox.stage_sidecar(work.id, content)
+        stores.spool.set_staged(work.id, out_name, made)
         reach("publish-staged")
         stores.ledger.set_staged(work.id)
         work.staged_as = out_name
@@ -134,7 +134,7 @@ class Publisher:
     def _show_first(self, work: JobUnderWay, output: Output, out_name: str) -> str:
         """Give the video, or the sidecar where there is no video, its name or the next free one; returns that name."""
         first, outbox = _first(output), self._stores.outbox.of_queue(work.spec.queue)
-        while outbox.is_staged(work.id, first):
+        while outbox.is_staged(work.id, first) or self._is_staged_anew(work, output, out_name):
             if outbox.is_free(out_name):
                 with contextlib.suppress(FileExistsError):
                     outbox.show(work.id, first, out_name)
@@ -143,17 +143,39 @@ class Publisher:
                 raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
             out_name = self._stores.ledger.rename_output(work.id, work.spec.out_name, out_name)
             job = self._stores.ledger.get(work.id)
-            self._stores.outbox.stage_sidecar(work.id, sidecar.of_video(job, work.spec, output, out_name))
-            self._stores.spool.set_staged(work.id, out_name)
-        self._require_outbox()  # an unmounted outbox has no tokens either
+            made = self._stores.outbox.stage_sidecar(work.id, sidecar.of_video(job, work.spec, output, out_name))
+            self._stores.spool.set_staged(work.id, out_name, made)
         self._stores.ledger.note(work.id, "the result was shown before")
         return out_name
 
-    def _show_sidecar(self, work: JobUnderWay, out_name: str) -> None:
+    def _is_staged_anew(self, work: JobUnderWay, output: Output, out_name: str) -> bool:
+        """Stage a result again whose tokens are lost: their hidden folder was taken away, and is another one now.
+
+        Not when it lies in the outbox. If it was shown, and a consumer has taken it, it is published twice: that is
+        better than never.
+        """
+        outbox = self._stores.outbox.of_queue(work.spec.queue)
+        if self._has_its_tokens(work):
+            return False
+        if output.shown_as is None and outbox.has_video(out_name, output.size, output.sha256):
+            return False
+        if output.shown_as is not None and outbox.has_sidecar(work.id, out_name):
+            return False
+        log.warning("job %s: the hidden folder of the outbox was taken away; its result is staged again", work.id)
+        self._stage(work, output, out_name)
+        return True
+
+    def _has_its_tokens(self, work: JobUnderWay) -> bool:
+        """Is the hidden folder the one that the result was staged in? Then a token that is missing was shown."""
+        return self._stores.outbox.made() == self._stores.spool.staged_in(work.id)
+
+    def _show_sidecar(self, work: JobUnderWay, output: Output, out_name: str) -> None:
         outbox = self._stores.outbox.of_queue(work.spec.queue)
         if not outbox.is_staged(work.id, SIDECAR):
-            self._require_outbox()
-            return
+            if self._has_its_tokens(work) or outbox.has_sidecar(work.id, out_name):
+                return
+            made = outbox.stage_sidecar(work.id, sidecar.of_video(work.job, work.spec, output, out_name))
+            self._stores.spool.set_staged(work.id, out_name, made)
         try:
             outbox.show(work.id, SIDECAR, out_name)
         except FileExistsError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results import sidecar
 from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox
+from lipsyncd.storage.control_files import is_pending
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import fsync_folder, read_json, write_json
+from lipsyncd.storage.files import fsync_folder, open_regular, read_json, write_json
 from lipsyncd.storage.folders import Folders
 
 log = logging.getLogger(__name__)
@@ -29,11 +31,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """One order: the name that the job's video gets, and whether it has it. `order` is "" without an order file."""
+    """One order: the name that the job's video gets, and whether it has it. `order` is "" without an order file.
+
+    made  the hidden folder that its copies are staged in (`Outbox.made`)
+    """
 
     order: str
     out_name: str
     shown: bool = False
+    made: str = ""
 
 
 class Republisher:
@@ -64,7 +70,7 @@ class Republisher:
                 self.drop(job_id)
             elif not plan.shown:
                 plan = self._tried(job, plan)
-            if plan.shown and not (self._folders.control / f"{plan.order}.json").exists():
+            if plan.shown and not is_pending(self._folders.control, plan.order):
                 self._file(job_id).unlink(missing_ok=True)
 
     def _tried(self, job: Job, plan: Plan) -> Plan:
@@ -89,7 +95,7 @@ class Republisher:
 
     def _begin(self, job: Job, order: str) -> Plan:
         """Stage the kept video, then write the plan; the next start removes staged files without a plan."""
-        video, facts = (self._folders.results / f"{job.id}.{suffix}" for suffix in (VIDEO, SIDECAR))
+        video = self._folders.results / f"{job.id}.{VIDEO}"
         if job.state is not JobState.DONE:
             raise IllegalTransition(f"job {job.id} is {job.state.value}; only finished ones are published again")
         if not video.exists() and job.duplicate_of is not None:
@@ -99,10 +105,9 @@ class Republisher:
             )
         if not video.exists() or job.out_sha256 is None:
             raise ResultGone(f"the video of job {job.id} is kept no longer")
-        self._require_outbox()
         plan = Plan(order, self._free_name(job))
         try:
-            self.outbox.stage(job.id, video, job.out_sha256, sidecar.renamed(facts.read_bytes(), plan.out_name))
+            plan = self._stage(job, plan)
             self._write(job.id, plan)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -111,18 +116,31 @@ class Republisher:
         reach("again-staged")
         return plan
 
+    def _stage(self, job: Job, plan: Plan) -> Plan:
+        descriptor = open_regular(self._folders.results / f"{job.id}.{VIDEO}")
+        try:
+            made = self.outbox.stage(job.id, descriptor, job.out_sha256 or "", self._facts(job, plan))
+        finally:
+            os.close(descriptor)
+        return replace(plan, made=made)
+
+    def _facts(self, job: Job, plan: Plan) -> bytes:
+        """The kept sidecar, for the name that the video gets now."""
+        return sidecar.renamed((self._folders.results / f"{job.id}.{SIDECAR}").read_bytes(), plan.out_name)
+
     def _carry_out(self, job: Job, plan: Plan) -> Plan:
         """Carry out the rest of a plan. Each step may be repeated."""
         plan = self._show_video(job, plan)
         reach("again-half-shown")
         outbox = self.outbox.of_queue(job.queue)
+        if not outbox.is_staged(job.id, SIDECAR) and outbox.made() != plan.made:
+            plan = self._sidecar_staged_anew(job, plan)
         if outbox.is_staged(job.id, SIDECAR):
             try:
                 outbox.show_again(job.id, SIDECAR, plan.out_name)
             except FileExistsError:
                 # Another program has just written a file of that name. The sidecar names its video.
                 outbox.show_again(job.id, SIDECAR, f"{plan.out_name} {job.id}")
-        self._require_outbox()
         self.ledger.note(job.id, f"published again as {plan.out_name}.mp4")
         reach("again-shown")
         plan = replace(plan, shown=True)
@@ -131,18 +149,32 @@ class Republisher:
 
     def _show_video(self, job: Job, plan: Plan) -> Plan:
         """Give the video the planned name, or the next free one when it was taken meanwhile."""
-        self._require_outbox()
         outbox = self.outbox.of_queue(job.queue)
+        if not outbox.is_staged(job.id, VIDEO) and outbox.made() != plan.made:
+            plan = self._staged_anew(job, plan)
         while outbox.is_staged(job.id, VIDEO):
             if outbox.is_free(plan.out_name):
                 with contextlib.suppress(FileExistsError):
                     outbox.show_again(job.id, VIDEO, plan.out_name)
                     return plan
             plan = replace(plan, out_name=self._free_name(job))
-            staged = self.outbox.token(job.id, SIDECAR).read_bytes()
-            self.outbox.stage_sidecar(job.id, sidecar.renamed(staged, plan.out_name))
+            self.outbox.stage_sidecar(job.id, sidecar.renamed(outbox.staged_sidecar(job.id), plan.out_name))
             self._write(job.id, plan)
-        self._require_outbox()  # an unmounted outbox has no tokens either
+        return plan
+
+    def _staged_anew(self, job: Job, plan: Plan) -> Plan:
+        """Stage copies again that are lost with their hidden folder, unless the video has its name already."""
+        outbox = self.outbox.of_queue(job.queue)
+        if not outbox.has_video(plan.out_name, job.out_size or 0, job.out_sha256 or ""):
+            plan = self._stage(job, plan)
+            self._write(job.id, plan)
+        return plan
+
+    def _sidecar_staged_anew(self, job: Job, plan: Plan) -> Plan:
+        """The same for a sidecar whose video was shown before."""
+        if not self.outbox.of_queue(job.queue).has_sidecar(job.id, plan.out_name):
+            plan = replace(plan, made=self.outbox.stage_sidecar(job.id, self._facts(job, plan)))
+            self._write(job.id, plan)
         return plan
 
     def _free_name(self, job: Job) -> str:
@@ -152,10 +184,6 @@ class Republisher:
             out_name = f"{job.out_name} ({number})"
         return out_name
 
-    def _require_outbox(self) -> None:
-        if not self._folders.available("outbox"):
-            raise OutboxUnavailable(f"{self.outbox.root} is not mounted, or is another folder than before")
-
     # -- plans ---------------------------------------------------------------------------------------------------------
 
     def _file(self, job_id: str) -> Path:
@@ -163,7 +191,7 @@ class Republisher:
 
     def _plan(self, job_id: str) -> Plan | None:
         record = read_json(self._file(job_id))
-        return None if record is None else Plan(record["order"], record["out_name"], record["shown"])
+        return None if record is None else Plan(**record)
 
     def _write(self, job_id: str, plan: Plan) -> None:
         folder = self._folders.again

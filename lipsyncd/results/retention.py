@@ -10,11 +10,10 @@ Only chooses. Leaves the times to `housekeeping` and the removal to `leftovers`.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-from collections.abc import Collection, Sequence
+import stat
+from collections.abc import Collection, Container, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from lipsyncd.jobs.manifest import MAX_BYTES
@@ -22,8 +21,9 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.results import leftovers
 from lipsyncd.results.leftovers import ARCHIVE, FAILED, KINDS, OUTBOX, RESULTS, UPLOADS, Piece
 from lipsyncd.settings import Settings
-from lipsyncd.storage.files import NotRegular, open_regular
+from lipsyncd.storage.files import NotRegular
 from lipsyncd.storage.folders import Folders
+from lipsyncd.storage.open_folder import OpenFolder
 from lipsyncd.storage.uploads import PREFIX
 
 LEDGER = "ledger"
@@ -77,15 +77,8 @@ class Retention:
 
     def pieces(self, kind: str) -> list[Piece]:
         """Every piece of a kind, oldest first; none while its share is not mounted."""
-        folders = self._folders
-        if kind in folders.shared and not folders.available(kind):
-            return []
-        if kind == UPLOADS:
-            root = folders.state / "uploads"
-            found = leftovers.stored(root, self._uploads_in_use(root)) if root.is_dir() else iter(())
-        else:
-            root = folders.results if kind == RESULTS else folders.shared[kind]
-            found = _LISTED[kind](root, self._view.persisting())
+        exempt = self._uploads_in_use() if kind == UPLOADS else self._view.persisting()
+        found = leftovers.listed(self._folders, kind, exempt)
         return sorted(found, key=lambda piece: (piece.at_s, piece.id))
 
     def due(self, kind: str, now_s: float) -> tuple[list[Piece], list[Piece]]:
@@ -113,13 +106,19 @@ class Retention:
         """
         days = self._rules.ledger_days
         before_ms = round((now_s - days * 86400) * 1000) if days else 0
-        mounted = self._folders.available(FAILED)
         old = self._view.old_rows(before_ms, self._rules.ledger_rows)
-        return [
-            job_id
-            for job_id, failed, kept in old
-            if not failed or job_id in without or (mounted and not _is_folder(kept))
-        ]
+        with self._folders.shared[FAILED].opened() as root:
+            return [
+                job_id
+                for job_id, failed, kept in old
+                if not failed or job_id in without or (root is not None and not self._is_kept(root, kept))
+            ]
+
+    def _is_kept(self, root: OpenFolder, kept: str | None) -> bool:
+        """Does the folder with a failed job's inputs still lie in failed/?"""
+        place = None if kept is None else self._folders.place_of(kept, [FAILED])
+        status = None if place is None or len(place[1]) != 1 else root.status(place[1][0])
+        return status is not None and stat.S_ISDIR(status.st_mode)
 
     def count(self, now_s: float) -> list[Count]:
         """How much would be pruned now, by kind."""
@@ -132,23 +131,21 @@ class Retention:
         """How many jobs the ledger has."""
         return sum(self._view.counts().values())
 
-    def _uploads_in_use(self, root: Path) -> set[str]:
+    def _uploads_in_use(self) -> Container[str]:
         """Uploads that jobs may still read; all of them while the inbox cannot be read.
 
         The inbox is read first: a manifest leaves it once the job has its row.
         """
-        if not self._folders.available("inbox"):
-            return {path.name for path in root.iterdir()}
-        waiting = _named_in(self._folders.shared["inbox"])
+        with self._folders.shared["inbox"].opened() as inbox:
+            if inbox is None:
+                return _All()
+            waiting = _named_in(inbox)
         return waiting | self._view.uploads_in_use()
 
 
-_LISTED = {
-    OUTBOX: leftovers.published,
-    ARCHIVE: leftovers.archived,
-    FAILED: leftovers.failed,
-    RESULTS: leftovers.kept_results,
-}
+class _All(Container[str]):
+    def __contains__(self, _item: object) -> bool:
+        return True
 
 
 def over(there: Sequence[Piece], limits: Limits, now_s: float) -> list[Piece]:
@@ -177,14 +174,12 @@ def count_of(kind: str, gone: Collection[Piece], there: Collection[Piece]) -> Co
     return Count(kind, len(gone), frees, len(there), holds)
 
 
-def _named_in(inbox: Path) -> set[str]:
+def _named_in(inbox: OpenFolder) -> set[str]:
     """The uploads that manifests in the inbox name."""
     found: set[str] = set()
-    for path in inbox.glob("*.json"):
-        with contextlib.suppress(FileNotFoundError, NotRegular), os.fdopen(open_regular(path), "rb") as file:
-            found |= {name.decode() for name in _NAMED_UPLOAD.findall(file.read(MAX_BYTES + 1))}
+    for entry in inbox.entries():
+        if entry.name.endswith(".json"):
+            with contextlib.suppress(FileNotFoundError, NotRegular, PermissionError):
+                content = inbox.read(entry.name, MAX_BYTES + 1)
+                found |= {name.decode() for name in _NAMED_UPLOAD.findall(content)}
     return found
-
-
-def _is_folder(kept: str | None) -> bool:
-    return kept is not None and Path(kept).is_dir()

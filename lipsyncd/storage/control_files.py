@@ -3,27 +3,36 @@
     <id>.json     {"action": "cancel", "job_id": …, "value": …}, written whole and renamed into place
     <id>.answer   {"ok": true, "message": …, "facts": …}, written by the daemon, removed by the client
 
-Only the daemon writes the ledger. Owns that folder; `daemon/commands.py` carries the requests out.
+Only the daemon writes the ledger. Members of the group write this folder, so nothing in it is trusted: see
+`open_folder`. What is no request stays where it is, and holds up no other. `daemon/commands.py` carries requests out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lipsyncd.jobs.job import new_id
-from lipsyncd.storage.files import open_to_group, read_json, write_json, write_new
+from lipsyncd.log import printable
+from lipsyncd.storage.open_folder import OpenFolder, open_to_group
+
+log = logging.getLogger(__name__)
 
 PRUNE = "prune"  # names no job
 ACTIONS = ("cancel", "retry", "priority", "republish", "delete", PRUNE)
+REQUEST, ANSWER = ".json", ".answer"
 _MODE = 0o660
 _STALE_S = 300.0
 _LOOK_AGAIN_S = 0.05
+_MOST_PENDING = 100  # in one look; the rest waits for the next one
+_LONGEST_TEXT = 300  # characters of a job's id or a name of a file
 
 
 @dataclass(frozen=True)
@@ -45,57 +54,96 @@ class Answer:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+# -- clients -----------------------------------------------------------------------------------------------------------
+
+
 def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
-    """Write a request for the daemon and wait for its answer; None when none came in time."""
+    """Write a request for the daemon and wait for its answer; None when none came in time. Raises OSError."""
     name = new_id()
-    answer_file = folder / f"{name}.answer"
-    hidden = folder / f".{name}.part"
-    write_new(hidden, json.dumps(asdict(request)).encode(), mode=_MODE)
-    open_to_group(hidden)
-    hidden.rename(folder / f"{name}.json")
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = read_json(answer_file)
-        if found is not None:
-            with contextlib.suppress(OSError):
-                answer_file.unlink()
-            facts = found.get("facts")
-            return Answer(
-                bool(found.get("ok")), str(found.get("message", "")), facts if isinstance(facts, dict) else {}
-            )
-        time.sleep(_LOOK_AGAIN_S)
-    with contextlib.suppress(OSError):
-        (folder / f"{name}.json").unlink()
+    with OpenFolder.at(folder) as control:
+        hidden = f".{name}.part"
+        control.write(hidden, json.dumps(asdict(request)).encode(), mode=_MODE, prepare=open_to_group)
+        control.rename(hidden, control, name + REQUEST)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            found = control.read_json(name + ANSWER)
+            if found is not None:
+                with contextlib.suppress(OSError):
+                    control.remove(name + ANSWER)
+                facts = found.get("facts")
+                return Answer(
+                    bool(found.get("ok")), str(found.get("message", "")), facts if isinstance(facts, dict) else {}
+                )
+            time.sleep(_LOOK_AGAIN_S)
+        with contextlib.suppress(OSError):
+            control.remove(name + REQUEST)
     return None
 
 
-def pending(folder: Path) -> list[tuple[Path, Request | None]]:
-    """Requests that wait, oldest first; None for a file that is no valid request."""
-    found: list[tuple[Path, Request | None]] = []
-    for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("."):
-            continue
+# -- the daemon --------------------------------------------------------------------------------------------------------
+
+
+def pending(folder: Path, without: Container[str] = ()) -> list[tuple[str, Request | None]]:
+    """Requests that wait, each with the name of its file, oldest first; None for one that is not valid.
+
+    without  names that are left out: see `answer`
+    """
+    with OpenFolder.at(folder) as control:
+        files = sorted(entry.name for entry in control.entries() if _is_request(entry) and entry.name not in without)
+        return [(name, _read(control, name)) for name in files[:_MOST_PENDING]]
+
+
+def is_pending(folder: Path, order: str) -> bool:
+    """Does the file of that order still lie there?"""
+    with OpenFolder.at(folder) as control:
+        return control.status(order + REQUEST) is not None
+
+
+def answer(folder: Path, name: str, reply: Answer) -> bool:
+    """Answer a request and remove it, also when the answer cannot be written: it must not be carried out again.
+
+    False when the request cannot be removed: then leave it out from now on.
+    """
+    with OpenFolder.at(folder) as control:
         try:
-            body = read_json(path) or {}
-        except OSError:
-            body = {}  # its mode was changed
-        value = body.get("value", 0)
-        known = body.get("action") in ACTIONS and isinstance(body.get("job_id"), str) and type(value) is int
-        found.append((path, Request(body["action"], body["job_id"], value, path.stem) if known else None))
-    return found
-
-
-def answer(path: Path, reply: Answer) -> None:
-    """Answer a request and remove it, also when the answer cannot be written: it must not be carried out again."""
-    try:
-        write_json(path.with_suffix(".answer"), asdict(reply), mode=_MODE)
-    finally:
-        path.unlink(missing_ok=True)
+            control.write_json(name.removesuffix(REQUEST) + ANSWER, asdict(reply), mode=_MODE)
+        except OSError as error:
+            log.warning("the answer to request %s cannot be written: %s", printable(name), error.strerror)
+        try:
+            control.remove(name)
+        except OSError as error:
+            log.warning("request %s cannot be removed, and is left out: %s", printable(name), error.strerror)
+            return False
+    return True
 
 
 def sweep(folder: Path) -> None:
     """Remove answers that no client has fetched."""
-    for path in folder.glob("*.answer"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _STALE_S:
-                path.unlink()
+    with OpenFolder.at(folder) as control:
+        for entry in control.entries():
+            with contextlib.suppress(OSError):
+                stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S
+                if entry.name.endswith(ANSWER) and stale and not entry.is_dir(follow_symlinks=False):
+                    control.remove(entry.name)
+
+
+def sweep_torn(folder: Path) -> int:
+    """Remove what a crash left of answers under way; gives their number. Clients may be writing requests."""
+    with OpenFolder.at(folder) as control:
+        torn = [e.name for e in control.entries() if e.name.startswith(".") and f"{ANSWER}." in e.name]
+        for name in torn:
+            control.remove(name)
+    return len(torn)
+
+
+def _is_request(entry: os.DirEntry[str]) -> bool:
+    """A file, or a link, that is called like a request. A folder of such a name is none and stays."""
+    called_so = entry.name.endswith(REQUEST) and not entry.name.startswith(".") and len(entry.name) < _LONGEST_TEXT
+    return called_so and not entry.is_dir(follow_symlinks=False)
+
+
+def _read(control: OpenFolder, name: str) -> Request | None:
+    body = control.read_json(name) or {}
+    action, job_id, value = body.get("action"), body.get("job_id"), body.get("value", 0)
+    known = action in ACTIONS and isinstance(job_id, str) and len(job_id) < _LONGEST_TEXT and type(value) is int
+    return Request(str(action), str(job_id), value, name.removesuffix(REQUEST)) if known else None

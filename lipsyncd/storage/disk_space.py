@@ -9,16 +9,20 @@ from pathlib import Path
 from lipsyncd.errors import DiskLow
 
 
-def free_mb(folder: Path) -> float:
-    """Space that we may still use there, in megabytes (10^6 bytes)."""
+def free_mb(folder: Path | int) -> float:
+    """Space that we may still use there, in megabytes (10^6 bytes). `folder` is a path or a descriptor."""
     stat = os.statvfs(folder)
     return stat.f_bavail * stat.f_frsize / 1e6
 
 
 def shortage(folder: Path, floor_mb: float) -> str:
     """What is missing on the folder's disk, in one sentence; "" while it has `floor_mb` free."""
-    free = free_mb(folder)
-    return f"{folder} has {free:.0f} MB free; {floor_mb:.0f} MB are needed" if free < floor_mb else ""
+    return lack(str(folder), free_mb(folder), floor_mb)
+
+
+def lack(where: str, free: float, floor_mb: float) -> str:
+    """`shortage`, for a folder whose free space, in megabytes, is known."""
+    return f"{where} has {free:.0f} MB free; {floor_mb:.0f} MB are needed" if free < floor_mb else ""
 
 
 def require(folder: Path, floor_mb: float) -> None:

@@ -12,32 +12,42 @@ import ctypes
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lipsyncd.jobs.job import Identity
+from lipsyncd.log import printable
 from lipsyncd.storage.failpoints import reach
 
+log = logging.getLogger(__name__)
+
+Name: TypeAlias = bytes | str | Path
+
 COPY_BLOCK_BYTES = 1 << 20
-_RENAME_NOREPLACE = 1
+MOST_JSON_BYTES = 1_000_000
+MOST_JSON_DEPTH = 64
+_MOST_REPORTED = 1000
+_reported: set[str] = set()
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # what CIFS and some FUSE servers answer
 _NO_SUCH_FLAG = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 class NotRegular(OSError):
-    """A name stands for a link, a FIFO, a device or a folder."""
+    """A name stands for a link, a FIFO or a device; or for a folder in place of a file, or the other way round."""
 
 
 class SourceChanged(Exception):
     """A file changed while it was being copied: try again later."""
 
 
-def open_regular(path: bytes | str | Path, *, folder: int | None = None) -> int:
+def open_regular(path: Name, *, folder: int | None = None) -> int:
     """Open a regular file for reading without following a link and without waiting for a FIFO's writer.
 
     Only the last component is guarded: call it with a folder that is ours, or with the descriptor of one.
@@ -56,6 +66,12 @@ def open_regular(path: bytes | str | Path, *, folder: int | None = None) -> int:
     return descriptor
 
 
+def read_regular(path: Name, most_bytes: int, *, folder: int | None = None) -> bytes:
+    """The first `most_bytes` of a regular file. Raises `NotRegular` or OSError; `folder` is as for `open_regular`."""
+    with os.fdopen(open_regular(path, folder=folder), "rb") as file:
+        return file.read(most_bytes)
+
+
 def _is_regular(descriptor: int) -> bool:
     return (os.fstat(descriptor).st_mode & 0o170000) == 0o100000
 
@@ -65,10 +81,14 @@ def copy_hashed(source: int, target: Path, *, mode: int = 0o600) -> tuple[int, s
 
     Raises FileExistsError when the target is there already.
     """
+    return copy_into(source, os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+
+
+def copy_into(source: int, target: int) -> tuple[int, str]:
+    """`copy_hashed` into an open file, which is closed."""
     digest = hashlib.sha256()
     size = 0
-    out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(out, "wb") as file:
+    with os.fdopen(target, "wb") as file:
         os.lseek(source, 0, os.SEEK_SET)
         while block := os.read(source, COPY_BLOCK_BYTES):
             digest.update(block)
@@ -79,12 +99,12 @@ def copy_hashed(source: int, target: Path, *, mode: int = 0o600) -> tuple[int, s
     return size, digest.hexdigest()
 
 
-def copy_unchanged(name: bytes, expected: Identity, target: Path) -> str:
+def copy_unchanged(name: Name, expected: Identity, target: Path, *, folder: int) -> str:
     """Copy a file that others can write, and prove that it has not changed meanwhile; gives its SHA-256 as hex.
 
     Raises `SourceChanged` when the file under `name` is not, or no longer, the one that was `expected`.
     """
-    descriptor = open_regular(name)
+    descriptor = open_regular(name, folder=folder)
     try:
         if Identity.of(os.fstat(descriptor)) != expected:
             raise SourceChanged(os.fsdecode(name))
@@ -92,19 +112,19 @@ def copy_unchanged(name: bytes, expected: Identity, target: Path) -> str:
         after = Identity.of(os.fstat(descriptor))
     finally:
         os.close(descriptor)
-    if size != expected.size or after != expected or identity(name) != expected:
+    if size != expected.size or after != expected or identity(name, folder=folder) != expected:
         raise SourceChanged(os.fsdecode(name))
     return digest
 
 
-def sha256_of(path: bytes | Path, *, folder: int | None = None) -> str:
+def sha256_of(path: Name, *, folder: int | None = None) -> str:
     """SHA-256 of a regular file, as hex; `folder` is as for `open_regular`."""
     descriptor = open_regular(path, folder=folder)
     with os.fdopen(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(path: bytes | Path, *, folder: int | None = None) -> Identity | None:
+def identity(path: Name, *, folder: int | None = None) -> Identity | None:
     """The identity of the file under that name; None when there is none. `folder` is as for `open_regular`."""
     try:
         return Identity.of(os.lstat(path, dir_fd=folder))
@@ -152,13 +172,6 @@ def write_new(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         os.fsync(file.fileno())
 
 
-def open_to_group(path: Path) -> None:
-    """Let the group read and write a file of ours, whatever our umask is: the daemon may be another user."""
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o060 != 0o060:
-        path.chmod(mode | 0o060)
-
-
 def replace_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Give a file new content in one step: readers, and the next start, find either the old or the new content."""
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -185,33 +198,101 @@ def write_json(path: Path, value: Mapping[str, Any], *, mode: int = 0o600) -> No
     replace_durably(path, (json.dumps(value, indent=1) + "\n").encode(), mode=mode)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file of our own; None when there is no such file or it is damaged."""
+def read_json(path: Path, *, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any] | None:
+    """The object in a file; None when there is no such file or it is damaged. Its folder has to be ours: see there.
+
+    Raises OSError, such as PermissionError, when it exists and cannot be read.
+    """
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        data = read_regular(path, most_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError, NotRegular):
         return None
-    return value if isinstance(value, dict) else None
+    return None if len(data) > most_bytes else json_object(data)
 
 
-def rename_no_replace(source: Path, target: Path) -> None:
-    """Rename within one file system, refusing to replace what is there.
+def parse_json(name: Name, *, folder: int, where: str) -> dict[str, Any] | None:
+    """The object in a file of a folder that others may write. None for everything else, which is logged once.
+
+    A regular file of at most `MOST_JSON_BYTES`, opened without waiting, with objects nested at most `MOST_JSON_DEPTH`
+    deep. A missing file is None, too, and not logged.
+    """
+    try:
+        data = read_regular(name, MOST_JSON_BYTES + 1, folder=folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        _report_once(name, where, error.strerror or str(error))
+        return None
+    if len(data) > MOST_JSON_BYTES:
+        _report_once(name, where, f"it has more than {MOST_JSON_BYTES} bytes")
+        return None
+    found = json_object(data)
+    if found is None:
+        _report_once(name, where, "it holds no JSON object, or one that is nested too deeply")
+    return found
+
+
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`; None when it is none, or nested deeper than `MOST_JSON_DEPTH`."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and _is_flat(value) else None
+
+
+def _is_flat(value: object) -> bool:
+    """Is it nested at most `MOST_JSON_DEPTH` deep? Deeper ones could not be written, copied or compared later."""
+    level: list[object] = [value]
+    for _ in range(MOST_JSON_DEPTH):
+        inner = [item for item in level if isinstance(item, dict | list)]
+        if not inner:
+            return True
+        level = [one for item in inner for one in (item.values() if isinstance(item, dict) else item)]
+    return not any(isinstance(item, dict | list) for item in level)
+
+
+def _report_once(name: Name, where: str, why: str) -> None:
+    """Log why a file is not used, once for each: others may write as many as they like, so no more are remembered."""
+    shown = printable(f"{where}/{os.fsdecode(name)}")
+    if shown not in _reported and len(_reported) < _MOST_REPORTED:
+        _reported.add(shown)
+        log.warning("%s is not used: %s", shown, why)
+
+
+def rename_no_replace(
+    source: Name, target: Name, *, folder: int | None = None, target_folder: int | None = None
+) -> None:
+    """Rename within one file system, refusing to replace what is there; each name in its folder, if one is given.
 
     Raises FileExistsError when the target exists, FileNotFoundError when the source does not. Where the file system
     has no such rename (NFS, many CIFS and FUSE servers) the name is looked up first, which leaves a moment in which a
     file that another program writes under this name could be replaced.
     """
+    if _renameat2(source, target, folder, target_folder, _RENAME_NOREPLACE):
+        return
+    if identity(target, folder=target_folder) is not None:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(target))
+    os.rename(source, target, src_dir_fd=folder, dst_dir_fd=target_folder)
+
+
+def rename_exchange(name: Name, other: Name, *, folder: int) -> bool:
+    """Let two names in a folder change places in one step; False where the file system has no such rename."""
+    return _renameat2(name, other, folder, folder, _RENAME_EXCHANGE)
+
+
+def _renameat2(source: Name, target: Name, folder: int | None, target_folder: int | None, flag: int) -> bool:
+    """renameat2(2); False when it does not exist or does not know the flag there. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        done = libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
-        if done == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in _NO_SUCH_FLAG:
-            raise OSError(code, os.strerror(code), str(source), None, str(target))
-    if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    source.rename(target)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, there = (_AT_FDCWD if fd is None else fd for fd in (folder, target_folder))
+    if libc.renameat2(here, os.fsencode(source), there, os.fsencode(target), flag) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_SUCH_FLAG:
+        return False
+    raise OSError(code, os.strerror(code), os.fsdecode(source), None, os.fsdecode(target))
 
 
 def remove_tree(folder: Path) -> None:

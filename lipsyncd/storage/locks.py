@@ -13,16 +13,23 @@ import json
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.storage.files import read_json
+from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.private_folder import HIDDEN, LOCK
+from lipsyncd.storage.shared_folders import SharedFolder
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 0.3
+_LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_NO_LOCK_FILE = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, a FIFO, a folder
+_NOT_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of the share
 
 
 class InstanceLock:
@@ -50,34 +57,51 @@ class InstanceLock:
 
 
 class FolderLock:
-    """The file `path` in a shared folder, locked from the first `hold` that succeeds until the end of the process.
+    """The lock of one inbox, held from the first `hold` that succeeds until the end of the process.
 
     Such a lock is lost as soon as this process closes any descriptor of its file, so no other code opens it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: SharedFolder) -> None:
+        self._folder = folder
         self._descriptor: int | None = None
         self._complained = False
 
     def hold(self) -> str:
-        """Take the lock or keep it; its holder when that is another daemon, else "". A share without locks gives ""."""
-        if self._is_ours():
-            return ""
+        """Take the lock or keep it; why that is impossible, else "". A share without locks gives "".
+
+        Raises `FolderNotOurs` or OSError when our own folder in the inbox cannot be had.
+        """
+        with self._folder.opened() as root:
+            if root is None:
+                return self._folder.absence
+            with self._folder.private(root) as private:
+                return "" if self._is_ours(private) else self._take(private)
+
+    def _take(self, private: OpenFolder) -> str:
         self.release()
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o664)
+            descriptor = os.open(LOCK, _LOCK_FLAGS | os.O_CREAT, 0o600, dir_fd=private.fileno())
+        except PermissionError:
+            return self._served_by("the daemon of another user")
         except OSError as error:
-            self._complain(error)
+            if error.errno in _NO_LOCK_FILE:
+                return f"{private.shown(LOCK)} is no regular file; remove it"
+            if error.errno in _NOT_NOW:
+                raise
+            self._complain(private, error)
             return ""
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            return f"{private.shown(LOCK)} is no regular file; remove it"
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             other = _recorded_holder(descriptor)
             os.close(descriptor)
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                return other or "another daemon"
-            self._complain(error)
+                return self._served_by(other or "another daemon")
+            self._complain(private, error)
             return ""
         ours = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         os.ftruncate(descriptor, 0)
@@ -90,39 +114,40 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _is_ours(self) -> bool:
+    def _is_ours(self, private: OpenFolder) -> bool:
         """Held, and the file that we hold is still the one that others would try."""
         if self._descriptor is None:
             return False
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self._path.lstat())
-        except OSError:
-            return False
+        there = private.status(LOCK)
+        return there is not None and os.path.samestat(os.fstat(self._descriptor), there)
 
-    def _complain(self, error: OSError) -> None:
+    def _served_by(self, other: str) -> str:
+        return f"{self._folder.where} is served by {other}"
+
+    def _complain(self, private: OpenFolder, error: OSError) -> None:
         if not self._complained:
             log.warning(
-                "lock: cannot lock %s (%s): make sure that no other daemon serves it", self._path, error.strerror
+                "lock: cannot lock %s (%s): make sure that no other daemon serves it", private.where, error.strerror
             )
         self._complained = True
 
 
-def refuse_a_second(state: Path, inboxes: Iterable[Path]) -> None:
-    """Raise `AnotherDaemonRuns` when a daemon that starts now would not get its locks; inboxes by their lock files.
+def refuse_a_second(state: Path, inboxes: Iterable[SharedFolder]) -> None:
+    """Raise `AnotherDaemonRuns` when a daemon that starts now would not get its locks.
 
     Holds nothing afterwards, so the daemon still has to take the locks. But a second daemon is refused at once, before
     everything that a daemon imports.
     """
     with contextlib.suppress(FileNotFoundError, PermissionError):  # no lock yet, or the start gives a better message
-        descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             if not _take(descriptor, fcntl.LOCK_SH):
                 raise already_held(state)
         finally:
             os.close(descriptor)
-    for path in inboxes:
-        if other := _holder_in_a_share(path):
-            raise already_served(path, other)
+    for folder in inboxes:
+        if other := _holder_in_a_share(folder):
+            raise already_served(f"the inbox {folder.where} is served by {other}")
 
 
 def already_held(state: Path) -> AnotherDaemonRuns:
@@ -130,18 +155,20 @@ def already_held(state: Path) -> AnotherDaemonRuns:
     return AnotherDaemonRuns(f"{state / 'lock'} is held by {holder(state) or 'another process'}")
 
 
-def already_served(lock_file: Path, other: str) -> AnotherDaemonRuns:
-    """An inbox, named by its lock file, is another daemon's."""
-    inbox = lock_file.parent.parent
-    return AnotherDaemonRuns(
-        f"the inbox {inbox} is served by {other}", remedy="stop that one, or give each its own inbox"
-    )
+def already_served(fault: str) -> AnotherDaemonRuns:
+    """An inbox is another daemon's: the sentence of `FolderLock.hold`."""
+    return AnotherDaemonRuns(fault, remedy="stop that one, or give each its own inbox")
 
 
-def _holder_in_a_share(path: Path) -> str:
-    """The holder of that lock file; "" when it is free, or when that cannot be found out."""
+def _holder_in_a_share(folder: SharedFolder) -> str:
+    """The holder of that inbox's lock; "" when it is free, or when that cannot be found out."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with folder.open_unproved() as root, root.passage(HIDDEN) as hidden:
+            own_root = root.stat().st_uid == os.geteuid()  # then another's lock file is one that we replace
+            try:
+                descriptor = os.open(LOCK, _LOCK_FLAGS & ~os.O_ACCMODE | os.O_RDONLY, dir_fd=hidden.fileno())
+            except PermissionError:
+                return "" if own_root else "the daemon of another user"
     except OSError:
         return ""
     try:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+_MOUNTINFO = Path("/proc/self/mountinfo")
 _LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "overlay", "bcachefs", "ramfs"))
 _NETWORK = frozenset(
     (
@@ -38,12 +39,36 @@ class _Mount:
         return path == self.point or path.startswith(self.point.rstrip("/") + "/")
 
 
-def file_system_type(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
+def mount_of(descriptor: int) -> str:
+    """The line of /proc/self/mountinfo for the mount that an open folder lies on; "" when that is unknown."""
+    number = mount_number(descriptor)
+    try:
+        lines = _MOUNTINFO.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if number and line.startswith(f"{number} ")), "")
+
+
+def mount_number(descriptor: int) -> str:
+    """The number of the mount that an open folder lies on; "" when that is unknown. The kernel reuses numbers."""
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("mnt_id:")), "")
+
+
+def file_system_type(folder: Path | int, mountinfo: Path = _MOUNTINFO) -> str:
     """The type of the file system that a folder lies on, such as "ext4" or "nfs4"; "" when that is unknown.
 
-    Walks from mount to mount as the kernel walks the path: the longest matching mount point may be one that a later
+    folder  a path, or the descriptor of an open folder
+
+    For a path it walks from mount to mount as the kernel does: the longest matching mount point may be one that a later
     mount above it has covered. Source: proc_pid_mountinfo(5).
     """
+    if isinstance(folder, int):
+        line = mount_of(folder)
+        return _mount(line).kind if line else ""
     try:
         lines = mountinfo.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -72,12 +97,12 @@ def _unescape(field: str) -> str:
     return field
 
 
-def is_network(folder: Path) -> bool:
+def is_network(folder: Path | int) -> bool:
     """Can other machines write there without our kernel knowing? Unknown file systems count as network."""
     return file_system_type(folder) not in _LOCAL
 
 
-def known_network(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
+def known_network(folder: Path | int, mountinfo: Path = _MOUNTINFO) -> str:
     """The type of a file system that certainly belongs to a network or to a program, else "".
 
     SQLite cannot work there: its locks and its shared memory work between processes of one kernel only.

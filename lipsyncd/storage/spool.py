@@ -26,6 +26,7 @@ from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import fsync_file, fsync_folder, read_json, remove_tree, write_json, write_new
 
 _STAGING = ".tmp-"
+_MOST_SPEC_BYTES = 16_000_000  # ours; a manifest may grow sixfold when it is written as ASCII
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Spool:
 
     def spec(self, job_id: str) -> JobSpec | None:
         """What was accepted under that id; None when the folder is gone or its `job.json` is damaged."""
-        data = read_json(self.folder(job_id) / "job.json")
+        data = read_json(self.folder(job_id) / "job.json", most_bytes=_MOST_SPEC_BYTES)
         try:
             return None if data is None else JobSpec.from_json(data)
         except (KeyError, TypeError, ValueError):
@@ -174,10 +175,16 @@ class Spool:
         except (TypeError, FileNotFoundError):
             return None
 
-    def set_staged(self, job_id: str, out_name: str) -> None:
-        """Note that the outbox holds hidden copies, and under which name they are about to be shown."""
-        folder = self.folder(job_id)
-        write_json(folder / "staged", {"out_name": out_name})
+    def set_staged(self, job_id: str, out_name: str, made: str) -> None:
+        """Note that the outbox holds hidden copies, and under which name they are about to be shown.
+
+        made  the id of the hidden folder that holds them (`Outbox.made`)
+        """
+        write_json(self.folder(job_id) / "staged", {"out_name": out_name, "made": made})
+
+    def staged_in(self, job_id: str) -> str:
+        """The hidden folder noted by `set_staged`; "" when it is not known."""
+        return str((read_json(self.folder(job_id) / "staged") or {}).get("made", ""))
 
     def staged_name(self, job_id: str) -> str | None:
         """The name noted by `set_staged`; None before that."""

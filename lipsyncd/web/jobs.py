@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import re
 import time
 from collections import Counter
@@ -26,8 +25,9 @@ from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
 from lipsyncd.jobs.manifest import MAX_BYTES, Manifest, parse
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files, disk_space
-from lipsyncd.storage.files import NotRegular, open_regular
+from lipsyncd.storage.files import NotRegular
 from lipsyncd.storage.folders import Folders
+from lipsyncd.storage.open_folder import OpenFolder
 from lipsyncd.storage.secret_file import secret_in
 from lipsyncd.storage.uploads import PREFIX
 from lipsyncd.web.clients import Client
@@ -109,17 +109,14 @@ class Jobs:
 
     def _pending(self, job_id: str) -> Job | None:
         """A job whose manifest still lies in the inbox. Others write there too: only a manifest of our own counts."""
-        path = self.folders.shared["inbox"] / f"rest-{job_id}.json"
+        with self.folders.shared["inbox"].opened() as inbox:
+            return None if inbox is None else self._pending_in(inbox, job_id)
+
+    def _pending_in(self, inbox: OpenFolder, job_id: str) -> Job | None:
         try:
-            descriptor = open_regular(path)
-        except (FileNotFoundError, NotRegular, PermissionError):
-            return None
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        try:
-            manifest = parse(data)
+            manifest = parse(inbox.read(f"rest-{job_id}.json", MAX_BYTES + 1))
             manifest_mac.check(manifest, self._secret)
-        except InputError:
+        except (FileNotFoundError, NotRegular, PermissionError, InputError):
             return None
         return self._as_job(job_id, manifest) if manifest.mac and manifest.id == job_id else None
 
@@ -150,10 +147,12 @@ class Jobs:
 
     def pending(self) -> list[Job]:
         """The jobs that came over REST and have no row yet, newest first; `_MOST_PENDING` at most."""
-        names = os.listdir(self.folders.shared["inbox"])
-        ids = list(islice((m[1] for name in names if (m := _MANIFEST.fullmatch(name))), _MOST_PENDING))
-        without_row = [job_id for job_id in ids if self.view.exact(job_id) is None]
-        jobs = [job for job_id in without_row if (job := self._pending(job_id)) is not None]
+        with self.folders.shared["inbox"].opened() as inbox:
+            if inbox is None:
+                return []
+            names = (m[1] for entry in inbox.entries() if (m := _MANIFEST.fullmatch(entry.name)))
+            without_row = [job_id for job_id in islice(names, _MOST_PENDING) if self.view.exact(job_id) is None]
+            jobs = [job for job_id in without_row if (job := self._pending_in(inbox, job_id)) is not None]
         return sorted(jobs, key=lambda job: (-job.accepted_ms, job.id))
 
     async def wait_until_ended(self, job_id: str, wait_s: float, client: Client) -> None:

@@ -88,10 +88,10 @@ def test_a_result_is_published_again_under_the_next_free_name(by_hand: JobsByHan
     job_id = by_hand.published()
     assert by_hand.finisher.republish(job_id) == "anna (2)"
     for name in ("anna.mp4", "anna.json"):
-        (by_hand.folders.shared["outbox"] / name).unlink()
+        (by_hand.path("outbox") / name).unlink()
     assert by_hand.finisher.republish(job_id) == "anna"
     assert by_hand.shown() == ["anna (2).json", "anna (2).mp4", "anna.json", "anna.mp4"]
-    assert (by_hand.folders.shared["outbox"] / "anna (2).mp4").read_bytes() == b"a video"
+    assert (by_hand.path("outbox") / "anna (2).mp4").read_bytes() == b"a video"
     assert by_hand.sidecar("anna (2)")["video"] == "anna (2).mp4"
     assert by_hand.sidecar("anna (2)")["sha256"] == by_hand.job(job_id).out_sha256
     assert by_hand.hidden() == []

@@ -59,7 +59,7 @@ def aged(by_hand: JobsByHand, clocks: Time, *, days: float) -> None:
     """Make everything that lies there now so old, by the clocks of the test."""
     at_s = clocks.wall_s - days * DAY_S
     for kind in ("outbox", "archive", "failed"):
-        for path in by_hand.folders.shared[kind].rglob("*.json"):
+        for path in by_hand.path(kind).rglob("*.json"):
             os.utime(path, (at_s, at_s))
     for path in by_hand.folders.results.iterdir():
         os.utime(path, (at_s, at_s))
@@ -230,7 +230,7 @@ def crowded(small: Path, **rules: float | str) -> JobsByHand:
     object.__setattr__(by_hand.settings, "paths", Paths(storage=small, min_free_mb=10))
     for number in range(3):
         by_hand.published(f"video {number}", content=bytes([number]) * 3_000_000)
-        for path in [*by_hand.folders.results.iterdir(), *by_hand.folders.shared["outbox"].glob("*.json")]:
+        for path in [*by_hand.folders.results.iterdir(), *by_hand.path("outbox").glob("*.json")]:
             at_s = time.time() - 5 * HOUR_S
             os.utime(path, (at_s, at_s))
     assert free_mb(small) < 10

@@ -22,6 +22,7 @@ from lipsyncd.ledger import backups
 from lipsyncd.results import archive
 from lipsyncd.settings.sections import Archive
 from lipsyncd.storage.files import write_json
+from lipsyncd.storage.open_folder import OpenFolder
 from tests.kits import doc_pages
 from tests.kits.installation import Installation
 from tests.kits.jobs_by_hand import JobsByHand
@@ -138,9 +139,9 @@ def test_one_place_is_enough_to_tell_of_a_video(tmp_path: Path) -> None:
     assert by_hand.ledger.claim("cpu", "token") is not None
     by_hand.finish_render(in_queue)
     by_hand.publish(in_queue)
-    for path in by_hand.folders.shared["outbox"].glob("anna.*"):
+    for path in by_hand.path("outbox").glob("anna.*"):
         path.unlink()
-    (by_hand.folders.shared["outbox"] / "bert.mp4").unlink()
+    (by_hand.path("outbox") / "bert.mp4").unlink()
     assert by_hand.job(in_queue).queue == "urgent"
     for path in by_hand.folders.results.glob(f"{from_outbox}.*"):
         path.unlink()
@@ -168,7 +169,7 @@ def test_a_redrop_comes_back_with_its_link(by_hand: JobsByHand) -> None:
     assert by_hand.job(second).duplicate_of == first
     for path in by_hand.folders.state.glob("ledger.db*"):
         path.unlink()
-    for folder in (by_hand.folders.results, by_hand.folders.shared["outbox"]):
+    for folder in (by_hand.folders.results, by_hand.path("outbox")):
         for path in [*folder.glob(f"{first}.*"), *folder.glob("anna.*")]:
             path.unlink()
     start_again(by_hand)
@@ -177,13 +178,14 @@ def test_a_redrop_comes_back_with_its_link(by_hand: JobsByHand) -> None:
 
 def test_work_that_comes_back_is_known_as_the_same_work(by_hand: JobsByHand) -> None:
     job_id = by_hand.published("anna")
-    spec = json.loads(next(by_hand.folders.shared["archive"].glob("*/*/job.json")).read_text())
+    spec = json.loads(next(by_hand.path("archive").glob("*/*/job.json")).read_text())
     lose_the_ledger(by_hand)
     start_again(by_hand)
     kept = by_hand.job(job_id).kept
     assert kept is not None
     assert spec["id"] == job_id
-    order = archive.spec_of(Path(kept))
+    with OpenFolder.at(Path(kept)) as folder:
+        order = archive.spec_of(folder)
     assert order is not None
     assert by_hand.ledger.idem_key(job_id) == idempotency_key(order) is not None
 
@@ -195,12 +197,12 @@ def test_damaged_and_foreign_files_are_passed_over_and_stop_nothing(
     spoilt = {name: by_hand.published(name) for name in ("no frames", "bad fps", "bad time", "a list")}
     changes = {"no frames": ("frames", None), "bad fps": ("fps", "1/0"), "bad time": ("accepted_at", "noon")}
     for name, job_id in spoilt.items():
-        for sidecar in (by_hand.folders.results / f"{job_id}.json", by_hand.folders.shared["outbox"] / f"{name}.json"):
+        for sidecar in (by_hand.folders.results / f"{job_id}.json", by_hand.path("outbox") / f"{name}.json"):
             facts = json.loads(sidecar.read_text())
             key, value = changes.get(name, ("inputs", 7))
             sidecar.write_text(json.dumps({**facts, key: value}))
-    shutil.rmtree(next(by_hand.folders.shared["archive"].glob("*-*-*")))
-    (by_hand.folders.shared["outbox"] / "family.json").write_text(json.dumps({"id": new_id(), "state": "done"}))
+    shutil.rmtree(next(by_hand.path("archive").glob("*-*-*")))
+    (by_hand.path("outbox") / "family.json").write_text(json.dumps({"id": new_id(), "state": "done"}))
     lose_the_ledger(by_hand)
     start_again(by_hand)
     assert list(jobs(by_hand)) == [good]
@@ -250,7 +252,7 @@ def test_what_was_to_persist_persists_after_the_ledger_was_lost(by_hand: JobsByH
     assert by_hand.ledger.claim("cpu", "token") is not None
     by_hand.finish_render(job_id)
     by_hand.publish(job_id)
-    shutil.rmtree(next(by_hand.folders.shared["archive"].glob("*-*-*")))
+    shutil.rmtree(next(by_hand.path("archive").glob("*-*-*")))
     lose_the_ledger(by_hand)
     start_again(by_hand)
     counts = Housekeeper(by_hand.stores, by_hand.finisher, wall=lambda: 4e9).prune()
@@ -279,7 +281,7 @@ def test_what_happened_after_the_copy_is_not_done_again(by_hand: JobsByHand) -> 
     by_hand.finisher.retry(retried)
     new = by_hand.queued("g")
     now = {job_id: job.state for job_id, job in jobs(by_hand).items()}
-    consumed = sorted(path.name for path in by_hand.folders.shared["outbox"].glob("a.*"))
+    consumed = sorted(path.name for path in by_hand.path("outbox").glob("a.*"))
 
     put_back(by_hand, copy)
     assert by_hand.ledger.path.read_bytes()[18] == 1

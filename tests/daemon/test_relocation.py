@@ -9,6 +9,7 @@ from lipsyncd.daemon.recovery import open_ledger
 from lipsyncd.errors import NoFaceFound
 from lipsyncd.jobs.job import JobState
 from lipsyncd.settings import Paths, Settings
+from lipsyncd.storage.folders import folders_of
 from tests.kits.installation import Installation
 from tests.kits.jobs_by_hand import JobsByHand
 
@@ -51,12 +52,12 @@ def test_only_what_lies_below_the_old_place_has_moved(tmp_path: Path) -> None:
     done, failed = by_hand.published("done"), by_hand.queued("failed")
     by_hand.finisher.fail(failed, NoFaceFound("no face"))
     by_hand.restart()
-    elsewhere = str(by_hand.folders.shared["failed"]) + "-2/x"
-    by_hand.ledger.set_kept(done, Path(elsewhere))
+    elsewhere = f"{by_hand.path('failed')}-2/x"
+    by_hand.ledger.set_kept(done, elsewhere)
     by_hand.close()
-    by_hand.folders.shared["failed"].rename(tmp_path / "failed (1)")
+    by_hand.path("failed").rename(tmp_path / "failed (1)")
     by_hand.settings = Settings(Paths(storage=tmp_path / "storage", failed=tmp_path / "failed (1)"))
-    by_hand.folders.shared["failed"] = tmp_path / "failed (1)"
+    by_hand.folders = folders_of(by_hand.settings.paths)
     by_hand.ledger = open_ledger(by_hand.folders.state / "ledger.db")
     by_hand.open_stores()
     by_hand.restart()

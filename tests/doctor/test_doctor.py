@@ -25,6 +25,7 @@ from lipsyncd.doctor.findings import Installation as Examined
 from lipsyncd.doctor.findings import run_checks
 from lipsyncd.errors import ConfigError, WeightsMissing
 from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.media import ffmpeg
 from lipsyncd.monitor import gpu
 from lipsyncd.sandbox import landlock
@@ -60,6 +61,8 @@ def test_a_healthy_installation_fits_on_one_screen(installation: Installation) -
         installation.drop_pair("anna")
         installation.until_done("anna")
         port = port_of(installation)
+        status = installation.path("state") / STATUS_FILE  # written each second, at first before the first scan
+        installation.until(lambda: json.loads(status.read_text())["watch"] == "events", "the watch")
         started_s = time.monotonic()
         done = installation.cli("doctor")
         took_s = time.monotonic() - started_s

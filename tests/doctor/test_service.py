@@ -22,6 +22,7 @@ from lipsyncd.errors import WeightsMissing
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.storage.files import read_json, write_json
 from lipsyncd.storage.locks import InstanceLock
+from lipsyncd.storage.open_folder import OpenFolder
 from tests.kits.core_kit import UNPRIVILEGED, as_nobody, queued
 from tests.kits.doctor_kit import fault, seen
 from tests.kits.installation import Installation
@@ -143,11 +144,11 @@ def test_a_network_folder_is_polled_and_cannot_have_the_ledger(
 @pytest.mark.inotify
 def test_events_are_reported_only_if_the_kernel_gives_them(made: Installation) -> None:
     assert "events (" in seen(made, "watch").seen
-    assert folders._inotify_fault(Path("/nowhere")) == "No such file or directory"
-    assert (
-        _with_no_descriptor_left(lambda: folders._inotify_fault(made.path("inbox")))
-        == "all inotify instances are in use"
-    )
+    with OpenFolder.at(made.path("inbox")) as inbox:
+        assert folders._inotify_fault(inbox) == ""
+        found = _with_no_descriptor_left(lambda: folders._inotify_fault(inbox))
+    assert found == "all inotify instances are in use"
+    assert folders._inotify_fault(inbox) == "No such file or directory"  # it is closed
 
 
 def _with_no_descriptor_left(work: Any) -> str:
@@ -236,7 +237,8 @@ def test_a_running_daemon_is_asked_whether_it_requires_a_key_and_is_ready(instal
     with installation.running(LIPSYNCD_API_KEY="client:secret-word"):
         port_of(installation)
         assert seen(installation, "key").seen == "the daemon requires one"
-        (installation.path("outbox") / ".lipsyncd" / "outbox-id").unlink()
+        installation.path("outbox").rename(installation.root / "away")
+        installation.path("outbox").mkdir()
         installation.until(lambda: seen(installation, "web").verdict is Verdict.WARNING, "the daemon's answer")
         fault(installation, "web", "is not ready: outbox: ", verdict=Verdict.WARNING)
 

@@ -13,7 +13,7 @@ from lipsyncd.errors import ConfigError
 from lipsyncd.jobs.job import JobState
 from lipsyncd.media.mp4 import inspect
 from lipsyncd.settings import Settings, load
-from lipsyncd.storage.folders import HIDDEN
+from lipsyncd.storage.private_folder import HIDDEN
 from tests.daemon.test_recovery import crash_at
 from tests.kits.installation import Installation, picture, put, sound
 

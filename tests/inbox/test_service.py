@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,12 +24,13 @@ from lipsyncd.ledger.view import LedgerView
 from lipsyncd.monitor.status import notes
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import write_json
-from lipsyncd.storage.folders import HIDDEN
 from lipsyncd.storage.locks import FolderLock, InstanceLock
-from tests.kits.core_kit import as_nobody
+from lipsyncd.storage.private_folder import HIDDEN
+from tests.kits.core_kit import UNPRIVILEGED, as_nobody
 from tests.kits.installation import READY, ROOT, Installation, picture, put, sound
 from tests.kits.jobs_by_hand import JobsByHand
 from tests.kits.machine.machine_kit import needs_root, tmpfs
+from tests.kits.shared_kit import shared_folder
 
 
 def status(installation: Installation) -> dict[str, Any]:
@@ -36,14 +39,15 @@ def status(installation: Installation) -> dict[str, Any]:
 
 
 @contextmanager
-def holding(path: Path) -> Iterator[int]:
-    """Another process that holds that lock, as the daemon of another machine would; gives its pid."""
+def holding(inbox: Path) -> Iterator[int]:
+    """Another process that holds the lock of that inbox, as the daemon of another machine would; gives its pid."""
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from lipsyncd.storage.locks import FolderLock
-lock = FolderLock(Path({str(path)!r}))
+from tests.kits.shared_kit import shared_folder
+lock = FolderLock(shared_folder(Path({str(inbox)!r})))
 print(lock.hold() or "held", flush=True)
 sys.stdin.read()
 """
@@ -69,7 +73,7 @@ def test_an_inbox_that_comes_back_with_another_daemon_on_it_is_left_alone_until_
     installation.path("inbox").mkdir()
     with installation.running():
         installation.until(lambda: status(installation)["inbox_fault"], "the missing inbox")
-        with holding(away / HIDDEN / "lock") as pid:
+        with holding(away) as pid:
             installation.path("inbox").rmdir()
             away.rename(installation.path("inbox"))
             installation.drop_pair("anna")
@@ -82,25 +86,73 @@ def test_an_inbox_that_comes_back_with_another_daemon_on_it_is_left_alone_until_
 
 
 def test_a_lock_is_kept_refused_to_others_and_free_after_its_holder(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    mine = FolderLock(path)
-    with holding(path) as pid:
-        assert mine.hold().startswith(f"the daemon with pid {pid} on ")
+    path = tmp_path / HIDDEN / "lock"
+    mine = FolderLock(shared_folder(tmp_path))
+    with holding(tmp_path) as pid:
+        assert mine.hold().startswith(f"{tmp_path} is served by the daemon with pid {pid} on ")
     deadline = time.monotonic() + 10
     while mine.hold() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert mine.hold() == mine.hold() == ""
     before = path.stat().st_ino
-    path.rename(tmp_path / "stolen")
+    path.rename(path.with_name("stolen"))
     assert mine.hold() == ""
     assert path.stat().st_ino != before, "the file that others would try is the one that is locked"
 
 
+@needs_root
 def test_a_folder_without_locks_is_served_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Here a folder in which no file can be made; an NFS server without a lock manager is no worse."""
-    lock = FolderLock(tmp_path / "nowhere" / "lock")
-    assert lock.hold() == lock.hold() == ""
+    with tmpfs(tmp_path / "inbox", "1m") as inbox:
+        lock = FolderLock(shared_folder(inbox))
+        subprocess.run(["mount", "-o", "remount,ro", inbox], check=True)
+        assert lock.hold() == lock.hold() == ""
     assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("trap", ["fifo", "link", "folder"])
+def test_what_is_no_lock_file_is_a_named_fault_and_no_wait(tmp_path: Path, trap: str) -> None:
+    lock, path = FolderLock(shared_folder(tmp_path)), tmp_path / HIDDEN / "lock"
+    if trap == "fifo":
+        os.mkfifo(path)
+    elif trap == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.mkdir()
+    assert lock.hold() == f"{path} is no regular file; remove it"
+    assert not (tmp_path / "elsewhere").exists()
+    path.rmdir() if trap == "folder" else path.unlink()
+    assert lock.hold() == ""
+
+
+@needs_root
+def test_a_lock_file_of_another_user_means_that_another_daemon_serves_the_inbox(tmp_path: Path) -> None:
+    """And not that the share has no locks."""
+    inbox = tmp_path / "inbox"
+    shared_folder(inbox)
+    (inbox / HIDDEN / "lock").touch(0o600)
+    os.chown(inbox / HIDDEN, UNPRIVILEGED, UNPRIVILEGED)
+    found = as_nobody(lambda: FolderLock(shared_folder(inbox)).hold(), inbox)
+    assert found == f"{inbox} is served by the daemon of another user"
+
+
+def test_a_lack_of_descriptors_is_no_share_without_locks(tmp_path: Path) -> None:
+    lock = FolderLock(shared_folder(tmp_path))
+    with lock._folder.opened() as root, lock._folder.private(root) as private:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            with pytest.raises(OSError, match="Too many open files"):
+                lock._take(private)
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert lock._take(private) == ""
 
 
 # -- what cannot be taken, or not be removed ---------------------------------------------------------------------------
@@ -125,7 +177,7 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
         settings = CurrentSettings(by_hand.settings)
         service = InboxService(settings, by_hand.folders, by_hand.spool, by_hand.ledger, locks)
         [served] = service.inboxes
-        inbox = by_hand.folders.shared["inbox"]
+        inbox = by_hand.path("inbox")
         seen: list[Any] = []
 
         def look() -> None:
@@ -162,7 +214,7 @@ def test_what_may_not_be_read_or_removed_is_shown_with_its_reason_costs_nothing_
     assert lines == [f"anna.png: blocked, {why}", f"anna.wav: blocked, {why}"]
     assert removed == ({}, "", [("anna", 0)], 0)
     inbox = open_folder / "inbox"
-    assert closed[1] == f"{inbox} cannot be listed: Permission denied"
+    assert closed[1] == f"{inbox} cannot be opened: Permission denied"
     assert healed == ({}, "", [("anna", 0)], 0)
 
 

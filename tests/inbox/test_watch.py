@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.inbox.watch import ASK_AGAIN_S, END_WITHIN_S, HEARD_WITHIN_S, TICK, TICK_EVERY_S, Watch, refusal
-from tests.kits.core_kit import Clock, as_nobody
+from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.shared_folders import SharedFolder
+from tests.kits.core_kit import UNPRIVILEGED, Clock, as_nobody
 from tests.kits.installation import ROOT
 from tests.kits.machine.inotify_kit import MOST_OF_OURS
 from tests.kits.machine.machine_kit import bindfs, needs_fuse, needs_root
+from tests.kits.shared_kit import shared_folder
 
 
 class Changes:
@@ -50,13 +54,19 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def check(watch: Watch) -> None:
+    """Look after the watch, for the folder that lies there now."""
+    with watch.folder.open_unproved() as root:
+        watch.check(root)
+
+
 @contextmanager
 def watching(
     folder: Path, *, mode: str = "auto", writes: bool = False, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Watched]:
     changes = Changes()
-    watch = Watch(folder, mode=mode, hidden=".lipsyncd", notify=changes.notify, writes=writes, clock=clock)
-    watch.check()
+    watch = Watch(shared_folder(folder), mode=mode, notify=changes.notify, writes=writes, clock=clock)
+    check(watch)
     try:
         yield watch, changes
     finally:
@@ -168,16 +178,46 @@ def test_a_mount_that_comes_and_goes_changes_how_the_folder_is_watched(inbox: Pa
     with watching(share) as (watch, _):
         assert watch.events
         with bindfs(inbox, share):
-            watch.check()
+            check(watch)
             assert (watch.events, watch.network) == (False, True)
-        watch.check()
+        check(watch)
         assert (watch.events, watch.network, watch.degraded) == (True, False, "")
 
 
 def test_a_folder_that_cannot_be_watched_is_left_to_the_clock(inbox: Path) -> None:
-    with watching(inbox / "nowhere") as (watch, _):
-        assert watch.events is False
-        assert watch.degraded == f"no events for {inbox / 'nowhere'}: No such file or directory"
+    """The kernel refuses one whose content this user may not read any more."""
+    watch = Watch(shared_folder(inbox), mode="auto", notify=lambda: None)
+
+    def refused() -> tuple[bool, str]:
+        with watch.folder.open_unproved() as root:
+            inbox.chmod(0o311)
+            watch.check(root)
+        watch.stop()
+        return watch.events, watch.degraded
+
+    os.chown(inbox, UNPRIVILEGED, UNPRIVILEGED)
+    assert as_nobody(refused, inbox) == (False, f"no events for {inbox}: Permission denied")
+
+
+def test_without_a_folder_of_our_own_changes_are_heard_and_nothing_ticks(inbox: Path) -> None:
+    """As another user: the hidden folder is root's, and cannot be replaced."""
+    shared = shared_folder(inbox)
+
+    def heard() -> tuple[bool, bool, int]:
+        clock, changes = Clock(), Changes()
+        watch = Watch(shared, mode="auto", notify=changes.notify, clock=clock)
+        watch.folder = SharedFolder("inbox", inbox, lambda: "another", lambda: frozenset([UNPRIVILEGED]))
+        check(watch)
+        tick_unheard(watch, clock)
+        os.utime(inbox / "a.wav")
+        (inbox / "a.wav").open("ab").close()
+        outcome = watch.events, changes.come(within_s=5), watch.restarts
+        watch.stop()
+        return outcome
+
+    (inbox / "a.wav").touch()
+    (inbox / "a.wav").chmod(0o666)
+    assert as_nobody(heard, inbox) == (True, True, 0)
 
 
 def test_a_stopped_watch_notices_nothing(inbox: Path) -> None:
@@ -219,14 +259,17 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from lipsyncd.inbox.watch import ASK_AGAIN_S, Watch
+from tests.inbox.test_watch import check, tick_unheard
 from tests.kits.core_kit import Clock
+from tests.kits.shared_kit import shared_folder
 
 def allow(number):
     Path("/proc/sys/user/{limit}").write_text(str(number))
 
 allow(0)
 clock, folder = Clock(), Path({str(folder)!r})
-watch = Watch(folder, mode="auto", hidden=".lipsyncd", notify=lambda: print("noticed", flush=True), clock=clock)
+shared = shared_folder(folder)
+watch = Watch(shared, mode="auto", notify=lambda: print("noticed", flush=True), clock=clock)
 {work}
 watch.stop()
 """
@@ -250,13 +293,13 @@ def test_at_a_limit_of_the_kernel_the_folder_is_polled_and_heard_again_when_ther
     printed = limited(
         limit,
         """
-watch.check()
+check(watch)
 print(watch.events, watch.degraded.rpartition(": ")[2])
 allow(100)
-watch.check()
+check(watch)
 print(watch.events)
 clock.wait(ASK_AGAIN_S)
-watch.check()
+check(watch)
 print(watch.events, repr(watch.degraded))
 """,
         inbox,
@@ -272,14 +315,16 @@ import logging, os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from lipsyncd.inbox.watch import Overflows, Watch
+from tests.inbox.test_watch import check
+from tests.kits.shared_kit import shared_folder
 
 logging.getLogger().setLevel(logging.ERROR)
 notify = lambda: os.write(1, b"noticed %d." % overflows.count)
 overflows = Overflows(notify)
-watch = Watch(Path({str(inbox)!r}), mode="auto", hidden=".lipsyncd", notify=notify)
-other = Watch(Path({str(inbox.parent)!r}), mode="auto", hidden=".lipsyncd", notify=notify)
-watch.check()
-other.check()
+watch = Watch(shared_folder(Path({str(inbox)!r})), mode="auto", notify=notify)
+other = Watch(shared_folder(Path({str(inbox.parent)!r})), mode="auto", notify=notify)
+check(watch)
+check(other)
 os.write(1, b"ready.")
 sys.stdin.read()
 watch.stop()
@@ -328,7 +373,6 @@ def inotify_descriptors() -> set[int]:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_reader_that_has_ended_is_found_by_its_tick_and_replaced(inbox: Path) -> None:
-    (inbox / ".lipsyncd").mkdir()
     clock, others = Clock(), inotify_descriptors()
     with watching(inbox, clock=clock) as (watch, changes):
         [queue] = inotify_descriptors() - others
@@ -350,13 +394,12 @@ def test_a_reader_that_has_ended_is_found_by_its_tick_and_replaced(inbox: Path) 
 def tick_unheard(watch: Watch, clock: Clock) -> None:
     """The looks of a little more than a minute, in which the watch ticks and does not hear it."""
     clock.wait(TICK_EVERY_S)
-    watch.check()
+    check(watch)
     clock.wait(HEARD_WITHIN_S + 0.1)
-    watch.check()
+    check(watch)
 
 
 def test_a_reader_that_hangs_is_found_by_its_tick_and_replaced(inbox: Path) -> None:
-    (inbox / ".lipsyncd").mkdir()
     clock, hang, hangs = Clock(), threading.Event(), threading.Event()
 
     def notify() -> None:
@@ -364,8 +407,8 @@ def test_a_reader_that_hangs_is_found_by_its_tick_and_replaced(inbox: Path) -> N
             hangs.set()
             hang.wait(60)
 
-    watch = Watch(inbox, mode="auto", hidden=".lipsyncd", notify=notify, clock=clock)
-    watch.check()
+    watch = Watch(shared_folder(inbox), mode="auto", notify=notify, clock=clock)
+    check(watch)
     try:
         (inbox / "a.wav").touch()
         assert hangs.wait(10)
@@ -379,17 +422,16 @@ def test_a_reader_that_hangs_is_found_by_its_tick_and_replaced(inbox: Path) -> N
 
 
 def test_a_reader_that_works_hears_its_ticks_and_does_not_notify_of_them(inbox: Path) -> None:
-    (inbox / ".lipsyncd").mkdir()
     clock = Clock()
     with watching(inbox, clock=clock) as (watch, changes):
         for _ in range(3):
             clock.wait(TICK_EVERY_S)
-            watch.check()
+            check(watch)
             reader = watch._reader
             assert reader is not None
             assert reader.heard.wait(10)
             clock.wait(HEARD_WITHIN_S + 0.1)
-            watch.check()
+            check(watch)
         assert watch.restarts == 0
         assert (inbox / ".lipsyncd" / TICK).exists()
         assert not changes.come(within_s=0.3)
@@ -399,7 +441,7 @@ def test_another_folder_under_the_same_path_is_watched_in_place_of_the_old_one(i
     with watching(inbox) as (watch, changes):
         inbox.rename(inbox.with_name("away"))
         inbox.mkdir()
-        watch.check()  # at the next rescan: the move itself raises no event
+        check(watch)  # at the next rescan: the move itself raises no event
         while changes.come(within_s=0.3):
             pass
         (inbox / "a.wav").touch()
@@ -409,26 +451,35 @@ def test_another_folder_under_the_same_path_is_watched_in_place_of_the_old_one(i
 
 def test_the_time_to_ask_again_is_kept(inbox: Path) -> None:
     clock = Clock()
-    with watching(inbox / "later", clock=clock) as (watch, _):
-        (inbox / "later").mkdir()
-        clock.wait(ASK_AGAIN_S - 1)
-        watch.check()
-        assert not watch.events
-        clock.wait(1)
-        watch.check()
-        assert watch.events
+    watch = Watch(shared_folder(inbox), mode="auto", notify=lambda: None, clock=clock)
+
+    def events() -> list[bool]:
+        with watch.folder.open_unproved() as root:
+            inbox.chmod(0o311)
+            watch.check(root)
+            found = [watch.events]
+            inbox.chmod(0o755)
+            for wait_s in (ASK_AGAIN_S - 1, 1):
+                clock.wait(wait_s)
+                watch.check(root)
+                found.append(watch.events)
+        watch.stop()
+        return found
+
+    os.chown(inbox, UNPRIVILEGED, UNPRIVILEGED)
+    assert as_nobody(events, inbox) == [False, False, True]
 
 
 def test_the_same_folder_made_anew_is_watched_again(inbox: Path) -> None:
     """It may well get the number that the old one had."""
     with watching(inbox) as (watch, changes):
         for made in range(3):
-            inbox.rmdir()
+            shutil.rmtree(inbox)
             assert changes.come(within_s=5)
             inbox.mkdir()
             while changes.come(within_s=0.2):
                 pass
-            watch.check()
+            check(watch)
             assert watch.restarts == made + 1
             while changes.come(within_s=0.2):
                 pass
@@ -444,14 +495,12 @@ def test_after_an_unmount_the_same_file_system_is_heard_again_within_a_minute(in
     """Mounted again, it has the same numbers: only the tick tells that the watch has ended. The rescan goes on."""
     work = """
 import subprocess, threading
-from tests.inbox.test_watch import tick_unheard
 noticed = threading.Event()
-watch = Watch(folder, mode="inotify", hidden=".lipsyncd", notify=noticed.set, clock=clock)
+watch = Watch(shared, mode="inotify", notify=noticed.set, clock=clock)
 def mount():
     subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True)
-    (folder / ".lipsyncd").mkdir()
 mount()
-watch.check()
+check(watch)
 subprocess.run(["umount", str(folder)], check=True)
 mount()
 tick_unheard(watch, clock)
@@ -472,7 +521,7 @@ def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
         assert changes.come(within_s=5)
         link.unlink()
         link.symlink_to(elsewhere)
-        watch.check()
+        check(watch)
         assert watch.restarts == 1
         while changes.come(within_s=0.2):
             pass
@@ -481,15 +530,15 @@ def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_read_is_not_reported_as_heard(inbox: Path) -> None:
-    (inbox / "a.wav").touch()
-    inbox.chmod(0o311)
-
     def refused() -> bool:
-        return refusal(inbox).errno == errno.EACCES and refusal(inbox / "a.wav").errno == errno.ENOTDIR
+        with OpenFolder.at(inbox) as folder:
+            inbox.chmod(0o311)
+            error = refusal(folder)
+            inbox.chmod(0o755)
+            return error is not None and error.errno == errno.EACCES and refusal(folder) is None
 
+    os.chown(inbox, UNPRIVILEGED, UNPRIVILEGED)
     assert as_nobody(refused, inbox)
-    inbox.chmod(0o755)
-    assert as_nobody(lambda: refusal(inbox) is None)
 
 
 def test_what_comes_right_after_a_file_has_left_is_heard_within_a_second(inbox: Path) -> None:
@@ -511,7 +560,7 @@ def test_refused_watches_leave_nothing_open(inbox: Path) -> None:
     count = (
         "def count():\n    import os, threading; return len(os.listdir('/proc/self/fd')), threading.active_count()\n"
     )
-    work = "watch.check(); first = count()\nfor _ in range(5):\n    clock.wait(ASK_AGAIN_S); watch.check()\n"
+    work = "check(watch); first = count()\nfor _ in range(5):\n    clock.wait(ASK_AGAIN_S); check(watch)\n"
     for limit in ("max_inotify_watches", "max_inotify_instances"):
         assert limited(limit, f"{count}{work}print(count() == first, watch.events)", inbox) == ["True False"]
 

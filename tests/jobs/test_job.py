@@ -57,7 +57,10 @@ def test_a_finished_video_is_never_rendered_again() -> None:
     assert JobState.PUBLISHING not in SOURCES[JobState.CANCELLED]
 
 
-@given(name=st.binary(min_size=1, max_size=40), user_data=JSON, options=st.dictionaries(st.text(), st.integers()))
+NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: not {0, 0x2F} & {*name} and name not in (b".", b".."))
+
+
+@given(name=NAMES, user_data=JSON, options=st.dictionaries(st.text(), st.integers()))
 def test_a_spec_is_unchanged_after_writing_and_reading(name: bytes, user_data: Any, options: dict[str, int]) -> None:
     """Written as real JSON text, with names that are not UTF-8."""
     source = SourceFile("image", name.decode("utf-8", "surrogateescape"), IDENTITY, "ab" * 32)
@@ -74,6 +77,44 @@ def test_a_damaged_spec_raises_only_the_documented_errors(damage: Any, field: st
     data[field] = [damage] if inside else damage
     with contextlib.suppress(KeyError, TypeError, ValueError):
         JobSpec.from_json(data)
+
+
+def forged(**changes: Any) -> dict[str, Any]:
+    """The content of a `job.json` that a member has rewritten."""
+    data: dict[str, Any] = json.loads(
+        json.dumps(spec_of(sources=(SourceFile("image", "a.png", IDENTITY, "ab"),)).to_json())
+    )
+    source = data["sources"][0]
+    for field, value in changes.items():
+        place, _, name = field.rpartition("__")
+        (source["identity"] if place == "identity" else source if place else data)[name] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("source__role", role) for role in ("../../state/ledger.db", "job.json", "extra-", "image\n", "", None, 7)),
+        *(("source__name", name) for name in ("../a.png", "a/b.png", "/etc/passwd", "..", ".", "", "a\0.png", None, 7)),
+        *(("source__sha256", digest) for digest in (None, 7, ["ab"])),
+        *(("identity__ino", number) for number in (None, "2", True, 2.5)),
+        *(("id", job_id) for job_id in ("../x", "x", "", 7, None)),
+        *(("out_name", name) for name in ("../x", "a/b", "..", "", None, 7)),
+        *(("queue", name) for name in ("../x", "a/b", "..", None, 7)),
+        *((name, value) for name in ("name", "renderer") for value in (None, 7, [])),
+        *((name, value) for name in ("text", "voice", "webhook", "image_url") for value in (7, [], {})),
+        *((name, value) for name in ("resolution", "accepted_ms", "priority") for value in ("1", 1.5, True, None)),
+        *((name, value) for name in ("stitch", "ssml") for value in (0, "no", None)),
+        *((name, value) for name in ("refusal", "rest", "options") for value in ([], "x", 7)),
+        *(("refusal", value) for value in ({"code": 7}, {"code": ["a"]})),
+        *(("pad_s", value) for value in ("1", None, True)),
+        *(("sources", value) for value in (None, {}, [None], ["a.png"], [{}], [[]])),
+    ],
+)
+def test_a_forged_spec_is_damage(field: str, value: object) -> None:
+    assert JobSpec.from_json(forged()).sources[0].name == "a.png"
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        JobSpec.from_json(forged(**{field: value}))
 
 
 @pytest.mark.parametrize("fps", ["1/0", "nan", "", "fast", None, float("inf")])

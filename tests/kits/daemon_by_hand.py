@@ -131,8 +131,9 @@ class DaemonByHand:
 
     def serve_control(self) -> None:
         def serve() -> None:
-            for path, request in control_files.pending(self.stores.folders.control):
-                control_files.answer(path, carry_out(request, self.stores, self.finisher))
+            control = self.stores.folders.control
+            for name, request in control_files.pending(control):
+                control_files.answer(control, name, carry_out(request, self.stores, self.finisher))
 
         self._guarded(serve)
 

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.inbox.accept import Accepted, Intake
+from lipsyncd.inbox.pairing import Drop
 from lipsyncd.inbox.scan import Inbox
 from lipsyncd.inbox.settle import InboxRules
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity, Job, JobSpec
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.settings import CurrentSettings, Paths, Settings
 from lipsyncd.storage import leases
+from lipsyncd.storage.private_folder import HIDDEN
 from lipsyncd.storage.spool import Spool
 from tests.kits.core_kit import Clock
 from tests.kits.installation import picture, put, sound
+from tests.kits.shared_kit import shared_folder
 
 RULES = InboxRules(
     settle_s=1.0,
@@ -37,12 +40,16 @@ class InboxWithClock:
         leases.expect_lease_signals()
         self.root = root
         self.clock = Clock()
-        self.inbox = Inbox(root, RULES, network=network, clock=self.clock)
+        self.inbox = Inbox(shared_folder(root), RULES, network=network, clock=self.clock)
 
     def scan(self, after_s: float = 0.0, taken: Mapping[bytes, Identity] = NOTHING) -> list[str]:
         """Names of the drops that are ready after so many seconds."""
         self.clock.wait(after_s)
-        return [drop.name for drop in self.inbox.ready(taken)]
+        return [drop.name for drop in self.drops(taken)]
+
+    def drops(self, taken: Mapping[bytes, Identity] = NOTHING) -> list[Drop]:
+        with self.inbox.open():
+            return self.inbox.ready(taken)
 
     @property
     def waits(self) -> dict[str, str]:
@@ -69,10 +76,9 @@ class InboxByHand:
         self.clock = Clock()
         self.inbox_folder = root / "inbox"
         self.spool = Spool(root / "spool")
-        for folder in (self.inbox_folder, self.spool.root):
-            folder.mkdir(exist_ok=True)
+        self.spool.root.mkdir(exist_ok=True)
         self.ledger = Ledger(root / "ledger.db")
-        self.inbox = Inbox(self.inbox_folder, RULES, network=False, clock=self.clock)
+        self.inbox = Inbox(shared_folder(self.inbox_folder), RULES, network=False, clock=self.clock)
         self.intake = Intake(CurrentSettings(self.settings), self.inbox, self.spool, self.ledger)
 
     def again(self) -> InboxByHand:
@@ -108,7 +114,7 @@ class InboxByHand:
 
     @property
     def left(self) -> list[str]:
-        return sorted(os.listdir(self.inbox_folder))
+        return sorted(name for name in os.listdir(self.inbox_folder) if name != HIDDEN)
 
 
 def reason(job: Job, inbox_by_hand: InboxByHand) -> str:

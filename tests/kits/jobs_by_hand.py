@@ -23,7 +23,8 @@ from lipsyncd.results.publish import Publisher
 from lipsyncd.results.stores import stores_of
 from lipsyncd.settings import CurrentSettings, Paths, Settings
 from lipsyncd.storage.files import identity
-from lipsyncd.storage.folders import HIDDEN, folders_of
+from lipsyncd.storage.folders import folders_of
+from lipsyncd.storage.private_folder import HIDDEN
 from lipsyncd.storage.spool import Spool
 from lipsyncd.weights import AutoPull, store_of
 from lipsyncd.worker.attempt import Device
@@ -152,24 +153,28 @@ class JobsByHand:
     def job(self, job_id: str) -> Job:
         return self.ledger.get(job_id)
 
+    def path(self, kind: str) -> Path:
+        """Where a shared folder lies."""
+        return Path(self.folders.shared[kind].where)
+
     def shown(self, kind: str = "outbox") -> list[str]:
-        return sorted(p.name for p in self.folders.shared[kind].iterdir() if p.name != HIDDEN)
+        return sorted(p.name for p in self.path(kind).iterdir() if p.name != HIDDEN)
 
     def hidden(self) -> list[str]:
-        return sorted(p.name for p in (self.folders.shared["outbox"] / HIDDEN).glob("*.part"))
+        return sorted(p.name for p in (self.path("outbox") / HIDDEN).glob("*.part"))
 
     def unmount(self, kind: str) -> None:
-        folder = self.folders.shared[kind]
+        folder = self.path(kind)
         folder.rename(folder.with_name(f"{kind} away"))
         folder.mkdir()
 
     def mount(self, kind: str) -> None:
-        folder = self.folders.shared[kind]
+        folder = self.path(kind)
         folder.rmdir()
         folder.with_name(f"{kind} away").rename(folder)
 
     def sidecar(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.folders.shared["outbox"] / f"{name}.json").read_text())
+        content: dict[str, Any] = json.loads((self.path("outbox") / f"{name}.json").read_text())
         return content
 
     def let_a_worker_claim_while_an_ending_is_written(self) -> None:

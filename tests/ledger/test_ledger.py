@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
@@ -298,7 +297,7 @@ def test_a_retry_clears_the_columns_of_the_first_run(ledger: Ledger) -> None:
     publish(ledger, job_id, "t")
     assert ledger.set_staged(job_id)
     ledger.to_failed(job_id, CRASHED)
-    ledger.set_kept(job_id, Path("/kept"))
+    ledger.set_kept(job_id, "/kept")
     job = ledger.retry(job_id, "anna")
     assert (job.state, job.attempt, job.prepared, job.kept) == (JobState.QUEUED, 0, False, None)
     assert (job.out_sha256, job.staged, job.reason_code, job.finished_ms) == (None, False, None, None)

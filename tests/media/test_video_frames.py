@@ -16,6 +16,7 @@ from lipsyncd.media.content import Content
 from lipsyncd.media.video_frames import BOUNCE, CUT, LOOP, MODES, source_index, stretches
 from tests.kits.media.footage_kit import H264, HEIGHT, VP8, WIDTH, changed, film
 from tests.kits.media.media_kit import converted
+from tests.kits.shared_kit import shared_folder
 
 # -- which frame is shown when -----------------------------------------------------------------------------------------
 
@@ -134,9 +135,11 @@ def test_a_video_may_be_larger_than_a_picture(tmp_path: Path) -> None:
     rules = InboxRules(0, 0, 0, incomplete_timeout_s=9, pair_timeout_s=9, max_bytes=limits)
     (tmp_path / "film.MP4").write_bytes(film_bytes)
     (tmp_path / "picture.png").write_bytes(bytes(1001))
-    inbox = Inbox(tmp_path, rules, network=False)
-    inbox.ready({})
+    inbox = Inbox(shared_folder(tmp_path), rules, network=False)
+    with inbox.open():
+        inbox.ready({})
     assert set(inbox.ignored) == {"picture.png"}
-    inbox = Inbox(tmp_path, replace(rules, max_bytes={**limits, VIDEO: 1000}), network=False)
-    inbox.ready({})
+    inbox = Inbox(shared_folder(tmp_path), replace(rules, max_bytes={**limits, VIDEO: 1000}), network=False)
+    with inbox.open():
+        inbox.ready({})
     assert set(inbox.ignored) == {"film.MP4", "picture.png"}

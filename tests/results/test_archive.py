@@ -12,8 +12,11 @@ import pytest
 
 from lipsyncd.jobs.job import Identity, JobSpec, SourceFile
 from lipsyncd.results import archive
-from lipsyncd.storage.folders import HIDDEN
+from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.private_folder import HIDDEN
+from lipsyncd.storage.shared_folders import SharedFolder
 from tests.kits.core_kit import spec_of
+from tests.kits.shared_kit import shared_folder
 
 IDENTITY = Identity(1, 2, 3, 4, 5)
 AT_MS = 1_764_000_000_123
@@ -26,9 +29,28 @@ def spooled(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "failed").mkdir()
-    return tmp_path / "failed"
+def shared(tmp_path: Path) -> SharedFolder:
+    return shared_folder(tmp_path / "failed", "failed")
+
+
+@pytest.fixture
+def root(shared: SharedFolder) -> Path:
+    return Path(shared.where)
+
+
+def put(
+    shared: SharedFolder, spec: JobSpec, spooled: Path, name: str = "there", *, reason: bytes | None = None
+) -> Path:
+    return Path(archive.put(shared, [name], spec, spooled, reason=reason))
+
+
+def spec_in(kept: Path) -> JobSpec | None:
+    with OpenFolder.at(kept) as folder:
+        return archive.spec_of(folder)
+
+
+def unfinished(root: Path) -> list[str]:
+    return [path.name for path in (root / HIDDEN).iterdir() if path.is_dir()]
 
 
 def job_with(spooled: Path, files: dict[str, str], name: str = "anna") -> JobSpec:
@@ -45,13 +67,13 @@ def visible(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.name != HIDDEN)
 
 
-def test_inputs_keep_their_own_names(root: Path, spooled: Path) -> None:
+def test_inputs_keep_their_own_names(shared: SharedFolder, root: Path, spooled: Path) -> None:
     spec = job_with(spooled, {"image": "Anna Ä.png", "audio": "anna.wav", "manifest": "anna.json"})
-    kept = archive.put(root, "there", spec, spooled, reason=b"{}")
+    kept = put(shared, spec, spooled, reason=b"{}")
     assert visible(kept) == ["Anna Ä.png", "anna.json", "anna.wav", "job.json", "reason.json"]
     assert (kept / "Anna Ä.png").read_text() == "Anna Ä.png"
-    assert archive.spec_of(kept) == spec
-    assert list((root / HIDDEN).iterdir()) == []
+    assert spec_in(kept) == spec
+    assert unfinished(root) == []
 
 
 @pytest.mark.parametrize(
@@ -65,74 +87,80 @@ def test_inputs_keep_their_own_names(root: Path, spooled: Path) -> None:
     ],
     ids=["names of ours", "names like ours", "one file in two roles", "odd bytes", "longest names"],
 )
-def test_every_input_comes_back_byte_for_byte(root: Path, spooled: Path, files: dict[str, str], tmp_path: Path) -> None:
+def test_every_input_comes_back_byte_for_byte(
+    shared: SharedFolder, root: Path, spooled: Path, files: dict[str, str], tmp_path: Path
+) -> None:
     spec = job_with(spooled, files)
-    kept = archive.put(root, "there", spec, spooled, reason=b"{}")
+    kept = put(shared, spec, spooled, reason=b"{}")
     back = tmp_path / "back"
     back.mkdir()
-    archive.take_back(kept, spec, back)
+    with OpenFolder.at(kept) as folder:
+        archive.take_back(folder, spec, back)
     assert {p.name: p.read_bytes() for p in back.iterdir()} == {r: os.fsencode(n) for r, n in files.items()}
-    assert archive.spec_of(kept) == spec
+    assert spec_in(kept) == spec
     assert json.loads((kept / "reason.json").read_text()) == {}
 
 
-def test_keeping_again_after_a_crash_finds_the_first_folder(root: Path, spooled: Path) -> None:
+def test_keeping_again_after_a_crash_finds_the_first_folder(shared: SharedFolder, root: Path, spooled: Path) -> None:
     spec = job_with(spooled, {"image": "a.png"})
-    (root / HIDDEN / f"{spec.id}.keep").mkdir(parents=True)
+    (root / HIDDEN / f"{spec.id}.keep").mkdir()
     (root / HIDDEN / f"{spec.id}.keep" / "half").write_bytes(b"")
-    first = archive.put(root, "there", spec, spooled)
-    assert archive.put(root, "there", spec, spooled) == first
+    first = put(shared, spec, spooled)
+    assert put(shared, spec, spooled) == first
     assert visible(root) == ["there"]
     assert visible(first) == ["a.png", "job.json"]
-    assert list((root / HIDDEN).iterdir()) == []
+    assert unfinished(root) == []
 
 
-def test_another_jobs_folder_of_that_name_is_left_alone(root: Path, spooled: Path) -> None:
+def test_another_jobs_folder_of_that_name_is_left_alone(shared: SharedFolder, root: Path, spooled: Path) -> None:
     (root / "there").mkdir()
     (root / "there" / "a user's file").write_bytes(b"")
     one, two = job_with(spooled, {"image": "a.png"}), job_with(spooled, {"image": "a.png"})
-    assert archive.put(root, "there", one, spooled).name == "there-2"
-    assert archive.put(root, "there", two, spooled).name == "there-3"
-    assert archive.put(root, "there", one, spooled).name == "there-2"
+    assert put(shared, one, spooled).name == "there-2"
+    assert put(shared, two, spooled).name == "there-3"
+    assert put(shared, one, spooled).name == "there-2"
     assert visible(root / "there") == ["a user's file"]
 
 
-def test_a_failed_copy_leaves_no_folder(root: Path, spooled: Path) -> None:
+def test_a_failed_copy_leaves_no_folder(shared: SharedFolder, root: Path, spooled: Path) -> None:
     spec = job_with(spooled, {"image": "a.png"})
     (spooled / "image").unlink()
     with pytest.raises(FileNotFoundError):
-        archive.put(root, "there", spec, spooled)
+        put(shared, spec, spooled)
     assert visible(root) == []
 
 
 def test_folders_of_failed_jobs_sort_by_time_and_carry_the_stem() -> None:
-    assert archive.failed_name(spec_of("anna"), AT_MS) == "20251124T160000Z-anna"
-    assert archive.failed_name(spec_of("../etc/x\n"), AT_MS) == "20251124T160000Z-_etc_x_"
+    assert archive.failed_name(spec_of("anna"), AT_MS) == ("20251124T160000Z-anna",)
+    assert archive.failed_name(spec_of("../etc/x\n"), AT_MS) == ("20251124T160000Z-_etc_x_",)
 
 
-def test_archived_jobs_lie_in_a_folder_for_each_day(root: Path, spooled: Path) -> None:
+def test_archived_jobs_lie_in_a_folder_for_each_day(shared: SharedFolder, root: Path, spooled: Path) -> None:
     spec = job_with(spooled, {"image": "a.png"})
-    kept = archive.put(root, archive.archived_name(spec), spec, spooled)
+    kept = archive.put(shared, archive.archived_name(spec), spec, spooled)
     day = datetime.fromtimestamp(spec.accepted_ms / 1000, UTC)
-    assert kept == root / f"{day:%Y-%m-%d}" / spec.id
+    assert kept == f"{root}/{day:%Y-%m-%d}/{spec.id}"
+    assert visible(Path(kept)) == ["a.png", "job.json"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"id": 3}'])
-def test_a_folder_without_a_readable_job_is_none(root: Path, content: bytes | None) -> None:
+def test_a_folder_without_a_readable_job_is_none(shared: SharedFolder, root: Path, content: bytes | None) -> None:
     if content is not None:
         (root / "job.json").write_bytes(content)
-    assert archive.spec_of(root) is None
+    assert spec_in(root) is None
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("name", "../../state/ledger.db"), ("name", ".."), ("name", ""), ("role", "../job.json"), ("role", "job.json")],
 )
-def test_a_forged_job_file_leads_nowhere(root: Path, spooled: Path, field: str, value: str) -> None:
+def test_a_forged_job_file_leads_nowhere(
+    shared: SharedFolder, root: Path, spooled: Path, field: str, value: str
+) -> None:
     """Members of the group can write in there: a retry must read and write nothing but the job's own files."""
-    kept = archive.put(root, "there", job_with(spooled, {"image": "a.png"}), spooled)
+    kept = put(shared, job_with(spooled, {"image": "a.png"}), spooled)
     order = json.loads((kept / "job.json").read_text())
-    assert archive.spec_of(kept) is not None
+    assert spec_in(kept) is not None
     order["sources"][0][field] = value
     (kept / "job.json").write_text(json.dumps(order))
-    assert archive.spec_of(kept) is None
+    assert spec_in(kept) is None

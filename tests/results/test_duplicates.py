@@ -16,10 +16,13 @@ from tests.kits.installation import Installation, picture, put, sound
 
 
 def drop(installation: Installation, name: str, *, seed: int = 0, seconds: float = 0.3, **fields: Any) -> None:
-    """An order for `name`; its files have the same bytes for the same seed."""
+    """An order for `name`; its files have the same bytes for the same seed.
+
+    The manifest comes first: on a busy machine the two files would be taken as a pair before it is there.
+    """
+    installation.drop_manifest(f"{name}-order", image=f"{name}-in.png", audio=f"{name}-in.wav", out_name=name, **fields)
     put(installation.path("inbox"), f"{name}-in.png", picture(seed))
     put(installation.path("inbox"), f"{name}-in.wav", sound(seconds, seed))
-    installation.drop_manifest(f"{name}-order", image=f"{name}-in.png", audio=f"{name}-in.wav", out_name=name, **fields)
 
 
 def video(installation: Installation, name: str) -> bytes:

@@ -44,7 +44,7 @@ def test_a_video_is_found_in_the_spool_in_the_results_and_in_the_outbox(by_hand:
     job_id = by_hand.rendered()
     assert found(by_hand, job_id) == b"a video"
     by_hand.publish(job_id)
-    shown = by_hand.folders.shared["outbox"] / "anna.mp4"
+    shown = by_hand.path("outbox") / "anna.mp4"
     shown.rename(shown.with_suffix(".taken"))
     assert found(by_hand, job_id) == b"a video"
     shown.with_suffix(".taken").rename(shown)
@@ -56,13 +56,13 @@ def test_a_video_is_found_in_the_spool_in_the_results_and_in_the_outbox(by_hand:
 
 def test_the_video_of_a_queue_is_found_in_the_folder_of_that_queue(by_hand: JobsByHand) -> None:
     job_id = published(by_hand, queue="night")
-    assert (by_hand.folders.shared["outbox"] / "night" / "anna.mp4").exists()
+    assert (by_hand.path("outbox") / "night" / "anna.mp4").exists()
     assert found(by_hand, job_id) == b"a video"
 
 
 def test_a_job_without_a_video_of_its_own_has_that_of_the_job_that_it_repeats(by_hand: JobsByHand) -> None:
     first, second = published(by_hand, queue="night"), published(by_hand)
-    (by_hand.folders.shared["outbox"] / "anna.mp4").unlink()
+    (by_hand.path("outbox") / "anna.mp4").unlink()
     assert found(by_hand, second) is None
     assert found(by_hand, second, duplicate_of=first) == b"a video"
 
@@ -70,7 +70,7 @@ def test_a_job_without_a_video_of_its_own_has_that_of_the_job_that_it_repeats(by
 @pytest.mark.parametrize("sidecar", ['{"id": "another"}', "{", "[]", "gone", "fifo"])
 def test_a_file_in_the_outbox_counts_only_with_the_sidecar_of_the_job(by_hand: JobsByHand, sidecar: str) -> None:
     job_id = published(by_hand)
-    path = by_hand.folders.shared["outbox"] / "anna.json"
+    path = by_hand.path("outbox") / "anna.json"
     path.unlink()
     if sidecar == "fifo":
         os.mkfifo(path)
@@ -81,7 +81,7 @@ def test_a_file_in_the_outbox_counts_only_with_the_sidecar_of_the_job(by_hand: J
 
 def test_a_file_of_another_size_and_a_link_are_not_the_video(by_hand: JobsByHand) -> None:
     job_id = published(by_hand)
-    shown = by_hand.folders.shared["outbox"] / "anna.mp4"
+    shown = by_hand.path("outbox") / "anna.mp4"
     shown.write_bytes(b"another video")
     assert found(by_hand, job_id) is None
     shown.unlink()

@@ -28,7 +28,7 @@ def by_hand(tmp_path: Path) -> Iterator[JobsByHand]:
 
 
 def occupy(by_hand: JobsByHand, name: str) -> Path:
-    path = by_hand.folders.shared["outbox"] / name
+    path = by_hand.path("outbox") / name
     path.write_bytes(b"theirs")
     return path
 
@@ -123,7 +123,7 @@ def test_an_outbox_that_is_unmounted_half_way_is_not_taken_for_an_empty_one(by_h
     job_id = by_hand.rendered()
     work = by_hand.spool.open(by_hand.job(job_id))
     assert work.output is not None
-    by_hand.publisher._stage(work, work.output)
+    by_hand.publisher._stage(work, work.output, "anna")
     if stage == "video shown":
         by_hand.publisher._show_first(work, work.output, "anna")
     by_hand.unmount("outbox")
@@ -139,9 +139,9 @@ def test_a_video_that_a_consumer_took_before_the_crash_is_not_shown_again(by_han
     job_id = by_hand.rendered()
     work = by_hand.spool.open(by_hand.job(job_id))
     assert work.output is not None
-    by_hand.publisher._stage(work, work.output)
+    by_hand.publisher._stage(work, work.output, "anna")
     by_hand.publisher._show_first(work, work.output, "anna")
-    (by_hand.folders.shared["outbox"] / "anna.mp4").unlink()
+    (by_hand.path("outbox") / "anna.mp4").unlink()
     by_hand.restart()
     by_hand.publish(job_id)
     assert by_hand.shown() == ["anna.json"]
@@ -205,7 +205,7 @@ class Vanishing(Outbox):
 
 def test_an_outbox_that_goes_while_we_look_has_shown_nothing(by_hand: JobsByHand) -> None:
     job_id = by_hand.rendered()
-    outbox = Vanishing(by_hand.outbox.root, mode=0o644, group="")
+    outbox = Vanishing(by_hand.outbox.shared, mode=0o644, group="")
     outbox.by_hand = by_hand
     by_hand.stores.outbox = outbox
     with pytest.raises(OutboxUnavailable):
@@ -231,7 +231,7 @@ def test_a_sidecar_whose_name_is_taken_in_the_last_moment_goes_beside(by_hand: J
     job_id = by_hand.rendered()
     work = by_hand.spool.open(by_hand.job(job_id))
     assert work.output is not None
-    by_hand.publisher._stage(work, work.output)
+    by_hand.publisher._stage(work, work.output, "anna")
     by_hand.publisher._show_first(work, work.output, "anna")
     theirs = occupy(by_hand, "anna.json")
     by_hand.publish(job_id)
@@ -245,8 +245,8 @@ def test_a_staged_name_survives_the_loss_of_the_ledger(by_hand: JobsByHand) -> N
     job_id = by_hand.rendered()
     work = by_hand.spool.open(by_hand.job(job_id))
     assert work.output is not None
-    by_hand.publisher._stage(work, work.output)
-    by_hand.spool.set_staged(job_id, "anna (2)")
+    by_hand.publisher._stage(work, work.output, "anna")
+    by_hand.spool.set_staged(job_id, "anna (2)", by_hand.outbox.made())
     by_hand.close()
     for path in by_hand.folders.state.glob("ledger.db*"):
         path.unlink()
@@ -266,7 +266,7 @@ def test_a_failed_job_leaves_its_inputs_with_the_reason(by_hand: JobsByHand) -> 
     job_id = by_hand.running()
     job = by_hand.finisher.fail(job_id, NO_FACE)
     assert (job.state, job.reason_code, job.remedy) == (JobState.FAILED, "no-face", NO_FACE.remedy)
-    [folder] = by_hand.folders.shared["failed"].glob("2*-anna")
+    [folder] = by_hand.path("failed").glob("2*-anna")
     assert sorted(os.listdir(folder)) == ["anna.png", "anna.wav", "job.json", "reason.json"]
     reason = json.loads((folder / "reason.json").read_text())
     assert {k: reason[k] for k in ("id", "state", "code", "attempts", "retry")} == {
@@ -290,7 +290,7 @@ def test_inputs_that_cannot_be_moved_now_are_moved_later(by_hand: JobsByHand) ->
     by_hand.mount("failed")
     by_hand.finisher.tidy()
     assert by_hand.spool.ids() == []
-    [folder] = by_hand.folders.shared["failed"].glob("2*-anna")
+    [folder] = by_hand.path("failed").glob("2*-anna")
     assert json.loads((folder / "reason.json").read_text())["code"] == "no-face"
 
 

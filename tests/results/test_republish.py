@@ -12,6 +12,8 @@ import pytest
 from lipsyncd.daemon.commands import carry_out
 from lipsyncd.storage import control_files, failpoints
 from lipsyncd.storage.control_files import Request
+from lipsyncd.storage.files import write_json
+from lipsyncd.storage.private_folder import HIDDEN
 from tests.kits.jobs_by_hand import JobsByHand
 
 POINTS = ("replace-written", "again-staged", "again-half-shown", "again-shown")
@@ -27,7 +29,7 @@ def by_hand(tmp_path: Path) -> Iterator[JobsByHand]:
 
 def ordered(by_hand: JobsByHand, job_id: str) -> Request:
     """An order as the daemon finds it: in its file, which is there until it is answered."""
-    control_files.write_json(by_hand.folders.control / f"{'0f' * 16}.json", {"action": "republish", "job_id": job_id})
+    write_json(by_hand.folders.control / f"{'0f' * 16}.json", {"action": "republish", "job_id": job_id})
     [(_, request)] = control_files.pending(by_hand.folders.control)
     assert request is not None
     return request
@@ -58,7 +60,7 @@ def test_an_order_that_was_cut_off_shows_one_video_all_the_same(by_hand: JobsByH
     came = {name for name in by_hand.shown() if name in AGAIN}
     if taken:
         for name in came:
-            (by_hand.folders.shared["outbox"] / name).unlink()
+            (by_hand.path("outbox") / name).unlink()
     by_hand.restart()
     answer = carry_out(request, by_hand.stores, by_hand.finisher)
     assert (answer.ok, answer.message) == (True, "published again as anna (2).mp4")
@@ -74,8 +76,8 @@ def test_an_order_is_remembered_until_its_file_is_answered(by_hand: JobsByHand) 
         assert carry_out(request, by_hand.stores, by_hand.finisher).message == "published again as anna (2).mp4"
         by_hand.finisher.tidy()
     assert plans(by_hand) == [f"{job_id}.json"]
-    [(path, _)] = control_files.pending(by_hand.folders.control)
-    control_files.answer(path, control_files.Answer(True, ""))
+    [(name, _)] = control_files.pending(by_hand.folders.control)
+    control_files.answer(by_hand.folders.control, name, control_files.Answer(True, ""))
     by_hand.finisher.tidy()
     assert plans(by_hand) == []
     assert by_hand.finisher.republish(job_id) == "anna (3)"
@@ -84,7 +86,7 @@ def test_an_order_is_remembered_until_its_file_is_answered(by_hand: JobsByHand) 
 def test_a_foreign_file_that_took_the_name_meanwhile_stays(by_hand: JobsByHand) -> None:
     job_id = by_hand.published()
     killed_at("again-staged", by_hand, ordered(by_hand, job_id))
-    theirs = by_hand.folders.shared["outbox"] / "anna (2).mp4"
+    theirs = by_hand.path("outbox") / "anna (2).mp4"
     theirs.write_bytes(b"a user's file")
     by_hand.restart()
     assert by_hand.shown() == ["anna (2).mp4", "anna (3).json", "anna (3).mp4", "anna.json", "anna.mp4"]
@@ -95,7 +97,7 @@ def test_a_foreign_file_that_took_the_name_meanwhile_stays(by_hand: JobsByHand) 
 def test_a_sidecar_whose_name_was_taken_gets_a_longer_one(by_hand: JobsByHand) -> None:
     job_id = by_hand.published()
     killed_at("again-half-shown", by_hand, ordered(by_hand, job_id))
-    (by_hand.folders.shared["outbox"] / "anna (2).json").write_text("a user's file")
+    (by_hand.path("outbox") / "anna (2).json").write_text("a user's file")
     by_hand.restart()
     assert by_hand.sidecar(f"anna (2) {job_id}")["video"] == "anna (2).mp4"
 
@@ -117,8 +119,8 @@ def test_what_the_loss_of_the_outbox_cut_off_is_shown_when_it_is_back(by_hand: J
 def test_a_start_goes_on_when_an_order_cannot_be_carried_out(by_hand: JobsByHand) -> None:
     job_id = by_hand.published()
     killed_at("again-staged", by_hand, ordered(by_hand, job_id))
-    (by_hand.folders.shared["outbox"] / "anna (2).mp4").write_bytes(b"in the way")
-    token = by_hand.outbox.token(job_id, "json")
+    (by_hand.path("outbox") / "anna (2).mp4").write_bytes(b"in the way")
+    token = by_hand.path("outbox") / HIDDEN / f"{job_id}.json.part"
     token.rename(token.with_name("aside"))
     token.mkdir()  # reading it to give it another name is an OSError
     by_hand.restart()

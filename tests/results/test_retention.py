@@ -78,7 +78,7 @@ def test_what_is_old_goes_and_what_is_not_stays(by_hand: JobsByHand) -> None:
     one_of_each = dict.fromkeys(KINDS, 1)
     assert pruned(by_hand, days=1.1) == {**one_of_each, LEDGER: 2}
     for kind in ("outbox", "archive", "failed"):
-        assert everything_below(by_hand.folders.shared[kind]) == set(), kind
+        assert everything_below(by_hand.path(kind)) == set(), kind
         assert by_hand.folders.available(kind)
     assert list(by_hand.folders.results.iterdir()) == []
     assert by_hand.ledger.in_state(*JobState) == []
@@ -157,7 +157,7 @@ def test_what_a_client_asked_to_persist_stays_everywhere(by_hand: JobsByHand) ->
 def test_an_upload_that_a_job_or_a_manifest_names_stays(by_hand: JobsByHand) -> None:
     of_job, of_manifest, unused = uploaded(by_hand), uploaded(by_hand), uploaded(by_hand)
     job_id = by_hand.queued("anna", rest={"uploads": [of_job]})
-    manifest = by_hand.folders.shared["inbox"] / "rest-x.json"
+    manifest = by_hand.path("inbox") / "rest-x.json"
     manifest.write_text(json.dumps({"image": f"upload:{of_manifest}", "audio": "a.wav"}))
     assert pruned(by_hand, days=3) == {UPLOADS: 1}
     assert {p.name for p in (by_hand.folders.state / "uploads").iterdir()} == {of_job, of_manifest}
@@ -184,7 +184,7 @@ def test_a_row_stays_until_its_webhook_was_sent_and_its_files_have_left_the_inbo
 
 
 def piece(at_s: float, size_bytes: int, *, exempt: bool = False) -> Piece:
-    return Piece(ARCHIVE, new_id(), Path("/"), (), (), at_s, size_bytes, 0, exempt)
+    return Piece(ARCHIVE, new_id(), "/", (), (), at_s, size_bytes, 0, exempt)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_what_is_over_the_size_goes_oldest_first(tmp_path: Path) -> None:
         name = f"video {number}"
         by_hand.published(name, content=bytes([number]) * 1000)
         age_s = time.time() - 100 + number
-        os.utime(by_hand.folders.shared["outbox"] / f"{name}.json", (age_s, age_s))
+        os.utime(by_hand.path("outbox") / f"{name}.json", (age_s, age_s))
     assert pruned(by_hand) == {OUTBOX: 3}  # each is 1000 bytes and its sidecar
     assert by_hand.shown() == ["video 3.json", "video 3.mp4"]
     by_hand.close()
@@ -278,7 +278,7 @@ def test_files_of_other_people_stay(by_hand: JobsByHand, tmp_path: Path) -> None
     """Whatever a folder's users may put beside, inside and in place of our files."""
     done = [by_hand.published(name) for name in ("anna", "replaced", "same size", "linked", "garbled")]
     failures = [failed(by_hand, name) for name in ("bert", "carl")]
-    outbox, archive, failures_root = (by_hand.folders.shared[kind] for kind in ("outbox", "archive", "failed"))
+    outbox, archive, failures_root = (by_hand.path(kind) for kind in ("outbox", "archive", "failed"))
     precious = tmp_path / "precious"
     (precious / "2020-01-01").mkdir(parents=True)
 
@@ -338,27 +338,28 @@ def test_a_piece_that_changed_since_it_was_looked_at_stays(by_hand: JobsByHand) 
     by_hand.published("anna")
     [shown] = retention(by_hand).pieces(OUTBOX)
     [archived] = retention(by_hand).pieces(ARCHIVE)
-    sidecar = by_hand.folders.shared["outbox"] / "anna.json"
+    sidecar = by_hand.path("outbox") / "anna.json"
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "id": new_id()}))
-    away = archived.folder.with_name("away")
-    archived.folder.rename(away)
-    archived.folder.symlink_to(away)
-    assert not leftovers.remove(shown)
-    assert not leftovers.remove(archived)
+    folder = Path(archived.where)
+    away = folder.with_name("away")
+    folder.rename(away)
+    folder.symlink_to(away)
+    assert not leftovers.remove(by_hand.folders, shown)
+    assert not leftovers.remove(by_hand.folders, archived)
     assert by_hand.shown() == ["anna.json", "anna.mp4"]
     assert sorted(path.name for path in away.iterdir()) == ["anna.png", "anna.wav", "job.json"]
 
 
 def test_a_sidecar_whose_video_was_taken_goes_alone(by_hand: JobsByHand) -> None:
     by_hand.published("anna")
-    (by_hand.folders.shared["outbox"] / "anna.mp4").unlink()
+    (by_hand.path("outbox") / "anna.mp4").unlink()
     assert pruned(by_hand, days=2)[OUTBOX] == 1
     assert by_hand.shown() == []
 
 
 def test_a_redrop_that_was_skipped_has_only_its_sidecar_to_lose(by_hand: JobsByHand) -> None:
     by_hand.published("anna")
-    outbox = by_hand.folders.shared["outbox"]
+    outbox = by_hand.path("outbox")
     skipped = {**by_hand.sidecar("anna"), "id": new_id(), "duplicate_of": by_hand.sidecar("anna")["id"]}
     (outbox / "bert.json").write_text(json.dumps(skipped))
     os.utime(outbox / "bert.json", (1, 1))
@@ -368,7 +369,7 @@ def test_a_redrop_that_was_skipped_has_only_its_sidecar_to_lose(by_hand: JobsByH
 
 def test_videos_in_the_folders_of_sub_inboxes_are_found(by_hand: JobsByHand) -> None:
     by_hand.published("anna")
-    outbox = by_hand.folders.shared["outbox"]
+    outbox = by_hand.path("outbox")
     (outbox / "urgent").mkdir()
     for path in list(outbox.glob("anna.*")):
         path.rename(outbox / "urgent" / path.name)
@@ -391,7 +392,7 @@ def test_a_removal_that_was_cut_off_is_finished_the_next_time(by_hand: JobsByHan
     done, lost = by_hand.published("anna"), failed(by_hand)
     for kept, first in ((by_hand.job(done).kept, "anna.png"), (by_hand.job(lost).kept, "bert.png")):
         (Path(kept or "") / first).unlink()
-    (by_hand.folders.shared["outbox"] / "anna.mp4").unlink()
+    (by_hand.path("outbox") / "anna.mp4").unlink()
     (by_hand.folders.results / f"{done}.mp4").unlink()
     assert pruned(by_hand, days=2) == {OUTBOX: 1, ARCHIVE: 1, FAILED: 1, RESULTS: 1, LEDGER: 2}
 

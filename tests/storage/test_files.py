@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from lipsyncd.jobs.job import Identity
 from lipsyncd.storage import files
 from lipsyncd.storage.files import (
     NotRegular,
@@ -33,6 +34,7 @@ from lipsyncd.storage.files import (
     sha256_of,
     write_json,
 )
+from lipsyncd.storage.open_folder import OpenFolder
 from tests.kits.core_kit import as_nobody
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -98,13 +100,19 @@ def test_what_is_missing_or_forbidden_has_its_own_error(tmp_path: Path) -> None:
 # -- copying -----------------------------------------------------------------------------------------------------------
 
 
+def copy_from(source: Path, expected: Identity, target: Path) -> str:
+    """`copy_unchanged` from the source's folder, which is open."""
+    with OpenFolder.at(source.parent) as folder:
+        return copy_unchanged(os.fsencode(source.name), expected, target, folder=folder.fileno())
+
+
 def test_a_copy_is_the_bytes_and_their_hash(tmp_path: Path) -> None:
     content = os.urandom(3 * files.COPY_BLOCK_BYTES + 17)
     source = tmp_path / "a"
     source.write_bytes(content)
     expected = identity(source)
     assert expected is not None
-    digest = copy_unchanged(os.fsencode(source), expected, tmp_path / "b")
+    digest = copy_from(source, expected, tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == content
     assert digest == sha256_of(source) == sha256_of(tmp_path / "b")
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
@@ -153,7 +161,7 @@ def test_a_file_that_changed_since_it_was_seen_is_not_copied(tmp_path: Path, cha
     time.sleep(0.01)
     change(source)
     with pytest.raises((SourceChanged, FileNotFoundError)):
-        copy_unchanged(os.fsencode(source), expected, tmp_path / "copy")
+        copy_from(source, expected, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -174,7 +182,7 @@ def test_a_file_that_changes_while_it_is_copied_is_found_out(tmp_path: Path, cha
     writer = threading.Thread(target=interfere)
     writer.start()
     with pytest.raises((SourceChanged, FileNotFoundError)):
-        copy_unchanged(os.fsencode(source), expected, target)
+        copy_from(source, expected, target)
     writer.join()
     assert files.COPY_BLOCK_BYTES <= copied_before[0] < size_bytes, "the change came too late to show anything"
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.storage.folders import HIDDEN, KINDS, Folders
+from lipsyncd.storage.folders import KINDS, Folders
+from lipsyncd.storage.private_folder import HIDDEN
 from tests.kits.core_kit import as_nobody
 from tests.kits.installation import ROOT
 
@@ -23,8 +24,12 @@ def folders(tmp_path: Path) -> Folders:
     return Folders(state=tmp_path / "state", spool=tmp_path / "spool", shared=shared)
 
 
+def path(folders: Folders, kind: str) -> Path:
+    return Path(folders.shared[kind].where)
+
+
 def marker(folders: Folders, kind: str) -> Path:
-    return folders.shared[kind] / HIDDEN / f"{kind}-id"
+    return path(folders, kind) / HIDDEN / f"{kind}-id"
 
 
 def test_the_first_start_makes_and_marks_everything_and_the_second_nothing(folders: Folders) -> None:
@@ -44,7 +49,7 @@ def test_the_first_start_makes_and_marks_everything_and_the_second_nothing(folde
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_that_is_not_mounted_is_not_available_and_not_marked_again(folders: Folders, kind: str) -> None:
     folders.initialise()
-    folder = folders.shared[kind]
+    folder = path(folders, kind)
     away = folder.with_name("away")
     folder.rename(away)
     assert not folders.available(kind)
@@ -61,8 +66,8 @@ def test_another_folder_in_its_place_is_not_the_one_that_we_know(folders: Folder
     folders.initialise()
     other = Folders(state=tmp_path / "s2", spool=tmp_path / "p2", shared={k: tmp_path / f"{k}2" for k in KINDS})
     other.initialise()
-    folders.shared["outbox"].rename(tmp_path / "away")
-    other.shared["outbox"].rename(folders.shared["outbox"])
+    path(folders, "outbox").rename(tmp_path / "away")
+    path(other, "outbox").rename(path(folders, "outbox"))
     assert not folders.available("outbox")
     folders.initialise(adopt=True)
     assert folders.available("outbox")
@@ -99,8 +104,8 @@ def test_a_damaged_record_makes_nothing_available_by_itself(folders: Folders) ->
 
 
 def test_what_is_in_the_way_is_named_with_its_path(folders: Folders) -> None:
-    folders.shared["outbox"].write_bytes(b"")
-    with pytest.raises(ConfigError, match=f"{folders.shared['outbox']} is no folder"):
+    path(folders, "outbox").write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"{path(folders, 'outbox')} is no folder"):
         folders.initialise()
 
 
@@ -122,26 +127,30 @@ Folders(state=root / "state", spool=root / "spool", shared={{k: root / k for k i
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     modes = {p.name: oct(stat.S_IMODE(p.stat().st_mode)) for p in folders.state.parent.iterdir()}
-    assert modes["inbox"] == modes["outbox"] == "0o2775"
+    assert modes["inbox"] == "0o3770"
+    assert modes["outbox"] == modes["failed"] == "0o2775"
+    assert modes["archive"] == "0o2750"
     assert modes["state"] == modes["spool"] == "0o750"
-    assert oct(stat.S_IMODE(folders.control.stat().st_mode)) == "0o2770"
+    assert oct(stat.S_IMODE(folders.control.stat().st_mode)) == "0o3770"
+    assert oct(stat.S_IMODE(marker(folders, "inbox").parent.stat().st_mode)) == "0o2711"
+    assert oct(stat.S_IMODE(marker(folders, "inbox").stat().st_mode)) == "0o644"
     assert os.access(marker(folders, "inbox"), os.R_OK)
 
 
 @pytest.mark.parametrize("trap", ["fifo", "link", "bytes", "folder"])
 def test_what_others_put_in_a_markers_place_is_no_marker_and_blocks_no_thread(folders: Folders, trap: str) -> None:
     folders.initialise()
-    path = marker(folders, "inbox")
-    content = path.read_bytes()
-    path.unlink()
+    file = marker(folders, "inbox")
+    content = file.read_bytes()
+    file.unlink()
     if trap == "fifo":
-        os.mkfifo(path)
+        os.mkfifo(file)
     elif trap == "link":
-        path.with_name("elsewhere").write_bytes(content)
-        path.symlink_to("elsewhere")
+        file.with_name("elsewhere").write_bytes(content)
+        file.symlink_to("elsewhere")
     elif trap == "bytes":
-        path.write_bytes(b"\xff" * 50)
+        file.write_bytes(b"\xff" * 50)
     else:
-        path.mkdir()
+        file.mkdir()
     assert not folders.available("inbox")
     assert folders.available("outbox")

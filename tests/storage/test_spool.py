@@ -124,7 +124,7 @@ def test_once_staged_the_facts_stand_without_the_video(spool: Spool) -> None:
     spec = accept(spool)
     rendered(spool, spec)
     assert spool.staged_name(spec.id) is None
-    spool.set_staged(spec.id, "anna (2)")
+    spool.set_staged(spec.id, "anna (2)", "made-1")
     spool.video(spec.id).unlink()
     assert spool.staged_name(spec.id) == "anna (2)"
     assert spool.output(spec.id) == OUTPUT
@@ -133,7 +133,7 @@ def test_once_staged_the_facts_stand_without_the_video(spool: Spool) -> None:
 def test_a_dropped_output_leaves_a_job_that_can_be_rendered_again(spool: Spool) -> None:
     spec = accept(spool)
     rendered(spool, spec)
-    spool.set_staged(spec.id, "anna")
+    spool.set_staged(spec.id, "anna", "made-1")
     spool.drop_output(spec.id)
     assert (spool.staged_name(spec.id), spool.output(spec.id)) == (None, None)
     assert sorted(p.name for p in spool.folder(spec.id).iterdir()) == ["image", "job.json"]

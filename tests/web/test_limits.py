@@ -20,10 +20,11 @@ import pytest
 
 from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger.ledger import Ledger
-from lipsyncd.results.leftovers import Piece, remove, stored
+from lipsyncd.results.leftovers import UPLOADS, Piece, listed, remove
 from lipsyncd.results.retention import Limits, over
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.control_files import Request, ask
+from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.uploads import Upload, Uploads
 from lipsyncd.web.clients import UNLIMITED
 from lipsyncd.web.jobs import Jobs
@@ -269,15 +270,16 @@ def test_a_repeated_form_is_the_same_by_the_bytes_of_its_files(api: Api) -> None
 
 
 def test_an_unmounted_inbox_is_503(api: Api) -> None:
-    marker = api.installation.path("inbox") / ".lipsyncd"
-    hidden = marker.with_name(".elsewhere")
-    marker.rename(hidden)
+    inbox = api.installation.path("inbox")
+    away = inbox.rename(inbox.with_name("inbox away"))
+    inbox.mkdir()
     try:
         answer = api.post("/talks", TALK)
         assert "not mounted" in answer.refused(503, "ServiceUnavailableError")
         assert answer.headers["Retry-After"]
     finally:
-        hidden.rename(marker)
+        inbox.rmdir()
+        away.rename(inbox)
 
 
 def test_a_disk_below_its_floor_is_507(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -334,7 +336,8 @@ def test_no_address_leads_into_the_servers_own_network(tmp_path_factory: pytest.
 
 
 def test_old_uploads_expire_except_those_that_an_open_job_names(tmp_path_factory: pytest.TempPathFactory) -> None:
-    uploads = Uploads(tmp_path_factory.mktemp("sweep"))
+    state = tmp_path_factory.mktemp("sweep")
+    uploads, folders = Uploads(state), Folders(state=state, spool=state, shared={})
 
     def store(upload_id: str) -> None:
         def fill(folder: Any) -> Upload:
@@ -357,13 +360,13 @@ def test_old_uploads_expire_except_those_that_an_open_job_names(tmp_path_factory
     two_days = Limits(age_s=48 * 3600, size_bytes=0)
 
     def due(*needed: str) -> list[Piece]:
-        return over(list(stored(uploads.root, needed)), two_days, time.time())
+        return over(listed(folders, UPLOADS, needed), two_days, time.time())
 
     assert sorted(piece.id for piece in due("needed")) == ["deleted", "old", "torn"]
     [needed] = [piece for piece in due() if piece.id == "needed"]
     uploads.touch("needed")
-    assert not remove(needed)  # a client has just submitted a job with it
-    assert all(remove(piece) for piece in due("needed"))
+    assert not remove(folders, needed)  # a client has just submitted a job with it
+    assert all(remove(folders, piece) for piece in due("needed"))
     assert sorted(p.name for p in uploads.root.iterdir()) == ["fresh", "needed"]
     assert due() == []
 

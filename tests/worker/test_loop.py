@@ -82,7 +82,7 @@ def test_a_job_is_rendered_proved_and_published(by_hand: JobsByHand) -> None:
     assert work(by_hand, Interfered())
     job = by_hand.job(job_id)
     assert (job.state, job.attempt, job.frames) == (JobState.DONE, 1, 5)
-    assert inspect(by_hand.folders.shared["outbox"] / "anna.mp4").video.frames == 5
+    assert inspect(by_hand.path("outbox") / "anna.mp4").video.frames == 5
     assert by_hand.sidecar("anna")["frames"] == 5
     assert by_hand.spool.ids() == []
     assert not work(by_hand, Interfered())

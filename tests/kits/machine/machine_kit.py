@@ -82,7 +82,7 @@ def unmount(folder: Path) -> None:
 def bindfs(source: Path, folder: Path) -> Iterator[Path]:
     """`source` mounted by FUSE on `folder`: a write to `source` raises no event there, as on NFS."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["bindfs", source, folder], check=True)
+    subprocess.run(["bindfs", "-o", "nonempty", source, folder], check=True)
     try:
         yield folder
     finally:
