@@ -86,7 +86,7 @@ class InboxService:
         secret = secret_in(self.folders.state / manifest_mac.SECRET_FILE)
         inbox = Inbox(folder, rules_of(settings), network=False, queues=queues, secret=secret)
         intake = Intake(self.settings, inbox, spool, ledger, queue)
-        watch = Watch(folder, mode=settings.watch.mode, notify=self.wake.set, writes=self._leases is not True)
+        watch = Watch(folder, mode=settings.watch.mode, notify=self.wake.set)
         inbox.settling.modified = watch.modified
         return ServedInbox(kind, inbox, intake, watch, lock)
 
@@ -117,6 +117,8 @@ class InboxService:
         with served.inbox.shared.opened() as root:
             if root is None:
                 return
+            told = served.inbox.settling.answers
+            served.watch.writes = (self._leases if told is None else told) is not True
             served.watch.check(root)
         served.inbox.settling.network = served.watch.network
         served.inbox.settling.rules = rules_of(self.settings.now)

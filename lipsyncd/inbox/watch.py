@@ -62,7 +62,7 @@ class Watch:
 
     `start`, `check` and `stop` belong to one thread, which calls `check` before each scan.
 
-    writes    also note each write, for `modified`; it starts no scan
+    writes    also note each write, for `modified`; it starts no scan. May be changed before a `check`
     network   other machines may write there, and their changes raise no event
     events    changes are heard; False: poll
     degraded  why changes are not heard although they should be; "" otherwise
@@ -79,12 +79,12 @@ class Watch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
+        self.writes = writes
         self.network = False
         self.degraded = ""
         self.restarts = 0
         self._mode = mode
         self._notify = notify
-        self._writes = writes
         self._modified: set[bytes] = set()
         self._noting = threading.Lock()
         self._clock = clock
@@ -120,6 +120,8 @@ class Watch:
             log.warning("watch: %s for %s; it is started anew", fault, root.where)
             self._end()
             self._notify()  # changes were not heard for a while
+        if self._reader is not None and self._reader.notes_writes != self.writes:
+            self._end()
         if self._reader is None and (fault or self._clock() >= self._ask_again_s):
             self._begin(root)
         self._tick(root)
@@ -131,7 +133,7 @@ class Watch:
         try:
             self._place = _place(root)
             with ExitStack() as stack:
-                on_write = self._note_write if self._writes else None
+                on_write = self._note_write if self.writes else None
                 self._reader = _Reader(root, self._hidden(root, stack), self._notify, on_write)
         except OSError as error:
             self._ask_again_s = self._clock() + ASK_AGAIN_S
@@ -190,9 +192,10 @@ class Watch:
 class _Reader:
     """watchdog's threads for one folder. Raises OSError when the kernel refuses a watch.
 
-    heard        cleared before a tick, set when the event of the tick arrives
-    ended        the folder was deleted: no more events will come
-    hears_ticks  the hidden folder is watched as well
+    heard         cleared before a tick, set when the event of the tick arrives
+    ended         the folder was deleted: no more events will come
+    hears_ticks   the hidden folder is watched as well
+    notes_writes  each write is noted
 
     watchdog takes paths and no descriptors: it is given the kernel's names of those, which stand for the same folders.
     """
@@ -210,6 +213,7 @@ class _Reader:
         self.hears_ticks = hidden is not None
         self._on_change = on_change
         self._on_write = on_write
+        self.notes_writes = on_write is not None
         self._folder, self._tick = folder.watchable, "" if hidden is None else f"{hidden.watchable}/{TICK}"
         os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))  # watchdog ignores a refusal to read the folder
         self._observer = Observer()

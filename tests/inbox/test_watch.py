@@ -146,6 +146,16 @@ def test_writes_are_not_noted_unless_they_are_asked_for(inbox: Path) -> None:
         assert watch.modified() == set()
 
 
+def test_writes_are_noted_from_the_next_look_on_when_they_are_asked_for_later(inbox: Path) -> None:
+    with watching(inbox) as (watch, changes):
+        watch.writes = True
+        check(watch)
+        (inbox / "a.wav").write_bytes(b"x")
+        until(lambda: watch.modified() == {b"a.wav"})
+        assert changes.come(within_s=5)
+        assert (watch.events, watch.restarts) == (True, 0)
+
+
 def test_a_flood_of_names_is_noted_up_to_a_limit(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lipsyncd.inbox.watch.MOST_MODIFIED", 3)
     with watching(inbox, writes=True) as (watch, changes):
