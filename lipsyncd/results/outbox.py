@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 
 from lipsyncd.errors import BadResult, OutboxUnavailable
 from lipsyncd.storage.failpoints import reach
@@ -28,6 +29,19 @@ log = logging.getLogger(__name__)
 VIDEO, SIDECAR = "mp4", "json"
 _QUEUE_MODE = 0o775
 _MOST_SIDECAR_BYTES = 1_000_000
+
+
+class Token(Enum):
+    """What became of a hidden copy of a result.
+
+    STAGED  it lies there
+    SHOWN   it was given its name
+    LOST    it is gone with its hidden folder, which a member has taken away
+    """
+
+    STAGED = "staged"
+    SHOWN = "shown"
+    LOST = "lost"
 
 
 class Outbox:
@@ -91,19 +105,20 @@ class Outbox:
             except (LookupError, OSError) as error:
                 log.warning("outbox: cannot give %s to group %s: %s", name, self.group, error)
 
-    def is_staged(self, job_id: str, suffix: str) -> bool:
+    def token(self, job_id: str, suffix: str, made: str) -> Token:
+        """What became of a hidden copy. One look: a member may exchange the hidden folder between two.
+
+        made  the id of the hidden folder that it was staged in
+        """
         with self._private() as private:
-            return private.status(_token(job_id, suffix)) is not None
+            if private.status(_token(job_id, suffix)) is not None:
+                return Token.STAGED
+            return Token.SHOWN if id_of(private) == made else Token.LOST
 
     def staged_sidecar(self, job_id: str) -> bytes:
         """The staged sidecar. Raises FileNotFoundError."""
         with self._private() as private:
             return private.read(_token(job_id, SIDECAR), _MOST_SIDECAR_BYTES)
-
-    def made(self) -> str:
-        """The id of the hidden folder. When it is another one than a job was staged in, its tokens are lost."""
-        with self._private() as private:
-            return id_of(private)
 
     def unstage(self, job_id: str) -> None:
         """Remove the hidden files of a job that will not be shown."""

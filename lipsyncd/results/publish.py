@@ -20,7 +20,7 @@ from lipsyncd.jobs.retry import Action
 from lipsyncd.results import sidecar
 from lipsyncd.results.failures import PUBLISH, Failures
 from lipsyncd.results.finish import Finisher
-from lipsyncd.results.outbox import SIDECAR, VIDEO
+from lipsyncd.results.outbox import SIDECAR, VIDEO, Token
 from lipsyncd.results.stores import Stores
 from lipsyncd.storage.disk_space import lack
 from lipsyncd.storage.failpoints import reach
@@ -134,7 +134,7 @@ class Publisher:
     def _show_first(self, work: JobUnderWay, output: Output, out_name: str) -> str:
         """Give the video, or the sidecar where there is no video, its name or the next free one; returns that name."""
         first, outbox = _first(output), self._stores.outbox.of_queue(work.spec.queue)
-        while outbox.is_staged(work.id, first) or self._is_staged_anew(work, output, out_name):
+        while self._is_staged(work, output, out_name):
             if outbox.is_free(out_name):
                 with contextlib.suppress(FileExistsError):
                     outbox.show(work.id, first, out_name)
@@ -143,20 +143,22 @@ class Publisher:
                 raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
             out_name = self._stores.ledger.rename_output(work.id, work.spec.out_name, out_name)
             job = self._stores.ledger.get(work.id)
-            made = self._stores.outbox.stage_sidecar(work.id, sidecar.of_video(job, work.spec, output, out_name))
-            self._stores.spool.set_staged(work.id, out_name, made)
+            self._stores.outbox.stage_sidecar(work.id, sidecar.of_video(job, work.spec, output, out_name))
+            # The video's copy may lie in another hidden folder than this one does by now: its id stays.
+            self._stores.spool.set_staged(work.id, out_name, self._stores.spool.staged_in(work.id))
         self._stores.ledger.note(work.id, "the result was shown before")
         return out_name
 
-    def _is_staged_anew(self, work: JobUnderWay, output: Output, out_name: str) -> bool:
-        """Stage a result again whose tokens are lost: their hidden folder was taken away, and is another one now.
+    def _is_staged(self, work: JobUnderWay, output: Output, out_name: str) -> bool:
+        """Does the result still have to be given its name? One that was lost with its hidden folder is staged again.
 
         Not when it lies in the outbox. If it was shown, and a consumer has taken it, it is published twice: that is
         better than never.
         """
         outbox = self._stores.outbox.of_queue(work.spec.queue)
-        if self._has_its_tokens(work):
-            return False
+        token = outbox.token(work.id, _first(output), self._stores.spool.staged_in(work.id))
+        if token is not Token.LOST:
+            return token is Token.STAGED
         if output.shown_as is None and outbox.has_video(out_name, output.size, output.sha256):
             return False
         if output.shown_as is not None and outbox.has_sidecar(work.id, out_name):
@@ -165,15 +167,12 @@ class Publisher:
         self._stage(work, output, out_name)
         return True
 
-    def _has_its_tokens(self, work: JobUnderWay) -> bool:
-        """Is the hidden folder the one that the result was staged in? Then a token that is missing was shown."""
-        return self._stores.outbox.made() == self._stores.spool.staged_in(work.id)
-
     def _show_sidecar(self, work: JobUnderWay, output: Output, out_name: str) -> None:
         outbox = self._stores.outbox.of_queue(work.spec.queue)
-        if not outbox.is_staged(work.id, SIDECAR):
-            if self._has_its_tokens(work) or outbox.has_sidecar(work.id, out_name):
-                return
+        token = outbox.token(work.id, SIDECAR, self._stores.spool.staged_in(work.id))
+        if token is Token.SHOWN or (token is Token.LOST and outbox.has_sidecar(work.id, out_name)):
+            return
+        if token is Token.LOST:
             made = outbox.stage_sidecar(work.id, sidecar.of_video(work.job, work.spec, output, out_name))
             self._stores.spool.set_staged(work.id, out_name, made)
         try:

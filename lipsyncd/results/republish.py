@@ -20,7 +20,7 @@ from lipsyncd.errors import IllegalTransition, OutboxUnavailable, ResultGone
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results import sidecar
-from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox
+from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox, Token
 from lipsyncd.storage.control_files import is_pending
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import fsync_folder, open_regular, read_json, write_json
@@ -133,9 +133,10 @@ class Republisher:
         plan = self._show_video(job, plan)
         reach("again-half-shown")
         outbox = self.outbox.of_queue(job.queue)
-        if not outbox.is_staged(job.id, SIDECAR) and outbox.made() != plan.made:
-            plan = self._sidecar_staged_anew(job, plan)
-        if outbox.is_staged(job.id, SIDECAR):
+        token = outbox.token(job.id, SIDECAR, plan.made)
+        if token is Token.LOST and not outbox.has_sidecar(job.id, plan.out_name):
+            plan, token = self._sidecar_staged_anew(job, plan), Token.STAGED
+        if token is Token.STAGED:
             try:
                 outbox.show_again(job.id, SIDECAR, plan.out_name)
             except FileExistsError:
@@ -150,9 +151,11 @@ class Republisher:
     def _show_video(self, job: Job, plan: Plan) -> Plan:
         """Give the video the planned name, or the next free one when it was taken meanwhile."""
         outbox = self.outbox.of_queue(job.queue)
-        if not outbox.is_staged(job.id, VIDEO) and outbox.made() != plan.made:
-            plan = self._staged_anew(job, plan)
-        while outbox.is_staged(job.id, VIDEO):
+        while (token := outbox.token(job.id, VIDEO, plan.made)) is not Token.SHOWN:
+            if token is Token.LOST:
+                if outbox.has_video(plan.out_name, job.out_size or 0, job.out_sha256 or ""):
+                    return plan
+                plan = self._staged_anew(job, plan)
             if outbox.is_free(plan.out_name):
                 with contextlib.suppress(FileExistsError):
                     outbox.show_again(job.id, VIDEO, plan.out_name)
@@ -163,18 +166,15 @@ class Republisher:
         return plan
 
     def _staged_anew(self, job: Job, plan: Plan) -> Plan:
-        """Stage copies again that are lost with their hidden folder, unless the video has its name already."""
-        outbox = self.outbox.of_queue(job.queue)
-        if not outbox.has_video(plan.out_name, job.out_size or 0, job.out_sha256 or ""):
-            plan = self._stage(job, plan)
-            self._write(job.id, plan)
+        """Stage copies again that are lost with their hidden folder."""
+        plan = self._stage(job, plan)
+        self._write(job.id, plan)
         return plan
 
     def _sidecar_staged_anew(self, job: Job, plan: Plan) -> Plan:
         """The same for a sidecar whose video was shown before."""
-        if not self.outbox.of_queue(job.queue).has_sidecar(job.id, plan.out_name):
-            plan = replace(plan, made=self.outbox.stage_sidecar(job.id, self._facts(job, plan)))
-            self._write(job.id, plan)
+        plan = replace(plan, made=self.outbox.stage_sidecar(job.id, self._facts(job, plan)))
+        self._write(job.id, plan)
         return plan
 
     def _free_name(self, job: Job) -> str:

@@ -13,7 +13,7 @@ import pytest
 from lipsyncd.errors import IllegalTransition, NoFaceFound, OutboxUnavailable, UnknownJob
 from lipsyncd.jobs.job import JobState, new_id
 from lipsyncd.jobs.prepared import Output as Finished
-from lipsyncd.results.outbox import Outbox
+from lipsyncd.results.outbox import Outbox, Token
 from lipsyncd.settings import Archive, Output
 from tests.kits.jobs_by_hand import JobsByHand
 
@@ -198,9 +198,9 @@ class Vanishing(Outbox):
 
     by_hand: JobsByHand
 
-    def is_staged(self, job_id: str, suffix: str) -> bool:
+    def token(self, job_id: str, suffix: str, made: str) -> Token:
         self.by_hand.unmount("outbox")
-        return super().is_staged(job_id, suffix)
+        return super().token(job_id, suffix, made)
 
 
 def test_an_outbox_that_goes_while_we_look_has_shown_nothing(by_hand: JobsByHand) -> None:
@@ -246,7 +246,7 @@ def test_a_staged_name_survives_the_loss_of_the_ledger(by_hand: JobsByHand) -> N
     work = by_hand.spool.open(by_hand.job(job_id))
     assert work.output is not None
     by_hand.publisher._stage(work, work.output, "anna")
-    by_hand.spool.set_staged(job_id, "anna (2)", by_hand.outbox.made())
+    by_hand.spool.set_staged(job_id, "anna (2)", by_hand.spool.staged_in(job_id))
     by_hand.close()
     for path in by_hand.folders.state.glob("ledger.db*"):
         path.unlink()

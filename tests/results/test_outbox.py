@@ -14,7 +14,7 @@ import pytest
 
 from lipsyncd.errors import BadResult, OutboxUnavailable
 from lipsyncd.jobs.job import new_id
-from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox
+from lipsyncd.results.outbox import SIDECAR, VIDEO, Outbox, Token
 from lipsyncd.storage.private_folder import HIDDEN
 from tests.kits.shared_kit import shared_folder
 
@@ -64,8 +64,8 @@ def test_what_is_staged_is_hidden_and_whole(outbox: Outbox, video: Path) -> None
     job_id = new_id()
     stage(outbox, job_id, video, SHA256, b"{}")
     assert visible(outbox) == []
-    assert outbox.is_staged(job_id, VIDEO)
-    assert outbox.is_staged(job_id, SIDECAR)
+    assert outbox.token(job_id, VIDEO, "") is Token.STAGED
+    assert outbox.token(job_id, SIDECAR, "") is Token.STAGED
     assert token(outbox, job_id, VIDEO).read_bytes() == CONTENT
     assert video.read_bytes() == CONTENT
 
@@ -112,7 +112,7 @@ def test_a_foreign_file_is_never_replaced(outbox: Outbox, video: Path, suffix: s
     with pytest.raises(FileExistsError):
         outbox.show(job_id, suffix, "anna")
     assert theirs.read_bytes() == b"theirs"
-    assert outbox.is_staged(job_id, suffix)
+    assert outbox.token(job_id, suffix, "") is Token.STAGED
 
 
 def test_a_dangling_link_has_the_name_too(outbox: Outbox) -> None:
@@ -140,7 +140,7 @@ def test_of_many_jobs_that_show_the_same_name_one_gets_it(outbox: Outbox, video:
     for thread in threads:
         thread.join()
     assert len(shown) == 1
-    assert sum(outbox.is_staged(job_id, VIDEO) for job_id in jobs) == len(jobs) - 1
+    assert sum(outbox.token(job_id, VIDEO, "") is Token.STAGED for job_id in jobs) == len(jobs) - 1
 
 
 def test_showing_twice_says_that_the_token_is_gone(outbox: Outbox, video: Path) -> None:
@@ -159,8 +159,8 @@ def test_a_sweep_leaves_the_tokens_of_staged_jobs(outbox: Outbox, video: Path) -
         stage(outbox, job_id, video, SHA256, b"{}")
     (root(outbox) / HIDDEN / f".{kept}.mp4.part").write_bytes(b"half a copy")
     assert outbox.sweep({kept}) == 3
-    assert outbox.is_staged(kept, VIDEO)
-    assert not outbox.is_staged(torn, VIDEO)
+    assert outbox.token(kept, VIDEO, "") is Token.STAGED
+    assert outbox.token(torn, VIDEO, "") is not Token.STAGED
     assert (root(outbox) / HIDDEN / "outbox-id").exists()
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,7 +80,7 @@ def state_of(share: Installation, victim: Path) -> dict[str, tuple[int, int, int
 
 @pytest.mark.parametrize("kind", ["failed", "outbox", "archive"])
 def test_the_hidden_folder_is_exchanged_for_a_link_again_and_again(
-    share: Installation, victim: Path, kind: str, record_property: pytest.RecordProperty
+    share: Installation, victim: Path, kind: str, record_property: Callable[[str, object], None]
 ) -> None:
     """`.lipsyncd` and a link to the daemon's own folder change places all the time, while jobs end in that folder."""
     rounds = 12
@@ -134,7 +134,9 @@ def test_a_folder_of_inputs_is_exchanged_for_a_link_while_it_is_filled(share: In
 
 
 @pytest.mark.parametrize("trap", ["link", "file"])
-def test_an_input_is_exchanged_between_look_and_copy(share: Installation, victim: Path, trap: str) -> None:
+def test_an_input_is_exchanged_between_look_and_copy(
+    share: Installation, victim: Path, trap: str, record_property: Callable[[str, object], None]
+) -> None:
     """The member's own picture changes places with a link to a secret, or with another picture, as soon as the daemon
     has looked into it. What reaches the spool is one of the member's pictures, whole.
     """
@@ -160,11 +162,15 @@ def test_an_input_is_exchanged_between_look_and_copy(share: Installation, victim
         untouched(share, victim, before)
         log = (share.root / "daemon.log").read_text()
         hits = log.count("changed while it was copied") + log.count("regular file")
+    record_property("swaps", race.swaps)
+    record_property("hits", hits)
     assert race.swaps >= rounds
     assert hits > 0, "no exchange fell between look and copy"
 
 
-def test_a_retry_reads_what_it_has_proved(share: Installation, victim: Path) -> None:
+def test_a_retry_reads_what_it_has_proved(
+    share: Installation, victim: Path, record_property: Callable[[str, object], None]
+) -> None:
     """A failed job's folder is exchanged for a link to the daemon's own folder, after its `job.json` was read there.
 
     That file names the secret as the job's inputs, which lies in the linked folder under that name.
@@ -188,6 +194,7 @@ def test_a_retry_reads_what_it_has_proved(share: Installation, victim: Path) -> 
                     share.until_failed(f"job{number}")
             taken += race.swaps
         untouched(share, victim, before)
+    record_property("swaps", taken)
     assert taken > 0
 
 

@@ -102,7 +102,7 @@ def set_traps(share: Installation, kept: Path, victim: Path) -> None:
 
 
 def test_the_daemon_goes_on_among_traps_ends_when_asked_and_starts_again(
-    share: Installation, record_property: pytest.RecordProperty
+    share: Installation, record_property: Callable[[str, object], None]
 ) -> None:
     victim = make_victim(share.root, DAEMON)
     with share.running():
