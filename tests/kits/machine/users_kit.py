@@ -1,4 +1,4 @@
-"""Real users on one machine: the daemon's, a member of its group, and a stranger, each in processes of its own.
+"""Real users on one machine: the daemon's, two members of its group, and a stranger, each in processes of its own.
 
 A user here is a number: no test needs an entry in /etc/passwd.
 """
@@ -52,6 +52,7 @@ class User:
 
 DAEMON = User(961, 961)
 MEMBER = User(1001, 1001, (961,))
+COLLEAGUE = User(1003, 1003, (961,))
 STRANGER = User(1002, 1002)
 
 

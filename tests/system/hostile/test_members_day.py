@@ -13,7 +13,7 @@ import pytest
 from lipsyncd.jobs.job import JobState
 from lipsyncd.media.mp4 import inspect
 from tests.kits.installation import Installation, picture, sound
-from tests.kits.machine.users_kit import DAEMON, MEMBER, STRANGER, User, needs_users, shared_installation
+from tests.kits.machine.users_kit import COLLEAGUE, DAEMON, MEMBER, STRANGER, User, needs_users, shared_installation
 
 pytestmark = needs_users
 
@@ -24,7 +24,7 @@ def share() -> Iterator[Installation]:
     with shared_installation() as made:
         made.run_as = DAEMON.command(lease=True)
         made.changes["watch"] = {"rescan_s": 1.0}
-        for user in (MEMBER, STRANGER):
+        for user in (MEMBER, COLLEAGUE, STRANGER):
             home = home_of(made, user)
             home.mkdir(0o700)
             (home / "face.png").write_bytes(picture(user.uid))
@@ -149,6 +149,26 @@ def test_a_member_takes_a_drop_back_before_it_is_accepted(share: Installation) -
     done = shell(share, MEMBER, f"cp face.png {inbox}/alone.png; sleep 1.5; mv {inbox}/alone.png back.png")
     assert done.returncode == 0, done.stderr
     assert share.job("alone") is None
+
+
+def test_a_member_cannot_touch_the_drops_and_orders_of_a_colleague(share: Installation) -> None:
+    """The one change for members: the inbox is sticky, so that a drop stays that of the one who dropped it."""
+    inbox, control = share.path("inbox"), share.path("state") / "control"
+    begun = shell(share, COLLEAGUE, f"umask 002; cp face.png {inbox}/theirs.png; cp face.png {control}/.theirs.part")
+    assert begun.returncode == 0, begun.stderr
+    before = (inbox / "theirs.png").read_bytes()
+    attempts = {
+        "remove": f"rm -f {inbox}/theirs.png",
+        "rename": f"mv {inbox}/theirs.png {inbox}/mine.png",
+        "replace": f"cp face.png {inbox}/.mine.png; mv -f {inbox}/.mine.png {inbox}/theirs.png",
+        "remove an order": f"rm -f {control}/.theirs.part",
+        "write the archive": f"touch {share.path('archive')}/mine",
+    }
+    came_through = [what for what, script in attempts.items() if shell(share, MEMBER, script).returncode == 0]
+    assert came_through == []
+    assert (inbox / "theirs.png").read_bytes() == before
+    taken_back = shell(share, COLLEAGUE, f"rm {inbox}/theirs.png {control}/.theirs.part")
+    assert taken_back.returncode == 0, taken_back.stderr
 
 
 # -- the stranger ------------------------------------------------------------------------------------------------------
