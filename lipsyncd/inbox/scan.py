@@ -26,6 +26,7 @@ from lipsyncd.jobs.manifest import Manifest, classify, parse
 from lipsyncd.log import printable
 from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Structure
 from lipsyncd.settings import Settings
+from lipsyncd.storage.files import is_second_name
 from lipsyncd.storage.open_folder import OpenFolder
 from lipsyncd.storage.shared_folders import SharedFolder
 
@@ -208,6 +209,9 @@ class Inbox:
             if not stat.S_ISREG(status.st_mode):
                 self._unusable[name] = UnsafePath(f"the manifest names {shown}, which is no regular file")
                 self._ignore(name, "is no regular file")
+            elif is_second_name(status):
+                self._unusable[name] = UnsafePath(f"the manifest names {shown}, which is a private file of the daemon")
+                self._ignore(name, "is a second name of a private file of the daemon")
             elif role is None:
                 self._left_alone.add(name)
                 self._ignore(name, "has no suffix of a picture, a sound or a manifest")

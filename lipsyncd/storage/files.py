@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -50,8 +51,9 @@ class SourceChanged(Exception):
 def open_regular(path: Name, *, folder: int | None = None) -> int:
     """Open a regular file for reading without following a link and without waiting for a FIFO's writer.
 
-    Only the last component is guarded: call it with a folder that is ours, or with the descriptor of one.
-    Raises `NotRegular` or OSError.
+    Only the last component is guarded: call it with a folder that is ours, or with the descriptor of one. In a folder
+    given by its descriptor, which others may write, a second name of one of our private files is refused, too: where
+    the kernel does not protect hard links, anyone can make one. Raises `NotRegular` or OSError.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
@@ -60,7 +62,8 @@ def open_regular(path: Name, *, folder: int | None = None) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise NotRegular(error.errno, "not a regular file", os.fsdecode(path)) from error
         raise
-    if not _is_regular(descriptor):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or (folder is not None and is_second_name(status)):
         os.close(descriptor)
         raise NotRegular(errno.EINVAL, "not a regular file", os.fsdecode(path))
     return descriptor
@@ -72,8 +75,9 @@ def read_regular(path: Name, most_bytes: int, *, folder: int | None = None) -> b
         return file.read(most_bytes)
 
 
-def _is_regular(descriptor: int) -> bool:
-    return (os.fstat(descriptor).st_mode & 0o170000) == 0o100000
+def is_second_name(status: os.stat_result) -> bool:
+    """Is it one of several names of a file of ours that no one else may read?"""
+    return status.st_nlink > 1 and status.st_uid == os.geteuid() and not status.st_mode & 0o044
 
 
 def copy_hashed(source: int, target: Path, *, mode: int = 0o600) -> tuple[int, str]:

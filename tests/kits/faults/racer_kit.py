@@ -86,7 +86,8 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int, int, str]]:
 
 
 def leaks(*folders: Path) -> list[Path]:
-    """The files under these folders that hold the secret."""
+    """The copies of the secret under these folders: its own file may have another name there."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [path for path in files if path.stat().st_nlink == 1]
     small = [path for path in files if path.stat().st_size < _MOST_BYTES]  # the secret has less than 100
     return [path for path in small if SECRET in path.read_bytes()]

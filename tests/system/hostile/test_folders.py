@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,46 @@ def test_a_hidden_file_made_beforehand_is_not_written_through(share: Installatio
         assert (victim / "secret").read_bytes() == SECRET
         assert leaks(*shared(share), share.path("spool")) == []
         assert snapshot(victim) == {path: value for path, value in before.items() if "victim" in path}
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_second_name_of_a_secret_is_no_input(share: Installation, victim: Path, protected: bool) -> None:
+    """A member drops a hard link to a file that only the daemon may read, and puts one among the inputs of a failed
+    job before its retry. Debian's kernels forbid such links (fs.protected_hardlinks); others do not.
+    """
+    victim.chmod(0o711)  # the member needs only to reach the file
+    with hard_links(protected), share.running():
+        before, inbox = state_of(share, victim), share.path("inbox")
+        linked = MEMBER.run("ln", victim / "secret", inbox / "anna.png")
+        assert (linked.returncode != 0) is protected
+        as_member(inbox / "anna.wav", sound())
+        drop(share, "failing", renderer="shy")
+        job = share.until_failed("failing")
+        kept = Path(job.kept or "")
+        mine = kept.with_name("mine")
+        script = f"cp -r {kept} {mine}; rm {mine}/failing.png; ln {victim}/secret {mine}/failing.png"
+        put = MEMBER.run("sh", "-euc", f"{script}; mv {kept} {kept}-away; mv {mine} {kept}")
+        assert (put.returncode != 0) is protected, put.stderr
+        retried = share.cli("retry", job.id)
+        assert (retried.returncode != 0) is not protected, retried.stdout
+        if protected:
+            share.until_failed("failing")
+        else:
+            share.until(lambda: "a private file of the daemon" in share.cli("status").stdout, "the reason")
+        untouched(share, victim, before)
+        assert (inbox / "anna.png").exists() is not protected
+
+
+@contextmanager
+def hard_links(protected: bool) -> Iterator[None]:
+    """Have the kernel protect hard links, or not."""
+    setting = Path("/proc/sys/fs/protected_hardlinks")
+    before = setting.read_text()
+    try:
+        setting.write_text(str(int(protected)))
+    except OSError:
+        pytest.skip("this machine does not let us change fs.protected_hardlinks")
+    try:
+        yield
+    finally:
+        setting.write_text(before)
