@@ -10,7 +10,7 @@ import logging
 import os
 
 from lipsyncd.errors import InputsAlreadyTaken
-from lipsyncd.inbox.pairing import Drop
+from lipsyncd.inbox.pairing import Drop, Names
 from lipsyncd.inbox.release import unlink_same
 from lipsyncd.inbox.scan import Inbox
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Job, JobState, idempotency_key, now_ms
@@ -50,13 +50,19 @@ class LateManifests:
     def _pair_of(self, manifest: Manifest) -> Job | None:
         """The job that took exactly the files that a manifest names, as a pair and not long ago."""
         names = [s for s in (manifest.image, manifest.audio) if s is not None and classify(s) == "file"]
-        latest = [self._ledger.latest_with_source(os.fsencode(name), queue=self._queue) for name in names]
+        latest = [self._ledger.latest_with_source(name, queue=self._queue) for name in self._as_taken(names)]
         jobs = {job.id: job for job in latest if job is not None}
         if len(jobs) != 1 or len(names) != 2:
             return None
         [job] = jobs.values()
         recent = now_ms() - job.accepted_ms <= _LOOKBACK_MS
         return job if recent and self._ledger.source_hashes(job.id).keys() == {IMAGE, AUDIO} else None
+
+    def _as_taken(self, names: list[str]) -> list[bytes]:
+        """The names as the files had them that were taken not long ago: a manifest may write them in another case."""
+        since_ms = now_ms() - _LOOKBACK_MS
+        taken = Names({name: name for name in self._ledger.sources_since(since_ms, queue=self._queue)})
+        return [taken.named(name) or name for name in map(os.fsencode, names)]
 
     def _replace_options(self, job: Job, manifest: Manifest) -> bool:
         """Give a job the options of a late manifest; False when it is too late, or it asks for an id of its own."""

@@ -1,8 +1,8 @@
 """Which files belong together: pairs, manifests with the files that they name, halves that wait.
 
-A pure function of what the scan found: no clock, no folder. Manifests come first. Files that no manifest names are
-paired by their stem, compared in Unicode's composed form (NFC) without case: a Mac and a share may write one name in
-two ways.
+A pure function of what the scan found: no clock, no folder. Manifests come first, and find a file by its exact name,
+else by the same text in another Unicode form, else without case. Files that no manifest names are paired by their stem,
+compared in Unicode's composed form (NFC) without case: a Mac and a share may write one name in two ways.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest, classify
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,12 @@ class Grouping:
     waiting: list[Waiting] = field(default_factory=list)
 
 
-def pairing_key(stem: str) -> str:
-    return unicodedata.normalize("NFC", stem).casefold()
+def composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def pairing_key(name: str) -> str:
+    return composed(name).casefold()
 
 
 def group(
@@ -93,9 +100,9 @@ def group(
     unusable        names that cannot be used, with the reason: a manifest that names one is refused
     pair_timeout_s  how long a half, or a manifest without its files, may wait
     """
-    files = Listing({f.name: f for f in found})
+    files = Names({f.name: f for f in found})
     result = Grouping()
-    claimed = _take_manifests(files, manifests, unusable, pair_timeout_s, result)
+    claimed = _take_manifests(files, manifests, Names(unusable), pair_timeout_s, result)
     _take_pairs(files, claimed, pair_timeout_s, result)
     result.waiting += [Waiting(f.text, "still being written", f.age_s) for f in files.values() if not f.settled]
     return result
@@ -105,9 +112,9 @@ def group(
 
 
 def _take_manifests(
-    files: Listing,
+    files: Names[Found],
     manifests: Mapping[bytes, Manifest | InputError],
-    unusable: Mapping[bytes, InputError],
+    unusable: Names[InputError],
     pair_timeout_s: float,
     result: Grouping,
 ) -> set[bytes]:
@@ -131,10 +138,10 @@ def _take_manifests(
 
 
 def _take_manifest(
-    files: Listing,
+    files: Names[Found],
     file: Found,
     manifest: Manifest,
-    unusable: Mapping[bytes, InputError],
+    unusable: Names[InputError],
     pair_timeout_s: float,
     result: Grouping,
 ) -> set[bytes]:
@@ -143,9 +150,10 @@ def _take_manifest(
         for role, source in ((IMAGE, manifest.image), (AUDIO, manifest.audio))
         if source is not None and classify(source) == "file"
     }
-    present = {role: found for role, name in wanted.items() if (found := lookup(files, name)) is not None}
+    present = {role: found for role, name in wanted.items() if (found := files.named(name)) is not None}
     missing = [repr(os.fsdecode(name)) for role, name in wanted.items() if role not in present]
-    reason = next((unusable[name] for name in wanted.values() if name in unusable), None)
+    refused = (unusable.named(name) for role, name in wanted.items() if role not in present)
+    reason = next((error for error in refused if error is not None), None)
     if reason is None and missing and file.age_s >= pair_timeout_s:
         reason = MissingFile(f"{' and '.join(missing)} did not come within {pair_timeout_s:g} s")
     if reason is not None:
@@ -159,24 +167,47 @@ def _take_manifest(
     return {f.name for f in present.values()}
 
 
-class Listing(dict[bytes, Found]):
-    """The files of a scan, by name. It is not changed after it was made."""
+class Names(Mapping[bytes, _T]):
+    """What lies under each name of a folder, found also by names as people write them. It is not changed once made."""
+
+    def __init__(self, content: Mapping[bytes, _T]) -> None:
+        self._content = content
+
+    def __getitem__(self, name: bytes) -> _T:
+        return self._content[name]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def named(self, name: bytes) -> _T | None:
+        """What lies under exactly that name, else under the only one that is the same text.
+
+        First the names in Unicode's composed form are compared, then those without case.
+        """
+        if name in self._content:
+            return self._content[name]
+        text = os.fsdecode(name)
+        for known, key in ((self._composed, composed(text)), (self._caseless, pairing_key(text))):
+            if len(same := known.get(key, [])) == 1:
+                return self._content[same[0]]
+        return None
 
     @cached_property
-    def composed(self) -> Mapping[str, list[Found]]:
-        """The files by their names in Unicode's composed form."""
-        names: dict[str, list[Found]] = defaultdict(list)
-        for file in self.values():
-            names[unicodedata.normalize("NFC", file.text)].append(file)
+    def _composed(self) -> Mapping[str, list[bytes]]:
+        return self._by(composed)
+
+    @cached_property
+    def _caseless(self) -> Mapping[str, list[bytes]]:
+        return self._by(pairing_key)
+
+    def _by(self, key: Callable[[str], str]) -> Mapping[str, list[bytes]]:
+        names: dict[str, list[bytes]] = defaultdict(list)
+        for name in self._content:
+            names[key(os.fsdecode(name))].append(name)
         return names
-
-
-def lookup(files: Listing, name: bytes) -> Found | None:
-    """The file of exactly that name, else the only one whose name is the same text in another Unicode form."""
-    if name in files:
-        return files[name]
-    same = files.composed.get(unicodedata.normalize("NFC", os.fsdecode(name)), [])
-    return same[0] if len(same) == 1 else None
 
 
 def _refuse(file: Found, companions: Iterable[Found], error: InputError, result: Grouping) -> None:

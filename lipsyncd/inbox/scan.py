@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
-from lipsyncd.inbox.pairing import Drop, Found, Listing, Waiting, group, lookup
+from lipsyncd.inbox.pairing import Drop, Found, Names, Waiting, group, pairing_key
 from lipsyncd.inbox.settle import InboxRules, Settling
 from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, OTHER, Identity
@@ -105,7 +105,7 @@ class Inbox:
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
         self._unusable: dict[bytes, InputError] = {}
         self._left_alone: set[bytes] = set()
-        self._found = Listing()
+        self._found: Names[Found] = Names({})
 
     @contextmanager
     def open(self) -> Iterator[bool]:
@@ -139,7 +139,7 @@ class Inbox:
         ]
         usable = [f for f in found if f.role == MANIFEST and f.settled and not f.taken]
         manifests = {f.name: self._manifest(f.name, f.identity) for f in usable}
-        self._found = Listing({f.name: f for f in found})
+        self._found = Names({f.name: f for f in found})
         self.settling.end(self._found, self._clock())
         self._parsed = {name: parsed for name, parsed in self._parsed.items() if name in self._found}
         grouping = group(
@@ -149,7 +149,7 @@ class Inbox:
             pair_timeout_s=self.settling.rules.pair_timeout_s,
         )
         self.waiting = [self._explained(w) for w in grouping.waiting]
-        if self._left_alone & self._named_somewhere():
+        if {pairing_key(os.fsdecode(name)) for name in self._left_alone} & self._named_somewhere():
             self.settling.scan_in(0.0)  # one of them was read in this scan
         return grouping.drops
 
@@ -163,7 +163,7 @@ class Inbox:
             Drop(f.stem, {MANIFEST: f}, content)
             for f in self._manifests(taken)
             if isinstance(content := self._content(f.name), Manifest)
-            and any(lookup(self._found, name) is None for name in _named(content))
+            and any(self._found.named(name) is None for name in _named(content))
         ]
 
     def named_by_manifests(self, taken: Mapping[bytes, Identity]) -> Container[bytes]:
@@ -173,7 +173,7 @@ class Inbox:
             return _Everything()
         contents = [self._content(f.name) for f in waiting]
         names = [name for c in contents if isinstance(c, Manifest) for name in _named(c)]
-        return frozenset(f.name for name in names if (f := lookup(self._found, name)) is not None)
+        return frozenset(f.name for name in names if (f := self._found.named(name)) is not None)
 
     def _content(self, name: bytes) -> Manifest | InputError | None:
         known = self._parsed.get(name)
@@ -195,7 +195,7 @@ class Inbox:
         for name, entry in sorted(listed.items()):
             if _is_temporary(name) or name in self._queues:
                 continue
-            role = _role(name) or (OTHER if name in named else None)
+            role = _role(name) or (OTHER if pairing_key(os.fsdecode(name)) in named else None)
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -222,9 +222,10 @@ class Inbox:
             else:
                 yield name, role, Identity.of(status)
 
-    def _named_somewhere(self) -> set[bytes]:
-        """Every name that a manifest names, as far as we have read them."""
-        return {n for _, content in self._parsed.values() if isinstance(content, Manifest) for n in _named(content)}
+    def _named_somewhere(self) -> set[str]:
+        """The `pairing_key` of every name that a manifest names, as far as we have read them."""
+        contents = [content for _, content in self._parsed.values() if isinstance(content, Manifest)]
+        return {pairing_key(os.fsdecode(name)) for content in contents for name in _named(content)}
 
     def _limit(self, role: str, name: bytes) -> int:
         """Bytes above which a file is left alone. A manifest is refused long before, and kept with its reason."""

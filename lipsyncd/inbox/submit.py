@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from lipsyncd.errors import BadManifest, BadName, InboxUnavailable, MissingFile, UsageError
 from lipsyncd.inbox import check_input
 from lipsyncd.jobs.job import new_id
-from lipsyncd.jobs.manifest import Manifest, build, classify, clean_out_name, to_json
+from lipsyncd.jobs.manifest import Manifest, build, classify, clean_file_name, clean_out_name, to_json
 from lipsyncd.media import Kind, examine
 from lipsyncd.storage.files import copy_into, open_regular
 from lipsyncd.storage.folders import INBOX_OF, Folders
@@ -82,7 +82,7 @@ def drop(folders: Folders, manifest: Manifest, *, queue: str = "") -> Submission
         if source is not None and classify(source) == "file":
             path = Path(source)
             suffix = _checked(path, role)
-            files[role] = (path, f"{clean_out_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
+            files[role] = (path, f"{clean_file_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
     named: dict[str, Any] = {role: name for role, (_, name) in files.items()}
     whole = replace(manifest, id=job_id, out_name=out_name, **named)
     try:

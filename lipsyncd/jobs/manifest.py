@@ -13,6 +13,7 @@ named file exists.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import unicodedata
@@ -38,6 +39,9 @@ MAX_URL_CHARS = 4096
 MAX_NAME_BYTES = 200
 MAX_FILE_NAME_BYTES = 255  # the limit of Linux file systems
 MAX_RATE_TERM = 1_000_000  # a frame rate's numerator: MP4 and ffmpeg count in 32 bits
+_SAVE_AS_UTF8 = "save the manifest as UTF-8"
+_NAME_ALONE = "drop the file into the inbox, and write its name alone"
+_DRIVE = re.compile(r"[A-Za-z]:")  # as Windows writes paths
 _ID = re.compile(rf"tlk_[0-9a-f]{{32}}|{ID_PATTERN}")
 
 
@@ -80,7 +84,7 @@ class Manifest:
 
 
 def parse(data: bytes, *, max_bytes: int = MAX_BYTES) -> Manifest:
-    """The manifest in `data`: UTF-8 JSON, with or without a byte order mark.
+    """The manifest in `data`: JSON in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Raises `BadManifest`, `BadName` or `UnsafePath`, and nothing else, for any bytes.
     """
@@ -88,14 +92,16 @@ def parse(data: bytes, *, max_bytes: int = MAX_BYTES) -> Manifest:
         raise BadManifest(f"the manifest has {len(data)} bytes, at most {max_bytes} are allowed")
     try:
         fields = json.loads(
-            data.decode("utf-8-sig"),
+            _decoded(data),
             object_pairs_hook=_unique,
             parse_int=_integer,
             parse_float=_finite,
             parse_constant=_constant,
         )
     except UnicodeDecodeError as error:
-        raise BadManifest(f"the manifest is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise BadManifest(
+            f"the manifest is not UTF-8: {error.reason} at byte {error.start}", remedy=_SAVE_AS_UTF8
+        ) from None
     except RecursionError:
         raise BadManifest(f"the manifest is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -165,8 +171,10 @@ def check_file_name(name: str) -> str:
         raise UnsafePath(f"{quoted(name)} is not a file name of 1 to {MAX_FILE_NAME_BYTES} bytes")
     if name.startswith("."):
         raise UnsafePath(f"{quoted(name)} starts with '.': hidden files and '..' are never read")
-    if "/" in name or "\0" in name:
-        raise UnsafePath(f"{quoted(name)} is a path, not a file name")
+    if "/" in name or "\\" in name or "\0" in name or _DRIVE.match(name):
+        raise UnsafePath(f"{quoted(name)} is a path, not a file name", remedy=_NAME_ALONE)
+    if name != name.rstrip():
+        raise UnsafePath(f"{quoted(name)} ends in a blank", remedy="write the name without the blank behind it")
     return name
 
 
@@ -195,6 +203,11 @@ def clean_out_name(name: str) -> str:
     while stem.lower().endswith(".mp4"):
         stem = stem[:-4].rstrip()
     return stem or "job"
+
+
+def clean_file_name(stem: str) -> str:
+    """Turn a stem into one that a manifest can name, with a suffix behind it: `clean_out_name` without path marks."""
+    return re.sub(r"[\\:]", "_", clean_out_name(stem))
 
 
 def canonical_id(text: str) -> str:
@@ -391,6 +404,20 @@ _ATTRIBUTES = {"lipsyncd": "options"}  # JSON name -> attribute, where they diff
 
 
 # -- strict JSON -------------------------------------------------------------------------------------------------------
+
+
+def _decoded(data: bytes) -> str:
+    """The text of a manifest. Windows programs write UTF-16 with a byte order mark, which leaves no doubt.
+
+    Raises `BadManifest` or UnicodeDecodeError.
+    """
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the first one begins like UTF-16
+        raise BadManifest("the manifest is UTF-32", remedy=_SAVE_AS_UTF8)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    if b"\0" in data[:4]:
+        raise BadManifest("the manifest has NUL bytes, as in UTF-16 without a byte order mark", remedy=_SAVE_AS_UTF8)
+    return data.decode("utf-8-sig")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -479,6 +479,13 @@ class Ledger:
         theirs = select(*_FIELDS).where(col(JobRow.id).in_(ids), col(JobRow.queue) == queue)
         return self._first(theirs.order_by(col(JobRow.seq).desc()))
 
+    def sources_since(self, since_ms: int, *, queue: str = "", most: int = 1000) -> list[bytes]:
+        """Names of the files that jobs accepted since then took from the inbox, or from that folder in it."""
+        theirs = col(JobRow.accepted_ms) >= since_ms, col(JobRow.queue) == queue
+        names = select(JobSourceRow.name).join(JobRow, col(JobRow.id) == JobSourceRow.job_id).where(*theirs)
+        with self._read() as session:
+            return list(session.exec(names.order_by(col(JobRow.seq).desc()).limit(most)))
+
 
 _ENDED_EARLY = (JobState.FAILED, JobState.CANCELLED)
 _ENDED = (JobState.DONE, *_ENDED_EARLY)

@@ -106,6 +106,17 @@ def test_a_manifest_right_after_its_pair_replaces_the_options(inbox_by_hand: Inb
     assert inbox_by_hand.left == []
 
 
+def test_a_late_manifest_finds_the_pair_although_it_writes_the_names_in_another_case(
+    inbox_by_hand: InboxByHand,
+) -> None:
+    inbox_by_hand.pair("Anna")
+    job = inbox_by_hand.take_one()
+    inbox_by_hand.manifest(image="anna.PNG", audio="ANNA.wav", out_name="hello")
+    assert inbox_by_hand.take() == []
+    assert inbox_by_hand.spec(job).out_name == "hello"
+    assert inbox_by_hand.left == []
+
+
 def test_a_manifest_that_says_no_name_leaves_the_names_as_they_are(inbox_by_hand: InboxByHand) -> None:
     inbox_by_hand.pair()
     job = inbox_by_hand.take_one()

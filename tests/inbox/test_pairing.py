@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -254,6 +253,34 @@ def test_a_name_is_found_in_another_unicode_form_when_it_is_the_only_one() -> No
     assert drops(both) == [({MANIFEST: "o.json", IMAGE: composed}, "")]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "there", "taken"),
+    [
+        ("c06_case.jpg", ["C06_Case.JPG"], "C06_Case.JPG"),
+        ("Jos\u00c9.png", ["jose\u0301.png"], "jose\u0301.png"),
+        ("STRASSE.png", ["Stra\u00dfe.png"], "Stra\u00dfe.png"),
+        ("anna.png", ["Anna.png", "anna.png"], "anna.png"),
+        ("jos\u00e9.png", ["JOS\u00c9.png", "jose\u0301.png"], "jose\u0301.png"),
+        ("anna.png", ["Anna.png", "ANNA.png"], None),
+        ("anna.png", ["anna.jpg"], None),
+    ],
+)
+def test_a_name_is_found_exactly_or_composed_or_without_case_when_that_is_one_file(
+    wanted: str, there: list[str], taken: str | None
+) -> None:
+    manifests: dict[str, Manifest | InputError] = {"o.json": Manifest(image=wanted, text="hello")}
+    result = sorted_out(found("o.json"), *map(found, there), manifests=manifests)
+    assert drops(result) == ([({MANIFEST: "o.json", IMAGE: taken}, "")] if taken else [])
+
+
+def test_a_manifest_that_names_what_cannot_be_used_in_another_case_is_refused() -> None:
+    manifests: dict[str, Manifest | InputError] = {"o.json": Manifest(image="anna.png", text="hello")}
+    unusable: dict[bytes, InputError] = {b"Anna.PNG": UnsafePath("a folder")}
+    assert drops(sorted_out(found("o.json"), manifests=manifests, unusable=unusable)) == [
+        ({MANIFEST: "o.json"}, "unsafe-path")
+    ]
+
+
 # -- any inbox ---------------------------------------------------------------------------------------------------------
 
 STEMS = st.sampled_from(["a", "A", "b", "\u00e9", "e\u0301"])
@@ -284,16 +311,10 @@ def test_no_inbox_breaks_the_rules(inbox: list[Found], data: st.DataObject) -> N
             assert {pairing_key(f.stem) for f in drop.files.values()} == {drop.files[IMAGE].key}
         if drop.refusal is not None:
             assert not any(f.taken for f in drop.files.values())
-    named = {
-        unicodedata.normalize("NFC", s)
-        for m in manifests.values()
-        if isinstance(m, Manifest)
-        for s in (m.image, m.audio)
-        if s
-    }
+    named = {pairing_key(s) for m in manifests.values() if isinstance(m, Manifest) for s in (m.image, m.audio) if s}
     used = Counter(f.name for drop in result.drops for f in drop.files.values() for _ in [0])
     for file in inbox:
-        shared = unicodedata.normalize("NFC", file.text) in named
+        shared = pairing_key(file.text) in named
         assert used[file.name] <= 1 or shared, "only manifests may share a file"
         accounted = used[file.name] or file.taken or file.text in waits(result) or file.role != MANIFEST
         assert accounted, "no manifest is forgotten"

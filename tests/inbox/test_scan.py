@@ -465,6 +465,13 @@ def test_files_that_a_waiting_manifest_names_are_kept_for_it(box: InboxWithClock
         assert b"other.png" not in box.inbox.named_by_manifests(NOTHING)
 
 
+def test_a_manifest_names_a_file_of_any_suffix_in_any_case(box: InboxWithClock) -> None:
+    put(box.root, "Face.PICTURE", PICTURE)
+    put(box.root, "voice.wav", SOUND)
+    put(box.root, "order.json", b'{"image": "face.picture", "audio": "VOICE.wav"}')
+    assert [name for _ in range(4) for name in box.scan(after_s=1)] == ["order"]
+
+
 def test_a_name_in_another_unicode_form_is_kept_for_its_manifest_as_well(box: InboxWithClock) -> None:
     put(box.root, "jose\u0301.png", PICTURE)
     put(box.root, "order.json", '{"image": "jos\u00e9.png", "audio": "voice.wav"}'.encode())

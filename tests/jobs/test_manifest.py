@@ -18,6 +18,7 @@ from lipsyncd.jobs.manifest import (
     build,
     canonical_id,
     check_file_name,
+    clean_file_name,
     check_out_name,
     classify,
     clean_out_name,
@@ -177,14 +178,17 @@ def test_a_wrong_field_is_named_with_what_is_allowed(fields, field, reason):
     ("data", "reason"),
     [
         (b"", "not JSON"),
-        (b"\x00\x01", "not JSON"),
+        (b"\x00\x01", "NUL bytes.*save the manifest as UTF-8"),
         (b'{"image": "a.png"', "not JSON"),
         (b'["a.png"]', "one object"),
         (b"[" * 900 + b"]" * 900, "one object"),
         (b"[" * 60_000, "nested deeper"),
         (b'{"image":' * 6_000, "nested deeper"),
-        ('{"image": "ä.png"}'.encode("utf-16"), "not UTF-8"),
-        (b'{"image": "\xff.png"}', "not UTF-8"),
+        ('{"image": "a.png"}'.encode("utf-16-le"), "UTF-16 without a byte order mark.*save the manifest as UTF-8"),
+        ('{"image": "a.png"}'.encode("utf-16-be"), "UTF-16 without a byte order mark.*save the manifest as UTF-8"),
+        ('{"image": "a.png"}'.encode("utf-32"), "UTF-32.*save the manifest as UTF-8"),
+        (b"\xff\xfe\x00\xd8", "not UTF-8.*save the manifest as UTF-8"),
+        (b'{"image": "\xff.png"}', "not UTF-8.*save the manifest as UTF-8"),
         (b'{"image": "a.png", "image": "b.png", "audio": "a.wav"}', "'image' is in the manifest twice"),
         (manifest(lipsyncd={"a": {}})[:-2] + b', "a": 1}}', "'a' is in the manifest twice"),
         (b'{"user_data": NaN}', "NaN is not a JSON number"),
@@ -201,6 +205,12 @@ def test_a_wrong_field_is_named_with_what_is_allowed(fields, field, reason):
 def test_bytes_that_are_not_a_json_object_are_refused_with_the_reason(data, reason):
     with pytest.raises(BadManifest, match=reason):
         parse(data)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
+def test_a_manifest_is_read_by_its_byte_order_mark(encoding):
+    text = "\ufeff" + '{"image": "jos\u00e9 \U0001f600.png", "audio": "a.wav"}'
+    assert parse(text.encode(encoding)).image == "jos\u00e9 \U0001f600.png"
 
 
 def test_the_deepest_nesting_that_is_allowed_is_read():
@@ -227,7 +237,17 @@ def test_a_very_long_unknown_field_is_shortened_in_the_message():
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../a.png", "..", ".", ".hidden.png", "sub/a.png", "a\0.png", "a" * 256, "./a.png", "../../x"],
+    [
+        *("/etc/passwd", "../a.png", "..", ".", ".hidden.png", "sub/a.png", "a\0.png", "a" * 256, "./a.png", "../../x"),
+        "C:\\Users\\anna\\x.png",
+        "c:x.png",
+        "pictures\\x.png",
+        "\\\\nas\\x.png",
+        "a.png ",
+        "a.png\t",
+        "a.png\u00a0",
+        " ",
+    ],
 )
 def test_a_file_outside_the_inbox_is_refused(name):
     with pytest.raises(UnsafePath):
@@ -236,9 +256,17 @@ def test_a_file_outside_the_inbox_is_refused(name):
         check_file_name(name)
 
 
-@pytest.mark.parametrize("name", ["-rf.png", "a b.png", "naïve\n.png", "a..png", "日本.png", "a\\b.png", "a" * 255])
+@pytest.mark.parametrize(
+    "name", ["-rf.png", "a b.png", "naïve\n.png", "a..png", "日本.png", " a.png", "ab:c.png", "a" * 255]
+)
 def test_an_unusual_file_name_is_not_changed(name):
     assert parse(manifest(image=name)).image == name
+
+
+@pytest.mark.parametrize("stem", ["C:\\Users\\anna", "c:x", "we\\ird", "anna"])
+def test_a_cleaned_file_name_can_be_named(stem):
+    name = clean_file_name(stem) + ".png"
+    assert check_file_name(name) == name
 
 
 def test_an_error_escapes_control_characters_in_a_value():
@@ -284,8 +312,8 @@ def test_any_object_is_read_or_refused(fields):
         assert parse(to_json(read)) == read
 
 
-file_names = st.from_regex(r"[A-Za-z0-9ä_-][^/\x00-\x1f]{0,40}", fullmatch=True).filter(
-    lambda name: classify(name) == "file" and "://" not in name
+file_names = st.from_regex(r"[A-Za-z0-9ä_-][^:/\\\x00-\x1f]{0,40}", fullmatch=True).filter(
+    lambda name: classify(name) == "file" and name == name.rstrip()
 )
 uuids = st.uuids().map(str)
 sources = file_names | uuids.map("upload:{}".format) | st.just("https://example.org/a.wav?b=1#c")
