@@ -1,7 +1,7 @@
 """What format a file has, judged by its bytes, and whether it is whole.
 
 The name and type that come with a file are only hints: a playlist named `a.wav` would make ffmpeg open what it lists,
-an SVG named `a.png` what it links. So the first bytes decide among a closed list of ten formats, and no other file is
+an SVG named `a.png` what it links. So the first bytes decide among a closed list of formats, and no other file is
 opened by a decoder.
 
 Owns that list and its limits. Leaves the headers of each format to `pictures`, `sounds` and `videos`, and decoding to
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lipsyncd.errors import ImageTooLarge, ImageTooSmall
-from lipsyncd.media import pictures, sounds, videos
+from lipsyncd.media import frames, pictures, sounds, videos
 from lipsyncd.media.content import Completeness, Content
 
 __all__ = [
@@ -50,7 +50,8 @@ class Kind(StrEnum):
     PNG = "png"
     WEBP = "webp"
     WAV = "wav"
-    MP3 = "mp3"
+    MP3 = "mp3"  # and MP2
+    AAC = "aac"  # in ADTS
     M4A = "m4a"
     OGG = "ogg"
     FLAC = "flac"
@@ -110,10 +111,8 @@ def sniff(head: bytes) -> Kind | None:
         return Kind.WEBM
     if head.startswith(b"ID3") and len(head) >= 10 and head[3] < 0xFF and max(head[6:10]) < 0x80:
         return Kind.MP3
-    if length := sounds.mp3_frame_bytes(head[:4]):
-        second = head[length : length + 4]
-        return Kind.MP3 if len(second) < 4 or sounds.mp3_frame_bytes(second) else None
-    return None
+    found = frames.at_start(head)
+    return None if found is None else Kind(found)
 
 
 _CHECKS = {
@@ -121,7 +120,8 @@ _CHECKS = {
     Kind.PNG: pictures.png,
     Kind.WEBP: pictures.webp,
     Kind.WAV: sounds.wav,
-    Kind.MP3: sounds.mp3,
+    Kind.MP3: frames.sound,
+    Kind.AAC: frames.sound,
     Kind.M4A: sounds.mp4,
     Kind.OGG: sounds.ogg,
     Kind.FLAC: sounds.flac,
@@ -136,19 +136,30 @@ def examine(fd: int, size_bytes: int) -> Structure:
     """
     content = Content(fd, size_bytes)
     head = content.at(0, _HEAD_BYTES)
-    if not any(head):
+    kind = _kind(content, head)
+    if kind is None and not any(head):
         return Structure(None, Completeness.TRUNCATED, note="only zeros so far" if head else "empty")
-    kind = sniff(head)
     if kind is None and len(head) < 12:
         return Structure(None, Completeness.TRUNCATED, note=f"only {len(head)} bytes")
     if kind is None:
         return Structure(None, Completeness.INVALID, note="none of the accepted formats")
-    if kind is Kind.MP3 and content.at(sounds.mp3_start(content), 4) == b"fLaC":
+    if kind is Kind.MP3 and content.at(frames.behind_tags(content), 4) == b"fLaC":
         return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
     found = _CHECKS[kind](content)
     if kind is Kind.M4A and (size := videos.picture_size(content)) is not None:
         return Structure(Kind.MP4, found.completeness, *size, found.note)
     return Structure(kind, found.completeness, found.width, found.height, found.note)
+
+
+def _kind(content: Content, head: bytes) -> Kind | None:
+    """`sniff`, and what only a longer look shows: frames behind a tag, behind zeros or junk, or cut out of a stream."""
+    kind = sniff(head)
+    if kind not in (None, Kind.MP3, Kind.AAC) or (kind is None and frames.holds_other_format(head)):
+        return kind
+    start = frames.behind_tags(content)
+    window = content.at(start, frames.WINDOW_BYTES)
+    found = frames.find(window, ends=start + len(window) == content.size)
+    return kind if found is None else Kind(found.kind)
 
 
 def check_image_size(

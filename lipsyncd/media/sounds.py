@@ -1,6 +1,7 @@
-"""Whether a WAV, Ogg, MP4, FLAC or MP3 file is whole, by its headers and its last frames.
+"""Whether a WAV, Ogg, MP4 or FLAC file is whole, by its headers and its last frames.
 
-Owns the reading of those headers. Nothing is decoded here, so the duration of a sound stays unknown.
+Owns the reading of those headers. Leaves streams of bare frames (MP3, ADTS) to `frames`.
+Nothing is decoded here, so the duration of a sound stays unknown.
 """
 
 from __future__ import annotations
@@ -151,78 +152,6 @@ def _flac_frame_end(head: bytes, block_size: int) -> int:
     else:
         samples = 192 if size_code == 1 else 576 << size_code - 2 if size_code < 6 else 256 << size_code - 8
     return (number if head[1] & 1 else number * block_size) + samples
-
-
-def mp3(content: Content) -> Integrity:
-    start = mp3_start(content)
-    if start >= content.size:
-        return truncated("the file ends inside the tag before the sound")
-    window = content.at(start, TAIL_BYTES)
-    first = _first_mp3_frame(window)
-    if first is None:
-        return broken(window, "no MP3 frame follows the tag")
-    declared = _mp3_bytes(window[first : first + 192])
-    if not declared:
-        return plausible("the MP3 gives no length")
-    if start + first + declared > content.size:
-        return truncated(f"{content.size - start - first} of {declared} bytes of MP3")
-    return complete()
-
-
-def mp3_start(content: Content) -> int:
-    """Where the sound begins, after one or several ID3v2 tags."""
-    offset = 0
-    for _ in range(8):
-        head = content.at(offset, 10)
-        if len(head) < 10 or not head.startswith(b"ID3"):
-            break
-        size = 0
-        for byte in head[6:10]:
-            size = size << 7 | byte & 0x7F
-        offset += 10 + size + (10 if head[5] & 0x10 else 0)
-    return offset
-
-
-def _first_mp3_frame(window: bytes) -> int | None:
-    """Where the first frame starts that another frame follows, or the end of `window`."""
-    position = -1
-    for _ in range(MAX_STEPS):
-        position = window.find(b"\xff", position + 1)
-        if position < 0:
-            return None
-        length = mp3_frame_bytes(window[position : position + 4])
-        behind = window[position + length : position + length + 4]
-        if length and (len(behind) < 4 or mp3_frame_bytes(behind)):
-            return position
-    return None
-
-
-def mp3_frame_bytes(head: bytes) -> int:
-    """Length of the layer III frame that starts with these 4 bytes; 0 for no frame. Source: ISO/IEC 11172-3."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return 0
-    version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3  # version 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5
-    rate_code, frequency_code, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
-    if version == 1 or layer != 1 or rate_code in (0, 15) or frequency_code == 3 or head[3] & 3 == 2:
-        return 0
-    frequency = (44_100, 48_000, 32_000)[frequency_code] >> {3: 0, 2: 1, 0: 2}[version]
-    if version == 3:
-        kbps = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)[rate_code - 1]
-        return 144_000 * kbps // frequency + padding
-    kbps = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)[rate_code - 1]
-    return 72_000 * kbps // frequency + padding
-
-
-def _mp3_bytes(frame: bytes) -> int:
-    """How many bytes the sound takes by the Xing or Info header in the first frame; 0 without one."""
-    mono = frame[3] >> 6 == 3
-    side_bytes = (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
-    header = frame[4 + side_bytes :]
-    flags = int.from_bytes(header[4:8], "big")
-    if header[:4] not in (b"Xing", b"Info") or not flags & 2:
-        return 0
-    where = 12 if flags & 1 else 8
-    return int.from_bytes(header[where : where + 4], "big")
 
 
 # -- check sums --------------------------------------------------------------------------------------------------------

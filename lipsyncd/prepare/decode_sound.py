@@ -32,7 +32,8 @@ _PCM = ",".join(f"pcm_{name}" for name in _SAMPLES.split(" "))
 # names, since builds of ffmpeg differ. ffmpeg prefers to guess: by content, by name, and into playlists.
 _FFMPEG = {
     Kind.WAV: ("wav", f"{_PCM},adpcm_ms,adpcm_ima_wav"),
-    Kind.MP3: ("mp3", "mp3,mp3float"),
+    Kind.MP3: ("mp3", "mp3,mp3float,mp2,mp2float"),
+    Kind.AAC: ("aac", "aac"),
     Kind.M4A: ("mov", "aac,alac"),
     Kind.MP4: ("mov", "aac,alac"),
     Kind.OGG: ("ogg", "vorbis,libvorbis,opus,libopus,flac"),

@@ -59,7 +59,7 @@ OTHER_FORMATS = {
     "avif": struct.pack(">I", 32) + b"ftypavif\0\0\0\0avifmif1miaf" + b"\0" * 32,
     "heic": struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + b"\0" * 32,
     "avi": b"RIFF\xff\xff\xff\0AVI LIST" + b"\0" * 48,
-    "aac without a container": b"\xff\xf1\x50\x80\x02\x1f\xfc" * 10,
+    "frames that do not follow one another": b"\xff\xf1\x50\x80\x02\x1f\xfc" * 10,
     "utf-16 text": "\ufeffHello, this is a text.".encode("utf-16-le") * 4,
     "wav, big endian": b"RIFX\0\0\1\0WAVEfmt \0\0\0\x10\0\1\0\1"
     + b"\0" * 48,  # ffmpeg takes its samples for little endian

@@ -124,7 +124,7 @@ def test_samples_in_another_file_are_not_fetched(folder):
 OTHER_CODECS = {
     "speech in Matroska": (Kind.OGG, lambda: converted(".mka")),
     "mp2 in WAV": (Kind.WAV, lambda: converted(".wav", "-c:a", "mp2")),
-    "mp2 alone": (Kind.MP3, lambda: converted(".mp2")),
+    "AC-3 alone": (Kind.MP3, lambda: converted(".ac3")),
     "AC-3 in MP4": (Kind.M4A, lambda: converted(".m4a", "-c:a", "ac3", "-f", "mp4")),
     "a film without sound": (Kind.M4A, lambda: _silent_film()),
     "a picture": (Kind.MP3, lambda: encoded(corners(), "JPEG")),
@@ -410,6 +410,7 @@ SEEDS = {
     "webp": (None, lambda: noise("WEBP")),
     "wav": (Kind.WAV, lambda: wav(SECOND)),
     "mp3": (Kind.MP3, lambda: converted(".mp3")),
+    "aac": (Kind.AAC, lambda: converted(".aac")),
     "m4a": (Kind.M4A, lambda: converted(".m4a")),
     "ogg": (Kind.OGG, lambda: converted(".opus")),
     "flac": (Kind.FLAC, lambda: converted(".flac")),
