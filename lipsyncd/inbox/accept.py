@@ -19,6 +19,7 @@ from lipsyncd.inbox.late_manifest import LateManifests
 from lipsyncd.inbox.pairing import Drop, Found
 from lipsyncd.inbox.release import Release, unlink_same
 from lipsyncd.inbox.scan import Inbox
+from lipsyncd.inbox.shown import Shown, together
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Job, JobSpec, SourceFile, idempotency_key, new_id, now_ms
 from lipsyncd.jobs.manifest import clean_out_name, with_manifest
 from lipsyncd.ledger.ledger import AlreadyAccepted, Ledger
@@ -60,7 +61,8 @@ class Intake:
         self.cut_short = False
         self.release = Release(inbox, spool, ledger, queue)
         self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
-        self._stuck: dict[str, str] = {}
+        self._stuck = Shown()
+        self._late_from = 0
         self._rowless: list[JobSpec] = []
         self._began = False
 
@@ -84,7 +86,7 @@ class Intake:
         scanned_s = time.monotonic()
         until_s = scanned_s + max(_SHORTEST_PASS_S, _PASS_PER_SCAN * (scanned_s - began_s))
         self.cut_short = False
-        known, self._stuck = self._stuck, {}
+        known, self._stuck = self._stuck, Shown()
         for drop in drops:
             if stop() or time.monotonic() > until_s:
                 self.cut_short = True
@@ -101,9 +103,9 @@ class Intake:
         return accepted
 
     @property
-    def stuck(self) -> dict[str, str]:
+    def stuck(self) -> Shown:
         """Files that could not be taken in the last scan, or not be removed after they were, and why."""
-        return {**self._stuck, **self.release.stuck}
+        return together(self._stuck, self.release.stuck)
 
     # -- one drop ------------------------------------------------------------------------------------------------------
 
@@ -115,13 +117,13 @@ class Intake:
             log.info("intake: %s changed while it was copied; scanning again", changed)
         except OSError as error:
             name, why = printable(drop.name), f"cannot be taken: {error.strerror or error}"
-            self._stuck[name] = why
-            if known.get(name) != why:
+            if self._stuck.note(name, why) and known.get(name) != why:
                 log.warning("intake: %s waits: %s", name, error)
         return None
 
     def _accept(self, drop: Drop) -> JobSpec | None:
         """Copy a drop into the spool, which makes it a job; None when it is one already."""
+        drop = self.inbox.whole(drop)
         refusal = drop.refusal or self._check(drop)
         asked_id = drop.manifest.id if drop.manifest else None
         job_id, known = asked_id or new_id(), self.ledger.find(asked_id) if asked_id else None
@@ -248,9 +250,18 @@ class Intake:
                 unlink_same(self.inbox, file)
 
     def _serve_late_manifests(self) -> list[Accepted]:
-        """Give late manifests to the jobs that took their files; gives the jobs that only refuse one."""
+        """Give late manifests to the jobs that took their files; gives the jobs that only refuse one.
+
+        The ledger is asked about each of them. Where there are too many for one pass, the next scan goes on with them.
+        """
         refused = []
-        for drop in self.inbox.without_files(self.release.taken):
+        drops = self.inbox.without_files(self.release.taken)
+        until_s, start = time.monotonic() + _SHORTEST_PASS_S, self._late_from if self._late_from < len(drops) else 0
+        self._late_from = 0
+        for number, drop in enumerate(drops[start:], start=start):
+            if time.monotonic() > until_s:
+                self._late_from = number
+                break
             try:
                 refusal = self._late_manifests.serve(drop)
                 if refusal is not None:

@@ -40,7 +40,8 @@ class LateManifests:
         Raises OSError when the manifest cannot be removed.
         """
         job = None if drop.manifest is None else self._pair_of(drop.manifest)
-        if job is None or drop.manifest is None or self._replace_options(job, drop.manifest):
+        manifest = None if job is None else self._inbox.whole(drop).manifest
+        if job is None or manifest is None or self._replace_options(job, manifest):
             if job is not None:
                 log.info("job %s takes the options of %s", job.id, drop.name)
                 unlink_same(self._inbox, drop.files[MANIFEST])

@@ -22,7 +22,7 @@ from lipsyncd.jobs.manifest import Manifest, classify
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file in the inbox that could be part of a job.
 
@@ -62,7 +62,7 @@ class Drop:
     refusal: InputError | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A file that lies in the inbox and is no job yet, and why."""
 
@@ -120,6 +120,7 @@ def _take_manifests(
 ) -> set[bytes]:
     """Make drops of manifests; gives the names that pairs may not use."""
     claimed: set[bytes] = set()
+    media: Mapping[str, list[Found]] | None = None
     for file in sorted(files.values(), key=lambda f: (-f.age_s, f.name)):
         if file.role != MANIFEST or file.taken:
             continue
@@ -127,7 +128,8 @@ def _take_manifests(
         if isinstance(content, Manifest):
             claimed |= _take_manifest(files, file, content, unusable, pair_timeout_s, result)
             continue
-        same_stem = (f for f in files.values() if f.key == file.key and f.role in (IMAGE, AUDIO))
+        media = _media_by_key(files) if media is None else media
+        same_stem = media.get(file.key, ())
         companions = {f.name: f for f in same_stem if f.name not in claimed}
         claimed |= companions.keys()
         if content is not None:
@@ -135,6 +137,15 @@ def _take_manifests(
         elif file.settled:
             result.waiting.append(Waiting(file.text, "cannot be read at present", file.age_s))
     return claimed
+
+
+def _media_by_key(files: Names[Found]) -> Mapping[str, list[Found]]:
+    """The pictures and sounds by the key of their stem."""
+    found: dict[str, list[Found]] = defaultdict(list)
+    for file in files.values():
+        if file.role in (IMAGE, AUDIO):
+            found[file.key].append(file)
+    return found
 
 
 def _take_manifest(

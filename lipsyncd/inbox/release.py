@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from lipsyncd.inbox.pairing import Found
 from lipsyncd.inbox.scan import Inbox
+from lipsyncd.inbox.shown import Shown
 from lipsyncd.jobs.job import Identity, JobSpec, SourceFile
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.log import printable
@@ -30,7 +31,7 @@ class Release:
     """
 
     def __init__(self, inbox: Inbox, spool: Spool, ledger: Ledger, queue: str) -> None:
-        self.stuck: dict[str, str] = {}
+        self.stuck = Shown()
         self._inbox = inbox
         self._ledger = ledger
         self._sources: dict[str, tuple[SourceFile, ...]] = {}
@@ -75,7 +76,7 @@ class Release:
 
     def _release(self, removal: Removal) -> None:
         needed = self._inbox.named_by_manifests(self.taken)
-        known, self.stuck = self.stuck, {}
+        known, self.stuck = self.stuck, Shown()
         left = {
             job_id: tuple(
                 s for source in sources if (s := self._release_file(removal, job_id, source, needed, known)) is not None
@@ -107,9 +108,8 @@ class Release:
             return None
         except OSError as error:
             shown, why = printable(source.name), f"job {job_id} has it, and it cannot be removed: {error.strerror}"
-            if known.get(shown) != why:
+            if self.stuck.note(shown, why) and known.get(shown) != why:
                 log.warning("intake: cannot remove %s from the inbox: %s", shown, error.strerror)
-            self.stuck[shown] = why
             return source
         return None
 

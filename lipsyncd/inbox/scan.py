@@ -16,17 +16,20 @@ import stat
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
 from lipsyncd.inbox.pairing import Drop, Found, Names, Waiting, group, pairing_key
 from lipsyncd.inbox.settle import InboxRules, Settling
+from lipsyncd.inbox.shown import MOST, Shown
 from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, OTHER, Identity
 from lipsyncd.jobs.manifest import Manifest, classify, parse
 from lipsyncd.log import printable
 from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Structure
 from lipsyncd.settings import Settings
-from lipsyncd.storage.files import is_second_name
+from lipsyncd.storage.files import SourceChanged, is_second_name
 from lipsyncd.storage.open_folder import OpenFolder
 from lipsyncd.storage.shared_folders import SharedFolder
 
@@ -69,6 +72,7 @@ _ROLES = {
 _VIDEOS = tuple(os.fsencode(suffix) for suffix in VIDEO_SUFFIXES)
 VIDEO = "video"  # an image by its role, with a limit of its own
 _NEW_MANIFEST_S = 60.0
+_KEPT_BYTES = 512  # of a manifest; of a larger one an outline is kept
 _NOT_SEEN = Identity(0, 0, 0, 0, 0)  # no file's: the next scan finds another one, and waits until that is finished
 
 
@@ -78,7 +82,7 @@ class Inbox:
     network   other machines may write there, and no lease shows their writers
     queues    names of folders in it that are inboxes of their own
     folder    the folder itself, while it is `open`
-    waiting   what lies there and is no job yet, and why, as of the last scan
+    waiting   what lies there and is no job yet, and why, as of the last scan: the first of it; `more_waiting` the rest
     ignored   what is left alone, and why, as of the last scan
     settling  the files that are not finished
     secret    proves the manifests of REST (`manifest_mac`)
@@ -97,13 +101,14 @@ class Inbox:
         self.shared = shared
         self._secret = secret or os.urandom(32)  # without one, no manifest can be proved
         self.waiting: list[Waiting] = []
-        self.ignored: dict[str, str] = {}
+        self.more_waiting = 0
+        self.ignored = Shown()
         self.settling = Settling(self._open_file, self._manifest, rules, network=network)
         self._clock = clock
         self._queues = frozenset(map(os.fsencode, queues))
         self._folder: OpenFolder | None = None
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
-        self._unusable: dict[bytes, InputError] = {}
+        self._unusable: dict[bytes, Callable[[], InputError]] = {}
         self._left_alone: set[bytes] = set()
         self._found: Names[Found] = Names({})
 
@@ -145,12 +150,14 @@ class Inbox:
         grouping = group(
             found,
             {name: content for name, content in manifests.items() if content is not None},
-            unusable=self._unusable,
+            unusable=self._unusable_that_are_named(),
             pair_timeout_s=self.settling.rules.pair_timeout_s,
         )
-        self.waiting = [self._explained(w) for w in grouping.waiting]
+        self.waiting = [self._explained(w) for w in grouping.waiting[:MOST]]
+        self.more_waiting = len(grouping.waiting) - len(self.waiting)
         if {pairing_key(os.fsdecode(name)) for name in self._left_alone} & self._named_somewhere():
             self.settling.scan_in(0.0)  # one of them was read in this scan
+        self._unusable, self._left_alone = {}, set()
         return grouping.drops
 
     def structure(self, name: bytes) -> Structure | None:
@@ -187,9 +194,7 @@ class Inbox:
 
     def _candidates(self) -> Iterator[tuple[bytes, str, Identity]]:
         """Every name that may be part of a job. What is left out, and why, is in `ignored`."""
-        self.ignored = {}
-        self._unusable = {}
-        self._left_alone = set()
+        ignored = Shown()  # shown when it is complete
         named = self._named_somewhere()
         listed = {os.fsencode(entry.name): entry for entry in self.folder.entries()}
         for name, entry in sorted(listed.items()):
@@ -201,31 +206,38 @@ class Inbox:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._ignore(name, f"cannot be read: {error.strerror}")
+                ignored.note(printable(name), f"cannot be read: {error.strerror}")
                 if role == MANIFEST:  # it is there, and its files are not a pair without it
                     yield name, role, _NOT_SEEN
                 continue
             shown = repr(printable(name))
             if not stat.S_ISREG(status.st_mode):
-                self._unusable[name] = UnsafePath(f"the manifest names {shown}, which is no regular file")
-                self._ignore(name, "is no regular file")
+                self._unusable[name] = partial(UnsafePath, f"the manifest names {shown}, which is no regular file")
+                ignored.note(printable(name), "is no regular file")
             elif is_second_name(status):
-                self._unusable[name] = UnsafePath(f"the manifest names {shown}, which is a private file of the daemon")
-                self._ignore(name, "is a second name of a private file of the daemon")
+                why = "is a private file of the daemon"
+                self._unusable[name] = partial(UnsafePath, f"the manifest names {shown}, which {why}")
+                ignored.note(printable(name), "is a second name of a private file of the daemon")
             elif role is None:
                 self._left_alone.add(name)
-                self._ignore(name, "has no suffix of a picture, a sound or a manifest")
+                ignored.note(printable(name), "has no suffix of a picture, a sound or a manifest")
             elif status.st_size > (limit := self._limit(role, name)):
                 why = f"has {status.st_size / 1e6:.0f} MB; at most {limit / 1e6:.0f} MB are taken"
-                self._unusable[name] = BadManifest(f"the manifest names {shown}, which {why}")
-                self._ignore(name, why)
+                self._unusable[name] = partial(BadManifest, f"the manifest names {shown}, which {why}")
+                ignored.note(printable(name), why)
             else:
                 yield name, role, Identity.of(status)
+        self.ignored = ignored
 
     def _named_somewhere(self) -> set[str]:
         """The `pairing_key` of every name that a manifest names, as far as we have read them."""
         contents = [content for _, content in self._parsed.values() if isinstance(content, Manifest)]
         return {pairing_key(os.fsdecode(name)) for content in contents for name in _named(content)}
+
+    def _unusable_that_are_named(self) -> dict[bytes, InputError]:
+        """Why a manifest that names such a file is refused; made for those only, since there may be very many."""
+        named = self._named_somewhere() if self._unusable else set()
+        return {name: make() for name, make in self._unusable.items() if pairing_key(os.fsdecode(name)) in named}
 
     def _limit(self, role: str, name: bytes) -> int:
         """Bytes above which a file is left alone. A manifest is refused long before, and kept with its reason."""
@@ -233,9 +245,6 @@ class Inbox:
         if role == IMAGE and name.lower().endswith(_VIDEOS):
             return sizes.get(VIDEO, sizes[IMAGE])
         return sizes[role] if role in (IMAGE, AUDIO) else max(sizes[IMAGE], sizes[AUDIO] if role == OTHER else 0)
-
-    def _ignore(self, name: bytes, why: str) -> None:
-        self.ignored[printable(name)] = why
 
     def _manifest(self, name: bytes, identity: Identity) -> Manifest | InputError | None:
         """The content of a manifest; None when it cannot be read at present."""
@@ -247,18 +256,40 @@ class Inbox:
         except OSError:
             return None
         try:
-            manifest = parse(data, max_bytes=self.settling.rules.max_bytes[MANIFEST])
-            manifest_mac.check(manifest, self._secret)
-            content: Manifest | InputError = manifest
+            content: Manifest | InputError = self._parse(data)
         except InputError as error:
             content = error
+        if isinstance(content, Manifest) and len(data) > _KEPT_BYTES:
+            content = _outline(content)
         self._parsed[name] = (identity, content)
         return content
+
+    def _parse(self, data: bytes) -> Manifest:
+        """Raises `InputError`."""
+        manifest = parse(data, max_bytes=self.settling.rules.max_bytes[MANIFEST])
+        manifest_mac.check(manifest, self._secret)
+        return manifest
+
+    def whole(self, drop: Drop) -> Drop:
+        """The drop with its whole manifest, of which only an outline is kept while it waits. Raises `SourceChanged`."""
+        file = drop.files.get(MANIFEST)
+        if drop.manifest is None or file is None or file.identity.size <= _KEPT_BYTES:
+            return drop
+        try:
+            return replace(drop, manifest=self._parse(self.folder.read(file.name, file.identity.size + 1)))
+        except (InputError, FileNotFoundError):
+            raise SourceChanged(printable(file.name)) from None
 
     def _explained(self, waiting: Waiting) -> Waiting:
         """The same, with the more exact reason of a file that is not finished."""
         why = self.settling.why(os.fsencode(waiting.name)) or waiting.why
         return Waiting(printable(waiting.name), why, round(waiting.age_s, 1))
+
+
+def _outline(manifest: Manifest) -> Manifest:
+    """Its sources and its id: all that is needed until its files are there. Many large ones may wait for a day."""
+    spoken = None if manifest.text is None else manifest.text[:1]
+    return Manifest(image=manifest.image, audio=manifest.audio, text=spoken, id=manifest.id)
 
 
 def _is_temporary(name: bytes) -> bool:

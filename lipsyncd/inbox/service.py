@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from lipsyncd.errors import FolderNotOurs
 from lipsyncd.inbox.accept import Accepted, Intake
 from lipsyncd.inbox.scan import Inbox, rules_of
+from lipsyncd.inbox.shown import MOST, Shown, together
 from lipsyncd.inbox.watch import Overflows, Watch
 from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.job import JobSpec
@@ -199,20 +200,26 @@ class InboxService:
         return InboxFacts(
             paused=self.paused,
             degraded="; ".join(watch.degraded for watch in watches if watch.degraded),
-            stuck_files=len(self.stuck_files),
+            stuck_files=self.stuck_files.total,
             overflows=self._overflows.count,
             restarts=sum(watch.restarts for watch in watches),
         )
 
     @property
-    def stuck_files(self) -> dict[str, str]:
+    def stuck_files(self) -> Shown:
         """Files in the inboxes that cannot be taken, or not be removed after they were, and why."""
-        return dict(self._by_name(lambda served: {**served.inbox.settling.unreadable, **served.intake.stuck}))
+        return self._of_all(lambda served: together(served.inbox.settling.unreadable, served.intake.stuck))
 
     def status(self) -> dict[str, Any]:
-        """What `lipsyncd status` shows of the inboxes."""
-        first = self.inboxes[0]
-        waiting = self._by_name(lambda served: {w.name: w for w in served.inbox.waiting})
+        """What `lipsyncd status` shows of the inboxes. Long lists are cut, and `..._more` counts the rest."""
+        first, blocked = self.inboxes[0], self.stuck_files
+        ignored = self._of_all(lambda served: served.inbox.ignored)
+        waiting = [
+            {**asdict(file), "name": _in_queue(served, file.name)}
+            for served in self.inboxes
+            for file in served.inbox.waiting
+        ]
+        more_waiting = sum(served.inbox.more_waiting for served in self.inboxes)
         return {
             "inbox": first.inbox.shared.where,
             "inbox_available": not first.fault,
@@ -222,10 +229,13 @@ class InboxService:
             "leases": self.leases,
             "paused": self.paused,
             "scan_age_s": round(self.scan_age_s(), 1),
-            "waiting": [{**asdict(w), "name": name} for name, w in waiting],
-            "blocked": self.stuck_files,
+            "waiting": waiting[:MOST],
+            "waiting_more": len(waiting[MOST:]) + more_waiting,
+            "blocked": blocked,
+            "blocked_more": blocked.more,
             "queues": [self._queue(served) for served in self.inboxes[1:]],
-            "ignored": dict(self._by_name(lambda served: served.inbox.ignored)),
+            "ignored": ignored,
+            "ignored_more": ignored.more,
         }
 
     def _queue(self, served: ServedInbox) -> dict[str, Any]:
@@ -234,12 +244,15 @@ class InboxService:
         priority = self.settings.now.queue(name).priority
         return {"name": name, "priority": priority, "fault": served.fault, "watch": watch}
 
-    def _by_name(self, read: Callable[[ServedInbox], Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    def _of_all(self, read: Callable[[ServedInbox], Shown]) -> Shown:
         """What `read` gives for the files of each inbox, with the queue before the name."""
+        found = Shown()
         for served in self.inboxes:
-            prefix = queue_of(served.kind)
-            for name, value in read(served).items():
-                yield (f"{prefix}/{name}" if prefix else name), value
+            shown = read(served)
+            for name, why in shown.items():
+                found.note(_in_queue(served, name), why)
+            found.more += shown.more
+        return found
 
 
 def lock_inboxes(folders: Folders) -> dict[str, FolderLock]:
@@ -250,6 +263,12 @@ def lock_inboxes(folders: Folders) -> dict[str, FolderLock]:
         if folders.available(kind) and (fault := lock.hold()):
             raise already_served(fault)
     return locks
+
+
+def _in_queue(served: ServedInbox, name: str) -> str:
+    """The name of a file with the queue before it."""
+    queue = queue_of(served.kind)
+    return f"{queue}/{name}" if queue else name
 
 
 def queue_of(kind: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from lipsyncd.errors import InputError
 from lipsyncd.inbox.pairing import Found
+from lipsyncd.inbox.shown import Shown
 from lipsyncd.jobs.job import MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest
 from lipsyncd.log import printable
@@ -38,7 +39,7 @@ class InboxRules:
     max_bytes: Mapping[str, int]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Seen:
     """What is remembered of a name between scans."""
 
@@ -73,7 +74,7 @@ class Settling:
         self.network = network
         self.modified: Callable[[], Set[bytes]] = frozenset
         self.answers: bool | None = None
-        self.unreadable: dict[str, str] = {}
+        self.unreadable = Shown()
         self.next_scan_s: float | None = None
         self._open_file = open_file
         self._manifest = manifest
@@ -88,7 +89,7 @@ class Settling:
         self._modified = self.modified()
         self._changed = []
         self.next_scan_s = None
-        self.unreadable = {}
+        self.unreadable = Shown()
 
     def observe(self, name: bytes, role: str, identity: Identity, *, taken: bool) -> Found:
         """Note what lies under a name in this scan, and decide whether it is finished."""
@@ -103,7 +104,8 @@ class Settling:
             self._changed.append(seen)
         if not (seen.settled or taken):
             self._settle(name, role, seen)
-        return Found(name, role, identity, settled=seen.settled or taken, taken=taken, age_s=self._now_s - seen.first_s)
+        settled, age_s = seen.settled or taken, self._now_s - seen.first_s
+        return Found(name, role, seen.identity, settled=settled, taken=taken, age_s=age_s)
 
     def structure(self, name: bytes) -> Structure | None:
         """What the last look into that file found; None for manifests."""
@@ -138,7 +140,7 @@ class Settling:
             return
         except OSError as error:
             seen.why = f"cannot be read: {error.strerror}"
-            self.unreadable[printable(name)] = seen.why
+            self.unreadable.note(printable(name), seen.why)
             return
         try:
             # An open also makes an NFS client ask the server again: only then fstat is the truth.

@@ -74,7 +74,7 @@ def utc_text(at_ms: int | None) -> str | None:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Identifies the content of a file at one time: it changes when the file is written or replaced."""
 

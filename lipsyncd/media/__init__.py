@@ -72,7 +72,7 @@ class Kind(StrEnum):
         return not self.is_image and self is not Kind.WEBM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Structure:
     """A file as its headers describe it.
 

@@ -56,8 +56,9 @@ def notes(view: LedgerView, state: Path) -> list[str]:
     stuck = [f"{name}: blocked, {why}" for name, why in reported.get("blocked", {}).items()]
     more = [*stuck, *waiting, *ignored]
     lines += more[:_MOST_NOTES]
-    if len(more) > _MOST_NOTES:
-        lines.append(f"... and {len(more) - _MOST_NOTES} more in the inbox")
+    counted = sum(reported.get(f"{name}_more", 0) for name in ("waiting", "ignored", "blocked"))
+    if left_out := max(0, len(more) - _MOST_NOTES) + counted:
+        lines.append(f"... and {left_out} more in the inbox")
     blocked = sum(job.blocked for job in view.jobs(states=[JobState.QUEUED], limit=1000))
     if blocked:
         lines.append(

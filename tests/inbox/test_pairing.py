@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -360,3 +361,14 @@ def test_two_broken_manifests_of_one_stem_take_its_files_along_once() -> None:
     result = sorted_out(*files, manifests={"a.json": torn, "A.json": torn})
     taken = sorted((sorted(f.text for f in drop.files.values()) for drop in result.drops), key=len)
     assert taken == [["a.json"], ["A.json", "a.png", "a.wav"]]
+
+
+def test_many_broken_manifests_are_sorted_out_in_the_time_of_many_files() -> None:
+    """Each was compared with every other file: 20,000 of them held up the whole inbox for minutes."""
+    torn = BadManifest("torn")
+    files = [found(f"{number}.json") for number in range(20_000)] + [found("a.png"), found("7.png")]
+    began_s = time.monotonic()
+    result = sorted_out(*files, manifests={f"{number}.json": torn for number in range(20_000)})
+    assert time.monotonic() - began_s < 20
+    assert len(result.drops) == 20_000
+    assert [w.name for w in result.waiting] == ["a.png"]

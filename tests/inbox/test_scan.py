@@ -207,8 +207,9 @@ def test_a_file_has_been_still_since_the_end_of_a_scan_at_the_earliest(root: Pat
     put(root, "a.png", PICTURE)
     put(root, "a.wav", SOUND)
     begins_and_ends = iter([0.0, 0.9, 1.0, 1.0, 1.05, 1.05, 1.1, 1.2])
-    inbox = Inbox(root, RULES, network=False, clock=lambda: next(begins_and_ends))
-    assert [[drop.name for drop in inbox.ready(NOTHING)] for _ in range(4)] == [[], [], [], ["a"]]
+    inbox = Inbox(shared_folder(root), RULES, network=False, clock=lambda: next(begins_and_ends))
+    with inbox.open():
+        assert [[drop.name for drop in inbox.ready(NOTHING)] for _ in range(4)] == [[], [], [], ["a"]]
 
 
 def test_a_write_after_a_file_was_finished_makes_it_wait_anew(box: InboxWithClock) -> None:
