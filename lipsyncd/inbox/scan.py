@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
+from lipsyncd.inbox.explain import SUFFIX as EXPLANATION
 from lipsyncd.inbox.pairing import Drop, Found, Names, Waiting, group, pairing_key
 from lipsyncd.inbox.settle import InboxRules, Settling
 from lipsyncd.inbox.shown import MOST, Shown
@@ -53,6 +54,7 @@ _TEMPORARY = (
     "*.lock",
     "*.!sync",
     "*.bak",
+    f"*{EXPLANATION}",
     "desktop.ini",
     "thumbs.db",
     "ehthumbs.db",
@@ -211,7 +213,10 @@ class Inbox:
                     yield name, role, _NOT_SEEN
                 continue
             shown = repr(printable(name))
-            if not stat.S_ISREG(status.st_mode):
+            if stat.S_ISDIR(status.st_mode):
+                self._unusable[name] = partial(UnsafePath, f"the manifest names {shown}, which is a folder")
+                ignored.note(printable(name), "is a folder, and folders are not looked into")
+            elif not stat.S_ISREG(status.st_mode):
                 self._unusable[name] = partial(UnsafePath, f"the manifest names {shown}, which is no regular file")
                 ignored.note(printable(name), "is no regular file")
             elif is_second_name(status):

@@ -20,6 +20,7 @@ from typing import Any
 
 from lipsyncd.errors import FolderNotOurs
 from lipsyncd.inbox.accept import Accepted, Intake
+from lipsyncd.inbox.explain import Explainer
 from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.inbox.shown import MOST, Shown, together
 from lipsyncd.inbox.watch import Overflows, Watch
@@ -48,6 +49,7 @@ class ServedInbox:
     intake: Intake
     watch: Watch
     lock: FolderLock
+    explainer: Explainer
     fault: str = ""
 
 
@@ -89,7 +91,7 @@ class InboxService:
         intake = Intake(self.settings, inbox, spool, ledger, queue)
         watch = Watch(folder, mode=settings.watch.mode, notify=self.wake.set)
         inbox.settling.modified = watch.modified
-        return ServedInbox(kind, inbox, intake, watch, lock)
+        return ServedInbox(kind, inbox, intake, watch, lock, Explainer(folder))
 
     def register(self, spec: JobSpec) -> Accepted | None:
         """Give a job that was accepted before a crash its row."""
@@ -133,6 +135,17 @@ class InboxService:
         self._scanned_s = time.monotonic()
         if served.intake.cut_short:
             self.wake.set()
+        else:
+            self._explain(served)
+
+    def _explain(self, served: ServedInbox) -> None:
+        """Explain in the folder itself what is left there."""
+        inbox, reasons = served.inbox, dict[str, str]()
+        if self.settings.now.intake.explain:
+            reasons = {**inbox.ignored, **inbox.settling.unreadable, **{w.name: w.why for w in inbox.waiting}}
+        with inbox.shared.opened() as root:
+            if root is not None:
+                served.explainer.update(root, reasons)
 
     def _why_unavailable(self, served: ServedInbox) -> str:
         shared = served.inbox.shared

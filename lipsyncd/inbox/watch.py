@@ -36,6 +36,7 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from lipsyncd.errors import FolderNotOurs
+from lipsyncd.inbox.explain import is_explanation
 from lipsyncd.storage.mounts import file_system_type, is_network
 from lipsyncd.storage.open_folder import OpenFolder
 from lipsyncd.storage.shared_folders import SharedFolder
@@ -246,6 +247,9 @@ class _Reader:
         self._observer.join()
 
     def _on_event(self, event: FileSystemEvent) -> None:
+        names = [os.fsencode(path).rpartition(b"/")[2] for path in (event.src_path, event.dest_path) if path]
+        if all(map(is_explanation, names)):
+            return
         if event.event_type == EVENT_TYPE_MODIFIED:
             if self._on_write is not None:
                 self._on_write(os.fsencode(event.src_path).rpartition(b"/")[2])

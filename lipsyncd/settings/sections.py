@@ -157,6 +157,9 @@ class Intake:
         "When the same files and options come again: publish the first video, render anew, or write a sidecar only.",
         choices=("link", "render", "skip"),
     )
+    explain: bool = setting(
+        True, "After two minutes, explain in the inbox (NAME.why.txt) why a file is left there, and what to do."
+    )
     background: str = setting(
         "#ffffff",
         "Colour under transparent pictures.",

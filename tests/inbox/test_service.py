@@ -303,3 +303,32 @@ def test_a_daemon_without_events_says_so_and_serves_all_the_same(installation: I
     assert json.loads(asked(found["web_port"], "/health/ready"))["degraded"] == found["degraded"]
     assert b"lipsyncd_watch_degraded 1.0" in asked(found["web_port"], "/metrics")
     assert installation.stop() == 0
+
+
+def test_a_leftover_is_explained_in_the_folder_and_the_explanation_goes_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Explanations come after a second here. They are no leftovers, and wake no scan."""
+    monkeypatch.setattr("lipsyncd.inbox.explain.AFTER_S", 1.0)
+    by_hand = JobsByHand(tmp_path)
+    locks = lock_inboxes(by_hand.folders)
+    service = InboxService(CurrentSettings(by_hand.settings), by_hand.folders, by_hand.spool, by_hand.ledger, locks)
+    [served], inbox = service.inboxes, by_hand.path("inbox")
+    put(inbox, "anna.png", picture())
+    (inbox / "holidays").mkdir()
+    for wait_s in (0.5, 1.1):  # until it has settled; until the reason has lasted
+        service.scan(served)
+        time.sleep(wait_s)
+    service.wake.clear()
+    service.scan(served)
+    assert "waits for a sound" in (inbox / "anna.png.why.txt").read_text()
+    assert "folders are not looked into" in (inbox / "holidays.why.txt").read_text()
+    assert not service.wake.wait(0.7), "its own explanation woke the scan"
+    assert not any("why.txt" in name for name in (*served.inbox.ignored, *(w.name for w in served.inbox.waiting)))
+    put(inbox, "anna.wav", sound())
+    for _ in range(3):
+        service.scan(served)
+        time.sleep(0.3)
+    assert sorted(path.name for path in inbox.iterdir()) == [HIDDEN, "holidays", "holidays.why.txt"]
+    served.watch.stop()
+    by_hand.close()
