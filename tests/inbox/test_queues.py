@@ -185,7 +185,7 @@ def test_a_queue_that_is_not_mounted_waits_alone_and_a_folder_without_a_table_is
         installation.until_done("dora")
         assert (installation.path("outbox") / "urgent" / "dora.mp4").exists()
         ignored = json.loads(installation.cli("status", "--json").stdout)["daemon"]["ignored"]
-    assert ignored == {"other": "is no regular file"}
+    assert ignored == {"other": "is a folder, and folders are not looked into"}
 
 
 def test_redrops_are_linked_over_queues_and_names_are_free_in_each(queues: Installation) -> None:
