@@ -18,6 +18,7 @@ from typing import TypeVar
 from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest, classify
+from lipsyncd.media import Structure
 
 _T = TypeVar("_T")
 
@@ -26,10 +27,13 @@ _T = TypeVar("_T")
 class Found:
     """A file in the inbox that could be part of a job.
 
-    role      by its suffix: IMAGE, AUDIO, MANIFEST or OTHER
-    settled   it has not changed for long enough; only then it is used
-    taken     an accepted job has copied it already; it still lies here for another manifest, or cannot be removed
-    age_s     time since it was first seen
+    role       IMAGE, AUDIO, MANIFEST or OTHER: by its suffix, and once it has settled by its bytes (`role_by_bytes`)
+    settled    it has not changed for long enough; only then it is used
+    taken      an accepted job has copied it already; it still lies here for another manifest, or cannot be removed
+    age_s      time since it was first seen
+    film       it holds pictures and may hold sound: it can be either half
+    gives_way  its suffix is one of `media.SECOND_SUFFIXES`
+    left_for   the file of the same stem that was taken in its place; "" when it can be part of a pair
     """
 
     name: bytes
@@ -38,6 +42,9 @@ class Found:
     settled: bool = True
     taken: bool = False
     age_s: float = 0.0
+    film: bool = False
+    gives_way: bool = False
+    left_for: str = ""
 
     @property
     def text(self) -> str:
@@ -73,9 +80,10 @@ class Waiting:
 
 @dataclass
 class Grouping:
-    """The result of `group`: drops to take now, and files that wait."""
+    """The result of `group`: drops to take now, files that give way to a file of a drop, and files that wait."""
 
     drops: list[Drop] = field(default_factory=list)
+    left: list[tuple[Found, str]] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
 
 
@@ -85,6 +93,14 @@ def composed(name: str) -> str:
 
 def pairing_key(name: str) -> str:
     return composed(name).casefold()
+
+
+def role_by_bytes(role: str, structure: Structure | None) -> tuple[str, bool]:
+    """The role of one half of a pair by its content, or its suffix where that is unknown, and whether it is a film."""
+    kind = None if structure is None else structure.kind
+    if kind is None or role not in (IMAGE, AUDIO):
+        return role, False
+    return (IMAGE if kind.is_image or kind.is_video else AUDIO), kind.is_video
 
 
 def group(
@@ -237,7 +253,7 @@ def _refuse(file: Found, companions: Iterable[Found], error: InputError, result:
 def _take_pairs(files: Mapping[bytes, Found], claimed: set[bytes], pair_timeout_s: float, result: Grouping) -> None:
     stems: dict[str, list[Found]] = defaultdict(list)
     for file in files.values():
-        if file.role in (IMAGE, AUDIO) and not file.taken and file.name not in claimed:
+        if file.role in (IMAGE, AUDIO) and not (file.taken or file.left_for) and file.name not in claimed:
             stems[file.key].append(file)
     for members in stems.values():
         if all(f.settled for f in members):
@@ -245,13 +261,22 @@ def _take_pairs(files: Mapping[bytes, Found], claimed: set[bytes], pair_timeout_
 
 
 def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) -> None:
-    """One stem's pictures and sounds: a pair, a half, or too many."""
-    images = [f for f in members if f.role == IMAGE]
+    """One stem's pictures, films and sounds: a pair, a half, or too many.
+
+    A film beside a sound is the picture. Beside a picture, and without another sound, it is the sound.
+    """
     sounds = [f for f in members if f.role == AUDIO]
-    first, others, half = members[0], members[1:], "sound" if images else "picture"
-    if len(images) == 1 and len(sounds) == 1:
-        result.drops.append(Drop(images[0].stem, {IMAGE: images[0], AUDIO: sounds[0]}))
-    elif images and sounds:
+    films = [f for f in members if f.film]
+    pictures = [f for f in members if f.role == IMAGE and (sounds or not f.film)]
+    images, voices = _preferred(pictures), _preferred(sounds or films)
+    if len(images) == 1 and len(voices) == 1:
+        result.drops.append(Drop(images[0].stem, {IMAGE: images[0], AUDIO: voices[0]}))
+        for chosen, of_role in ((images[0], pictures), (voices[0], sounds or films)):
+            result.left += [(f, chosen.text) for f in of_role if f is not chosen]
+        return
+    first, others = members[0], members[1:]
+    half = "picture" if sounds else "sound" if pictures else "picture or a sound"
+    if images and voices:
         names = ", ".join(f.text for f in members)
         _refuse(first, others, AmbiguousPair(f"{names} share a stem"), result)
     elif max(f.age_s for f in members) >= pair_timeout_s:
@@ -259,3 +284,9 @@ def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) ->
         _refuse(first, others, late, result)
     else:
         result.waiting += [Waiting(f.text, f"waits for a {half} of the same stem", f.age_s) for f in members]
+
+
+def _preferred(of_role: list[Found]) -> list[Found]:
+    """The one file of a first suffix, where there is one; else all."""
+    first = [f for f in of_role if not f.gives_way]
+    return first if len(first) == 1 else of_role

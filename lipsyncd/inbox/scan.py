@@ -28,7 +28,7 @@ from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, OTHER, Identity
 from lipsyncd.jobs.manifest import Manifest, classify, parse
 from lipsyncd.log import printable
-from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Structure
+from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SECOND_SUFFIXES, VIDEO_SUFFIXES, Structure
 from lipsyncd.settings import Settings
 from lipsyncd.storage.files import SourceChanged, is_second_name
 from lipsyncd.storage.open_folder import OpenFolder
@@ -71,6 +71,7 @@ _ROLES = {
     **{os.fsencode(suffix): AUDIO for suffix in AUDIO_SUFFIXES},
     b".json": MANIFEST,
 }
+_SECOND = tuple(os.fsencode(suffix) for suffix in SECOND_SUFFIXES)
 _VIDEOS = tuple(os.fsencode(suffix) for suffix in VIDEO_SUFFIXES)
 VIDEO = "video"  # an image by its role, with a limit of its own
 _NEW_MANIFEST_S = 60.0
@@ -112,6 +113,7 @@ class Inbox:
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
         self._unusable: dict[bytes, Callable[[], InputError]] = {}
         self._left_alone: set[bytes] = set()
+        self._left: dict[bytes, tuple[Identity, str]] = {}  # files that gave way, and to which one
         self._found: Names[Found] = Names({})
 
     @contextmanager
@@ -141,7 +143,7 @@ class Inbox:
         """
         self.settling.begin(self._clock())
         found = [
-            self.settling.observe(name, role, identity, taken=taken.get(name) == identity)
+            self._judged(self.settling.observe(name, role, identity, taken=taken.get(name) == identity))
             for name, role, identity in self._candidates()
         ]
         usable = [f for f in found if f.role == MANIFEST and f.settled and not f.taken]
@@ -157,10 +159,21 @@ class Inbox:
         )
         self.waiting = [self._explained(w) for w in grouping.waiting[:MOST]]
         self.more_waiting = len(grouping.waiting) - len(self.waiting)
+        self._left = {f.name: (f.identity, f.left_for) for f in found if f.left_for}
+        self._left |= {f.name: (f.identity, chosen) for f, chosen in grouping.left}
         if {pairing_key(os.fsdecode(name)) for name in self._left_alone} & self._named_somewhere():
             self.settling.scan_in(0.0)  # one of them was read in this scan
         self._unusable, self._left_alone = {}, set()
         return grouping.drops
+
+    def _judged(self, file: Found) -> Found:
+        """The file with what its suffix and the scans before tell of it."""
+        if not file.name.lower().endswith(_SECOND):
+            return file
+        identity, left_for = self._left.get(file.name, (None, ""))
+        if identity != file.identity or file.taken:
+            left_for = ""
+        return replace(file, gives_way=True, left_for=left_for)
 
     def structure(self, name: bytes) -> Structure | None:
         """What the last look into that file found; None for manifests."""
@@ -231,7 +244,11 @@ class Inbox:
                 self._unusable[name] = partial(BadManifest, f"the manifest names {shown}, which {why}")
                 ignored.note(printable(name), why)
             else:
-                yield name, role, Identity.of(status)
+                identity = Identity.of(status)
+                if name in self._left and self._left[name][0] == identity:
+                    taken = repr(printable(self._left[name][1]))
+                    ignored.note(printable(name), f"gives way to {taken} of the same stem; drop it again to use it")
+                yield name, role, identity
         self.ignored = ignored
 
     def _named_somewhere(self) -> set[str]:

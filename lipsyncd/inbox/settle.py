@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass
 
 from lipsyncd.errors import InputError
-from lipsyncd.inbox.pairing import Found
+from lipsyncd.inbox.pairing import Found, role_by_bytes
 from lipsyncd.inbox.shown import Shown
 from lipsyncd.jobs.job import MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest
@@ -105,7 +105,8 @@ class Settling:
         if not (seen.settled or taken):
             self._settle(name, role, seen)
         settled, age_s = seen.settled or taken, self._now_s - seen.first_s
-        return Found(name, role, seen.identity, settled=settled, taken=taken, age_s=age_s)
+        role, film = role_by_bytes(role, seen.structure)
+        return Found(name, role, seen.identity, settled=settled, taken=taken, age_s=age_s, film=film)
 
     def structure(self, name: bytes) -> Structure | None:
         """What the last look into that file found; None for manifests."""

@@ -22,6 +22,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_MEGAPIXELS",
     "MIN_SIDE",
+    "SECOND_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Completeness",
     "Kind",
@@ -35,9 +36,17 @@ MIN_SIDE = 64  # pixels
 MAX_MEGAPIXELS = 40
 
 # Names that can be one half of a pair in a folder. Nothing else depends on a file's name.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-AUDIO_SUFFIXES = frozenset({".wav", ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".flac"})
+# A file of a second suffix gives way to one of a first suffix: an iPhone's `.heic` to the `.jpg` exported from it.
+_FIRST_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_SECOND_IMAGES = frozenset({".jfif", ".jpe", ".jif", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff", ".gif"})
+_FIRST_SOUNDS = frozenset({".wav", ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".flac"})
+_SECOND_SOUNDS = frozenset(
+    {".aac", ".m4b", ".mp2", ".mpga", ".weba", ".mka", ".aif", ".aiff", ".caf", ".amr", ".3gp", ".3ga", ".w64"}
+)
+IMAGE_SUFFIXES = _FIRST_IMAGES | _SECOND_IMAGES
+AUDIO_SUFFIXES = _FIRST_SOUNDS | _SECOND_SOUNDS
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # in place of a picture
+SECOND_SUFFIXES = _SECOND_IMAGES | _SECOND_SOUNDS
 
 # Brands of MP4 with sound or video. The same container carries HEIC and AVIF pictures under other brands.
 _MP4_BRANDS = (b"M4A", b"M4B", b"M4V", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt")
@@ -57,6 +66,7 @@ class Kind(StrEnum):
     FLAC = "flac"
     MP4 = "mp4"  # with a video track; without one it is M4A, whatever its name and brand
     WEBM = "webm"
+    WEBA = "weba"  # a WebM without a video track, whatever its name
 
     @property
     def is_image(self) -> bool:
@@ -68,8 +78,8 @@ class Kind(StrEnum):
 
     @property
     def is_audio(self) -> bool:
-        """Can it be a voice? Of an MP4 the sound is used and the video ignored."""
-        return not self.is_image and self is not Kind.WEBM
+        """Can it be a voice? Of a video the sound is used and the pictures are ignored."""
+        return not self.is_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,7 @@ class Structure:
 def sniff(head: bytes) -> Kind | None:
     """The format of a file that starts with `head` (64 bytes are enough); None when it is none of ours.
 
-    An MP4 is `M4A` here: its video track is described further on, where `examine` finds it.
+    An MP4 is `M4A` here, and a WebM is `WEBM`: the tracks are described further on, where `examine` finds them.
     """
     if head.startswith(b"\xff\xd8\xff"):
         return Kind.JPEG
@@ -148,6 +158,8 @@ def examine(fd: int, size_bytes: int) -> Structure:
     found = _CHECKS[kind](content)
     if kind is Kind.M4A and (size := videos.picture_size(content)) is not None:
         return Structure(Kind.MP4, found.completeness, *size, found.note)
+    if kind is Kind.WEBM and videos.holds_sound_alone(content):
+        return Structure(Kind.WEBA, found.completeness, note=found.note)
     return Structure(kind, found.completeness, found.width, found.height, found.note)
 
 

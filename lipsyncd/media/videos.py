@@ -13,9 +13,12 @@ from lipsyncd.media.content import MAX_STEPS, Content, Integrity, broken, comple
 from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_TRACKS, _CLUSTER = b"\x16\x54\xae\x6b", b"\x1f\x43\xb6\x75"
+_TRACK, _TRACK_TYPE, _SOUND = b"\xae", b"\x83", 2
 _HDR_TRANSFERS = (b"\x00\x10", b"\x00\x12")
 _ENTRY_BYTES = 4096  # of a track's sample entry, which includes the decoder's configuration
 _SAMPLE_DESCRIPTION = (b"mdia", b"minf", b"stbl", b"stsd")  # below a trak
+_MOST_ELEMENTS = 64  # that are looked at in one parent; a file has about ten before its first cluster
 _WEBM = b"\x42\x82\x84webm"  # the element DocType
 
 
@@ -86,6 +89,41 @@ def webm(content: Content) -> Integrity:
         return plausible("the WebM header was written before the length was known")
     missing = behind + length - content.size
     return complete() if missing <= 0 else truncated(f"the last {missing} bytes of the WebM are missing")
+
+
+def holds_sound_alone(content: Content) -> bool:
+    """Does a WebM describe tracks, all of sound? False while its tracks cannot be read. Source: RFC 9559, 5.1.4.1."""
+    _, length, behind = _element(content, 0)
+    name, length, start = _element(content, behind + (length or 0))
+    if name != _SEGMENT:
+        return False
+    for name, first, last in _elements(content, start, content.size):
+        if name == _CLUSTER:
+            return False
+        if name == _TRACKS:
+            types = [_track_type(content, *entry) for kind, *entry in _elements(content, first, last) if kind == _TRACK]
+            return bool(types) and set(types) == {_SOUND}
+    return False
+
+
+def _track_type(content: Content, start: int, end: int) -> int:
+    """1 for pictures, 2 for sound; 0 when the track does not tell."""
+    found = (
+        content.at(first, 8)[: last - first]
+        for name, first, last in _elements(content, start, end)
+        if name == _TRACK_TYPE
+    )
+    return int.from_bytes(next(found, b""), "big")
+
+
+def _elements(content: Content, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of the payload of each element between two positions, as far as their lengths are known."""
+    for _ in range(_MOST_ELEMENTS):
+        name, length, behind = _element(content, start)
+        if not name or length is None or behind >= end:
+            return
+        start = behind + length
+        yield name, behind, min(start, end)
 
 
 def _element(content: Content, offset: int) -> tuple[bytes, int | None, int]:

@@ -38,6 +38,8 @@ _FFMPEG = {
     Kind.MP4: ("mov", "aac,alac"),
     Kind.OGG: ("ogg", "vorbis,libvorbis,opus,libopus,flac"),
     Kind.FLAC: ("flac", "flac"),
+    Kind.WEBM: ("matroska", "vorbis,libvorbis,opus,libopus"),
+    Kind.WEBA: ("matroska", "vorbis,libvorbis,opus,libopus"),
 }
 
 

@@ -282,6 +282,56 @@ def test_a_manifest_that_names_what_cannot_be_used_in_another_case_is_refused() 
     ]
 
 
+def film(name: str) -> Found:
+    return replace(found(name), role=IMAGE, film=True)
+
+
+def second(name: str, role: str) -> Found:
+    return replace(found(name), role=role, gives_way=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "image", "audio", "left"),
+    [
+        ([film("a.mp4"), found("a.wav")], "a.mp4", "a.wav", []),
+        ([film("a.mp4"), found("a.png")], "a.png", "a.mp4", []),
+        ([second("a.heic", IMAGE), film("a.mov")], "a.heic", "a.mov", []),
+        ([second("a.heic", IMAGE), film("a.mov"), found("a.wav")], "a.mov", "a.wav", ["a.heic"]),
+        ([second("a.heic", IMAGE), found("a.jpg"), found("a.wav")], "a.jpg", "a.wav", ["a.heic"]),
+        ([second("a.heic", IMAGE), second("a.avif", IMAGE), found("a.jpg"), found("a.wav")], "a.jpg", "a.wav",
+         ["a.avif", "a.heic"]),
+        ([found("a.jpg"), second("a.aac", AUDIO), found("a.wav")], "a.jpg", "a.wav", ["a.aac"]),
+        ([found("a.jpg"), second("a.aac", AUDIO)], "a.jpg", "a.aac", []),
+    ],
+)  # fmt: skip
+def test_films_can_be_either_half_and_new_kinds_give_way(
+    files: list[Found], image: str, audio: str, left: list[str]
+) -> None:
+    result = sorted_out(*files)
+    assert drops(result) == [({IMAGE: image, AUDIO: audio}, "")]
+    assert [f.text for f, _ in result.left] == left
+    assert result.waiting == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [second("a.heic", IMAGE), second("a.avif", IMAGE), found("a.wav")],
+        [film("a.mp4"), found("a.png"), found("a.wav")],
+        [found("a.jpg"), found("a.png"), second("a.heic", IMAGE), found("a.wav")],
+    ],
+)
+def test_too_many_of_a_stem_are_still_refused(files: list[Found]) -> None:
+    [drop] = sorted_out(*files).drops
+    assert drop.refusal is not None
+    assert drop.refusal.code == "ambiguous-pair"
+    assert len(drop.files) == len(files)
+
+
+def test_a_film_alone_waits_for_either_half() -> None:
+    assert waits(sorted_out(film("a.mp4"))) == {"a.mp4": "waits for a picture or a sound of the same stem"}
+
+
 # -- any inbox ---------------------------------------------------------------------------------------------------------
 
 STEMS = st.sampled_from(["a", "A", "b", "\u00e9", "e\u0301"])

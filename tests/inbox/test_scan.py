@@ -325,10 +325,10 @@ def test_a_manifest_that_is_too_large_is_refused_with_its_reason(box: InboxWithC
 
 def test_a_manifest_may_name_a_file_of_any_suffix(box: InboxWithClock) -> None:
     (box.root / "voice.data").write_bytes(SOUND)
-    (box.root / "face.jfif").write_bytes(PICTURE)
+    (box.root / "face.picture").write_bytes(PICTURE)
     assert box.scan(after_s=10) == []
-    assert set(box.inbox.ignored) == {"voice.data", "face.jfif"}
-    (box.root / "order.json").write_text('{"image": "face.jfif", "audio": "voice.data"}')
+    assert set(box.inbox.ignored) == {"voice.data", "face.picture"}
+    (box.root / "order.json").write_text('{"image": "face.picture", "audio": "voice.data"}')
     box.scan()
     drops: list[str] = []
     looks = 0
@@ -465,6 +465,26 @@ def test_files_that_a_waiting_manifest_names_are_kept_for_it(box: InboxWithClock
     with (box.root / "new.json").open("ab"):
         box.scan(after_s=61)
         assert b"other.png" not in box.inbox.named_by_manifests(NOTHING)
+
+
+def test_a_new_kind_beside_a_usual_one_gives_way_with_its_reason_until_it_changes(box: InboxWithClock) -> None:
+    for name, content in (("a.tif", PICTURE), ("a.png", PICTURE), ("a.aac", SOUND), ("a.wav", SOUND)):
+        put(box.root, name, content)
+    box.scan()
+    [drop] = [drop for _ in range(3) for drop in (box.clock.wait(1), box.drops())[1]][:1]
+    assert sorted(f.text for f in drop.files.values()) == ["a.png", "a.wav"]
+    for name in ("a.png", "a.wav"):
+        (box.root / name).unlink()
+    assert box.scan(after_s=1) == []
+    assert box.waits == {}
+    assert "gives way to 'a.png' of the same stem" in box.inbox.ignored["a.tif"]
+    assert "gives way to 'a.wav' of the same stem" in box.inbox.ignored["a.aac"]
+    put(box.root, "a.tif", PICTURE + b"changed")
+    box.scan()
+    box.scan(after_s=1)
+    assert set(box.waits) == {"a.tif"}
+    put(box.root, "b.json", b'{"image": "a.tif", "audio": "a.aac"}')
+    assert "b" in [name for _ in range(3) for name in box.scan(after_s=1)]
 
 
 def test_a_manifest_names_a_file_of_any_suffix_in_any_case(box: InboxWithClock) -> None:

@@ -92,7 +92,19 @@ def test_music_in_the_same_container_is_no_video(tmp_path: Path) -> None:
     assert found.kind.is_audio
     assert not found.kind.is_video
     assert Kind.MP4.is_audio  # the sound of a video may be a voice
-    assert not Kind.WEBM.is_audio
+    assert Kind.WEBM.is_audio
+
+
+@pytest.mark.parametrize("codec", ["libopus", "libvorbis"])
+def test_a_webm_without_pictures_is_a_sound_as_soon_as_its_tracks_are_there(tmp_path: Path, codec: str) -> None:
+    data = converted(".webm", "-c:a", codec)
+    found = seen(tmp_path, data)
+    assert (found.kind, found.completeness) == (Kind.WEBA, Completeness.COMPLETE)
+    assert Kind.WEBA.is_audio
+    assert not Kind.WEBA.is_video
+    assert seen(tmp_path, film(".webm", 5, *VP8)).kind is Kind.WEBM
+    for length in range(0, len(data), 37):
+        assert seen(tmp_path, data[:length]).kind in (None, Kind.WEBM, Kind.WEBA)
 
 
 def test_matroska_that_is_no_webm_is_not_accepted(tmp_path: Path) -> None:
