@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lipsyncd.storage.open_folder import OpenFolder, open_to_group
 from lipsyncd.storage.shared_folders import SharedFolder
 
 _MODE = 0o664
+_OWN_MODE = 0o640  # of what REST leaves
 _SUFFIX = {Kind.JPEG: ".jpg"}
 
 
@@ -54,6 +56,8 @@ def manifest_of(**given: Any) -> Manifest:
         manifest = build({k: v for k, v in fields.items() if v is not None} | dict.fromkeys(local, "file"))
     except (BadManifest, BadName) as error:
         raise UsageError(error.message, remedy=error.remedy) from error
+    if any(source and classify(source) == "upload" for source in (manifest.image, manifest.audio)):
+        raise UsageError("only clients of REST may name uploads; give a file or an address")
     return replace(manifest, image=local.get("image", manifest.image), audio=local.get("audio", manifest.audio))
 
 
@@ -125,13 +129,17 @@ def _are_own(folders: Folders) -> bool:
 
 
 def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:
-    """Drop a manifest that names no file of this machine, as `file_name`. Raises `InboxUnavailable`."""
+    """Drop a manifest of the daemon's own that names no file of this machine, as `file_name`.
+
+    Other users of the inbox cannot change it: it would prove nothing any more, and its client's job would be lost.
+    Raises `InboxUnavailable`.
+    """
     inbox = folders.shared["inbox"]
     try:
         with inbox.opened() as folder:
             if folder is None:
                 raise InboxUnavailable(inbox.absence)
-            _write_in(folder, file_name, to_json(manifest))
+            _write_in(folder, file_name, to_json(manifest), mode=_OWN_MODE, prepare=None)
     except OSError as error:
         raise InboxUnavailable(f"cannot write into {inbox.where}: {error.strerror}") from error
 
@@ -178,10 +186,17 @@ def _copy_in(inbox: OpenFolder, path: Path, name: str) -> None:
         os.close(source)
 
 
-def _write_in(inbox: OpenFolder, name: str, content: bytes) -> None:
+def _write_in(
+    inbox: OpenFolder,
+    name: str,
+    content: bytes,
+    *,
+    mode: int = _MODE,
+    prepare: Callable[[int], None] | None = open_to_group,
+) -> None:
     hidden = _hidden(name)
     try:
-        inbox.write(hidden, content, mode=_MODE, prepare=open_to_group)
+        inbox.write(hidden, content, mode=mode, prepare=prepare)
         inbox.rename(hidden, inbox, name)
     except BaseException:
         inbox.remove(hidden)
