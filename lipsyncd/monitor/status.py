@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lipsyncd.storage.files import read_json
 from lipsyncd.storage.locks import is_held
 
 _MOST_NOTES = 20
+_MOST_ALIKE = 3
 
 
 def as_json(view: LedgerView, state: Path, *, limit: int) -> dict[str, Any]:
@@ -47,14 +49,16 @@ def notes(view: LedgerView, state: Path) -> list[str]:
         lines.append("files of other users wait longer: the kernel does not tell whether they are still being written")
     if reported.get("outbox_available") is False:
         lines.append("the outbox is not mounted: finished videos wait")
-    waiting = [
-        f"{w['name']}: {w['why']} ({w['age_s']:.0f} s)"
-        for w in reported.get("waiting", [])
-        if w["name"] not in reported.get("blocked", {})
+    blocked_files = reported.get("blocked", {})
+    waits = {w["name"]: w for w in reported.get("waiting", []) if w["name"] not in blocked_files}
+    more = [
+        *_grouped(blocked_files, lambda name, why: f"{name}: blocked, {why}"),
+        *_grouped(
+            {name: w["why"] for name, w in waits.items()},
+            lambda name, why: f"{name}: {why} ({waits[name]['age_s']:.0f} s)",
+        ),
+        *_grouped(reported.get("ignored", {}), lambda name, why: f"{name}: left in the inbox, since it {why}"),
     ]
-    ignored = [f"{name}: left in the inbox, since it {why}" for name, why in reported.get("ignored", {}).items()]
-    stuck = [f"{name}: blocked, {why}" for name, why in reported.get("blocked", {}).items()]
-    more = [*stuck, *waiting, *ignored]
     lines += more[:_MOST_NOTES]
     counted = sum(reported.get(f"{name}_more", 0) for name in ("waiting", "ignored", "blocked"))
     if left_out := max(0, len(more) - _MOST_NOTES) + counted:
@@ -65,6 +69,18 @@ def notes(view: LedgerView, state: Path) -> list[str]:
             f"{blocked} waiting {'job is' if blocked == 1 else 'jobs are'} blocked: `lipsyncd status ID` says why"
         )
     return lines
+
+
+def _grouped(files: Mapping[str, str], line: Callable[[str, str], str]) -> Iterator[str]:
+    """A line for each file; when many have one reason, the count and the first of them."""
+    names: dict[str, list[str]] = {}
+    for name, why in files.items():
+        names.setdefault(why, []).append(name)
+    for why, alike in names.items():
+        if len(alike) <= _MOST_ALIKE:
+            yield from (line(name, why) for name in alike)
+        else:
+            yield f"{line(alike[0], why)}; the same holds for {len(alike) - 1} others, such as {', '.join(alike[1:_MOST_ALIKE])}"
 
 
 def _reported(state: Path) -> dict[str, Any]:
