@@ -80,7 +80,8 @@ def _grouped(files: Mapping[str, str], line: Callable[[str, str], str]) -> Itera
         if len(alike) <= _MOST_ALIKE:
             yield from (line(name, why) for name in alike)
         else:
-            yield f"{line(alike[0], why)}; the same holds for {len(alike) - 1} others, such as {', '.join(alike[1:_MOST_ALIKE])}"
+            others = f"{len(alike) - 1} others, such as {', '.join(alike[1:_MOST_ALIKE])}"
+            yield f"{line(alike[0], why)}; the same holds for {others}"
 
 
 def _reported(state: Path) -> dict[str, Any]:
