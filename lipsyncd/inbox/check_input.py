@@ -19,7 +19,10 @@ def fault(role: str, structure: Structure, *, shown: str, size_bytes: int) -> In
     if kind is None or not (kind.is_image or kind.is_video if is_image else kind.is_audio):
         seen = f"is {kind}" if kind else f"has no known format ({size_bytes} bytes)"
         return _NOT_RECOGNISED[is_image](f"{shown} {seen}")
-    if structure.completeness in (Completeness.INVALID, Completeness.TRUNCATED):
-        cut = structure.completeness is Completeness.TRUNCATED
-        return _UNDECODABLE[is_image](f"{shown} {'is cut short' if cut else 'is damaged'}: {structure.note}")
+    if structure.completeness is Completeness.INVALID:
+        return _UNDECODABLE[is_image](f"{shown} is damaged: {structure.note}")
+    if (
+        structure.completeness is Completeness.TRUNCATED and is_image
+    ):  # of a sound, the beginning is better than nothing
+        return ImageUndecodable(f"{shown} is cut short: {structure.note}")
     return None

@@ -142,6 +142,7 @@ class Inbox:
         Raises OSError when the folder cannot be listed. Called while the folder is `open`.
         """
         self.settling.begin(self._clock())
+        self.settling.whole = whole = self._known_whole()
         found = [
             self._judged(self.settling.observe(name, role, identity, taken=taken.get(name) == identity))
             for name, role, identity in self._candidates()
@@ -163,6 +164,8 @@ class Inbox:
         self._left |= {f.name: (f.identity, chosen) for f, chosen in grouping.left}
         if {pairing_key(os.fsdecode(name)) for name in self._left_alone} & self._named_somewhere():
             self.settling.scan_in(0.0)  # one of them was read in this scan
+        if any(not f.settled and f.name not in whole for f in map(self._found.named, self._known_whole()) if f):
+            self.settling.scan_in(0.0)
         self._unusable, self._left_alone = {}, set()
         return grouping.drops
 
@@ -204,6 +207,12 @@ class Inbox:
     def _manifests(self, taken: Mapping[bytes, Identity]) -> list[Found]:
         """The manifests of the last scan that no job has taken."""
         return [f for f in self._found.values() if f.role == MANIFEST and taken.get(f.name) != f.identity]
+
+    def _known_whole(self) -> frozenset[bytes]:
+        """The files of the last scan that are whole, as a manifest declares."""
+        contents = [content for _, content in self._parsed.values() if isinstance(content, Manifest)]
+        names = [name for content in contents if content.whole for name in _named(content)]
+        return frozenset(f.name for name in names if (f := self._found.named(name)) is not None)
 
     # -- one scan ------------------------------------------------------------------------------------------------------
 
@@ -343,6 +352,7 @@ def rules_of(settings: Settings) -> InboxRules:
         settle_proven_s=watch.settle_proven_s,
         settle_network_s=watch.settle_network_s,
         incomplete_timeout_s=watch.incomplete_timeout_s,
+        incomplete_network_s=watch.incomplete_network_s,
         pair_timeout_s=watch.pair_timeout_s,
         max_bytes={
             IMAGE: intake.max_image_mb * 1_000_000,

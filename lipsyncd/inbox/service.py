@@ -19,8 +19,10 @@ from functools import partial
 from typing import Any
 
 from lipsyncd.errors import FolderNotOurs
+from lipsyncd.inbox import first_seen
 from lipsyncd.inbox.accept import Accepted, Intake
 from lipsyncd.inbox.explain import Explainer
+from lipsyncd.inbox.first_seen import FirstSeen
 from lipsyncd.inbox.scan import Inbox, rules_of
 from lipsyncd.inbox.shown import MOST, Shown, together
 from lipsyncd.inbox.watch import Overflows, Watch
@@ -91,6 +93,7 @@ class InboxService:
         intake = Intake(self.settings, inbox, spool, ledger, queue)
         watch = Watch(folder, mode=settings.watch.mode, notify=self.wake.set)
         inbox.settling.modified = watch.modified
+        inbox.settling.first_seen = FirstSeen(self.folders.state / first_seen.file_name(queue))
         return ServedInbox(kind, inbox, intake, watch, lock, Explainer(folder))
 
     def register(self, spec: JobSpec) -> Accepted | None:

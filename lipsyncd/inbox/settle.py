@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass
 
 from lipsyncd.errors import InputError
+from lipsyncd.inbox.first_seen import FirstSeen, Waited
 from lipsyncd.inbox.pairing import Found, role_by_bytes
 from lipsyncd.inbox.shown import Shown
 from lipsyncd.jobs.job import MANIFEST, Identity
@@ -37,6 +38,7 @@ class InboxRules:
     incomplete_timeout_s: float
     pair_timeout_s: float
     max_bytes: Mapping[str, int]
+    incomplete_network_s: float = 1800.0
 
 
 @dataclass(slots=True)
@@ -56,6 +58,8 @@ class Settling:
 
     open_file    opens the regular file of a name for reading; raises as `open_regular`
     manifest     gives the content of a manifest; None when it cannot be read at present
+    whole        gives the names of files that are known to be whole as they lie, whatever their headers announce
+    first_seen   remembers over a restart how long files have waited
     modified     gives the names that were written to since it was last asked, as far as events tell
     answers      did the kernel tell about the last file of another owner whether it is being written; None before one
     unreadable   files that cannot be read, and why, as of the last scan
@@ -73,6 +77,8 @@ class Settling:
         self.rules = rules
         self.network = network
         self.modified: Callable[[], Set[bytes]] = frozenset
+        self.whole: Container[bytes] = frozenset()
+        self.first_seen: FirstSeen | None = None
         self.answers: bool | None = None
         self.unreadable = Shown()
         self.next_scan_s: float | None = None
@@ -97,8 +103,12 @@ class Settling:
         if seen is None or seen.identity != identity:
             replaced = seen is None or seen.identity.ino != identity.ino
             first_s = self._now_s if seen is None or replaced else seen.first_s
+            known = self.first_seen.of(name, identity) if self.first_seen and seen is None else None
             seen = self._seen[name] = _Seen(identity, first_s=first_s, still_since_s=self._now_s)
-            self._changed.append(seen)
+            if known is None:
+                self._changed.append(seen)
+            else:
+                seen.first_s, seen.still_since_s = self._now_s - known.since_first_s, self._now_s - known.still_s
         elif name in self._modified:
             seen.still_since_s, seen.settled = self._now_s, False
             self._changed.append(seen)
@@ -123,6 +133,11 @@ class Settling:
         for seen in self._changed:
             seen.still_since_s = now_s
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        if self.first_seen:
+            self.first_seen.keep(
+                (name, seen.identity, Waited(now_s - seen.first_s, now_s - seen.still_since_s))
+                for name, seen in self._seen.items()
+            )
 
     def scan_in(self, seconds: float) -> None:
         """Have the next scan begin in so many seconds, or earlier."""
@@ -157,7 +172,10 @@ class Settling:
                 seen.structure = examine(descriptor, seen.identity.size)
         finally:
             os.close(descriptor)
-        seen.settled = self._finished(self._completeness(name, role, seen), seen, still_s, busy, others=others)
+        completeness = self._completeness(name, role, seen)
+        if completeness is Completeness.TRUNCATED and name in self.whole:
+            completeness = Completeness.PLAUSIBLE
+        seen.settled = self._finished(completeness, seen, still_s, busy, others=others)
 
     def _completeness(self, name: bytes, role: str, seen: _Seen) -> Completeness:
         """What the content itself shows about its end. A manifest that parses is whole: its last brace is there."""
@@ -175,7 +193,8 @@ class Settling:
             return False
         if completeness is Completeness.TRUNCATED:
             seen.why = "its content ends before its own header says"
-            return self._after(self.rules.incomplete_timeout_s, still_s)
+            rules = self.rules
+            return self._after(rules.incomplete_network_s if self.network else rules.incomplete_timeout_s, still_s)
         if self.network:
             return self._after(self.rules.settle_network_s, still_s)
         proven = completeness is Completeness.COMPLETE

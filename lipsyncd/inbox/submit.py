@@ -88,7 +88,7 @@ def drop(folders: Folders, manifest: Manifest, *, queue: str = "") -> Submission
             suffix = _checked(path, role)
             files[role] = (path, f"{clean_file_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
     named: dict[str, Any] = {role: name for role, (_, name) in files.items()}
-    whole = replace(manifest, id=job_id, out_name=out_name, **named)
+    whole = replace(manifest, id=job_id, out_name=out_name, whole=bool(named), **named)
     try:
         with inbox.opened() as folder:
             if folder is None:

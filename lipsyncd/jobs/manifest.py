@@ -56,6 +56,7 @@ class Manifest:
     pad_s         seconds of silence after the sound
     user_data     any JSON value, returned unchanged with the result
     rest          fields of a REST request that later responses need (`rest_fields`)
+    whole         the files are whole as they lie: a sound that ends early is not waited for
     mac           the proof that REST itself wrote this manifest (`manifest_mac`)
     options       the object under the key "lipsyncd": options that only the renderer reads
     """
@@ -77,6 +78,7 @@ class Manifest:
     options: Mapping[str, Any] = field(default_factory=dict)
     pad_s: float | None = None
     rest: Mapping[str, Any] | None = None
+    whole: bool = False
     mac: str | None = None
 
 
@@ -146,6 +148,7 @@ def fields_of(manifest: Manifest) -> dict[str, Any]:
     """The fields that are present, as JSON values: the opposite of `build`."""
     fields = {name: getattr(manifest, _ATTRIBUTES.get(name, name)) for name in FIELDS}
     fields["ssml"] = manifest.ssml or None
+    fields["whole"] = manifest.whole or None
     fields["fps"] = None if manifest.fps is None else str(manifest.fps)
     fields["lipsyncd"] = dict(manifest.options) or None
     fields["rest"] = None if manifest.rest is None else dict(manifest.rest)
@@ -397,6 +400,7 @@ FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "lipsyncd": _options,
         "pad_s": _pad_s,
         "rest": _rest,
+        "whole": _flag,
         "mac": _mac,
     }
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lipsyncd.errors import ImageTooLarge, ImageTooSmall
-from lipsyncd.media import frames, pictures, sounds, videos
+from lipsyncd.media import frames, pictures, sounds, videos, wav
 from lipsyncd.media.content import Completeness, Content
 
 __all__ = [
@@ -89,6 +89,7 @@ class Structure:
     kind           None when it has none of our formats
     width, height  pixels as stored, before any rotation; 0 for sound, for WebM, and while they cannot be read yet
     note           why it is not complete, for messages
+    declared_s     how long a sound that is cut short would last by its header; 0 where that is not known
     """
 
     kind: Kind | None
@@ -96,6 +97,7 @@ class Structure:
     width: int = 0
     height: int = 0
     note: str = ""
+    declared_s: float = 0.0
 
 
 def sniff(head: bytes) -> Kind | None:
@@ -109,7 +111,7 @@ def sniff(head: bytes) -> Kind | None:
         return Kind.PNG
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Kind.WEBP
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":  # not RIFX: ffmpeg plays its samples as noise
+    if head[:4] in wav.MAGICS and head[8:12] == b"WAVE":
         return Kind.WAV
     if head.startswith(b"fLaC"):
         return Kind.FLAC
@@ -129,7 +131,7 @@ _CHECKS = {
     Kind.JPEG: pictures.jpeg,
     Kind.PNG: pictures.png,
     Kind.WEBP: pictures.webp,
-    Kind.WAV: sounds.wav,
+    Kind.WAV: wav.wav,
     Kind.MP3: frames.sound,
     Kind.AAC: frames.sound,
     Kind.M4A: sounds.mp4,
@@ -157,10 +159,10 @@ def examine(fd: int, size_bytes: int) -> Structure:
         return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
     found = _CHECKS[kind](content)
     if kind is Kind.M4A and (size := videos.picture_size(content)) is not None:
-        return Structure(Kind.MP4, found.completeness, *size, found.note)
+        return Structure(Kind.MP4, found.completeness, *size, found.note, found.declared_s)
     if kind is Kind.WEBM and videos.holds_sound_alone(content):
         return Structure(Kind.WEBA, found.completeness, note=found.note)
-    return Structure(kind, found.completeness, found.width, found.height, found.note)
+    return Structure(kind, found.completeness, found.width, found.height, found.note, found.declared_s)
 
 
 def _kind(content: Content, head: bytes) -> Kind | None:

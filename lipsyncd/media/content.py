@@ -26,12 +26,33 @@ class Completeness(StrEnum):
 
 @dataclass(frozen=True)
 class Integrity:
-    """The verdict of one format's check. `width` and `height` in pixels, 0 for sound; `note` is for messages."""
+    """The verdict of one format's check. `width` and `height` in pixels, 0 for sound; `note` is for messages.
+
+    declared_s  how long a sound lasts by its header, if it is cut short; 0 where that is not known
+    """
 
     completeness: Completeness
     width: int = 0
     height: int = 0
     note: str = ""
+    declared_s: float = 0.0
+
+
+# Lengths that stand for "unknown": programs that stream write them in front and often never correct them. pocket-tts
+# writes 2e9, and 1e9 for 8 bits; sox 0x7FFFF000; arecord 2^31 or 2^32, a little less where a sample does not fit;
+# others subtract their header from 2^31 - 1 or 2^32 - 1. A sound of exactly such a length would be beyond every limit.
+_UNKNOWN = frozenset({0, 1_000_000_000, 2_000_000_000})
+_UNKNOWN_RANGES = (
+    range(0x7FFF0000, 0x80000100),
+    range(0xFFFF0000, 1 << 32),
+    range((1 << 63) - 0x10000, (1 << 63) + 1),
+    range((1 << 64) - 0x10000, 1 << 64),
+)
+
+
+def is_unknown(length: int) -> bool:
+    """Does a declared number of bytes mean that the writer did not know it?"""
+    return length in _UNKNOWN or any(length in around for around in _UNKNOWN_RANGES)
 
 
 class Content:
@@ -58,8 +79,8 @@ def plausible(note: str, width: int = 0, height: int = 0) -> Integrity:
     return Integrity(Completeness.PLAUSIBLE, width, height, note)
 
 
-def truncated(note: str, width: int = 0, height: int = 0) -> Integrity:
-    return Integrity(Completeness.TRUNCATED, width, height, note)
+def truncated(note: str, width: int = 0, height: int = 0, *, declared_s: float = 0.0) -> Integrity:
+    return Integrity(Completeness.TRUNCATED, width, height, note, declared_s)
 
 
 def invalid(note: str) -> Integrity:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from lipsyncd.media.content import Content, Integrity, broken, complete, plausible, truncated
+from lipsyncd.media.content import Content, Integrity, broken, complete, is_unknown, plausible, truncated
 
 MP3, AAC = "mp3", "aac"
 WINDOW_BYTES = 1 << 16
@@ -97,11 +97,13 @@ def sound(content: Content) -> Integrity:
         return broken(window, "no MP3 or AAC frames follow one another in its first 64 KiB")
     if found.kind == AAC:
         return plausible("the AAC gives no length")
-    declared = _mp3_bytes(window[found.start : found.start + 192])
-    if not declared:
+    declared, declared_s = _mp3_length(window[found.start : found.start + 192])
+    if is_unknown(declared):
         return plausible("the MP3 gives no length")
     present = content.size - start - found.start
-    return complete() if declared <= present else truncated(f"{present} of {declared} bytes of MP3")
+    if declared <= present:
+        return complete()
+    return truncated(f"{present} of {declared} bytes of MP3", declared_s=declared_s)
 
 
 def behind_tags(content: Content) -> int:
@@ -126,10 +128,15 @@ def mpeg_frame_bytes(head: bytes) -> int:
     rate_code, frequency_code, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
     if version == 1 or layer not in (1, 2) or rate_code in (0, 15) or frequency_code == 3 or head[3] & 3 == 2:
         return 0
-    frequency = (44_100, 48_000, 32_000)[frequency_code] >> {3: 0, 2: 1, 0: 2}[version]
+    frequency = _frequency(head)
     table = _MPEG2 if version != 3 else _MPEG1_LAYER_2 if layer == 2 else _MPEG1_LAYER_3
     samples = 576 if layer == 1 and version != 3 else 1152
     return samples * 125 * table[rate_code - 1] // frequency + padding
+
+
+def _frequency(head: bytes) -> int:
+    """Samples per second of a valid frame."""
+    return (44_100, 48_000, 32_000)[head[2] >> 2 & 3] >> {3: 0, 2: 1, 0: 2}[head[1] >> 3 & 3]
 
 
 def adts_frame_bytes(head: bytes) -> int:
@@ -143,13 +150,16 @@ def adts_frame_bytes(head: bytes) -> int:
 _KINDS = {MP3: mpeg_frame_bytes, AAC: adts_frame_bytes}
 
 
-def _mp3_bytes(frame: bytes) -> int:
-    """How many bytes the sound takes by the Xing or Info header in the first frame; 0 without one."""
-    mono = frame[3] >> 6 == 3
-    side_bytes = (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
+def _mp3_length(frame: bytes) -> tuple[int, float]:
+    """Bytes and seconds of the sound by the Xing or Info header in the first frame; zeros where it has none."""
+    mono, mpeg1 = frame[3] >> 6 == 3, frame[1] >> 3 & 3 == 3
+    side_bytes = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
     header = frame[4 + side_bytes :]
     flags = int.from_bytes(header[4:8], "big")
     if header[:4] not in (b"Xing", b"Info") or not flags & 2:
-        return 0
-    where = 12 if flags & 1 else 8
-    return int.from_bytes(header[where : where + 4], "big")
+        return 0, 0.0
+    counted = flags & 1
+    where = 12 if counted else 8
+    count = int.from_bytes(header[8:12], "big") if counted else 0
+    seconds = count * (1152 if mpeg1 else 576) / _frequency(frame)
+    return int.from_bytes(header[where : where + 4], "big"), seconds

@@ -1,7 +1,7 @@
-"""Whether a WAV, Ogg, MP4 or FLAC file is whole, by its headers and its last frames.
+"""Whether an Ogg, MP4 or FLAC file is whole, by its headers and its last frames.
 
-Owns the reading of those headers. Leaves streams of bare frames (MP3, ADTS) to `frames`.
-Nothing is decoded here, so the duration of a sound stays unknown.
+Owns the reading of those headers. Leaves WAV to `wav`, and streams of bare frames (MP3, ADTS)
+to `frames`. Nothing is decoded here, so the duration of a sound stays unknown.
 """
 
 from __future__ import annotations
@@ -25,43 +25,7 @@ from lipsyncd.media.content import (
 )
 from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
-# Programs that stream write 0 or a number near 2 or 4 GiB as the length, and often never correct it (arecord, sox,
-# ffmpeg into a pipe). A real 2 GiB is far beyond the longest sound that is accepted.
-_UNKNOWN_WAV_BYTES = 0x7FFF0000
-_MOST_CHANNELS, _HIGHEST_RATE = 64, 768_000  # what ffmpeg can mix down; the highest rate of any recorder
 _OGG_SUM, _FLAC_HEADER_SUM, _FLAC_FRAME_SUM = (0x104C11DB7, 32), (0x107, 8), (0x18005, 16)  # polynomial, bits
-
-
-def wav(content: Content) -> Integrity:
-    large_bytes = 0  # the length in RF64's chunk ds64
-    offset, has_format = 12, False
-    for _ in range(MAX_STEPS):
-        head = content.at(offset, 24)
-        if len(head) < 8:
-            return truncated("the WAV ends before its samples")
-        name, length = struct.unpack("<4sI", head[:8])
-        if name == b"data":
-            if not has_format:
-                return invalid("the WAV does not describe the format of its samples")
-            return _wav_integrity(content.size - offset - 8, large_bytes if length == 0xFFFFFFFF else length)
-        if name == b"fmt " and len(head) >= 16:
-            has_format = True
-            _, channels, rate = struct.unpack("<HHI", head[8:16])
-            if not 0 < channels <= _MOST_CHANNELS or not 0 < rate <= _HIGHEST_RATE:
-                return invalid(f"the WAV claims {channels} channels at {rate} Hz")
-        elif name == b"ds64" and len(head) == 24:
-            large_bytes = int.from_bytes(head[16:24], "little")
-        elif not all(0x20 <= letter < 0x7F for letter in name):
-            return broken(head, "a WAV chunk is damaged")
-        offset += 8 + length + length % 2
-    return invalid("the WAV has too many chunks")
-
-
-def _wav_integrity(present_bytes: int, declared_bytes: int) -> Integrity:
-    if not declared_bytes or (declared_bytes >= _UNKNOWN_WAV_BYTES and declared_bytes > present_bytes):
-        return plausible("the WAV header was written before the length was known")
-    whole = declared_bytes <= present_bytes
-    return complete() if whole else truncated(f"{present_bytes} of {declared_bytes} bytes of samples")
 
 
 def ogg(content: Content) -> Integrity:
@@ -87,16 +51,45 @@ def mp4(content: Content) -> Integrity:
             if not box.sized:
                 return plausible("the last box of the MP4 has no length") if any(box.kind) else truncated(ZEROS)
             if box.end > content.size:
-                kind = box.kind.decode("latin-1")
-                return truncated(f"the last {box.end - content.size} bytes of the MP4's box {kind!r} are missing")
+                kind, missing = box.kind.decode("latin-1"), box.end - content.size
+                note = f"the last {missing} bytes of the MP4's box {kind!r} are missing"
+                return truncated(note, declared_s=_mp4_seconds(content))
             found.add(box.kind)
             if b"mfra" in found or ({b"moov", b"mdat"} <= found and b"moof" not in found):
-                return complete()
+                return _alone(content, box.end)
     except Mp4Damaged:
         return invalid("a box of the MP4 is damaged")
     if b"moof" in found:
         return plausible("a fragmented MP4 does not tell how many fragments it has")
     return truncated("the MP4 has no index or no samples yet")
+
+
+def _alone(content: Content, end: int) -> Integrity:
+    """A whole MP4 that ends at `end`, or refused when another one is joined to it: a player shows the first alone."""
+    for box in islice(boxes(content.at, end, content.size), MAX_STEPS):
+        if box.kind == b"ftyp" and box.end <= content.size:
+            return invalid(
+                f"several MP4s are joined in it, the second one at byte {box.payload - 8}; export them as one"
+            )
+        if not box.sized or not box.kind.isalnum():
+            break
+    return complete()
+
+
+def _mp4_seconds(content: Content) -> float:
+    """How long the whole lasts by the box `mvhd`; 0 when the file does not have it yet."""
+    top = list(islice(boxes(content.at, 0, content.size), MAX_STEPS))
+    moov = next((box for box in top if box.kind == b"moov" and box.end <= content.size), None)
+    for box in islice(boxes(content.at, moov.payload, moov.end), MAX_STEPS) if moov else ():
+        if box.kind == b"mvhd":
+            head = content.at(box.payload, 32)
+            if len(head) < 32:
+                break
+            scale, length = (
+                struct.unpack(">IQ", head[20:32]) if head[:1] == b"\1" else struct.unpack(">II", head[12:20])
+            )
+            return float(length / scale) if scale else 0.0
+    return 0.0
 
 
 def flac(content: Content) -> Integrity:
@@ -115,7 +108,9 @@ def flac(content: Content) -> Integrity:
         whole = not _checksum(tail[starts[total] :], *_FLAC_FRAME_SUM)
         return complete() if whole else plausible("the last FLAC frame is not whole, or other data follows it")
     if starts or not any(tail) or content.size <= TAIL_BYTES:
-        return truncated(f"the last frames of the FLAC's {total} samples are missing")
+        rate = int.from_bytes(info[14:17], "big") >> 4
+        note = f"the last frames of the FLAC's {total} samples are missing"
+        return truncated(note, declared_s=total / rate if rate else 0.0)
     return plausible("no FLAC frame near the end")
 
 

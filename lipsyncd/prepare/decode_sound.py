@@ -5,8 +5,9 @@ Owns the choice of demuxer, codecs and limits. The length of a sound is what was
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 from lipsyncd import media
 from lipsyncd.errors import AudioNotRecognised, AudioTooLong, AudioTooShort, AudioUndecodable
 from lipsyncd.jobs.prepared import Sound
-from lipsyncd.media import Completeness, Kind
+from lipsyncd.media import Completeness, Kind, wav
+from lipsyncd.media.content import Content
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
 from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import ResourceLimits, run_jailed
@@ -23,6 +25,8 @@ SPEECH_FILE, SOUND_FILE = "speech.s16", "sound.s16"
 SPEECH_RATE = 16_000  # samples per second, mono
 SOUND_RATE = 48_000  # samples per second, one or two channels
 
+_JOINED_FILE = "joined.wav"
+_AUDIBLE_S = 0.1
 _SAMPLE_BYTES = 2
 _FEWEST_SAMPLES = 160  # of speech, 10 ms: less does not tell mono from stereo
 
@@ -62,12 +66,13 @@ def decode_sound(
     behind.
     """
     found = _checked_header(source, kind)
-    cut_off = found.completeness is Completeness.TRUNCATED
-    notes = (f"the sound is cut off: {found.note}",) if cut_off else ()
-    with new_files(target_dir / SPEECH_FILE, target_dir / SOUND_FILE) as (speech_file, sound_file):
+    with (
+        _as_one(source, found.kind, target_dir) as (whole, notes),
+        new_files(target_dir / SPEECH_FILE, target_dir / SOUND_FILE) as (speech_file, sound_file),
+    ):
         ended = run_jailed(
-            _sound_command(ffmpeg, source, found.kind or kind, speech_file, sound_file, max_s),
-            readable=[source],
+            _sound_command(ffmpeg, whole, found.kind or kind, speech_file, sound_file, max_s),
+            readable=[whole],
             writable=[speech_file, sound_file],
             limits=ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_sound_bytes(max_s) + (1 << 20)),
             timeout_s=timeout_s,
@@ -79,9 +84,59 @@ def decode_sound(
         fault = complaint(ended.stderr_tail)
         if ended.returncode:
             raise AudioUndecodable(f"the sound cannot be decoded: {fault or f'ffmpeg {exit_text(ended.returncode)}'}")
-        if fault:
+        cut_short = found.completeness is Completeness.TRUNCATED
+        if fault and not cut_short:
             notes = (*notes, f"damaged parts of the sound were left out: {fault}")
-        return _checked_sound(speech_file, sound_file, notes, min_s, max_s)
+        sound = _checked_sound(speech_file, sound_file, notes, min_s, max_s)
+        return replace(sound, notes=(_cut_short(sound, found), *notes)) if cut_short else sound
+
+
+def _cut_short(sound: Sound, found: media.Structure) -> str:
+    lasts_s = float(sound.duration)
+    of = f" of {found.declared_s:.2f} s" if found.declared_s > lasts_s else f" s; {found.note}"
+    return f"cut short: {lasts_s:.2f}{of}"
+
+
+@contextlib.contextmanager
+def _as_one(source: Path, kind: Kind | None, target_dir: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The file to decode, and notes: the source itself, or while the block runs, one WAV of all that are joined in it.
+
+    A decoder plays the first WAV alone. Raises `AudioUndecodable` when their formats differ.
+    """
+    if kind is not Kind.WAV:
+        yield source, ()
+        return
+    with source.open("rb") as file:
+        try:
+            found = wav.samples(Content(file.fileno(), source.stat().st_size))
+        except ValueError as error:
+            raise AudioUndecodable(f"the sound cannot be decoded: {error}") from None
+        notes: tuple[str, ...] = ()
+        if found.behind_s > _AUDIBLE_S:
+            notes = (f"{found.behind} bytes behind the end that the WAV declares were left out",)
+        if len(found.ranges) == 1:
+            yield source, notes
+            return
+        with new_files(target_dir / _JOINED_FILE) as (joined,):
+            try:
+                with joined.open("wb") as target:
+                    target.write(found.header())
+                    target.flush()
+                    for start, end in found.blocks():
+                        _copy(file.fileno(), target.fileno(), start, end)
+                yield joined, notes
+            finally:
+                joined.unlink()
+
+
+def _copy(source: int, target: int, start: int, end: int) -> None:
+    """Append a range of bytes of one file to another."""
+    while start < end:
+        block = os.pread(source, min(1 << 20, end - start), start)
+        if not block:
+            return
+        os.write(target, block)
+        start += len(block)
 
 
 def _checked_header(source: Path, kind: Kind) -> media.Structure:

@@ -58,8 +58,9 @@ def crash(ended: Completed, undecodable: type[InputError], what: str) -> InputEr
     return JailFailed(f"the {what}'s decoder does not run: {as_message(last_line(ended.stderr_tail)) or 'no message'}")
 
 
-# Lines that are no complaint: repetitions, and streams that no job uses, which no listed codec may decode.
-_HARMLESS = re.compile(r"Last message repeated|Codec \(\w+\) not on whitelist")
+# Lines that are no complaint: repetitions, clocks that begin anew where sounds are joined, and streams that no job
+# uses, which no listed codec may decode.
+_HARMLESS = re.compile(r"Last message repeated|non monotonically increasing dts|Codec \(\w+\) not on whitelist")
 _SOURCE = re.compile(r"^(\[[^\]]*\]\s*)+")  # [wav @ 0x55d0c8a0b2c0]
 
 

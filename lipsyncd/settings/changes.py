@@ -14,7 +14,7 @@ LIVE = frozenset(
     [
         *(name for name, setting in SETTINGS.items() if setting.section in _LIVE_SECTIONS),
         *(f"watch.{key}" for key in ("settle_s", "settle_proven_s", "settle_network_s", "manifest_grace_s")),
-        *(f"watch.{key}" for key in ("pair_timeout_s", "incomplete_timeout_s")),
+        *(f"watch.{key}" for key in ("pair_timeout_s", "incomplete_timeout_s", "incomplete_network_s")),
         *(f"intake.max_{key}" for key in ("image_mb", "video_mb", "audio_mb", "manifest_kb", "megapixels", "audio_s")),
         *(f"intake.min_{key}" for key in ("side_px", "audio_s")),
         "intake.on_redrop",

@@ -137,7 +137,12 @@ class Watch:
     poll_s: float = setting(2.0, "Scan this often where changes cannot be noticed.", low=0.05)
     pair_timeout_s: float = setting(86400.0, "Give up on a picture or a voice that stays alone for this long.", low=1)
     manifest_grace_s: float = setting(2.0, "A manifest this soon after its pair replaces that job's options.", low=0)
-    incomplete_timeout_s: float = setting(1800.0, "Give up on a file that stays incomplete for this long.", low=1)
+    incomplete_timeout_s: float = setting(
+        60.0,
+        "Wait this long for the rest of a file whose header announces more; then take a sound as it is.",
+        low=1,
+    )
+    incomplete_network_s: float = setting(1800.0, "The same in a network folder.", low=1)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,19 @@ def test_submit_works_before_any_daemon_has_run(installation: Installation, file
     assert job.id == job_id
 
 
+def test_submit_takes_a_sound_that_is_cut_short_at_once(installation: Installation, files: tuple[Path, Path]) -> None:
+    """The file is whole as it lies there: nothing more of it can come. From a folder it would be waited for."""
+    image, voice = files
+    voice.write_bytes(sound(1.0)[:-9600])
+    with installation.running():
+        began_s = time.monotonic()
+        done = installation.cli("submit", image, voice, "--wait", "--json")
+        took_s = time.monotonic() - began_s
+    assert done.returncode == 0, done.stderr
+    assert took_s < 40  # `watch.incomplete_timeout_s` is 60 s
+    assert "cut short: 0.70 of 1.00 s" in (installation.path("outbox") / "Anna Müller-hello.json").read_text("utf-8")
+
+
 def test_submit_wait_copies_the_video(installation: Installation, files: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "result.mp4"
     with installation.running():

@@ -9,16 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lipsyncd.errors import BadManifest
+from lipsyncd.inbox.first_seen import FirstSeen
 from lipsyncd.inbox.scan import Inbox
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST
 from lipsyncd.storage import files
 from lipsyncd.storage.private_folder import HIDDEN
-from tests.kits.core_kit import as_nobody
+from tests.kits.core_kit import Clock, as_nobody
 from tests.kits.inbox_kit import NOTHING, RULES, InboxWithClock
 from tests.kits.installation import picture, put, sound
 from tests.kits.machine.machine_kit import needs_root
@@ -28,6 +30,8 @@ from tests.kits.shared_kit import shared_folder
 PICTURE, SOUND = picture(), sound()
 STREAMED = wav(tone(0.3), data_bytes=0xFFFFFFFF)  # its header was written before its length was known: no proof
 CUT = SOUND[: len(SOUND) // 2]
+UNKNOWN = [0, 10**9, 2 * 10**9, 0x7FFFFFFF, 0xFFFFFFFF]  # lengths that only stand for one
+LIES = [32_001, 10**9 + 1, 1_999_999_999, 3 * 10**9]
 
 
 @pytest.fixture
@@ -49,13 +53,16 @@ def box(root: Path) -> InboxWithClock:
     [
         pytest.param(SOUND, False, 0.2, id="proven"),
         pytest.param(STREAMED, False, 1.0, id="plain"),
-        pytest.param(CUT, False, 1800.0, id="truncated"),
-        pytest.param(b"", False, 1800.0, id="empty"),
-        pytest.param(bytes(4096), False, 1800.0, id="zeros"),
+        pytest.param(CUT, False, 60.0, id="truncated"),
+        pytest.param(b"", False, 60.0, id="empty"),
+        pytest.param(bytes(4096), False, 60.0, id="zeros"),
         pytest.param(b"this is no sound at all, and no more bytes help" * 5, False, 1.0, id="something else"),
         pytest.param(SOUND, True, 5.0, id="proven, network"),
         pytest.param(STREAMED, True, 5.0, id="plain, network"),
         pytest.param(CUT, True, 1800.0, id="truncated, network"),
+        *(pytest.param(wav(tone(1.0), data_bytes=n), False, 1.0, id=f"length {n:#x}") for n in UNKNOWN),
+        *(pytest.param(wav(tone(1.0), data_bytes=n), False, 60.0, id=f"length {n:#x}") for n in LIES),
+        pytest.param(wav(tone(1.0), data_bytes=2 * 10**9), True, 5.0, id="length 2e9, network"),
     ],
 )
 def test_a_file_is_finished_when_it_has_been_still_for_long_enough(
@@ -65,6 +72,76 @@ def test_a_file_is_finished_when_it_has_been_still_for_long_enough(
     (root / "a.png").write_bytes(PICTURE)
     (root / "a.wav").write_bytes(voice)
     assert box.ready_after(limit_s=2000) == seconds
+
+
+def test_a_sound_that_its_manifest_declares_whole_is_not_waited_for(box: InboxWithClock) -> None:
+    (box.root / "a.png").write_bytes(PICTURE)
+    (box.root / "a.wav").write_bytes(CUT)
+    assert box.scan() == box.scan(after_s=5.0) == []
+    (box.root / "order.json").write_bytes(b'{"image": "a.png", "audio": "a.wav", "whole": true}')
+    box.scan()
+    box.scan(after_s=0.3)
+    assert box.inbox.settling.next_scan_s == 0.0  # not at the next rescan
+    assert box.scan() == ["order"]
+
+
+def test_a_long_wait_goes_on_after_a_restart(root: Path, tmp_path: Path) -> None:
+    wall = Clock()
+
+    def daemon() -> InboxWithClock:
+        box = InboxWithClock(root, network=True)
+        box.inbox.settling.first_seen = FirstSeen(tmp_path / "first-seen.json", wall=lambda: wall.now_s)
+        return box
+
+    def passes(box: InboxWithClock, seconds: float) -> list[str]:
+        wall.wait(seconds)
+        return box.scan(after_s=seconds)
+
+    (root / "a.png").write_bytes(PICTURE)
+    (root / "a.wav").write_bytes(CUT)
+    first = daemon()
+    assert first.scan() == passes(first, 50) == []
+    second = daemon()  # less than a minute begins anew
+    assert second.scan() == passes(second, 800) == passes(second, 601) == []
+
+    third = daemon()
+    assert third.scan() == passes(third, 300) == []
+    assert passes(third, 100) == ["a"]
+
+
+@pytest.mark.parametrize("change", ["content", "record"])
+def test_a_wait_begins_anew_for_other_content_and_without_a_record(root: Path, tmp_path: Path, change: str) -> None:
+    record = tmp_path / "first-seen.json"
+    (root / "a.png").write_bytes(PICTURE)
+    (root / "a.wav").write_bytes(CUT)
+    first, second = InboxWithClock(root), InboxWithClock(root)
+    first.inbox.settling.first_seen = FirstSeen(record)
+    first.inbox.settling.rules = replace(RULES, incomplete_timeout_s=1000)
+    second.inbox.settling.rules = first.inbox.settling.rules
+    assert first.scan() == first.scan(after_s=999) == []
+    if change == "content":
+        (root / "a.wav").write_bytes(CUT[:-2])
+    else:
+        record.write_bytes(b'{"wall_s": 0, "files": {"a.wav": [1, 2, "x"], "b.wav": 7}}')
+    second.inbox.settling.first_seen = FirstSeen(record)
+    assert second.scan() == second.scan(after_s=990) == []
+    assert second.scan(after_s=11) == ["a"]
+
+
+def test_the_clock_cannot_make_a_wait_longer_than_an_hour(root: Path, tmp_path: Path) -> None:
+    (root / "a.wav").write_bytes(SOUND)
+    first = InboxWithClock(root)
+    first.inbox.settling.first_seen = FirstSeen(tmp_path / "seen.json", wall=lambda: 1e9)
+    first.scan()
+    first.scan(after_s=100)
+    for wall_s, most_s in ((1e9 + 1e8, 3700.1), (5e8, 100.1)):
+        second = InboxWithClock(root)
+        second.inbox.settling.first_seen = FirstSeen(tmp_path / "seen.json", wall=lambda now_s=wall_s: now_s)
+        second.scan()
+        [waiting] = second.inbox.waiting
+        assert 100 <= waiting.age_s <= most_s
+        first.inbox.settling.first_seen = FirstSeen(tmp_path / "seen.json", wall=lambda: 1e9)
+        first.scan(after_s=0.1)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ RULES = InboxRules(
     settle_s=1.0,
     settle_proven_s=0.2,
     settle_network_s=5.0,
-    incomplete_timeout_s=1800.0,
+    incomplete_timeout_s=60.0,
     pair_timeout_s=86_400.0,
+    incomplete_network_s=1800.0,
     max_bytes={IMAGE: 64_000_000, AUDIO: 512_000_000, MANIFEST: 65_536},
 )
 NOTHING: Mapping[bytes, Identity] = {}

@@ -148,6 +148,13 @@ def test_other_formats_are_not_recognised(judged, name):
         (0xFFFFFFFE, 32_000, PLAUSIBLE),
         (0x7FFFFFFF, 32_000, PLAUSIBLE),
         (0x7FFFF000, 32_000, PLAUSIBLE),
+        (0xFFFFFFFF - 36, 32_000, PLAUSIBLE),
+        (0x80000000, 32_000, PLAUSIBLE),
+        (1_000_000_000, 32_000, PLAUSIBLE),
+        (2_000_000_000, 32_000, PLAUSIBLE),
+        (1_000_000_001, 32_000, TRUNCATED),
+        (1_999_999_999, 32_000, TRUNCATED),
+        (3_000_000_000, 32_000, TRUNCATED),
         (0x7000000, 32_000, TRUNCATED),
     ],
 )

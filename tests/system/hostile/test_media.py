@@ -376,7 +376,7 @@ def test_a_wav_lasts_as_long_as_its_samples_whatever_it_says(folder, name):
 
 def test_a_cut_off_sound_plays_as_far_as_it_goes_and_says_so(folder):
     sound = decoded(folder, wav(SECOND, data_bytes=64_000), Kind.WAV)
-    assert sound.notes == ("the sound is cut off: 32000 of 64000 bytes of samples",)
+    assert sound.notes == ("cut short: 1.00 of 2.00 s",)
     damaged = decoded(folder, wav(SECOND + b"\1"), Kind.WAV)
     assert damaged.notes[0].startswith("damaged parts of the sound were left out: Invalid PCM packet")
 
