@@ -88,7 +88,7 @@ class Jobs:
         """
         job = await self._rows.run(self.view.exact, job_id) or await self.in_thread(self.find, job_id)
         if job is None or not client.sees(job.tenant):
-            raise not_found("no job has that id")
+            raise not_found()
         return job
 
     async def status(self, job_id: str, client: Client) -> JobStatus:

@@ -179,7 +179,7 @@ class Requests:
             self.uploads.stored.touch(upload.id)
             return upload.reference
         if self.uploads.is_own_path(url) and any(f"//{host}/" in url.lower() for host in hosts):
-            raise _no_upload(role, url)
+            raise _no_upload(role, url, client)
         return url
 
     def _own_upload(self, role: str, url: str, client: Client) -> Upload | None:
@@ -189,7 +189,7 @@ class Requests:
         """
         upload = self.uploads.resolve(role, url)
         if upload is not None and not client.owns(upload):
-            raise _no_upload(role, url)
+            raise _no_upload(role, url, client)
         return upload
 
 
@@ -198,8 +198,10 @@ def _received_bytes(request: web.Request) -> int:
     return request.protocol.received_bytes if isinstance(request.protocol, Connection) else 0
 
 
-def _no_upload(role: str, url: str) -> ApiError:
-    return not_found(f"{role} not found: {url.partition('?')[0]} was deleted, has expired, or is no {role}")
+def _no_upload(role: str, url: str, client: Client) -> ApiError:
+    """D-ID answers 400. A client that does not see all uploads gets 404, for one that is another's as for none."""
+    what = f"{role} not found: {url.partition('?')[0]} was deleted, has expired, or is no {role}"
+    return bad_request(what) if client.is_all else not_found(what)
 
 
 def wait_s(request: web.Request) -> float:
