@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _COMPANIONS = ("-wal", "-shm")
 _JOURNAL_MODE_AT = 18  # in the file's header: 1 means rollback journal, 2 means WAL
 _NO_WAL = b"\x01"
+_RESUME_TRIES = 3
 _LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING)
 
 
@@ -161,24 +162,36 @@ def _sweep_replaced(stores: Stores) -> int:
 
 
 def _end_removals(stores: Stores) -> int:
-    """End the removals that a crash interrupted in shared folders. What cannot be read now waits for the next start."""
+    """End the removals that a crash interrupted. What cannot be read now waits for the next start.
+
+    Those in an inbox are ended by its first scan, just before it looks for files that were accepted.
+    """
     ended = 0
-    for kind, shared in stores.folders.shared.items():
+    for kind in ("outbox", "failed", "archive"):
+        shared = stores.folders.shared[kind]
         try:
-            ended += archive.sweep(shared) if kind in ("failed", "archive") else shared.sweep_removals()
+            ended += shared.sweep_removals() if kind == "outbox" else archive.sweep(shared)
         except (Blocked, OSError) as error:
             log.warning("recovery: interrupted removals in %s stay: %s", shared.where, error)
     return ended
 
 
 def _try_to_resume(job: Job, stores: Stores, finisher: Finisher) -> None:
-    """`_resume`, such that no job keeps the daemon from starting. One that fails here stays as it is."""
-    try:
-        _resume(job, stores, finisher)
-    except LedgerUnavailable:
-        raise
-    except Exception:
-        log.exception("recovery: job %s: unexpected failure; it stays as it is", job.id)
+    """`_resume`, such that no job keeps the daemon from starting. One that fails here stays as it is.
+
+    An error of the disk may pass: then it is tried again at once, with the row as it is by then.
+    """
+    for left in reversed(range(_RESUME_TRIES)):
+        try:
+            _resume(stores.ledger.get(job.id), stores, finisher)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and left:
+                log.warning("recovery: job %s is tried again: %s", job.id, error)
+                continue
+            log.exception("recovery: job %s: unexpected failure; it stays as it is", job.id)
+        return
 
 
 def _resume(job: Job, stores: Stores, finisher: Finisher) -> None:

@@ -79,6 +79,7 @@ class Intake:
     def _scan(self, stop: Callable[[], bool]) -> list[Accepted]:
         accepted: list[Accepted] = []
         if not self._began:
+            self.inbox.shared.sweep_removals()
             self.release.refresh()
             self._began = True
         began_s = time.monotonic()

@@ -64,7 +64,12 @@ class PrivateFolder:
             except FileNotFoundError:
                 make_private(root, self.marker, recorded, self._owners())
                 continue
-            except (NotRegular, PermissionError):
+            except NotRegular:
+                self._replace(root, recorded)
+                continue
+            except PermissionError:
+                if not self._is_anothers(root):
+                    raise
                 self._replace(root, recorded)
                 continue
             with contextlib.ExitStack() as stack:
@@ -91,6 +96,11 @@ class PrivateFolder:
         except (NotRegular, PermissionError):
             pass
         self._replace(root, marker_id)
+
+    def _is_anothers(self, root: OpenFolder) -> bool:
+        """Does what lies there belong to another user, as far as this file system knows owners?"""
+        status = root.status(HIDDEN)
+        return status is not None and status.st_uid not in self._owners() and keeps_modes(root)
 
     def _has_marker(self, inner: OpenFolder, recorded: str) -> bool:
         """Has our own folder the marker of this one? It gets it where there is none. Raises OSError."""

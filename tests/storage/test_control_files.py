@@ -25,6 +25,8 @@ from lipsyncd.storage.files import write_json
 from lipsyncd.storage.locks import InstanceLock, holder, is_held
 from tests.kits.core_kit import as_nobody
 from tests.kits.installation import ROOT
+from tests.kits.machine.users_kit import DAEMON, MEMBER, needs_users
+from tests.kits.shared_kit import acting_as, folder_of_daemon
 
 
 @pytest.fixture
@@ -130,6 +132,88 @@ def test_a_file_that_may_not_be_read_is_no_request_and_no_accident(folder: Path)
     (folder / "x.json").write_text(json.dumps({"action": "cancel", "job_id": "x"}))
     (folder / "x.json").chmod(0)
     assert as_nobody(lambda: [request for _, request in pending(folder)], folder) == [None]
+
+
+def bad_request(folder: Path, kind: str) -> None:
+    """Something in the folder that is called like a request, older than any real one."""
+    path = folder / "0.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        (folder.parent / "elsewhere").write_text('{"action": "cancel", "job_id": "x"}')
+        path.symlink_to(folder.parent / "elsewhere")
+    elif kind == "dangling":
+        path.symlink_to("nowhere")
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(5_000_000_000)
+    elif kind == "deep":
+        path.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    elif kind == "closed":
+        path.write_text("{}")
+        path.chmod(0)
+    elif kind == "long":
+        path.write_text(json.dumps({"action": "cancel", "job_id": "x" * 100_000}))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "dangling", "huge", "deep", "closed", "long"])
+def test_one_bad_request_is_none_at_once_and_holds_up_no_other(folder: Path, kind: str) -> None:
+    bad_request(folder, kind)
+    write_json(folder / "1.json", {"action": "cancel", "job_id": "y", "value": 0})
+    started = time.monotonic()
+    [(bad, none), (good, request)] = pending(folder)
+    assert time.monotonic() - started < 2
+    assert (bad, none) == ("0.json", None)
+    assert request == Request("cancel", "y")
+    assert answer(folder, bad, Answer(False, "no request"))
+    assert answer(folder, good, Answer(True, ""))
+    assert pending(folder) == []
+    assert sorted(os.listdir(folder)) == ["0.answer", "1.answer"]
+    if kind == "link":
+        assert (folder.parent / "elsewhere").exists()
+
+
+def test_a_folder_that_is_called_like_a_request_is_none(folder: Path) -> None:
+    (folder / "0.json").mkdir()
+    write_json(folder / "1.json", {"action": "cancel", "job_id": "y", "value": 0})
+    assert [name for name, _ in pending(folder)] == ["1.json"]
+
+
+def test_an_answer_replaces_no_file_behind_a_link(folder: Path) -> None:
+    """A member makes the name of the answer a link to a file of the daemon."""
+    precious = folder.parent / "precious"
+    precious.write_text("precious")
+    (folder / "0.answer").symlink_to(precious)
+    write_json(folder / "0.json", {"action": "cancel", "job_id": "y", "value": 0})
+    assert answer(folder, "0.json", Answer(True, "done"))
+    assert precious.read_text() == "precious"
+    assert json.loads((folder / "0.answer").read_text())["message"] == "done"
+
+
+@needs_users
+def test_a_request_that_cannot_be_removed_is_carried_out_once_and_left_out(tmp_path: Path) -> None:
+    """In a sticky folder of another user: the daemon can answer, and remove nothing that a member wrote."""
+    with folder_of_daemon(0o3777) as folder:
+        os.chown(folder, 0, 0)
+        with acting_as(MEMBER):
+            write_json(folder / "0.json", {"action": "cancel", "job_id": "y", "value": 0})
+        with acting_as(DAEMON):
+            [(name, _)] = pending(folder)
+            assert not answer(folder, name, Answer(True, ""))
+            assert pending(folder, {name}) == []
+
+
+def test_many_requests_are_looked_at_in_parts(folder: Path) -> None:
+    """A member may leave any number: the main loop does other things in between."""
+    for number in range(250):
+        (folder / f"{number:03}.json").write_text("{}")
+    seen = []
+    while found := pending(folder):
+        assert len(found) <= 100
+        for name, _ in found:
+            seen.append(name)
+            answer(folder, name, Answer(False, ""))
+    assert seen == [f"{number:03}.json" for number in range(250)]
 
 
 def test_half_written_requests_are_not_looked_at(folder: Path) -> None:

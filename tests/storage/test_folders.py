@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lipsyncd.errors import ConfigError
+from lipsyncd.storage.files import umask
 from lipsyncd.storage.folders import KINDS, Folders
 from lipsyncd.storage.private_folder import HIDDEN
 from tests.kits.core_kit import as_nobody
@@ -135,6 +136,59 @@ Folders(state=root / "state", spool=root / "spool", shared={{k: root / k for k i
     assert oct(stat.S_IMODE(marker(folders, "inbox").parent.stat().st_mode)) == "0o2711"
     assert oct(stat.S_IMODE(marker(folders, "inbox").stat().st_mode)) == "0o644"
     assert os.access(marker(folders, "inbox"), os.R_OK)
+
+
+def with_queue(tmp_path: Path) -> Folders:
+    shared = {kind: tmp_path / kind for kind in KINDS} | {"inbox/night": tmp_path / "inbox" / "night"}
+    return Folders(state=tmp_path / "state", spool=tmp_path / "spool", shared=shared)
+
+
+def mode_of(path: Path) -> str:
+    return oct(stat.S_IMODE(path.stat().st_mode))
+
+
+def test_folders_for_drops_that_an_earlier_version_made_become_sticky(tmp_path: Path) -> None:
+    folders = with_queue(tmp_path)
+    folders.initialise()
+    inbox, night = tmp_path / "inbox", tmp_path / "inbox" / "night"
+    assert mode_of(night) == mode_of(inbox) == mode_of(folders.control) == "0o3770"
+    assert folders.make_sticky() == []
+    for folder, mode in ((inbox, 0o2775), (night, 0o2770), (folders.control, 0o2770)):
+        folder.chmod(mode)
+    assert folders.make_sticky() == [str(inbox), str(night), str(folders.control)]
+    assert [mode_of(path) for path in (inbox, night, folders.control)] == ["0o3775", "0o3770", "0o3770"]
+    assert folders.make_sticky() == []
+    assert mode_of(path(folders, "outbox")) == oct(0o2775 & ~(umask() & 0o007))
+
+
+def test_a_folder_that_only_the_daemon_writes_or_that_is_anothers_does_not_become_sticky(folders: Folders) -> None:
+    """In a sticky folder of another user no accepted file could be removed."""
+    folders.initialise()
+    path(folders, "inbox").chmod(0o755)
+    assert folders.make_sticky() == []
+    path(folders, "inbox").chmod(0o2775)
+    if os.geteuid() == 0:
+        os.chown(path(folders, "inbox"), 1001, 1001)
+        assert folders.make_sticky() == []
+    assert mode_of(path(folders, "inbox")) in ("0o2775", "0o775")  # a chown clears setgid
+
+
+@pytest.mark.parametrize("as_link", [True, False])
+def test_a_queues_folder_that_is_a_link_or_a_file_is_refused_and_nothing_is_done_behind_it(
+    tmp_path: Path, as_link: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (tmp_path / "inbox").mkdir()
+    if as_link:
+        (tmp_path / "inbox" / "night").symlink_to(elsewhere)
+    else:
+        (tmp_path / "inbox" / "night").touch()
+    folders = with_queue(tmp_path)
+    with pytest.raises(ConfigError, match=r"inbox/night: is a link or a file, and no folder"):
+        folders.initialise()
+    assert not folders.available("inbox/night")
+    assert (os.listdir(elsewhere), mode_of(elsewhere)) == ([], "0o700")
 
 
 @pytest.mark.parametrize("trap", ["fifo", "link", "bytes", "folder"])

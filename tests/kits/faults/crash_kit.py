@@ -288,7 +288,8 @@ def deliveries(watcher: OutboxWatcher, jobs: Sequence[Job]) -> list[str]:
 
 def leftovers(storage: Path) -> list[str]:
     """Unfinished files anywhere in an installation whose daemon has stopped."""
-    torn = [p for p in storage.rglob("*") if p.name.endswith((".part", ".keep")) or p.name.startswith(".tmp-")]
+    begins, ends = (".tmp-", "gone-", ".lipsyncd-"), (".part", ".keep")
+    torn = [p for p in storage.rglob("*") if p.name.endswith(ends) or p.name.startswith(begins)]
     return [f"left behind: {path.relative_to(storage)}" for path in torn]
 
 

@@ -30,6 +30,7 @@ import pytest
 
 from lipsyncd.jobs.job import JobState
 from lipsyncd.storage import control_files
+from lipsyncd.storage.files import write_json
 from tests.kits.daemon_by_hand import DaemonByHand, sidecar_taken, taken
 from tests.kits.faults.crash_kit import damage, leftovers, visible
 from tests.kits.faults.fault_kit import ERRORS, Report, begin, pause, supervised
@@ -108,7 +109,7 @@ def _order_again(daemon: DaemonByHand) -> None:
     job = daemon.job()
     assert job is not None
     request = {"action": "republish", "job_id": job.id}
-    control_files.write_json(daemon.installation.folders.control / f"{'0f' * 16}.json", request)
+    write_json(daemon.installation.folders.control / f"{'0f' * 16}.json", request)
 
 
 def _stage_only(daemon: DaemonByHand) -> None:
@@ -117,7 +118,7 @@ def _stage_only(daemon: DaemonByHand) -> None:
     assert job is not None
     work = daemon.spool.open(job)
     assert work.output is not None
-    daemon.publisher._stage(work, work.output)
+    daemon.publisher._stage(work, work.output, "anna")
     daemon.close()
     for path in daemon.installation.path("state").glob("ledger.db*"):
         path.unlink()

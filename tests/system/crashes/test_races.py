@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from pathlib import Path
 
 from lipsyncd.storage.files import SourceChanged, copy_unchanged, identity
+from lipsyncd.storage.open_folder import OpenFolder
 from tests.kits.installation import put
 from tests.kits.machine.machine_kit import LONG
 
@@ -34,6 +34,7 @@ def test_a_copy_is_one_whole_content_whatever_is_renamed_and_replaced_meanwhile(
     writer = threading.Thread(target=write)
     writer.start()
     copied = missed = 0
+    folder = OpenFolder.at(inbox)
     try:
         for number in range(TRIES):
             target = tmp_path / f"copy-{number % 8}"
@@ -43,7 +44,7 @@ def test_a_copy_is_one_whole_content_whatever_is_renamed_and_replaced_meanwhile(
                 missed += 1
                 continue
             try:
-                digest = copy_unchanged(os.fsencode(name), seen, target)
+                digest = copy_unchanged(b"a.wav", seen, target, folder=folder.fileno())
             except (SourceChanged, FileNotFoundError):
                 missed += 1
                 continue
@@ -54,6 +55,7 @@ def test_a_copy_is_one_whole_content_whatever_is_renamed_and_replaced_meanwhile(
     finally:
         end.set()
         writer.join()
+        folder.close()
     assert copied + missed == TRIES
     assert missed > 0, "the writer changed nothing during a copy"
     assert copied > 0, "no copy succeeded"

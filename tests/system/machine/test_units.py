@@ -81,8 +81,9 @@ def test_the_units_folders_are_those_of_the_settings_and_of_tmpfiles() -> None:
     settings = load(ROOT / "config" / "service.toml", environ={"HOME": "/nonexistent"})
     made = {Path(line.split()[1]): line.split()[2:5] for line in lines(SYSTEMD / "tmpfiles.d" / "lipsyncd.conf")}
     shared = [settings.paths.inbox, settings.paths.outbox, settings.paths.failed, settings.paths.archive]
-    for folder in (*shared, settings.paths.state / "control"):
-        assert made[folder] == ["2770", "lipsyncd", "lipsyncd"]
+    modes = ["3770", "2770", "2770", "2750", "3770"]  # sticky where members leave files
+    for folder, mode in zip([*shared, settings.paths.state / "control"], modes, strict=True):
+        assert made[folder] == [mode, "lipsyncd", "lipsyncd"]
     assert made[settings.paths.storage] == made[settings.paths.state] == ["0750", "lipsyncd", "lipsyncd"]
     unit = lines(SYSTEMD / "lipsyncd.service")
     assert {f"ReadWritePaths=-{folder.parent}" for folder in shared} == {"ReadWritePaths=-/srv/lipsyncd"} <= set(unit)
