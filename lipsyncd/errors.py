@@ -237,7 +237,7 @@ class ImageNotRecognised(InputError):
     """A picture's bytes have no supported format."""
 
     code = "image-not-recognised"
-    default_remedy = "use a JPEG, PNG or WebP picture, or an MP4, MOV or WebM video"
+    default_remedy = "use a JPEG, PNG, WebP, HEIC, AVIF, BMP, TIFF or GIF picture, or an MP4, MOV or WebM video"
 
 
 class ImageUndecodable(InputError):

@@ -50,6 +50,7 @@ HOMES: dict[str, str] = {
     "imageio_ffmpeg": "media.ffmpeg",
     "librosa": "renderers",
     "numpy": "renderers",
+    "pi_heif": "prepare.picture_child",
     "onnxruntime": "renderers",
     "prometheus_client": "monitor.metrics",
     "rich": "cli.display",

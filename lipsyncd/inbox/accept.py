@@ -24,7 +24,7 @@ from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Job, JobSpec, SourceFile, 
 from lipsyncd.jobs.manifest import clean_out_name, with_manifest
 from lipsyncd.ledger.ledger import AlreadyAccepted, Ledger
 from lipsyncd.log import printable
-from lipsyncd.media import Structure, check_image_size, video_frames
+from lipsyncd.media import Structure, check_image_size, most_megapixels, video_frames
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import SourceChanged, copy_unchanged
@@ -221,7 +221,8 @@ class Intake:
         if role == IMAGE and structure.width and structure.height:
             limits = self.settings.now.intake
             is_video = structure.kind is not None and structure.kind.is_video
-            most = video_frames.MAX_MEGAPIXELS if is_video else limits.max_megapixels
+            usual = video_frames.MAX_MEGAPIXELS if is_video else limits.max_megapixels
+            most = most_megapixels(structure.kind, usual=usual, photo=limits.max_photo_megapixels)
             try:
                 check_image_size(structure.width, structure.height, min_side=limits.min_side_px, max_megapixels=most)
             except InputError as too_large:

@@ -17,7 +17,12 @@ def fault(role: str, structure: Structure, *, shown: str, size_bytes: int) -> In
     """
     kind, is_image = structure.kind, role == IMAGE
     if kind is None or not (kind.is_image or kind.is_video if is_image else kind.is_audio):
-        seen = f"is {kind}" if kind else f"has no known format ({size_bytes} bytes)"
+        unknown = (
+            f"is {structure.other}, which is not taken"
+            if structure.other
+            else f"has no known format ({size_bytes} bytes)"
+        )
+        seen = f"is {kind}" if kind else unknown
         return _NOT_RECOGNISED[is_image](f"{shown} {seen}")
     if structure.completeness is Completeness.INVALID:
         return _UNDECODABLE[is_image](f"{shown} is damaged: {structure.note}")

@@ -4,7 +4,7 @@ The name and type that come with a file are only hints: a playlist named `a.wav`
 an SVG named `a.png` what it links. So the first bytes decide among a closed list of formats, and no other file is
 opened by a decoder.
 
-Owns that list and its limits. Leaves the headers of each format to `pictures`, `sounds` and `videos`, and decoding to
+Owns that list and its limits. Leaves the headers of each format to the other modules, and decoding to
 `lipsyncd.prepare`.
 """
 
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lipsyncd.errors import ImageTooLarge, ImageTooSmall
-from lipsyncd.media import frames, pictures, sounds, videos, wav
+from lipsyncd.media import bitmaps, frames, heif, other_formats, pictures, sounds, videos, wav
 from lipsyncd.media.content import Completeness, Content
 
 __all__ = [
     "AUDIO_SUFFIXES",
     "IMAGE_SUFFIXES",
     "MAX_MEGAPIXELS",
+    "MAX_PHOTO_MEGAPIXELS",
     "MIN_SIDE",
     "SECOND_SUFFIXES",
     "VIDEO_SUFFIXES",
@@ -29,11 +30,13 @@ __all__ = [
     "Structure",
     "check_image_size",
     "examine",
+    "most_megapixels",
     "sniff",
 ]
 
 MIN_SIDE = 64  # pixels
 MAX_MEGAPIXELS = 40
+MAX_PHOTO_MEGAPIXELS = 64  # phones make 48 and 50
 
 # Names that can be one half of a pair in a folder. Nothing else depends on a file's name.
 # A file of a second suffix gives way to one of a first suffix: an iPhone's `.heic` to the `.jpg` exported from it.
@@ -48,7 +51,7 @@ AUDIO_SUFFIXES = _FIRST_SOUNDS | _SECOND_SOUNDS
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # in place of a picture
 SECOND_SUFFIXES = _SECOND_IMAGES | _SECOND_SOUNDS
 
-# Brands of MP4 with sound or video. The same container carries HEIC and AVIF pictures under other brands.
+# Brands of MP4 with sound or video. The same container carries HEIC and AVIF pictures under other brands (`heif`).
 _MP4_BRANDS = (b"M4A", b"M4B", b"M4V", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt")
 
 _HEAD_BYTES = 512
@@ -58,6 +61,11 @@ class Kind(StrEnum):
     JPEG = "jpeg"
     PNG = "png"
     WEBP = "webp"
+    HEIC = "heic"
+    AVIF = "avif"
+    BMP = "bmp"
+    TIFF = "tiff"
+    GIF = "gif"
     WAV = "wav"
     MP3 = "mp3"  # and MP2
     AAC = "aac"  # in ADTS
@@ -70,7 +78,12 @@ class Kind(StrEnum):
 
     @property
     def is_image(self) -> bool:
-        return self in (Kind.JPEG, Kind.PNG, Kind.WEBP)
+        return self in (Kind.JPEG, Kind.PNG, Kind.WEBP, Kind.HEIC, Kind.AVIF, Kind.BMP, Kind.TIFF, Kind.GIF)
+
+    @property
+    def is_photo(self) -> bool:
+        """Is it one of the formats in which cameras and phones save, which are larger than others?"""
+        return self in (Kind.JPEG, Kind.HEIC, Kind.AVIF)
 
     @property
     def is_video(self) -> bool:
@@ -90,6 +103,7 @@ class Structure:
     width, height  pixels as stored, before any rotation; 0 for sound, for WebM, and while they cannot be read yet
     note           why it is not complete, for messages
     declared_s     how long a sound that is cut short would last by its header; 0 where that is not known
+    other          what it is instead of our formats, such as "a PDF document"; "" where that is unknown
     """
 
     kind: Kind | None
@@ -98,6 +112,7 @@ class Structure:
     height: int = 0
     note: str = ""
     declared_s: float = 0.0
+    other: str = ""
 
 
 def sniff(head: bytes) -> Kind | None:
@@ -111,6 +126,14 @@ def sniff(head: bytes) -> Kind | None:
         return Kind.PNG
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Kind.WEBP
+    if brand := heif.brand(head):
+        return Kind(brand)
+    if bitmaps.is_bmp(head):
+        return Kind.BMP
+    if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] != b"CR":  # not a Canon's raw picture
+        return Kind.TIFF
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return Kind.GIF
     if head[:4] in wav.MAGICS and head[8:12] == b"WAVE":
         return Kind.WAV
     if head.startswith(b"fLaC"):
@@ -131,6 +154,11 @@ _CHECKS = {
     Kind.JPEG: pictures.jpeg,
     Kind.PNG: pictures.png,
     Kind.WEBP: pictures.webp,
+    Kind.HEIC: heif.heif,
+    Kind.AVIF: heif.heif,
+    Kind.BMP: bitmaps.bmp,
+    Kind.TIFF: bitmaps.tiff,
+    Kind.GIF: bitmaps.gif,
     Kind.WAV: wav.wav,
     Kind.MP3: frames.sound,
     Kind.AAC: frames.sound,
@@ -154,7 +182,8 @@ def examine(fd: int, size_bytes: int) -> Structure:
     if kind is None and len(head) < 12:
         return Structure(None, Completeness.TRUNCATED, note=f"only {len(head)} bytes")
     if kind is None:
-        return Structure(None, Completeness.INVALID, note="none of the accepted formats")
+        other = other_formats.name_of(head)
+        return Structure(None, Completeness.INVALID, note="none of the accepted formats", other=other)
     if kind is Kind.MP3 and content.at(frames.behind_tags(content), 4) == b"fLaC":
         return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
     found = _CHECKS[kind](content)
@@ -174,6 +203,11 @@ def _kind(content: Content, head: bytes) -> Kind | None:
     window = content.at(start, frames.WINDOW_BYTES)
     found = frames.find(window, ends=start + len(window) == content.size)
     return kind if found is None else Kind(found.kind)
+
+
+def most_megapixels(kind: Kind | None, *, photo: float = MAX_PHOTO_MEGAPIXELS, usual: float = MAX_MEGAPIXELS) -> float:
+    """The largest picture of that kind that is taken."""
+    return photo if kind is not None and kind.is_photo else usual
 
 
 def check_image_size(

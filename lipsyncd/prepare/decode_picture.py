@@ -38,12 +38,14 @@ def decode_picture(
     *,
     background: tuple[int, int, int],
     max_megapixels: float = media.MAX_MEGAPIXELS,
+    max_photo_megapixels: float = media.MAX_PHOTO_MEGAPIXELS,
     min_side: int = media.MIN_SIDE,
     timeout_s: float = 60,
 ) -> Picture:
-    """Decode a PNG, JPEG or WebP into `target_dir/picture.rgb`, turned upright by its EXIF data, in sRGB.
+    """Decode a picture into `target_dir/picture.rgb`, turned upright by its EXIF data, in sRGB.
 
-    background  RGB, 0 to 255, shown through transparent parts
+    background            RGB, 0 to 255, shown through transparent parts
+    max_photo_megapixels  for JPEG, HEIC and AVIF; the other limit holds for the other kinds
 
     Raises the Image* errors of `errors`, and `JailFailed` when the machine failed rather than the picture. Then no file
     is left behind.
@@ -54,6 +56,7 @@ def decode_picture(
             "target": os.fspath(file),
             "background": background,
             "max_megapixels": max_megapixels,
+            "max_photo_megapixels": max_photo_megapixels,
             "min_side": min_side,
         }
         ended = _run_picture(request, source, file, timeout_s)
@@ -65,19 +68,28 @@ def decode_picture(
 
 
 def _run_picture(request: dict[str, Any], source: Path, target: Path, timeout_s: float) -> Completed:
-    pillow = importlib.util.find_spec("PIL")
-    if pillow is None or pillow.origin is None:
-        raise JailFailed("Pillow is not installed", remedy="pip install pillow")
-    site = Path(pillow.origin).resolve().parent.parent
-    libraries = [path for path in (site / "PIL", site / "pillow.libs") if path.exists()]
+    site, libraries = _libraries("PIL", "pillow.libs", package="pillow")
+    heif_site, heif_libraries = _libraries("pi_heif", "_pi_heif.*", "pi_heif.libs", package="pi-heif")
     return run_jailed(
         [interpreter(), "-P", "-S", "-m", "lipsyncd.prepare.picture_child", json.dumps(request)],
-        readable=[source, _PACKAGE, *libraries],
+        readable=[source, _PACKAGE, *libraries, *heif_libraries],
         writable=[target],
-        python_path=[_PACKAGE.parent, site],
-        limits=ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_picture_bytes(request["max_megapixels"])),
+        python_path=list(dict.fromkeys((_PACKAGE.parent, site, heif_site))),
+        limits=ResourceLimits(
+            cpu_s=2 * int(timeout_s) + 1,
+            file_bytes=_picture_bytes(max(request["max_megapixels"], request["max_photo_megapixels"])),
+        ),
         timeout_s=timeout_s,
     )
+
+
+def _libraries(module: str, *beside: str, package: str) -> tuple[Path, list[Path]]:
+    """The folder of an installed module, and what the jail has to read there. Raises `JailFailed` without it."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise JailFailed(f"{package} is not installed", remedy=f"pip install {package}")
+    site = Path(found.origin).resolve().parent.parent
+    return site, [site / module, *(path for pattern in beside for path in site.glob(pattern))]
 
 
 def _picture_bytes(max_megapixels: float) -> int:

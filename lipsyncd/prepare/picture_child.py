@@ -2,11 +2,11 @@
 
     python -m lipsyncd.prepare.picture_child REQUEST
 
-Pillow decodes a closed list of three formats, after the size in the header has passed. What is applied to pixels alone
-(16 bits to 8, colour profile, alpha) is done in strips, so that memory holds the decoded picture and one turned copy,
-whatever the format.
+Pillow, and libheif for HEIC, decode a closed list of formats, after the size in the header has passed. What is done to
+decoded pixels (turning upright, 16 bits to 8, colour profile, alpha) is done in strips, so that memory holds the
+picture once, whatever the format.
 
-Owns Pillow. Leaves the process and its limits to `decode_picture`.
+Owns Pillow and pi-heif. Leaves the process and its limits to `decode_picture`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FORMATS = {  # for each kind the one reader of Pillow that may see it
+    media.Kind.PNG: "PNG", media.Kind.JPEG: "JPEG", media.Kind.WEBP: "WEBP", media.Kind.AVIF: "AVIF",
+    media.Kind.BMP: "BMP", media.Kind.TIFF: "TIFF", media.Kind.GIF: "GIF",
+}  # fmt: skip
+_ANIMATED = frozenset((media.Kind.PNG, media.Kind.WEBP, media.Kind.AVIF, media.Kind.GIF))
+_TURNED = frozenset((5, 6, 7, 8))  # width and height change places
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # an ICC profile's colour space -> Pillow's mode
 
 
@@ -63,36 +69,73 @@ def main(request: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
-    limits = {"min_side": request["min_side"], "max_megapixels": request["max_megapixels"]}
     source = Path(request["source"])
-    _check_header(source, limits)
+    found = _checked_header(source, request)
     Image.MAX_IMAGE_PIXELS = None  # we check our own limit, with its own message
-    with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as opened:
-        media.check_image_size(*opened.size, **limits)
-        # Phones put a second picture behind a JPEG's first. That is no animation.
-        frames = getattr(opened, "n_frames", 1) if opened.format in ("PNG", "WEBP") else 1
-        if frames != 1:
-            raise ImageAnimated(f"the picture is animated: {frames} frames")
-        opened.load()
-        image = _upright(opened, notes)
-    flatten = _flattening(image, tuple(request["background"]), notes)
-    if min(image.size) < _GOOD_SIDE:
-        notes.append(f"the picture is small: {image.width} x {image.height} pixels, a face wants {_GOOD_SIDE} or more")
-    _write(image, flatten, Path(request["target"]))
-    return image.size
+    with _opened_heic(source, found) if found.kind is media.Kind.HEIC else _opened(source, found) as image:
+        turn = _orientation(image, notes)
+        flatten = _flattening(image, tuple(request["background"]), notes)
+        width, height = image.size[::-1] if turn in _TURNED else image.size
+        if min(width, height) < _GOOD_SIDE:
+            notes.append(f"the picture is small: {width} x {height} pixels, a face wants {_GOOD_SIDE} or more")
+        _write(image, turn, flatten, Path(request["target"]))
+    return width, height
 
 
-def _check_header(source: Path, limits: Mapping[str, Any]) -> None:
+def _checked_header(source: Path, request: Mapping[str, Any]) -> media.Structure:
     """Refuse by our own reading of the header: some of Pillow's readers allocate the picture when they open it."""
     with source.open("rb") as file:
         found = media.examine(file.fileno(), source.stat().st_size)
     if found.kind is None or not found.kind.is_image:
-        what = found.note if found.kind is None else f"a {'video' if found.kind.is_video else 'sound'} ({found.kind})"
-        raise ImageNotRecognised(f"the picture is no JPEG, PNG or WebP: {what}")
-    if found.width and found.height:
-        media.check_image_size(found.width, found.height, **limits)
+        what = (
+            found.other or found.note
+            if found.kind is None
+            else f"a {'video' if found.kind.is_video else 'sound'} ({found.kind})"
+        )
+        raise ImageNotRecognised(f"the picture has no format that is taken: {what}")
     if found.kind is media.Kind.JPEG:
         _check_scans(source)
+    if found.completeness is media.Completeness.INVALID:
+        raise ImageUndecodable(f"the picture cannot be decoded: {found.note}")
+    most = media.most_megapixels(found.kind, usual=request["max_megapixels"], photo=request["max_photo_megapixels"])
+    if found.width and found.height:
+        media.check_image_size(found.width, found.height, min_side=request["min_side"], max_megapixels=most)
+    elif found.kind in (media.Kind.HEIC, media.Kind.AVIF):
+        raise ImageUndecodable("the picture cannot be decoded: it gives no size")
+    return found
+
+
+def _opened(source: Path, found: media.Structure) -> Image.Image:
+    """The decoded picture, of the size that its header gave."""
+    assert found.kind is not None
+    opened = Image.open(source, formats=(_FORMATS[found.kind],))
+    _check_same_size(opened.size, found)
+    # Phones put a second picture behind a JPEG's first. That is no animation, nor are the pages of a TIFF.
+    frames = getattr(opened, "n_frames", 1) if found.kind in _ANIMATED else 1
+    if frames != 1:
+        raise ImageAnimated(f"the picture is animated: {frames} frames")
+    opened.load()
+    return opened
+
+
+def _opened_heic(source: Path, found: media.Structure) -> Image.Image:
+    """The decoded main picture, upright: libheif turns it as the file describes, and its EXIF data no longer count."""
+    import pi_heif  # other kinds do without its libraries
+
+    pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
+    decoded = pi_heif.open_heif(source)
+    main = decoded[decoded.primary_index]
+    _check_same_size(main.size, found)
+    image: Image.Image = main.to_pillow()
+    if profile := main.info.get("icc_profile"):
+        image.info["icc_profile"] = profile
+    return image
+
+
+def _check_same_size(size: tuple[int, int], found: media.Structure) -> None:
+    if found.width and found.height and size[0] * size[1] > found.width * found.height:
+        seen, told = f"{size[0]} x {size[1]}", f"{found.width} x {found.height}"
+        raise ImageUndecodable(f"the picture has {seen} pixels, and its header claims {told}")
 
 
 def _check_scans(source: Path) -> None:
@@ -101,22 +144,36 @@ def _check_scans(source: Path) -> None:
             raise ImageUndecodable(f"the JPEG has {fault}", remedy="save it again as a baseline JPEG")
 
 
-def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    """How the picture has to be turned, as EXIF counts: 1 for not at all."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # as above: EXIF is a format of its own, and damage in it is no reason to refuse the picture
         notes.append("its EXIF data are damaged; the picture is taken as it is stored")
-        return image
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
-def _write(image: Image.Image, flatten: Flatten, target: Path) -> None:
-    rows = max(1, _STRIP_PIXELS // image.width)
+def _write(image: Image.Image, turn: int, flatten: Flatten, target: Path) -> None:
+    """Write the rows of the upright picture, each strip cut out of the stored one and turned."""
+    width, height = image.size[::-1] if turn in _TURNED else image.size
+    rows = max(1, _STRIP_PIXELS // width)
     with target.open("wb") as file:
-        for top in range(0, image.height, rows):
-            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-            file.write(flatten(strip).tobytes())
+        for top in range(0, height, rows):
+            strip = flatten(image.crop(_stored(image.size, turn, top, min(top + rows, height))))
+            file.write((strip.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else strip).tobytes())
+
+
+def _stored(size: tuple[int, int], turn: int, top: int, bottom: int) -> tuple[int, int, int, int]:
+    """The part of the stored picture that shows the rows from `top` to `bottom` when it is upright."""
+    width, height = size
+    if turn in (5, 6):  # the first row is the first column
+        return top, 0, bottom, height
+    if turn in (7, 8):  # the first row is the last column
+        return width - bottom, 0, width - top, height
+    if turn in (3, 4):  # the first row is the last row
+        return 0, height - bottom, width, height - top
+    return 0, top, width, bottom
 
 
 # -- pixels ------------------------------------------------------------------------------------------------------------
@@ -162,7 +219,7 @@ def _alpha_of_grey(strip: Image.Image, transparent: object) -> Image.Image:
 def _colour_conversion(image: Image.Image, notes: list[str]) -> Flatten:
     """How colours without alpha become sRGB: by the embedded profile, or by Pillow's arithmetic where there is none."""
     # The standard stores ink as it is. Adobe inverts it and marks the file; Pillow expects inverted ink in every file.
-    inverted = image.mode == "CMYK" and "adobe" not in image.info
+    inverted = image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info
 
     def plainly(strip: Image.Image) -> Image.Image:
         return (ImageChops.invert(strip) if inverted else strip).convert("RGB")

@@ -137,6 +137,7 @@ class Preparer:
             folder,
             background=limits.background_rgb,
             max_megapixels=limits.max_megapixels,
+            max_photo_megapixels=limits.max_photo_megapixels,
             min_side=limits.min_side_px,
         )
         return Prepared(picture, sound, pad_s=spec.pad_s)

@@ -154,7 +154,8 @@ class Intake:
     max_audio_mb: int = setting(512, "Largest sound file.", low=1)
     max_manifest_kb: int = setting(64, "Largest manifest.", low=1, high=64)
     min_side_px: int = setting(64, "Shortest side of a picture.", low=1)
-    max_megapixels: int = setting(40, "Largest picture, decoded.", low=1, high=1000)
+    max_megapixels: int = setting(40, "Largest picture, decoded, other than JPEG, HEIC and AVIF.", low=1, high=1000)
+    max_photo_megapixels: int = setting(64, "Largest JPEG, HEIC or AVIF picture, decoded.", low=1, high=1000)
     min_audio_s: float = setting(0.2, "Shortest voice.", low=0.04)
     max_audio_s: float = setting(600.0, "Longest voice.", low=1)
     on_redrop: str = setting(

@@ -98,9 +98,11 @@ class CheckedUploads:
     def _kind(self, role: str, part: Part) -> Kind:
         """The kind of the bytes; the name and the type that came with them are ignored."""
         with part.path.open("rb") as file:
-            kind = examine(file.fileno(), part.size_bytes).kind
+            structure = examine(file.fileno(), part.size_bytes)
+        kind = structure.kind
         if kind is None or not (kind.is_image or kind.is_video if role == IMAGE else kind.is_audio):
-            found = f"is {kind.value}" if kind else f"has no known format ({part.size_bytes} bytes)"
+            unknown = f"is {structure.other}" if structure.other else f"has no known format ({part.size_bytes} bytes)"
+            found = f"is {kind.value}" if kind else unknown
             raise (ImageNotRecognised if role == IMAGE else AudioNotRecognised)(f"the uploaded {role} {found}")
         return kind
 
@@ -120,6 +122,7 @@ class CheckedUploads:
                     Path(scratch),
                     background=limits.background_rgb,
                     max_megapixels=limits.max_megapixels,
+                    max_photo_megapixels=limits.max_photo_megapixels,
                     min_side=limits.min_side_px,
                 )
                 return replace(upload, width=picture.width, height=picture.height)

@@ -112,3 +112,25 @@ def test_a_new_kind_beside_a_usual_one_is_left_alone_with_its_reason(busy: Insta
     busy.until(lambda: not (busy.path("inbox") / "IMG_1.wav").exists(), "the sound is taken")
     inbox = Path(busy.path("inbox"))
     assert {p.name for p in inbox.glob("IMG_1.*")} == {"IMG_1.tif", "IMG_1.aac"}
+
+
+PHONES = {
+    "heic": (".HEIC", lambda: encoded(Image.open(io.BytesIO(picture())), "HEIF")),
+    "heif": (".heif", lambda: encoded(Image.open(io.BytesIO(picture())), "HEIF")),
+    "avif": (".avif", lambda: encoded(Image.open(io.BytesIO(picture())), "AVIF")),
+    "heic-named-jpg": (".jpg", lambda: encoded(Image.open(io.BytesIO(picture())), "HEIF")),
+    "bmp": (".bmp", lambda: encoded(Image.open(io.BytesIO(picture())), "BMP")),
+    "tiff": (".tiff", lambda: encoded(Image.open(io.BytesIO(picture())), "TIFF")),
+    "gif": (".gif", lambda: encoded(Image.open(io.BytesIO(picture())), "GIF")),
+}
+
+
+@pytest.mark.parametrize("stem", PHONES)
+def test_the_pictures_of_phones_and_scanners_are_taken(busy: Installation, stem: str) -> None:
+    suffix, make = PHONES[stem]
+    put(busy.path("inbox"), stem + suffix, make())
+    put(busy.path("inbox"), f"{stem}.wav", VOICE)
+    job = ended(busy, stem)
+    assert (job.state, job.reason_code, job.frames) == (JobState.DONE, None, FRAMES)
+    facts = inspect(busy.path("outbox") / f"{stem}.mp4")
+    assert (facts.video.width, facts.video.height) == (80, 72)

@@ -69,7 +69,8 @@ PICTURES: dict[str, tuple[bytes, tuple[int, int] | str]] = {
     "huge": (bomb(), "image-too-large"),
     "truncated-png": (picture()[:-400], "image-undecodable"),
     "truncated-jpeg": (encoded(colourful(), "JPEG")[:-300], "image-undecodable"),
-    "gif": (encoded(colourful(), "GIF"), "image-not-recognised"),
+    "gif": (encoded(colourful(), "GIF"), (82, 66)),
+    "psd": (b"8BPS\0\1" + bytes(6) + b"\0\3" + bytes(400), "image-not-recognised"),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "image-not-recognised"),
     "animated": (
         encoded(colourful(), "WEBP", save_all=True, append_images=[colourful("L").convert("RGB")], duration=100),

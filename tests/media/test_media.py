@@ -31,6 +31,13 @@ WHOLE_PICTURES = {
     "png, transparent": (Kind.PNG, lambda: encoded(corners().convert("RGBA"), "PNG")),
     "webp": (Kind.WEBP, lambda: encoded(corners(), "WEBP")),
     "webp, lossless": (Kind.WEBP, lambda: encoded(corners(), "WEBP", lossless=True)),
+    "heic": (Kind.HEIC, lambda: encoded(corners(), "HEIF")),
+    "avif": (Kind.AVIF, lambda: encoded(corners(), "AVIF")),
+    "bmp": (Kind.BMP, lambda: encoded(corners(), "BMP")),
+    "bmp, palette": (Kind.BMP, lambda: encoded(corners().quantize(8), "BMP")),
+    "tiff": (Kind.TIFF, lambda: encoded(corners(), "TIFF")),
+    "tiff, compressed": (Kind.TIFF, lambda: encoded(corners(), "TIFF", compression="tiff_lzw")),
+    "gif": (Kind.GIF, lambda: encoded(corners(), "GIF")),
     "webp, extended": (Kind.WEBP, lambda: encoded(corners(), "WEBP", icc_profile=b"\0" * 128)),
 }
 WHOLE_SOUNDS = {
@@ -54,10 +61,9 @@ OTHER_FORMATS = {
     "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.wav\n",
     "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n",
     "html": b"<!doctype html><html><body>Not found</body></html>",
-    "gif": b"GIF89a" + b"\x01\0\x01\0" * 8,
-    "tiff": b"II*\0" + b"\x08\0\0\0" * 8,
-    "avif": struct.pack(">I", 32) + b"ftypavif\0\0\0\0avifmif1miaf" + b"\0" * 32,
-    "heic": struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + b"\0" * 32,
+    "heif that holds a JPEG": struct.pack(">I", 24) + b"ftypjpeg\0\0\0\0mif1jpeg" + b"\0" * 32,
+    "a Canon's raw picture": b"II*\0\x10\0\0\0CR\2\0" + b"\0" * 48,
+    "bm of a text": b"BM is how this text begins, and it is no picture.",
     "avi": b"RIFF\xff\xff\xff\0AVI LIST" + b"\0" * 48,
     "frames that do not follow one another": b"\xff\xf1\x50\x80\x02\x1f\xfc" * 10,
     "utf-16 text": "\ufeffHello, this is a text.".encode("utf-16-le") * 4,
@@ -128,6 +134,32 @@ def test_data_after_the_end_does_no_harm(judged, name, garbage):
     kind, make = WHOLE[name]
     found = judged(make() + garbage)
     assert (found.kind, found.completeness) == (kind, COMPLETE), found.note
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"8BPS\0\1" + bytes(60), "a Photoshop document (PSD)"),
+        (b"%PDF-1.7\n" + bytes(60), "a PDF document"),
+        (b'\n<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (OTHER_FORMATS["svg"], "an SVG drawing"),
+        (OTHER_FORMATS["html"], "a web page"),
+        (OTHER_FORMATS["heif that holds a JPEG"], "a HEIF with a JPEG in it"),
+        (OTHER_FORMATS["a Canon's raw picture"], "a camera's raw picture"),
+        (b"\xff\x0a" + bytes(range(60)), "a JPEG XL picture"),
+        (OTHER_FORMATS["avi"], "an AVI video"),
+        (b"some text that nobody knows" * 4, ""),
+    ],
+)
+def test_what_is_not_taken_is_named(judged, data, name):
+    found = judged(data)
+    assert (found.kind, found.other) == (None, name)
+
+
+def test_the_thumbnail_of_a_cameras_raw_picture_is_not_taken_for_it(judged):
+    thumbnail = encoded(corners(), "TIFF", tiffinfo={254: 1})
+    assert judged(thumbnail).completeness is INVALID
+    assert "raw picture" in judged(thumbnail).note
 
 
 @pytest.mark.parametrize("name", OTHER_FORMATS)

@@ -24,7 +24,8 @@ _GONE = "the video was taken from the outbox or expired"
 _TYPES = {
     "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "wav": "audio/wav", "mp3": "audio/mpeg",
     "aac": "audio/aac", "m4a": "audio/mp4", "ogg": "audio/ogg", "flac": "audio/flac", "mp4": "video/mp4",
-    "webm": "video/webm",
+    "webm": "video/webm", "weba": "audio/webm", "heic": "image/heic", "avif": "image/avif", "bmp": "image/bmp",
+    "tiff": "image/tiff", "gif": "image/gif",
 }  # fmt: skip
 _NOTHING = re.compile(r"^\s*bytes\s*=\s*-0+\s*$")  # the last 0 bytes; aiohttp would send all of them
 _MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from lipsyncd.media.ffmpeg import find
@@ -41,6 +42,9 @@ def corners(width: int = 96, height: int = 64) -> Image.Image:
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    """The bytes of a file of that format of Pillow; `HEIF` is a HEIC by libheif and x265, as phones write."""
+    if form == "HEIF":
+        pillow_heif.register_heif_opener()
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()

@@ -263,7 +263,15 @@ PICTURES = {
     ),
     "an animated png": (lambda: animation("PNG"), ImageAnimated, "2 frames"),
     "an animated webp": (lambda: animation("WEBP"), ImageAnimated, "2 frames"),
-    "a gif": (lambda: animation("GIF"), ImageNotRecognised, "no JPEG, PNG or WebP"),
+    "an animated gif": (lambda: animation("GIF"), ImageAnimated, "2 frames"),
+    "an animated avif": (lambda: animation("AVIF"), ImageAnimated, "2 frames"),
+    "half a heic": (lambda: cut(noise("HEIF"), 0.5), ImageUndecodable, "decode"),
+    "half an avif": (lambda: cut(noise("AVIF"), 0.5), ImageUndecodable, "decode"),
+    "half a bmp": (lambda: cut(noise("BMP"), 0.5), ImageUndecodable, "decode"),
+    "half a tiff": (lambda: cut(noise("TIFF"), 0.5), ImageUndecodable, "decode"),
+    "half a gif": (lambda: cut(noise("GIF"), 0.5), ImageUndecodable, "decode"),
+    "a heic of 65535 x 65535": (lambda: claiming("HEIF", 65_535), ImageTooLarge, "65535 x 65535"),
+    "an avif of 65535 x 65535": (lambda: claiming("AVIF", 65_535), ImageTooLarge, "65535 x 65535"),
     "a sound": (lambda: wav(tone(1)), ImageNotRecognised, "a sound (wav)"),
     "nothing": (lambda: b"", ImageNotRecognised, "empty"),
     "zeros": (lambda: bytes(5000), ImageNotRecognised, "only zeros"),
@@ -275,6 +283,14 @@ PICTURES = {
     "a png with few rows": (lambda: png_promising(300, 200), ImageUndecodable, "cannot be decoded"),
     "a png with a wrong sum": (lambda: noise("PNG").replace(b"IDAT", b"IDAX"), ImageUndecodable, "cannot be decoded"),
 }
+
+
+def claiming(form: str, side: int) -> bytes:
+    """A HEIC or AVIF whose description gives another size than its coded picture has."""
+    sizes = b"ispe" + bytes(4) + struct.pack(">II", 300, 200)
+    data = noise(form)
+    assert sizes in data
+    return data.replace(sizes, b"ispe" + bytes(4) + struct.pack(">II", side, side))
 
 
 def jpeg_of_scans(count: int, side: int = 64) -> bytes:
@@ -408,6 +424,12 @@ SEEDS = {
     "jpeg": (None, lambda: noise("JPEG")),
     "png": (None, lambda: noise("PNG")),
     "webp": (None, lambda: noise("WEBP")),
+    "heic": (None, lambda: noise("HEIF")),
+    "avif": (None, lambda: noise("AVIF")),
+    "bmp": (None, lambda: noise("BMP")),
+    "tiff": (None, lambda: noise("TIFF")),
+    "tiff, compressed": (None, lambda: noise("TIFF", compression="tiff_lzw")),
+    "gif": (None, lambda: noise("GIF")),
     "wav": (Kind.WAV, lambda: wav(SECOND)),
     "mp3": (Kind.MP3, lambda: converted(".mp3")),
     "aac": (Kind.AAC, lambda: converted(".aac")),
