@@ -25,7 +25,7 @@ from lipsyncd.errors import DiskLow, FetchFailed, FetchRefused, LipsyncdError
 from lipsyncd.network.address_guard import Guard, cause, without_secrets
 from lipsyncd.storage.disk_space import says_full
 
-MAX_REDIRECTS = 3
+MAX_REDIRECTS = 5
 
 _CHUNK_BYTES = 64 << 10
 _CONNECT_TIMEOUT_S = 15.0

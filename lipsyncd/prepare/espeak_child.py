@@ -25,7 +25,7 @@ from pathlib import Path
 
 from lipsyncd.errors import SpeechFailed, SpeechNotInstalled
 from lipsyncd.prepare.speech import DEFAULT_VOICE, DEFAULT_WORDS_PER_MINUTE, MAX_SOUND_S, Voice, no_voice
-from lipsyncd.prepare.spoken_text import MAX_CHARS, check_text
+from lipsyncd.prepare.spoken_text import MAX_CHARS, check_text, without_styles
 from lipsyncd.sandbox import seccomp
 
 _GENDERS = {1: "male", 2: "female"}
@@ -144,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # a kernel without seccomp filters
             seccomp.give_up("execve", "memfd_create")
         text = sys.stdin.buffer.read(4 * MAX_CHARS + 1).decode()
+        text = without_styles(text) if options.ssml else text
         check_text(text, ssml=options.ssml)
         samples = library.speak(text.encode(), options.voice, options.wpm, ssml=options.ssml)
         with wave.open(str(options.out), "wb") as file:

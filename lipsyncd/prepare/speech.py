@@ -22,7 +22,7 @@ from pathlib import Path
 from lipsyncd.errors import LipsyncdError, SpeechFailed, SpeechNotInstalled
 from lipsyncd.log import printable
 from lipsyncd.prepare.decoder_process import interpreter, new_files
-from lipsyncd.prepare.spoken_text import check_text
+from lipsyncd.prepare.spoken_text import check_text, without_styles
 from lipsyncd.processes import exit_text, give_back_file_limit
 from lipsyncd.sandbox import subreaper
 from lipsyncd.sandbox.jail import ResourceLimits, end, run_jailed
@@ -67,6 +67,7 @@ def speak(
     Raises `SpeechNotInstalled` without the package, `SpeechFailed` when the text or the voice cannot be spoken. Then no
     file is left behind.
     """
+    text = without_styles(text) if ssml else text
     check_text(text, ssml=ssml)
     if not SLOWEST <= words_per_minute <= FASTEST:
         raise SpeechFailed(f"{words_per_minute} words per minute; allowed are {SLOWEST} to {FASTEST}", remedy="")
@@ -100,6 +101,7 @@ def speak_with(
 
     Raises `SpeechNotInstalled` when it cannot be started, `SpeechFailed` when it fails or writes no WAV.
     """
+    text = without_styles(text) if ssml else text
     check_text(text, ssml=ssml)
     request = {"SPEECH_VOICE": voice, "SPEECH_SSML": str(int(ssml)), "SPEECH_WORDS_PER_MINUTE": str(words_per_minute)}
     mark = subreaper.new_mark()

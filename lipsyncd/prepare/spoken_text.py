@@ -15,6 +15,7 @@ MAX_CHARS = 40_000  # with SSML tags
 MAX_SPOKEN_CHARS = 10_000  # without them
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _TAG = re.compile(r"<[^>]*>?")
+_STYLE_TAG = re.compile(r"</?mstts:[a-z][a-z-]*(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _TAG_NAME = re.compile(r"</?([A-Za-z][A-Za-z0-9:._-]*)(?=[\s/>])")
 # The tags of SSML 1.1 that shape speech. Not `audio`: the library would open the file that it names, and may even run
 # a program to convert it.
@@ -38,10 +39,24 @@ SSML_TAGS = frozenset(
 )
 
 
+def without_styles(text: str) -> str:
+    """SSML without the tags of Microsoft's namespace `mstts`, which D-ID's clients send; what they enclose stays.
+
+    Taking a tag away may make another out of what stood around it, so this goes on until there is none.
+    """
+    while (plain := _STYLE_TAG.sub("", text)) != text:
+        text = plain
+    return text
+
+
 def check_text(text: str, *, ssml: bool = False) -> None:
-    """Raise `SpeechFailed` unless the text has something to speak, fits the limits, and its SSML is harmless."""
+    """Raise `SpeechFailed` unless the text has something to speak, fits the limits, and its SSML is harmless.
+
+    SSML is judged as `without_styles` gives it: pass that on to the library.
+    """
     if len(text) > MAX_CHARS:
         raise SpeechFailed(f"the text has {len(text)} characters; {MAX_CHARS} are allowed", remedy="shorten it")
+    text = without_styles(text) if ssml else text
     spoken = _TAG.sub("", text) if ssml else text
     if len(spoken) > MAX_SPOKEN_CHARS:
         raise SpeechFailed(

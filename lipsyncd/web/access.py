@@ -34,6 +34,8 @@ _HOST = re.compile(r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+
 _LABEL = re.compile(r"[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as the last label, it makes browsers read an address
 
+_URL_ALPHABET = str.maketrans("-_", "+/")
+
 
 def credentials_of(headers: Mapping[str, str]) -> Iterator[str]:
     """Everything in `Authorization` or `x-api-key` that may be the client's key."""
@@ -41,15 +43,18 @@ def credentials_of(headers: Mapping[str, str]) -> Iterator[str]:
     value = value[:_MOST_HEADER_CHARS].strip()
     scheme, *rest = value.split(None, 1) or ("",)
     credential = rest[0] if rest and scheme.lower() in ("basic", "bearer") else value
-    for candidate in (credential, _decoded(credential)):
+    once = _decoded(credential)
+    for candidate in (credential, once, _decoded(once.removesuffix(":"))):  # a library may encode what is encoded
         if candidate:
             yield candidate
             yield candidate.removesuffix(":")
 
 
 def _decoded(text: str) -> str:
+    """The text in base64, with or without `=`, in either alphabet, and without the line's end that `echo` adds."""
+    plain = text.rstrip("=").translate(_URL_ALPHABET)
     try:
-        plain = base64.b64decode(text, validate=True).decode("ascii")
+        plain = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True).decode("ascii").rstrip("\r\n")
     except (binascii.Error, ValueError):
         return ""
     return plain if plain.isprintable() else ""

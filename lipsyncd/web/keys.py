@@ -48,14 +48,15 @@ class Key:
 def key_of(text: str) -> Key:
     """The key for a configured text: `user:password`, or one word; an administrator's has the word `admin` behind it.
 
-    Clients may also send D-ID's form, in which the user is base64 and the password is not.
+    Clients may also send D-ID's form, in which the user is base64, perhaps without `=`, and the password is not.
     """
     found = _ADMIN.fullmatch(text)
     secret = found[1] if found else text
     user, colon, password = secret.partition(":")
     forms = [secret]
     if colon:
-        forms.append(f"{base64.b64encode(user.encode('utf-8', 'surrogateescape')).decode()}:{password}")
+        coded = base64.b64encode(user.encode("utf-8", "surrogateescape")).decode()
+        forms += dict.fromkeys((f"{coded}:{password}", f"{coded.rstrip('=')}:{password}"))
     named = bool(colon and user and user.isprintable() and len(user) <= _LONGEST_TENANT)
     tenant = user if named else digest_of(secret).hex()[:_TENANT_DIGITS]
     owner = OWNER if not colon else tenant

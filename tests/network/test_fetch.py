@@ -144,9 +144,11 @@ def test_a_file_arrives_whole_and_private(server, get, tmp_path):
     assert server.seen[0][0] == f"/a.png?{SECRET}"
 
 
-def test_three_redirects_are_followed_and_relative_ones_understood(server, get, tmp_path):
+def test_five_redirects_are_followed_and_relative_ones_understood(server, get, tmp_path):
     server.route("/deep/end", lambda handler: handler.answer(body=b"x"))
-    server.redirect("/deep/3", "end", 308)
+    server.redirect("/deep/3", "4", 308)
+    server.redirect("/deep/4", "5", 307)
+    server.redirect("/deep/5", "end", 302)
     server.redirect("/2", "deep/3?" + SECRET, 303)
     fetched = get(server.redirect("/1", f"http://{server.listed}/2", 301))
 
@@ -454,9 +456,9 @@ def test_a_cancelled_fetch_ends_at_once(server, get):
 
 def test_redirects_in_a_circle_end(server, get):
     server.redirect("/b", "/a")
-    with pytest.raises(FetchRefused, match="more than 3 redirects"):
+    with pytest.raises(FetchRefused, match="more than 5 redirects"):
         get(server.redirect("/a", "/b"))
-    assert len(server.seen) == 4
+    assert len(server.seen) == 6
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------

@@ -148,6 +148,10 @@ def test_tags_are_read_out_where_the_text_is_not_ssml(say):
         "no tags at all",
         '<speak version="1.1" xmlns="http://www.w3.org/2001/10/synthesis" xml:lang="en-US">hi<break/></speak>',
         '<emphasis level="strong">hi</emphasis> <say-as interpret-as="characters">abc</say-as>',
+        "<speak xmlns:mstts='urn:mstts'><mstts:express-as style='sad'>hello</mstts:express-as></speak>",
+        "hello <mstts:silence type='Sentenceboundary' value='200ms'/> there",
+        "<mstts:backgroundaudio src='https://example.org/x.mp3' volume='0.7'/>hello",
+        "<mst<mstts:x/>ts:express-as style='sad'>hello</mstts:express-as>",
     ],
 )
 def test_harmless_ssml_is_spoken(say, text):
@@ -162,7 +166,10 @@ def test_harmless_ssml_is_spoken(say, text):
         "<audio\nsrc='x'/>hello",
         "</audio>hello",
         "< audio src='x'/>hello",
-        "<mstts:express-as style='x'>hello</mstts:express-as>",
+        "<mstts:x <audio src='/etc/passwd'/>hello",
+        "<<mstts:x/>audio src='/etc/passwd'/>hello",
+        "<mst<mstts:x/>ts:x <audio src='/etc/passwd'/>>hello",
+        "<mstts:backgroundaudio src='<audio src=x/>'/>hello",
         "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><speak>&e;</speak>",
         "<?xml version='1.0'?><speak>hello</speak>",
         "<speak>hello<",

@@ -22,6 +22,7 @@ USER, PASSWORD = "me@example.org", "s3cret:with-colon"
 KEY = f"{USER}:{PASSWORD}"
 DID_KEY = f"{base64.b64encode(USER.encode()).decode()}:{PASSWORD}"
 PLAIN = "one-long-word"
+ODD = "odd:?>?>?>?>"  # its base64 has "/" and "+"
 
 
 def b64(text: str) -> str:
@@ -33,7 +34,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A server with two keys in a file."""
     root = tmp_path_factory.mktemp("access")
     keys = root / "keys"
-    keys.write_text(f"# two keys\n{KEY}\n\n{PLAIN}\n")
+    keys.write_text(f"# two keys\n{KEY}\n\n{PLAIN}\n{ODD}\n")
     keys.chmod(0o600)
     with serving(root, changes={"web": {"api_key_file": str(keys)}}) as api:
         yield api
@@ -52,6 +53,14 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         (f"Bearer {KEY}", USER),
         (f"Bearer\t{KEY}", USER),
         (f"BEARER {PLAIN}", "local"),
+        (f"Basic {b64(KEY).rstrip('=')}", USER),
+        (f"Basic {b64(DID_KEY).rstrip('=')}", USER),
+        (f"Basic {DID_KEY.replace('=', '')}", USER),
+        (f"Basic {b64(b64(KEY))}", USER),
+        (f"Basic {b64(b64(KEY).rstrip('=')).rstrip('=')}", USER),
+        (f"Basic {b64(b64(KEY) + ':')}", USER),
+        (f"Basic {b64(KEY + chr(10))}", USER),
+        (f"Basic {base64.urlsafe_b64encode(ODD.encode()).decode()}", "odd"),
         (PLAIN, "local"),
         (KEY, USER),
         (b64(KEY), USER),
@@ -59,7 +68,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     ],
 )
 def test_every_form_of_the_header_that_clients_send_is_accepted(api: Api, header: str, owner: str) -> None:
-    access = Access(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN)])
+    access = Access(CurrentSettings(Settings()), [key_of(KEY), key_of(PLAIN), key_of(ODD)])
     assert access.owner({"Authorization": header}) == owner
     assert access.owner({"X-Api-Key": header}) == owner
     assert api.get("/credits", Authorization=header).status == 200
@@ -71,7 +80,7 @@ def test_every_form_of_the_header_that_clients_send_is_accepted(api: Api, header
     [
         "", "Basic", "Bearer ", "Basic =====", f"Basic {PASSWORD}", f"Bearer {USER}", f"Basic {KEY}x", KEY.upper(),
         f"Basic {b64(PASSWORD)}", f"Basic {USER}:", "Basic " + "A" * 6_000, "Bearer \xff\xfe", f"Digest {KEY}",
-        f"Basic {b64(b64(KEY))}", ":", "Basic Og==",
+        f"Basic {b64(b64(b64(KEY)))}", ":", "Basic Og==", "Basic =", "Basic A",
     ],
 )  # fmt: skip
 def test_any_other_header_is_refused(api: Api, header: str) -> None:

@@ -236,6 +236,13 @@ def test_the_error_of_an_upload_without_a_file_says_what_to_send(api: Api, path:
     assert "source_url" in answer.refused(400, "BadRequestError")
 
 
+def test_a_talk_as_a_form_is_answered_with_what_to_send_instead(api: Api) -> None:
+    sent = api.form("/talks", file=("anna.png", picture()))
+    message = sent.refused(400, "BadRequestError")
+    assert "POST /images" in message
+    assert "application/json" in message
+
+
 def test_a_talk_that_waits_keeps_an_upload_that_is_deleted(api: Api) -> None:
     image = api.form("/images", image=("c.png", picture(11))).json
     audio = api.form("/audios", audio=("c.wav", sound())).json

@@ -57,6 +57,11 @@ class TalkRoutes:
     # -- talks ---------------------------------------------------------------------------------------------------------
 
     async def create(self, request: web.Request) -> web.Response:
+        if request.content_type.startswith("multipart/"):
+            raise bad_request(
+                "a talk is sent as JSON (Content-Type: application/json): upload files first, with POST /images and "
+                "POST /audios, and name the url of each answer in source_url and script.audio_url"
+            )
         order = read_talk(read_json(await self.requests.body(request)))
         if order.text is not None:
             if not self.voices.can_speak():
