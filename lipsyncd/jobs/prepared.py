@@ -14,12 +14,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Picture:
-    """`file` in the job's folder: height x width x 3 bytes, RGB, upright and opaque. `notes` are for the sidecar."""
+    """`file` in the job's folder: height x width x 3 bytes, RGB, upright and opaque. `notes` are for the sidecar.
+
+    reduced  it was decoded at half its size, which is enough for the square around a face
+    """
 
     file: str
     width: int
     height: int
     notes: tuple[str, ...] = ()
+    reduced: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,13 @@ def decode_picture(
     max_megapixels: float = media.MAX_MEGAPIXELS,
     max_photo_megapixels: float = media.MAX_PHOTO_MEGAPIXELS,
     min_side: int = media.MIN_SIDE,
+    may_reduce: bool = False,
     timeout_s: float = 60,
 ) -> Picture:
     """Decode a picture into `target_dir/picture.rgb`, turned upright by its EXIF data, in sRGB.
 
     background            RGB, 0 to 255, shown through transparent parts
+    may_reduce            decode a JPEG of more than 40 megapixels at half its size
     max_photo_megapixels  for JPEG, HEIC and AVIF; the other limit holds for the other kinds
 
     Raises the Image* errors of `errors`, and `JailFailed` when the machine failed rather than the picture. Then no file
@@ -58,6 +60,7 @@ def decode_picture(
             "max_megapixels": max_megapixels,
             "max_photo_megapixels": max_photo_megapixels,
             "min_side": min_side,
+            "may_reduce": may_reduce,
         }
         ended = _run_picture(request, source, file, timeout_s)
         if ended.timed_out:
@@ -120,4 +123,5 @@ def _checked_picture(answer: dict[str, Any], file: Path) -> Picture:
     size_bytes = file.stat().st_size
     if width < 1 or height < 1 or size_bytes != width * height * 3:
         raise ImageUndecodable(f"the picture's decoder wrote {size_bytes} bytes for {width} x {height} pixels")
-    return Picture(file.name, width, height, tuple(as_message(str(note)) for note in notes[:_MOST_NOTES]))
+    shown = tuple(as_message(str(note)) for note in notes[:_MOST_NOTES])
+    return Picture(file.name, width, height, shown, reduced=answer.get("reduced") is True)

@@ -53,11 +53,11 @@ _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # an ICC profile's
 def main(request: Mapping[str, Any]) -> dict[str, object]:
     """Decode `request["source"]` into the file `request["target"]`.
 
-    Returns `{"width", "height", "notes"}`, or `{"error": reason}` with the reason of an `InputError`.
+    Returns `{"width", "height", "notes", "reduced"}`, or `{"error": reason}` with the reason of an `InputError`.
     """
     notes: list[str] = []
     try:
-        width, height = _decode(request, notes)
+        width, height, reduced = _decode(request, notes)
     except InputError as error:
         return {"error": error.reason()}
     except MemoryError:
@@ -65,21 +65,25 @@ def main(request: Mapping[str, Any]) -> dict[str, object]:
     except Exception as error:  # a damaged file leads Pillow's readers to whatever Python can raise
         fault = str(error).replace(str(request["source"]), "image")  # our paths stay out of messages
         return {"error": ImageUndecodable(f"the picture cannot be decoded: {fault}").reason()}
-    return {"width": width, "height": height, "notes": notes}
+    return {"width": width, "height": height, "notes": notes, "reduced": reduced}
 
 
-def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
+def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int, bool]:
     source = Path(request["source"])
     found = _checked_header(source, request)
+    large = found.width * found.height > media.MAX_MEGAPIXELS * 1_000_000
+    reduce = large and found.kind is media.Kind.JPEG and request["may_reduce"]
     Image.MAX_IMAGE_PIXELS = None  # we check our own limit, with its own message
-    with _opened_heic(source, found) if found.kind is media.Kind.HEIC else _opened(source, found) as image:
+    with _opened_heic(source, found) if found.kind is media.Kind.HEIC else _opened(source, found, reduce) as image:
         turn = _orientation(image, notes)
         flatten = _flattening(image, tuple(request["background"]), notes)
         width, height = image.size[::-1] if turn in _TURNED else image.size
         if min(width, height) < _GOOD_SIDE:
             notes.append(f"the picture is small: {width} x {height} pixels, a face wants {_GOOD_SIDE} or more")
         _write(image, turn, flatten, Path(request["target"]))
-    return width, height
+    if reduce:
+        notes.append(f"the picture of {found.width} x {found.height} pixels was decoded at half its size")
+    return width, height, reduce
 
 
 def _checked_header(source: Path, request: Mapping[str, Any]) -> media.Structure:
@@ -105,8 +109,8 @@ def _checked_header(source: Path, request: Mapping[str, Any]) -> media.Structure
     return found
 
 
-def _opened(source: Path, found: media.Structure) -> Image.Image:
-    """The decoded picture, of the size that its header gave."""
+def _opened(source: Path, found: media.Structure, reduce: bool) -> Image.Image:
+    """The decoded picture, of the size that its header gave, or with `reduce` of half of it."""
     assert found.kind is not None
     opened = Image.open(source, formats=(_FORMATS[found.kind],))
     _check_same_size(opened.size, found)
@@ -114,6 +118,8 @@ def _opened(source: Path, found: media.Structure) -> Image.Image:
     frames = getattr(opened, "n_frames", 1) if found.kind in _ANIMATED else 1
     if frames != 1:
         raise ImageAnimated(f"the picture is animated: {frames} frames")
+    if reduce:
+        opened.draft(None, ((found.width + 1) // 2, (found.height + 1) // 2))
     opened.load()
     return opened
 

@@ -18,6 +18,7 @@ from lipsyncd.errors import (
     AudioNotRecognised,
     Blocked,
     ImageNotRecognised,
+    ImageTooLarge,
     MissingHalf,
     from_reason,
 )
@@ -39,6 +40,7 @@ from lipsyncd.storage import disk_space, uploads
 
 log = logging.getLogger(__name__)
 
+_MOST_WHOLE_PIXELS = 35_000_000  # the largest frame of H.264, level 6.2, has 139,264 blocks of 16 x 16
 _LONGEST_S = 1800.0  # each decoder and speaker has a limit of its own, far below
 
 
@@ -119,10 +121,13 @@ class Preparer:
     def _decode(self, spec: JobSpec) -> Prepared:
         folder, limits = self._stores.spool.folder(spec.id), self._stores.settings.now.intake
         image, audio = self._image(spec, folder), self._audio(spec, folder)
-        shown = _kind(image)
+        seen = _examined(image)
+        shown = seen.kind
         if shown is None or not (shown.is_image or shown.is_video):
-            raise ImageNotRecognised(f"{_called(spec, 'image')} is no picture or video that we know by its content")
-        kind = _kind(audio)
+            raise ImageNotRecognised(f"{_called(spec, 'image')} is {seen.other or 'no picture or video that is taken'}")
+        if shown.is_image:
+            _check_whole(spec, seen)
+        kind = _examined(audio).kind
         if kind is None or not kind.is_audio:
             raise AudioNotRecognised(f"{_called(spec, 'audio')} is no sound that we know by its content")
         sound = decode_sound(
@@ -139,6 +144,7 @@ class Preparer:
             max_megapixels=limits.max_megapixels,
             max_photo_megapixels=limits.max_photo_megapixels,
             min_side=limits.min_side_px,
+            may_reduce=_may_reduce(spec),
         )
         return Prepared(picture, sound, pad_s=spec.pad_s)
 
@@ -202,12 +208,28 @@ def _outdated(prepared: Prepared, spec: JobSpec) -> bool:
     """Has a manifest that came late changed what was prepared?"""
     video = prepared.video
     other = video is not None and (video.fps, video.mode) != (str(spec.fps), video_frames.read_mode(spec.options))
-    return other or prepared.pad_s != spec.pad_s
+    reduced = prepared.picture.reduced and not _may_reduce(spec)
+    return other or reduced or prepared.pad_s != spec.pad_s
 
 
-def _kind(path: Path) -> media.Kind | None:
+def _may_reduce(spec: JobSpec) -> bool:
+    """Is a very large JPEG needed at half its size only? With `parity` every pixel is the original's."""
+    return not spec.stitch and not spec.options.get("parity")
+
+
+def _check_whole(spec: JobSpec, shown: media.Structure) -> None:
+    """Raise `ImageTooLarge` for a picture that cannot be shown as a whole: H.264 has no larger frames."""
+    if spec.stitch and shown.width * shown.height > _MOST_WHOLE_PIXELS:
+        raise ImageTooLarge(
+            f"the picture has {shown.width} x {shown.height} pixels, and a video with stitch = true has at most "
+            f"{_MOST_WHOLE_PIXELS / 1e6:.0f} megapixels",
+            remedy="use stitch = false, which shows the square around the face, or scale the picture down",
+        )
+
+
+def _examined(path: Path) -> media.Structure:
     with path.open("rb") as file:
-        return media.examine(file.fileno(), path.stat().st_size).kind
+        return media.examine(file.fileno(), path.stat().st_size)
 
 
 def _called(spec: JobSpec, role: str) -> str:

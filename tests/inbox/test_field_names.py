@@ -134,3 +134,21 @@ def test_the_pictures_of_phones_and_scanners_are_taken(busy: Installation, stem:
     assert (job.state, job.reason_code, job.frames) == (JobState.DONE, None, FRAMES)
     facts = inspect(busy.path("outbox") / f"{stem}.mp4")
     assert (facts.video.width, facts.video.height) == (80, 72)
+
+
+def test_a_picture_of_50_megapixels_gives_a_square_and_no_whole_video(busy: Installation) -> None:
+    large = Image.open(io.BytesIO(picture(0, 256, 192))).resize((8192, 6144), Image.Resampling.NEAREST)
+    put(busy.path("inbox"), "large.jpg", encoded(large, "JPEG"))
+    put(busy.path("inbox"), "large.wav", VOICE)
+    whole = ended(busy, "large")
+    assert whole.reason_code == "image-too-large"
+    busy.until(lambda: busy.view.get(whole.id).kept, "the folder under failed/")
+    assert "stitch = false" in busy.reason(whole)["remedy"]
+
+    put(busy.path("inbox"), "square.jpg", encoded(large, "JPEG"))
+    put(busy.path("inbox"), "square.wav", VOICE)
+    order = {"image": "square.jpg", "audio": "square.wav", "stitch": False, "resolution": 128}
+    put(busy.path("inbox"), "square.json", json.dumps(order).encode())
+    assert ended(busy, "square").frames == FRAMES
+    sidecar = json.loads((busy.path("outbox") / "square.json").read_bytes())
+    assert "decoded at half its size" in json.dumps(sidecar)

@@ -303,6 +303,33 @@ print(picture.width * picture.height, resource.getrusage(resource.RUSAGE_CHILDRE
     assert peak_kib < most_mb * 1024  # 4 bytes a pixel are the decoded picture itself
 
 
+def test_a_very_large_jpeg_is_decoded_at_half_its_size_where_that_is_enough(tmp_path):
+    (tmp_path / "image").write_bytes(encoded(corners(8192, 6144), "JPEG", exif=turned_by(1)))
+    code = f"""
+import resource
+from pathlib import Path
+from lipsyncd.prepare.decode_picture import decode_picture
+folder = Path({str(tmp_path)!r})
+picture = decode_picture(folder / "image", folder, background=(0, 0, 0), may_reduce=True)
+print(picture.width, picture.height, picture.reduced, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+print(*picture.notes)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    facts, notes = ended.stdout.splitlines()
+    *size, reduced, peak_kib = facts.split()
+    assert (size, reduced) == (["4096", "3072"], "True")
+    assert notes == "the picture of 8192 x 6144 pixels was decoded at half its size"
+    assert int(peak_kib) < 300 * 1024
+    image = Image.frombytes("RGB", (4096, 3072), (tmp_path / "picture.rgb").read_bytes())
+    assert alike(quarters(image), AS_DRAWN, 4)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_usual_picture_is_never_reduced(decoded_picture, form):
+    picture, image = decoded_picture(encoded(corners(1200, 800), form, quality=95), may_reduce=True)
+    assert (image.size, picture.reduced, picture.notes) == ((1200, 800), False, ())
+
+
 def test_a_picture_that_takes_too_long_is_given_up(decoded_picture, tmp_path):
     with pytest.raises(ImageUndecodable, match=r"within 0\.01 s"):
         decoded_picture(encoded(corners(), "PNG"), timeout_s=0.01)
