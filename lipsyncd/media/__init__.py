@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lipsyncd.errors import ImageTooLarge, ImageTooSmall
-from lipsyncd.media import bitmaps, frames, heif, other_formats, pictures, sounds, videos, wav
+from lipsyncd.media import bitmaps, frames, heif, other_formats, pictures, recordings, sounds, videos, wav
 from lipsyncd.media.content import Completeness, Content
 
 __all__ = [
@@ -52,7 +52,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # in place of a p
 SECOND_SUFFIXES = _SECOND_IMAGES | _SECOND_SOUNDS
 
 # Brands of MP4 with sound or video. The same container carries HEIC and AVIF pictures under other brands (`heif`).
-_MP4_BRANDS = (b"M4A", b"M4B", b"M4V", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt")
+_MP4_BRANDS = (
+    b"M4A", b"M4B", b"M4V", b"mp4", b"iso", b"dash", b"MSNV", b"avc1", b"3gp", b"3g2", b"qt", b"XAVC", b"mmp4", b"F4A",
+)  # fmt: skip
 
 _HEAD_BYTES = 512
 
@@ -75,6 +77,11 @@ class Kind(StrEnum):
     MP4 = "mp4"  # with a video track; without one it is M4A, whatever its name and brand
     WEBM = "webm"
     WEBA = "weba"  # a WebM without a video track, whatever its name
+    MKA = "mka"  # any Matroska that is no WebM: only its sound is used
+    AMR = "amr"
+    AIFF = "aiff"
+    CAF = "caf"
+    W64 = "w64"
 
     @property
     def is_image(self) -> bool:
@@ -144,6 +151,16 @@ def sniff(head: bytes) -> Kind | None:
         return Kind.M4A
     if videos.is_webm(head):
         return Kind.WEBM
+    if videos.is_matroska(head):
+        return Kind.MKA
+    if head.startswith(recordings.AMR):
+        return Kind.AMR
+    if recordings.is_aiff(head):
+        return Kind.AIFF
+    if head.startswith(recordings.CAF):
+        return Kind.CAF
+    if recordings.is_w64(head):
+        return Kind.W64
     if head.startswith(b"ID3") and len(head) >= 10 and head[3] < 0xFF and max(head[6:10]) < 0x80:
         return Kind.MP3
     found = frames.at_start(head)
@@ -166,6 +183,11 @@ _CHECKS = {
     Kind.OGG: sounds.ogg,
     Kind.FLAC: sounds.flac,
     Kind.WEBM: videos.webm,
+    Kind.MKA: videos.webm,
+    Kind.AMR: recordings.amr,
+    Kind.AIFF: recordings.aiff,
+    Kind.CAF: recordings.caf,
+    Kind.W64: recordings.w64,
 }
 
 

@@ -19,7 +19,7 @@ _HDR_TRANSFERS = (b"\x00\x10", b"\x00\x12")
 _ENTRY_BYTES = 4096  # of a track's sample entry, which includes the decoder's configuration
 _SAMPLE_DESCRIPTION = (b"mdia", b"minf", b"stbl", b"stsd")  # below a trak
 _MOST_ELEMENTS = 64  # that are looked at in one parent; a file has about ten before its first cluster
-_WEBM = b"\x42\x82\x84webm"  # the element DocType
+_WEBM, _MATROSKA = b"\x42\x82\x84webm", b"\x42\x82\x88matroska"  # the element DocType
 
 
 def picture_size(content: Content) -> tuple[int, int] | None:
@@ -76,6 +76,11 @@ class _Walk:
 def is_webm(head: bytes) -> bool:
     """Is this the start of a WebM? A Matroska file may hold anything, so the DocType has to be `webm`."""
     return head.startswith(_EBML) and _WEBM in head[:64]
+
+
+def is_matroska(head: bytes) -> bool:
+    """Is this the start of a Matroska file that is no WebM? Only its sound is used."""
+    return head.startswith(_EBML) and _MATROSKA in head[:64]
 
 
 def webm(content: Content) -> Integrity:

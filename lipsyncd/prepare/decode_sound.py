@@ -17,8 +17,8 @@ from lipsyncd.errors import AudioNotRecognised, AudioTooLong, AudioTooShort, Aud
 from lipsyncd.jobs.prepared import Sound
 from lipsyncd.media import Completeness, Kind, wav
 from lipsyncd.media.content import Content
+from lipsyncd.prepare.codecs import undecodable
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
-from lipsyncd.processes import exit_text
 from lipsyncd.sandbox.jail import ResourceLimits, run_jailed
 
 SPEECH_FILE, SOUND_FILE = "speech.s16", "sound.s16"
@@ -32,18 +32,27 @@ _FEWEST_SAMPLES = 160  # of speech, 10 ms: less does not tell mono from stereo
 
 _SAMPLES = "u8 s8 s16le s16be s24le s24be s32le s32be f32le f32be f64le f64be alaw mulaw"
 _PCM = ",".join(f"pcm_{name}" for name in _SAMPLES.split(" "))
+_AMR = "amrnb,libopencore_amrnb,amrwb,libopencore_amrwb"
+_IN_WAV = f"{_PCM},adpcm_ms,adpcm_ima_wav,mp3,mp3float,gsm_ms,g722,g726"
+_IN_MP4 = f"{_PCM},aac,alac,mp3,mp3float,opus,libopus,flac,ac3,eac3,adpcm_ima_qt,{_AMR}"
+_IN_WEBM = "vorbis,libvorbis,opus,libopus,pcm_f32le"  # browsers record floats, too
 # For each kind the one demuxer that may open it, and the decoders that may see its packets. Both native and library
 # names, since builds of ffmpeg differ. ffmpeg prefers to guess: by content, by name, and into playlists.
 _FFMPEG = {
-    Kind.WAV: ("wav", f"{_PCM},adpcm_ms,adpcm_ima_wav"),
+    Kind.WAV: ("wav", _IN_WAV),
+    Kind.W64: ("w64", _IN_WAV),
     Kind.MP3: ("mp3", "mp3,mp3float,mp2,mp2float"),
     Kind.AAC: ("aac", "aac"),
-    Kind.M4A: ("mov", "aac,alac"),
-    Kind.MP4: ("mov", "aac,alac"),
+    Kind.M4A: ("mov", _IN_MP4),
+    Kind.MP4: ("mov", _IN_MP4),
     Kind.OGG: ("ogg", "vorbis,libvorbis,opus,libopus,flac"),
     Kind.FLAC: ("flac", "flac"),
-    Kind.WEBM: ("matroska", "vorbis,libvorbis,opus,libopus"),
-    Kind.WEBA: ("matroska", "vorbis,libvorbis,opus,libopus"),
+    Kind.WEBM: ("matroska", _IN_WEBM),
+    Kind.WEBA: ("matroska", _IN_WEBM),
+    Kind.MKA: ("matroska", f"{_IN_WEBM},{_PCM},aac,alac,mp3,mp3float,flac,ac3,eac3"),
+    Kind.AMR: ("amr", _AMR),
+    Kind.AIFF: ("aiff", f"{_PCM},adpcm_ima_qt"),
+    Kind.CAF: ("caf", f"{_PCM},aac,alac,adpcm_ima_qt,mp3,mp3float,opus,libopus,flac"),
 }
 
 
@@ -83,7 +92,7 @@ def decode_sound(
             raise crash(ended, AudioUndecodable, "sound")
         fault = complaint(ended.stderr_tail)
         if ended.returncode:
-            raise AudioUndecodable(f"the sound cannot be decoded: {fault or f'ffmpeg {exit_text(ended.returncode)}'}")
+            raise undecodable(found.kind or kind, ended)
         cut_short = found.completeness is Completeness.TRUNCATED
         if fault and not cut_short:
             notes = (*notes, f"damaged parts of the sound were left out: {fault}")
@@ -146,7 +155,7 @@ def _checked_header(source: Path, kind: Kind) -> media.Structure:
     if found.kind is None and found.completeness is Completeness.TRUNCATED:
         raise AudioUndecodable(f"the sound cannot be decoded: {found.note}")
     if found.kind not in _FFMPEG or kind not in _FFMPEG:
-        raise AudioNotRecognised("the sound is no WAV, MP3, M4A, OGG or FLAC")
+        raise AudioNotRecognised("the file is no sound in a format that is taken")
     if found.completeness is Completeness.INVALID:
         raise AudioUndecodable(f"the sound cannot be decoded: {found.note}")
     return found

@@ -26,6 +26,7 @@ _TYPES = {
     "aac": "audio/aac", "m4a": "audio/mp4", "ogg": "audio/ogg", "flac": "audio/flac", "mp4": "video/mp4",
     "webm": "video/webm", "weba": "audio/webm", "heic": "image/heic", "avif": "image/avif", "bmp": "image/bmp",
     "tiff": "image/tiff", "gif": "image/gif",
+    "mka": "audio/x-matroska", "amr": "audio/amr", "aiff": "audio/aiff", "caf": "audio/x-caf", "w64": "audio/x-w64",
 }  # fmt: skip
 _NOTHING = re.compile(r"^\s*bytes\s*=\s*-0+\s*$")  # the last 0 bytes; aiohttp would send all of them
 _MANY_RANGES = re.compile(r"^\s*bytes\s*=[^,]*,")

@@ -122,10 +122,11 @@ def test_samples_in_another_file_are_not_fetched(folder):
 
 
 OTHER_CODECS = {
-    "speech in Matroska": (Kind.OGG, lambda: converted(".mka")),
+    "WMA in Matroska": (Kind.MKA, lambda: converted(".mka", "-c:a", "wmav2")),
+    "WMA in WAV": (Kind.WAV, lambda: converted(".wav", "-c:a", "wmav2")),
     "mp2 in WAV": (Kind.WAV, lambda: converted(".wav", "-c:a", "mp2")),
     "AC-3 alone": (Kind.MP3, lambda: converted(".ac3")),
-    "AC-3 in MP4": (Kind.M4A, lambda: converted(".m4a", "-c:a", "ac3", "-f", "mp4")),
+    "DTS in MP4": (Kind.M4A, lambda: converted(".m4a", "-c:a", "dca", "-strict", "-2", "-f", "mp4")),
     "a film without sound": (Kind.M4A, lambda: _silent_film()),
     "a picture": (Kind.MP3, lambda: encoded(corners(), "JPEG")),
 }
@@ -436,6 +437,16 @@ SEEDS = {
     "m4a": (Kind.M4A, lambda: converted(".m4a")),
     "ogg": (Kind.OGG, lambda: converted(".opus")),
     "flac": (Kind.FLAC, lambda: converted(".flac")),
+    "aiff": (Kind.AIFF, lambda: converted(".aiff")),
+    "caf": (Kind.CAF, lambda: converted(".caf", "-c:a", "alac")),
+    "w64": (Kind.W64, lambda: converted(".w64")),
+    "weba": (Kind.WEBA, lambda: converted(".webm", "-c:a", "libopus")),
+    "mka": (Kind.MKA, lambda: converted(".mka", "-c:a", "aac")),
+    "amr": (Kind.AMR, lambda: b"#!AMR\n" + (b"\x3c" + bytes(range(31))) * 50),
+    "ac-3 in m4a": (Kind.M4A, lambda: converted(".mp4", "-c:a", "ac3", "-f", "mp4")),
+    "opus in m4a": (Kind.M4A, lambda: converted(".mp4", "-c:a", "libopus", "-f", "mp4")),
+    "g722 in wav": (Kind.WAV, lambda: converted(".wav", "-c:a", "g722", "-ar", "16000")),
+    "joined wavs": (Kind.WAV, lambda: wav(SECOND) * 3),
 }
 
 
