@@ -14,13 +14,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops, ImageCms, ImageMath
+from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageMath
 
 from lipsyncd import media
 from lipsyncd.errors import ImageAnimated, ImageNotRecognised, ImageUndecodable, InputError
@@ -46,6 +47,10 @@ _FORMATS = {  # for each kind the one reader of Pillow that may see it
     media.Kind.BMP: "BMP", media.Kind.TIFF: "TIFF", media.Kind.GIF: "GIF",
 }  # fmt: skip
 _ANIMATED = frozenset((media.Kind.PNG, media.Kind.WEBP, media.Kind.AVIF, media.Kind.GIF))
+_BY_CODECS = frozenset((media.Kind.HEIC, media.Kind.AVIF))
+_BASE_BYTES = 180_000_000  # of data: Python, the libraries, two threads, a small picture
+_BYTES_OF_DECODED_PIXEL = 14  # 10 bits in three full planes, as RGB, and as Pillow keeps it
+_THREADS = 2
 _TURNED = frozenset((5, 6, 7, 8))  # width and height change places
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # an ICC profile's colour space -> Pillow's mode
 
@@ -72,6 +77,8 @@ def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int, boo
     source = Path(request["source"])
     found = _checked_header(source, request)
     large = found.width * found.height > media.MAX_MEGAPIXELS * 1_000_000
+    if found.kind in _BY_CODECS:
+        _limit_memory(found.width * found.height)
     reduce = large and found.kind is media.Kind.JPEG and request["may_reduce"]
     Image.MAX_IMAGE_PIXELS = None  # we check our own limit, with its own message
     with _opened_heic(source, found) if found.kind is media.Kind.HEIC else _opened(source, found, reduce) as image:
@@ -84,6 +91,13 @@ def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int, boo
     if reduce:
         notes.append(f"the picture of {found.width} x {found.height} pixels was decoded at half its size")
     return width, height, reduce
+
+
+def _limit_memory(pixels: int) -> None:
+    """Keep a decoder of HEIC or AVIF to memory for the size in the header: the coded picture may be a larger one."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = _THREADS  # each one takes memory for its stack
+    most_bytes = _BASE_BYTES + pixels * _BYTES_OF_DECODED_PIXEL
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
 
 
 def _checked_header(source: Path, request: Mapping[str, Any]) -> media.Structure:
@@ -104,7 +118,7 @@ def _checked_header(source: Path, request: Mapping[str, Any]) -> media.Structure
     most = media.most_megapixels(found.kind, usual=request["max_megapixels"], photo=request["max_photo_megapixels"])
     if found.width and found.height:
         media.check_image_size(found.width, found.height, min_side=request["min_side"], max_megapixels=most)
-    elif found.kind in (media.Kind.HEIC, media.Kind.AVIF):
+    elif found.kind in _BY_CODECS:
         raise ImageUndecodable("the picture cannot be decoded: it gives no size")
     return found
 
@@ -128,6 +142,7 @@ def _opened_heic(source: Path, found: media.Structure) -> Image.Image:
     """The decoded main picture, upright: libheif turns it as the file describes, and its EXIF data no longer count."""
     import pi_heif  # other kinds do without its libraries
 
+    pi_heif.options.DECODE_THREADS = _THREADS
     pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
     decoded = pi_heif.open_heif(source)
     main = decoded[decoded.primary_index]

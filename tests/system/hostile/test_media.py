@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -332,6 +333,27 @@ def test_a_jpeg_of_many_scans_is_decoded_up_to_the_limit_and_costs_nothing_beyon
     with pytest.raises(ImageUndecodable, match="more than 200 scans"):
         decoded(folder, jpeg_of_scans(2000, side=3000))
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+def test_a_picture_that_is_larger_than_its_header_claims_takes_little_memory(folder, form):
+    side = 12_000 if form == "AVIF" else 11_000  # HEVC ends at 142 million
+    large = encoded(Image.new("RGB", (side, side), "red"), form, **({"speed": 10} if form == "AVIF" else {}))
+    claim = b"ispe" + bytes(4) + struct.pack(">II", 300, 200)
+    (folder / "input").write_bytes(re.sub(rb"ispe\0\0\0\0.{8}", lambda _: claim, large, flags=re.DOTALL))
+    code = f"""
+import resource
+from pathlib import Path
+from lipsyncd.errors import ImageUndecodable
+from lipsyncd.prepare.decode_picture import decode_picture
+folder = Path({str(folder)!r})
+try:
+    decode_picture(folder / "input", folder, background=(0, 0, 0))
+except ImageUndecodable:
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 200 * 1024
 
 
 def test_a_bomb_costs_neither_time_nor_memory(folder):
