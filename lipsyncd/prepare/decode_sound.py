@@ -19,6 +19,7 @@ from lipsyncd.media import Completeness, Kind, wav
 from lipsyncd.media.content import Content
 from lipsyncd.prepare.codecs import undecodable
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
+from lipsyncd.prepare.heard_channel import heard_channel
 from lipsyncd.sandbox.jail import ResourceLimits, run_jailed
 
 SPEECH_FILE, SOUND_FILE = "speech.s16", "sound.s16"
@@ -79,11 +80,12 @@ def decode_sound(
         _as_one(source, found.kind, target_dir) as (whole, notes),
         new_files(target_dir / SPEECH_FILE, target_dir / SOUND_FILE) as (speech_file, sound_file),
     ):
+        limits = ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_sound_bytes(max_s) + (1 << 20))
         ended = run_jailed(
             _sound_command(ffmpeg, whole, found.kind or kind, speech_file, sound_file, max_s),
             readable=[whole],
             writable=[speech_file, sound_file],
-            limits=ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_sound_bytes(max_s) + (1 << 20)),
+            limits=limits,
             timeout_s=timeout_s,
         )
         if ended.timed_out:
@@ -97,6 +99,18 @@ def decode_sound(
         if fault and not cut_short:
             notes = (*notes, f"damaged parts of the sound were left out: {fault}")
         sound = _checked_sound(speech_file, sound_file, notes, min_s, max_s)
+        channel = heard_channel(speech_file, SPEECH_RATE, sound_file, SOUND_RATE) if sound.channels == 2 else None
+        if channel is not None:
+            listened = run_jailed(
+                _channel_command(ffmpeg, sound_file, channel, speech_file, max_s),
+                readable=[sound_file],
+                writable=[speech_file],
+                limits=limits,
+                timeout_s=timeout_s,
+            )
+            if listened.returncode or listened.timed_out:
+                raise crash(listened, AudioUndecodable, "sound")
+            sound = _checked_sound(speech_file, sound_file, notes, min_s, max_s)
         return replace(sound, notes=(_cut_short(sound, found), *notes)) if cut_short else sound
 
 
@@ -167,14 +181,36 @@ def _sound_command(ffmpeg: Path, source: Path, kind: Kind, speech: Path, sound: 
     return [
         os.fspath(ffmpeg), "-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-threads", "1",
         *closed, "-f", demuxer, "-i", f"file:{source}",
-        *_raw_output(speech, SPEECH_RATE, "mono", max_s),
-        *_raw_output(sound, SOUND_RATE, "mono|stereo", max_s),
+        *_raw_output(speech, f"{_two_channels(SPEECH_RATE)},aresample={SPEECH_RATE},{_MONO}", max_s),
+        *_raw_output(sound, f"{_two_channels(SOUND_RATE)},aformat=sample_fmts=s16", max_s),
     ]  # fmt: skip
 
 
-def _raw_output(target: Path, rate: int, layouts: str, max_s: float) -> list[str]:
-    """The first audio stream, resampled, in the nearest of `layouts`: mono stays mono where both are allowed."""
-    chain = f"aresample={rate},aformat=sample_fmts=s16:channel_layouts={layouts}"
+_MONO = "aformat=sample_fmts=s16:channel_layouts=mono"
+
+
+def _two_channels(rate: int) -> str:
+    """Resampled, with at most two channels; mono stays mono.
+
+    Of more channels the centre keeps its full level, since it is the voice: ffmpeg's own mix makes it quieter the more
+    channels there are. The surround channels are halved. A mix beyond full scale is limited to it.
+    """
+    mix = "clev=1:slev=0.5:rematrix_maxval=16"
+    return f"aresample={rate}:{mix},aformat=sample_fmts=fltp:channel_layouts=mono|stereo"
+
+
+def _channel_command(ffmpeg: Path, sound: Path, channel: int, speech: Path, max_s: float) -> list[str]:
+    """Make speech of one channel of the raw sound, which is ours: no decoder sees the user's file again."""
+    return [
+        os.fspath(ffmpeg), "-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-threads", "1",
+        "-protocol_whitelist", "file", "-format_whitelist", "s16le", "-codec_whitelist", "pcm_s16le",
+        "-f", "s16le", "-ar", str(SOUND_RATE), "-ac", "2", "-i", f"file:{sound}",
+        *_raw_output(speech, f"pan=mono|c0=c{channel},aresample={SPEECH_RATE},{_MONO}", max_s),
+    ]  # fmt: skip
+
+
+def _raw_output(target: Path, chain: str, max_s: float) -> list[str]:
+    """The first audio stream behind a chain of filters, as raw samples."""
     return [
         "-map", "0:a:0", "-vn", "-sn", "-dn", "-map_metadata", "-1", "-af", chain,
         # One second over the limit tells too long from just long enough. Timestamps can lie to -t, not to -fs.
