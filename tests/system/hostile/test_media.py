@@ -488,3 +488,56 @@ def test_random_damage_gives_a_result_or_a_reason_and_never_a_surprise(folder, n
         assert time.monotonic() - started < 20
         for left in ("picture.rgb", "speech.s16", "sound.s16"):
             (folder / left).unlink(missing_ok=True)
+
+
+CLAIMS = {
+    # what a header claims far beyond the file: a decoder that believed it would take that much memory
+    "wav of 64 channels": (Kind.WAV, lambda: wav(bytes(64 * 2 * 9000), channels=64)),
+    "wav of 2^31 bytes a block": (Kind.WAV, lambda: _patched(converted(".wav", "-c:a", "adpcm_ms"), 32, b"\xff\xff")),
+    "aiff of 2^31 frames": (Kind.AIFF, lambda: _patched(converted(".aiff"), 22, b"\x7f\xff\xff\xff")),
+    "caf of huge packets": (Kind.CAF, lambda: _patched(converted(".caf"), 36, b"\x7f\xff\xff\xff\x7f\xff\xff\xff")),
+    "w64 of huge chunks": (Kind.W64, lambda: _patched(converted(".w64"), 56, b"\xff" * 6)),
+    "matroska of huge elements": (
+        Kind.MKA,
+        lambda: _patched(converted(".mka", "-c:a", "flac"), 60, b"\x01" + b"\xff" * 7),
+    ),
+    "m4a of 2^32 samples": (
+        Kind.M4A,
+        lambda: _entries(b"stsz"),
+    ),
+    "m4a of 2^32 chunks": (Kind.M4A, lambda: _entries(b"stco")),
+    "adts of largest frames": (Kind.AAC, lambda: (b"\xff\xf1\x50\x83\xff\xff\xfc" + bytes(8184)) * 40),
+    "amr of one frame type": (Kind.AMR, lambda: b"#!AMR\n" + b"\x7c" * 400_000),
+}
+
+
+def _patched(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def _entries(table: bytes) -> bytes:
+    data = converted(".m4a")
+    at = data.index(table) + 12 if table == b"stsz" else data.index(table) + 8
+    return _patched(data, at, b"\xff\xff\xff\xff")
+
+
+@pytest.mark.parametrize("name", [*CLAIMS, *(f"seed {name}" for name, (kind, _) in SEEDS.items() if kind)])
+def test_no_sound_costs_more_than_200_mb_of_memory(folder, name):
+    kind, make = SEEDS[name[5:]] if name.startswith("seed ") else CLAIMS[name]
+    (folder / "input").write_bytes(make())
+    code = f"""
+import resource
+from pathlib import Path
+from lipsyncd.errors import InputError
+from lipsyncd.media import Kind
+from lipsyncd.prepare.decode_sound import decode_sound
+folder = Path({str(folder)!r})
+try:
+    decode_sound(folder / "input", Kind({kind.value!r}), folder, ffmpeg=Path({str(ffmpeg())!r}))
+except InputError as error:
+    assert error.message.isprintable()
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) < 200 * 1024
