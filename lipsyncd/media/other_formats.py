@@ -21,6 +21,16 @@ _BEGINNINGS = (
     (b"FLV\1", "a Flash video"),
     (b"\x1a\x45\xdf\xa3", "a Matroska file (MKV)"),
     (b"{\\rtf", "a text document"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a WMA sound or another file of Windows Media"),
+    (b"RIFX", "a big-endian WAV (RIFX)"),
+    (b"\x0b\x77", "a raw AC-3 sound"),
+    (b"MThd", "a MIDI file"),
+    (b"MAC ", "a Monkey's Audio sound"),
+    (b"wvpk", "a WavPack sound"),
+    (b".snd", "an AU sound"),
+    (b".RMF", "a RealMedia file"),
+    (b"\x02#!SILK", "a SILK voice message"),
+    (b"#!SILK", "a SILK voice message"),
 )
 _MARKUP = ((b"<svg", "an SVG drawing"), (b"<!doctype html", "a web page"), (b"<html", "a web page"))
 _BRANDS = {b"crx ": "a camera's raw picture", b"jpeg": "a HEIF with a JPEG in it", b"avci": "a HEIF with H.264 in it"}

@@ -274,3 +274,20 @@ def test_the_other_forms_of_an_unknown_length_are_not_waited_for_either(form, co
 def test_every_kind_of_sound_has_a_decoder_and_a_type_on_the_web():
     assert {kind for kind in Kind if kind.is_audio} == set(decoder._FFMPEG)
     assert {kind.value for kind in Kind} <= set(_TYPES)
+
+
+OTHER = {
+    "a WMA sound": lambda: converted(".wma"),
+    "a raw AC-3 sound": lambda: converted(".ac3"),
+    "an AU sound": lambda: converted(".au"),
+    "a WavPack sound": lambda: converted(".wv"),
+    "a big-endian WAV": lambda: wav(tone(1.0)).replace(b"RIFF", b"RIFX", 1),
+    "a MIDI file": lambda: b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk" + bytes(40),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_sound_that_is_not_taken_is_named_before_any_decoder_sees_it(name):
+    found = examined(OTHER[name]())
+    assert found.kind is None
+    assert found.other.startswith(name)
