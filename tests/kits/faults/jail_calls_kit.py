@@ -45,20 +45,21 @@ _DAEMON_OPENS = re.compile(
 )
 _INTERNET = re.compile(r"AF_INET|AF_NETLINK|AF_PACKET")
 _DECODER = re.compile(
-    r"/(?:PIL|pillow\.libs|cv2|av|torchaudio|soundfile)\S*/.*\.so|/lib(?:av|snd|png|jpeg|webp)\S*\.so"
+    r"/(?:PIL|pillow\.libs|pi_heif|cv2|av|torchaudio|soundfile)\S*/.*\.so|/lib(?:av|snd|png|jpeg|webp)\S*\.so"
 )
 
 _SITE = Path(PIL.__file__).resolve().parent.parent
 _PACKAGE = Path(lipsyncd.__file__).resolve().parent
 _STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
-_TREES = "|".join(re.escape(str(path)) for path in (_STANDARD, _PACKAGE, _SITE / "PIL", _SITE / "pillow.libs"))
+_LIBRARIES = ("PIL", "pillow.libs", "pi_heif", "pi_heif.libs")
+_TREES = "|".join(re.escape(str(path)) for path in (_STANDARD, _PACKAGE, *(_SITE / name for name in _LIBRARIES)))
 _ALL_READ = re.compile(
     r"(?:/usr|/usr/local)?/lib(?:32|64)?/.*\.so(?:\.[\w.]+)?"
     rf"|{re.escape(str(_STANDARD.parent))}/[^/]*\.so(?:\.[\w.]+)?"
     r"|/etc/ld\.so\.cache|/dev/(?:null|urandom)"
 )
 _PYTHON_READS = re.compile(
-    rf"(?:{_TREES})(?:/.*)?"
+    rf"(?:{_TREES})(?:/.*)?|{re.escape(str(_SITE))}/_pi_heif\.[\w.-]*so"
     r"|/usr/lib/locale/(?:C\.(?:utf8|UTF-8)/LC_\w+|locale-archive)|/usr/lib/.*/gconv/gconv-modules(?:\.cache)?"
 )
 _PYTHON_LISTS = (str(_SITE), str(_PACKAGE.parent))
