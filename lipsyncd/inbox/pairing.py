@@ -33,6 +33,7 @@ class Found:
     age_s      time since it was first seen
     film       it holds pictures and may hold sound: it can be either half
     gives_way  its suffix is one of `media.SECOND_SUFFIXES`
+    named_for  its role by its suffix
     left_for   the file of the same stem that was taken in its place; "" when it can be part of a pair
     """
 
@@ -45,6 +46,7 @@ class Found:
     film: bool = False
     gives_way: bool = False
     left_for: str = ""
+    named_for: str = ""
 
     @property
     def text(self) -> str:
@@ -273,6 +275,11 @@ def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) ->
         result.drops.append(Drop(images[0].stem, {IMAGE: images[0], AUDIO: voices[0]}))
         for chosen, of_role in ((images[0], pictures), (voices[0], sounds or films)):
             result.left += [(f, chosen.text) for f in of_role if f is not chosen]
+        return
+    by_name = {f.named_for: f for f in members}
+    if len(members) == 2 and not (images and voices) and by_name.keys() == {IMAGE, AUDIO}:
+        # Two pictures or two sounds under the names of a pair: its check refuses them at once, with what they are.
+        result.drops.append(Drop(by_name[IMAGE].stem, by_name))
         return
     first, others = members[0], members[1:]
     half = "picture" if sounds else "sound" if pictures else "picture or a sound"

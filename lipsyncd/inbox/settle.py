@@ -115,8 +115,10 @@ class Settling:
         if not (seen.settled or taken):
             self._settle(name, role, seen)
         settled, age_s = seen.settled or taken, self._now_s - seen.first_s
-        role, film = role_by_bytes(role, seen.structure)
-        return Found(name, role, seen.identity, settled=settled, taken=taken, age_s=age_s, film=film)
+        named_for, (role, film) = role, role_by_bytes(role, seen.structure)
+        return Found(
+            name, role, seen.identity, settled=settled, taken=taken, age_s=age_s, film=film, named_for=named_for
+        )
 
     def structure(self, name: bytes) -> Structure | None:
         """What the last look into that file found; None for manifests."""

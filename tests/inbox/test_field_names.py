@@ -152,3 +152,18 @@ def test_a_picture_of_50_megapixels_gives_a_square_and_no_whole_video(busy: Inst
     assert ended(busy, "square").frames == FRAMES
     sidecar = json.loads((busy.path("outbox") / "square.json").read_bytes())
     assert "decoded at half its size" in json.dumps(sidecar)
+
+
+@pytest.mark.parametrize(
+    ("stem", "image", "audio", "code"),
+    [
+        ("two-sounds", VOICE, VOICE, "image-not-recognised"),
+        ("two-pictures", picture(), picture(1), "audio-not-recognised"),
+    ],
+)
+def test_two_of_a_kind_under_the_names_of_a_pair_are_refused_at_once(
+    busy: Installation, stem: str, image: bytes, audio: bytes, code: str
+) -> None:
+    put(busy.path("inbox"), f"{stem}.png", image)
+    put(busy.path("inbox"), f"{stem}.wav", audio)
+    assert ended(busy, stem).reason_code == code

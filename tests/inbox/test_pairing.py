@@ -328,6 +328,11 @@ def test_too_many_of_a_stem_are_still_refused(files: list[Found]) -> None:
     assert len(drop.files) == len(files)
 
 
+def test_two_sounds_under_the_names_of_a_pair_are_no_halves_that_wait() -> None:
+    files = [replace(found("a.png"), role=AUDIO, named_for=IMAGE), replace(found("a.wav"), named_for=AUDIO)]
+    assert drops(sorted_out(*files)) == [({IMAGE: "a.png", AUDIO: "a.wav"}, "")]
+
+
 def test_a_film_alone_waits_for_either_half() -> None:
     assert waits(sorted_out(film("a.mp4"))) == {"a.mp4": "waits for a picture or a sound of the same stem"}
 
