@@ -34,14 +34,14 @@ _WRITES = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|O_APPEND")
 _INPUTS = ("image", "audio", "manifest")
 _MADE_IN_THE_JAIL = ("picture.rgb", "speech.s16", "sound.s16")
 _USERS_FILE = re.compile(
-    r"inbox/(?!\.lipsyncd/)[^/]+|spool/[^/]+/(?:image|audio|manifest)|(?:failed|archive)/.+\.(?:png|wav|mp4|mov|webm)"
+    r"inbox/(?!\.lipsyncd)[^/]+|spool/[^/]+/(?:image|audio|manifest)|(?:failed|archive)/.+\.(?:png|wav|mp4|mov|webm)"
 )
 # How the daemon itself opens users' files, as path and flags: to examine, hash and copy; links are not followed.
 _DAEMON_OPENS = re.compile(
     r"inbox/[^/]+ O_RDONLY\|O_NOCTTY\|O_NONBLOCK\|O_NOFOLLOW\|O_CLOEXEC"
     r"|spool/\.tmp-[^/]+/\w+ O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
     r"|spool/[^/.]+/\w+ O_RDONLY(?:\|O_NOCTTY\|O_NONBLOCK\|O_NOFOLLOW)?\|O_CLOEXEC"
-    r"|(?:failed|archive)/\.lipsyncd/[^/]+\.keep/[^/]+ O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
+    r"|(?:failed|archive)/\.lipsyncd/[^/]+\.keep/[^/]+ O_RDWR\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
 )
 _INTERNET = re.compile(r"AF_INET|AF_NETLINK|AF_PACKET")
 _DECODER = re.compile(
