@@ -22,16 +22,17 @@ demo: $(VENV)/.demo   ## make two talking videos in demo-out/ with a daemon of i
 	$(VENV)/bin/lipsyncd demo $(if $(TEXT),"$(TEXT)")
 
 # Two processes, a file at a time, in the order of names: else files with few tests come last, and the longest are among
-# them. The second half needs a machine of its own, kills daemons by the hundred, or waits for clocks and disks.
+# them. The second half is tests/system, which needs a machine of its own, kills daemons by the hundred, or waits for
+# clocks and disks; and the tests of other folders that are marked as slow.
 PYTEST := $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test: $(VENV)/.test   ## install what the tests need and run them: ten minutes on two cores
 	sh config/test-packages.sh
-	$(PYTEST) --ignore tests/system
+	$(PYTEST) --ignore tests/system -m "not slow"
 
 test-system: $(VENV)/.test   ## the other half: systemd, containers, kills, file errors, disks, mounts, clocks, hostile files
 	sh config/test-packages.sh
-	$(PYTEST) tests/system
+	$(PYTEST) -m "slow or system" tests/system $$(grep -rl --include='test_*.py' mark.slow tests)
 
 test-long: $(VENV)/.test   ## the full counts, which take hours: crashes, file errors, REST, bursts, disks, mounts, a soak
 	sh config/test-packages.sh

@@ -13,6 +13,8 @@ from hypothesis import settings
 from tests.kits.installation import Installation
 from tests.kits.machine import container_kit, inotify_kit
 
+SYSTEM = Path(__file__).with_name("system")
+
 # On a busy machine one example may take long, which says nothing about us. Under CI hypothesis has its own profile,
 # with the same examples each time.
 settings.register_profile("busy", deadline=None, print_blob=True)
@@ -32,6 +34,13 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     if installation.daemon is not None:
         installation.daemon.kill()
         installation.daemon.wait(10)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-system` runs in any case."""
+    for item in items:
+        if SYSTEM in item.path.parents:
+            item.add_marker(pytest.mark.system)
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,7 @@ def test_the_pictures_of_phones_and_scanners_are_taken(busy: Installation, stem:
     assert (facts.video.width, facts.video.height) == (80, 72)
 
 
+@pytest.mark.slow
 def test_a_picture_of_50_megapixels_gives_a_square_and_no_whole_video(busy: Installation) -> None:
     large = Image.open(io.BytesIO(picture(0, 256, 192))).resize((8192, 6144), Image.Resampling.NEAREST)
     put(busy.path("inbox"), "large.jpg", encoded(large, "JPEG"))

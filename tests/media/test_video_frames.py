@@ -107,8 +107,10 @@ def test_a_webm_without_pictures_is_a_sound_as_soon_as_its_tracks_are_there(tmp_
         assert seen(tmp_path, data[:length]).kind in (None, Kind.WEBM, Kind.WEBA)
 
 
-def test_matroska_that_is_no_webm_is_not_accepted(tmp_path: Path) -> None:
-    assert seen(tmp_path, film(".mkv", 10, *H264)).kind is None
+def test_matroska_that_is_no_webm_is_a_sound_and_no_video(tmp_path: Path) -> None:
+    kind = seen(tmp_path, film(".mkv", 10, *H264)).kind
+    assert kind is Kind.MKA
+    assert not (kind.is_image or kind.is_video)
 
 
 def test_a_live_webm_has_no_known_end(tmp_path: Path) -> None:

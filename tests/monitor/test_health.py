@@ -232,6 +232,7 @@ def test_the_daemon_is_ready_idle_and_after_work_and_not_without_its_outbox(serv
         served.until(lambda: readiness(served) == (200, []), "its return")
 
 
+@pytest.mark.slow
 def test_without_a_key_readiness_names_the_checks_and_no_paths(served: Installation) -> None:
     with served.running(LIPSYNCD_API_KEY="client:secret-word"):
         served.until(lambda: readiness(served) == (200, []), "readiness")
@@ -268,6 +269,7 @@ def test_a_stopping_daemon_is_live_and_not_ready(served: Installation) -> None:
     served.daemon = None
 
 
+@pytest.mark.slow
 def test_a_locked_ledger_leaves_the_daemon_live_and_not_ready(served: Installation) -> None:
     served.start()
     served.until(lambda: readiness(served) == (200, []), "readiness")

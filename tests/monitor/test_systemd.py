@@ -121,6 +121,7 @@ def test_a_stopped_process_feeds_no_watchdog(installation: Installation, manager
 
 @needs_root
 @needs_fuse
+@pytest.mark.slow
 def test_a_share_that_hangs_is_reported_and_causes_no_restart(
     installation: Installation, manager: ServiceManager
 ) -> None:

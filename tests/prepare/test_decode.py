@@ -284,6 +284,7 @@ def test_notes_tell_what_was_done(decoded_picture):
         ("AVIF", 8064, 6048, 8 * 48.8 + 100),
     ],
 )
+@pytest.mark.slow
 def test_the_largest_picture_takes_bounded_memory(tmp_path, form, width, height, most_mb):
     mode = "RGBA" if form == "PNG" else "P" if form == "GIF" else "RGB"
     options = {"exif": turned_by(6)} if form == "JPEG" else {"speed": 10} if form == "AVIF" else {}

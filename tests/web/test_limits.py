@@ -119,6 +119,7 @@ def test_json_that_never_ends_times_out(api: Api) -> None:
         assert b" 408 " in line.recv(65536).split(b"\r\n")[0]
 
 
+@pytest.mark.slow
 def test_a_hundred_clients_may_wait_and_the_next_one_is_answered_at_once(api: Api) -> None:
     drained(api)
     files = {"source_image": ("a.png", picture()), "audio_data": ("a.wav", sound(2.0))}
@@ -192,6 +193,7 @@ def test_the_error_for_a_wrong_method_names_the_right_ones(api: Api) -> None:
 # -- too many ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_try_again_and_the_inbox_is_never_full(api: Api) -> None:
     drained(api)
     files = {"source_image": ("a.png", picture()), "audio_data": ("a.wav", sound(2.0))}

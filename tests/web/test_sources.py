@@ -187,7 +187,7 @@ def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
         ("slow.png", 400, "did not arrive"),
         ("inwards.png", 400, "no public address"),
         ("gone.png", 400, "404"),
-        ("page.png", 415, "no known format"),
+        ("page.png", 415, "is a web page"),
         ("hello.wav", 415, "is wav"),
     ],
 )
@@ -249,5 +249,8 @@ def test_a_video_that_cannot_be_decoded_is_refused_at_once(api: Api) -> None:
     assert answer.refused(400, "BadRequestError")
     assert answer.json["details"]["code"] == "image-undecodable"
     answer = api.form("/upload-audio", file=("a.webm", film(".webm", 30, *VP8)))
+    assert answer.refused(400, "BadRequestError")
+    assert "the WebM holds no sound" in answer.json["description"]
+    answer = api.form("/upload-audio", file=("a.avi", b"RIFF\x24\0\0\0AVI LIST" + bytes(40)))
     assert answer.refused(415, "UnsupportedMimeTypeError")
     assert "audio/wav" in answer.json["details"]["supported"]

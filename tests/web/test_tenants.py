@@ -138,6 +138,7 @@ def test_another_keys_job_is_not_found_and_stays(bert: Api, anna: Api, annas: Th
     assert anna.talk(annas.talk["id"])["id"] == annas.talk["id"]
 
 
+@pytest.mark.slow
 def test_waiting_for_another_keys_job_ends_at_once(api: Api, bert: Api, anna: Api) -> None:
     files = {"source_image": ("a.png", picture(4)), "audio_data": ("a.wav", sound(2.0, seed=4))}
     job_id = anna.form("/generate-video", renderer="slow", **files).json["id"]

@@ -77,6 +77,7 @@ def slow_clients(stack: contextlib.ExitStack, api: Api, number: int) -> list[soc
     return lines
 
 
+@pytest.mark.slow
 def test_a_dozen_slow_uploads_are_ended_and_others_find_room(tmp_path: Path) -> None:
     with serving(tmp_path) as api, contextlib.ExitStack() as stack:
         lines = slow_clients(stack, api, 12)
@@ -92,6 +93,7 @@ def test_a_dozen_slow_uploads_are_ended_and_others_find_room(tmp_path: Path) -> 
     assert all(answer.startswith(b"HTTP/1.1 408 ") and b"too slow" in answer for answer in answers)
 
 
+@pytest.mark.slow
 def test_an_upload_at_the_lowest_rate_arrives_and_json_that_drips_is_ended(tmp_path: Path) -> None:
     """With a pause in it, and for longer than the rate is measured at a time."""
     with serving(tmp_path, changes={"web": {"min_kb_s": 2.0}}) as api:
@@ -187,6 +189,7 @@ def silent_server() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_slow_fetches_of_one_key_hold_up_no_other(tmp_path: Path, silent_server: str) -> None:
     changes = keys_file(tmp_path, ANNA, BERT) | {"fetch": {"allow": ["127.0.0.1"], "timeout_s": 12.0}}
     with serving(tmp_path, changes=changes) as api, contextlib.ExitStack() as stack:

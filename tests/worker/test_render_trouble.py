@@ -37,6 +37,7 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_a_child_that_the_kernel_ends_is_recognised_and_tried_again_with_half_the_batch(
     installation: Installation,
 ) -> None:

@@ -74,6 +74,7 @@ def never() -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_one_child_renders_job_after_job_each_with_its_sound(child: LocalChild, tmp_path: Path) -> None:
     made = []
     for changed in ({}, {"picture": portrait(241, 221), "fps": "30000/1001", "stitch": True}):

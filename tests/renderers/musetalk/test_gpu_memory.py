@@ -59,6 +59,7 @@ def notes_of(installation: Installation, name: str) -> list[str]:
     return [event.note for event in installation.view.events(job.id)]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered_after_a_restart(
     installation: Installation,
 ) -> None:
