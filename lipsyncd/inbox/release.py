@@ -86,6 +86,7 @@ class Release:
         released = [job_id for job_id, sources in left.items() if not sources]
         if released:
             self._inbox.folder.fsync()
+            removal.fsync()
             reach("intake-unlinked")
             self._ledger.set_released(released)
         self._sources = {job_id: sources for job_id, sources in left.items() if sources}

@@ -281,4 +281,5 @@ def _remove_video(folders: Folders, piece: Piece) -> bool:
                 if not removal.take(folder, name, lambda here, name: here.is_file_of(name, facts.get("sha256"))):
                     return False
             folder.fsync()
+            removal.fsync()
             return removal.take(folder, sidecar, lambda here, name: (here.read_json(name) or {}).get("id") == piece.id)

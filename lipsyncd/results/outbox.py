@@ -186,6 +186,7 @@ class Outbox:
             if facts.get("id") != job_id:
                 return
             removal.take(results, video, lambda here, name: here.is_file_of(name, facts.get("sha256")))
+            removal.fsync()
             removal.take(results, sidecar, lambda here, name: (here.read_json(name) or {}).get("id") == job_id)
             results.fsync()
 

@@ -37,7 +37,7 @@ Name: TypeAlias = str | bytes
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOCTTY
 _PASSAGE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_DEPTH = 40  # folders within folders that `remove_tree` enters
 
 
@@ -170,7 +170,7 @@ class OpenFolder:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def create(self, name: Name, mode: int) -> int:
-        """A descriptor of a new file, for writing and reading. Raises FileExistsError, also for a link."""
+        """A descriptor of a new file, for writing. Raises FileExistsError, also for a link."""
         return os.open(name, _NEW_FILE, mode, dir_fd=self._descriptor)
 
     def write(self, name: Name, content: bytes, *, mode: int, prepare: Callable[[int], None] | None = None) -> None:

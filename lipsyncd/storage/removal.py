@@ -67,6 +67,11 @@ class Removal:
 
         return self.take(folder, name, is_ours)
 
+    def fsync(self) -> None:
+        """Make what was removed durable: after a power cut, the next start would put it back."""
+        for folder in self._folders.values():
+            folder.fsync()
+
     def __enter__(self) -> Self:
         return self
 

@@ -41,7 +41,7 @@ _DAEMON_OPENS = re.compile(
     r"inbox/[^/]+ O_RDONLY\|O_NOCTTY\|O_NONBLOCK\|O_NOFOLLOW\|O_CLOEXEC"
     r"|spool/\.tmp-[^/]+/\w+ O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
     r"|spool/[^/.]+/\w+ O_RDONLY(?:\|O_NOCTTY\|O_NONBLOCK\|O_NOFOLLOW)?\|O_CLOEXEC"
-    r"|(?:failed|archive)/\.lipsyncd/[^/]+\.keep/[^/]+ O_RDWR\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
+    r"|(?:failed|archive)/\.lipsyncd/[^/]+\.keep/[^/]+ O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC"
 )
 _INTERNET = re.compile(r"AF_INET|AF_NETLINK|AF_PACKET")
 _DECODER = re.compile(

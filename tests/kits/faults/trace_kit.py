@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.kits.installation import Installation
 
-CALLS = "open,openat,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,rmdir"
+CALLS = "open,openat,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,rmdir"
 # The kernel selects the calls, so that other calls cost nothing. Calls that a seccomp filter of the traced process
 # refuses are then not recorded; they have no effect either.
 QUICKLY = "--seccomp-bpf"

@@ -97,9 +97,15 @@ def rules_of(record: Record) -> Iterator[Rule]:
         accepted,
     )
     yield Rule("the acceptance is durable before there is a row", accepted, synced(spool), is_commit)
-    yield Rule("the row is committed before the inbox is changed", synced(spool), is_commit, removed_from(inbox))
+    yield Rule("the row is committed before the inbox is changed", synced(spool), is_commit, taken_from(inbox))
     yield Rule(
-        "the removal from the inbox is durable before it is recorded", removed_from(inbox), synced(inbox), is_commit
+        "the removal from the inbox is durable before it is recorded", taken_from(inbox), synced(inbox), is_commit
+    )
+    yield Rule(
+        "what was taken from the inbox is gone for good before that is recorded",
+        lambda e: e.name == "unlinkat" and e.path.startswith(f"{inbox}/.lipsyncd/gone-"),
+        synced_like(f"{inbox}/.lipsyncd/gone-"),
+        is_commit,
     )
     for name in ("picture.rgb", "speech.s16", "sound.s16"):
         yield Rule(
@@ -120,18 +126,13 @@ def rules_of(record: Record) -> Iterator[Rule]:
         "`publishing` is committed before anything goes to the outbox",
         moved_to(f"{folder}/out.json"),
         is_commit,
-        made(f"{hidden}/{job_id}.mp4.part"),
+        written(hidden, f"{job_id}.json.part"),
     )
-    for suffix in ("mp4", "json"):
-        token = f"{hidden}/{job_id}.{suffix}.part"
-        yield Rule(
-            f"the hidden {suffix} is durable before it counts", made(token), synced(token), written(folder, "staged")
-        )
+    unfinished, token = f"{hidden}/.{job_id}.mp4.part", f"{hidden}/{job_id}.mp4.part"
+    yield from replaced(hidden, f"{job_id}.json.part", made(unfinished))
+    yield Rule("the hidden video is durable before it counts", made(unfinished), synced(unfinished), moved_to(token))
     yield Rule(
-        "the hidden names are durable before they count",
-        made(f"{hidden}/{job_id}.json.part"),
-        synced(hidden),
-        written(folder, "staged"),
+        "the hidden names are durable before they count", moved_to(token), synced(hidden), written(folder, "staged")
     )
     yield from replaced(folder, "staged", is_commit)
     yield Rule(
@@ -177,7 +178,7 @@ def rules_of(record: Record) -> Iterator[Rule]:
     )
     yield Rule(
         "the folder of a new day is durable",
-        lambda e: e.name == "mkdir" and Path(e.path).parent == Path(archive),
+        lambda e: e.name == "mkdirat" and Path(e.path).parent == Path(archive),
         synced(archive),
         moved_from(kept),
     )
@@ -234,6 +235,11 @@ def moved_from(source: str) -> Match:
     return lambda e: e.name.startswith("rename") and e.paths[:1] == (source,)
 
 
+def taken_from(folder: str) -> Match:
+    """A name is moved out of that folder, to be removed."""
+    return lambda e: e.name.startswith("rename") and str(Path(e.path).parent) == folder
+
+
 def removed_from(folder: str) -> Match:
     return lambda e: e.name in ("unlink", "unlinkat") and str(Path(e.path).parent) == folder
 
@@ -277,7 +283,8 @@ def _commits_without_sync(events: Sequence[Event]) -> list[str]:
 
 
 def test_every_step_of_a_job_is_durable_before_the_next_one(record: Record) -> None:
-    assert violations(record, record.events) == []
+    found = violations(record, record.events)
+    assert found == [], "\n".join(found)
 
 
 def test_without_any_one_of_its_fsyncs_a_rule_is_broken(record: Record) -> None:
