@@ -163,9 +163,14 @@ class OpenFolder:
         return self.enter(name)
 
     def make_new(self, name: Name, mode: int) -> OpenFolder:
-        """As `make`; raises FileExistsError when anything of that name is there."""
+        """As `make`; raises FileExistsError when anything of that name is there. A failure leaves none."""
         os.mkdir(name, mode, dir_fd=self._descriptor)
-        return self.enter(name)
+        try:
+            return self.enter(name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.remove_folder(name)
+            raise
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -230,6 +235,13 @@ class OpenFolder:
     def remove_folder(self, name: Name) -> None:
         """Remove an empty folder. Raises OSError."""
         os.rmdir(name, dir_fd=self._descriptor)
+
+    def remove_any(self, name: Name) -> None:
+        """Remove a file, or a folder with everything in it; nothing happens when it is gone."""
+        try:
+            self.remove(name)
+        except (IsADirectoryError, PermissionError):  # the error for a folder is EISDIR or EPERM
+            self.remove_tree(name)
 
     def remove_tree(self, name: Name, *, _depth: int = 0) -> None:
         """Remove whatever lies under that name, with everything in it; links are removed, not followed."""

@@ -49,12 +49,12 @@ class Removal:
         reach("removal-taken")
         try:
             ours = is_ours(here, name)
-        except BaseException:
+            if ours:
+                here.remove_any(name)
+        except BaseException:  # what is left of it gets its name back, so that it can be tried again
             put_back(here, folder, name)
             raise
-        if ours:
-            here.remove_tree(name)
-        else:
+        if not ours:
             put_back(here, folder, name)
         return ours
 
@@ -81,8 +81,10 @@ class Removal:
     def close(self) -> None:
         for name, folder in self._folders.items():
             folder.close()
-            with contextlib.suppress(OSError):  # something could not be put back: the next start tries again
-                self._private.remove_folder(name)
+            for _ in range(2):  # where the disk fails twice, or something could not be put back, the next start goes on
+                with contextlib.suppress(OSError):
+                    self._private.remove_folder(name)
+                    break
         self._folders = {}
 
     def _open(self, folder: OpenFolder) -> OpenFolder:
@@ -104,6 +106,8 @@ def put_back(here: OpenFolder, folder: OpenFolder, name: Name) -> None:
             here.rename(name, folder, os.fsencode(text if number == 1 else f"{text} ({number})"))
         except FileExistsError:
             continue
+        except FileNotFoundError:  # it was removed before the error
+            return
         return
     log.error("%s cannot get its name back in %s; it stays in %s", text, folder.where, here.where)
 
@@ -119,7 +123,7 @@ def _end_one(root: OpenFolder, private: OpenFolder, name: str, is_ours: IsOurs) 
         left = [entry.name for entry in here.entries()]
         for one in left:
             if is_ours(here, one):
-                here.remove_tree(one)
+                here.remove_any(one)
             else:
                 put_back(here, place, one)
                 log.info("%s has its name back: its removal was interrupted", place.shown(one))
