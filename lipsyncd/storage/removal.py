@@ -37,6 +37,8 @@ class Removal:
     def take(self, folder: OpenFolder, name: Name, is_ours: IsOurs) -> bool:
         """Take what lies in `folder` under that name; False when there is nothing, or when it is not ours.
 
+        Raises OSError: then it has its name again, or what is left of it.
+
         folder   the shared folder, or one within it
         is_ours  looks at it in the folder where it lies then, and may remove it there. What it leaves and calls ours
                  is removed here; what is not ours gets its name back.

@@ -113,6 +113,24 @@ def test_an_error_in_the_proof_gives_the_name_back(path: Path, removal: Removing
     assert (path / "a" / "file").read_bytes() == b"theirs"
 
 
+def test_what_cannot_be_removed_gets_its_name_back(
+    path: Path, removal: Removing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would be taken for removed, and the next start would put it back as a new one."""
+    (path / "a").write_bytes(b"ours")
+    removing, root = removal
+
+    def fail(self: OpenFolder, name: Name) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenFolder, "remove", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            removing.take(root, "a", always)
+    assert (path / "a").read_bytes() == b"ours"
+    assert removing.take(root, "a", always)
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_link_is_removed_or_put_back_and_never_followed(
     path: Path, removal: Removing, tmp_path: Path, ours: bool
