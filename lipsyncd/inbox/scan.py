@@ -220,19 +220,18 @@ class Inbox:
         """Every name that may be part of a job. What is left out, and why, is in `ignored`."""
         ignored = Shown()  # shown when it is complete
         named = self._named_somewhere()
-        listed = {os.fsencode(entry.name): entry for entry in self.folder.entries()}
-        for name, entry in sorted(listed.items()):
+        for name in self.folder.names():
             if _is_temporary(name) or name in self._queues:
                 continue
             role = _role(name) or (OTHER if pairing_key(os.fsdecode(name)) in named else None)
             try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
+                status = self.folder.status(name)
             except OSError as error:
                 ignored.note(printable(name), f"cannot be read: {error.strerror}")
                 if role == MANIFEST:  # it is there, and its files are not a pair without it
                     yield name, role, _NOT_SEEN
+                continue
+            if status is None:
                 continue
             shown = repr(printable(name))
             if stat.S_ISDIR(status.st_mode):

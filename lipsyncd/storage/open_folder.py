@@ -90,6 +90,10 @@ class OpenFolder:
         with os.scandir(self.fileno()) as found:
             return list(found)
 
+    def names(self) -> list[bytes]:
+        """The names of everything in it, in order. Of a hundred thousand files it takes less memory than `entries`."""
+        return sorted(map(os.fsencode, os.listdir(self.fileno())))
+
     def files(self) -> list[os.DirEntry[str]]:
         """The regular files, without hidden ones."""
         return [entry for entry in self._shown() if entry.is_file(follow_symlinks=False)]
