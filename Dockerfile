@@ -17,16 +17,22 @@ RUN sh config/venv.sh /opt/lipsyncd && sh config/venv.sh /opt/build
 RUN /opt/build/bin/pip install --no-cache-dir --require-hashes -r config/locks/build.txt
 RUN /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r config/locks/preview.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY config/build_backend.py config/pages.py config/
 COPY lipsyncd lipsyncd
 # The wheel is built with the locked build tools, and installed without its dependencies, which are there already.
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
- && /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+ && /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
+ && mkdir -p /opt/lipsyncd/share/lipsyncd && echo method=container > /opt/lipsyncd/share/lipsyncd/installation
 
 FROM build-preview AS build-gpu
 # `--build-arg TORCH=` leaves torch out, for a base that has its own, or to build the rest of the image only.
 ARG TORCH=config/locks/torch.txt
 RUN if [ -n "${TORCH}" ]; then /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r "${TORCH}"; fi
 RUN /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r config/locks/musetalk.txt
+# The onnxruntime that computes on the GPU, in place of the other one; `--build-arg ONNXRUNTIME=` leaves that.
+ARG ONNXRUNTIME=config/locks/onnxruntime-gpu.txt
+RUN if [ -n "${ONNXRUNTIME}" ]; then /opt/lipsyncd/bin/pip uninstall --yes onnxruntime \
+ && /opt/lipsyncd/bin/pip install --no-cache-dir --no-deps --require-hashes -r "${ONNXRUNTIME}"; fi
 
 # -- the images --------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Print the figures of the daemon and the preview renderer, each beside a reference from the same run.
 
-    python -m benchmarks.figures [start] [render] [memory] [sync] [length] [latency]
+    python -m benchmarks.figures [start] [render] [faces] [memory] [sync] [length] [latency]
 
 Without arguments it prints all of them, which takes some minutes on two cores. Ratios are more reliable than times:
 other work on the machine affects both sides of a ratio.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,18 +18,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import skimage.data
 from PIL import Image
 
-from lipsyncd.jobs.job import Job
+from lipsyncd.jobs.job import Job, JobSpec
 from lipsyncd.media.mp4 import inspect
-from lipsyncd.renderers.preview.find.choose_face import choose_face
+from lipsyncd.prepare.inputs import decode_inputs
+from lipsyncd.renderers.face.choose import choose_face
+from lipsyncd.settings import Intake
 from tests.kits.installation import Installation, picture, put, sound
-from tests.kits.media.media_kit import encoded, wav
+from tests.kits.media import portraits
+from tests.kits.media.media_kit import encoded, ffmpeg, wav
 from tests.kits.media.preview_kit import (
-    astronaut,
     best_lag,
     correlation,
     loudness,
@@ -88,9 +95,8 @@ def speech_wav(seconds: float) -> bytes:
     return wav(np.resize(spoken, round(seconds * 16_000)).astype("<i2").tobytes())
 
 
-def do_job(installation: Installation, name: str, seconds: float, **fields: object) -> Job:
-    face = astronaut().picture
-    put(installation.path("inbox"), f"{name}.png", encoded(Image.fromarray(face), "PNG"))
+def do_job(installation: Installation, name: str, seconds: float, portrait: str = "astronaut", **fields: object) -> Job:
+    put(installation.path("inbox"), f"{name}.png", encoded(Image.fromarray(portraits.picture(portrait)), "PNG"))
     put(installation.path("inbox"), f"{name}.wav", speech_wav(seconds))
     installation.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", **fields)
     job = installation.until_state(name, *_ENDED, seconds=1200)
@@ -99,14 +105,44 @@ def do_job(installation: Installation, name: str, seconds: float, **fields: obje
 
 
 def render_speed() -> None:
-    """A whole job of 30 s in a warm child, encoding included, against real time."""
+    """Whole jobs of 30 s in a warm child, encoding included, against real time."""
     installation = scratch()
+    framings = (("whole picture", {"stitch": True}), ("square", {"stitch": False, "resolution": 512}))
     with installation.running():
         do_job(installation, "warm", 1.0)
-        for name, fields in (("whole", {"stitch": True}), ("square", {"stitch": False, "resolution": 512})):
-            job = do_job(installation, name, 30.0, **fields)
+        for portrait, (framing, fields), motion in product(("astronaut", "ada"), framings, ("none", "subtle")):
+            name = f"{portrait}-{framing.split()[0]}-{motion}"
+            job = do_job(installation, name, 30.0, portrait, motion=motion, **fields)
             speed = (job.duration_ms or 0) / (job.render_ms or 1)
-            say(f"preview, 512x512, {name} picture", f"{speed:.1f} times real time ({job.render_fps:.0f} fps)")
+            value = f"{speed:.1f} times real time ({job.render_fps:.0f} fps)"
+            say(f"preview, 512x512, {portrait}, {framing}, motion {motion}", value)
+
+
+def faces() -> None:
+    """What the search for a face adds to the preparing of a job: median of wall clock, least processor time."""
+    spec = JobSpec("id", "anna", "anna", "preview", False, 256, Fraction(25), 0)
+    others = replace(spec, renderer="flat")  # a renderer that decides about faces itself
+    cat = np.asarray(skimage.data.cat())
+    with tempfile.TemporaryDirectory(prefix="lipsyncd-bench-") as scratch_folder:
+        folder = Path(scratch_folder)
+        (folder / "audio").write_bytes(speech_wav(5.0))
+        for name, image in (("a face in the whole frame", portraits.picture("astronaut")), ("none anywhere", cat)):
+            (folder / "image").write_bytes(encoded(Image.fromarray(image), "PNG"))
+            took: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+            for _ in range(RUNS):
+                for key, one in (("with", spec), ("without", others)):
+                    began, used = time.perf_counter(), _cpu_s()
+                    decode_inputs(one, folder, limits=Intake(), ffmpeg=ffmpeg())
+                    took[key].append((time.perf_counter() - began, _cpu_s() - used))
+            wall = [statistics.median(each[0] for each in took[key]) for key in ("with", "without")]
+            cpu = [min(each[1] for each in took[key]) for key in ("with", "without")]
+            more = f"{wall[0] - wall[1]:.2f} s more than the {wall[1]:.2f} s of decoding"
+            say(f"search for a face, {name}", f"{more}; processor {cpu[0] - cpu[1]:.2f} of {cpu[0]:.2f} s")
+
+
+def _cpu_s() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def memory() -> None:
@@ -159,7 +195,7 @@ def sync() -> None:
         frames = render(subject.picture, speech)
         level = loudness(speech, len(frames))
         still = render(subject.picture, silence(0.2))[0]
-        change = mouth_change(frames, still, choose_face(subject.picture).face.box)
+        change = mouth_change(frames, still, choose_face(subject.picture).box)
         heights = openings(frames, subject)[:, 0]
         figures = f"r = {correlation(change, level):.2f}, lag {best_lag(change, level)} frames"
         say(f"sync, {subject.name}", f"{figures}; height of the opening r = {correlation(heights, level):.2f}")
@@ -204,6 +240,7 @@ _FLAT = ("flat=tests.kits.faults.faulty_renderers:Flat", "missing=tests.no_such_
 FIGURES: dict[str, Callable[[], None]] = {
     "start": start,
     "render": render_speed,
+    "faces": faces,
     "memory": memory,
     "sync": sync,
     "length": length,

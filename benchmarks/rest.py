@@ -1,8 +1,9 @@
 """What the REST server costs: `python -m benchmarks.rest` prints a table.
 
 GET /talk-status from 50 connections while a job renders, beside a bare aiohttp handler that does the same single read
-of SQLite and the same check of the key; and the same call with a hundred and with a hundred thousand rows. Everything
-runs on loopback and on this machine, the client included, so only the ratios mean something elsewhere.
+of SQLite and the same check of the key; and the same call with a hundred and with a hundred thousand rows. Then the
+same call while a thousand jobs wait, with and without two hundred streams of events. Everything runs on loopback and on
+this machine, the clients included, so only the ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ ROUND_S = 1.5
 ROUNDS = 6
 ROWS = 100_000
 IDS = 100  # requested in rotation
+STREAMS, WAITING = 200, 1000
 KEY = "one-long-word"
 
 
@@ -94,21 +96,67 @@ def bare(ledger: str, pipe: Any) -> None:
     asyncio.run(serve())
 
 
-def fill(ledger: Path, like: str, rows: int) -> None:
-    """Copies of one ended job, under ids of their own."""
+def fill(ledger: Path, like: str, rows: int, **changed: Any) -> None:
+    """Copies of one ended job under ids and names of their own, with these columns changed."""
     with contextlib.closing(sqlite3.connect(ledger)) as connection, connection:
         names = [row[1] for row in connection.execute("PRAGMA table_info(job)")]
         [row] = connection.execute(f"SELECT {', '.join(names)} FROM job WHERE id=?", (like,))
         [top] = connection.execute("SELECT max(seq) FROM job").fetchone()
-        marks = ", ".join("?" * len(names))
-        at = {name: number for number, name in enumerate(names)}
+        columns = ", ".join(f":{name}" for name in names)
 
-        def copy(number: int) -> list[Any]:
-            values = list(row)
-            values[at["id"]], values[at["seq"]], values[at["source_sig"]] = new_id(), top + number, str(number)
-            return values
+        def copy(number: int) -> dict[str, Any]:
+            job_id = new_id()
+            own = {"id": job_id, "seq": top + number, "source_sig": job_id, "out_name": job_id, "out_key": job_id}
+            return {**dict(zip(names, row, strict=True)), **own, **changed}
 
-        connection.executemany(f"INSERT INTO job VALUES({marks})", (copy(n) for n in range(1, rows + 1)))
+        connection.executemany(f"INSERT INTO job VALUES({columns})", (copy(n) for n in range(1, rows + 1)))
+
+
+WAITS = {"state": "queued", "stage": "queued", "fraction": 0, "attempt": 0, "started_ms": None, "finished_ms": None}
+
+
+def listen(port: int, pipe: Any) -> None:
+    """Read `STREAMS` streams in a process of its own; tells how many bytes and pieces came since the beginning."""
+
+    async def read() -> None:
+        head = f"GET /jobs/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
+        came = [0, 0]
+
+        async def one() -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+            writer.write(head)
+            found = await reader.readuntil(b"\nid: ")
+            assert found.startswith(b"HTTP/1.1 200"), found
+            ready.release()
+            while block := await reader.read(1 << 16):
+                came[0] += len(block)
+                came[1] += 1
+
+        ready = asyncio.Semaphore(0)
+        tasks = [asyncio.create_task(one()) for _ in range(STREAMS)]
+        for _ in tasks:
+            await ready.acquire()
+        pipe.send(STREAMS)
+        await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+        pipe.send(came)
+
+    asyncio.run(read())
+
+
+@contextlib.contextmanager
+def listeners(port: int) -> Iterator[None]:
+    """`STREAMS` streams of events are open and begun."""
+    parent, child = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=listen, args=(port, child), daemon=True)
+    process.start()
+    assert parent.recv() == STREAMS
+    yield
+    parent.send("end")
+    size_bytes, pieces = parent.recv()
+    assert pieces, "no change came"
+    print(f"    {pieces / STREAMS:.1f} changes and {size_bytes / STREAMS / 1000:.1f} kB for each stream")
+    process.kill()
+    process.join()
 
 
 def ids_in(ledger: Path) -> list[str]:
@@ -159,7 +207,7 @@ def main() -> None:
         done = order(api, 0.3, "flat")
         api.done(done)
         fill(ledger, done, 100)
-        order(api, 30.0, "slow")  # renders while we measure
+        order(api, 120.0, "slow")  # renders while we measure
         parent, child = multiprocessing.Pipe()
         process = multiprocessing.Process(target=bare, args=(str(ledger), child), daemon=True)
         process.start()
@@ -169,12 +217,21 @@ def main() -> None:
         us, it = (api.installation.daemon.pid, api.port), (process.pid, bare_port)
         # One after the other, so that other load on this machine affects both.
         before = [(one_round(*us, few), one_round(*it, few)) for _ in range(ROUNDS)]
+        fill(ledger, done, WAITING, **WAITS)
+        quiet, streamed = [], []
+        for _ in range(ROUNDS):
+            quiet.append(one_round(*us, few))
+            with listeners(api.port):
+                streamed.append(one_round(*us, few))
         fill(ledger, done, ROWS)
         many = ids_in(ledger)
         after = [(one_round(*us, many), one_round(*it, many)) for _ in range(ROUNDS)]
         process.terminate()
     shutil.rmtree(folder)
     tell("100 rows", before)
+    rate = statistics.median(one.rate / two.rate for one, two in zip(streamed, quiet, strict=True))
+    cpu = middle(streamed).cpu_ms / middle(quiet).cpu_ms
+    print(f"{WAITING} jobs wait: with {STREAMS} streams the rate is {rate:.2f} of that without, CPU {cpu:.2f} of it")
     tell(f"{ROWS} rows", after)
     ours, others = (
         middle([pair[who] for pair in after]).p99_ms / middle([pair[who] for pair in before]).p99_ms for who in (0, 1)

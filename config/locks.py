@@ -3,7 +3,8 @@
     pip install uv && python config/locks.py
 
 `build.txt` builds the wheel. `preview.txt` is for every image; the GPU image adds `musetalk.txt`, and `torch.txt`,
-which is torch with its CUDA libraries and may be left out if the base image has them.
+which is torch with its CUDA libraries and may be left out if the base image has them. `onnxruntime-gpu.txt` takes the
+place of the onnxruntime in `preview.txt` there.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ def write(name: str, requirements: list[str]) -> None:
 
 def main() -> None:
     (CONFIG / "locks").mkdir(exist_ok=True)
-    write("build.txt", compiled("-", given="setuptools>=77\n"))
-    preview = compiled("pyproject.toml", "--extra", "tts")
-    rest = [item for item in compiled("pyproject.toml", "--extra", "tts", "--extra", "musetalk") if item not in preview]
+    write("build.txt", compiled("-", given="setuptools>=77\nclick>=8.1\n"))
+    speech = ("--extra", "tts", "--extra", "voices")
+    preview = compiled("pyproject.toml", *speech)
+    rest = [item for item in compiled("pyproject.toml", *speech, "--extra", "musetalk") if item not in preview]
     write("preview.txt", preview)
     write("musetalk.txt", [item for item in rest if not OF_TORCH.match(item)])
+    cuda = compiled("pyproject.toml", "--extra", "tts", "--extra", "musetalk-cuda")
+    write("onnxruntime-gpu.txt", [item for item in cuda if item.startswith("onnxruntime-gpu==")])
     write("torch.txt", [item for item in rest if OF_TORCH.match(item)])
 
 

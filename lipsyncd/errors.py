@@ -6,22 +6,25 @@
     ├── NoDaemon                    a command needs a running daemon
     ├── NotAllowed                  exit 77: this user may not read or write a file of the installation
     ├── UsageError                  exit 2: wrong arguments of a command
-    ├── LedgerError                 IllegalTransition UnknownJob LedgerTooNew BackupFailed LedgerUnavailable
+    ├── JobCancelled                a client waits for a job that was cancelled
+    ├── ServerError                 a server answered a client with an error: Busy KeyRefused Unreachable
+    ├── LedgerError                 IllegalTransition UnknownJob AmbiguousJob LedgerTooNew BackupFailed
+    │                               LedgerUnavailable
     ├── InputError                  the user's files or manifest; another attempt cannot help
     │   ├── manifest and names      BadManifest BadName UnsafePath MissingFile
     │   ├── pairs                   MissingHalf AmbiguousPair InputsAlreadyTaken InputsLost
     │   ├── picture                 ImageNotRecognised ImageUndecodable ImageTooLarge ImageTooSmall ImageAnimated
     │   └── sound                   AudioNotRecognised AudioUndecodable AudioTooShort AudioTooLong
-    │                               SpeechFailed FetchRefused
+    │                               SpeechFailed VoiceUnusable FetchRefused
     ├── RenderError                 a render failed
-    │   ├── permanent               NoFaceFound FaceTooSmall UnknownRenderer BadOption VideoNotTaken
+    │   ├── permanent               NoFaceFound FaceTooSmall UnknownRenderer BadOption VideoNotTaken LostTwice
     │   └── transient               RenderCrashed RenderTimeout RenderStalled OutOfMemory
-    │                               EncodeFailed BadResult FetchFailed JailFailed
+    │                               EncodeFailed BadResult FetchFailed JailFailed SlotLost
     ├── PublishError                a finished video cannot be published: NameTaken ResultGone
     └── Blocked                     not the job's fault: it waits, and no attempt is counted
                                     OutboxUnavailable InboxUnavailable FolderNotOurs DiskLow SystemBusy
                                     RendererNotInstalled SpeechNotInstalled WeightsMissing WeightsDamaged
-                                    WeightsUnreachable DeviceMissing
+                                    WeightsUnreachable DeviceMissing ClusterUnavailable ShareUnavailable
 
 `code` is stored in the ledger, written to `reason.json` and sent over REST, so it is never renamed. A message names the
 thing and the value seen; `remedy` is what the user can do.
@@ -29,7 +32,7 @@ thing and the value seen; `remedy` is what the user can do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 
@@ -51,6 +54,11 @@ class LipsyncdError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+    @property
+    def lines(self) -> list[str]:
+        """One line for each fault, for a terminal or a log."""
+        return [str(self)]
 
     def reason(self) -> dict[str, str]:
         """The three fields for users and programs."""
@@ -83,6 +91,20 @@ class ConfigError(LipsyncdError):
     permanent = True
     exit_status = 78
     default_remedy = "`lipsyncd config` prints every value and where it was read"
+    faults: Sequence[ConfigError] = ()  # the single ones, where there are several
+
+    @classmethod
+    def of(cls, faults: Sequence[ConfigError]) -> ConfigError:
+        """The only one of these faults, or one error that holds all of them."""
+        if len(faults) == 1:
+            return faults[0]
+        error = cls(f"{len(faults)} settings are wrong: {' | '.join(map(str, faults))}", remedy="")
+        error.faults = tuple(faults)
+        return error
+
+    @property
+    def lines(self) -> list[str]:
+        return [str(fault) for fault in self.faults] or [str(self)]
 
 
 class AnotherDaemonRuns(LipsyncdError):
@@ -118,6 +140,47 @@ class UsageError(LipsyncdError):
     default_remedy = ""
 
 
+# -- clients -----------------------------------------------------------------------------------------------------------
+
+
+class JobCancelled(LipsyncdError):
+    """The job was cancelled, so there is no video."""
+
+    code = "cancelled"
+    permanent = True
+    default_remedy = ""
+
+
+class ServerError(LipsyncdError):
+    """A server has refused a client's request, or failed with it."""
+
+    code = "server-error"
+    default_remedy = "see the server's log"
+
+
+class Busy(ServerError):
+    """The server takes no more jobs or uploads at present. `retry_after_s`: when to ask again."""
+
+    code = "busy"
+    default_remedy = "send the request again later"
+    retry_after_s: float = 5.0
+
+
+class KeyRefused(ServerError):
+    """The server needs a key, or does not know this one."""
+
+    code = "key-refused"
+    permanent = True
+    default_remedy = "use a key of the server's web.api_key_file"
+
+
+class Unreachable(ServerError):
+    """No server answers at that address."""
+
+    code = "server-unreachable"
+    default_remedy = "check the address, and that the daemon runs there"
+
+
 # -- the ledger --------------------------------------------------------------------------------------------------------
 
 
@@ -135,12 +198,21 @@ class LedgerUnavailable(LedgerError):
 
 
 class UnknownJob(LedgerError):
-    """The ledger has no job with that id."""
+    """The ledger has no job with that id or name."""
 
     code = "unknown-job"
     permanent = True
     exit_status = 2
     default_remedy = "`lipsyncd status` lists the jobs in the ledger"
+
+
+class AmbiguousJob(LedgerError):
+    """Several jobs have that name, or an id that begins or ends so."""
+
+    code = "ambiguous-job"
+    permanent = True
+    exit_status = 2
+    default_remedy = "give the id of one of them"
 
 
 class IllegalTransition(LedgerError):
@@ -303,6 +375,13 @@ class SpeechFailed(InputError):
     default_remedy = "shorten or correct the text, or choose another voice"
 
 
+class VoiceUnusable(InputError):
+    """A voice of Piper is missing, damaged, or none."""
+
+    code = "voice-unusable"
+    default_remedy = "`lipsyncd voices` lists the voices; NAME.onnx and NAME.onnx.json belong into speech.voices"
+
+
 class FetchRefused(InputError):
     """A URL may not be fetched, or does not have the file."""
 
@@ -340,6 +419,7 @@ class UnknownRenderer(RenderError):
 
     code = "unknown-renderer"
     permanent = True
+    exit_status = 2
 
 
 class BadOption(RenderError):
@@ -347,6 +427,7 @@ class BadOption(RenderError):
 
     code = "bad-option"
     permanent = True
+    exit_status = 2
     default_remedy = "correct the manifest; docs/renderers.md lists the options of each renderer"
 
 
@@ -356,6 +437,21 @@ class VideoNotTaken(RenderError):
     code = "video-not-taken"
     permanent = True
     default_remedy = "use a picture, or a renderer that accepts videos, such as musetalk"
+
+
+class SlotLost(RenderError):
+    """A machine of the cluster, or the process that rendered there, was lost."""
+
+    code = "slot-lost"
+    default_remedy = "the job is tried again elsewhere; `lipsyncd status --slots` shows the machines"
+
+
+class LostTwice(RenderError):
+    """Two machines of the cluster were lost while they rendered this job."""
+
+    code = "lost-twice"
+    permanent = True
+    default_remedy = "look into the logs of these machines before the job is retried"
 
 
 class RenderCrashed(RenderError):
@@ -490,14 +586,14 @@ class RendererNotInstalled(Blocked):
     """The renderer's packages are not installed."""
 
     code = "renderer-not-installed"
-    default_remedy = "install them, or choose another renderer with render.renderer"
+    default_remedy = "install them, as `lipsyncd doctor` says, or choose another renderer with render.renderer"
 
 
 class SpeechNotInstalled(Blocked):
     """The extra `tts` is not installed."""
 
     code = "speech-not-installed"
-    default_remedy = "install the extra: pip install 'lipsyncd[tts]'"
+    default_remedy = "install it; `lipsyncd doctor` says how, since that depends on how lipsyncd was installed"
 
 
 class WeightsMissing(Blocked):
@@ -526,3 +622,17 @@ class DeviceMissing(Blocked):
 
     code = "device-missing"
     default_remedy = 'check the driver with `nvidia-smi`, or use the CPU with render.devices = ["cpu"]'
+
+
+class ClusterUnavailable(Blocked):
+    """The Ray cluster does not answer."""
+
+    code = "cluster-unavailable"
+    default_remedy = "check `ray status` on the daemon's machine; `lipsyncd doctor --executor ray` checks the rest"
+
+
+class ShareUnavailable(Blocked):
+    """The shared folder of the cluster cannot be read or written."""
+
+    code = "share-unavailable"
+    default_remedy = "mount roots.share on the daemon's machine and on each machine of the cluster"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import compileall
+import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import lipsyncd
 from tests.kits.installation import Installation
 from tests.kits.machine import container_kit, inotify_kit
 
@@ -36,6 +40,12 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
         installation.daemon.wait(10)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the package once: jailed programs write no bytecode, so each of many would compile its modules again."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(lipsyncd.__file__).parent, quiet=2)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make test-system` runs in any case."""
     for item in items:
@@ -44,11 +54,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def debian_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Debian, made once. Copy it (`container_kit.copy_root`) before you change it."""
+def debian_root(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A small Debian, made once for all test processes. Copy it (`container_kit.copy_root`) before you change it."""
     if reason := container_kit.cannot_run("mmdebstrap"):
         pytest.skip(reason)
-    return container_kit.make_root(tmp_path_factory.mktemp("debian") / "root")
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent  # each process has a folder in the common one
+    with (shared / "debian.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made, unfinished = shared / "debian", shared / "debian.part"
+        if not made.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            container_kit.make_root(unfinished).rename(made)
+    return made
 
 
 @pytest.hookimpl(wrapper=True)

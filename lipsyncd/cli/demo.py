@@ -22,6 +22,7 @@ import click
 from lipsyncd.cli.display import progress
 from lipsyncd.cli.wait import fetch, until_ended
 from lipsyncd.errors import LipsyncdError, UsageError
+from lipsyncd.extras import how_to_install
 from lipsyncd.inbox.submit import drop
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.jobs.manifest import Manifest
@@ -73,7 +74,7 @@ def _portrait() -> Path:
     found = importlib.util.find_spec("skimage")
     picture = None if found is None or found.origin is None else Path(found.origin).parent / "data" / "astronaut.png"
     if picture is None or not picture.exists():
-        raise UsageError("the demo needs a picture that comes with scikit-image", remedy="pip install 'lipsyncd[demo]'")
+        raise UsageError("the demo needs a picture that comes with scikit-image", remedy=how_to_install("demo"))
     return picture
 
 
@@ -93,7 +94,9 @@ def _daemon(settings: Settings) -> Iterator[None]:
     log = settings.paths.storage.parent / "daemon.log"
     command = [sys.executable, "-m", "lipsyncd", "--config", str(settings.file), "run"]
     with log.open("wb") as lines:
-        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=lines, env=_clean_environment())
+        # Commands beside the demo look for the daemon of their user, so this one leaves its pointer in its own folder.
+        variables = {**_clean_environment(), "XDG_RUNTIME_DIR": str(log.parent)}
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=lines, env=variables)
     try:
         deadline_s = time.monotonic() + _START_S
         while not is_held(settings.paths.state):
@@ -118,10 +121,11 @@ def _make(
     folders: Folders, settings: Settings, portrait: Path, voice: Path, target: Path, *, name: str, stitch: bool
 ) -> tuple[Job, Path]:
     """Submit one job, wait for it with a progress bar, and copy its video and sidecar."""
-    submission = drop(folders, Manifest(image=str(portrait), audio=str(voice), out_name=name, stitch=stitch))
+    order = Manifest(image=str(portrait), audio=str(voice), out_name=name, stitch=stitch)
+    submission = drop(folders, order, limits=settings.intake)
     view = LedgerView(settings.paths.state / "ledger.db")
     with progress(name) as bar:
-        job = until_ended(view, folders, submission.job_id, bar.show)
+        job = until_ended(view, folders, submission, bar.show, bar.note)
     if job.state is not JobState.DONE:
         raise LipsyncdError(f"the demo's job is {job.state.value}: {job.reason}", remedy=job.remedy)
     path = fetch(folders, view, job, target / f"{name}.mp4")

@@ -1,30 +1,25 @@
-"""Tables and progress of jobs: drawn by `rich` in a terminal, plain lines elsewhere."""
+"""What commands print: JSON, the table of jobs, one job, and progress, for which `rich` draws a bar in a terminal."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lipsyncd.jobs.job import Job, JobEvent, JobState, now_ms
-from lipsyncd.jobs.webhook_delivery import Delivery, DeliveryState
+from lipsyncd.cli.job_table import Row, lines, name_of, shortened, state_of, wrapped
+from lipsyncd.jobs.job import JobEvent, JobState, now_ms
 
-_HEADINGS = ("ID", "NAME", "STATE", "STAGE", "%", "AGE", "RENDERER", "FPS")
-_RIGHT = ("%", "AGE", "FPS")
-COLOURS = {
-    JobState.QUEUED: "yellow",
-    JobState.RUNNING: "cyan",
-    JobState.PUBLISHING: "blue",
-    JobState.DONE: "green",
-    JobState.FAILED: "red",
-    JobState.CANCELLED: "bright_black",
-}
-_LONGEST_NAME = 32
+if TYPE_CHECKING:
+    from lipsyncd.jobs.webhook_delivery import Delivery
+
+_BAR_WIDTH, _LONGEST_OF_A_BAR = 20, 24  # so that a line of 80 columns has room for stage and times
 
 
 def is_terminal() -> bool:
@@ -35,92 +30,43 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def age(ms: int) -> str:
-    """The time since `ms` (milliseconds since 1970): 12s, 3m05s, 2h10m, 4d."""
-    seconds = max(0, (now_ms() - ms) // 1000)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    if seconds < 86_400:
-        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{seconds // 86_400}d"
-
-
-def row(job: Job) -> tuple[str, ...]:
-    """The cells of a job; a blocked or failed job has the code of its reason as its stage."""
-    stage = job.reason_code if job.reason_code and job.state in (JobState.QUEUED, JobState.FAILED) else job.stage
-    speed, name = job.render_fps, f"{job.queue}/{job.name}" if job.queue else job.name
-    return (
-        job.id,
-        name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…",
-        job.state.value,
-        stage or "",
-        f"{job.fraction * 100:.0f}",
-        age(job.accepted_ms),
-        job.renderer,
-        f"{speed:.0f}" if speed is not None else "-",
-    )
-
-
-def plain_table(jobs: Sequence[Job]) -> str:
-    """The table as text with aligned columns."""
-    rows = [_HEADINGS, *map(row, jobs)]
-    widths = [max(len(r[n]) for r in rows) for n in range(len(_HEADINGS))]
-    lines = []
-    for cells in rows:
-        padded = [
-            cell.rjust(width) if heading in _RIGHT else cell.ljust(width)
-            for cell, width, heading in zip(cells, widths, _HEADINGS, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
-
-
-def drawn_table(jobs: Sequence[Job]) -> Any:
-    """The table for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right" if heading in _RIGHT else "left", no_wrap=heading != "NAME")
-    for job in jobs:
-        cells: list[Any] = [Text(cell) for cell in row(job)]
-        cells[2] = Text(job.state.value, style=COLOURS[job.state])
-        table.add_row(*cells)
-    return table
-
-
-def print_jobs(jobs: Sequence[Job], notes: Sequence[str]) -> None:
-    """Print the table of jobs, and the notes below it."""
+def width() -> int | None:
+    """The columns of the terminal; None when standard output is none."""
     if not is_terminal():
-        click.echo(plain_table(jobs) if jobs else "no jobs")
-        for note in notes:
-            click.echo(note)
-        return
-    from rich.console import Console
+        return None
+    from shutil import get_terminal_size
 
-    console = Console()
-    if jobs:
-        console.print(drawn_table(jobs))
-    else:
-        console.print("no jobs", style="bright_black")
+    return get_terminal_size().columns
+
+
+def say(line: str) -> None:
+    """Print a line with colours, where a terminal shows them and NO_COLOR is not set."""
+    click.echo(line, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def print_jobs(rows: Sequence[Row], notes: Sequence[str]) -> None:
+    """Print the table of jobs, and the notes below it."""
+    for line in _screen(rows, notes, width()):
+        say(line)
+
+
+def _screen(rows: Sequence[Row], notes: Sequence[str], columns: int | None) -> Iterator[str]:
+    yield from lines(rows, columns) if rows else ["no jobs"]
+    if columns is not None:
+        yield ""
     for note in notes:
-        console.print(note, style="yellow", markup=False, highlight=False)
+        yield from (click.style(line, fg="yellow") for line in wrapped(note, columns, ""))
 
 
-def watch(look: Callable[[], tuple[Sequence[Job], Sequence[str]]], *, every_s: float) -> None:
+def watch(look: Callable[[], tuple[Sequence[Row], Sequence[str]]], *, every_s: float) -> None:
     """Redraw the table and the notes that `look` returns, until Ctrl-C."""
-    from rich.console import Group
+    from shutil import get_terminal_size
+
     from rich.live import Live
     from rich.text import Text
 
-    def screen() -> Group:
-        jobs, notes = look()
-        body = drawn_table(jobs) if jobs else Text("no jobs", style="bright_black")
-        return Group(body, *(Text(note, style="yellow") for note in notes))
+    def screen() -> Text:
+        return Text.from_ansi("\n".join(_screen(*look(), get_terminal_size().columns)))
 
     try:
         with Live(screen(), auto_refresh=False, screen=is_terminal()) as live:
@@ -131,19 +77,21 @@ def watch(look: Callable[[], tuple[Sequence[Job], Sequence[str]]], *, every_s: f
         return
 
 
-def print_job(job: Job, events: Sequence[JobEvent], deliveries: Sequence[Delivery] = ()) -> None:
+def print_job(row: Row, events: Sequence[JobEvent], deliveries: Sequence[Delivery] = ()) -> None:
     """Print one job with its history and its webhooks."""
+    job, waits_for = row.job, row.waits_for or {}
+    look = "whole picture" if job.stitch else f"{job.resolution} px square"
+    failed = job.state is JobState.FAILED
     facts = [
         ("id", job.id),
-        ("name", job.name),
-        ("state", job.state.value + (f" ({job.stage}, {job.fraction:.0%})" if job.state is JobState.RUNNING else "")),
-        ("queue", job.queue),
-        ("result", f"{job.place}.mp4" if job.state is JobState.DONE else ""),
+        ("name", name_of(job)),
+        ("state", state_of(job, row.waits_for)),
+        ("waits for", f"{waits_for['code']}: {waits_for['message']}" if waits_for else ""),
+        ("reason", f"{job.reason_code}: {job.reason}" if failed else ""),
+        ("remedy", waits_for.get("remedy") or (job.remedy if failed else "") or ""),
+        ("video", row.video),
         ("same as", job.duplicate_of or ""),
-        (
-            "renderer",
-            f"{job.renderer}, {'whole picture' if job.stitch else f'{job.resolution} px square'}, {job.fps} fps",
-        ),
+        ("renderer", f"{job.renderer}, {look}, {job.fps} fps"),
         ("length", f"{job.duration_ms / 1000:.2f} s, {job.frames} frames" if job.duration_ms else ""),
         (
             "rendered",
@@ -151,24 +99,31 @@ def print_job(job: Job, events: Sequence[JobEvent], deliveries: Sequence[Deliver
         ),
         ("attempts", f"{job.attempt} of {job.max_attempts}"),
         ("priority", str(job.priority) if job.priority else ""),
-        ("reason", f"{job.reason_code}: {job.reason}" if job.reason_code else ""),
-        ("remedy", job.remedy or ""),
         ("inputs", job.kept or ""),
         *(("webhook", delivery_line(delivery)) for delivery in deliveries),
     ]
+    indent = " " * 11
     for label, value in facts:
         if value:
-            click.echo(f"{click.style(label.rjust(9), bold=True)}  {value}")
-    click.echo("")
+            text = wrapped(value, width(), indent)
+            say(f"{click.style(label.rjust(9), bold=True)}  {text[0].removeprefix(indent)}")
+            for line in text[1:]:
+                say(line)
+    say("")
     for event in events:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at_ms / 1000))
-        click.echo(f"{stamp}  {event.state.ljust(10)}  {event.note}")
+        first, *more = wrapped(event.note, width(), " " * 33) or [""]
+        say(f"{stamp}  {event.state.ljust(10)}  {first.strip()}".rstrip())
+        for line in more:
+            say(line)
 
 
 def delivery_line(delivery: Delivery) -> str:
     """A webhook in one line, without its URL, which may contain a secret."""
     attempts = f"{delivery.attempt} {'attempt' if delivery.attempt == 1 else 'attempts'}"
     parts = [delivery.state.value, attempts, delivery.last_error or ""]
+    from lipsyncd.jobs.webhook_delivery import DeliveryState
+
     if delivery.state is DeliveryState.WAITING and delivery.attempt:
         wait_s = max(0, delivery.next_at_ms - now_ms()) / 1000
         parts.append(f"next in {wait_s:.0f} s")
@@ -178,25 +133,36 @@ def delivery_line(delivery: Delivery) -> str:
 class Progress:
     """Shows the progress of a job: a bar in a terminal, else a line for each change of state and each quarter."""
 
-    def __init__(self, bar: Any, task: Any) -> None:
+    def __init__(self, name: str, bar: Any, task: Any) -> None:
+        self._name = name
         self._bar = bar
         self._task = task
         self._printed: tuple[str, int] | None = None
 
-    def show(self, state: str, stage: str, fraction: float) -> None:
+    def show(self, state: str, stage: str, fraction: float, left_s: float | None = None) -> None:
+        """`left_s` is the time until its end, where that is known."""
         label = stage if state == JobState.RUNNING else state
         if self._bar is not None:
-            self._bar.update(self._task, completed=fraction, stage=label)
+            self._bar.start()  # with the first call, so that an error before it stands alone
+            left = "" if left_s is None else f"{math.ceil(left_s)} s left"
+            self._bar.update(self._task, completed=fraction, stage=label, left=left)
         elif (label, int(fraction * 4)) != self._printed:
             self._printed = (label, int(fraction * 4))
-            click.echo(f"{label} {fraction:.0%}", err=True)
+            click.echo(f"{self._name}: {label} {fraction:.0%}", err=True)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, style="yellow", markup=False, highlight=False)
+        else:
+            click.echo(text, err=True)
 
 
 @contextmanager
 def progress(name: str) -> Iterator[Progress]:
     """A `Progress` on stderr, so that stdout has only results."""
     if not sys.stderr.isatty():
-        yield Progress(None, None)
+        yield Progress(name, None, None)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -204,10 +170,15 @@ def progress(name: str) -> Iterator[Progress]:
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=40),
+        BarColumn(bar_width=_BAR_WIDTH),
         TaskProgressColumn(),
-        TextColumn("{task.fields[stage]}", style="cyan"),
+        TextColumn("{task.fields[stage]}", style="cyan", markup=False),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", style="bright_black"),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        yield Progress(bar, bar.add_task(name, total=1.0, stage="waiting"))
+    bar = Bar(*columns, console=Console(stderr=True))
+    try:
+        shown = shortened(name, _LONGEST_OF_A_BAR)
+        yield Progress(name, bar, bar.add_task(shown, total=1.0, stage="waiting", left=""))
+    finally:
+        bar.stop()

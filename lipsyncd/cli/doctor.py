@@ -27,9 +27,10 @@ _NARROWEST = 60
 
 @click.command()
 @click.option("--full", is_flag=True, help="Also hash all weights and read the whole ledger; takes minutes.")
+@click.option("--executor", type=click.Choice(["ray"]), help="Also join this cluster and ask its machines.")
 @json_option
 @click.pass_obj
-def doctor(invocation: Invocation, full: bool, as_json: bool) -> None:
+def doctor(invocation: Invocation, full: bool, executor: str | None, as_json: bool) -> None:
     """Check the installation and give a remedy for each fault.
 
     Prints one line for each check. Exits with 0 if all is well, 1 with warnings, 2 with faults.
@@ -37,7 +38,7 @@ def doctor(invocation: Invocation, full: bool, as_json: bool) -> None:
     from lipsyncd.cli.display import print_json
     from lipsyncd.doctor import examine
 
-    report = examine(_settings(invocation), full=full)
+    report = examine(_settings(invocation), full=full, executor=executor or "")
     if as_json:
         print_json(_as_json(report))
     else:

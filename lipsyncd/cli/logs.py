@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipsyncd.cli.app import Invocation
+from lipsyncd.cli.app import Invocation, jobs_in
 
 if TYPE_CHECKING:
     from lipsyncd.jobs.job import Job, JobEvent
@@ -41,7 +41,7 @@ def _since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> i
 
 
 @click.command()
-@click.argument("job_id", required=False)
+@click.argument("job_id", metavar="[JOB]", required=False, shell_complete=jobs_in())
 @click.option(
     "--since", metavar="TIME", callback=_since, help="Start at an age (30m, 2h, 3d) or at a time (2026-11-22T19:40)."
 )
@@ -56,15 +56,16 @@ def _since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> i
 def logs(
     invocation: Invocation, job_id: str | None, since: int, limit: int | None, follow: bool, as_json: bool
 ) -> None:
-    """Show what happened to JOB_ID, or to all jobs.
+    """Show what happened to JOB, or to all jobs.
 
     Each line has the time, the new state, the stage that ended with its duration, and a note such as the reason of a
-    failure. JOB_ID may be the beginning or the end of an id.
+    failure. JOB may be a name, an id, or the end of one.
     """
+    from lipsyncd.ledger.find_job import find_job
     from lipsyncd.ledger.history import HistoryReader
 
     view = invocation.view
-    job = None if job_id is None else view.get(job_id)
+    job = None if job_id is None else find_job(view, job_id)
     most = limit if limit is not None else _NEWEST if job is None and not since else -1
     events = view.latest_events(job_id="" if job is None else job.id, since_ms=since, limit=most)
     reader = HistoryReader()
@@ -73,6 +74,8 @@ def logs(
             reader.read(earlier)
     show = _printer(reader, as_json=as_json, one_job=job is not None)
     show(events)
+    if not events and not follow and not as_json:
+        click.echo(f"no events in {invocation.place}", err=True)
     if follow:
         _follow(view, job, show, after=events[-1].number if events else 0)
     if job is not None and not as_json:
@@ -115,7 +118,7 @@ def _new_events(view: LedgerView, job: Job | None, after: int) -> Iterator[list[
 
 def _line(entry: Entry, *, one_job: bool) -> str:
     """One event: time, job (unless there is only one), state, the stage that ended with its duration, the note."""
-    from lipsyncd.cli.display import COLOURS
+    from lipsyncd.cli.job_table import COLOURS
     from lipsyncd.jobs.job import JobState
     from lipsyncd.log import printable
 

@@ -1,6 +1,7 @@
 """The command line: the group of all commands, and the commands run, init, config and demo.
 
-Each command parses, calls one function and prints; imports wait until it runs.
+Each command parses, calls one function and prints; imports wait until it runs, and so do the modules of the commands
+that are named by their places below.
 """
 
 from __future__ import annotations
@@ -14,12 +15,6 @@ import click
 
 from lipsyncd import __version__
 from lipsyncd.cli.app import Commands, Invocation, json_option
-from lipsyncd.cli.bench import bench
-from lipsyncd.cli.doctor import doctor
-from lipsyncd.cli.jobs import cancel, priority, republish, retry, status, submit
-from lipsyncd.cli.logs import logs
-from lipsyncd.cli.models import models
-from lipsyncd.cli.upkeep import backup, prune
 from lipsyncd.errors import LipsyncdError
 
 if TYPE_CHECKING:
@@ -45,7 +40,7 @@ def main(ctx: click.Context, config: Path | None) -> None:
 def run(invocation: Invocation) -> None:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C.
 
-    SIGHUP makes it read its settings again.
+    SIGHUP or `lipsyncd reload` makes it read its settings again.
     """
     import logging
 
@@ -53,14 +48,15 @@ def run(invocation: Invocation) -> None:
 
     log.setup()  # until the settings are read
     try:
-        settings = invocation.settings
+        settings = invocation.given
         log.setup(settings.log.level, settings.log.format)
-        _refuse_a_second(invocation.folders)
+        _refuse_a_second(invocation.given_folders)
         from lipsyncd.daemon.daemon import Daemon
 
         status = Daemon(settings, invocation.read_settings).run()
     except LipsyncdError as error:  # into the log, since a service has no terminal
-        logging.getLogger("lipsyncd").error("%s", error)
+        for line in error.lines:
+            logging.getLogger("lipsyncd").error("%s", line)
         status = error.exit_status
     sys.exit(status)
 
@@ -90,7 +86,7 @@ def init(invocation: Invocation, adopt: bool) -> None:
 
     Running it again changes nothing. A folder that has lost its marker counts as not mounted, until --adopt.
     """
-    done = invocation.folders.initialise(adopt=adopt)
+    done = invocation.given_folders.initialise(adopt=adopt)
     for line in done or ["nothing to do: all folders exist and are marked"]:
         click.echo(line)
 
@@ -102,7 +98,7 @@ def config(invocation: Invocation, as_json: bool) -> None:
     """Show every setting, its value and where it was read."""
     from lipsyncd.settings import describe
 
-    rows = describe(invocation.settings)
+    rows = describe(invocation.given)
     if as_json:
         from lipsyncd.cli.display import print_json
 
@@ -134,6 +130,9 @@ def demo(invocation: Invocation, text: str | None, out: Path) -> None:
     show(text or DEFAULT_TEXT, out)
 
 
-main.add_section("Start", demo, init, config, doctor, run)
-main.add_section("Jobs", submit, status, logs, cancel, retry, priority, republish)
-main.add_section("Maintenance", models, backup, prune, bench)
+_ON_JOBS = ("jobs:cancel", "jobs:retry", "jobs:priority", "jobs:republish")
+main.add_section("Start", demo, "render:render", init, config, "doctor:doctor", run)
+main.add_section("Jobs", "jobs:submit", "jobs:status", "logs:logs", *_ON_JOBS)
+main.add_section(
+    "Maintenance", "upkeep:reload", "voices:voices", "models:models", "upkeep:backup", "upkeep:prune", "bench:bench"
+)

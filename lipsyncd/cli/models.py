@@ -30,8 +30,11 @@ def models() -> None:
     help="Copy from this folder first (same layout as the original's models/), then ask the hub.",
 )
 @click.option("--keep-pickles", is_flag=True, help="Keep downloaded pickles beside the safetensors made of them.")
+@click.option(
+    "--parity", is_flag=True, help="Also what the option parity uses: bisenet, and the unet in float32 (3.4 GB more)."
+)
 @click.pass_obj
-def pull(invocation: Invocation, names: tuple[str, ...], source: Path | None, keep_pickles: bool) -> None:
+def pull(invocation: Invocation, names: tuple[str, ...], source: Path | None, keep_pickles: bool, parity: bool) -> None:
     """Fetch missing weights: NAMES, or all that every render needs.
 
     An interrupted download is resumed the next time. HF_ENDPOINT names a mirror of the hub; with HF_HUB_OFFLINE=1 only
@@ -41,6 +44,8 @@ def pull(invocation: Invocation, names: tuple[str, ...], source: Path | None, ke
 
     store = weights.store_of(invocation.settings)
     chosen = _chosen(store, names)
+    if parity:
+        chosen += [weight for weight in store.wanted_for("parity") if weight not in chosen]
     with contextlib.closing(_PullProgress()) as progress:
         weights.pull(
             store,
@@ -76,9 +81,9 @@ class _PullProgress:
         if step.weight != self._weight:
             self.close()
             self._weight = step.weight
-            self._bar = self._stack.enter_context(progress(size_text(step.weight.size_bytes)))
+            self._bar = self._stack.enter_context(progress(f"{step.weight.name}, {size_text(step.weight.size_bytes)}"))
         fraction = 1.0 if step.doing == "ready" else step.done_bytes / max(step.total_bytes, 1)
-        self._bar.show(f"{step.weight.name} {step.doing}", "", min(fraction, 1.0))
+        self._bar.show(step.doing, "", min(fraction, 1.0))
 
     def close(self) -> None:
         self._stack.close()

@@ -1,7 +1,8 @@
-"""`lipsyncd backup` and `lipsyncd prune`: the daemon's nightly work on request. Imports wait until one runs."""
+"""`lipsyncd backup` and `prune`, the daemon's nightly work on request, and `reload`. Imports wait until one runs."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _ANSWER_TIMEOUT_S = 3600.0  # a share with many files may take long
+_RELOAD_TIMEOUT_S = 30.0  # the main thread may wait for a slow disk first
 
 
 @click.command()
@@ -32,13 +34,44 @@ def backup(invocation: Invocation, folder: Path | None) -> None:
 
     Prints the path of the copy: in state/backups, which keeps the newest retention.backups copies, or in --to.
     """
+    from lipsyncd.errors import BackupFailed
     from lipsyncd.ledger import backups
 
     state = invocation.settings.paths.state
-    copy = backups.make(state / "ledger.db", folder or state / backups.FOLDER)
+    try:
+        copy = backups.make(state / "ledger.db", folder or state / backups.FOLDER)
+    except BackupFailed as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise error.__cause__ from error  # which ends every command with the remedy for rights
+        raise
     if folder is None:
         backups.rotate(copy.parent, keep=max(1, invocation.settings.retention.backups))
     click.echo(str(copy))
+
+
+@click.command()
+@click.option("--quiet", is_flag=True, help="Print only what is wrong.")
+@click.pass_obj
+def reload(invocation: Invocation, quiet: bool) -> None:
+    """Have the running daemon read its settings again.
+
+    Prints what changed and what needs a restart. If a setting is wrong, the daemon keeps the old ones, and the exit
+    status is 78. Needs the rights of the daemon's user, or root's.
+    """
+    from lipsyncd.monitor import reload_request
+    from lipsyncd.monitor.running_daemon import find_daemon
+    from lipsyncd.storage import locks
+
+    state = invocation.settings.paths.state
+    if not locks.is_held(state) and (found := find_daemon()):  # the new settings may name other folders
+        state = found.paths["state"]
+    outcome = reload_request.ask(state, timeout_s=_RELOAD_TIMEOUT_S)
+    for line in outcome.lines:
+        if outcome.status:
+            click.echo(f"lipsyncd: the settings stay as they were: {line}", err=True)
+        elif not quiet:
+            click.echo(line)
+    sys.exit(outcome.status)
 
 
 @click.command()
@@ -63,6 +96,8 @@ def prune(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
         print_json({"dry_run": dry_run, "counts": [count.to_json() for count in counts]})
     else:
         _print(counts, "would free" if dry_run else "freed")
+        if not any(count.holds for count in counts):
+            click.echo(f"nothing lies in {invocation.place}", err=True)
 
 
 def _pruned(invocation: Invocation) -> Sequence[Count]:
@@ -76,7 +111,7 @@ def _pruned(invocation: Invocation) -> Sequence[Count]:
 
         return prune_alone(invocation.settings)
     request = control_files.Request(control_files.PRUNE, "")
-    answer = ask_daemon(invocation.folders, request, timeout_s=_ANSWER_TIMEOUT_S)
+    [answer] = ask_daemon(invocation.folders, [request], timeout_s=_ANSWER_TIMEOUT_S)
     if not answer.ok:
         raise LipsyncdError(answer.message)
     return [Count(**count) for count in answer.facts["counts"]]

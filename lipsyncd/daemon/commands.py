@@ -1,15 +1,20 @@
-"""Requests about one job: cancel, retry, priority, republish, delete. The holder of the lock carries them out."""
+"""Requests about one job: cancel, withdraw, retry, priority, republish, delete.
+
+The holder of the lock carries them out.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 
-from lipsyncd.errors import IllegalTransition, LipsyncdError
+from lipsyncd.errors import IllegalTransition, LipsyncdError, UnknownJob
 from lipsyncd.jobs.job import JobState
+from lipsyncd.jobs.manifest import canonical_id
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.stores import Stores
-from lipsyncd.storage.control_files import Answer, Request
+from lipsyncd.storage.control_files import WITHDRAW, Answer, Request
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +53,26 @@ def _cancel(request: Request, stores: Stores, finisher: Finisher) -> str:
                 return f"has ended already ({job.state.value}); it is left as it is"
 
 
-def _retry(request: Request, _stores: Stores, finisher: Finisher) -> str:
+def _withdraw(request: Request, stores: Stores, finisher: Finisher) -> str:
+    """`_cancel`, also for a job that has no row yet.
+
+    Its id is recorded before the ledger is read, and whoever gives it a row prepares it afterwards: one of the two sees
+    the other.
+    """
+    try:
+        job_id = canonical_id(request.job_id)
+    except ValueError:
+        raise UnknownJob(f"{request.job_id!r} is no job's id") from None
+    if stores.ledger.find(job_id) is None:
+        stores.withdrawn.add(job_id)
+        if stores.ledger.find(job_id) is None:
+            return "is taken back before it is accepted"
+        stores.withdrawn.discard(job_id)
+    return _cancel(replace(request, job_id=job_id), stores, finisher)
+
+
+def _retry(request: Request, stores: Stores, finisher: Finisher) -> str:
+    stores.withdrawn.discard(request.job_id)
     finisher.retry(request.job_id)
     return "queued again"
 
@@ -70,4 +94,11 @@ def _delete(request: Request, _stores: Stores, finisher: Finisher) -> str:
     return "deleted"
 
 
-_DO = {"cancel": _cancel, "retry": _retry, "priority": _priority, "republish": _republish, "delete": _delete}
+_DO = {
+    "cancel": _cancel,
+    WITHDRAW: _withdraw,
+    "retry": _retry,
+    "priority": _priority,
+    "republish": _republish,
+    "delete": _delete,
+}

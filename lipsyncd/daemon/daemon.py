@@ -1,16 +1,17 @@
 """The daemon: one process that holds the lock, repairs what a crash left, and runs its threads until it is stopped.
 
-    main      handles signals and control files, writes the status file
+    main      handles signals and control files, writes the status file after changes
     intake    scans the inboxes after a change and at least every `rescan_s`
     prepare   fetches, speaks and decodes the inputs of waiting jobs
-    worker    one for each device: renders and publishes
+    worker    one for each device or slot: renders and publishes
+    slots     follows the machines of a cluster
     web       answers REST, in an event loop of its own
     webhooks  delivers webhooks
     monitor   probes ledger, folders and disks
     keeper    prunes expired files, copies the ledger
     systemd   reports to systemd
 
-Threads wake each other by events; the ledger records what is to be done.
+Threads wake each other by events, or wake up when something is due; the ledger records what is to be done.
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ from functools import partial
 from types import FrameType
 
 from lipsyncd import __version__
+from lipsyncd.cluster.slots import Slots
 from lipsyncd.daemon.commands import carry_out
 from lipsyncd.daemon.parts import Parts, make_folders, share_heap
 from lipsyncd.daemon.recovery import open_ledger, recover
 from lipsyncd.daemon.reload import reload
+from lipsyncd.daemon.wakeup import Wakeup
 from lipsyncd.errors import LedgerUnavailable, LipsyncdError
+from lipsyncd.inbox import order_rules
 from lipsyncd.inbox.service import lock_inboxes
+from lipsyncd.inbox.watch import FolderEvents
 from lipsyncd.jobs.job import now_ms
 from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
+from lipsyncd.monitor import reload_request
+from lipsyncd.monitor.running_daemon import leave_pointer
 from lipsyncd.monitor.systemd import Notifier, SystemdReporter
 from lipsyncd.processes import raise_file_limit
 from lipsyncd.sandbox import subreaper
@@ -48,15 +55,17 @@ from lipsyncd.storage.files import write_json
 from lipsyncd.storage.folders import folders_of
 from lipsyncd.storage.leases import expect_lease_signals, keep_rights_from_children
 from lipsyncd.storage.locks import InstanceLock
+from lipsyncd.worker.encoder_process import require_encoder
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.1
+_TICK_S = 0.1  # while a folder is polled, and while the daemon stops
+_LOOK_EVERY_S = 5.0  # into the control folder although its changes are heard, and the status is as old at most
 _LEDGER_AGAIN_S = 1.0
 _TIDY_EVERY_S = 30.0
 _TIDY_LIMIT_S = 300.0  # it may copy a video to a slow archive
 _KEEPER_S = 5.0  # for the housekeeper's last step; a dead share may hold it forever
-_STATUS_EVERY_S = 1.0
+_STATUS_EVERY_S = 1.0  # at most
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class _Threads:
     webhooks: threading.Thread
     keeper: threading.Thread
     monitor: threading.Thread
+    slots: threading.Thread | None
 
 
 class Daemon:
@@ -83,6 +93,9 @@ class Daemon:
         self._cut_off = threading.Event()
         self._signals: list[int] = []
         self._unexpected = 0
+        self._wakeup: Wakeup | None = None  # while it runs
+        self._news = True  # something has changed since the status was written
+        self._shown: tuple[object, ...] = ()  # of the status, to the readers of streams
         self._left_out: set[str] = set()  # requests that were answered and cannot be removed
         self._systemd = SystemdReporter(Notifier(), view=LedgerView(self.folders.state / "ledger.db"))
 
@@ -99,24 +112,34 @@ class Daemon:
         for note in self.settings.now.notes:
             log.info("%s", note)
         ffmpeg = find_ffmpeg(self.settings.now.render.ffmpeg)
+        require_encoder(ffmpeg, self.settings.now.output.encoder)
         make_folders(self.folders)
         lock = InstanceLock(self.folders.state)
         lock.acquire(command="lipsyncd run")
         try:
             locks = lock_inboxes(self.folders)
+            order_rules.record(self.settings.now)
             expect_lease_signals()
             self._expect_signals()
-            with closing(open_ledger(self.folders.state / "ledger.db")) as ledger:
+            with closing(Wakeup()) as self._wakeup, closing(open_ledger(self.folders.state / "ledger.db")) as ledger:
+                self._wakeup.expect_signals()
                 parts = Parts(
                     self.settings, self.folders, ledger, locks, ffmpeg, stop=self._stop, cut_off=self._cut_off
                 )
                 recover(parts.inboxes.register, parts.stores, parts.finisher)
+                ledger.commit_listeners.append(self._changed)
+                parts.inboxes.scanned = parts.monitor.changed = parts.stores.running.changed = self._changed
+                if parts.slots is not None:
+                    parts.slots.changed = self._changed
                 threads = self._start(parts)
                 gc.freeze()  # imports stay: otherwise the collector scans all of them every few requests
                 took_s, paths = time.monotonic() - started_s, self.settings.now.paths
                 log.info("lipsyncd %s ready in %.2f s, inbox %s", __version__, took_s, paths.inbox)
                 self._systemd.started(parts.monitor.facts)
+                pointer = leave_pointer(self.settings.now)
                 self._loop(parts)
+                if pointer is not None:
+                    pointer.remove()
                 self._end(parts, threads)
             (self.folders.state / STATUS_FILE).unlink(missing_ok=True)
             log.info("stopped")
@@ -127,6 +150,15 @@ class Daemon:
 
     def stop(self) -> None:
         self._stop.set()
+        if self._wakeup is not None:
+            self._wakeup.set()
+
+    def _changed(self) -> None:
+        """Have the status written soon. Any thread may call this, however often."""
+        if not self._news:
+            self._news = True
+            if self._wakeup is not None:
+                self._wakeup.set()
 
     def _expect_signals(self) -> None:
         """Have signals noted, for `_obey`. SIGHUP means to read the settings, or, when our terminal is gone, to stop.
@@ -165,17 +197,24 @@ class Daemon:
             jobs=[
                 threading.Thread(target=intake, name="intake"),
                 threading.Thread(target=self._prepare_loop, args=(parts,), name="prepare"),
-                *(one.thread for one in parts.workers),
+                *parts.worker_threads(),
             ],
             webhooks=threading.Thread(target=parts.webhooks.run, name="webhooks"),
             keeper=threading.Thread(target=parts.housekeeper.run, name="keeper", daemon=True),  # may hang, too
             monitor=threading.Thread(target=parts.monitor.run, name="monitor", daemon=True),  # may hang on a dead share
+            slots=None if parts.slots is None else self._slots_thread(parts.slots),
         )
         for thread in (*threads.jobs, threads.webhooks, threads.keeper, threads.monitor):
             thread.start()
+        if threads.slots is not None:
+            threads.slots.start()
         if parts.web is not None:
             parts.web.start()
         return threads
+
+    def _slots_thread(self, slots: Slots) -> threading.Thread:
+        arguments = (self._stop.is_set, self._stop.wait)
+        return threading.Thread(target=slots.run, args=arguments, name="slots", daemon=True)  # may hang with Ray
 
     def _end(self, parts: Parts, threads: _Threads) -> None:
         """Let the running job finish, or put it back; then end everything in order."""
@@ -188,13 +227,17 @@ class Daemon:
         parts.weights.stop(0)
         parts.stores.wake()
         parts.fetcher.close()
-        while any(thread.is_alive() for thread in threads.jobs):
+        while any(thread.is_alive() for thread in (*threads.jobs, *parts.worker_threads())):
             self._obey()
             if time.monotonic() > deadline:
                 self._cut_off.set()
             parts.monitor.tick()
             self._guarded(partial(self._serve_control, parts))
             time.sleep(_TICK_S)
+        if parts.slots is not None and threads.slots is not None:
+            threads.slots.join(_KEEPER_S)
+            if not threads.slots.is_alive():
+                self._guarded(parts.slots.close)
         if parts.web is not None:
             parts.web.stop()
         parts.webhooks.stop()  # last, since jobs have ended until now
@@ -206,27 +249,41 @@ class Daemon:
     # -- the main thread -----------------------------------------------------------------------------------------------
 
     def _loop(self, parts: Parts) -> None:
-        tidied_s = reported_s = time.monotonic()
-        self._guarded(partial(self._write_status, parts))
-        while not self._stop.is_set():
-            parts.monitor.tick()
-            self._obey()
-            self._guarded(partial(self._serve_control, parts))
-            now_s = time.monotonic()
-            if now_s - reported_s >= _STATUS_EVERY_S:
-                reported_s = now_s
-                self._guarded(partial(self._write_status, parts))
-            if now_s - tidied_s >= _TIDY_EVERY_S:
-                tidied_s = now_s
-                self._guarded(partial(self._tidy, parts))
-            self._stop.wait(_TICK_S)
+        """Work when something has come or is due, until the daemon is to stop."""
+        assert self._wakeup is not None
+        tidied_s, reported_s = time.monotonic(), float("-inf")
+        with control_files.opened(self.folders.control) as control:
+            requests = FolderEvents(control, self._wakeup.set)
+        with closing(requests):
+            while not self._stop.is_set():
+                parts.monitor.tick()
+                self._obey()
+                self._guarded(partial(self._serve_control, parts))
+                now_s = time.monotonic()
+                if now_s - reported_s >= self._status_every_s(parts):
+                    reported_s = now_s
+                    self._guarded(partial(self._write_status, parts))
+                if now_s - tidied_s >= _TIDY_EVERY_S:
+                    tidied_s = now_s
+                    self._guarded(partial(self._tidy, parts))
+                due_s = min(reported_s + self._status_every_s(parts), tidied_s + _TIDY_EVERY_S)
+                look_s = _LOOK_EVERY_S if requests.heard else _TICK_S
+                if not self._stop.is_set():
+                    self._wakeup.wait(min(due_s - time.monotonic(), look_s))
+
+    def _status_every_s(self, parts: Parts) -> float:
+        return _STATUS_EVERY_S if self._news or parts.stores.running.progress() else _LOOK_EVERY_S
 
     def _reload(self) -> None:
+        begun_ns = time.monotonic_ns()
         self._systemd.reloading()
+        outcome = reload_request.Outcome(1, ["the settings could not be read again; see the daemon's log"])
         try:
-            reload(self.settings, self._read_again)
+            outcome = reload(self.settings, self._read_again)
+            order_rules.record(self.settings.now)
         finally:
             self._systemd.ready()
+            reload_request.answer(self.folders.state, outcome, begun_ns=begun_ns)
 
     def _tidy(self, parts: Parts) -> None:
         with parts.stores.steps.at("main", "has moved files of ended jobs", limit_s=_TIDY_LIMIT_S, on_share=True):
@@ -245,6 +302,7 @@ class Daemon:
 
     def _write_status(self, parts: Parts) -> None:
         """What `lipsyncd status` shows besides the ledger: the inbox, and that the daemon lives."""
+        news, self._news = self._news, False
         content = {
             "pid": os.getpid(),
             "at_ms": now_ms(),
@@ -253,11 +311,18 @@ class Daemon:
             "outbox_available": not parts.monitor.fault("outbox"),
             "free_mb": round(free_mb(self.folders.spool)),
             "progress": parts.stores.running.progress(),
+            **({} if parts.slots is None else {"slots": parts.slots.facts(), "cluster_fault": parts.slots.fault}),
             "web_port": None if parts.web is None else parts.web.port,
             "web_keys": 0 if parts.web is None else len(parts.web.access.keys),
             "web_admin": parts.web is not None and any(key.admin for key in parts.web.access.keys),
         }
         write_json(self.folders.state / STATUS_FILE, content, mode=0o640)
+        if news or content["progress"]:
+            self._systemd.changed()
+        shown = content["progress"], content.get("paused")
+        if shown != self._shown and parts.web is not None:
+            parts.web.progressed()
+        self._shown = shown
 
     # -- the other threads ---------------------------------------------------------------------------------------------
 
@@ -266,7 +331,7 @@ class Daemon:
             parts.prepare_due.clear()
             if self._guarded(parts.preparer.run_once):
                 parts.stores.wake(besides=parts.prepare_due)
-            else:
+            elif not self._stop.is_set():  # the stop sets the event after this
                 parts.prepare_due.wait(_until_due_s(parts))
 
     def _guarded(self, work: Callable[[], bool | None]) -> bool:

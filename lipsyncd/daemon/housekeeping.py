@@ -192,6 +192,7 @@ class Housekeeper:
         if LEDGER in kinds:
             rows = self.retention.rows()
             counts.append(Count(LEDGER, self._forget(self.retention.old_rows(self._wall())), 0, rows, 0))
+            self._stores.thumbnails.sweep(self._view.known)
         if pruned := [_in_words(count) for count in counts if count.goes]:
             log.info("pruned: %s", ", ".join(pruned))
         return counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from lipsyncd.daemon.commands import carry_out
@@ -45,10 +45,10 @@ def alone(settings: Settings, command: str) -> Iterator[tuple[Stores, Finisher]]
         lock.release()
 
 
-def act_alone(settings: Settings, request: control_files.Request) -> control_files.Answer:
-    """Carry out a request while no daemon runs. Raises what `alone` does."""
-    with alone(settings, request.action) as (stores, finisher):
-        return carry_out(request, stores, finisher)
+def act_alone(settings: Settings, requests: Sequence[control_files.Request]) -> list[control_files.Answer]:
+    """Carry out requests while no daemon runs. Raises what `alone` does."""
+    with alone(settings, requests[0].action) as (stores, finisher):
+        return [carry_out(request, stores, finisher) for request in requests]
 
 
 def prune_alone(settings: Settings) -> list[Count]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lipsyncd.cluster.ray_child import RayChild
+from lipsyncd.cluster.slots import Slots
 from lipsyncd.daemon.housekeeping import Housekeeper
 from lipsyncd.errors import ConfigError
 from lipsyncd.inbox.service import InboxService
@@ -30,7 +32,7 @@ from lipsyncd.prepare.preparer import Preparer
 from lipsyncd.results.failures import Failures
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.publish import Publisher
-from lipsyncd.results.stores import stores_of
+from lipsyncd.results.stores import Stores, stores_of
 from lipsyncd.sandbox.jail import landlock_abi
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage.folders import Folders
@@ -41,7 +43,8 @@ from lipsyncd.weights import RENDERER, AutoPull, store_of
 from lipsyncd.worker.attempt import Device
 from lipsyncd.worker.batch_limits import FILE as BATCH_LIMITS_FILE
 from lipsyncd.worker.batch_limits import BatchLimits
-from lipsyncd.worker.child_process import LocalChild, Timeouts
+from lipsyncd.worker.child_process import LocalChild, any_of
+from lipsyncd.worker.local_child import local_child, timeouts_of
 from lipsyncd.worker.loop import Worker
 
 log = logging.getLogger(__name__)
@@ -51,16 +54,45 @@ _ARENA_MAX = -8  # M_ARENA_MAX of <malloc.h>
 
 @dataclass(frozen=True)
 class RenderThread:
-    """The worker of one device, its render child, and the thread that it runs in."""
+    """The worker of one device or slot, its render child, and the thread that it runs in."""
 
     worker: Worker
-    child: LocalChild
+    child: LocalChild | RayChild
     thread: threading.Thread
 
     @property
     def facts(self) -> WorkerFacts:
         child = self.child
-        return WorkerFacts(child.device, self.thread.is_alive(), child.starts, child.unwatched_s())
+        return WorkerFacts(child.device, self.thread.is_alive(), child.starts, child.unwatched_s(), child.busy)
+
+
+class _WorkerParts:
+    """What every worker is made of besides its child."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        finisher: Finisher,
+        failures: Failures,
+        publisher: Publisher,
+        ffmpeg: Path,
+        weights: AutoPull,
+        batch_limits: BatchLimits,
+        *,
+        stop: threading.Event,
+        cut_off: threading.Event,
+    ) -> None:
+        self._of_jobs = stores, finisher, failures, publisher
+        self._of_devices = ffmpeg, weights, batch_limits
+        self._stop = stop
+        self._cut_off = cut_off
+
+    def render_thread(self, child: LocalChild | RayChild, gone: threading.Event | None = None) -> RenderThread:
+        """A worker in a thread that is not started yet. It ends with the daemon, or once `gone` is set."""
+        device = Device(child.device, child, *self._of_devices)
+        stopping = self._stop.is_set if gone is None else any_of(self._stop.is_set, gone.is_set)
+        worker = Worker(device, *self._of_jobs, stopping=stopping, cut_off=self._cut_off.is_set)
+        return RenderThread(worker, child, threading.Thread(target=worker.run, name=f"worker-{child.device}"))
 
 
 class Parts:
@@ -69,6 +101,8 @@ class Parts:
     locks    of the inboxes, by kind of folder
     stop     set when the daemon stops: a running job may finish
     cut_off  set when a running job has to go back to the queue
+
+    Raises `ConfigError`.
     """
 
     def __init__(
@@ -93,9 +127,29 @@ class Parts:
             settings, folders, self.stores.spool, ledger, locks, make_room=self.housekeeper.make_room
         )
         self.fetcher = Fetcher(settings, self.prepare_due.set)
-        self.preparer = Preparer(self.stores, self.finisher, failures, publisher, ffmpeg, self.fetcher)
+        self.preparer = Preparer(
+            self.stores, self.finisher, failures, publisher, ffmpeg, self.fetcher, stopping=stop.is_set
+        )
         self.weights = AutoPull(store_of(settings.now), allowed=weights.auto_pull, min_free_mb=paths.min_free_mb)
-        self.workers = self._workers(settings, failures, publisher, ffmpeg, stop=stop, cut_off=cut_off)
+        self.workers: list[RenderThread] = []
+        self.ended_workers: list[RenderThread] = []  # of slots that were lost; their threads end by themselves
+        self._worker_parts = _WorkerParts(
+            self.stores,
+            self.finisher,
+            failures,
+            publisher,
+            ffmpeg,
+            self.weights,
+            BatchLimits(folders.state / BATCH_LIMITS_FILE),
+            stop=stop,
+            cut_off=cut_off,
+        )
+        self.slots: Slots | None = None
+        if settings.now.executor.kind == "ray":
+            timeouts = partial(timeouts_of, settings)
+            self.slots = Slots(settings, timeouts, self._add_slot, self._remove_slot)
+        else:
+            self._add_devices(settings)
         self.monitor = HealthMonitor(
             settings,
             folders,
@@ -109,6 +163,7 @@ class Parts:
             jailed=landlock_abi() > 0,
             inbox=self.inboxes.facts,
             steps=self.stores.steps.facts,
+            cluster=self._cluster_fault,
         )
         web = settings.now.web
         self.web = WebServer(settings, folders, ffmpeg, self._is_loaded, self.monitor) if web.enabled else None
@@ -120,42 +175,49 @@ class Parts:
             tries=self.monitor.webhook_tries,
         )
         settings.before_change(self._prepare_webhook_keys)
-        self.stores.waiting += [self.prepare_due, *(one.worker.wake for one in self.workers)]
+        settings.before_change(lambda _settings: self.stores.wake)  # a limit that is waited for may be another one now
+        self.stores.waiting.append(self.prepare_due)
         ledger.listeners += [self.monitor.job_metrics.record, self._on_move]
+        if self.web is not None:
+            ledger.commit_listeners.append(self.web.changed)
+            ledger.deletion_listeners.append(self.web.deleted)
 
-    def _workers(
-        self,
-        settings: CurrentSettings,
-        failures: Failures,
-        publisher: Publisher,
-        ffmpeg: Path,
-        *,
-        stop: threading.Event,
-        cut_off: threading.Event,
-    ) -> list[RenderThread]:
-        """A worker with its child for each device."""
+    def _add_devices(self, settings: CurrentSettings) -> None:
+        """A worker with its child for each device of this machine."""
         render = settings.now.render
-        batch_limits = BatchLimits(self.stores.folders.state / BATCH_LIMITS_FILE)
-        made = []
         for name in render.devices[: render.max_concurrent_jobs]:
-            child = LocalChild(
-                name,
-                partial(_timeouts, settings),
-                renderers=render.renderers,
-                preload="" if render.lazy_load else render.renderer,
-                environment=render.environment,
-                variables={
-                    "LIPSYNCD_WEIGHTS_DIR": str(self.weights.store.folder),
-                    "LIPSYNCD_RENDER_MAX_VRAM_GB": f"{render.max_vram_gb:g}",
-                    "LIPSYNCD_RENDER_CLEAR_CACHE": str(render.clear_cache).lower(),
-                },
-            )
-            device = Device(name, child, ffmpeg, self.weights, batch_limits)
-            worker = Worker(
-                device, self.stores, self.finisher, failures, publisher, stopping=stop.is_set, cut_off=cut_off.is_set
-            )
-            made.append(RenderThread(worker, child, threading.Thread(target=worker.run, name=f"worker-{name}")))
-        return made
+            preload = "" if render.lazy_load else render.renderer
+            child = local_child(settings, name, self.weights.store.folder, preload=preload)
+            self._add(self._worker_parts.render_thread(child))
+
+    def _add(self, one: RenderThread) -> None:
+        self.workers = [*self.workers, one]  # other threads read these lists meanwhile
+        self.stores.waiting = [*self.stores.waiting, one.worker.wake]
+
+    def _add_slot(self, child: RayChild) -> None:
+        """Start a worker for a slot of the cluster."""
+        one = self._worker_parts.render_thread(child, gone=child.gone)
+        one.worker.wake.set()
+        self._add(one)
+        one.thread.start()
+
+    def _remove_slot(self, child: RayChild) -> None:
+        """Let the worker of a lost slot end."""
+        lost = [one for one in self.workers if one.child is child]
+        self.workers = [one for one in self.workers if one.child is not child]
+        self.ended_workers = [one for one in self.ended_workers if one.thread.is_alive()] + lost
+        for one in lost:
+            self.stores.waiting = [event for event in self.stores.waiting if event is not one.worker.wake]
+            one.worker.wake.set()
+
+    def worker_threads(self) -> list[threading.Thread]:
+        return [one.thread for one in (*self.workers, *self.ended_workers)]
+
+    def _cluster_fault(self) -> str:
+        """Why no slot of the cluster takes jobs; "" if one does, or without a cluster."""
+        if self.slots is None or self.workers:
+            return ""
+        return self.slots.fault or "no machine of the cluster has passed the probe; see `lipsyncd status --slots`"
 
     def _is_loaded(self) -> bool:
         """Does a render child live? It keeps the renderer of its last job."""
@@ -180,11 +242,6 @@ class Parts:
             self.prepare_due.set()
         if job.webhook:
             self.webhooks.wake()
-
-
-def _timeouts(settings: CurrentSettings) -> Timeouts:
-    render = settings.now.render
-    return Timeouts(render.start_timeout_s, render.job_timeout_s, render.stall_timeout_s)
 
 
 def _vram(settings: CurrentSettings) -> dict[str, int]:

@@ -149,6 +149,8 @@ def _spec(facts: Mapping[str, Any]) -> JobSpec:
         stitch=bool(facts["stitch"]),
         resolution=int(facts["width"]),
         fps=Fraction(facts["fps"]),
+        motion=str(facts.get("motion", "none")),
+        av_offset_ms=int(facts.get("av_offset_ms", 0)),
         accepted_ms=_ms(facts["accepted_at"]),
         sources=tuple(SourceFile(str(s["role"]), str(s["name"]), _UNKNOWN, str(s["sha256"])) for s in facts["inputs"]),
         text=facts.get("text"),

@@ -5,6 +5,7 @@
     rendering  what a render needs: packages, weights, a device, a voice for texts
     folders    the folders, and how changes in the inbox are noticed
     service    the ledger, the daemon, its port and its key
+    cluster    Ray, its token, the shared folder, its machines; only when asked, since it writes into that folder
 
 No check changes anything, needs a daemon or loads a renderer.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lipsyncd.doctor import folders, machine, rendering, service
+from lipsyncd.doctor import cluster, folders, machine, rendering, service
 from lipsyncd.doctor.findings import Check, Finding, Installation, Report, Verdict, run_checks
 from lipsyncd.errors import ConfigError
 from lipsyncd.settings import Settings
@@ -48,16 +49,20 @@ CHECKS: Mapping[str, Check] = {
 }
 
 
-def examine(settings: Settings | ConfigError, *, full: bool = False) -> Report:
+def examine(settings: Settings | ConfigError, *, full: bool = False, executor: str = "") -> Report:
     """Run every check.
 
     settings  or the error in them; then only the machine is checked
     full      also read every byte of the weights and of the ledger: minutes instead of a second
+    executor  "ray": also join the cluster and ask its machines, which takes seconds
     """
     if isinstance(settings, Settings):
         installation = Installation(settings, full=full)
         found = {"settings": _settings(installation)}
-        return Report({**found, **run_checks(CHECKS, installation)})
+        found |= run_checks(CHECKS, installation)
+        if executor == "ray":
+            found |= run_checks(cluster.CHECKS, installation, limit_s=cluster.LIMIT_S)
+        return Report(found)
     broken = Finding(Verdict.FAULT, settings.message, settings.remedy)
     unchecked = Finding(Verdict.NOTE, "folders, weights, daemon and port are checked once the settings are right")
     try:

@@ -6,23 +6,18 @@ import contextlib
 import ctypes
 import re
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 
 from lipsyncd.doctor.findings import Finding, Installation, Verdict
-from lipsyncd.errors import BadResult, EncodeFailed, LedgerError
+from lipsyncd.errors import BadResult, ConfigError, EncodeFailed, LedgerError
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media import ffmpeg
 from lipsyncd.monitor import gpu
-from lipsyncd.processes import exit_text, last_line
-from lipsyncd.sandbox.jail import end, landlock_abi, popen_jailed, run_jailed
-from lipsyncd.worker.check_result import validate
+from lipsyncd.sandbox.jail import landlock_abi, run_jailed
+from lipsyncd.worker.encoder_process import encode_one_frame, require_encoder
 
-_SIDE_PX = 256  # NVENC refuses much smaller frames
-_RATE = Fraction(25)
 _ENCODE_TIMEOUT_S = 8.0
 _FIRST_YEAR, _LAST_YEAR = 2026, 2099  # a clock outside these years is wrong
 _AHEAD_S = 120.0
@@ -43,7 +38,7 @@ def ffmpeg_program(installation: Installation) -> Finding:
     return Finding(
         Verdict.WARNING,
         f"{seen} is older than {_MIN_VERSION}, which fixed vulnerabilities in its decoders",
-        "install a newer one, or `pip install -U imageio-ffmpeg` and name its binary with render.ffmpeg",
+        "install a newer one, or name one with render.ffmpeg, such as that of the package imageio-ffmpeg",
     )
 
 
@@ -51,35 +46,22 @@ def encoders(installation: Installation) -> Finding:
     """Can the jailed ffmpeg encode one frame and its sound, with a render's own command, and decode them again?"""
     path = ffmpeg.find(installation.settings.render.ffmpeg)
     started_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="lipsyncd-doctor-") as folder:
-        try:
-            _encode_one_frame(path, Path(folder))
-        except (EncodeFailed, BadResult) as error:
-            return Finding(Verdict.FAULT, error.message, EncodeFailed.default_remedy)
+    try:
+        encode_one_frame(path)
+    except (EncodeFailed, BadResult) as error:
+        return Finding(Verdict.FAULT, error.message, EncodeFailed.default_remedy)
     seen = f"libx264 and aac encoded one frame in {time.monotonic() - started_s:.1f} s"
+    encoder = installation.settings.output.encoder
+    if encoder != ffmpeg.X264:
+        try:
+            require_encoder(path, encoder)
+        except ConfigError as error:
+            return Finding(Verdict.FAULT, error.message, error.remedy)
+        return Finding(Verdict.OK, f"{seen}, and {encoder} did, too")
     if gpu.find("auto") is None:
         return Finding(Verdict.OK, seen)
     fault = ffmpeg.nvenc_fault(path)
     return Finding(Verdict.OK, f"{seen}; h264_nvenc (not used) {f'fails: {fault}' if fault else 'works, too'}")
-
-
-def _encode_one_frame(path: Path, folder: Path) -> None:
-    """Raises `EncodeFailed`, `BadResult`, `JailFailed`."""
-    sound, target = folder / "sound.raw", folder / "frame.mp4"
-    sound.write_bytes(bytes(2 * int(ffmpeg.SOUND_RATE / _RATE)))
-    target.touch()
-    encoding = ffmpeg.Encoding(_SIDE_PX, _SIDE_PX, _RATE, sound, channels=1, preset="ultrafast")
-    process = popen_jailed(ffmpeg.encode_arguments(path, encoding, target), readable=[sound], writable=[target])
-    try:
-        _, output = process.communicate(bytes(3 * _SIDE_PX * _SIDE_PX), timeout=_ENCODE_TIMEOUT_S)
-    finally:
-        end(process)
-    if process.returncode:
-        why = last_line(output.decode(errors="replace")) or f"it {exit_text(process.returncode)}"
-        raise EncodeFailed(f"{path} made no MP4: {why}")
-    validate(
-        target, frames=1, fps=_RATE, width=_SIDE_PX, height=_SIDE_PX, duration=1 / _RATE, ffmpeg=path
-    )  # fmt: skip
 
 
 def jail(_: Installation) -> Finding:

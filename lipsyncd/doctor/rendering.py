@@ -10,8 +10,11 @@ from collections.abc import Iterator
 
 from lipsyncd import weights as weighing
 from lipsyncd.doctor.findings import Finding, Installation, Verdict
-from lipsyncd.errors import DeviceMissing, RendererNotInstalled, WeightsDamaged, WeightsMissing
+from lipsyncd.errors import DeviceMissing, LipsyncdError, RendererNotInstalled, WeightsDamaged, WeightsMissing
+from lipsyncd.extras import ONNXRUNTIMES, how_to_install, how_to_install_package, how_to_keep_one_onnxruntime
 from lipsyncd.monitor import gpu, packages
+from lipsyncd.prepare.speech import find as find_voice
+from lipsyncd.prepare.voices import piper_files
 from lipsyncd.settings import Render
 from lipsyncd.weights.auto_pull import size_text
 from lipsyncd.weights.store import NOT_READY, Present, Store, hash_file, total_bytes
@@ -23,21 +26,33 @@ def renderer(installation: Installation) -> Finding:
     """Are the packages of the default renderer installed?"""
     render = installation.settings.render
     if fault := packages.fault(render):
-        extra = "pip install 'lipsyncd[musetalk]'" if render.renderer == weighing.RENDERER else "install it"
+        extra = how_to_install("musetalk") if render.renderer == weighing.RENDERER else "install it"
         return Finding(
             Verdict.FAULT,
             fault,
             f"{extra}, or choose another renderer with render.renderer ({RendererNotInstalled.code})",
         )
-    version = f", torch {_torch()}" if render.renderer == weighing.RENDERER else ""
-    return Finding(Verdict.OK, f"{render.renderer}{version}")
+    both = [f"{name} {version}" for name in ONNXRUNTIMES if (version := _version(name))]
+    if len(both) > 1:
+        return Finding(
+            Verdict.FAULT,
+            f"{' and '.join(both)} are installed, and their files overwrite each other",
+            how_to_keep_one_onnxruntime(),
+        )
+    versions = f", torch {_torch()}, {'onnxruntime of unknown version' if not both else both[0]}"
+    return Finding(Verdict.OK, f"{render.renderer}{versions if render.renderer == weighing.RENDERER else ''}")
 
 
 def _torch() -> str:
+    return _version("torch") or "of unknown version"
+
+
+def _version(package: str) -> str:
+    """ "" without that package."""
     try:
-        return importlib.metadata.version("torch")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+        return ""
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -49,7 +64,7 @@ def weights(installation: Installation) -> Finding:
     if settings.render.renderer != weighing.RENDERER:
         return Finding(Verdict.OK, f"{settings.render.renderer} needs none")
     store = weighing.store_of(settings)
-    there = [present for present in store.status() if not present.weight.optional or present.path is not None]
+    there = [present for present in store.status() if _counts(present)]
     if damaged := list(_damaged(store, there, full=installation.full)):
         return Finding(Verdict.FAULT, f"{store.folder}: {'; '.join(damaged)}", WeightsDamaged.default_remedy)
     missing = [present.weight for present in there if present.state == "missing"]
@@ -70,6 +85,13 @@ def weights(installation: Installation) -> Finding:
         return Finding(Verdict.NOTE, seen, "the next render hashes them; `lipsyncd models verify` does it now")
     how = "hashed just now" if installation.full else "verified"
     return Finding(Verdict.OK, f"{len(there)} files, {size}, {how}, in {store.folder}")
+
+
+def _counts(present: Present) -> bool:
+    """Does a render open it? Of a file that no render waits for, a pickle is none yet."""
+    if present.weight.extra:
+        return present.state not in NOT_READY
+    return not present.weight.optional or present.path is not None
 
 
 def _damaged(store: Store, there: list[Present], *, full: bool) -> Iterator[str]:
@@ -111,12 +133,21 @@ def _device(render: Render, name: str) -> Finding:
     free_gb = seen.memory.total_gb - seen.memory.used_gb
     text = f"{name}: {seen.name}, driver {seen.driver}, {free_gb:.1f} of {seen.memory.total_gb:.1f} GB free"
     if heavy and _torch().endswith("+cpu"):
-        remedy = "install a torch with CUDA: pip install --force-reinstall 'torch' from PyTorch's own index"
+        again = how_to_install_package("--force-reinstall torch")
+        remedy = f"`pip config list` may show an index of CPU builds: take it out, then {again}"
         return Finding(Verdict.FAULT, f"{text}; torch {_torch()} is a build without CUDA", remedy)
+    if heavy and render.kernels == "fused" and not _compiler():
+        remedy = "install gcc and Python's headers, such as Debian's gcc and python3-dev"
+        return Finding(Verdict.NOTE, f"{text}; no C compiler: Triton needs one for the fused networks", remedy)
     if heavy and free_gb < _WANTED_GB:
         remedy = "other programs may hold GPU memory (`nvidia-smi`), or lower render.unload_idle_s"
         return Finding(Verdict.NOTE, f"{text}; with less than {_WANTED_GB:g} GB, batches are halved", remedy)
     return Finding(Verdict.OK, text)
+
+
+def _compiler() -> bool:
+    """Is there a C compiler where Triton looks for one?"""
+    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -131,5 +162,16 @@ def speech(installation: Installation) -> Finding:
             return Finding(Verdict.FAULT, f"{program} is not an executable program", "correct speech.command")
         return Finding(Verdict.OK, program)
     if importlib.util.find_spec("espeakng_loader") is None:
-        return Finding(Verdict.NOTE, "none: jobs with a text wait", "pip install 'lipsyncd[tts]'")
-    return Finding(Verdict.OK, f"espeak-ng, voice {speech.voice}")
+        return Finding(Verdict.NOTE, "none: jobs with a text wait", how_to_install("tts"))
+    try:
+        files, voices = find_voice(speech.voice, speech.voices), piper_files.installed(speech.voices)
+        if files is not None:
+            files.hashes()  # reads both files whole
+    except LipsyncdError as error:
+        return Finding(Verdict.FAULT, f"speech.voice is {speech.voice}: {error.message}", error.remedy)
+    if voices and importlib.util.find_spec("onnxruntime") is None:
+        verdict = Verdict.NOTE if files is None else Verdict.FAULT
+        seen = f"{len(voices)} voices of Piper in {speech.voices}, and onnxruntime is not installed"
+        return Finding(verdict, seen, how_to_install("voices"))
+    of_piper = f"; {len(voices)} of Piper in {speech.voices}" if voices else ""
+    return Finding(Verdict.OK, f"{'espeak-ng' if files is None else 'Piper'}, voice {speech.voice}{of_piper}")

@@ -26,7 +26,7 @@ from lipsyncd.web.keys import KEY_VARIABLE, is_loopback, read_keys, without_admi
 
 # In older versions, two connections that write or checkpoint at once could damage the file. Ours has one writer.
 _SQLITE_FLOOR = (3, 51, 3)
-_SILENT_S = 30.0  # a daemon writes its status every second
+_SILENT_S = 30.0  # a daemon writes its status every five seconds
 _OLD_BACKUP_S = 2 * 86_400.0
 _ASK_TIMEOUT_S = 2.0
 _MOST_JOBS = 1000
@@ -126,6 +126,11 @@ def web(installation: Installation) -> Finding:
         return _readiness(settings.host, port)
     place = _place(settings.host, settings.port)
     fault = _bind_fault(settings.host, settings.port)
+    if fault == errno.EADDRINUSE and _is_lipsyncd(settings.host, settings.port):
+        if _is_hidden(installation):
+            return _readiness(settings.host, settings.port)
+        remedy = "name its settings with --config, or choose another web.port"
+        return Finding(Verdict.FAULT, f"{place} is used by a lipsyncd with other folders", remedy)
     if fault == errno.EADDRINUSE:
         return Finding(
             Verdict.FAULT,
@@ -136,6 +141,25 @@ def web(installation: Installation) -> Finding:
         remedy = "correct web.host and web.port; ports below 1024 need root"
         return Finding(Verdict.FAULT, f"{place} cannot be opened: {os.strerror(fault)}", remedy)
     return Finding(Verdict.OK, f"{place} is free")
+
+
+def _is_lipsyncd(host: str, port: int) -> bool:
+    answer = _ask(host, port, "/health")
+    try:
+        return answer is not None and json.loads(answer[1]).get("service") == "lipsyncd"
+    except (ValueError, AttributeError):
+        return False
+
+
+def _is_hidden(installation: Installation) -> bool:
+    """May this user not see whether the daemon of these folders runs?"""
+    try:
+        (installation.folders.state / "lock").open("rb").close()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _readiness(host: str, port: int) -> Finding:

@@ -3,18 +3,22 @@
 The order is what makes it safe: nothing before the spool's commit touches the inbox, nothing after it can lose the job.
 Copy into a staging folder by descriptor while hashing; check that no file has changed meanwhile; `job.json`, fsync,
 rename: accepted. Then the row. Then `release` removes the files from the inbox.
+
+Drops that are ready together take each of these steps together, so that they share fsyncs and commits. Such a batch is
+bounded in jobs, open files, bytes and time, so that it needs little memory and no drop waits long for the others. Large
+drops come last, one in a pass: a copy from a slow server may take minutes, and what is dropped meanwhile goes before
+the next one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lipsyncd.errors import InputError, InputsAlreadyTaken
-from lipsyncd.inbox import check_input
 from lipsyncd.inbox.late_manifest import LateManifests
 from lipsyncd.inbox.pairing import Drop, Found
 from lipsyncd.inbox.release import Release, unlink_same
@@ -24,15 +28,20 @@ from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Job, JobSpec, SourceFile, 
 from lipsyncd.jobs.manifest import clean_out_name, with_manifest
 from lipsyncd.ledger.ledger import AlreadyAccepted, Ledger
 from lipsyncd.log import printable
-from lipsyncd.media import Structure, check_image_size, most_megapixels, video_frames
+from lipsyncd.media import Structure, check_input
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import SourceChanged, copy_unchanged
-from lipsyncd.storage.spool import Spool
+from lipsyncd.storage.files import Finish, SourceChanged, copy_unchanged
+from lipsyncd.storage.spool import Spool, Staged
 
 log = logging.getLogger(__name__)
 
-_BATCH = 32  # jobs whose rows share one commit
+_MOST_JOBS = 64
+_MOST_FILES = 160  # descriptors that are open until the commit
+_MOST_BYTES = 32_000_000
+_MOST_S = 0.25
+_SLOW_BYTES = 4_000_000  # before a drop of this size is copied, the others are committed
+_LARGE_BYTES = 16_000_000
 _SHORTEST_PASS_S = 2.0
 _PASS_PER_SCAN = 4.0  # a large inbox takes long to scan: then more is taken before the next scan
 
@@ -63,6 +72,7 @@ class Intake:
         self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
         self._stuck = Shown()
         self._late_from = 0
+        self._batch = Batch(spool)
         self._rowless: list[JobSpec] = []
         self._began = False
 
@@ -87,21 +97,35 @@ class Intake:
         scanned_s = time.monotonic()
         until_s = scanned_s + max(_SHORTEST_PASS_S, _PASS_PER_SCAN * (scanned_s - began_s))
         self.cut_short = False
+        small, large = by_size(drops)
         known, self._stuck = self._stuck, Shown()
-        for drop in drops:
-            if stop() or time.monotonic() > until_s:
-                self.cut_short = True
-                break
-            if len(self._rowless) >= _BATCH or self._asks_for_id_of_rowless(drop):
-                accepted += self._register_rowless()
-            spec = self._try_accept(drop, known)
-            if spec is not None:
-                self._rowless.append(spec)
-        accepted += self._register_rowless()
+        try:
+            for drop in small:
+                if stop() or time.monotonic() > until_s:
+                    self.cut_short = True
+                    break
+                if self._batch.must_end_before(drop):
+                    accepted += self._commit(known)
+                self._try_stage(drop, known)
+            accepted += self._commit(known)
+            accepted += self._take_a_large_one(large, stop, known)
+        finally:
+            self._batch.discard()
         if not self.cut_short:
             accepted += self._serve_late_manifests()
         self.release.run()
         return accepted
+
+    def _take_a_large_one(self, large: Sequence[Drop], stop: Callable[[], bool], known: Shown) -> list[Accepted]:
+        """Accept the first of the large drops that can be accepted now."""
+        for number, drop in enumerate(large, start=1):
+            if stop():
+                break
+            self._try_stage(drop, known)
+            if accepted := self._commit(known):
+                self.cut_short = self.cut_short or number < len(large)
+                return accepted
+        return []
 
     @property
     def stuck(self) -> Shown:
@@ -110,39 +134,53 @@ class Intake:
 
     # -- one drop ------------------------------------------------------------------------------------------------------
 
-    def _try_accept(self, drop: Drop, known: Mapping[str, str]) -> JobSpec | None:
-        """`_accept`, or record why the drop has to wait; logged when it is not `known` from the scan before."""
+    def _try_stage(self, drop: Drop, known: Shown) -> None:
+        """`_stage`, or record why the drop has to wait; logged when it is not `known` from the scan before."""
         try:
-            return self._accept(drop)
+            self._stage(drop)
         except SourceChanged as changed:
             log.info("intake: %s changed while it was copied; scanning again", changed)
         except OSError as error:
-            name, why = printable(drop.name), f"cannot be taken: {error.strerror or error}"
-            if self._stuck.note(name, why) and known.get(name) != why:
-                log.warning("intake: %s waits: %s", name, error)
-        return None
+            self._note_stuck(drop, error, known)
 
-    def _accept(self, drop: Drop) -> JobSpec | None:
-        """Copy a drop into the spool, which makes it a job; None when it is one already."""
+    def _note_stuck(self, drop: Drop, error: OSError, known: Shown) -> None:
+        name, why = printable(drop.name), f"cannot be taken: {error.strerror or error}"
+        if self._stuck.note(name, why) and known.get(name) != why:
+            log.warning("intake: %s waits: %s", name, error)
+
+    def _stage(self, drop: Drop) -> None:
+        """Copy a drop into the spool, where `_commit` makes it a job; nothing when it is one already."""
         drop = self.inbox.whole(drop)
         refusal = drop.refusal or self._check(drop)
         asked_id = drop.manifest.id if drop.manifest else None
         job_id, known = asked_id or new_id(), self.ledger.find(asked_id) if asked_id else None
         if known is not None and self._is_repetition(drop, job_id):
             self._clear_repetition(drop, job_id)
-            return None
+            return
         if known is not None:
             taken = f"{drop.name} asks for the id of job {job_id}, which has other inputs or options"
             refusal = InputsAlreadyTaken(taken, remedy="give the job another id")
             job_id = new_id()
-        return self.spool.accept(job_id, lambda folder: self._fill(job_id, drop, refusal, folder))
+        self._batch.stage(job_id, drop, lambda folder, finish: self._fill(job_id, drop, refusal, folder, finish))
+
+    def _commit(self, known: Shown) -> list[Accepted]:
+        """Accept what is staged, and give it its rows. What could not be accepted waits."""
+        specs, failed = self._batch.commit()
+        for drop, error in failed:
+            self._note_stuck(drop, error, known)
+        self._rowless += specs
+        return self._register_rowless()
 
     def _take(self, drop: Drop) -> Accepted | None:
-        spec = self._accept(drop)
-        return None if spec is None else self.register(spec)
-
-    def _asks_for_id_of_rowless(self, drop: Drop) -> bool:
-        return drop.manifest is not None and any(spec.id == drop.manifest.id for spec in self._rowless)
+        """Accept one drop by itself; None when it is a job already. Raises `SourceChanged` or OSError."""
+        try:
+            self._stage(drop)
+            specs, failed = self._batch.commit()
+        finally:
+            self._batch.discard()
+        for _, error in failed:
+            raise error
+        return self.register(specs[0]) if specs else None
 
     def _register_rowless(self) -> list[Accepted]:
         """Give what was accepted its rows, all in one commit. What fails is tried again."""
@@ -174,32 +212,29 @@ class Intake:
         log.info("job %s accepted: %s, %s", job.id, spec.name, "refused" if spec.refusal else spec.renderer)
         return Accepted(job, refused=spec.refusal is not None)
 
-    def _fill(self, job_id: str, drop: Drop, refusal: InputError | None, folder: Path) -> JobSpec:
-        sources = []
+    def _fill(self, job_id: str, drop: Drop, refusal: InputError | None, folder: Path, finish: Finish) -> JobSpec:
+        sources, inbox = [], self.inbox.folder.fileno()
         for role, file in drop.files.items():
-            digest = copy_unchanged(file.name, file.identity, folder / role, folder=self.inbox.folder.fileno())
+            digest = copy_unchanged(file.name, file.identity, folder / role, folder=inbox, finish=finish)
             sources.append(SourceFile(role, file.text, file.identity, digest))
         if refusal is not None:
             log.info("job %s refused: %s", job_id, refusal)
         return self._spec(job_id, drop, tuple(sources), refusal)
 
     def _spec(self, job_id: str, drop: Drop, sources: tuple[SourceFile, ...], refusal: InputError | None) -> JobSpec:
-        preset = self.settings.now.queue(self.queue)
         spec = JobSpec(
             id=job_id,
             name=printable(drop.name),
             out_name=clean_out_name(drop.name),
-            renderer=preset.renderer,
-            stitch=preset.stitch,
-            resolution=preset.resolution,
-            fps=preset.rate,
-            priority=preset.priority,
-            queue=self.queue,
             accepted_ms=now_ms(),
             sources=sources,
             refusal=None if refusal is None else refusal.reason(),
+            **self.settings.now.queue(self.queue).of_a_job,
         )
-        return spec if drop.manifest is None else with_manifest(spec, drop.manifest)
+        if drop.manifest is None:
+            return spec
+        spec = with_manifest(spec, drop.manifest)
+        return spec if spec.rest is None else replace(spec, queue=self.settings.now.web.outbox_folder)
 
     def _check(self, drop: Drop) -> InputError | None:
         """The reason why these files cannot become a video, as far as their structure shows."""
@@ -215,19 +250,9 @@ class Intake:
 
     def _check_file(self, role: str, file: Found, structure: Structure) -> InputError | None:
         size_bytes = file.identity.size
-        error = check_input.fault(role, structure, shown=repr(printable(file.text)), size_bytes=size_bytes)
-        if error is not None:
-            return error
-        if role == IMAGE and structure.width and structure.height:
-            limits = self.settings.now.intake
-            is_video = structure.kind is not None and structure.kind.is_video
-            usual = video_frames.MAX_MEGAPIXELS if is_video else limits.max_megapixels
-            most = most_megapixels(structure.kind, usual=usual, photo=limits.max_photo_megapixels)
-            try:
-                check_image_size(structure.width, structure.height, min_side=limits.min_side_px, max_megapixels=most)
-            except InputError as too_large:
-                return too_large
-        return None
+        if role == AUDIO:
+            return check_input.sound_fault(structure, file.text, size_bytes=size_bytes)
+        return check_input.picture_fault(structure, file.text, size_bytes=size_bytes, limits=self.settings.now.intake)
 
     # -- a drop whose id is known --------------------------------------------------------------------------------------
 
@@ -271,3 +296,65 @@ class Intake:
             except (SourceChanged, OSError) as error:
                 log.info("intake: %s waits: %s", drop.name, error)
         return [one for one in refused if one is not None]
+
+
+class Batch:
+    """Jobs that are staged in the spool and not committed yet."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._staged: list[tuple[Staged, Drop]] = []
+        self._bytes = self._files = 0
+        self._began_s = 0.0
+
+    def stage(self, job_id: str, drop: Drop, fill: Callable[[Path, Finish], JobSpec]) -> None:
+        """Add a drop; raises what `fill` raises, and OSError."""
+        began_s = time.monotonic()
+        staged = self._spool.stage(job_id, fill)
+        self._began_s = self._began_s if self._staged else began_s
+        self._staged.append((staged, drop))
+        self._bytes += size_of(drop)
+        self._files += len(staged.unsynced)
+
+    def must_end_before(self, drop: Drop) -> bool:
+        """Is it to be committed before that drop is staged?"""
+        if not self._staged:
+            return False
+        asked_id = drop.manifest.id if drop.manifest else None
+        asks_for_id = asked_id is not None and any(one.spec.id == asked_id for one, _ in self._staged)
+        size = size_of(drop)
+        return asks_for_id or size >= _SLOW_BYTES or self._bytes + size > _MOST_BYTES or self._is_full()
+
+    def _is_full(self) -> bool:
+        late = time.monotonic() - self._began_s > _MOST_S
+        return late or len(self._staged) >= _MOST_JOBS or self._files >= _MOST_FILES
+
+    def commit(self) -> tuple[list[JobSpec], list[tuple[Drop, OSError]]]:
+        """Accept all of them; gives the new jobs, and the drops that could not be accepted. The batch is empty then."""
+        staged = self._emptied()
+        if staged:
+            self._spool.accept_all([one for one, _ in staged])
+        failed = [(drop, one.fault) for one, drop in staged if one.fault is not None]
+        return [one.spec for one, _ in staged if one.fault is None], failed
+
+    def discard(self) -> None:
+        """Forget them; the inbox still has everything."""
+        for one, _ in self._emptied():
+            self._spool.discard(one)
+
+    def _emptied(self) -> list[tuple[Staged, Drop]]:
+        staged, self._staged, self._bytes, self._files = self._staged, [], 0, 0
+        return staged
+
+
+def size_of(drop: Drop) -> int:
+    """Bytes that are copied for it."""
+    return sum(file.identity.size for file in drop.files.values())
+
+
+def by_size(drops: Sequence[Drop]) -> tuple[list[Drop], list[Drop]]:
+    """The drops that share batches, and the large ones, which are taken by themselves; each in the order given."""
+    large = [drop for drop in drops if size_of(drop) >= _LARGE_BYTES]
+    if not large:
+        return list(drops), []
+    return [drop for drop in drops if size_of(drop) < _LARGE_BYTES], large

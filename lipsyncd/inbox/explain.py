@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lipsyncd.errors import FolderNotOurs
+from lipsyncd.inbox.pairing import NEAR_NAME
 from lipsyncd.log import printable
 from lipsyncd.storage.files import NotRegular
 from lipsyncd.storage.open_folder import Name, OpenFolder
@@ -33,18 +34,30 @@ _MARK = "lipsyncd wrote this file. It goes by itself when its reason is gone."
 _MOST_BYTES = 4000
 _LONGEST_NAME = 220  # bytes; the hidden name of the file while it is written is longer
 _MODE = 0o644
-_PASSES = ("still being written", "its files are still being written", "a program has it open")  # no reason to explain
+_PASSES = (  # no reasons to explain
+    "still being written", "its files are still being written", "a program has it open", "is not finished, as ",
+    "its format does not show where it ends", "its end is zeros",
+)  # fmt: skip
+_SAME_NAME = "If they belong together, give both the same name in front of the suffix."
+# What to do with a file of no suffix of ours, by the end of its name.
+_BY_NAME = (
+    (".lnk", "Drop the file itself: this is a shortcut to it."),
+    (".url", "Drop the file itself: this is a shortcut to it."),
+    (".json.txt", "Rename it to {stem}: some programs hide the last suffix."),
+    (".txt", 'To have it spoken, drop a manifest such as {{"image": "{stem}.jpg", "text": "Hello."}}, or a sound.'),
+)
 # What to do, by the beginning of the reason. {stem} is the file's name without its suffix.
 _REMEDIES = (
     ("waits for a sound", "Drop a sound of the same name into this folder, such as {stem}.wav."),
     ("waits for a picture", "Drop a picture of the same name into this folder, such as {stem}.jpg."),
     ("waits for ", "Drop the files that it names into this folder, or correct the names in it."),
-    ("has no suffix", "Give it the suffix of what it is, such as .jpg or .wav; or delete it."),
+    ("has no suffix", "Save it as what is taken, such as a JPEG or a WAV, with that suffix; or delete it."),
     ("is a folder", "Drop the files themselves: folders are not looked into."),
     ("is no regular file", "Drop a copy of the file itself, no link."),
     ("is a second name", "Drop a file of your own."),
     ("cannot be read", "Let the group read it, or drop it again."),
     ("has ", "Drop a smaller file, or ask the administrator to raise the limit."),
+    ("is empty", "If its copy was interrupted, drop it again."),
     ("its content ends", "If its copy was interrupted, drop it again."),
 )
 
@@ -116,7 +129,10 @@ class Explainer:
 def text_for(name: str, why: str) -> bytes:
     """The content of an explanation: our mark, the reason, what to do, and a sum over all that."""
     stem = name.rpartition(".")[0] or name
-    remedy = next((text for begin, text in _REMEDIES if why.startswith(begin)), "Delete it, or ask the administrator.")
+    by_name = _BY_NAME if why.startswith("has no suffix") else ()
+    known = [_SAME_NAME] if why.endswith(NEAR_NAME) else [text for end, text in by_name if name.lower().endswith(end)]
+    known += [text for begin, text in _REMEDIES if why.startswith(begin)]
+    remedy = next(iter(known), "Delete it, or ask the administrator.")
     sentence = f"{name}: {why}." if why.startswith("its ") else f"{name} {why}."
     body = f"{_MARK}\n\n{sentence}\n{remedy.format(stem=stem)}\n\n"
     return f"{body}{_sum(body)}\n".encode("utf-8", "replace")

@@ -1,16 +1,18 @@
 """Which files belong together: pairs, manifests with the files that they name, halves that wait.
 
 A pure function of what the scan found: no clock, no folder. Manifests come first, and find a file by its exact name,
-else by the same text in another Unicode form, else without case. Files that no manifest names are paired by their stem,
-compared in Unicode's composed form (NFC) without case: a Mac and a share may write one name in two ways.
+else by the same text in another Unicode form, else without case and blanks in front. Files that no manifest names are
+paired by their stem, compared in Unicode's composed form (NFC) without case: a Mac and a share may write one name in
+two ways.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -18,9 +20,14 @@ from typing import TypeVar
 from lipsyncd.errors import AmbiguousPair, InputError, MissingFile, MissingHalf
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity
 from lipsyncd.jobs.manifest import Manifest, classify
-from lipsyncd.media import Structure
+from lipsyncd.log import printable
+from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Structure
 
 _T = TypeVar("_T")
+NEAR_NAME = "has almost that name"  # at the end of the reason of a half that waits
+_SUFFIXES = IMAGE_SUFFIXES | AUDIO_SUFFIXES | VIDEO_SUFFIXES
+_COPY = re.compile(r"(\(\d+\)|[-_]copy(\(\d+\))?)$")
+_SEVERAL_S = 60.0  # a manifest whose name fits several files waits so long for the one of exactly that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,11 @@ def composed(name: str) -> str:
 
 def pairing_key(name: str) -> str:
     return composed(name).casefold()
+
+
+def naming_key(name: str) -> str:
+    """The same of a whole name in a manifest, where a blank in front is a slip of the pen."""
+    return pairing_key(name.lstrip())
 
 
 def role_by_bytes(role: str, structure: Structure | None) -> tuple[str, bool]:
@@ -183,12 +195,20 @@ def _take_manifest(
     missing = [repr(os.fsdecode(name)) for role, name in wanted.items() if role not in present]
     refused = (unusable.named(name) for role, name in wanted.items() if role not in present)
     reason = next((error for error in refused if error is not None), None)
+    absent = (name for role, name in wanted.items() if role not in present)
+    several = next(((name, alike) for name in absent if len(alike := files.alike(name)) > 1), None)
+    if reason is None and several and file.age_s >= _SEVERAL_S:
+        reason = AmbiguousPair(
+            f"{os.fsdecode(several[0])!r} is not there, and {_listed(several[1])} fit but for their case",
+            remedy="write the name in the manifest exactly as the file has it",
+        )
     if reason is None and missing and file.age_s >= pair_timeout_s:
         reason = MissingFile(f"{' and '.join(missing)} did not come within {pair_timeout_s:g} s")
     if reason is not None:
         _refuse(file, present.values(), reason, result)
     elif missing:
-        result.waiting.append(Waiting(file.text, f"waits for {' and '.join(missing)}", file.age_s))
+        since = f", since {_listed(several[1])} fit but for their case" if several else ""
+        result.waiting.append(Waiting(file.text, f"waits for {' and '.join(missing)}{since}", file.age_s))
     elif not all(f.settled for f in present.values()):
         result.waiting.append(Waiting(file.text, "its files are still being written", file.age_s))
     else:
@@ -214,15 +234,19 @@ class Names(Mapping[bytes, _T]):
     def named(self, name: bytes) -> _T | None:
         """What lies under exactly that name, else under the only one that is the same text.
 
-        First the names in Unicode's composed form are compared, then those without case.
+        First the names in Unicode's composed form are compared, then those without case and blanks in front.
         """
         if name in self._content:
             return self._content[name]
         text = os.fsdecode(name)
-        for known, key in ((self._composed, composed(text)), (self._caseless, pairing_key(text))):
+        for known, key in ((self._composed, composed(text)), (self._caseless, naming_key(text))):
             if len(same := known.get(key, [])) == 1:
                 return self._content[same[0]]
         return None
+
+    def alike(self, name: bytes) -> list[bytes]:
+        """The names that are the same text without case, in order."""
+        return sorted(self._caseless.get(naming_key(os.fsdecode(name)), ()))
 
     @cached_property
     def _composed(self) -> Mapping[str, list[bytes]]:
@@ -230,13 +254,19 @@ class Names(Mapping[bytes, _T]):
 
     @cached_property
     def _caseless(self) -> Mapping[str, list[bytes]]:
-        return self._by(pairing_key)
+        return self._by(naming_key)
 
     def _by(self, key: Callable[[str], str]) -> Mapping[str, list[bytes]]:
         names: dict[str, list[bytes]] = defaultdict(list)
         for name in self._content:
             names[key(os.fsdecode(name))].append(name)
         return names
+
+
+def _listed(names: Sequence[bytes]) -> str:
+    """Two of the names, and how many there are more."""
+    first, second = (repr(printable(name)) for name in names[:2])
+    return f"{first} and {second} both" if len(names) == 2 else f"{first}, {second} and {len(names) - 2} more"
 
 
 def _refuse(file: Found, companions: Iterable[Found], error: InputError, result: Grouping) -> None:
@@ -257,13 +287,15 @@ def _take_pairs(files: Mapping[bytes, Found], claimed: set[bytes], pair_timeout_
     for file in files.values():
         if file.role in (IMAGE, AUDIO) and not (file.taken or file.left_for) and file.name not in claimed:
             stems[file.key].append(file)
+    halves: list[tuple[Found, str]] = []
     for members in stems.values():
         if all(f.settled for f in members):
-            _take_stem(sorted(members, key=lambda f: f.name), pair_timeout_s, result)
+            halves += _take_stem(sorted(members, key=lambda f: f.name), pair_timeout_s, result)
+    result.waiting += _explained(halves)
 
 
-def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) -> None:
-    """One stem's pictures, films and sounds: a pair, a half, or too many.
+def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) -> list[tuple[Found, str]]:
+    """One stem's pictures, films and sounds: a pair, a half, or too many. Gives the files that wait, and for what.
 
     A film beside a sound is the picture. Beside a picture, and without another sound, it is the sound.
     """
@@ -275,12 +307,12 @@ def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) ->
         result.drops.append(Drop(images[0].stem, {IMAGE: images[0], AUDIO: voices[0]}))
         for chosen, of_role in ((images[0], pictures), (voices[0], sounds or films)):
             result.left += [(f, chosen.text) for f in of_role if f is not chosen]
-        return
+        return []
     by_name = {f.named_for: f for f in members}
     if len(members) == 2 and not (images and voices) and by_name.keys() == {IMAGE, AUDIO}:
         # Two pictures or two sounds under the names of a pair: its check refuses them at once, with what they are.
         result.drops.append(Drop(by_name[IMAGE].stem, by_name))
-        return
+        return []
     first, others = members[0], members[1:]
     half = "picture" if sounds else "sound" if pictures else "picture or a sound"
     if images and voices:
@@ -290,7 +322,27 @@ def _take_stem(members: list[Found], pair_timeout_s: float, result: Grouping) ->
         late = MissingHalf(f"no {half} of that stem came for {first.text!r} within {pair_timeout_s:g} s")
         _refuse(first, others, late, result)
     else:
-        result.waiting += [Waiting(f.text, f"waits for a {half} of the same stem", f.age_s) for f in members]
+        return [(f, half) for f in members]
+    return []
+
+
+def _explained(halves: Sequence[tuple[Found, str]]) -> Iterator[Waiting]:
+    """Why each half waits, with a file that its writer may have meant for the other half."""
+    near: dict[tuple[str, str], Found] = {}
+    for file, _ in halves:
+        near.setdefault((_near_key(file.stem), file.role), file)
+    for file, half in halves:
+        other = near.get((_near_key(file.stem), AUDIO if file.role == IMAGE else IMAGE))
+        hint = f", and {printable(other.text)!r} {NEAR_NAME}" if other and other.key != file.key else ""
+        yield Waiting(file.text, f"waits for a {half} of the same stem{hint}", file.age_s)
+
+
+def _near_key(stem: str) -> str:
+    """A stem without what people do not see or did not write: blanks, marks, the number of a copy, a second suffix."""
+    text = unicodedata.normalize("NFKC", stem).casefold()
+    text = "".join(char for char in text if not char.isspace() and unicodedata.category(char) != "Cf")
+    first, dot, suffix = text.rpartition(".")
+    return _COPY.sub("", first if dot + suffix in _SUFFIXES else text)
 
 
 def _preferred(of_role: list[Found]) -> list[Found]:

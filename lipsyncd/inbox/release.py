@@ -39,7 +39,7 @@ class Release:
             spec = spool.spec(job_id)
             if spec is None and not queue:
                 self._sources[job_id] = ()
-            elif spec is not None and spec.queue == queue:
+            elif spec is not None and ("" if spec.rest is not None else spec.queue) == queue:
                 self._sources[job_id] = spec.sources
 
     def add(self, spec: JobSpec) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
 from lipsyncd.inbox.explain import SUFFIX as EXPLANATION
-from lipsyncd.inbox.pairing import Drop, Found, Names, Waiting, group, pairing_key
+from lipsyncd.inbox.pairing import Drop, Found, Names, Waiting, group, naming_key
 from lipsyncd.inbox.settle import InboxRules, Settling
 from lipsyncd.inbox.shown import MOST, Shown
 from lipsyncd.jobs import manifest_mac
@@ -55,6 +55,13 @@ _TEMPORARY = (
     "*.!sync",
     "*.bak",
     f"*{EXPLANATION}",
+    "*:zone.identifier",
+    "*.!qb",
+    "*.!ut",
+    "*.ytdl",
+    "#*#",
+    "icon\r",
+    "__macosx",
     "desktop.ini",
     "thumbs.db",
     "ehthumbs.db",
@@ -142,6 +149,8 @@ class Inbox:
         Raises OSError when the folder cannot be listed. Called while the folder is `open`.
         """
         self.settling.begin(self._clock())
+        if self.settling.first_seen:
+            self._left.update(self.settling.first_seen.left())
         self.settling.whole = whole = self._known_whole()
         found = [
             self._judged(self.settling.observe(name, role, identity, taken=taken.get(name) == identity))
@@ -162,7 +171,8 @@ class Inbox:
         self.more_waiting = len(grouping.waiting) - len(self.waiting)
         self._left = {f.name: (f.identity, f.left_for) for f in found if f.left_for}
         self._left |= {f.name: (f.identity, chosen) for f, chosen in grouping.left}
-        if {pairing_key(os.fsdecode(name)) for name in self._left_alone} & self._named_somewhere():
+        self.settling.remember(self._left)
+        if {naming_key(os.fsdecode(name)) for name in self._left_alone} & self._named_somewhere():
             self.settling.scan_in(0.0)  # one of them was read in this scan
         if any(not f.settled and f.name not in whole for f in map(self._found.named, self._known_whole()) if f):
             self.settling.scan_in(0.0)
@@ -220,10 +230,12 @@ class Inbox:
         """Every name that may be part of a job. What is left out, and why, is in `ignored`."""
         ignored = Shown()  # shown when it is complete
         named = self._named_somewhere()
-        for name in self.folder.names():
-            if _is_temporary(name) or name in self._queues:
+        names = self.folder.names()
+        self.settling.look_beside(names, self.folder.status)
+        for name in names:
+            if is_temporary(name) or name in self._queues:
                 continue
-            role = _role(name) or (OTHER if pairing_key(os.fsdecode(name)) in named else None)
+            role = named_role(name) or (OTHER if naming_key(os.fsdecode(name)) in named else None)
             try:
                 status = self.folder.status(name)
             except OSError as error:
@@ -260,14 +272,14 @@ class Inbox:
         self.ignored = ignored
 
     def _named_somewhere(self) -> set[str]:
-        """The `pairing_key` of every name that a manifest names, as far as we have read them."""
+        """The `naming_key` of every name that a manifest names, as far as we have read them."""
         contents = [content for _, content in self._parsed.values() if isinstance(content, Manifest)]
-        return {pairing_key(os.fsdecode(name)) for content in contents for name in _named(content)}
+        return {naming_key(os.fsdecode(name)) for content in contents for name in _named(content)}
 
     def _unusable_that_are_named(self) -> dict[bytes, InputError]:
         """Why a manifest that names such a file is refused; made for those only, since there may be very many."""
         named = self._named_somewhere() if self._unusable else set()
-        return {name: make() for name, make in self._unusable.items() if pairing_key(os.fsdecode(name)) in named}
+        return {name: make() for name, make in self._unusable.items() if naming_key(os.fsdecode(name)) in named}
 
     def _limit(self, role: str, name: bytes) -> int:
         """Bytes above which a file is left alone. A manifest is refused long before, and kept with its reason."""
@@ -322,11 +334,12 @@ def _outline(manifest: Manifest) -> Manifest:
     return Manifest(image=manifest.image, audio=manifest.audio, text=spoken, id=manifest.id)
 
 
-def _is_temporary(name: bytes) -> bool:
+def is_temporary(name: bytes) -> bool:
+    """Is it a name that programs use while they write, or one that file servers leave behind?"""
     return _IS_TEMPORARY.match(os.fsdecode(name).lower()) is not None
 
 
-def _role(name: bytes) -> str | None:
+def named_role(name: bytes) -> str | None:
     """What a file is for by its suffix."""
     _, dot, suffix = name.rpartition(b".")
     return _ROLES.get(dot + suffix.lower()) if dot else None

@@ -61,6 +61,7 @@ class InboxService:
     locks      of the inboxes, by kind of folder (`lock_inboxes`)
     make_room  called when the disk is low: removes what may go, True when that was enough
     wake       set to scan at once
+    scanned    called after each scan of all inboxes
     paused     why no drop is taken; "" when drops are taken
     """
 
@@ -78,6 +79,7 @@ class InboxService:
         self.folders = folders
         self.make_room = make_room
         self.wake = threading.Event()
+        self.scanned: Callable[[], None] = lambda: None
         self.paused = ""
         self._leases = sees_other_users_writers(folders.state)
         self.inboxes = [self._open(kind, lock, spool, ledger) for kind, lock in locks.items()]
@@ -110,7 +112,9 @@ class InboxService:
             self.paused = self._why_paused()
             for served in self.inboxes:
                 guarded(partial(self.scan, served, stop))
-            self.wake.wait(self._until_next_scan_s())
+            self.scanned()
+            if not stop():  # the stop sets the event after this
+                self.wake.wait(self._until_next_scan_s())
         for served in self.inboxes:
             served.watch.stop()
         self._overflows.close()

@@ -2,7 +2,11 @@
 
 A file is finished when nothing has changed it for a while, no process of this machine holds it open for writing, and
 its own structure does not announce more content. When the structure proves the end (a PNG's IEND, a WAV with the
-length of its header), a short while is enough.
+length of its header), a short while is enough. Where nothing in its format can show it, the while grows with the pauses
+that its writer makes. A WAV that ends in zeros may be laid out at full size and filled later. A file that programs keep
+beside one that they still write holds it back.
+
+Some file servers never close a file, so one that is open for writing is held back for a limited time only.
 
 Where the kernel does not tell whether another user's file is still open for writing, the while is longer, and writes
 count of which the kernel reported an event and no time or size shows anything.
@@ -13,11 +17,13 @@ Times are differences of one monotonic clock: the file server's clock and ours m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping, Set
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
 from lipsyncd.errors import InputError
-from lipsyncd.inbox.first_seen import FirstSeen, Waited
+from lipsyncd.inbox.beside import Beside
+from lipsyncd.inbox.first_seen import FirstSeen, Left, Waited
 from lipsyncd.inbox.pairing import Found, role_by_bytes
 from lipsyncd.inbox.shown import Shown
 from lipsyncd.jobs.job import MANIFEST, Identity
@@ -26,6 +32,12 @@ from lipsyncd.log import printable
 from lipsyncd.media import Completeness, Structure, examine
 from lipsyncd.storage.files import NotRegular
 from lipsyncd.storage.leases import written_by_others
+
+_ENDLESS_S = 3.0  # of stillness for a format without an end of its own
+_PAUSES = 3.0  # and so many times the longest pause between its changes
+_ZEROS_S = 10.0  # for a sound that ends in zeros
+_NO_END = "its format does not show where it ends"
+_OPEN_S = 30.0  # at most, for a file that is proven whole and still open for writing
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class _Seen:
     identity: Identity
     first_s: float
     still_since_s: float
+    pause_s: float = 0.0
     structure: Structure | None = None
     settled: bool = False
     why: str = "still being written"
@@ -88,6 +101,7 @@ class Settling:
         self._modified: Set[bytes] = frozenset()
         self._changed: list[_Seen] = []
         self._seen: dict[bytes, _Seen] = {}
+        self._beside = Beside()
 
     def begin(self, now_s: float) -> None:
         """A scan begins."""
@@ -97,6 +111,10 @@ class Settling:
         self.next_scan_s = None
         self.unreadable = Shown()
 
+    def look_beside(self, names: Sequence[bytes], status: Callable[[bytes], os.stat_result | None]) -> None:
+        """Note which of a scan's names are of files that programs keep beside others. Before `observe`."""
+        self._beside.begin(names, status, self._now_s, self.first_seen)
+
     def observe(self, name: bytes, role: str, identity: Identity, *, taken: bool) -> Found:
         """Note what lies under a name in this scan, and decide whether it is finished."""
         seen = self._seen.get(name)
@@ -104,15 +122,24 @@ class Settling:
             replaced = seen is None or seen.identity.ino != identity.ino
             first_s = self._now_s if seen is None or replaced else seen.first_s
             known = self.first_seen.of(name, identity) if self.first_seen and seen is None else None
-            seen = self._seen[name] = _Seen(identity, first_s=first_s, still_since_s=self._now_s)
-            if known is None:
-                self._changed.append(seen)
-            else:
+            pause_s = 0.0 if seen is None or replaced else self._pause_s(seen)
+            seen = self._seen[name] = _Seen(identity, first_s=first_s, still_since_s=self._now_s, pause_s=pause_s)
+            if known is not None:
                 seen.first_s, seen.still_since_s = self._now_s - known.since_first_s, self._now_s - known.still_s
+                seen.pause_s = known.pause_s
+            if known is None or not known.still_s:
+                self._changed.append(seen)
         elif name in self._modified:
+            seen.pause_s = self._pause_s(seen)
             seen.still_since_s, seen.settled = self._now_s, False
             self._changed.append(seen)
-        if not (seen.settled or taken):
+            if self.first_seen:
+                self.first_seen.outdated = True
+        if taken:
+            pass
+        elif self._is_held(name, seen):
+            seen.settled = False
+        elif not seen.settled:
             self._settle(name, role, seen)
         settled, age_s = seen.settled or taken, self._now_s - seen.first_s
         named_for, (role, film) = role, role_by_bytes(role, seen.structure)
@@ -135,11 +162,35 @@ class Settling:
         for seen in self._changed:
             seen.still_since_s = now_s
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        self._beside.end()
+        self._now_s = now_s
+
+    def remember(self, left: Left) -> None:
+        """Write down what the next daemon has to know. After `end`; `left` are the files that have given way."""
         if self.first_seen:
-            self.first_seen.keep(
-                (name, seen.identity, Waited(now_s - seen.first_s, now_s - seen.still_since_s))
-                for name, seen in self._seen.items()
-            )
+            self.first_seen.keep(chain(self._waits(), self._beside.waits()), left)
+
+    def _waits(self) -> Iterator[tuple[bytes, Identity, Waited]]:
+        for name, seen in self._seen.items():
+            waited = Waited(self._now_s - seen.first_s, self._now_s - seen.still_since_s, seen.pause_s)
+            yield name, seen.identity, waited
+
+    def _pause_s(self, seen: _Seen) -> float:
+        """The longest pause between the changes of a file, which has just changed again."""
+        return max(seen.pause_s, self._now_s - seen.still_since_s)
+
+    def _is_held(self, name: bytes, seen: _Seen) -> bool:
+        """Does another file show that this one is not finished? Not for ever: it may have been left behind."""
+        beside = None if name in self.whole else self._beside.latest(name)
+        if beside is None or beside[1] >= self._incomplete_s:
+            return False
+        seen.why = f"is not finished, as {printable(beside[0])!r} beside it shows"
+        self.scan_in(self._incomplete_s - beside[1])
+        return True
+
+    @property
+    def _incomplete_s(self) -> float:
+        return self.rules.incomplete_network_s if self.network else self.rules.incomplete_timeout_s
 
     def scan_in(self, seconds: float) -> None:
         """Have the next scan begin in so many seconds, or earlier."""
@@ -175,38 +226,51 @@ class Settling:
         finally:
             os.close(descriptor)
         completeness = self._completeness(name, role, seen)
-        if completeness is Completeness.TRUNCATED and name in self.whole:
-            completeness = Completeness.PLAUSIBLE
-        seen.settled = self._finished(completeness, seen, still_s, busy, others=others)
-
-    def _completeness(self, name: bytes, role: str, seen: _Seen) -> Completeness:
-        """What the content itself shows about its end. A manifest that parses is whole: its last brace is there."""
-        if role != MANIFEST:
-            return Completeness.PLAUSIBLE if seen.structure is None else seen.structure.completeness
-        whole = isinstance(self._manifest(name, seen.identity), Manifest)
-        return Completeness.COMPLETE if whole else Completeness.PLAUSIBLE
-
-    def _finished(
-        self, completeness: Completeness, seen: _Seen, still_s: float, busy: bool | None, *, others: bool
-    ) -> bool:
+        needed_s = self._usual_s(completeness, seen, busy, others=others)
+        if name not in self.whole:
+            needed_s = self._while_in_doubt(needed_s, seen)
         if busy:
             seen.why = "a program has it open for writing"
-            self.scan_in(self.rules.settle_s)
-            return False
+            open_s = min(_OPEN_S, self._incomplete_s) if completeness is Completeness.COMPLETE else self._incomplete_s
+            needed_s = max(needed_s, open_s)
+        seen.settled = still_s >= needed_s
+        if not seen.settled:
+            self.scan_in(min(needed_s - still_s, self.rules.settle_s) if busy else needed_s - still_s)
+
+    def _completeness(self, name: bytes, role: str, seen: _Seen) -> Completeness:
+        if role == MANIFEST and not seen.identity.size:
+            return Completeness.TRUNCATED
+        if role == MANIFEST:
+            whole = isinstance(self._manifest(name, seen.identity), Manifest)
+            return Completeness.COMPLETE if whole else Completeness.PLAUSIBLE
+        structure = seen.structure
+        if structure is None or (structure.completeness is Completeness.TRUNCATED and name in self.whole):
+            return Completeness.PLAUSIBLE
+        return structure.completeness
+
+    def _usual_s(self, completeness: Completeness, seen: _Seen, busy: bool | None, *, others: bool) -> float:
+        """Seconds of stillness after which a file is finished that no program has open. Notes why it waits as long."""
+        rules, proven = self.rules, completeness is Completeness.COMPLETE
         if completeness is Completeness.TRUNCATED:
-            seen.why = "its content ends before its own header says"
-            rules = self.rules
-            return self._after(rules.incomplete_network_s if self.network else rules.incomplete_timeout_s, still_s)
+            seen.why = "its content ends before its own header says" if seen.identity.size else "is empty so far"
+            return self._incomplete_s
         if self.network:
-            return self._after(self.rules.settle_network_s, still_s)
-        proven = completeness is Completeness.COMPLETE
+            return rules.settle_network_s
         if busy is None and others and not proven:
             seen.why = "the kernel does not tell whether its owner still writes it"
-            return self._after(max(self.rules.settle_s, self.rules.settle_network_s), still_s)
-        return self._after(self.rules.settle_proven_s if proven and busy is False else self.rules.settle_s, still_s)
+            return max(rules.settle_s, rules.settle_network_s)
+        return rules.settle_proven_s if proven and busy is False else rules.settle_s
 
-    def _after(self, needed_s: float, still_s: float) -> bool:
-        if still_s >= needed_s:
-            return True
-        self.scan_in(needed_s - still_s)
-        return False
+    def _while_in_doubt(self, usual_s: float, seen: _Seen) -> float:
+        """The same for what may get more content although nothing announces it."""
+        needed_s, found = usual_s, seen.structure
+        if found is None or found.completeness is not Completeness.PLAUSIBLE:
+            return needed_s
+        if found.endless:
+            needed_s = max(needed_s, _ENDLESS_S, min(_PAUSES * seen.pause_s, self.rules.incomplete_timeout_s))
+        if found.unfilled:
+            needed_s = max(needed_s, _ZEROS_S)
+        if needed_s > usual_s:
+            doubt = "its end is zeros, as of a file that is filled later" if found.unfilled else _NO_END
+            seen.why = f"{doubt}: it is taken after {needed_s:.3g} s without a change"
+        return needed_s

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lipsyncd.errors import BadManifest, BadName, InboxUnavailable, MissingFile, UsageError
-from lipsyncd.inbox import check_input
-from lipsyncd.jobs.job import new_id
+from lipsyncd.jobs.job import IMAGE, new_id
 from lipsyncd.jobs.manifest import Manifest, build, classify, clean_file_name, clean_out_name, to_json
-from lipsyncd.media import Kind, examine
+from lipsyncd.media import Kind, check_input, examine
+from lipsyncd.media.check_input import PictureLimits
 from lipsyncd.storage.files import copy_into, open_regular
 from lipsyncd.storage.folders import INBOX_OF, Folders
 from lipsyncd.storage.open_folder import OpenFolder, open_to_group
@@ -32,15 +32,20 @@ _SUFFIX = {Kind.JPEG: ".jpg"}
 
 @dataclass(frozen=True)
 class Submission:
-    """The job that was dropped."""
+    """The job that was dropped. `file` is its manifest as `lipsyncd status` names it, with the queue before it."""
 
     job_id: str
     out_name: str
+    file: str
 
 
 def manifest_of(**given: Any) -> Manifest:
-    """The manifest of a command line. Raises `UsageError` with what is wrong."""
-    options = dict(_option(pair) for pair in given.pop("options", ()))
+    """The manifest of a command line, or of a Python call. Raises `UsageError` with what is wrong.
+
+    options  of the renderer, each as "KEY=VALUE"; or a mapping of values
+    """
+    options = given.pop("options", ())
+    options = dict(options if isinstance(options, Mapping) else map(_option, options))
     fields = {
         "id": given.pop("job_id", None),
         "out_name": given.pop("name", None),
@@ -55,7 +60,8 @@ def manifest_of(**given: Any) -> Manifest:
     try:
         manifest = build({k: v for k, v in fields.items() if v is not None} | dict.fromkeys(local, "file"))
     except (BadManifest, BadName) as error:
-        raise UsageError(error.message, remedy=error.remedy) from error
+        of_manifests = error.remedy == BadManifest.default_remedy  # there is none to correct
+        raise UsageError(error.message, remedy="" if of_manifests else error.remedy) from error
     if any(source and classify(source) == "upload" for source in (manifest.image, manifest.audio)):
         raise UsageError("only clients of REST may name uploads; give a file or an address")
     return replace(manifest, image=local.get("image", manifest.image), audio=local.get("audio", manifest.audio))
@@ -71,22 +77,24 @@ def _option(pair: str) -> tuple[str, Any]:
         return key, value
 
 
-def drop(folders: Folders, manifest: Manifest, *, queue: str = "") -> Submission:
+def drop(folders: Folders, manifest: Manifest, *, limits: PictureLimits, queue: str = "") -> Submission:
     """Drop a manifest and the files that it names. `image` and `audio` are paths of this machine, or addresses.
 
-    queue  which folder of the inbox they go to; "" is the inbox itself
+    limits  of pictures: the section `intake` of the settings
+    queue   which folder of the inbox they go to; "" is the inbox itself
 
     Raises `UsageError` for a queue that is none, `InboxUnavailable`; `MissingFile` or what is wrong with a file.
     """
     inbox = _inbox_of(folders, queue)
     job_id = manifest.id or new_id()
-    out_name = manifest.out_name or _natural_name(manifest)
+    out_name = manifest.out_name or natural_name(manifest)
     files: dict[str, tuple[Path, str]] = {}
     for role, source in (("image", manifest.image), ("audio", manifest.audio)):
         if source is not None and classify(source) == "file":
             path = Path(source)
-            suffix = _checked(path, role)
+            suffix = check_file(path, role, limits)
             files[role] = (path, f"{clean_file_name(path.stem)[:100]}.{job_id[-12:]}{suffix}")
+    file = f"{out_name[:100]}.{job_id[-12:]}.json"
     named: dict[str, Any] = {role: name for role, (_, name) in files.items()}
     whole = replace(manifest, id=job_id, out_name=out_name, whole=bool(named), **named)
     try:
@@ -95,16 +103,17 @@ def drop(folders: Folders, manifest: Manifest, *, queue: str = "") -> Submission
                 raise InboxUnavailable(inbox.absence)
             for path, name in files.values():
                 _copy_in(folder, path, name)
-            _write_in(folder, f"{out_name[:100]}.{job_id[-12:]}.json", to_json(whole))
+            _write_in(folder, file, to_json(whole))
     except OSError as error:
         raise InboxUnavailable(
             f"cannot write into {inbox.where}: {error.strerror}",
             remedy="join the group of the inbox, or drop the files with a user that may write it",
         ) from error
-    return Submission(job_id, out_name)
+    return Submission(job_id, out_name, f"{queue}/{file}" if queue else file)
 
 
-def _inbox_of(folders: Folders, queue: str) -> SharedFolder:
+def check_queue(folders: Folders, queue: str) -> str:
+    """The kind of folder that a queue is; "" is the inbox itself. Raises `UsageError` for a queue that is none."""
     kind = INBOX_OF.format(queue) if queue else "inbox"
     if kind not in folders.shared:
         known = [kind.partition("/")[2] for kind in folders.shared if "/" in kind]
@@ -112,6 +121,11 @@ def _inbox_of(folders: Folders, queue: str) -> SharedFolder:
             f"there is no queue {queue!r}",
             remedy=f"queues are {', '.join(known)}" if known else "give the settings file a table [queue.NAME] for it",
         )
+    return kind
+
+
+def _inbox_of(folders: Folders, queue: str) -> SharedFolder:
+    kind = check_queue(folders, queue)
     if kind not in folders.known():
         if not _are_own(folders):
             raise InboxUnavailable(
@@ -144,7 +158,7 @@ def leave(folders: Folders, manifest: Manifest, file_name: str) -> None:
         raise InboxUnavailable(f"cannot write into {inbox.where}: {error.strerror}") from error
 
 
-def _natural_name(manifest: Manifest) -> str:
+def natural_name(manifest: Manifest) -> str:
     """`anna` for anna.png with anna.wav; `anna-hello` for anna.png with hello.wav. An address's query is no name."""
     sources = [source for source in (manifest.image, manifest.audio) if source is not None]
     places = [urlsplit(source).path if classify(source) == "url" else source for source in sources]
@@ -152,8 +166,8 @@ def _natural_name(manifest: Manifest) -> str:
     return clean_out_name("-".join(dict.fromkeys(stems)))
 
 
-def _checked(path: Path, role: str) -> str:
-    """The suffix for the content of a file. Raises the reason why it cannot be used."""
+def check_file(path: Path, role: str, limits: PictureLimits) -> str:
+    """The suffix for the content of a file, by its structure. Raises the reason why it cannot be used."""
     try:
         descriptor = open_regular(path)
     except OSError as error:
@@ -165,7 +179,10 @@ def _checked(path: Path, role: str) -> str:
         structure = examine(descriptor, size_bytes)
     finally:
         os.close(descriptor)
-    fault = check_input.fault(role, structure, shown=repr(str(path)), size_bytes=size_bytes)
+    if role == IMAGE:
+        fault = check_input.picture_fault(structure, path.name, size_bytes=size_bytes, limits=limits)
+    else:
+        fault = check_input.sound_fault(structure, path.name, size_bytes=size_bytes)
     if fault is not None:
         raise fault
     assert structure.kind is not None  # otherwise it is a fault

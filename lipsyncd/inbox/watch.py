@@ -262,6 +262,29 @@ class _Reader:
             self.heard.set()
 
 
+class FolderEvents:
+    """Calls `notify` at every change in a folder of our own, which nothing replaces, while the kernel reports changes.
+
+    Who uses it looks into the folder now and then all the same, and more often while `heard` is False.
+    """
+
+    def __init__(self, folder: OpenFolder, notify: Callable[[], None]) -> None:
+        self._reader: _Reader | None = None
+        try:
+            self._reader = _Reader(folder, None, notify)
+        except OSError as error:
+            log.warning("watch: no events for %s (%s); it is polled", folder.where, error.strerror)
+
+    @property
+    def heard(self) -> bool:
+        """Are changes reported?"""
+        return self._reader is not None and self._reader.is_alive() and not self._reader.ended
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+
 class _Handler(FileSystemEventHandler):
     def __init__(self, call: Callable[[FileSystemEvent], None]) -> None:
         self._call = call

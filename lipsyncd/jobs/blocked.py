@@ -74,6 +74,10 @@ class Obstacles:
             found = [o for (_, where), o in self._known.items() if where == place and now_s < o.until_s]
             return found[0].error if found else None
 
+    def __bool__(self) -> bool:
+        """Is there any?"""
+        return bool(self._known)
+
     def clear(self, place: str) -> None:
         """Remove the obstacles there, since a job has succeeded."""
         with self._lock:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from lipsyncd.jobs.faces import Faces, SeenFace
 from lipsyncd.jobs.job import Job, JobState, utc_text
 
 OWNER = "local"  # the owner of jobs that were submitted without a key
@@ -27,6 +28,7 @@ _KINDS: Mapping[str, str] = {
     "face-": "FaceError",
     "audio-": "AudioError",
     "speech-": "AudioError",
+    "voice-": "AudioError",
     "encode-": "VideoEnhanceError",
     "bad-result": "VideoEnhanceError",
 }
@@ -52,8 +54,10 @@ def status(job: Job) -> str:
     return "created" if job.state is JobState.QUEUED and job.started_ms is None else "started"
 
 
-def talk(job: Job, *, result_url: str | None = None) -> dict[str, Any]:
+def talk(job: Job, *, result_url: str | None = None, waits_for: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The whole talk object, without the fields that have no value. Only a finished job has a `result_url`.
+
+    waits_for  what the job waits for besides its turn (`jobs.waits`), for the one field of our own
 
     Source: D-ID's Talks API, the response of GET.
     """
@@ -81,6 +85,7 @@ def talk(job: Job, *, result_url: str | None = None) -> dict[str, Any]:
         "subtitles": False,
         "error": error(job) if status(job) == "error" else None,
         "result_url": result_url if job.state is JobState.DONE else None,
+        "lipsyncd": None if waits_for is None else {"waits_for": waits_for},
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -131,3 +136,29 @@ def _metadata(job: Job) -> dict[str, Any]:
         "size_kib": None if job.out_size is None else round(job.out_size / 1024, 1),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def faces(found: Faces) -> list[dict[str, object]]:
+    """The faces of an upload as D-ID describes them, the largest first."""
+    return [_face(face, [other for other in found.seen if other is not face]) for face in found.seen]
+
+
+def _face(face: SeenFace, others: list[SeenFace]) -> dict[str, object]:
+    size = max(face.width, face.height)
+    covered = max((_shared(face, other) for other in others), default=0.0)
+    left, top = (round(start + (side - size) / 2) for start, side in ((face.x, face.width), (face.y, face.height)))
+    return {
+        "size": size,
+        "top_left": [left, top],
+        "overlap": "NO" if covered == 0 else "PARTIAL" if covered < 0.5 else "YES",
+        "detect_confidence": face.confidence,
+        "face_occluded": "covered" in face.fault,
+        "detection": {"top": face.y, "left": face.x, "bottom": face.y + face.height, "right": face.x + face.width},
+    }
+
+
+def _shared(face: SeenFace, other: SeenFace) -> float:
+    """The part of a face's box that another one covers, 0 to 1."""
+    across = min(face.x + face.width, other.x + other.width) - max(face.x, other.x)
+    down = min(face.y + face.height, other.y + other.height) - max(face.y, other.y)
+    return max(across, 0) * max(down, 0) / (face.width * face.height)

@@ -20,13 +20,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lipsyncd.errors import BadManifest, BadName, UnsafePath
-from lipsyncd.jobs.job import ID_PATTERN, JobSpec
+from lipsyncd.jobs.job import ID_PATTERN, MAX_AV_OFFSET_MS, MOTIONS, JobSpec
 from lipsyncd.jobs.rest_fields import check as check_rest
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
@@ -80,6 +83,8 @@ class Manifest:
     rest: Mapping[str, Any] | None = None
     whole: bool = False
     mac: str | None = None
+    motion: str | None = None
+    av_offset_ms: int | None = None
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------
@@ -92,6 +97,8 @@ def parse(data: bytes, *, max_bytes: int = MAX_BYTES) -> Manifest:
     """
     if len(data) > max_bytes:
         raise BadManifest(f"the manifest has {len(data)} bytes, at most {max_bytes} are allowed")
+    if not data.strip():
+        raise BadManifest("the manifest is empty")
     try:
         fields = json.loads(
             _decoded(data),
@@ -172,7 +179,7 @@ def check_file_name(name: str) -> str:
     """`name` itself, if it can only name a visible file in the inbox. Raises `UnsafePath`."""
     if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_FILE_NAME_BYTES:
         raise UnsafePath(f"{quoted(name)} is not a file name of 1 to {MAX_FILE_NAME_BYTES} bytes")
-    if name.startswith("."):
+    if name.startswith(".") and not name.startswith("./"):
         raise UnsafePath(f"{quoted(name)} starts with '.': hidden files and '..' are never read")
     if "/" in name or "\\" in name or "\0" in name or _DRIVE.match(name):
         raise UnsafePath(f"{quoted(name)} is a path, not a file name", remedy=_NAME_ALONE)
@@ -233,6 +240,8 @@ def parse_fps(value: object) -> Fraction:
 
     Raises ValueError with what is allowed.
     """
+    from fractions import Fraction
+
     allowed = "a rate from 1 to 120 as a number or a fraction such as 30000/1001"
     if not isinstance(value, (int, float, str, Fraction)):
         raise ValueError(allowed)
@@ -240,10 +249,17 @@ def parse_fps(value: object) -> Fraction:
     # Checked before Fraction reads it: Fraction("1e999999999") would compute for hours.
     if not re.fullmatch(r"[0-9]{1,7}/[0-9]{1,7}|[0-9]{1,3}(\.[0-9]{1,20})?", text) or text.rpartition("/")[2] == "0":
         raise ValueError(allowed)
-    rate = _ntsc(Fraction(text)) if "/" not in text else Fraction(text)
+    rate = _rate(text)
     if not 1 <= rate <= 120 or rate.numerator > MAX_RATE_TERM:
         raise ValueError(allowed)
     return rate
+
+
+@lru_cache(64)  # each job has one, and most have the same
+def _rate(text: str) -> Fraction:
+    from fractions import Fraction
+
+    return _ntsc(Fraction(text)) if "/" not in text else Fraction(text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -286,6 +302,8 @@ def _source(value: object) -> str:
     kind = classify(text)
     if kind == "upload":
         return "upload:" + canonical_id(text[len("upload:") :])
+    if text[:5].lower() == "file:":
+        raise UnsafePath(f"{quoted(text)} is a path, not a file name", remedy=_NAME_ALONE)
     if kind == "url" or "://" in text:
         return _url(text)
     return check_file_name(text)
@@ -380,6 +398,12 @@ def _string(value: object, low: int, high: int) -> str:
     return value
 
 
+def _motion(value: object) -> str:
+    if not isinstance(value, str) or value not in MOTIONS:
+        raise ValueError(f"one of {', '.join(MOTIONS)}")
+    return value
+
+
 # Every field of a manifest, with the function that reads it. docs/jobs.md lists the same fields.
 FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {
@@ -394,6 +418,8 @@ FIELDS: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "stitch": _flag,
         "resolution": _resolution,
         "fps": parse_fps,
+        "motion": _motion,
+        "av_offset_ms": lambda value: _whole(value, -MAX_AV_OFFSET_MS, MAX_AV_OFFSET_MS),
         "priority": lambda value: _whole(value, -100, 100),
         "user_data": _user_data,
         "webhook": _url,
@@ -473,6 +499,8 @@ def _not_allowed(char: str) -> bool:
 
 
 def _ntsc(rate: Fraction) -> Fraction:
+    from fractions import Fraction
+
     exact = (Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001))
     return next((ntsc for ntsc in exact if abs(ntsc - rate) <= Fraction(1, 10_000)), rate)
 
@@ -484,6 +512,8 @@ def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:
         "stitch": manifest.stitch,
         "resolution": manifest.resolution,
         "fps": manifest.fps,
+        "motion": manifest.motion,
+        "av_offset_ms": manifest.av_offset_ms,
         "priority": manifest.priority,
         "out_name": manifest.out_name,
         "name": manifest.out_name,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from lipsyncd.jobs.faces import Faces
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -74,6 +76,8 @@ class Prepared:
     notes  about the whole; picture and sound have their own
     pad_s  seconds of silence appended to the sound
     video  used in place of the picture, which is then its first frame
+    faces  of the picture; None where the renderer decides for itself, and for jobs of older versions
+    voice  that spoke the text, as it decides whether two jobs are equal; "" where there was a sound
     """
 
     picture: Picture
@@ -81,6 +85,8 @@ class Prepared:
     notes: tuple[str, ...] = ()
     pad_s: float = 0.0
     video: Video | None = None
+    faces: Faces | None = None
+    voice: str = ""
 
     @property
     def all_notes(self) -> tuple[str, ...]:
@@ -91,7 +97,9 @@ class Prepared:
     def from_json(cls, data: Mapping[str, Any]) -> Prepared:
         """The reverse of `asdict`. Raises KeyError, TypeError or ValueError."""
         picture, sound, video = inputs_from_json(data)
-        return cls(picture, sound, tuple(data["notes"]), float(data["pad_s"]), video)
+        faces = Faces.from_json(data["faces"]) if data.get("faces") else None
+        voice = str(data.get("voice", ""))
+        return cls(picture, sound, tuple(data["notes"]), float(data["pad_s"]), video, faces, voice)
 
 
 def inputs_from_json(data: Mapping[str, Any]) -> tuple[Picture, Sound, Video | None]:

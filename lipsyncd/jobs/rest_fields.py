@@ -13,7 +13,7 @@ from typing import Any
 LAST_MS = 253_402_300_799_999  # the last millisecond of the year 9999, the latest that datetime can hold
 
 FIELDS: Mapping[str, type] = {
-    "api": str,  # "talks" or "generate-video"
+    "api": str,  # "talks", "generate-video" or "jobs"
     "by": str,  # the owner of the key
     "tenant": str,  # whose job it is: the name of the key; absent without a key
     "base": str,  # the address of the server that the client used

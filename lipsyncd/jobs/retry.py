@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from lipsyncd.errors import Blocked, DiskLow, LipsyncdError
+from lipsyncd.errors import Blocked, DiskLow, LipsyncdError, SlotLost
 
 BACK_OFF_S = (5, 30, 180)  # before the second, the third, and every later attempt
 DISK_RECHECK_S = 3.0  # how often a full disk is checked
@@ -44,4 +44,6 @@ def decide(error: LipsyncdError, *, attempt: int, max_attempts: int, disk_full: 
         return Decision(Action.WAIT, error, DISK_RECHECK_S if isinstance(error, DiskLow) else None)
     if error.permanent or attempt >= max_attempts:
         return Decision(Action.FAIL, error)
+    if isinstance(error, SlotLost):
+        return Decision(Action.RETRY, error, BACK_OFF_S[0])  # the machine failed, not the job: another one may be free
     return Decision(Action.RETRY, error, BACK_OFF_S[min(attempt, len(BACK_OFF_S)) - 1])

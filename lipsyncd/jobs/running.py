@@ -7,6 +7,7 @@ restart. The fraction is written to `status.json` only, so that progress costs n
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,20 +22,27 @@ class RunningJob:
 
 
 class RunningJobs:
-    """At most one for each device. Safe in several threads."""
+    """At most one for each device. Safe in several threads.
+
+    changed  called when a render has begun or ended
+    """
 
     def __init__(self) -> None:
+        self.changed: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._jobs: dict[str, RunningJob] = {}
 
     def begin(self, job_id: str) -> RunningJob:
+        running = RunningJob()
         with self._lock:
-            self._jobs[job_id] = RunningJob()
-            return self._jobs[job_id]
+            self._jobs[job_id] = running
+        self.changed()
+        return running
 
     def end(self, job_id: str) -> None:
         with self._lock:
             self._jobs.pop(job_id, None)
+        self.changed()
 
     def cancel(self, job_id: str) -> None:
         """Request the render of that job to end; does nothing when there is none."""

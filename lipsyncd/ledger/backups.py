@@ -35,12 +35,13 @@ def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
 
     version  for a copy before a migration: the schema of the ledger, which becomes part of the name
 
-    Raises `BackupFailed`; then neither a copy nor a part of one is left.
+    Raises `BackupFailed`, whose cause is a PermissionError where this user may not read the ledger or write the folder;
+    then neither a copy nor a part of one is left.
     """
-    if not ledger.exists():
-        raise BackupFailed(f"there is no ledger {ledger}", remedy="`lipsyncd config` shows paths.state")
     label = "" if version is None else f"v{version}-"
     try:
+        if not _is_there(ledger):
+            raise BackupFailed(f"there is no ledger {ledger}", remedy="`lipsyncd config` shows paths.state")
         _make_folder(folder, ledger)
         target = folder / f"ledger-{label}{_stamp()}.db"
         hidden = folder / f".{target.name}.part"
@@ -56,6 +57,15 @@ def make(ledger: Path, folder: Path, *, version: int | None = None) -> Path:
     except (OSError, sqlite3.Error) as error:
         raise BackupFailed(f"cannot copy {ledger} into {folder}: {error}") from error
     return target
+
+
+def _is_there(ledger: Path) -> bool:
+    """Raises PermissionError where this user cannot know, or may not read it: SQLite's own words do not say which."""
+    try:
+        os.close(os.open(ledger, os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager

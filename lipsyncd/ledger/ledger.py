@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, delete, func, text, update
+from sqlalchemy import ColumnElement, Engine, RowMapping, func, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import Session, col, insert, select
 
@@ -29,6 +29,7 @@ from lipsyncd.ledger.schema import STEPS
 from lipsyncd.ledger.tables import (
     CLAIM,
     FIND,
+    NEXT,
     NO_REASON,
     JobEventRow,
     JobRow,
@@ -59,6 +60,8 @@ class Ledger:
     """Opens, migrates and writes the ledger at `path`. `steps` are the schema's versions.
 
     listeners   called after each committed move, with the new state or "prepared", and the job
+    commit_listeners  called after each commit, whatever it has changed
+    deletion_listeners  called after rows of jobs were deleted, with the id of each and its tenant
     deliveries  the webhooks of its jobs
     duplicates  jobs with the same work as an earlier one
     upkeep      removes old rows
@@ -70,8 +73,10 @@ class Ledger:
     def __init__(self, path: Path, *, steps: Sequence[str] = STEPS) -> None:
         self.path = path
         self.listeners: list[Callable[[str, Job], None]] = []
+        self.commit_listeners: list[Callable[[], None]] = []
+        self.deletion_listeners: list[Callable[[Sequence[tuple[str, str | None]]], None]] = []
         self.deliveries = Deliveries(self._write, self._read)
-        self.upkeep = Upkeep(self._write, self._plain)
+        self.upkeep = Upkeep(self._write, self._plain, self._notify_deleted)
         self.ended_jobs = EndedJobs(self._write)
         self._lock = threading.RLock()
         self._engine = open_engine(path, steps)
@@ -88,6 +93,8 @@ class Ledger:
             yield session
             reach("ledger-before-commit")
             session.commit()
+        for listener in self.commit_listeners:
+            listener()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
@@ -303,10 +310,11 @@ class Ledger:
 
     def delete(self, job_id: str) -> bool:
         """Delete an ended job with its history; True if there was one."""
-        with self._write() as session:
-            session.execute(update(JobRow).where(col(JobRow.duplicate_of) == job_id).values(duplicate_of=None))
-            doomed = delete(JobRow).where(col(JobRow.id) == job_id, col(JobRow.state).in_(_ENDED))
-            return bool(session.execute(doomed).rowcount)  # type: ignore[attr-defined]
+        return self.upkeep.delete_ended([job_id]) > 0
+
+    def _notify_deleted(self, jobs: Sequence[tuple[str, str | None]]) -> None:
+        for listener in self.deletion_listeners:
+            listener(jobs)
 
     # -- changes without a move ----------------------------------------------------------------------------------------
 
@@ -397,10 +405,13 @@ class Ledger:
             if state is not None:
                 session.add(event(job_id, state, note))
 
-    def rename_output(self, job_id: str, wanted: str, taken: str) -> str:
+    def rename_output(
+        self, job_id: str, wanted: str, taken: str, is_free: Callable[[str], bool] = lambda name: True
+    ) -> str:
         """Reserve the next free output name after `taken`, for a job that is being published.
 
-        taken  the wanted name, or "wanted (N)" from an earlier try
+        taken    the wanted name, or "wanted (N)" from an earlier try
+        is_free  is that name free in the outbox? Names that are not are passed over without a word in the history
         """
 
         def reserved(out_name: str) -> str:
@@ -408,13 +419,19 @@ class Ledger:
             return out_name
 
         tail = taken.removeprefix(wanted).removeprefix(" (").removesuffix(")")
-        return _under_free_name(wanted, reserved, first=int(tail) + 1 if tail.isdecimal() else 2)
+        return _under_free_name(wanted, reserved, first=int(tail) + 1 if tail.isdecimal() else 2, is_free=is_free)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def find(self, job_id: str) -> Job | None:
         with self._read() as session:
             row = session.execute(FIND, {"job_id": job_id}).mappings().one_or_none()
+            return None if row is None else _job(row)
+
+    def next_job(self) -> Job | None:
+        """The job that `claim` would give now."""
+        with self._read() as session:
+            row = session.execute(NEXT, {"now": now_ms()}).mappings().one_or_none()
             return None if row is None else _job(row)
 
     def _first(self, wanted: Any) -> Job | None:
@@ -495,11 +512,16 @@ def _job(row: RowMapping) -> Job:
     return job_from_row(dict(row))
 
 
-def _under_free_name(wanted: str, work: Callable[[str], _T], *, first: int = 1) -> _T:
-    """The result of `work` for the first of "wanted", "wanted (2)", ... that no other live job has."""
+def _under_free_name(
+    wanted: str, work: Callable[[str], _T], *, first: int = 1, is_free: Callable[[str], bool] = lambda name: True
+) -> _T:
+    """The result of `work` for the first of "wanted", "wanted (2)", ... that is free and that no other live job has."""
     for number in range(first, first + _NAME_TRIES):
+        name = wanted if number == 1 else f"{wanted} ({number})"
+        if not is_free(name):
+            continue
         try:
-            return work(wanted if number == 1 else f"{wanted} ({number})")
+            return work(name)
         except IntegrityError as error:
             if "out_key" not in str(error.orig):
                 raise

@@ -20,15 +20,22 @@ _ENDED = ("done", "failed", "cancelled")
 
 
 class Upkeep:
-    """`write` is the ledger's own transaction, `plain` its connection outside a transaction."""
+    """Upkeep of one ledger.
+
+    write    the ledger's own transaction
+    plain    its connection outside a transaction
+    deleted  called after rows of jobs were deleted, with the id of each and its tenant
+    """
 
     def __init__(
         self,
         write: Callable[[], AbstractContextManager[Session]],
         plain: Callable[[], AbstractContextManager[sqlite3.Connection]],
+        deleted: Callable[[Sequence[tuple[str, str | None]]], None],
     ) -> None:
         self._write = write
         self._plain = plain
+        self._deleted = deleted
 
     def delete_ended(self, job_ids: Sequence[str]) -> int:
         """Delete these rows with their history, at most `BATCH_ROWS` of them, if their jobs are still ended.
@@ -40,7 +47,9 @@ class Upkeep:
         with self._write() as session:
             session.execute(update(JobRow).where(col(JobRow.duplicate_of).in_(batch)).values(duplicate_of=None))
             doomed = delete(JobRow).where(col(JobRow.id).in_(batch), col(JobRow.state).in_(_ENDED))
-            return int(session.execute(doomed).rowcount)  # type: ignore[attr-defined]
+            gone = session.execute(doomed.returning(col(JobRow.id), col(JobRow.tenant))).all()
+        self._deleted([(job_id, tenant) for job_id, tenant in gone])
+        return len(gone)
 
     def clear_kept(self, job_ids: Sequence[str]) -> None:
         """Record that the kept inputs of these ended jobs were pruned."""

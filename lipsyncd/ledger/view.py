@@ -5,18 +5,22 @@ Opens the file read-only for each query, and holds no transaction. Only `ledger`
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lipsyncd.errors import LedgerError, UnknownJob
 from lipsyncd.jobs.job import JOB_COLUMNS, Job, JobEvent, JobState, job_from_row
-from lipsyncd.jobs.webhook_delivery import DELIVERY_COLUMNS, Delivery, delivery_from_row
+from lipsyncd.jobs.waits import SAME_WORK, UnfinishedJob, waits_for
 from lipsyncd.ledger.live_progress import LiveProgress
 
+if TYPE_CHECKING:
+    from lipsyncd.jobs.webhook_delivery import Delivery
+
 _COLUMNS = ", ".join(JOB_COLUMNS)
-_SHORTEST_PREFIX = 4
 
 
 class LedgerView:
@@ -70,25 +74,62 @@ class LedgerView:
             return [self._progress.onto(job_from_row(row)) for row in rows]
 
     def find(self, job_id: str) -> Job | None:
-        """The job with that id, or the only one whose id begins or ends with it (4 characters or more)."""
-        with self._open() as connection:
-            if connection is None:
-                return None
-            row = connection.execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
-            if row is None and len(job_id) >= _SHORTEST_PREFIX:
-                # An id begins with a time and ends with random characters: people copy either end.
-                likely = f"SELECT {_COLUMNS} FROM job WHERE substr(id, 1, ?)=? OR substr(id, -?)=? LIMIT 2"
-                length = len(job_id)
-                rows = connection.execute(likely, (length, job_id, length, job_id)).fetchall()
-                row = rows[0] if len(rows) == 1 else None
-            return None if row is None else self._progress.onto(job_from_row(row))
+        """The job with exactly that id; `find_job` takes what users write."""
+        found = self.jobs_where("id=:id", {"id": job_id}, limit=1)
+        return found[0] if found else None
 
     def get(self, job_id: str) -> Job:
         """As `find`. Raises `UnknownJob`."""
         job = self.find(job_id)
         if job is None:
-            raise UnknownJob(f"the ledger has no job {job_id!r}, or more than one whose id begins or ends with it")
+            raise UnknownJob(f"the ledger has no job {job_id!r}")
         return job
+
+    def jobs_where(self, condition: str, values: Mapping[str, object], *, limit: int) -> list[Job]:
+        """The jobs for which an SQL condition of ours holds, the newest first."""
+        wanted = f"SELECT {_COLUMNS} FROM job WHERE {condition} ORDER BY seq DESC LIMIT :most"
+        with self._open() as connection:
+            rows = [] if connection is None else connection.execute(wanted, {**values, "most": limit})
+            return [self._progress.onto(job_from_row(row)) for row in rows]
+
+    def shared_ends(self, ends: str, length: int) -> int:
+        """How many of these ends of ids, a JSON list, belong to more than one job; each has `length` characters."""
+        alike = (
+            "SELECT 1 FROM job WHERE substr(id, -:length) IN (SELECT value FROM json_each(:ends)) "
+            "GROUP BY substr(id, -:length) HAVING count(*) > 1"
+        )
+        with self._open() as connection:
+            if connection is None:
+                return 0
+            found = connection.execute(f"SELECT count(*) FROM ({alike})", {"length": length, "ends": ends}).fetchone()
+            return int(found[0])
+
+    def published_without_video(self, jobs: Sequence[Job]) -> set[str]:
+        """The ids of those jobs that were published as a sidecar alone (`intake.on_redrop = "skip"`)."""
+        ids = [job.id for job in jobs if job.duplicate_of is not None and job.state is JobState.DONE]
+        wanted = (
+            "SELECT job_id FROM job_event WHERE state='done' AND note LIKE 'published as %.json' "
+            "AND job_id IN (SELECT value FROM json_each(?))"
+        )
+        with self._open() as connection:
+            rows = [] if connection is None or not ids else connection.execute(wanted, (json.dumps(ids),))
+            return {row["job_id"] for row in rows}
+
+    def waits_for(self, job: UnfinishedJob) -> dict[str, str] | None:
+        """Code, message and remedy of what a job waits for besides its turn; None when for nothing.
+
+        A job that waits for an earlier one with the same work waits for what that one waits for.
+        """
+        reason = waits_for(job, paused=self._progress.paused if job.state is JobState.QUEUED else "")
+        if reason is None or reason["code"] != SAME_WORK or job.duplicate_of is None:
+            return reason
+        first = self.find(job.duplicate_of)
+        if first is None or first.state.ended:
+            return None  # it is about to get that one's video, or to be rendered itself
+        of_first = waits_for(first, paused=self._progress.paused) if first.attempt == 0 else None
+        if of_first is None or of_first["code"] == SAME_WORK:
+            return reason
+        return {**of_first, "message": f"an earlier job makes the same video, and waits: {of_first['message']}"}
 
     def events(self, job_id: str) -> list[JobEvent]:
         """The job's history, oldest first."""
@@ -118,6 +159,8 @@ class LedgerView:
 
     def deliveries(self, job_id: str) -> list[Delivery]:
         """The webhooks of a job, oldest first."""
+        from lipsyncd.jobs.webhook_delivery import DELIVERY_COLUMNS, delivery_from_row
+
         wanted = (
             f"SELECT {', '.join(DELIVERY_COLUMNS)} FROM webhook_delivery WHERE job_id=? ORDER BY made_ms, webhook_id"
         )
@@ -162,6 +205,14 @@ class LedgerView:
         wanted = f"SELECT value FROM job, json_each(rest, '$.uploads') WHERE {live}"
         with self._open() as connection:
             return set() if connection is None else {row["value"] for row in connection.execute(wanted)}
+
+    def known(self, job_ids: Collection[str]) -> set[str]:
+        """Which of some ids have a row; all of them while there is no ledger, since then nothing is known."""
+        with self._open() as connection:
+            if connection is None:
+                return set(job_ids)
+            marks = ",".join("?" * len(job_ids))
+            return {row["id"] for row in connection.execute(f"SELECT id FROM job WHERE id IN ({marks})", [*job_ids])}
 
     def old_rows(self, before_ms: int, most: int) -> list[tuple[str, bool, str | None]]:
         """Ended jobs beyond the newest `most` (0: no bound), or that ended before `before_ms`, oldest first.

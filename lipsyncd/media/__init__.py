@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from lipsyncd.errors import ImageTooLarge, ImageTooSmall
 from lipsyncd.media import bitmaps, frames, heif, other_formats, pictures, recordings, sounds, videos, wav
-from lipsyncd.media.content import Completeness, Content
+from lipsyncd.media.content import Completeness, Content, Integrity, unfilled
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -57,6 +57,7 @@ _MP4_BRANDS = (
 )  # fmt: skip
 
 _HEAD_BYTES = 512
+_ZEROS_BYTES = 1 << 14  # at the end of a file: no encoder writes as many
 
 
 class Kind(StrEnum):
@@ -111,6 +112,8 @@ class Structure:
     note           why it is not complete, for messages
     declared_s     how long a sound that is cut short would last by its header; 0 where that is not known
     other          what it is instead of our formats, such as "a PDF document"; "" where that is unknown
+    endless        nothing in its format shows where it ends
+    unfilled       its end is zeros, as in a file that was laid out at full size and is filled later
     """
 
     kind: Kind | None
@@ -120,6 +123,8 @@ class Structure:
     note: str = ""
     declared_s: float = 0.0
     other: str = ""
+    endless: bool = False
+    unfilled: bool = False
 
 
 def sniff(head: bytes) -> Kind | None:
@@ -189,6 +194,10 @@ _CHECKS = {
     Kind.CAF: recordings.caf,
     Kind.W64: recordings.w64,
 }
+# A length alone shows where they end, if anything does. The others end with a mark or a check sum, or know silence.
+_ENDS_BY_LENGTH = frozenset(
+    (Kind.WEBP, Kind.HEIC, Kind.AVIF, Kind.BMP, Kind.TIFF, Kind.MP3, Kind.AAC, Kind.M4A, Kind.WEBM, Kind.MKA, Kind.AMR)
+)
 
 
 def examine(fd: int, size_bytes: int) -> Structure:
@@ -207,13 +216,24 @@ def examine(fd: int, size_bytes: int) -> Structure:
         other = other_formats.name_of(head)
         return Structure(None, Completeness.INVALID, note="none of the accepted formats", other=other)
     if kind is Kind.MP3 and content.at(frames.behind_tags(content), 4) == b"fLaC":
-        return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag")
+        return Structure(Kind.FLAC, Completeness.PLAUSIBLE, note="a FLAC behind an ID3 tag", endless=True)
     found = _CHECKS[kind](content)
+    if kind in _ENDS_BY_LENGTH and _whole_but_for_zeros(content, found):
+        found = unfilled(found)
+    width, height = found.width, found.height
     if kind is Kind.M4A and (size := videos.picture_size(content)) is not None:
-        return Structure(Kind.MP4, found.completeness, *size, found.note, found.declared_s)
+        kind, (width, height) = Kind.MP4, size
     if kind is Kind.WEBM and videos.holds_sound_alone(content):
-        return Structure(Kind.WEBA, found.completeness, note=found.note)
-    return Structure(kind, found.completeness, found.width, found.height, found.note, found.declared_s)
+        kind = Kind.WEBA
+    return Structure(
+        kind, found.completeness, width, height, found.note, found.declared_s,
+        endless=found.endless, unfilled=found.unfilled,
+    )  # fmt: skip
+
+
+def _whole_but_for_zeros(content: Content, found: Integrity) -> bool:
+    whole = found.completeness in (Completeness.COMPLETE, Completeness.PLAUSIBLE)
+    return whole and content.zeros_before(content.size, _ZEROS_BYTES)
 
 
 def _kind(content: Content, head: bytes) -> Kind | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from mmap import mmap
 
 from lipsyncd.media.content import (
@@ -119,6 +121,55 @@ def scan_fault(data: bytes | mmap) -> str:
     return f"more than {MAX_STEPS} segments"
 
 
+@dataclass(frozen=True)
+class JpegBlocks:
+    """What a JPEG has to decode: blocks of 8 x 8 coefficients of all components.
+
+    kept   all of them stay in memory until the last scan, as in a progressive JPEG
+    grey   it has one component
+    """
+
+    count: int
+    kept: bool
+    grey: bool
+
+    @property
+    def kept_bytes(self) -> int:
+        return 128 * self.count if self.kept else 0
+
+
+def jpeg_blocks(content: Content) -> JpegBlocks | None:
+    """The blocks of a JPEG, by its header up to the first scan; None when that is damaged. Source: ITU-T T.81, B.2."""
+    offset, frame, progressive = 2, b"", False
+    for _ in range(MAX_STEPS):
+        head = content.at(offset, 5)
+        marker, length = head[1:2], int.from_bytes(head[2:4], "big")
+        if len(head) < 5 or head[0] != 0xFF:
+            return None
+        if marker == b"\xff":
+            offset += 1
+        elif marker == b"\x01" or b"\xd0" <= marker <= b"\xd7":
+            offset += 2
+        elif marker == b"\xda":
+            return _blocks_of(frame, kept=progressive or head[4] < frame[5]) if len(frame) > 5 else None
+        else:
+            if b"\xc0" <= marker <= b"\xcf" and marker not in (b"\xc4", b"\xc8", b"\xcc"):
+                frame, progressive = content.at(offset + 4, length - 2), marker in (b"\xc2", b"\xca")
+            offset += 2 + length
+    return None
+
+
+def _blocks_of(frame: bytes, *, kept: bool) -> JpegBlocks | None:
+    """`frame`: the content of the segment that describes the picture and its components."""
+    height, width, components = struct.unpack_from(">HHB", frame, 1)
+    factors = [(code >> 4, code & 15) for code in frame[7 : 6 + 3 * components : 3]]
+    if len(factors) != components or not all(across and down for across, down in factors):
+        return None
+    most_across, most_down = (max(values) for values in zip(*factors, strict=True))
+    units = -(-width // (8 * most_across)) * -(-height // (8 * most_down))
+    return JpegBlocks(units * sum(across * down for across, down in factors), kept=kept, grey=components == 1)
+
+
 def webp(content: Content) -> Integrity:
     head = content.at(0, 30)
     if len(head) < 30:
@@ -127,8 +178,34 @@ def webp(content: Content) -> Integrity:
     if not width or not height:
         return broken(head[12:], "the WebP header is damaged")
     declared = 8 + int.from_bytes(head[4:8], "little")
-    whole = declared <= content.size
-    return complete(width, height) if whole else truncated(f"{content.size} of {declared} bytes", width, height)
+    if declared > content.size:
+        return truncated(f"{content.size} of {declared} bytes", width, height)
+    return complete(width, height)
+
+
+@dataclass(frozen=True)
+class WebpFrame:
+    """One picture of a WebP: width and height in pixels, whether it is of an animation, and whether it is lossless."""
+
+    size: tuple[int, int]
+    animated: bool
+    lossless: bool
+
+
+def webp_frames(content: Content) -> Iterator[WebpFrame]:
+    """The pictures of a WebP, by the headers of its chunks. Source: RFC 9649, 2.3 to 2.7."""
+    offset = 12
+    for _ in range(MAX_STEPS):
+        head = content.at(offset, 32)
+        name, length = head[:4], int.from_bytes(head[4:8], "little")
+        if name == b"ANMF" and len(head) == 32:
+            size = 1 + int.from_bytes(head[14:17], "little"), 1 + int.from_bytes(head[17:20], "little")
+            yield WebpFrame(size, animated=True, lossless=head[24:28] == b"VP8L")
+        elif name in (b"VP8 ", b"VP8L"):
+            yield WebpFrame(_webp_size(bytes(12) + head), animated=False, lossless=name == b"VP8L")
+        if len(head) < 8:
+            return
+        offset += 8 + length + length % 2
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:

@@ -19,12 +19,14 @@ from lipsyncd.media.content import (
     Integrity,
     broken,
     complete,
+    endless,
     invalid,
     plausible,
     truncated,
 )
 from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
+_OGG_PAGE_BYTES = 27 + 255 + 32  # a page's header, and the start of its content
 _OGG_SUM, _FLAC_HEADER_SUM, _FLAC_FRAME_SUM = (0x104C11DB7, 32), (0x107, 8), (0x18005, 16)  # polynomial, bits
 
 
@@ -41,7 +43,43 @@ def ogg(content: Content) -> Integrity:
     unsummed = page[:22] + b"\0\0\0\0" + page[26:length]
     if _checksum(unsummed, *_OGG_SUM) != int.from_bytes(page[22:26], "little"):
         return truncated("the last Ogg page is damaged or not written yet")
-    return complete() if page[5] & 4 else plausible("the last Ogg page does not end the stream")
+    if page[14:18] != content.at(14, 4) and (fault := _mixed_oggs(content)):
+        return invalid(fault)
+    return complete() if page[5] & 4 else endless("the last Ogg page does not end the stream")
+
+
+def _mixed_oggs(content: Content) -> str:
+    """Why the Oggs that are joined in a file are no single sound; "" when they are. Source: RFC 3533, section 4.
+
+    Decoders go on from one to the next where both have one format, of FLAC also where they differ.
+    """
+    first, offset, inside = "", 0, False
+    for _ in range(MAX_STEPS):
+        page = content.at(offset, _OGG_PAGE_BYTES)
+        if len(page) < 28 or not page.startswith(b"OggS\0"):
+            break
+        payload = 27 + page[26]
+        begins = bool(page[5] & 2)
+        form = _ogg_format(page[payload:]) if begins else ""
+        if form and not first:
+            first = form
+        elif form and inside and form != first:
+            return (
+                f"several Oggs are joined in it: the first has {first}, the one at byte {offset} has {form};"
+                " join them in one format"
+            )
+        inside = not begins
+        offset += payload + sum(page[27:payload])
+    return ""
+
+
+def _ogg_format(packet: bytes) -> str:
+    """The format of the sound whose stream starts with this packet, as far as decoders need it to stay the same."""
+    if packet.startswith(b"\1vorbis") and len(packet) >= 16:
+        return f"Vorbis with {packet[11]} channels at {int.from_bytes(packet[12:16], 'little')} Hz"
+    if packet.startswith(b"OpusHead") and len(packet) >= 10:
+        return f"Opus with {packet[9]} channels"
+    return "FLAC" if packet.startswith(b"\x7fFLAC") else ""
 
 
 def mp4(content: Content) -> Integrity:
@@ -60,7 +98,7 @@ def mp4(content: Content) -> Integrity:
     except Mp4Damaged:
         return invalid("a box of the MP4 is damaged")
     if b"moof" in found:
-        return plausible("a fragmented MP4 does not tell how many fragments it has")
+        return endless("a fragmented MP4 does not tell how many fragments it has")
     return truncated("the MP4 has no index or no samples yet")
 
 
@@ -69,7 +107,7 @@ def _alone(content: Content, end: int) -> Integrity:
     for box in islice(boxes(content.at, end, content.size), MAX_STEPS):
         if box.kind == b"ftyp" and box.end <= content.size:
             return invalid(
-                f"several MP4s are joined in it, the second one at byte {box.payload - 8}; export them as one"
+                f"several MP4 files are joined in it, the second one at byte {box.payload - 8}; export them as one"
             )
         if not box.sized or not box.kind.isalnum():
             break

@@ -9,7 +9,7 @@ import contextlib
 import struct
 from collections.abc import Iterator
 
-from lipsyncd.media.content import MAX_STEPS, Content, Integrity, broken, complete, plausible, truncated
+from lipsyncd.media.content import MAX_STEPS, Content, Integrity, broken, complete, invalid, plausible, truncated
 from lipsyncd.media.mp4_boxes import Mp4Damaged, boxes
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -93,6 +93,11 @@ def webm(content: Content) -> Integrity:
     if length is None:
         return plausible("the WebM header was written before the length was known")
     missing = behind + length - content.size
+    if missing < 0 and content.at(behind + length, 4) == _EBML:
+        called = "Matroska" if is_matroska(content.at(0, 64)) else "WebM"
+        return invalid(
+            f"several {called} files are joined in it, the second one at byte {behind + length}; export them as one"
+        )
     return complete() if missing <= 0 else truncated(f"the last {missing} bytes of the WebM are missing")
 
 

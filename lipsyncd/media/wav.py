@@ -12,10 +12,21 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lipsyncd.media.content import Content, Integrity, broken, complete, invalid, is_unknown, plausible, truncated
+from lipsyncd.media.content import (
+    Content,
+    Integrity,
+    broken,
+    complete,
+    invalid,
+    is_unknown,
+    plausible,
+    truncated,
+    unfilled,
+)
 
 MAGICS = (b"RIFF", b"RF64", b"BW64")  # not RIFX: ffmpeg plays its samples as noise
 _MOST_CHANNELS, _HIGHEST_RATE = 64, 768_000  # what ffmpeg can mix down; the highest rate of any recorder
+_PLAIN = frozenset((1, 3, 6, 7, 0xFFFE))  # formats of uncoded samples: PCM, float, A-law, mu-law, extensible
 _FORMAT_BYTES = 1024  # of the chunk `fmt `, which holds the decoder's configuration as well
 _SEARCH_BYTES = 1 << 20
 _HEADER_BYTES = 16  # RIFF, length, WAVE, fmt
@@ -47,6 +58,13 @@ class Part:
         return self.start + self.declared
 
     @property
+    def pcm_bytes_per_s(self) -> int:
+        """By the format of its samples; by the header's own word, which may lie, for those that are coded."""
+        tag, channels, rate, bytes_per_s, _, bits = struct.unpack("<HHIIHH", self.format[:16])
+        count: int = channels * rate * bits // 8 if tag in _PLAIN and bits >= 8 else bytes_per_s or channels * rate
+        return count
+
+    @property
     def seconds(self) -> float:
         bytes_per_s = int.from_bytes(self.format[8:12], "little")
         return self.declared / bytes_per_s if bytes_per_s else 0.0
@@ -69,12 +87,18 @@ def wav(content: Content) -> Integrity:
         return bad.integrity
     last = parts[-1]
     present = content.size - last.start
-    if last.unknown and last.declared != present:
-        return plausible("the WAV header was written before the length was known")
-    if last.declared > present:
+    unknown = last.unknown and last.declared != present
+    if last.declared > present and not unknown:
         whole_s = sum(part.seconds for part in parts)
         return truncated(f"{present} of {last.declared} bytes of samples", declared_s=whole_s)
-    return complete()
+    found = plausible("the WAV header was written before the length was known") if unknown else complete()
+    return unfilled(found) if _ends_in_zeros(content, last, content.size if unknown else last.end) else found
+
+
+def _ends_in_zeros(content: Content, last: Part, end: int) -> bool:
+    """Does more than a second of exact zeros end the samples, or the file?"""
+    count = last.pcm_bytes_per_s + 1
+    return any(place - last.start >= count and content.zeros_before(place, count) for place in {end, content.size})
 
 
 @dataclass(frozen=True)
@@ -84,11 +108,13 @@ class Samples:
     format   the content of the chunk `fmt `, the same for all
     ranges   start and end of each WAV's samples
     behind   bytes behind the last one that are neither chunks nor zeros
+    as_is    a decoder that opens the file finds all of them
     """
 
     format: bytes
     ranges: list[tuple[int, int]]
     behind: int
+    as_is: bool
 
     @property
     def behind_s(self) -> float:
@@ -121,7 +147,9 @@ def samples(content: Content) -> Samples:
         if part.unknown:
             end = content.size if following is None else following.header
         ranges.append((part.start, min(end, content.size)))
-    return Samples(parts[0].format, ranges, _behind(content, ranges[-1][1]))
+    # ffmpeg believes the 64 bits of a length whatever they are, also the zeros that it writes itself for "unknown".
+    as_is = len(parts) == 1 and not (parts[0].unknown and content.at(0, 4) != b"RIFF")
+    return Samples(parts[0].format, ranges, _behind(content, ranges[-1][1]), as_is)
 
 
 class _Bad(Exception):

@@ -18,12 +18,14 @@ class WorkerFacts:
 
     loads        how many render children it has started
     unwatched_s  since it last checked the render under way; 0 without one
+    busy         it renders
     """
 
     device: str
     up: bool
     loads: int = 0
     unwatched_s: float = 0.0
+    busy: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _OK = 0
-_TEXT_BYTES = 128  # more than NVML's longest name and version
+_TEXT_BYTES = 128  # more than NVML's longest name, version and UUID
+_DEVICE = re.compile(r"(?:auto|cuda)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,31 @@ def find(device: str) -> Gpu | None:
     return Gpu(name.value.decode(errors="replace"), driver.value.decode(errors="replace"), found)
 
 
+def uuid(device: str) -> str:
+    """What names the GPU of a device on this machine, whatever its number: its UUID. "" without a GPU.
+
+    `CUDA_VISIBLE_DEVICES` renumbers the GPUs of a process: the device's number counts in that list. An entry that is a
+    UUID itself, also of a part of a GPU (MIG), stands for itself.
+    """
+    match = _DEVICE.fullmatch(device)
+    library = _library()
+    if match is None or library is None:
+        return ""
+    number = int(match[1] or 0)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        entries = [entry.strip() for entry in visible.split(",")]
+        entry = entries[number] if number < len(entries) else ""
+        if not entry.isdecimal():
+            return entry if entry.startswith(("GPU-", "MIG-")) else ""
+        number = int(entry)
+    handle, text = _handle(library, f"cuda:{number}"), ctypes.create_string_buffer(_TEXT_BYTES)
+    found = handle is not None and library.nvmlDeviceGetUUID(handle, text, ctypes.c_uint(_TEXT_BYTES)) == _OK
+    return text.value.decode(errors="replace") if found else ""
+
+
 def _handle(library: Any, device: str) -> ctypes.c_void_p | None:
-    match = re.fullmatch(r"(?:auto|cuda)(?::(\d+))?", device)
+    match = _DEVICE.fullmatch(device)
     handle = ctypes.c_void_p()
     if match is None or library is None:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from lipsyncd.monitor.facts import Facts
 
-TICK_LIMIT_S = 20.0  # the main loop has ten rounds a second; a write to a busy disk may delay one
+TICK_LIMIT_S = 20.0  # the main loop has a round every five seconds; a write to a busy disk may delay one
 MISSED = 3  # probes or scans that may be late before that is a fault
 
 # How long a part may stay at one step before it is stuck. A step of the main loop may copy a video to a slow archive, a

@@ -34,6 +34,8 @@ _RESTARTS: Mapping[str, str] = {
     "render-stalled": "stall",
     "render-timeout": "timeout",
     "out-of-memory": "memory",
+    "slot-lost": "machine",
+    "lost-twice": "machine",
 }
 
 
@@ -146,6 +148,8 @@ def _of_facts(facts: Facts, ready: bool) -> Iterator[Metric]:
     yield _gauge("oldest_queued_job_age_seconds", oldest, {(): facts.oldest_queued_s or 0.0})
     up = {(worker.device,): int(worker.up) for worker in facts.workers}
     yield _gauge("worker_up", "1 while the thread for that device runs.", up, "device")
+    busy = {(worker.device,): int(worker.busy) for worker in facts.workers}
+    yield _gauge("worker_busy", "1 while that device renders.", busy, "device")
     loads = {(): sum(worker.loads for worker in facts.workers)}
     yield _counter("worker_loads", "Render children started.", loads)
     yield _gauge("vram_bytes", "GPU memory.", {(kind,): size for kind, size in facts.vram.items()}, "kind")

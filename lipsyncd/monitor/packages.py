@@ -17,13 +17,11 @@ NEEDS: Mapping[str, Sequence[str]] = {
 
 
 def fault(render: Render) -> str:
-    """Why the default renderer lacks a package; "" if it lacks none."""
+    """Why the default renderer, which there is, lacks a package; "" if it lacks none."""
     places = dict(entry.split("=", 1) for entry in render.renderers)
     if render.renderer in places:
         needs: Sequence[str] = (places[render.renderer].partition(":")[0].partition(".")[0],)
-    elif render.renderer in NEEDS:
-        needs = NEEDS[render.renderer]
     else:
-        return f"no renderer is called {render.renderer!r}"
+        needs = NEEDS[render.renderer]
     missing = [name for name in needs if importlib.util.find_spec(name) is None]
     return f"{render.renderer} needs {', '.join(missing)}, which is not installed" if missing else ""

@@ -52,6 +52,8 @@ class HealthMonitor:
     weights              why the default renderer has no weights; "" if it has
     jailed               False: this kernel has no Landlock
     inbox                the state of all inboxes
+    cluster              why no machine of a cluster takes jobs; "" if one does, or without a cluster
+    changed              called when other checks fail than before
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class HealthMonitor:
         jailed: bool = True,
         inbox: Callable[[], InboxFacts] = InboxFacts,
         steps: Callable[[], tuple[StepFacts, ...]] = tuple,
+        cluster: Callable[[], str] = str,
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
         self.job_metrics = metrics.JobMetrics()
@@ -88,8 +91,10 @@ class HealthMonitor:
         self._jailed = jailed
         self._inbox = inbox
         self._steps = steps
+        self._cluster = cluster
         self._probe_every_s = probe_every_s
         self._stop = threading.Event()
+        self.changed: Callable[[], None] = lambda: None
         self._draining = False
         self._ticked_s = self._probed_s = time.monotonic()
         self._faults: Mapping[str, str] = {"probe": "the first one has not ended yet"}
@@ -180,7 +185,10 @@ class HealthMonitor:
         for check, why in found.items():
             if why and why != self._faults.get(check):
                 log.warning("not ready: %s: %s", check, why)
+        is_new = found != self._faults
         self._faults, self._probing, self._probed_s = found, "", time.monotonic()
+        if is_new:
+            self.changed()
 
     def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "ledger", self._ledger_fault
@@ -188,6 +196,7 @@ class HealthMonitor:
         yield "outbox", lambda: self._folder_fault("outbox")
         yield "disk", self._disk_fault
         yield "renderer", self._renderer_fault
+        yield "cluster", self._cluster
 
     def _fault(self, check: str, fault: Callable[[], str]) -> str:
         self._probing = check

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 START_MOST_S = 900.0  # a migration of a large ledger with its backup is no reason to be killed
 AFTER_GRACE_S = 45.0  # what ends after the last render: the web server, a webhook under way, the children
-_REPORT_EVERY_S = 1.0
+_REPORT_EVERY_S = 1.0  # at most, and while we start or stop
+_QUIET_S = 5.0  # without news
 _EXTENSION_S = 30.0
 _FEEDS_PER_LIMIT = 3
 _MOST_STATUS_CHARS = 400
@@ -84,7 +85,7 @@ class SystemdReporter:
         self._sent_status = ""
         self._fed_s = 0.0
         self._stuck = ""
-        self._end = threading.Event()
+        self._end, self._news = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="systemd", daemon=True)
 
     def starting(self) -> None:
@@ -97,6 +98,10 @@ class SystemdReporter:
         self._facts = facts
         self.ready()
 
+    def changed(self) -> None:
+        """There may be something new to report."""
+        self._news.set()
+
     def ready(self) -> None:
         self._phase = "ready"
         self._notifier.send("READY=1", f"STATUS={self._status()}")
@@ -106,14 +111,17 @@ class SystemdReporter:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={now_us}", "STATUS=reading the settings again")
         self._sent_status = ""
+        self._news.set()
 
     def stopping(self, grace_s: float) -> None:
         """Running jobs have `grace_s` to finish; systemd must not kill us before."""
         self._phase, self._until_s = "stopping", time.monotonic() + grace_s + AFTER_GRACE_S
         self._notifier.send("STOPPING=1", *self._extension(), f"STATUS={self._status()}")
+        self._news.set()
 
     def end(self) -> None:
         self._end.set()
+        self._news.set()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -126,6 +134,15 @@ class SystemdReporter:
             except Exception:
                 log.exception("systemd: unexpected failure")  # and the watchdog is not fed, as it should be
             self._end.wait(_REPORT_EVERY_S)
+            self._news.wait(self._rest_s())
+            self._news.clear()
+
+    def _rest_s(self) -> float:
+        """How long nothing is due unless there is news."""
+        if self._phase != "ready" or self._end.is_set():
+            return 0.0
+        feed_s = self._notifier.watchdog_s / _FEEDS_PER_LIMIT or _QUIET_S
+        return max(0.0, min(feed_s, _QUIET_S) - _REPORT_EVERY_S)
 
     def report(self) -> None:
         """Send what has changed and what is due."""

@@ -31,7 +31,7 @@ from lipsyncd.jobs.job import now_ms
 from lipsyncd.jobs.webhook_delivery import Delivery, DeliveryState
 from lipsyncd.ledger.webhook_rows import Deliveries, Outcome
 from lipsyncd.network.address_guard import cause, receivers, without_secrets
-from lipsyncd.settings.sections import UNSET
+from lipsyncd.settings.rules import UNSET
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.files import replace_durably
 

@@ -1,14 +1,15 @@
-"""Decode a user's picture into raw RGB, once, in the jail.
+"""Decode a user's picture into raw RGB, once, in the jail, and draw a thumbnail of it there.
 
-The jailed process (`picture_child`) gets one file to read and one empty file to fill. It has read hostile bytes, so its
-answer is checked against the file that it wrote.
+The jailed process (`picture_child`) gets one file to read and empty files to fill. It has read hostile bytes, so its
+answer is checked against the files that it wrote.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from lipsyncd.errors import (
     from_reason,
 )
 from lipsyncd.jobs.prepared import Picture
-from lipsyncd.prepare.decoder_process import as_message, crash, interpreter, new_files
+from lipsyncd.prepare.decoder_process import as_message, crash, installed, interpreter, new_files
 from lipsyncd.sandbox.jail import Completed, ResourceLimits, run_jailed
 
 FILE = "picture.rgb"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ERRORS = (ImageNotRecognised, ImageUndecodable, ImageTooLarge, ImageTooSmall, ImageAnimated)
 _MOST_NOTES = 16
+_MOST_SMALL_SIDE, _MOST_SMALL_BYTES = 320, 256 << 10  # of a thumbnail; noise takes a third of these bytes
 
 
 def decode_picture(
@@ -41,6 +43,7 @@ def decode_picture(
     max_photo_megapixels: float = media.MAX_PHOTO_MEGAPIXELS,
     min_side: int = media.MIN_SIDE,
     may_reduce: bool = False,
+    thumbnail: Path | None = None,
     timeout_s: float = 60,
 ) -> Picture:
     """Decode a picture into `target_dir/picture.rgb`, turned upright by its EXIF data, in sRGB.
@@ -48,51 +51,75 @@ def decode_picture(
     background            RGB, 0 to 255, shown through transparent parts
     may_reduce            decode a JPEG of more than 40 megapixels at half its size
     max_photo_megapixels  for JPEG, HEIC and AVIF; the other limit holds for the other kinds
+    thumbnail             where to draw a small JPEG of the picture; if that fails, the picture is decoded without one
 
     Raises the Image* errors of `errors`, and `JailFailed` when the machine failed rather than the picture. Then no file
     is left behind.
     """
-    with new_files(target_dir / FILE) as (file,):
+    with new_files(target_dir / FILE, *_given(thumbnail)) as (file, *small):
         request = {
             "source": os.fspath(source),
             "target": os.fspath(file),
+            "thumbnail": os.fspath(thumbnail) if thumbnail else "",
             "background": background,
             "max_megapixels": max_megapixels,
             "max_photo_megapixels": max_photo_megapixels,
             "min_side": min_side,
             "may_reduce": may_reduce,
         }
-        ended = _run_picture(request, source, file, timeout_s)
+        most = _picture_bytes(max(max_megapixels, max_photo_megapixels))
+        ended = _run_child(request, [source], [file, *small], most, timeout_s)
         if ended.timed_out:
             raise ImageUndecodable(f"the picture was not decoded within {timeout_s:g} s")
         if ended.returncode:
             raise crash(ended, ImageUndecodable, "picture")
-        return _checked_picture(_answer(ended), file)
+        picture = _checked_picture(_answer(ended), file)
+    _keep_thumbnail(thumbnail)
+    return picture
 
 
-def _run_picture(request: dict[str, Any], source: Path, target: Path, timeout_s: float) -> Completed:
-    site, libraries = _libraries("PIL", "pillow.libs", package="pillow")
-    heif_site, heif_libraries = _libraries("pi_heif", "_pi_heif.*", "pi_heif.libs", package="pi-heif")
+def draw_thumbnail(picture: Picture, folder: Path, thumbnail: Path, *, timeout_s: float = 60) -> None:
+    """Draw a small JPEG of the picture that was decoded into `folder`, such as the first frame of a video.
+
+    There is none where that fails: nothing depends on it.
+    """
+    source, size = folder / picture.file, {"width": picture.width, "height": picture.height}
+    request = {"target": os.fspath(source), "thumbnail": os.fspath(thumbnail), **size}
+    with contextlib.suppress(JailFailed, OSError), new_files(thumbnail):
+        _run_child(request, [source], [thumbnail], _MOST_SMALL_BYTES, timeout_s)
+    _keep_thumbnail(thumbnail)
+
+
+def _given(thumbnail: Path | None) -> list[Path]:
+    return [] if thumbnail is None else [thumbnail]
+
+
+def _keep_thumbnail(file: Path | None) -> None:
+    """Remove a thumbnail that is none. Browsers are to open it, and its writer has decoded hostile bytes before."""
+    if file is None or not file.exists():
+        return
+    size_bytes = file.stat().st_size
+    with file.open("rb") as opened:
+        seen = media.examine(opened.fileno(), size_bytes)
+    good = seen.kind is media.Kind.JPEG and seen.completeness is media.Completeness.COMPLETE
+    if not good or size_bytes > _MOST_SMALL_BYTES or not 0 < max(seen.width, seen.height) <= _MOST_SMALL_SIDE:
+        file.unlink()
+
+
+def _run_child(
+    request: dict[str, Any], readable: Sequence[Path], writable: Sequence[Path], most_bytes: int, timeout_s: float
+) -> Completed:
+    """Run the jailed decoder. `most_bytes` of each file that it writes."""
+    site, libraries = installed("PIL", "pillow.libs", package="pillow")
+    heif_site, heif_libraries = installed("pi_heif", "_pi_heif.*", "pi_heif.libs", package="pi-heif")
     return run_jailed(
         [interpreter(), "-P", "-S", "-m", "lipsyncd.prepare.picture_child", json.dumps(request)],
-        readable=[source, _PACKAGE, *libraries, *heif_libraries],
-        writable=[target],
+        readable=[*readable, _PACKAGE, *libraries, *heif_libraries],
+        writable=writable,
         python_path=list(dict.fromkeys((_PACKAGE.parent, site, heif_site))),
-        limits=ResourceLimits(
-            cpu_s=2 * int(timeout_s) + 1,
-            file_bytes=_picture_bytes(max(request["max_megapixels"], request["max_photo_megapixels"])),
-        ),
+        limits=ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=most_bytes),
         timeout_s=timeout_s,
     )
-
-
-def _libraries(module: str, *beside: str, package: str) -> tuple[Path, list[Path]]:
-    """The folder of an installed module, and what the jail has to read there. Raises `JailFailed` without it."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        raise JailFailed(f"{package} is not installed", remedy=f"pip install {package}")
-    site = Path(found.origin).resolve().parent.parent
-    return site, [site / module, *(path for pattern in beside for path in site.glob(pattern))]
 
 
 def _picture_bytes(max_megapixels: float) -> int:

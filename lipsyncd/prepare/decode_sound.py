@@ -15,7 +15,7 @@ from pathlib import Path
 from lipsyncd import media
 from lipsyncd.errors import AudioNotRecognised, AudioTooLong, AudioTooShort, AudioUndecodable
 from lipsyncd.jobs.prepared import Sound
-from lipsyncd.media import Completeness, Kind, wav
+from lipsyncd.media import Completeness, Kind, frames, recordings, wav
 from lipsyncd.media.content import Content
 from lipsyncd.prepare.codecs import undecodable
 from lipsyncd.prepare.decoder_process import complaint, crash, new_files
@@ -26,7 +26,8 @@ SPEECH_FILE, SOUND_FILE = "speech.s16", "sound.s16"
 SPEECH_RATE = 16_000  # samples per second, mono
 SOUND_RATE = 48_000  # samples per second, one or two channels
 
-_JOINED_FILE = "joined.wav"
+_REWRITTEN_FILE = "rewritten"
+_Piece = bytes | tuple[int, int]  # of a rewritten file: new bytes, or start and end of a range of the source
 _AUDIBLE_S = 0.1
 _SAMPLE_BYTES = 2
 _FEWEST_SAMPLES = 160  # of speech, 10 ms: less does not tell mono from stereo
@@ -77,7 +78,7 @@ def decode_sound(
     """
     found = _checked_header(source, kind)
     with (
-        _as_one(source, found.kind, target_dir) as (whole, notes),
+        _readable(source, found.kind, target_dir) as (whole, notes),
         new_files(target_dir / SPEECH_FILE, target_dir / SOUND_FILE) as (speech_file, sound_file),
     ):
         limits = ResourceLimits(cpu_s=2 * int(timeout_s) + 1, file_bytes=_sound_bytes(max_s) + (1 << 20))
@@ -116,40 +117,63 @@ def decode_sound(
 
 def _cut_short(sound: Sound, found: media.Structure) -> str:
     lasts_s = float(sound.duration)
-    of = f" of {found.declared_s:.2f} s" if found.declared_s > lasts_s else f" s; {found.note}"
+    of = f" of {found.declared_s:.2f} s" if found.declared_s >= lasts_s + 0.01 else f" s; {found.note}"
     return f"cut short: {lasts_s:.2f}{of}"
 
 
 @contextlib.contextmanager
-def _as_one(source: Path, kind: Kind | None, target_dir: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """The file to decode, and notes: the source itself, or while the block runs, one WAV of all that are joined in it.
+def _readable(source: Path, kind: Kind | None, target_dir: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The file to decode, and notes: the source itself, or while the block runs, a copy of which a decoder reads all.
 
-    A decoder plays the first WAV alone. Raises `AudioUndecodable` when their formats differ.
+    A decoder plays the first of joined WAVs alone, and nothing behind some of the lengths that stand for "unknown".
+    The tags inside joined MP3s are damage to it.
+    Raises `AudioUndecodable` when the formats of joined WAVs differ.
     """
-    if kind is not Kind.WAV:
-        yield source, ()
-        return
     with source.open("rb") as file:
-        try:
-            found = wav.samples(Content(file.fileno(), source.stat().st_size))
-        except ValueError as error:
-            raise AudioUndecodable(f"the sound cannot be decoded: {error}") from None
-        notes: tuple[str, ...] = ()
-        if found.behind_s > _AUDIBLE_S:
-            notes = (f"{found.behind} bytes behind the end that the WAV declares were left out",)
-        if len(found.ranges) == 1:
+        content = Content(file.fileno(), source.stat().st_size)
+        if kind is Kind.WAV:
+            try:
+                found = wav.samples(content)
+            except ValueError as error:
+                raise AudioUndecodable(f"the sound cannot be decoded: {error}") from None
+            notes: tuple[str, ...] = ()
+            if found.behind_s > _AUDIBLE_S:
+                notes = (f"{found.behind} bytes behind the end that the WAV declares were left out",)
+            pieces: list[_Piece] = [] if found.as_is else [found.header(), *found.blocks()]
+        else:
+            notes, pieces = (), _rewritten(content, kind)
+        if not pieces:
             yield source, notes
             return
-        with new_files(target_dir / _JOINED_FILE) as (joined,):
+        with new_files(target_dir / _REWRITTEN_FILE) as (rewritten,):
             try:
-                with joined.open("wb") as target:
-                    target.write(found.header())
-                    target.flush()
-                    for start, end in found.blocks():
-                        _copy(file.fileno(), target.fileno(), start, end)
-                yield joined, notes
+                with rewritten.open("wb", buffering=0) as target:
+                    for piece in pieces:
+                        if isinstance(piece, bytes):
+                            target.write(piece)
+                        else:
+                            _copy(file.fileno(), target.fileno(), *piece)
+                yield rewritten, notes
             finally:
-                joined.unlink()
+                rewritten.unlink()
+
+
+def _rewritten(content: Content, kind: Kind | None) -> list[_Piece]:
+    """A file with other lengths in its header, or without the tags inside; [] where nothing has to be changed."""
+    if kind is Kind.MP3:
+        return [*frames.without_tags(content)]
+    if kind is Kind.AMR:
+        return [*recordings.without_headers(content)]
+    if kind is Kind.FLAC and content.size > 128 and content.at(content.size - 128, 3) == b"TAG":  # ID3v1
+        return [(0, content.size - 128)]
+    if kind not in (Kind.AIFF, Kind.CAF, Kind.W64):
+        return []
+    pieces: list[_Piece] = []
+    start = 0
+    for change in recordings.true_lengths(content):
+        pieces += [(start, change.offset), change.data]
+        start = change.offset + len(change.data)
+    return [*pieces, (start, content.size)] if pieces else []
 
 
 def _copy(source: int, target: int, start: int, end: int) -> None:

@@ -10,6 +10,7 @@ Leaves the jail itself to `sandbox`.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lipsyncd.errors import InputError, JailFailed
+from lipsyncd.extras import how_to_install_package
 from lipsyncd.log import printable
 from lipsyncd.processes import exit_text, last_line
 from lipsyncd.sandbox.jail import Completed
@@ -28,6 +30,15 @@ _LONGEST_MESSAGE = 200  # characters
 def interpreter() -> str:
     """The real Python: that of a virtual environment would look for the environment's own files first."""
     return str(getattr(sys, "_base_executable", "") or sys.executable)
+
+
+def installed(module: str, *beside: str, package: str) -> tuple[Path, list[Path]]:
+    """The folder of an installed module, and what the jail has to read there. Raises `JailFailed` without it."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise JailFailed(f"{package} is not installed", remedy=how_to_install_package(package))
+    site = Path(found.origin).resolve().parent.parent
+    return site, [site / module, *(path for pattern in beside for path in site.glob(pattern))]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from lipsyncd.jobs.job import JobSpec
 from lipsyncd.jobs.manifest import classify
 from lipsyncd.network import fetch
 from lipsyncd.settings import CurrentSettings
-from lipsyncd.storage.files import fsync_file
+from lipsyncd.storage.files import keep
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,3 @@ class Fetcher:
             shown = f"{did_talk.FETCHED[one.path.name]}: {error.message}"
             raise type(error)(shown, remedy=error.remedy) from error
         keep(part, one.path)
-
-
-def keep(part: Path, path: Path) -> None:
-    """Give a whole file its name; a power cut leaves none, or all of it."""
-    fsync_file(part)
-    part.rename(path)

@@ -1,17 +1,18 @@
-"""Turn one picture of a user into upright, opaque, raw RGB, in the jail.
+"""Turn one picture of a user into upright, opaque, raw RGB, in the jail, and into a small JPEG for people to look at.
 
     python -m lipsyncd.prepare.picture_child REQUEST
 
-Pillow, and libheif for HEIC, decode a closed list of formats, after the size in the header has passed. What is done to
-decoded pixels (turning upright, 16 bits to 8, colour profile, alpha) is done in strips, so that memory holds the
-picture once, whatever the format.
+Pillow, and `picture_codecs` for HEIC and AVIF, decode a closed list of formats, after the size in the header has
+passed. What is done to decoded pixels (turning upright, 16 bits to 8, colour profile, alpha) is done in strips, so that
+memory holds the picture once, whatever the format.
 
-Owns Pillow and pi-heif. Leaves the process and its limits to `decode_picture`.
+Owns Pillow. Leaves the process and its limits to `decode_picture`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import resource
@@ -21,17 +22,29 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageMath
+from PIL import Image, ImageChops, ImageCms, ImageMath, _webp
 
 from lipsyncd import media
-from lipsyncd.errors import ImageAnimated, ImageNotRecognised, ImageUndecodable, InputError
+from lipsyncd.errors import ImageAnimated, ImageNotRecognised, ImageTooLarge, ImageUndecodable, InputError
 from lipsyncd.media import pictures
+from lipsyncd.media.content import Content
+from lipsyncd.prepare.picture_codecs import (
+    MOST_BYTES,
+    PLAIN_BYTES,
+    Decoded,
+    decoded_avif,
+    decoded_heic,
+    most_bytes,
+    use_few_threads,
+)
 from lipsyncd.sandbox import seccomp
 
 Flatten = Callable[[Image.Image], Image.Image]  # one strip of the decoded picture -> the same in RGB
 
 _STRIP_PIXELS = 1 << 20
 _GOOD_SIDE = 256  # pixels; a face is smaller than its picture
+_SMALL_SIDE, _SMALL_QUALITY = 320, 80  # of a thumbnail: pixels of its longer side, and the quality of its JPEG
+_SMALL_FROM_SIDE = 2 * _SMALL_SIDE  # averaged down to at least this, and then resampled
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,19 +63,25 @@ _ANIMATED = frozenset((media.Kind.PNG, media.Kind.WEBP, media.Kind.AVIF, media.K
 _BY_CODECS = frozenset((media.Kind.HEIC, media.Kind.AVIF))
 _BASE_BYTES = 180_000_000  # of data: Python, the libraries, two threads, a small picture
 _BYTES_OF_DECODED_PIXEL = 14  # 10 bits in three full planes, as RGB, and as Pillow keeps it
-_THREADS = 2
+_RESERVED_BYTES = 64_000_000  # of data that nothing is written to: stacks of threads
 _TURNED = frozenset((5, 6, 7, 8))  # width and height change places
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # an ICC profile's colour space -> Pillow's mode
 
 
 def main(request: Mapping[str, Any]) -> dict[str, object]:
-    """Decode `request["source"]` into the file `request["target"]`.
+    """Decode `request["source"]` into the file `request["target"]`, and draw its thumbnail into `request["thumbnail"]`.
+
+    Without a source the target is a decoded picture, of `request["width"]` and `request["height"]`: it is only drawn.
+    A thumbnail that cannot be drawn is left empty.
 
     Returns `{"width", "height", "notes", "reduced"}`, or `{"error": reason}` with the reason of an `InputError`.
     """
     notes: list[str] = []
     try:
-        width, height, reduced = _decode(request, notes)
+        if "source" in request:
+            width, height, reduced = _decode(request, notes)
+        else:
+            width, height, reduced = request["width"], request["height"], False
     except InputError as error:
         return {"error": error.reason()}
     except MemoryError:
@@ -70,6 +89,9 @@ def main(request: Mapping[str, Any]) -> dict[str, object]:
     except Exception as error:  # a damaged file leads Pillow's readers to whatever Python can raise
         fault = str(error).replace(str(request["source"]), "image")  # our paths stay out of messages
         return {"error": ImageUndecodable(f"the picture cannot be decoded: {fault}").reason()}
+    if request["thumbnail"]:
+        with contextlib.suppress(Exception):  # the picture can be used without one
+            _draw_thumbnail(Path(request["target"]), width, height, Path(request["thumbnail"]))
     return {"width": width, "height": height, "notes": notes, "reduced": reduced}
 
 
@@ -81,13 +103,16 @@ def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int, boo
         _limit_memory(found.width * found.height)
     reduce = large and found.kind is media.Kind.JPEG and request["may_reduce"]
     Image.MAX_IMAGE_PIXELS = None  # we check our own limit, with its own message
-    with _opened_heic(source, found) if found.kind is media.Kind.HEIC else _opened(source, found, reduce) as image:
-        turn = _orientation(image, notes)
-        flatten = _flattening(image, tuple(request["background"]), notes)
-        width, height = image.size[::-1] if turn in _TURNED else image.size
-        if min(width, height) < _GOOD_SIDE:
-            notes.append(f"the picture is small: {width} x {height} pixels, a face wants {_GOOD_SIDE} or more")
-        _write(image, turn, flatten, Path(request["target"]))
+    if found.kind is media.Kind.HEIC:
+        decoded = decoded_heic(source, lambda size: _check_same_size(size, found))
+    else:
+        decoded = _opened(source, found, reduce)
+    turn = _orientation(decoded.head, notes)
+    flatten = _flattening(decoded.head, tuple(request["background"]), notes)
+    width, height = decoded.size[::-1] if turn in _TURNED else decoded.size
+    if min(width, height) < _GOOD_SIDE:
+        notes.append(f"the picture is small: {width} x {height} pixels, a face wants {_GOOD_SIDE} or more")
+    _write(decoded, turn, flatten, Path(request["target"]))
     if reduce:
         notes.append(f"the picture of {found.width} x {found.height} pixels was decoded at half its size")
     return width, height, reduce
@@ -95,9 +120,9 @@ def _decode(request: Mapping[str, Any], notes: list[str]) -> tuple[int, int, boo
 
 def _limit_memory(pixels: int) -> None:
     """Keep a decoder of HEIC or AVIF to memory for the size in the header: the coded picture may be a larger one."""
-    AvifImagePlugin.DEFAULT_MAX_THREADS = _THREADS  # each one takes memory for its stack
-    most_bytes = _BASE_BYTES + pixels * _BYTES_OF_DECODED_PIXEL
-    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    use_few_threads()
+    most = min(_BASE_BYTES + pixels * _BYTES_OF_DECODED_PIXEL, most_bytes(pixels) + _RESERVED_BYTES)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _checked_header(source: Path, request: Mapping[str, Any]) -> media.Structure:
@@ -120,36 +145,73 @@ def _checked_header(source: Path, request: Mapping[str, Any]) -> media.Structure
         media.check_image_size(found.width, found.height, min_side=request["min_side"], max_megapixels=most)
     elif found.kind in _BY_CODECS:
         raise ImageUndecodable("the picture cannot be decoded: it gives no size")
+    if found.kind is media.Kind.JPEG:
+        _check_blocks(source, found)
     return found
 
 
-def _opened(source: Path, found: media.Structure, reduce: bool) -> Image.Image:
+def _opened(source: Path, found: media.Structure, reduce: bool) -> Decoded:
     """The decoded picture, of the size that its header gave, or with `reduce` of half of it."""
     assert found.kind is not None
+    if found.kind is media.Kind.WEBP:
+        _check_canvas(source, found)
     opened = Image.open(source, formats=(_FORMATS[found.kind],))
     _check_same_size(opened.size, found)
     # Phones put a second picture behind a JPEG's first. That is no animation, nor are the pages of a TIFF.
     frames = getattr(opened, "n_frames", 1) if found.kind in _ANIMATED else 1
     if frames != 1:
         raise ImageAnimated(f"the picture is animated: {frames} frames")
+    if found.kind is media.Kind.AVIF:
+        return decoded_avif(source, opened)
+    image = _decoded_webp(source, opened) if found.kind is media.Kind.WEBP else opened
     if reduce:
-        opened.draft(None, ((found.width + 1) // 2, (found.height + 1) // 2))
-    opened.load()
-    return opened
+        image.draft(None, ((found.width + 1) // 2, (found.height + 1) // 2))
+    image.load()
+    return Decoded(image, image.size, image.crop)
 
 
-def _opened_heic(source: Path, found: media.Structure) -> Image.Image:
-    """The decoded main picture, upright: libheif turns it as the file describes, and its EXIF data no longer count."""
-    import pi_heif  # other kinds do without its libraries
+def _check_canvas(source: Path, found: media.Structure) -> None:
+    """Refuse a WebP whose canvas is larger than its picture, before anything fills the canvas."""
+    with source.open("rb") as file:
+        frame = next(pictures.webp_frames(Content(file.fileno(), source.stat().st_size)), None)
+    if frame is not None and frame.size != (found.width, found.height):
+        seen = f"{frame.size[0]} x {frame.size[1]} pixels on a canvas of {found.width} x {found.height}"
+        raise ImageUndecodable(f"the picture cannot be decoded: the WebP shows {seen}")
 
-    pi_heif.options.DECODE_THREADS = _THREADS
-    pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
-    decoded = pi_heif.open_heif(source)
-    main = decoded[decoded.primary_index]
-    _check_same_size(main.size, found)
-    image: Image.Image = main.to_pillow()
-    if profile := main.info.get("icc_profile"):
-        image.info["icc_profile"] = profile
+
+def _decoded_webp(source: Path, opened: Image.Image) -> Image.Image:
+    """The pixels of a still WebP, decoded by libwebp into memory that the picture keeps.
+
+    Pillow treats each WebP as an animation, which takes 16 bytes for each pixel. This takes 4, and 4 more while a
+    lossless one is decoded.
+    """
+    with source.open("rb") as file:
+        data = file.read()
+        frame = next(pictures.webp_frames(Content(file.fileno(), len(data))), None)
+    if frame is None:
+        raise ImageUndecodable("the picture cannot be decoded: the WebP holds no picture")
+    width, height = opened.size
+    needed = len(data) + width * height * (16 if frame.animated else 8 if frame.lossless else 4)
+    if needed > MOST_BYTES - PLAIN_BYTES:
+        what = "an animation of one frame" if frame.animated else "lossless"
+        raise ImageTooLarge(
+            f"the picture is a WebP of {width} x {height} pixels that is {what}: it takes {needed / 1e6:.0f} MB to "
+            "decode",
+            remedy="save it as a PNG, or scale it down",
+        )
+    if frame.animated:
+        opened.load()
+        return opened
+    pixels = bytearray(4 * width * height)
+    decode = ctypes.CDLL(_webp.__file__).WebPDecodeRGBAInto  # found in the library that Pillow's module is linked to
+    decode.restype = ctypes.c_void_p
+    decode.argtypes = ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pixels))
+    if not decode(data, len(data), address, len(pixels), 4 * width):
+        raise ImageUndecodable("the picture cannot be decoded: the data of the WebP are damaged")
+    mode = "RGBA" if opened.mode == "RGBA" else "RGBX"
+    image = Image.frombuffer(mode, opened.size, pixels, "raw", mode, 0, 1)
+    image.info = opened.info
     return image
 
 
@@ -165,6 +227,34 @@ def _check_scans(source: Path) -> None:
             raise ImageUndecodable(f"the JPEG has {fault}", remedy="save it again as a baseline JPEG")
 
 
+def _check_blocks(source: Path, found: media.Structure) -> None:
+    """Refuse a JPEG that has too few bytes for its size, and one whose scans take too much memory together.
+
+    The answer does not depend on whether the job may reduce the picture: a reduced one has the same coefficients.
+    """
+    size_bytes = source.stat().st_size
+    with source.open("rb") as file:
+        blocks = pictures.jpeg_blocks(Content(file.fileno(), size_bytes))
+    pixels = found.width * found.height
+    if blocks is None or not pixels:
+        return  # the decoder tells what is wrong
+    if blocks.count > 8 * size_bytes:  # a block takes a bit at least
+        raise ImageUndecodable(
+            f"the picture cannot be decoded: {size_bytes} bytes are too few for a JPEG of {found.width} x "
+            f"{found.height} pixels"
+        )
+    costs = [(blocks.kept_bytes + pixels * (1 if blocks.grey else 4), MOST_BYTES)]
+    if pixels > media.MAX_MEGAPIXELS * 1_000_000:  # the whole one, and the reduced one
+        costs = [(costs[0][0], most_bytes(pixels)), (blocks.kept_bytes + pixels, MOST_BYTES)]
+    for needed, most in costs:
+        if blocks.kept and needed > most - PLAIN_BYTES:
+            raise ImageTooLarge(
+                f"the picture is a progressive JPEG of {found.width} x {found.height} pixels: it takes "
+                f"{needed / 1e6:.0f} MB to decode",
+                remedy="save it as a baseline JPEG, or scale it down",
+            )
+
+
 def _orientation(image: Image.Image, notes: list[str]) -> int:
     """How the picture has to be turned, as EXIF counts: 1 for not at all."""
     try:
@@ -175,13 +265,13 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _write(image: Image.Image, turn: int, flatten: Flatten, target: Path) -> None:
+def _write(decoded: Decoded, turn: int, flatten: Flatten, target: Path) -> None:
     """Write the rows of the upright picture, each strip cut out of the stored one and turned."""
-    width, height = image.size[::-1] if turn in _TURNED else image.size
+    width, height = decoded.size[::-1] if turn in _TURNED else decoded.size
     rows = max(1, _STRIP_PIXELS // width)
     with target.open("wb") as file:
         for top in range(0, height, rows):
-            strip = flatten(image.crop(_stored(image.size, turn, top, min(top + rows, height))))
+            strip = flatten(decoded.crop(_stored(decoded.size, turn, top, min(top + rows, height))))
             file.write((strip.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else strip).tobytes())
 
 
@@ -195,6 +285,22 @@ def _stored(size: tuple[int, int], turn: int, top: int, bottom: int) -> tuple[in
     if turn in (3, 4):  # the first row is the last row
         return 0, height - bottom, width, height - top
     return 0, top, width, bottom
+
+
+def _draw_thumbnail(raw: Path, width: int, height: int, target: Path) -> None:
+    """Write a small JPEG of a decoded picture, without metadata. Only a strip of the picture is in memory."""
+    factor = max(1, min(max(width, height) // _SMALL_FROM_SIDE, width, height))
+    small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    rows = factor * max(1, _STRIP_PIXELS // (width * factor))
+    with raw.open("rb") as file:
+        for top in range(0, height, rows):
+            size = width, min(rows, height - top)
+            strip = Image.frombytes("RGB", size, file.read(3 * width * size[1]))
+            small.paste(strip.reduce(factor), (0, top // factor))
+    small.thumbnail((_SMALL_SIDE, _SMALL_SIDE), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=_SMALL_QUALITY)
+    target.write_bytes(encoded.getvalue())
 
 
 # -- pixels ------------------------------------------------------------------------------------------------------------

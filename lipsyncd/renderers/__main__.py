@@ -28,9 +28,13 @@ from typing import NoReturn, cast
 import numpy as np
 
 from lipsyncd.errors import BadResult, LipsyncdError, RenderCrashed, RendererNotInstalled, UnknownRenderer
-from lipsyncd.media.ffmpeg import Encoding
+from lipsyncd.extras import how_to_install
+from lipsyncd.media.ffmpeg import X264, Encoding
 from lipsyncd.renderers import NAMES, Renderer, Scene, Shot
+from lipsyncd.renderers.ahead import Ahead
+from lipsyncd.renderers.audio import shifted
 from lipsyncd.renderers.encoder import Encoder
+from lipsyncd.renderers.raw_frames import RawFrames
 from lipsyncd.renderers.video_source import VideoSource
 from lipsyncd.worker.protocol import (
     CANCELLED,
@@ -39,6 +43,7 @@ from lipsyncd.worker.protocol import (
     Cancel,
     Failure,
     Message,
+    Next,
     Progress,
     Ready,
     Render,
@@ -49,6 +54,7 @@ from lipsyncd.worker.protocol import (
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_EVERY_S = 0.2
+_REST_AFTER_S = 1.0  # without a job
 _OOM_SCORE_ADJ = 500  # counts half of the machine's memory on top of the child's own
 
 
@@ -64,6 +70,7 @@ class DaemonConnection:
         self._sending = threading.Lock()
         self._cancelled: set[str] = set()
         self.requests: queue.Queue[Render] = queue.Queue()
+        self.hint: Next | None = None
 
     def start_reading(self) -> None:
         threading.Thread(target=self._read, name="daemon-connection", daemon=True).start()
@@ -74,6 +81,8 @@ class DaemonConnection:
                 message = from_line(line)
                 if isinstance(message, Cancel):
                     self._cancelled.add(message.job_id)
+                elif isinstance(message, Next):
+                    self.hint = message
                 elif isinstance(message, Render):
                     self._cancelled.discard(message.job_id)  # from an earlier run of the same job
                     self.requests.put(message)
@@ -102,6 +111,16 @@ class LoadedRenderers:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def rest(self) -> None:
+        """No job waits: let renderers that have a use for it know."""
+        for name, renderer in self._loaded.items():
+            if (rest := getattr(renderer, "rest", None)) is not None:
+                try:
+                    rest()
+                except Exception:  # the next job shows whether the renderer still works
+                    print(f"the renderer {name!r} raised while it was resting:", file=sys.stderr)
+                    traceback.print_exc()
+
     def _load(self, name: str) -> Renderer:
         path = self._classes.get(name)
         if path is None:
@@ -111,7 +130,8 @@ class LoadedRenderers:
         try:
             make = getattr(importlib.import_module(module), attribute)
         except ImportError as error:
-            raise RendererNotInstalled(f"the renderer {name!r} cannot be loaded: {error}") from error
+            remedy = f"{how_to_install(name)}, or choose another renderer" if name == "musetalk" else None
+            raise RendererNotInstalled(f"the renderer {name!r} cannot be loaded: {error}", remedy=remedy) from error
         return cast(Callable[[str], Renderer], make)(self._device)
 
 
@@ -121,11 +141,19 @@ class RenderLoop:
     def __init__(self, daemon: DaemonConnection, renderers: LoadedRenderers) -> None:
         self._daemon = daemon
         self._renderers = renderers
+        self._ahead: Ahead | None = None
 
     def run(self) -> NoReturn:
         self._daemon.send(Ready(os.getpid()))
         while True:
-            self._daemon.send(self._answer(self._daemon.requests.get()))
+            self._daemon.send(self._answer(self._next()))
+
+    def _next(self) -> Render:
+        with contextlib.suppress(queue.Empty):
+            return self._daemon.requests.get(timeout=_REST_AFTER_S)
+        self._drop_ahead()
+        self._renderers.rest()
+        return self._daemon.requests.get()
 
     def _answer(self, request: Render) -> Result | Failure:
         try:
@@ -146,13 +174,16 @@ class RenderLoop:
         self._report(request, LOADING, 0)
         renderer = self._renderers.get(request.renderer)
         self._report(request, "analysing", 0)
-        shot = self._open(renderer, request)
-        self._encode(shot, request)
+        ahead, self._ahead = self._ahead, None
+        shot = (ahead.take(request) if ahead else None) or self._open(renderer, request)
+        encoder = self._encode(shot, request)
         took_s = time.monotonic() - started
-        return Result(request.job_id, request.frames, shot.width, shot.height, took_s, notes=dict(shot.notes))
+        notes = {**shot.notes, "encoder": encoder} if encoder else dict(shot.notes)
+        return Result(request.job_id, request.frames, shot.width, shot.height, took_s, notes=notes)
 
     def _open(self, renderer: Renderer, request: Render) -> Shot:
-        analysing, reported_at = True, time.monotonic()
+        """The shot of a request that was made; of a hint, nothing is reported before its frames are drawn."""
+        analysing, reported_at = not isinstance(request, Next), time.monotonic()
 
         def on_frame() -> None:
             """Report progress while the faces of a video are being found, which can take long."""
@@ -164,12 +195,57 @@ class RenderLoop:
         def report_batch(size: int, too_many: int) -> None:
             self._daemon.send(Batch(request.job_id, size, too_many))
 
-        shot = renderer.open(load_scene(request, on_frame, report_batch))
+        scene = load_scene(request, on_frame, report_batch)
+        shot = renderer.open(scene)
+        if hasattr(shot, "still"):
+            from lipsyncd.renderers.motion.moving_shot import moving  # other shots do without its libraries
+
+            shot = moving(shot, scene)
         analysing = False
         return shot
 
-    def _encode(self, shot: Shot, request: Render) -> None:
+    def _encode(self, shot: Shot, request: Render) -> str:
+        """Draw and encode all frames. Returns which encoder did it, for the sidecar; "" where none did."""
+        done, reported_at = 0, 0.0
+        with self._sink(shot, request) as sink:
+            for frame in shot.frames():
+                sink.write(frame)
+                done += 1
+                self._follow_hint(request)
+                if self._daemon.cancelled(request.job_id):
+                    raise Cancelled
+                if time.monotonic() - reported_at > _PROGRESS_EVERY_S:
+                    reported_at = time.monotonic()
+                    self._report(request, "rendering", done)
+            if done != request.frames:
+                raise BadResult(f"the renderer {request.renderer!r} gave {done} frames instead of {request.frames}")
+            if self._ahead is not None:
+                self._ahead.draw()
+            self._report(request, "encoding", done)
+            sink.finish()
+        return sink.described
+
+    def _follow_hint(self, present: Render) -> None:
+        """Open the job that most likely comes next, if the daemon has named one."""
+        hint, self._daemon.hint = self._daemon.hint, None
+        if hint is None or hint.job_id == present.job_id:  # it came too late
+            return
+        self._drop_ahead()
+        renderer = self._renderers.get(hint.renderer)
+        aside = getattr(renderer, "opens_aside", False) is True
+        self._ahead = Ahead(hint, lambda: self._open(renderer, hint), aside=aside)
+
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.drop()
+
+    def _sink(self, shot: Shot, request: Render) -> Encoder | RawFrames:
+        """Where the frames go: into an MP4, or as they are into a pipe."""
         folder = Path(request.folder)
+        target = folder / request.out_file
+        if request.encode.get("raw"):
+            return RawFrames(target, shot.width, shot.height)
         encoding = Encoding(
             width=shot.width,
             height=shot.height,
@@ -179,21 +255,10 @@ class RenderLoop:
             crf=int(request.encode["crf"]),
             preset=str(request.encode["preset"]),
             audio_kbps=int(request.encode["audio_kbps"]),
+            encoder=str(request.encode.get("encoder", X264)),
+            threads=int(request.encode.get("threads", Encoding.threads)),
         )
-        done, reported_at = 0, 0.0
-        with Encoder(Path(request.encode["ffmpeg"]), encoding, folder / request.out_file) as encoder:
-            for frame in shot.frames():
-                encoder.write(frame)
-                done += 1
-                if self._daemon.cancelled(request.job_id):
-                    raise Cancelled
-                if time.monotonic() - reported_at > _PROGRESS_EVERY_S:
-                    reported_at = time.monotonic()
-                    self._report(request, "rendering", done)
-            if done != request.frames:
-                raise BadResult(f"the renderer {request.renderer!r} gave {done} frames instead of {request.frames}")
-            self._report(request, "encoding", done)
-            encoder.finish()
+        return Encoder(Path(request.encode["ffmpeg"]), encoding, target, still=getattr(shot, "still", None))
 
     def _report(self, request: Render, stage: str, done: int) -> None:
         if self._daemon.cancelled(request.job_id):
@@ -215,11 +280,12 @@ def load_scene(
         video = VideoSource(request.video, folder, Path(request.encode["ffmpeg"]), on_frame=on_frame)
     return Scene(
         picture=pixels.reshape(picture.height, picture.width, 3),
-        speech=speech,
+        speech=shifted(speech, request.av_offset_ms),
         fps=Fraction(request.fps),
         frames=request.frames,
         stitch=request.stitch,
         resolution=request.resolution,
+        motion=request.motion,
         options=request.options,
         video=video,
         max_batch=request.most,

@@ -54,6 +54,23 @@ def frame_level(speech: Samples, fps: Fraction, frames: int) -> Curve:
     return level
 
 
+def shifted(speech: Samples, later_ms: int) -> Samples:
+    """The same voice this much later, or earlier if it is negative; equally long, filled up with silence.
+
+    speech   (N,) int16
+    returns  (N,) int16; the very array without a shift
+    """
+    later = later_ms * SPEECH_RATE // 1000
+    if later == 0:
+        return speech
+    moved = np.zeros_like(speech, subok=False)
+    if later > 0:
+        moved[later:] = speech[: len(speech) - later] if later < len(speech) else 0
+    else:
+        moved[: max(len(speech) + later, 0)] = speech[-later:]
+    return moved
+
+
 def windows(speech: Samples, *, hop: int, width: int, at_once: int) -> Iterator[NDArray[np.float32]]:
     """The voice in overlapping stretches, so that an analysis needs memory for only one at a time.
 

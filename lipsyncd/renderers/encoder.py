@@ -7,12 +7,15 @@ Owns the running encoder. Leaves ffmpeg's arguments to `lipsyncd.media.ffmpeg`, 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import stat
 import subprocess
 import threading
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,16 +24,17 @@ import numpy as np
 
 from lipsyncd.errors import EncodeFailed
 from lipsyncd.log import printable
-from lipsyncd.media.ffmpeg import Encoding, encode_arguments
+from lipsyncd.media.ffmpeg import ChangingPart, Encoding, encode_arguments
 from lipsyncd.processes import exit_text, last_lines
+from lipsyncd.renderers import Still
 from lipsyncd.renderers.framing import RgbImage
-from lipsyncd.sandbox.jail import ResourceLimits, end, popen_jailed
+from lipsyncd.sandbox.jail import end
+from lipsyncd.worker.encoder_process import popen_encoder
 
 _RING_FRAMES = 6  # fewer where a frame is so large that they would need more than
 _RING_BYTES = 64 << 20
+_PIPE_BYTES = 1 << 20  # the largest size for an ordinary user; the default of 64 KiB costs many switches for each frame
 _EXIT_S = 5.0  # how long an ffmpeg that has closed its input may take to end
-# The job's own deadline ends a long encode; these only stop an ffmpeg that runs wild.
-_LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=32 << 30, memory_bytes=16 << 30)
 
 
 class Encoder:
@@ -47,18 +51,28 @@ class Encoder:
     Leaving the block without `finish` kills ffmpeg; the file at `target` is then incomplete. ffmpeg runs in the jail,
     where it may read the sound and fill `target`, which is made here. The thread that creates an `Encoder` has to
     outlive it.
+
+    Where only a part of the frames changes, ffmpeg gets the whole picture once and then that part alone: no step but
+    H.264 itself costs more for a larger picture. The bytes of the video are the same.
     """
 
-    def __init__(self, ffmpeg: Path, encoding: Encoding, target: Path, *, stall_s: float = 120.0) -> None:
+    def __init__(
+        self, ffmpeg: Path, encoding: Encoding, target: Path, *, still: Still | None = None, stall_s: float = 120.0
+    ) -> None:
         """Start ffmpeg. It counts as hung when it has taken no frame from a full ring for `stall_s`.
+
+        still  of the shot, which says where its frames change; None: anywhere
 
         Raises `JailFailed` when ffmpeg does not start.
         """
         self._shape = (encoding.height, encoding.width, 3)
+        encoding, self._place = _with_part(encoding, still)
+        self.described = encoding.described
         self._stall_s = stall_s
         self._changed = threading.Condition()
-        places = min(max(_RING_BYTES // math.prod(self._shape), 2), _RING_FRAMES)
-        self._free = deque(np.empty(self._shape, np.uint8) for _ in range(places))
+        sent = np.empty(self._shape, np.uint8)[self._place].shape
+        places = min(max(_RING_BYTES // math.prod(sent), 2), _RING_FRAMES)
+        self._free = deque(np.empty(sent, np.uint8) for _ in range(places))
         self._full: deque[RgbImage] = deque()
         self._ended = False  # no more frames come
         self._broken = False  # ffmpeg takes no more frames
@@ -66,13 +80,14 @@ class Encoder:
         self._log = os.memfd_create("ffmpeg-log")
         try:
             _make(target)
-            self._process = popen_jailed(
-                encode_arguments(ffmpeg, encoding, target),
-                readable=[encoding.sound],
-                writable=[target],
-                limits=_LIMITS,
-                stderr=self._log,
-            )
+            with _in_memory(still.canvas if still and encoding.changing else None) as picture:
+                self._process = popen_encoder(
+                    encode_arguments(ffmpeg, encoding, target, *picture),
+                    encoding,
+                    target,
+                    stderr=self._log,
+                    descriptors=picture,
+                )
         except BaseException:
             os.close(self._log)
             raise
@@ -98,7 +113,7 @@ class Encoder:
             buffer = self._free.popleft() if in_time and not self._broken else None
         if buffer is None:
             raise self._failure("ended early" if in_time else f"took no frame for {self._stall_s:g} s")
-        np.copyto(buffer, picture)
+        np.copyto(buffer, picture[self._place])
         with self._changed:
             self._full.append(buffer)
             self._changed.notify_all()
@@ -135,6 +150,8 @@ class Encoder:
         """The writer thread: writes frames to ffmpeg's stdin until there are no more, or until ffmpeg has ended."""
         pipe = self._process.stdin
         assert pipe is not None
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             while (picture := self._next()) is not None:
                 pipe.write(picture.data)
@@ -172,6 +189,30 @@ class Encoder:
         self._writer.join()
         os.close(self._log)
         self._log = -1
+
+
+def _with_part(encoding: Encoding, still: Still | None) -> tuple[Encoding, tuple[slice, slice]]:
+    """The encoding that is sent only what changes, and the rows and columns of that in a frame."""
+    box = still and still.changes
+    part = box and ChangingPart.around((box.x, box.y, box.right, box.bottom), encoding.width, encoding.height)
+    if not part:
+        return encoding, (slice(None), slice(None))
+    left, top, right, bottom = part.sent
+    return replace(encoding, changing=part), (slice(top, bottom), slice(left, right))
+
+
+@contextlib.contextmanager
+def _in_memory(picture: RgbImage | None) -> Iterator[tuple[int, ...]]:
+    """A descriptor from which a child process reads the picture; none without one."""
+    if picture is None:
+        yield ()
+        return
+    with os.fdopen(os.memfd_create("still"), "wb", buffering=0) as file:
+        rest = np.ascontiguousarray(picture).data.cast("B")
+        while rest:
+            rest = rest[file.write(rest) :]
+        file.seek(0)
+        yield (file.fileno(),)
 
 
 def _make(target: Path) -> None:

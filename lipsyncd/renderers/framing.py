@@ -7,6 +7,7 @@ Leaves finding the face to the renderers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, floor
 from typing import cast
 
 import cv2
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RgbImage = NDArray[np.uint8]  # (height, width, 3)
+
+_FILTER_PX = 3  # how far the filters of a square reach, in pixels of the coarser side
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,22 @@ class Box:
     def bottom(self) -> int:
         """The first row below the box."""
         return self.y + self.height
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Its rows and columns in a picture that contains it."""
+        return slice(self.y, self.bottom), slice(self.x, self.right)
+
+    def union(self, other: Box) -> Box:
+        """The smallest box around both."""
+        left, top = min(self.x, other.x), min(self.y, other.y)
+        return Box(left, top, max(self.right, other.right) - left, max(self.bottom, other.bottom) - top)
+
+    def within(self, other: Box) -> Box:
+        """The part of this box inside the other one; 0 wide or high when they do not meet."""
+        left, top = max(self.x, other.x), max(self.y, other.y)
+        width, height = min(self.right, other.right) - left, min(self.bottom, other.bottom) - top
+        return Box(left, top, max(width, 0), max(height, 0))
 
 
 def square_around(box: Box, picture_width: int, picture_height: int) -> Box:
@@ -72,10 +91,17 @@ class SquareView:
             raise ValueError(f"{square} lies outside a picture of {picture_width}x{picture_height}")
         self._inside = np.s_[top:bottom, left:right]
         self._borders = (top - square.y, square.bottom - bottom, left - square.x, square.right - right)
-        self._size = (resolution, resolution)
+        self._square, self._size = square, (resolution, resolution)
         self._scaled = square.width != resolution
         # Shrinking averages areas, which avoids aliasing; growing is cubic, which keeps the edges of lips and eyes.
         self._method = cv2.INTER_AREA if square.width > resolution else cv2.INTER_CUBIC
+
+    def shown(self, box: Box) -> Box:
+        """The pixels of the square that pixels of the picture in `box` may show in."""
+        rows, columns = self._inside
+        left, right = _reached(box.x, box.right, columns, self._square.x, self._square.width, self._size[0])
+        top, bottom = _reached(box.y, box.bottom, rows, self._square.y, self._square.height, self._size[1])
+        return Box(left, top, right - left, bottom - top)
 
     def of(self, picture: RgbImage) -> RgbImage:
         """The square as (resolution, resolution, 3) uint8, never a view of `picture`."""
@@ -85,6 +111,19 @@ class SquareView:
         if self._scaled:
             return cast(RgbImage, cv2.resize(cut, self._size, interpolation=self._method))
         return cut.copy()
+
+
+def _reached(start: int, end: int, visible: slice, square: int, side: int, resolution: int) -> tuple[int, int]:
+    """Where pixels from `start` to `end` of a picture show along one axis of a square: first, and behind the last.
+
+    visible  the pixels of the picture in the square; its first and last one are repeated where the square is wider
+    """
+    scale = resolution / side
+    reach = _FILTER_PX * max(scale, 1.0)
+    low = 0 if start <= visible.start else floor(scale * (start - square) - reach)
+    high = resolution if end >= visible.stop else ceil(scale * (end - square) + reach)
+    low = min(max(low, 0), resolution)
+    return low, max(min(high, resolution), low)
 
 
 def make_even(picture: RgbImage) -> RgbImage:

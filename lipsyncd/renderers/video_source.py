@@ -34,8 +34,9 @@ HELD_BYTES = 256 << 20  # frames in memory: all of a short source, or a range of
 
 _PIPE_BYTES = 1 << 20  # the largest size for an ordinary user; the default of 64 KiB costs 90 context switches a frame
 _SET_PIPE_SIZE = 1031
-# The job's own deadline ends a long decode; these only stop an ffmpeg that runs wild. It writes no file.
-_LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=0)
+# The job's own deadline ends a long decode; these only stop an ffmpeg that runs wild. It writes no file but its
+# messages, which a film with sound has always: its sound is on no list of ours here.
+_LIMITS = ResourceLimits(cpu_s=24 * 3600, file_bytes=1 << 20)
 
 
 class VideoSource:

@@ -125,6 +125,14 @@ def take_back(kept: OpenFolder, spec: JobSpec, spooled: Path) -> None:
             os.close(descriptor)
 
 
+def open_input(kept: OpenFolder, spec: JobSpec, role: str) -> int:
+    """A descriptor of the kept input of that role. Raises `FileNotFoundError` when the job took no such file."""
+    source = next((source for source in spec.sources if source.role == role), None)
+    if source is None:
+        raise FileNotFoundError(f"job {spec.id} took no {role} from the inbox")
+    return kept.open(_kept_name(spec, source))
+
+
 def spec_of(kept: OpenFolder) -> JobSpec | None:
     """The spec of the job in that folder; None when it is damaged, or was changed to name other files."""
     data = kept.read_json(JOB)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,12 @@ class Duplicates:
         self._finisher = finisher
         self._publisher = publisher
 
-    def serve(self, job: Job, settings: Settings) -> bool:
+    def serve(self, job: Job, settings: Settings, voice: Callable[[], str] = str) -> bool:
         """Try to give a waiting job an earlier video; True when there is nothing to prepare, for now or at all.
 
-        Raises OSError of the disk.
+        voice  which voice would speak its text, as `recipe_of` wants it; asked only if there is an earlier job
+
+        Raises OSError of the disk, and what `voice` raises.
         """
         policy = settings.intake.on_redrop
         if policy == "render":
@@ -56,7 +58,7 @@ class Duplicates:
         if not key and job.duplicate_of is None:
             return False
         for first in duplicates.finished(job, key):
-            for video, facts in self._results(first, recipe_of(settings)):
+            for video, facts in self._results(first, recipe_of(settings, voice())):
                 try:
                     if self._take(job, first, video, facts, skip=policy == "skip"):
                         return True
@@ -65,6 +67,7 @@ class Duplicates:
         under_way = duplicates.under_way(job, key)
         if under_way is not None:
             log.info("job %s repeats job %s and waits for it", job.id, under_way.id)
+            self._stores.thumbnails.share(under_way.id, job.id)
             return duplicates.link(job, under_way, note=f"the same work as job {under_way.id}: waits for it")
         if job.duplicate_of is not None:
             duplicates.unlink(job.id)
@@ -92,6 +95,7 @@ class Duplicates:
         if not stores.ledger.duplicates.link(job, first, note=f"the same work as job {first.id}: its video is taken"):
             return True  # cancelled meanwhile
         reach("link-noted")
+        stores.thumbnails.share(first.id, job.id)
         if facts.shown_as is None:
             spool.keep_output(job.id, partial, facts)
         else:

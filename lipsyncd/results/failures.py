@@ -147,6 +147,8 @@ class Failures:
             self.requeue(job, str(reason), charge=decision.action is Action.RETRY, wait_s=wait_s, reason=reason)
         elif not self._stores.ledger.set_blocked(job.id, reason.reason(), delay_ms=round(wait_s * 1000)):
             raise IllegalTransition(f"job {job.id} has ended meanwhile")
+        if decision.wait_s is None:
+            self._stores.wake()  # from now on a worker looks whether the obstacle has changed
         if decision.action is Action.RETRY:
             counted = (attempt, job.max_attempts, wait_s, reason)
             log.warning("job %s failed, attempt %d of %d, next in %.0f s: %s", job.id, *counted)

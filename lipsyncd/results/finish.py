@@ -276,6 +276,7 @@ class Finisher:
                 self.result(job_id, suffix).unlink(missing_ok=True)
             reach("delete-before-row")
             self._stores.ledger.delete(job_id)
+            self._stores.thumbnails.drop(job_id)
             log.info("job %s deleted", job_id)
 
 

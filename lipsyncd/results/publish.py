@@ -141,7 +141,7 @@ class Publisher:
                     return out_name
             if self._stores.settings.now.output.on_name_conflict == "fail":
                 raise NameTaken(f"the outbox has a file named {out_name}.mp4 or {out_name}.json already")
-            out_name = self._stores.ledger.rename_output(work.id, work.spec.out_name, out_name)
+            out_name = self._stores.ledger.rename_output(work.id, work.spec.out_name, out_name, outbox.is_free)
             job = self._stores.ledger.get(work.id)
             self._stores.outbox.stage_sidecar(work.id, sidecar.of_video(job, work.spec, output, out_name))
             # The video's copy may lie in another hidden folder than this one does by now: its id stays.

@@ -30,6 +30,8 @@ def of_video(job: Job, spec: JobSpec, output: Output, out_name: str) -> bytes:
             "duration_s": output.duration_ms / 1000,
             "renderer": spec.renderer,
             "stitch": spec.stitch,
+            "motion": spec.motion,
+            "av_offset_ms": spec.av_offset_ms,
             "attempt": output.attempt,
             "render_s": output.render_ms / 1000,
             "render_fps": None if render_fps is None else round(render_fps, 1),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lipsyncd.jobs.blocked import Obstacles
 from lipsyncd.jobs.job import now_ms
 from lipsyncd.jobs.running import RunningJobs
 from lipsyncd.jobs.steps import Steps
 from lipsyncd.ledger.ledger import Ledger
+from lipsyncd.ledger.withdrawn import Withdrawn
 from lipsyncd.results.outbox import Outbox
+from lipsyncd.results.thumbnails import Thumbnails
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.spool import Spool
@@ -37,6 +40,16 @@ class Stores:
     running: RunningJobs = field(default_factory=RunningJobs)
     steps: Steps = field(default_factory=Steps)
     waiting: list[threading.Event] = field(default_factory=list)
+
+    @cached_property
+    def withdrawn(self) -> Withdrawn:
+        """Jobs that were taken back before they had a row."""
+        return Withdrawn(self.folders.state)
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Small pictures of the jobs, for people to look at."""
+        return Thumbnails(self.folders.state)
 
     def wake(self, besides: threading.Event | None = None) -> None:
         """Let every thread that works on jobs read the ledger now: a job may be due."""

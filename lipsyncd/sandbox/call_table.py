@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import NamedTuple
 
 # name  number on x86_64  number on aarch64; "-": that machine has no such call.
 _REFUSED = """
@@ -130,17 +129,16 @@ _CONDITIONAL = """
 _AUDIT_NUMBERS = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
-class CallTable(NamedTuple):
-    """The calls of one machine.
+class CallTable:
+    """The calls of one machine. No dataclass, since every jailed program waits for its imports.
 
     audit    its number in the kernel's audit interface
     refused  calls that are always refused, by name
     others   calls that are refused only sometimes, by name
     """
 
-    audit: int
-    refused: Mapping[str, int]
-    others: Mapping[str, int]
+    def __init__(self, audit: int, refused: Mapping[str, int], others: Mapping[str, int]) -> None:
+        self.audit, self.refused, self.others = audit, refused, others
 
 
 @cache

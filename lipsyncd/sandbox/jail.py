@@ -71,7 +71,7 @@ class Completed:
 
     returncode   as in `subprocess`: minus the signal's number when a signal killed it
     stdout       the first 64 KiB
-    stderr_tail  the last 16 KiB, undecodable bytes replaced
+    stderr_tail  the whole lines in the last 16 KiB, undecodable bytes replaced
     landlock     False: this kernel has no Landlock, so the files were not restricted
     timed_out    it was killed at `timeout_s`
     """
@@ -137,8 +137,13 @@ def popen_jailed(
     stdin: int | IO[bytes] = subprocess.PIPE,
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.PIPE,
+    devices: Sequence[Path] = (),
+    descriptors: Sequence[int] = (),
 ) -> JailedProcess:
     """Start `argv` as `run_jailed` does and return once it runs; the caller kills and reaps it with `end`.
+
+    devices      device files that it may also control
+    descriptors  open ones that the program keeps under their numbers
 
     The kernel kills the program when the *thread* that called this ends: call from a thread that outlives it.
     """
@@ -152,6 +157,7 @@ def popen_jailed(
                 "listable": [os.fspath(path) for path in python_path],
                 "readable": [os.fspath(path) for path in readable],
                 "writable": [*(os.fspath(path) for path in writable), "/dev/null"],
+                "devices": [os.fspath(path) for path in devices],
                 "limits": asdict(limits),
                 "parent": os.getpid(),
                 "report": write_end,
@@ -165,7 +171,7 @@ def popen_jailed(
                     stderr=stderr,
                     cwd="/",
                     env=_environment(python_path),
-                    pass_fds=(write_end,),
+                    pass_fds=(write_end, *descriptors),
                     start_new_session=True,
                 )
             )
@@ -204,7 +210,9 @@ def landlock_abi() -> int:
 
 def _environment(python_path: Sequence[Path]) -> Mapping[str, str]:
     path = os.pathsep.join(os.fspath(part) for part in (_PACKAGE_ROOT, *python_path))
-    return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    fixed = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    # numpy would start a thread on each core, and nothing in here multiplies large matrices.
+    return {**fixed, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def _program_files(program: str) -> list[str]:
@@ -250,6 +258,7 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
     assert process.stdout is not None
     assert process.stderr is not None
     stdout, stderr = bytearray(), bytearray()
+    cut = False
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, stdout)
         selector.register(process.stderr, selectors.EVENT_READ, stderr)
@@ -259,8 +268,11 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
                 if not block:
                     selector.unregister(key.fileobj)
                 key.data.extend(block)
+                cut = cut or len(stderr) > _STDERR_BYTES
                 del stdout[_STDOUT_BYTES:], stderr[:-_STDERR_BYTES]
     timed_out = not _ended_before(deadline, process.pid)
+    if cut and b"\n" in stderr:
+        del stderr[: stderr.index(b"\n") + 1]  # half a line, which would read as another message
     return bytes(stdout), stderr.decode(errors="replace"), timed_out
 
 

@@ -24,6 +24,7 @@ LIST = _READ_DIR
 READ = _READ_FILE | _READ_DIR
 RUN = READ | _EXECUTE
 WRITE = READ | _WRITE_FILE | _TRUNCATE | _MAKE_REGULAR | _REMOVE_FILE  # regular files alone: no links, no folders
+CONTROL = READ | _WRITE_FILE | _IOCTL_DEVICE
 
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights each ABI has; later ones have no more
@@ -45,7 +46,7 @@ def abi() -> int:
 
 
 def restrict(rules: Iterable[tuple[str, int]]) -> int:
-    """Allow this process only the files and folders in `rules`, each with `LIST`, `READ`, `RUN` or `WRITE`; no TCP.
+    """Allow this process only the files and folders in `rules`, each with `LIST`, `READ`, `RUN`, `WRITE` or `CONTROL`.
 
     A folder's right covers everything below it. The process must have set no_new_privs. Returns the ABI that was used;
     with 0 nothing has changed. Raises OSError, also when a path in `rules` does not exist.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from lipsyncd.settings.sections import Queue, Settings
-from lipsyncd.settings.values import SECTIONS, SETTINGS
+from lipsyncd.settings.values import SECTIONS, SETTINGS, attribute
 
 # Read each time that they are needed. All others are built into something at the start: a socket, a folder's watch, a
 # render child, the recipe by which equal videos are recognised.
@@ -20,7 +20,7 @@ LIVE = frozenset(
         "intake.on_redrop",
         *(f"render.{key}" for key in ("renderer", "unload_idle_s", "max_attempts", "stop_grace_s")),
         *(f"render.{key}" for key in ("job_timeout_s", "stall_timeout_s", "start_timeout_s")),
-        *(f"output.{key}" for key in ("resolution", "fps", "stitch", "on_name_conflict")),
+        *(f"output.{key}" for key in ("resolution", "fps", "stitch", "motion", "av_offset_ms", "on_name_conflict")),
         *(f"web.{key}" for key in ("api_key_file", "allowed_hosts", "cors_origins", "allow_anonymous", "public_url")),
         *(
             f"web.{key}"
@@ -46,12 +46,12 @@ class Changes:
 
 def value_of(settings: Settings, name: str) -> object:
     """The value of "section.key" or "queue.name.key"."""
-    section, _, key = name.partition(".")
-    if section == "queue":
-        queue, _, key = key.partition(".")
+    section, _, key = name.rpartition(".")
+    if section.startswith("queue."):
+        queue = section.removeprefix("queue.")
         value: object = getattr(settings.queue(queue), key)
     else:
-        value = getattr(getattr(settings, section), key)
+        value = getattr(getattr(settings, attribute(section)), key)
     return value
 
 
@@ -61,8 +61,9 @@ def merge(old: Settings, new: Settings) -> Changes:
     taken = tuple(name for name in changed if name in LIVE)
     sections = {}
     for section in SECTIONS:
-        names = [item.name for item in fields(getattr(old, section)) if f"{section}.{item.name}" in taken]
-        sections[section] = replace(getattr(old, section), **{n: getattr(getattr(new, section), n) for n in names})
+        held = attribute(section)
+        names = [item.name for item in fields(getattr(old, held)) if f"{section}.{item.name}" in taken]
+        sections[held] = replace(getattr(old, held), **{n: getattr(getattr(new, held), n) for n in names})
     queues, queues_taken, queues_waiting = _merge_queues(old, new)
     merged = replace(old, **sections, queues=queues, file=new.file, origins=new.origins)
     waiting = tuple(name for name in changed if name not in LIVE)

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from lipsyncd.settings.sections import UNSET, Settings
-from lipsyncd.settings.values import QUEUE_KEYS, SECTIONS, SETTINGS, Setting
+from lipsyncd.settings.rules import UNSET
+from lipsyncd.settings.sections import Settings
+from lipsyncd.settings.values import QUEUE_KEYS, SECTIONS, SETTINGS, Setting, attribute
 
 
 class Row(NamedTuple):
@@ -23,7 +24,7 @@ def describe(settings: Settings) -> list[Row]:
     """Every effective value and where it came from, in the order of the reference."""
     rows = []
     for name, setting in SETTINGS.items():
-        value = getattr(getattr(settings, setting.section), setting.key)
+        value = getattr(getattr(settings, attribute(setting.section)), setting.key)
         plain = str(value) if setting.kind is Path else list(value) if setting.kind is tuple else value
         rows.append(Row(name, plain, settings.origins.get(name, "default"), setting.rule.help))
     for queue in settings.queues:

@@ -1,51 +1,30 @@
 """Every setting with its default, its bounds and its one sentence.
 
-One frozen dataclass for each section, and `Settings` for all of them. `loading.py` reads values and checks them; a
+One frozen record for each section, and `Settings` for all of them. `loading.py` reads values and checks them; a
 section that is made directly, as in tests, is not checked.
 """
-
-# ruff: noqa: RUF009  `setting` makes a dataclass field, not a default that sections would share
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.jobs.manifest import parse_fps
 from lipsyncd.settings import hosts
+from lipsyncd.settings.cluster import Executor, Ray, Roots
+from lipsyncd.settings.rules import UNSET, setting
+from lipsyncd.settings.section import Section
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 FOLDERS = ("inbox", "outbox", "failed", "archive", "state", "spool")
-UNSET = Path()  # a folder that is placed by another setting
 LOCK_LIST = Path(__file__).resolve().parent.parent / "weights" / "lock.json"  # data of the package
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a setting means and what it may be.
-
-    variable  its name in the original service
-    number    a number is taken as its text
-    """
-
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    variable: str = ""
-    check: Callable[[Any], bool] | None = None
-    allowed: str = ""
-    number: bool = False
-
-
-def setting(default: Any, help: str, **rule: Any) -> Any:
-    """A field of a section. The default's type is the setting's type."""
-    return field(default=default, metadata={"rule": Rule(help, **rule)})
 
 
 # -- what single settings may be ---------------------------------------------------------------------------------------
@@ -67,9 +46,15 @@ def _are_variables(names: tuple[str, ...]) -> bool:
     return all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in names)
 
 
+def _plain_devices(names: tuple[str, ...]) -> tuple[str, ...]:
+    """One name for each device: torch takes "cuda" for the current GPU, and "cpu:0" for the only CPU that it knows."""
+    numbered = tuple(re.sub(r"^cuda:0+(?=[0-9])", "cuda:", name) for name in names)
+    return tuple({"cuda": "cuda:0", "cpu:0": "cpu"}.get(name, name) for name in numbered)
+
+
 def _are_devices(names: tuple[str, ...]) -> bool:
     """`auto` stands alone, because what it finds may be one of the others; one device renders one job at a time."""
-    known = all(re.fullmatch(r"auto|(cpu|cuda)(:[0-9]{1,3})?", name) for name in names)
+    known = all(re.fullmatch(r"auto|cpu|cuda:[0-9]{1,3}", name) for name in names)
     return known and 0 < len(names) == len(set(names)) and ("auto" not in names or len(names) == 1)
 
 
@@ -94,8 +79,7 @@ def default_storage(environ: Mapping[str, str]) -> Path:
 # -- the sections ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(Section):
     """Where the folders are. None of the six below storage is another one or lies inside it."""
 
     storage: Path = setting(
@@ -119,8 +103,7 @@ class Paths:
             object.__setattr__(self, name, storage / name if given == UNSET else given.absolute())
 
 
-@dataclass(frozen=True)
-class Watch:
+class Watch(Section):
     """When a file in the inbox is finished, and how changes are noticed."""
 
     mode: str = setting(
@@ -145,8 +128,7 @@ class Watch:
     incomplete_network_s: float = setting(1800.0, "The same in a network folder.", low=1)
 
 
-@dataclass(frozen=True)
-class Intake:
+class Intake(Section):
     """What is taken from the inbox."""
 
     max_image_mb: int = setting(64, "Largest picture file.", low=1)
@@ -179,8 +161,7 @@ class Intake:
         return red, green, blue
 
 
-@dataclass(frozen=True)
-class Render:
+class Render(Section):
     """Which renderer runs, on which devices, and for how long."""
 
     renderer: str = setting("musetalk", "Renderer of jobs that name none.", check=bool, allowed="a renderer's name")
@@ -199,6 +180,7 @@ class Render:
     devices: tuple[str, ...] = setting(
         ("auto",),
         "One job at a time on each of these; auto is the first GPU.",
+        plain=_plain_devices,
         check=_are_devices,
         allowed="auto alone, or different devices such as cuda:0, cuda:1, cpu",
     )
@@ -216,7 +198,25 @@ class Render:
         variable="MAX_VRAM_GB",
     )
     clear_cache: bool = setting(
-        True, "Give cached memory back after each job.", variable="CLEAR_CACHE_AFTER_GENERATION"
+        True,
+        "Give cached memory back after a job: when no other follows within a second, or the device is nearly full.",
+        variable="CLEAR_CACHE_AFTER_GENERATION",
+    )
+    kernels: str = setting(
+        "fused",
+        "How musetalk computes its networks: fused is faster, and is compared once with the published ones.",
+        choices=("fused", "published"),
+    )
+    cpu_precision: str = setting(
+        "float32",
+        "Precision of musetalk's decoder on a CPU; bfloat16 is twice as fast where the CPU has it.",
+        choices=("float32", "bfloat16"),
+    )
+    threads: int = setting(
+        0,
+        "Threads of musetalk's networks on a CPU; 0 means one for each core that the daemon may use.",
+        low=0,
+        high=512,
     )
     max_concurrent_jobs: int = setting(
         2, "Upper bound on jobs at a time; one device still means one job.", low=1, variable="MAX_CONCURRENT_JOBS"
@@ -229,8 +229,7 @@ class Render:
     stop_grace_s: float = setting(30.0, "A running job gets this long to finish when the daemon stops.", low=0)
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(Section):
     """What a video is like, unless its job asks for something else."""
 
     resolution: int = setting(
@@ -249,11 +248,22 @@ class Output:
         variable="OUTPUT_FPS",
     )
     stitch: bool = setting(False, "Show the whole picture in place of the square around the face.")
+    motion: str = setting(
+        "subtle", "How much the head of a still moves, with any renderer.", choices=("none", "subtle", "lively")
+    )
+    av_offset_ms: int = setting(
+        0, "How much later than the sound the lips move, in milliseconds; negative is earlier.", low=-200, high=200
+    )
     crf: int = setting(18, "Quality of H.264; lower is better and larger.", low=1, high=51)
     preset: str = setting(
         "veryfast",
         "Effort of H.264; slower makes smaller files.",
         choices=("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"),
+    )
+    encoder: str = setting(
+        "x264",
+        "What encodes H.264: x264 on the processor, or nvenc on an NVIDIA GPU that has an encoder.",
+        choices=("x264", "nvenc"),
     )
     audio_kbps: int = setting(160, "Bit rate of the sound.", low=32, high=512)
     on_name_conflict: str = setting(
@@ -275,8 +285,7 @@ class Output:
         return int(self.file_mode, 8)
 
 
-@dataclass(frozen=True)
-class Speech:
+class Speech(Section):
     """How text is spoken."""
 
     voice: str = setting("en-us", "Voice of jobs that name none.", check=bool, allowed="the name of a voice")
@@ -287,11 +296,15 @@ class Speech:
         check=lambda words: not words or Path(words[0]).is_absolute(),
         allowed="a list of texts, the first one an absolute path",
     )
-    timeout_s: float = setting(60.0, "Longest speaking of one text.", low=1)
+    voices: Path = setting(
+        UNSET, "Folder of Piper's voices, each NAME.onnx with NAME.onnx.json; empty means storage/voices."
+    )
+    timeout_s: float = setting(
+        60.0, "Longest speaking of one text; with a voice of Piper, of one of its sentences.", low=1
+    )
 
 
-@dataclass(frozen=True)
-class Fetch:
+class Fetch(Section):
     """How addresses in manifests are fetched."""
 
     allow: tuple[str, ...] = setting(
@@ -306,15 +319,13 @@ class Fetch:
     min_kb_s: float = setting(8.0, "A fetch that is slower than this, in kB a second over 15 s, fails.", low=0)
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(Section):
     """What happens to a job's inputs afterwards."""
 
     mode: str = setting("move", "What happens to the inputs of a finished job.", choices=("move", "delete"))
 
 
-@dataclass(frozen=True)
-class Retention:
+class Retention(Section):
     """How long and how much is kept; 0 means without limit. The oldest goes first."""
 
     outbox_days: float = setting(0.0, "Finished videos stay in the outbox this long.", low=0)
@@ -347,8 +358,7 @@ class Retention:
     backups: int = setting(7, "This many nightly copies of the ledger stay; 0 means that none is made.", low=0)
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(Section):
     """Where the model weights are, and which ones."""
 
     dir: Path = setting(UNSET, "Folder of the weights; empty means storage/models.", variable="MODELS_DIR")
@@ -356,11 +366,11 @@ class Weights:
     lock: Path = setting(UNSET, "Lock list for weights of your own; empty means the one of the package.")
 
 
-@dataclass(frozen=True)
-class Web:
+class Web(Section):
     """The REST service. The limits of what it fetches for its clients are in [fetch]."""
 
     enabled: bool = setting(True, "Serve REST.")
+    page: bool = setting(True, "Serve a page for browsers at the address /.")
     host: str = setting("127.0.0.1", "Address to listen on.", check=bool, allowed="an address", variable="HOST")
     port: int = setting(8003, "Port to listen on; 0 means any that is free.", low=0, high=65535, variable="PORT")
     max_queue: int = setting(10, "Refuse new jobs over REST while this many wait.", low=1, variable="MAX_QUEUE_SIZE")
@@ -369,8 +379,16 @@ class Web:
         UNSET,
         "File with one key on each line, user:password or one word, with admin behind it for one that has all jobs.",
     )
-    allowed_hosts: tuple[str, ...] = setting((), "Names by which clients may reach this server while it has no key.")
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "Names by which browsers may reach this server, and every client while it has no key."
+    )
     cors_origins: tuple[str, ...] = setting((), "Origins whose pages may use this server, such as https://example.com.")
+    outbox_folder: str = setting(
+        "",
+        "Folder of the outbox for the results of jobs over REST, with a name that no queue has; empty: the outbox.",
+        check=lambda name: name == "" or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is not None,
+        allowed="1 to 64 letters, digits, _ and -",
+    )
     public_url: str = setting("", "Address that clients reach this server by; empty means the one of their request.")
     max_connections: int = setting(512, "Connections at a time; beyond it, the longest idle one is closed.", low=16)
     max_upload_mb: int = setting(100, "Largest uploaded file.", low=1)
@@ -387,8 +405,7 @@ class Web:
     )
 
 
-@dataclass(frozen=True)
-class Log:
+class Log(Section):
     """What the daemon logs, to standard error."""
 
     level: str = setting(
@@ -401,8 +418,7 @@ class Log:
     )
 
 
-@dataclass(frozen=True)
-class Queue:
+class Queue(Section):
     """A folder in the inbox with a preset of its own, for what the jobs that are dropped there leave open.
 
     The name is that of the folder, in the inbox and in the outbox. The inbox itself is the queue without a name.
@@ -414,15 +430,22 @@ class Queue:
     stitch: bool
     resolution: int
     fps: str
+    motion: str
+    av_offset_ms: int
 
     @property
     def rate(self) -> Fraction:
         """`fps`, exactly."""
         return parse_fps(self.fps)
 
+    @property
+    def of_a_job(self) -> dict[str, Any]:
+        """The fields of a `JobSpec` that a queue decides where its job leaves them open."""
+        names = ("priority", "renderer", "stitch", "resolution", "motion", "av_offset_ms")
+        return {"queue": self.name, "fps": self.rate, **{name: getattr(self, name) for name in names}}
 
-@dataclass(frozen=True)
-class Settings:
+
+class Settings(Section):
     """Every section, all values checked and all folders absolute.
 
     queues   the folders in the inbox that take drops
@@ -443,6 +466,9 @@ class Settings:
     weights: Weights = field(default_factory=Weights)
     web: Web = field(default_factory=Web)
     log: Log = field(default_factory=Log)
+    executor: Executor = field(default_factory=Executor)
+    executor_ray: Ray = field(default_factory=Ray)
+    roots: Roots = field(default_factory=Roots)
     queues: tuple[Queue, ...] = ()
     file: Path | None = field(default=None, compare=False)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -451,6 +477,8 @@ class Settings:
     def __post_init__(self) -> None:
         folder = self.paths.storage / "models" if self.weights.dir == UNSET else self.weights.dir
         lock = LOCK_LIST if self.weights.lock == UNSET else self.weights.lock
+        voices = self.paths.storage / "voices" if self.speech.voices == UNSET else self.speech.voices
+        object.__setattr__(self, "speech", replace(self.speech, voices=voices))
         object.__setattr__(self, "weights", replace(self.weights, dir=folder, lock=lock))
 
     def queue(self, name: str = "") -> Queue:
@@ -458,4 +486,5 @@ class Settings:
         if name:
             return {queue.name: queue for queue in self.queues}[name]
         output = self.output
-        return Queue("", 0, self.render.renderer, output.stitch, output.resolution, output.fps)
+        own = (output.stitch, output.resolution, output.fps, output.motion, output.av_offset_ms)
+        return Queue("", 0, self.render.renderer, *own)

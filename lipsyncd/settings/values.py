@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from lipsyncd.errors import ConfigError
 from lipsyncd.jobs.manifest import quoted
-from lipsyncd.settings.sections import UNSET, Rule, Settings, home_folder
+from lipsyncd.settings.rules import UNSET, Rule
+from lipsyncd.settings.section import Section
+from lipsyncd.settings.sections import Settings, home_folder
 
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(Section):
     """One setting: a field of a section, with its rule. `kind` is bool, int, float, str, tuple or Path."""
 
     section: str
@@ -31,7 +32,7 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        return f"LIPSYNCD_{self.section}_{self.key}".upper()
+        return f"LIPSYNCD_{attribute(self.section)}_{self.key}".upper()
 
     @property
     def allowed(self) -> str:
@@ -45,6 +46,11 @@ class Setting:
         return noun.get(self.kind, "the path of a folder") + low + high
 
 
+def attribute(section: str) -> str:
+    """The attribute of `Settings` that holds a section: `executor_ray` holds [executor.ray]."""
+    return section.replace(".", "_")
+
+
 def _all_settings() -> Iterator[Setting]:
     for section, kind in SECTIONS.items():
         for item in fields(kind):
@@ -53,7 +59,7 @@ def _all_settings() -> Iterator[Setting]:
 
 
 SECTIONS: Mapping[str, Any] = {
-    part.name: part.default_factory for part in fields(Settings) if is_dataclass(part.default_factory)
+    part.name.replace("_", "."): part.default_factory for part in fields(Settings) if is_dataclass(part.default_factory)
 }
 SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _all_settings()}
 
@@ -62,12 +68,11 @@ _PRIORITY = Setting("queue", "priority", int, 0, Rule("Priority of its jobs.", l
 QUEUE_KEYS: Mapping[str, Setting] = {
     "priority": _PRIORITY,
     "renderer": SETTINGS["render.renderer"],
-    **{key: SETTINGS[f"output.{key}"] for key in ("stitch", "resolution", "fps")},
+    **{key: SETTINGS[f"output.{key}"] for key in ("stitch", "resolution", "fps", "motion", "av_offset_ms")},
 }
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(Section):
     """One value before any check.
 
     seen    as it was written
@@ -100,8 +105,9 @@ def from_text(setting: Setting, text: str) -> object:
 def checked(given: Given, environ: Mapping[str, str]) -> Any:
     """The value in its own type. Raises `ConfigError`."""
     try:
-        value = _typed(given, environ)
-        rule = given.setting.rule
+        value, rule = _typed(given, environ), given.setting.rule
+        if rule.plain is not None:
+            value = rule.plain(value)
         within = (rule.low is None or value >= rule.low) and (rule.high is None or value <= rule.high)
         if within and (not rule.choices or value in rule.choices) and (rule.check is None or rule.check(value)):
             return value

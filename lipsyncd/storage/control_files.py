@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from lipsyncd.storage.open_folder import OpenFolder, open_to_group
 log = logging.getLogger(__name__)
 
 PRUNE = "prune"  # names no job
-ACTIONS = ("cancel", "retry", "priority", "republish", "delete", PRUNE)
+WITHDRAW = "withdraw"  # "cancel" for a job that may have no row yet
+ACTIONS = ("cancel", WITHDRAW, "retry", "priority", "republish", "delete", PRUNE)
 REQUEST, ANSWER = ".json", ".answer"
 _MODE = 0o660
 _STALE_S = 300.0
@@ -59,28 +60,51 @@ class Answer:
 
 def ask(folder: Path, request: Request, *, timeout_s: float) -> Answer | None:
     """Write a request for the daemon and wait for its answer; None when none came in time. Raises OSError."""
-    name = new_id()
+    [answer] = ask_all(folder, [request], timeout_s=timeout_s)
+    return answer
+
+
+def ask_all(folder: Path, requests: Sequence[Request], *, timeout_s: float) -> list[Answer | None]:
+    """As `ask` for several requests at once; `timeout_s` begins anew with each answer that comes."""
+    answers: dict[str, Answer | None] = {}
     with OpenFolder.at(folder) as control:
-        hidden = f".{name}.part"
-        control.write(hidden, json.dumps(asdict(request)).encode(), mode=_MODE, prepare=open_to_group)
-        control.rename(hidden, control, name + REQUEST)
+        for request in requests:
+            name = new_id()
+            answers[name] = None
+            hidden = f".{name}.part"
+            control.write(hidden, json.dumps(asdict(request)).encode(), mode=_MODE, prepare=open_to_group)
+            control.rename(hidden, control, name + REQUEST)
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            found = control.read_json(name + ANSWER)
-            if found is not None:
+        while time.monotonic() < deadline and (open_ones := [name for name, found in answers.items() if found is None]):
+            came = {name: answer for name in open_ones if (answer := _take_answer(control, name)) is not None}
+            answers.update(came)
+            if came:
+                deadline = time.monotonic() + timeout_s
+            else:
+                time.sleep(_LOOK_AGAIN_S)
+        for name, found in answers.items():
+            if found is None:
                 with contextlib.suppress(OSError):
-                    control.remove(name + ANSWER)
-                facts = found.get("facts")
-                return Answer(
-                    bool(found.get("ok")), str(found.get("message", "")), facts if isinstance(facts, dict) else {}
-                )
-            time.sleep(_LOOK_AGAIN_S)
-        with contextlib.suppress(OSError):
-            control.remove(name + REQUEST)
-    return None
+                    control.remove(name + REQUEST)
+    return [*answers.values()]
+
+
+def _take_answer(control: OpenFolder, name: str) -> Answer | None:
+    found = control.read_json(name + ANSWER)
+    if found is None:
+        return None
+    with contextlib.suppress(OSError):
+        control.remove(name + ANSWER)
+    facts = found.get("facts")
+    return Answer(bool(found.get("ok")), str(found.get("message", "")), facts if isinstance(facts, dict) else {})
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------------
+
+
+def opened(folder: Path) -> OpenFolder:
+    """The folder itself, to watch it; close it."""
+    return OpenFolder.at(folder)
 
 
 def pending(folder: Path, without: Container[str] = ()) -> list[tuple[str, Request | None]]:
@@ -90,7 +114,9 @@ def pending(folder: Path, without: Container[str] = ()) -> list[tuple[str, Reque
     """
     with OpenFolder.at(folder) as control:
         files = sorted(entry.name for entry in control.entries() if _is_request(entry) and entry.name not in without)
-        return [(name, _read(control, name)) for name in files[:_MOST_PENDING]]
+        found = [(name, _read(control, name)) for name in files[:_MOST_PENDING]]
+        # Another thread may answer a request, and remove it, after it was listed.
+        return [(name, request) for name, request in found if request is not None or control.status(name) is not None]
 
 
 def is_pending(folder: Path, order: str) -> bool:

@@ -7,7 +7,6 @@ Without the variable a failpoint costs one comparison. `tests/kits/faults/crash_
 from __future__ import annotations
 
 import os
-import signal
 
 _armed, _left = "", 1
 
@@ -29,6 +28,8 @@ def _die_when_due() -> None:
     global _left
     _left -= 1
     if _left <= 0:
+        import signal
+
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,16 +8,13 @@ Owns no folder of its own.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import hashlib
 import json
 import logging
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -80,30 +77,54 @@ def is_second_name(status: os.stat_result) -> bool:
     return status.st_nlink > 1 and status.st_uid == os.geteuid() and not status.st_mode & 0o044
 
 
-def copy_hashed(source: int, target: Path, *, mode: int = 0o600) -> tuple[int, str]:
+def fsync_and_close(descriptor: int) -> None:
+    """Make a file durable that is written, and close it."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+Finish: TypeAlias = Callable[[int], None]  # takes over the descriptor of a file that is written, as `fsync_and_close`
+
+
+def copy_hashed(source: int, target: Path, *, mode: int = 0o600, finish: Finish = fsync_and_close) -> tuple[int, str]:
     """Copy an open file to a new one, fsynced; gives its size in bytes and its SHA-256 as hex.
 
     Raises FileExistsError when the target is there already.
     """
-    return copy_into(source, os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return copy_into(source, os.open(target, flags, mode), finish=finish)
 
 
-def copy_into(source: int, target: int) -> tuple[int, str]:
-    """`copy_hashed` into an open file, which is closed."""
+def copy_into(source: int, target: int, *, finish: Finish = fsync_and_close) -> tuple[int, str]:
+    """`copy_hashed` into an open file, which `finish` takes over."""
+    import hashlib
+
     digest = hashlib.sha256()
     size = 0
-    with os.fdopen(target, "wb") as file:
+    try:
         os.lseek(source, 0, os.SEEK_SET)
         while block := os.read(source, COPY_BLOCK_BYTES):
             digest.update(block)
             size += len(block)
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+            _write_all(target, block)
+    except BaseException:
+        os.close(target)
+        raise
+    finish(target)
     return size, digest.hexdigest()
 
 
-def copy_unchanged(name: Name, expected: Identity, target: Path, *, folder: int) -> str:
+def _write_all(descriptor: int, content: bytes) -> None:
+    written = os.write(descriptor, content)
+    while written < len(content):
+        written += os.write(descriptor, memoryview(content)[written:])
+
+
+def copy_unchanged(
+    name: Name, expected: Identity, target: Path, *, folder: int, finish: Finish = fsync_and_close
+) -> str:
     """Copy a file that others can write, and prove that it has not changed meanwhile; gives its SHA-256 as hex.
 
     Raises `SourceChanged` when the file under `name` is not, or no longer, the one that was `expected`.
@@ -112,7 +133,7 @@ def copy_unchanged(name: Name, expected: Identity, target: Path, *, folder: int)
     try:
         if Identity.of(os.fstat(descriptor)) != expected:
             raise SourceChanged(os.fsdecode(name))
-        size, digest = copy_hashed(descriptor, target)
+        size, digest = copy_hashed(descriptor, target, finish=finish)
         after = Identity.of(os.fstat(descriptor))
     finally:
         os.close(descriptor)
@@ -124,6 +145,8 @@ def copy_unchanged(name: Name, expected: Identity, target: Path, *, folder: int)
 def sha256_of(path: Name, *, folder: int | None = None) -> str:
     """SHA-256 of a regular file, as hex; `folder` is as for `open_regular`."""
     descriptor = open_regular(path, folder=folder)
+    import hashlib
+
     with os.fdopen(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -167,18 +190,26 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_new(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+def keep(part: Path, path: Path) -> None:
+    """Give a whole file its name; a power cut leaves none, or all of it."""
+    fsync_file(part)
+    part.rename(path)
+
+
+def write_new(path: Path, content: bytes, *, mode: int = 0o600, finish: Finish = fsync_and_close) -> None:
     """Write a file under its own name, replacing a torn one of an earlier try, and fsync it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        _write_all(descriptor, content)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finish(descriptor)
 
 
 def replace_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Give a file new content in one step: readers, and the next start, find either the old or the new content."""
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    hidden = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         write_new(hidden, content, mode=mode)
         reach("replace-written")
@@ -285,13 +316,22 @@ def rename_exchange(name: Name, other: Name, *, folder: int) -> bool:
     return _renameat2(name, other, folder, folder, _RENAME_EXCHANGE)
 
 
+@cache
+def _libc_renameat2() -> Callable[..., int] | None:
+    import ctypes
+
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
 def _renameat2(source: Name, target: Name, folder: int | None, target_folder: int | None, flag: int) -> bool:
     """renameat2(2); False when it does not exist or does not know the flag there. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
+    import ctypes
+
+    rename = _libc_renameat2()
+    if rename is None:
         return False
     here, there = (_AT_FDCWD if fd is None else fd for fd in (folder, target_folder))
-    if libc.renameat2(here, os.fsencode(source), there, os.fsencode(target), flag) == 0:
+    if rename(here, os.fsencode(source), there, os.fsencode(target), flag) == 0:
         return True
     code = ctypes.get_errno()
     if code in _NO_SUCH_FLAG:
@@ -301,6 +341,8 @@ def _renameat2(source: Name, target: Name, folder: int | None, target_folder: in
 
 def remove_tree(folder: Path) -> None:
     """Delete a folder of ours with everything in it. Nothing happens when it is gone already."""
+    import shutil
+
     shutil.rmtree(folder, ignore_errors=False, onerror=_ignore_missing)
 
 

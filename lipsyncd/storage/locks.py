@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import stat
 import time
 from collections.abc import Iterable
@@ -103,7 +102,7 @@ class FolderLock:
                 return self._served_by(other or "another daemon")
             self._complain(private, error)
             return ""
-        ours = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        ours = json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, ours, 0)
         self._descriptor = descriptor
@@ -224,3 +223,9 @@ def holder(state: Path) -> str:
     """The holder, such as "lipsyncd run, pid 4711"; "" when none is recorded."""
     found = read_json(state / "lock") or {}
     return f"{found['who']}, pid {found['pid']}" if {"pid", "who"} <= found.keys() else ""
+
+
+def holder_pid(state: Path) -> int | None:
+    """The process that has recorded itself in the lock; it lives as long as the lock is held."""
+    pid = (read_json(state / "lock") or {}).get("pid")
+    return pid if isinstance(pid, int) and pid > 1 else None

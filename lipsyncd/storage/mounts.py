@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +117,8 @@ def refuses_leases(descriptor: int) -> bool:
 
 def _magic(place: Path | int) -> int:
     """The kernel's number for the file system of a folder or of a descriptor; 0 when it gives none."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     answer = ctypes.create_string_buffer(_STATFS_BYTES)
     failed = libc.fstatfs(place, answer) if isinstance(place, int) else libc.statfs(os.fsencode(place), answer)

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -201,7 +200,7 @@ class OpenFolder:
 
     def replace(self, name: str, content: bytes, *, mode: int, prepare: Callable[[int], None] | None = None) -> None:
         """Give a file new content in one step. The name that it has meanwhile is hidden and no other's."""
-        hidden = f".{name}.{secrets.token_hex(4)}.part"
+        hidden = f".{name}.{os.urandom(4).hex()}.part"
         self.write(hidden, content, mode=mode, prepare=prepare)
         try:
             os.rename(hidden, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)

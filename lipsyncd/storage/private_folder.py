@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -197,7 +196,7 @@ def make_private(root: OpenFolder, marker: str, marker_id: str, owners: frozense
 @contextmanager
 def _filled(root: OpenFolder, marker: str, marker_id: str, owners: frozenset[int]) -> Iterator[str]:
     """The name of a new folder that is filled as our hidden one. An error removes what is in it, by its descriptor."""
-    name = f"{HIDDEN}-{secrets.token_hex(6)}"
+    name = f"{HIDDEN}-{os.urandom(6).hex()}"
     with root.make_new(name, _MODE) as inner:
         try:
             owner = min(owners - {0}, default=0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self, TypeAlias
@@ -95,7 +94,7 @@ class Removal:
         known = next((name for name in self._folders if name.partition(".")[2] == outer), None)
         if known is not None:
             return self._folders[known]
-        name = f"{_TAKEN}{secrets.token_hex(6)}.{outer}"
+        name = f"{_TAKEN}{os.urandom(6).hex()}.{outer}"
         self._folders[name] = made = self._private.make_new(name, 0o700)
         return made
 

@@ -1,9 +1,10 @@
 """Files that clients uploaded for later jobs: one folder each under `state/uploads/`, kept for some hours.
 
-    <id>/content      the uploaded bytes
-    <id>/facts.json   what was found in them, and the name of the upload
-    <id>/deleted      the client has deleted it; it is removed as soon as no open job needs it
-    <id>/persists     the client has asked to keep it without limit
+    <id>/content        the uploaded bytes
+    <id>/facts.json     what was found in them, and the name of the upload
+    <id>/thumbnail.jpg  a small JPEG of a picture, or of a video's first frame, that the jail has drawn
+    <id>/deleted        the client has deleted it; it is removed as soon as no open job needs it
+    <id>/persists       the client has asked to keep it without limit
 
 A folder appears whole, by a rename, after its content was checked. Manifests name it as `upload:<id>`; the preparer
 copies it into the job's own folder. Owns that folder; the web server decides what may be uploaded.
@@ -19,9 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lipsyncd.errors import InputsLost
+from lipsyncd.jobs.faces import Faces
 from lipsyncd.storage.files import copy_hashed, fsync_folder, open_regular, read_json, remove_tree, write_json
 
 PREFIX = "upload:"
+THUMBNAIL = "thumbnail.jpg"
 _STAGING = ".tmp-"
 _STAGING_S = 3600.0  # longer than any upload takes
 _MODE = 0o600  # the state folder's group may look in, and must not change what was checked
@@ -35,6 +38,7 @@ class Upload:
     name        a clean file name with the suffix of its content
     width, height, duration_s    as decoded; zero where the kind has none
     tenant      the client whose upload it is; "" on a server without keys, and for uploads of older versions
+    faces       of a picture; None where nobody asked for them
     """
 
     id: str
@@ -47,6 +51,7 @@ class Upload:
     height: int = 0
     duration_s: float = 0.0
     tenant: str = ""
+    faces: Faces | None = None
 
     @property
     def reference(self) -> str:
@@ -81,11 +86,27 @@ class Uploads:
         facts = read_json(folder / "facts.json")
         if facts is None or (folder / "deleted").exists():
             return None
-        upload = Upload(**facts)
+        faces = facts.get("faces")
+        upload = Upload(**{**facts, "faces": Faces.from_json(faces) if faces else None})
         return upload if role in ("", upload.role) else None
+
+    def has(self, upload_id: str) -> bool:
+        """Is it there, and not deleted? Cheaper than `find`."""
+        folder = self.root / upload_id
+        return (folder / "facts.json").exists() and not (folder / "deleted").exists()
 
     def content(self, upload_id: str) -> Path:
         return self.root / upload_id / "content"
+
+    def thumbnail(self, upload_id: str) -> Path:
+        """Where its thumbnail is, if it has one."""
+        return self.root / upload_id / THUMBNAIL
+
+    def thumbnail_bytes(self, upload_id: str) -> int:
+        try:
+            return self.thumbnail(upload_id).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def delete(self, upload_id: str) -> None:
         """Make it unknown to clients at once. Its bytes stay while an open job may need them."""

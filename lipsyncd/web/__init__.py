@@ -3,7 +3,8 @@
     server         the thread, its sockets, the routes
     connection     one connection: requests that are no HTTP, clients that never send one
     connections    accepts connections, and closes one when there are too many
-    access         who may use the server: keys, Host, Origin
+    access         who may use the server: keys, sign-ins, Host, Origin
+    browsers/      sign-ins of browsers, and which pages may use this server
     keys           which keys are configured
     clients        who sent a request, and what is theirs
     links          addresses that open without a key
@@ -15,7 +16,9 @@
     requests       what several routes have in common
     ledger_reader  the ledger's view, for several threads
     uploads        uploads, fully checked before they are accepted
+    views/         what is shown of jobs: all that is known of one, pages of the list, places in the queue, streams
     routes/        the routes and their requests
+    page/          the page for browsers: HTML, CSS, JavaScript
 
 No request waits for a render or writes the ledger: a new job is a manifest in the inbox, a deletion a control file, an
 answer a row of the ledger's view.

@@ -1,9 +1,11 @@
-"""Who may use the server: clients with a key; without keys, only clients that are no foreign web page.
+"""Who may use the server: clients with a key or a sign-in; without keys, only clients that are no foreign web page.
 
 With a key configured, every request needs it, in any of the forms that D-ID's clients send; a few public routes and
-signed links need none. Without one, the server listens on loopback only, unless `web.allow_anonymous` is set. Any web
-page can send requests to a server without a key. So Host has to name this machine (DNS rebinding), and Origin, if there
-is one, has to be this server (cross-site posts).
+signed links need none. A browser that has signed in sends a cookie in place of the key. Without a key, the server
+listens on loopback only, unless `web.allow_anonymous` is set.
+
+Any web page can have a browser send requests to a server without a key, and requests with its visitor's cookie. So
+then Host has to name this machine (DNS rebinding), and Origin has to be this server (cross-site posts).
 """
 
 from __future__ import annotations
@@ -11,28 +13,27 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from lipsyncd.settings import CurrentSettings
+from lipsyncd.web.browsers.own_names import OwnNames, has_valid_host
+from lipsyncd.web.browsers.sessions import Sessions
 from lipsyncd.web.clients import CLIENT, STRANGER, UNLIMITED, Client
 from lipsyncd.web.connection import Connection
-from lipsyncd.web.keys import Key, digest_of, distinct, is_address
+from lipsyncd.web.keys import Key, digest_of, distinct
 from lipsyncd.web.replies import ApiError, Handler, bad_request, reply_to
 
+REFUSED = "lipsyncd.refused"  # why the cookie of a request does not count, for public handlers
+CORS = "lipsyncd.cors"  # the headers of an answer for a listed origin, for handlers that send them themselves
 _MOST_HEADER_CHARS = 4096
 _ALLOWED_HEADERS = "authorization, content-type, accept, x-origin, x-api-key, idempotency-key"
 _ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
 _MOST_KNOWN = 64
 _MOST_SHOWN = 80
-_MOST_NAME_CHARS = 253
-_HOST = re.compile(r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(?::(?P<port>[0-9]{1,5}))?")
-_LABEL = re.compile(r"[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as the last label, it makes browsers read an address
 
 _URL_ALPHABET = str.maketrans("-_", "+/")
 
@@ -61,10 +62,17 @@ def _decoded(text: str) -> str:
 
 
 class Access:
-    """The checks of one server. `keys` empty means that no key is configured."""
+    """The checks of one server. `keys` empty means that no key is configured.
 
-    def __init__(self, settings: CurrentSettings, keys: list[Key]) -> None:
+    sessions  the sign-ins of browsers; None where cookies do not count
+    cookie    the name of the cookie
+    """
+
+    def __init__(self, settings: CurrentSettings, keys: list[Key], sessions: Sessions | None = None) -> None:
         self.settings = settings
+        self.names = OwnNames(settings)
+        self.sessions = sessions
+        self.cookie = ""
         self.take_keys(keys)
 
     def take_keys(self, keys: list[Key]) -> None:
@@ -72,7 +80,9 @@ class Access:
         self.keys = distinct(keys)
         self._clients = _clients(self.keys)
         self._known: dict[tuple[str | None, str | None], Client] = {}
-        self._own_names: set[str] = set()
+        self.names.forget()
+        if self.sessions is not None:
+            self.sessions.take_keys(self.keys)
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
         """The owner of the key in the headers; None without a valid key."""
@@ -87,22 +97,23 @@ class Access:
         """
         credentials = (headers.get("Authorization"), headers.get("X-Api-Key"))
         if credentials not in self._known:
-            found = self._find_client(headers)
+            found = self.find_key(headers)
             if found is None:
                 return None
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[credentials] = found
+            self._known[credentials] = self._clients[found]
         return self._known[credentials]
 
-    def _find_client(self, headers: Mapping[str, str]) -> Client | None:
+    def find_key(self, headers: Mapping[str, str]) -> Key | None:
+        """The key in the headers; None without a valid one. It takes the same time for every invalid one."""
         found = None
         for candidate in credentials_of(headers):
             digest = digest_of(candidate)
-            for key, client in zip(self.keys, self._clients, strict=True):
+            for key in self.keys:
                 for expected in key.digests:
                     if hmac.compare_digest(digest, expected) and found is None:
-                        found = client
+                        found = key
         return found
 
     @web.middleware
@@ -118,9 +129,10 @@ class Access:
         try:
             if not self.keys:
                 self._check_names(request, origin, listed=listed)
-            elif not _has_valid_host(request):
+            elif not has_valid_host(request):
                 raise bad_request("the header Host must be one name or address, with or without a port")
             request[CLIENT] = self._client_of(request)
+            request[CORS] = self._cors(origin) if listed else {}
             response = await handler(request)
         except Exception as error:
             response = reply_to(request, error)
@@ -131,37 +143,50 @@ class Access:
     def _client_of(self, request: web.Request) -> Client:
         if not self.keys:
             return UNLIMITED
-        client = self.client(request.headers)
+        client = self.client(request.headers) or self._signed_in(request)
         if client is not None:
             return client
         if is_public(request):
             return STRANGER
         raise ApiError(401, "AuthorizationError", "user unauthenticated")
 
+    def _signed_in(self, request: web.Request) -> Client | None:
+        """The client whose cookie a request has, if it comes from our own page; None without a valid cookie.
+
+        Raises 403 for a request of another page, unless the route is public: there it is a stranger's.
+        """
+        if self.sessions is None or "Cookie" not in request.headers:
+            return None
+        found = self.sessions.key_of(request.cookies.get(self.cookie, ""))
+        if found is None:
+            return None
+        why_not = self.names.why_foreign(request)
+        if not why_not:
+            session_id, key = found
+            client = self._clients.get(key)  # None: the keys have just changed
+            return client and replace(client, session=session_id)
+        if not is_public(request):
+            raise ApiError(403, "PermissionError", why_not)
+        request[REFUSED] = why_not
+        return None
+
+    def still_lets_in(self, request: web.Request) -> bool:
+        """Would the request of an answer that takes long be let in again, as the same client?"""
+        try:
+            return bool(self._client_of(request) == request[CLIENT])
+        except ApiError:
+            return False
+
     def _check_names(self, request: web.Request, origin: str, *, listed: bool) -> None:
         host = request.headers.get("Host", "")
-        if not _has_valid_host(request) or (host not in self._own_names and not self._is_ours(host)):
+        if not has_valid_host(request) or not self.names.has(host):
             raise ApiError(
                 403, "PermissionError",
                 f"this server has no key, and {host[:_MOST_SHOWN]!r} is none of its names; "
                 "list it in web.allowed_hosts, or configure a key",
             )  # fmt: skip
-        if origin and not listed and origin.partition("://")[2] != host.lower():
+        if origin and not listed and not self.names.has_page_of(origin, host):
             raise ApiError(403, "PermissionError", f"pages of {origin} may not use this server; see web.cors_origins")
-
-    def _is_ours(self, host: str) -> bool:
-        """Is it a name that no stranger can point at this machine: an address, a name without dots, a listed one?
-
-        Own names are remembered, as in `owner`.
-        """
-        name = host_name(host)
-        listed = map(str.lower, self.settings.now.web.allowed_hosts)
-        ours = name is not None and (is_address(name) or name in listed or "." not in name)
-        if ours:
-            if len(self._own_names) >= _MOST_KNOWN:
-                self._own_names.clear()
-            self._own_names.add(host)
-        return ours
 
     @staticmethod
     def _cors(origin: str) -> dict[str, str]:
@@ -183,36 +208,10 @@ def is_public(request: web.Request) -> bool:
     return getattr(request.match_info.handler, "is_public", False)
 
 
-def _clients(keys: list[Key]) -> list[Client]:
+def _clients(keys: list[Key]) -> dict[Key, Client]:
     """The client of each key."""
     tenants = len({key.tenant for key in keys})
-    return [
-        Client(key.tenant, key.owner, is_all=key.admin or len(keys) == 1, tenants=tenants, has_key=True) for key in keys
-    ]
-
-
-def _has_valid_host(request: web.Request) -> bool:
-    """Exactly one header Host with a valid name; only HTTP/1.0 may lack it."""
-    hosts = request.headers.getall("Host", [])
-    if not hosts:
-        return request.version < HttpVersion11
-    return len(hosts) == 1 and host_name(hosts[0]) is not None
-
-
-@lru_cache(_MOST_KNOWN)  # clients send the same one with each request
-def host_name(host: str) -> str | None:
-    """The name or address in a header Host, in lower case, without port and final dot; None if it is not valid.
-
-    Source: RFC 9110, 7.2, without percent-encoding: an address is a dotted quad or IPv6 in brackets, and a name is made
-    of labels of ASCII letters, digits, "-" and "_".
-    """
-    found = _HOST.fullmatch(host)
-    if found is None or int(found["port"] or 0) > 65535:
-        return None
-    if found["literal"] is not None:
-        return found["literal"].lower() if ":" in found["literal"] and is_address(found["literal"]) else None
-    name = found["name"].lower().removesuffix(".")
-    labels = name.split(".")
-    if len(name) > _MOST_NAME_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
-        return None
-    return name if is_address(name) or not _NUMBER.fullmatch(labels[-1]) else None
+    return {
+        key: Client(key.tenant, key.owner, is_all=key.admin or len(keys) == 1, tenants=tenants, has_key=True)
+        for key in keys
+    }

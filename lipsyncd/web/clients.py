@@ -26,7 +26,8 @@ class Client:
     owner    its name in D-ID's answers
     is_all   it sees the jobs and uploads of all tenants, and those of the folder
     tenants  how many tenants share this server
-    has_key  it has sent a valid key, or the server needs none
+    has_key  it has sent a valid key or the cookie of a sign-in, or the server needs none
+    session  the id of its sign-in; "" without a cookie
     """
 
     tenant: str = ""
@@ -34,6 +35,7 @@ class Client:
     is_all: bool = False
     tenants: int = 1
     has_key: bool = False
+    session: str = ""
 
     def sees(self, tenant: str | None) -> bool:
         """May it see a job or an upload of that tenant? None is the tenant of the folder and of older versions."""

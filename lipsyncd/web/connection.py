@@ -72,6 +72,11 @@ class Connection(web.RequestHandler):
         if self.transport is not None:
             self._connections.set_busy(self, self._loop.time())
 
+    def stream_began(self) -> None:
+        """The request is answered by a stream of events."""
+        if self.transport is not None:
+            self._connections.set_stream(self)
+
     def abort(self) -> None:
         """Close it at once, with everything that is under way."""
         self._aborted, transport = True, self.transport

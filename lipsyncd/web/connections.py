@@ -58,10 +58,11 @@ class Connections:
         # Ordered: the one that became idle, or began its request, first is first. With the time of that.
         self._idle: dict[Connection, float] = {}
         self._busy: dict[Connection, float] = {}
+        self._streams: set[Connection] = set()  # they are never closed here: `web.views.streams` bounds them
         self._idle_of: dict[str, dict[Connection, float]] = defaultdict(dict)
 
     def __len__(self) -> int:
-        return len(self._idle) + len(self._busy)
+        return len(self._idle) + len(self._busy) + len(self._streams)
 
     def set_idle(self, connection: Connection, now_s: float) -> None:
         """It has no request under way, from now on."""
@@ -73,14 +74,25 @@ class Connections:
         self.forget(connection)
         self._busy[connection] = now_s
 
+    def set_stream(self, connection: Connection) -> None:
+        """Its request is answered by a stream of events, from now on."""
+        self.forget(connection)
+        self._streams.add(connection)
+
     def forget(self, connection: Connection) -> None:
         self._busy.pop(connection, None)
+        self._streams.discard(connection)
         if self._idle.pop(connection, None) is None:
             return
         of_address = self._idle_of[connection.address]
         del of_address[connection]
         if not of_address:
             del self._idle_of[connection.address]
+
+    @property
+    def most_streams(self) -> int:
+        """Half of the connections; the rest stays for requests."""
+        return max(1, self.most // 2)
 
     @property
     def full(self) -> bool:

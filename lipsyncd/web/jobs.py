@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import ParamSpec, TypeVar
 
-from lipsyncd.errors import InputError
+from lipsyncd.errors import BadOption, InputError, UnknownRenderer
+from lipsyncd.inbox.order_rules import OrderRules, check_order
 from lipsyncd.inbox.submit import leave
 from lipsyncd.jobs import manifest_mac
 from lipsyncd.jobs.did_talk import OWNER, rest_of
-from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
+from lipsyncd.jobs.job import Job, JobState, id_of_key, new_id, now_ms
 from lipsyncd.jobs.manifest import MAX_BYTES, Manifest, parse
+from lipsyncd.ledger.withdrawn import Withdrawn
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files, disk_space
 from lipsyncd.storage.files import NotRegular
@@ -32,9 +35,12 @@ from lipsyncd.storage.secret_file import secret_in
 from lipsyncd.storage.uploads import PREFIX
 from lipsyncd.web.clients import Client
 from lipsyncd.web.ledger_reader import BatchThread, JobStatus, LedgerReader
-from lipsyncd.web.orders import Order, job_id_of
+from lipsyncd.web.orders import Order
 from lipsyncd.web.quotas import may_take_one
 from lipsyncd.web.replies import ApiError, bad_request, not_found
+from lipsyncd.web.views.pages import Filters
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +49,7 @@ MOST_WAIT_S = 60.0
 _POLL_S = 0.1
 _MOST_WAITING = 100  # each of them reads the ledger ten times a second
 _READERS = 4
+_REQUESTERS = 8  # requests to the daemon at a time; each waits for its answer
 _CONTROL_TIMEOUT_S = 20.0
 _GUESSED_JOB_S = 30.0  # the duration of a job until the first one has ended
 _MOST_RETRY_S = 3600
@@ -58,9 +65,11 @@ class Jobs:
         self.settings = settings
         self.folders = folders
         self.view = LedgerReader(folders.state / "ledger.db")
+        self._withdrawn = Withdrawn(folders.state)
         self._secret = secret_in(folders.state / manifest_mac.SECRET_FILE)
         self.closing = False
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="web-read")
+        self._requests = ThreadPoolExecutor(_REQUESTERS, thread_name_prefix="web-control")
         self._rows = BatchThread("web-row")
         self._one_at_a_time = asyncio.Lock()
         self._waiting = 0
@@ -71,7 +80,8 @@ class Jobs:
 
     def close(self) -> None:
         self.closing = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._threads, self._requests):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._rows.close()
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -104,8 +114,9 @@ class Jobs:
             return None
         created_ms = rest_of(job).get("created_ms", job.accepted_ms)
         return JobStatus(
-            job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy, job.tenant
-        )
+            job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy, job.tenant,
+            job.reason_code, job.attempt, job.max_attempts, job.duplicate_of,
+        )  # fmt: skip
 
     def _pending(self, job_id: str) -> Job | None:
         """A job whose manifest still lies in the inbox. Others write there too: only a manifest of our own counts."""
@@ -143,6 +154,7 @@ class Jobs:
             webhook=manifest.webhook,
             rest=json.dumps(rest),
             tenant=rest.get("tenant"),
+            cancel_requested=job_id in self._withdrawn,
         )
 
     def pending(self) -> list[Job]:
@@ -155,18 +167,40 @@ class Jobs:
             jobs = [job for job_id in without_row if (job := self._pending_in(inbox, job_id)) is not None]
         return sorted(jobs, key=lambda job: (-job.accepted_ms, job.id))
 
+    def listed(
+        self, client: Client, filters: Filters, before_seq: int | None, limit: int
+    ) -> tuple[list[Job], int | None]:
+        """A page of the jobs that a client sees, newest first, and the `before_seq` of the next one."""
+        waiting = [job for job in self.pending() if client.sees(job.tenant) and filters.match(job)]
+        rows, following = self.view.page(before_seq, limit, tenant=client.only, filters=filters)
+        known = {job.id for job in rows}
+        # Jobs without a row are newer than all others, and are on the first page only.
+        first = [job for job in waiting if job.id not in known] if before_seq is None else []
+        page = [*first, *rows][:limit]
+        if rows and len(first) + len(rows) > limit:
+            following = page[-1].seq or rows[0].seq + 1
+        return page, following
+
     async def wait_until_ended(self, job_id: str, wait_s: float, client: Client) -> None:
         """Return when the job has ended, after `wait_s` seconds at the latest; at once if many clients wait already.
 
         Raises 404 as `get` does.
         """
+
+        async def has_ended() -> bool:
+            return (await self.status(job_id, client)).state.ended
+
+        await self.wait_until(has_ended, wait_s)
+
+    async def wait_until(self, is_so: Callable[[], Awaitable[bool]], wait_s: float) -> None:
+        """Return when it is so, after `wait_s` seconds at the latest; at once if many clients wait already."""
         if wait_s <= 0 or self._waiting >= _MOST_WAITING:
             return
         self._waiting += 1
         deadline = time.monotonic() + min(wait_s, MOST_WAIT_S)
         try:
             while not self.closing and (left_s := deadline - time.monotonic()) > 0:
-                if (await self.status(job_id, client)).state.ended:
+                if await is_so():
                     return
                 await asyncio.sleep(min(_POLL_S, left_s))
         finally:
@@ -198,7 +232,7 @@ class Jobs:
             order = order.with_rest(tenant=client.tenant)
         if key is not None:
             order = order.with_rest(digest=order.digest)
-        job_id = new_id() if key is None else job_id_of(client.tenant or OWNER, key)
+        job_id = new_id() if key is None else id_of_key(client.tenant or OWNER, key)
         async with self._one_at_a_time:  # so that each order counts the one before it, and finds it under the same key
             return await self.in_thread(self._submit, order, job_id, client, repeatable=key is not None)
 
@@ -208,10 +242,19 @@ class Jobs:
             if not client.sees(earlier.tenant) or rest_of(earlier).get("digest") != order.rest["digest"]:
                 raise ApiError(422, "IdempotencyError", "this Idempotency-Key was used for another request before")
             return earlier
-        manifest = manifest_mac.signed(order.manifest(job_id), self._secret)
+        manifest = manifest_mac.signed(self._checked(order.manifest(job_id)), self._secret)
         self._check_capacity(client)
         leave(self.folders, manifest, f"rest-{job_id}.json")
         return self._as_job(job_id, manifest)
+
+    def _checked(self, manifest: Manifest) -> Manifest:
+        """The manifest, unless its renderer or an option would fail the job: then raises 400 with what is allowed."""
+        if manifest.renderer or manifest.options:
+            try:
+                check_order(manifest, OrderRules.of(self.settings.now))
+            except (UnknownRenderer, BadOption) as error:
+                raise bad_request(f"{error.message}; {error.remedy}") from None
+        return manifest
 
     def _check_capacity(self, client: Client) -> None:
         disk_space.require(self.folders.spool, self.settings.now.paths.min_free_mb)
@@ -230,12 +273,27 @@ class Jobs:
             headers={"Retry-After": str(retry_s)},
         )  # fmt: skip
 
-    # -- deleting ------------------------------------------------------------------------------------------------------
+    # -- changing ------------------------------------------------------------------------------------------------------
 
-    def delete(self, job_id: str) -> control_files.Answer | None:
-        """Have the daemon delete an ended job with its files; its answer, or None if it gives none in time."""
-        request = control_files.Request("delete", job_id)
-        return control_files.ask(self.folders.control, request, timeout_s=_CONTROL_TIMEOUT_S)
+    async def check_capacity(self, client: Client) -> None:
+        """Raise 429 if no other job of the client may wait, `DiskLow` if the disk is nearly full."""
+        await self.in_thread(self._check_capacity, client)
+
+    async def request(self, action: str, job_id: str, value: int = 0) -> control_files.Answer:
+        """Have the daemon do something with a job; gives its answer. Raises 503 if there is none in time."""
+        wanted = control_files.Request(action, job_id, value)
+
+        def ask() -> control_files.Answer | None:
+            return control_files.ask(self.folders.control, wanted, timeout_s=_CONTROL_TIMEOUT_S)
+
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self._requests, ask)
+        except OSError as error:
+            log.warning("%s of job %s cannot be requested: %s", action, job_id, error)
+            answer = None
+        if answer is None:
+            raise ApiError(503, "ServiceUnavailableError", "the daemon did not answer; try again")
+        return answer
 
 
 def _uploads_of(order: Order) -> dict[str, list[str]]:

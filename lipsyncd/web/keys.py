@@ -19,7 +19,7 @@ from pathlib import Path
 from lipsyncd.errors import ConfigError
 from lipsyncd.jobs.did_talk import OWNER
 from lipsyncd.settings import Web
-from lipsyncd.settings.sections import UNSET
+from lipsyncd.settings.rules import UNSET
 
 KEY_VARIABLE = "LIPSYNCD_API_KEY"
 _CREDENTIAL = "api-key"

@@ -21,7 +21,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from lipsyncd.errors import LedgerError
 from lipsyncd.jobs.job import JOB_COLUMNS, JOB_FLAGS, Job, JobState
+from lipsyncd.jobs.waits import UnfinishedJob, waits_for
 from lipsyncd.ledger.view import LedgerView
+from lipsyncd.web.views.pages import ANY, Filters, read_page
+from lipsyncd.web.views.queue import Rendered
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -30,6 +33,17 @@ _COLUMNS = ", ".join(JOB_COLUMNS)
 _RECENT_JOBS = 20
 _STATE = JOB_COLUMNS.index("state")
 _FLAGS = [JOB_COLUMNS.index(name) for name in JOB_FLAGS]
+
+
+_EVENTS_OF_A_JOB = 10  # more than most have
+_TIMED_JOBS = 500
+_CHANGED_QUERY = f"""
+SELECT {_COLUMNS} FROM job INDEXED BY job_ready WHERE state='queued'
+UNION ALL SELECT {_COLUMNS} FROM job INDEXED BY job_attention
+  WHERE state IN ('running','publishing') AND state NOT IN('queued','done')
+UNION ALL SELECT {_COLUMNS} FROM job
+  WHERE id IN (SELECT job_id FROM job_event WHERE id > ?) AND state IN ('done','failed','cancelled')
+"""
 
 
 class JobStatus(NamedTuple):
@@ -43,11 +57,15 @@ class JobStatus(NamedTuple):
     reason: str | None = None
     remedy: str | None = None
     tenant: str | None = None
+    reason_code: str | None = None
+    attempt: int = 0
+    max_attempts: int = 0
+    duplicate_of: str | None = None
 
 
 _STATUS_QUERY = (
     "SELECT state, fraction, coalesce(json_extract(rest, '$.created_ms'), accepted_ms), started_ms, finished_ms, "
-    "reason, remedy, tenant FROM job WHERE id=?"
+    "reason, remedy, tenant, reason_code, attempt, max_attempts, duplicate_of FROM job WHERE id=?"
 )
 
 
@@ -57,6 +75,15 @@ class LedgerReader(LedgerView):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._local = threading.local()
+        self._paused = ""
+
+    def waits_for(self, job: UnfinishedJob) -> dict[str, str] | None:
+        """Code, message and remedy of what a job waits for besides its turn; None when for nothing.
+
+        Called in the thread of all requests, so it opens no file: why nothing is taken or rendered at present is known
+        since the job was read. Nothing of the earlier job that this one repeats is shown: it may be another client's.
+        """
+        return waits_for(job, paused=self._paused)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection | None]:
@@ -85,7 +112,8 @@ class LedgerReader(LedgerView):
             if connection is None:
                 return None
             row = _plain(connection).execute(f"SELECT {_COLUMNS} FROM job WHERE id=?", (job_id,)).fetchone()
-            return None if row is None else self._progress.onto(_job(row))
+        self._paused = self._progress.paused
+        return None if row is None else self._progress.onto(_job(row))
 
     def status(self, job_id: str) -> JobStatus | None:
         """The same for a few of its columns."""
@@ -96,22 +124,79 @@ class LedgerReader(LedgerView):
         if row is None:
             return None
         status = JobStatus(JobState(row[0]), *row[1:])
+        if status.state is JobState.QUEUED:
+            self._paused = self._progress.paused
         live = self._progress.of(job_id) if status.state is JobState.RUNNING else None
         return status if live is None else status._replace(fraction=live[1])
 
-    def page(self, before_seq: int | None, limit: int, *, tenant: str | None = None) -> list[Job]:
-        """Jobs from the newest on, or from the one before `before_seq` on. New jobs never shift a page.
+    def page(
+        self, before_seq: int | None, limit: int, *, tenant: str | None = None, filters: Filters = ANY
+    ) -> tuple[list[Job], int | None]:
+        """Jobs from the newest on, or from the one before `before_seq` on, and the `before_seq` of the next page.
 
         tenant  only the jobs of that one; None: all jobs
         """
-        rules = {"seq < ?": before_seq, "tenant = ?": tenant}
-        held = {rule: value for rule, value in rules.items() if value is not None}
-        where, values = f"WHERE {' AND '.join(held)}" if held else "", (*held.values(), limit)
         with self._open() as connection:
             if connection is None:
-                return []
-            rows = _plain(connection).execute(f"SELECT {_COLUMNS} FROM job {where} ORDER BY seq DESC LIMIT ?", values)
-            return [self._progress.onto(_job(row)) for row in rows]
+                return [], None
+            rows, following = read_page(_plain(connection), filters, before_seq, limit, tenant)
+            self._paused = self._progress.paused
+            return [self._progress.onto(_job(row)) for row in rows], following
+
+    @property
+    def paused(self) -> str:
+        """Why the daemon takes and renders nothing at present; "" when it does."""
+        self._paused = self._progress.paused
+        return self._paused
+
+    def live(self, job: Job) -> Job:
+        """The job with the stage and the fraction that its render has now."""
+        return self._progress.onto(job)
+
+    def newest_event(self) -> int:
+        """The number of the newest event; 0 without any."""
+        return int(self._one("SELECT max(id) FROM job_event") or 0)
+
+    def changed_since(self, number: int) -> tuple[list[Job], int]:
+        """All jobs that have not ended, and those with an event after that number; the number of the newest event.
+
+        Both are of one moment.
+        """
+        with self._open() as connection:
+            if connection is None:
+                return [], 0
+            cursor = _plain(connection)
+            cursor.execute("BEGIN")
+            try:
+                rows = cursor.execute(_CHANGED_QUERY, (number,)).fetchall()
+                [newest] = cursor.execute("SELECT max(id) FROM job_event").fetchone()
+            finally:
+                connection.rollback()
+            self._paused = self._progress.paused
+            return [self._progress.onto(_job(row)) for row in rows], int(newest or 0)
+
+    def ended_since(self, number: int, tenant: str | None, most: int) -> list[Job]:
+        """The jobs that have ended and have an event after that number, the newest `most`, oldest first."""
+        mine = "" if tenant is None else "AND tenant = ? "
+        query = (
+            f"SELECT {_COLUMNS} FROM job WHERE state IN ('done','failed','cancelled') {mine}"
+            "AND id IN (SELECT job_id FROM job_event WHERE id > ? ORDER BY id DESC LIMIT ?) ORDER BY seq DESC LIMIT ?"
+        )
+        values = (*(() if tenant is None else (tenant,)), number, _EVENTS_OF_A_JOB * most, most)
+        with self._open() as connection:
+            rows = [] if connection is None else _plain(connection).execute(query, values).fetchall()
+            return [_job(row) for row in reversed(rows)]
+
+    def rendered(self) -> list[Rendered]:
+        """How long the newest jobs took that were rendered at the first attempt, newest first."""
+        query = (
+            "SELECT renderer, stitch, resolution, frames, finished_ms - started_ms FROM job "
+            f"WHERE seq > (SELECT max(seq) FROM job) - {_TIMED_JOBS} AND state='done' AND attempt=1 AND frames > 0 "
+            "AND duplicate_of IS NULL AND finished_ms > started_ms ORDER BY seq DESC"
+        )
+        with self._open() as connection:
+            rows = [] if connection is None else _plain(connection).execute(query).fetchall()
+            return [Rendered(*row) for row in rows]
 
     def waiting_from_rest(self) -> dict[str, int]:
         """How many jobs that came over REST wait, by tenant; "" for those without one."""

@@ -3,14 +3,13 @@
 Clients have copied mistakes out of old examples: `"stitch": "true"`, `"pad_audio": "0.0"`, fields that no longer exist.
 What can be understood is accepted; everything else is refused with the path of the field and the rule.
 
-`routes.did_request` and `routes.original_request` read the two kinds of requests.
+`routes.did_request`, `routes.original_request` and `routes.jobs_request` read the three kinds of requests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +28,7 @@ class Order:
     """One job that a client requests.
 
     image, audio    addresses as the client sent them, or `upload:<id>`
+    provider        the service whose voice it names
     rest            what is kept of the request for later answers (`jobs.rest_fields`)
     unknown         names of fields that mean nothing here, for the log
     """
@@ -37,6 +37,7 @@ class Order:
     audio: str | None = None
     text: str | None = None
     voice: str | None = None
+    provider: str | None = None
     ssml: bool = False
     name: str = ""
     user_data: str | None = None
@@ -48,7 +49,10 @@ class Order:
     @property
     def digest(self) -> str:
         """Equal for equal requests; an Idempotency-Key stands for one of them."""
-        rest = {k: v for k, v in self.rest.items() if k not in ("created_ms", "base", "uploads", "tenant")}
+        unlike = {"created_ms", "base", "uploads", "tenant"}
+        for hashed, url in (("image_sha256", "source_url"), ("audio_sha256", "audio_url")):
+            unlike |= {url} if hashed in self.rest else set()  # the address of an upload, which is new each time
+        rest = {k: v for k, v in self.rest.items() if k not in unlike}
         image, audio = rest.get("image_sha256", self.image), rest.get("audio_sha256", self.audio)
         parts = [image, audio, self.text, self.voice, self.ssml, self.name, self.user_data, self.webhook]
         return hashlib.sha256(
@@ -85,15 +89,6 @@ class Order:
 
     def with_rest(self, **more: Any) -> Order:
         return replace(self, rest={**self.rest, **more})
-
-
-def job_id_of(tenant: str, idempotency_key: str) -> str:
-    """The id of the one job that this tenant's Idempotency-Key stands for: a UUIDv8 of the SHA-256 of both."""
-    text = f"{tenant}\0{idempotency_key}".encode("utf-8", "surrogateescape")  # a header holds any bytes
-    value = int.from_bytes(hashlib.sha256(text).digest()[:16], "big")
-    value = value & ~(0xF << 76) | 0x8 << 76  # version
-    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
-    return str(uuid.UUID(int=value))
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -160,3 +155,22 @@ def user_data(value: Any) -> str:
     if not text.strip() or len(text) > _MOST_USER_DATA:
         raise ValueError(f"must be text of 1 to {_MOST_USER_DATA} characters, not only white space")
     return text
+
+
+def text_of(most: int) -> Callable[[Any], str]:
+    """Reads text of at most so many characters."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > most:
+            raise ValueError(f"must be text of at most {most} characters")
+        return value
+
+    return read
+
+
+def whole_number(value: Any) -> int:
+    """A whole number, also as text."""
+    try:
+        return int(str(value).strip()[:20])
+    except ValueError:
+        raise ValueError("must be a whole number") from None

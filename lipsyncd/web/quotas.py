@@ -123,7 +123,8 @@ class KeptUploads:
         for upload_id in there - self._known.keys():
             upload = self._stored.find(upload_id)
             if upload is not None:
-                self._known[upload_id] = _Kept(upload.tenant, upload.size_bytes + _BOOKKEEPING_BYTES)
+                more = _BOOKKEEPING_BYTES + self._stored.thumbnail_bytes(upload_id)
+                self._known[upload_id] = _Kept(upload.tenant, upload.size_bytes + more)
         return [one for one, kept in self._known.items() if kept.tenant == tenant]
 
     def _remove_oldest(self, tenant: str, needed: int, share: float) -> None:

@@ -54,9 +54,15 @@ _KINDS: Mapping[type[LipsyncdError], tuple[int, str]] = {
     Blocked: (503, "ServiceUnavailableError"),
 }
 _SUPPORTED: Mapping[type[LipsyncdError], list[str]] = {
-    ImageNotRecognised: ["image/jpeg", "image/png", "image/webp", "video/mp4", "video/webm"],
-    AudioNotRecognised: ["audio/wav", "audio/mpeg", "audio/mp4", "audio/ogg", "audio/flac"],
-}
+    ImageNotRecognised: [
+        "image/jpeg", "image/png", "image/webp", "image/heic", "image/avif", "image/bmp", "image/tiff", "image/gif",
+        "video/mp4", "video/webm",
+    ],
+    AudioNotRecognised: [
+        "audio/wav", "audio/mpeg", "audio/mp4", "audio/aac", "audio/ogg", "audio/flac", "audio/webm", "audio/amr",
+        "audio/aiff", "audio/x-caf", "audio/x-w64", "audio/x-matroska", "video/mp4", "video/webm",
+    ],
+}  # fmt: skip
 
 
 class ApiError(Exception):

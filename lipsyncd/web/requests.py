@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from aiohttp import web
@@ -26,6 +28,7 @@ from lipsyncd.web.orders import Order
 from lipsyncd.web.quotas import Turns, may_take_one
 from lipsyncd.web.replies import ApiError, bad_request, invalid, not_found
 from lipsyncd.web.uploads import AUDIO, IMAGE, CheckedUploads
+from lipsyncd.web.views.kept import Earlier
 
 T = TypeVar("T")
 
@@ -34,6 +37,7 @@ _FETCHES = 4  # uploads that are fetched at a time; of several tenants each has 
 _MOST_UPLOADS = 16  # requests with files that are received at a time
 _MOST_OF_ONE_TENANT = 12  # of them
 _RATED_OVER_S = 10.0
+_MOST_LISTED = 100
 _FORM_BYTES = 1 << 20  # of a form besides its files
 
 
@@ -83,10 +87,13 @@ class Requests:
             with suppress(asyncio.CancelledError, Exception):
                 await reading
 
-    async def receive_form(self, request: web.Request, files: dict[str, str]) -> tuple[Form, dict[str, Upload]]:
+    async def receive_form(
+        self, request: web.Request, files: dict[str, str], *, faces: bool = False
+    ) -> tuple[Form, dict[str, Upload]]:
         """Read a form; check and store every file in it.
 
         files    names of parts that are files -> "image" or "audio"
+        faces    look for the faces of a picture, too
         returns  the form, and the uploads by their role
 
         Raises `ApiError`, `DiskLow`, or an `InputError` for a file that cannot be used.
@@ -96,7 +103,7 @@ class Requests:
         with self._upload_slot(client), self.uploads.scratch_folder() as folder:
             reading = read_form(request, folder, files=files, max_bytes=limit + _FORM_BYTES, max_file_bytes=limit)
             form = await self._in_time(request, reading)
-            return form, await self._store(form, files, client)
+            return form, await self._store(form, files, client, faces=faces)
 
     @contextmanager
     def _upload_slot(self, client: Client) -> Iterator[None]:
@@ -114,11 +121,23 @@ class Requests:
 
         Raises what `receive_form` raises, and `FetchRefused`, `FetchFailed`.
         """
-        form, uploads = await self.receive_form(request, {role: role, "file": role})
+        form, uploads = await self.receive_form(request, {role: role, "file": role}, faces=True)
         upload = uploads[role] if role in uploads else await self._fetched(request, form, role)
         if form.fields.get("persist", "").strip().lower() in ("true", "1"):
             await self.jobs.in_thread(self.uploads.kept.persist, client_of(request), upload.id)
         return upload
+
+    async def reuse(self, role: str, find: Callable[[Path], Earlier], client: Client) -> Earlier:
+        """An input of an earlier job. `find` may copy a file into a folder: that is checked and stored as an upload.
+
+        Raises `ApiError`, `DiskLow`, or an `InputError` for a file that cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        with self._upload_slot(client), self.uploads.scratch_folder() as folder:
+            earlier = await loop.run_in_executor(self._fetchers, find, folder)
+            if earlier.copy is None:
+                return earlier
+            return replace(earlier, upload=await self._add(role, earlier.copy, client, faces=False))
 
     async def _fetched(self, request: web.Request, form: Form, role: str) -> Upload:
         url = form.fields.get("source_url", "")
@@ -133,22 +152,24 @@ class Requests:
                 return own
             async with self._fetches.of(client):
                 part = await loop.run_in_executor(self._fetchers, self.uploads.fetch, url, folder)
-            return await self._add(role, part, client)
+            return await self._add(role, part, client, faces=True)
 
-    async def _store(self, form: Form, files: dict[str, str], client: Client) -> dict[str, Upload]:
+    async def _store(self, form: Form, files: dict[str, str], client: Client, *, faces: bool) -> dict[str, Upload]:
         by_role: dict[str, Part] = {}
         for name, part in form.files.items():
             if files[name] in by_role:
                 raise bad_request(f"send one {files[name]}, not two")
             by_role[files[name]] = part
         name = form.fields.get("filename", "")
-        return {role: await self._add(role, part, client, name) for role, part in by_role.items()}
+        return {role: await self._add(role, part, client, name, faces=faces) for role, part in by_role.items()}
 
-    async def _add(self, role: str, part: Part, client: Client, name: str = "") -> Upload:
+    async def _add(self, role: str, part: Part, client: Client, name: str = "", *, faces: bool) -> Upload:
         """Check and store a file. Tenants take turns, so that none waits behind all files of another one."""
         loop = asyncio.get_running_loop()
         async with self._checks.of(client):
-            return await loop.run_in_executor(self._checkers, self.uploads.add, role, part, client, name)
+            return await loop.run_in_executor(
+                self._checkers, partial(self.uploads.add, role, part, client, name, faces=faces)
+            )
 
     async def submit(self, request: web.Request, order: Order) -> Job:
         """Make a job of an order; addresses of our own uploads are resolved. Raises as `Jobs.submit`."""
@@ -169,18 +190,21 @@ class Requests:
 
     def _resolved(self, order: Order, hosts: Collection[str], client: Client) -> Order:
         """The order with the ids of uploads in place of their addresses. `hosts` are the names of this server."""
-        image, audio = self._source(IMAGE, order.image, hosts, client), order.audio
-        return replace(order, image=image, audio=None if audio is None else self._source(AUDIO, audio, hosts, client))
+        image, order = self._source(IMAGE, order.image, order, hosts, client)
+        audio, order = (None, order) if order.audio is None else self._source(AUDIO, order.audio, order, hosts, client)
+        return replace(order, image=image, audio=audio)
 
-    def _source(self, role: str, url: str, hosts: Collection[str], client: Client) -> str:
-        """The name of a source in the manifest: the id of an upload of ours, else the address."""
+    def _source(self, role: str, url: str, order: Order, hosts: Collection[str], client: Client) -> tuple[str, Order]:
+        """The name of a source in the manifest: the id of an upload of ours, else the address. And the order with the
+        upload's hash, so that the same file uploaded again is the same request.
+        """
         upload = self._own_upload(role, url, client)
         if upload is not None:
             self.uploads.stored.touch(upload.id)
-            return upload.reference
+            return upload.reference, order.with_rest(**{f"{role}_sha256": upload.sha256})
         if self.uploads.is_own_path(url) and any(f"//{host}/" in url.lower() for host in hosts):
             raise _no_upload(role, url, client)
-        return url
+        return url, order
 
     def _own_upload(self, role: str, url: str, client: Client) -> Upload | None:
         """The upload at an address of ours; None for other addresses, and for uploads that there are no more.
@@ -191,6 +215,14 @@ class Requests:
         if upload is not None and not client.owns(upload):
             raise _no_upload(role, url, client)
         return upload
+
+
+def limit_in(request: web.Request) -> int:
+    """How many jobs a client wants listed: `?limit=`, from 1 to 100, which is also what anything else means."""
+    try:
+        return min(max(int(request.query.get("limit", "")[:20]), 1), _MOST_LISTED)
+    except ValueError:
+        return _MOST_LISTED
 
 
 def _received_bytes(request: web.Request) -> int:

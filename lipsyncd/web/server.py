@@ -12,7 +12,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from lipsyncd.monitor.probe import HealthMonitor
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.storage.folders import Folders
 from lipsyncd.web.access import Access, public
+from lipsyncd.web.browsers.sessions import Sessions
 from lipsyncd.web.connection import Connection
 from lipsyncd.web.connections import Connections, Listener, most_connections
 from lipsyncd.web.jobs import Jobs
@@ -34,9 +35,19 @@ from lipsyncd.web.routes.did_api import TalkRoutes
 from lipsyncd.web.routes.did_refusals import PlaceholderRoutes
 from lipsyncd.web.routes.downloads import DownloadRoutes
 from lipsyncd.web.routes.health import HealthRoutes
+from lipsyncd.web.routes.jobs_api import JobRoutes
+from lipsyncd.web.routes.jobs_events import JobEventRoutes
+from lipsyncd.web.routes.jobs_orders import JobOrderRoutes
 from lipsyncd.web.routes.original_api import OriginalRoutes
+from lipsyncd.web.routes.page import PageRoutes
+from lipsyncd.web.routes.sessions import SessionRoutes
+from lipsyncd.web.routes.speech import SpeechRoutes
 from lipsyncd.web.routes.voices import Voices
 from lipsyncd.web.uploads import CheckedUploads
+from lipsyncd.web.views.bodies import JobBodies
+from lipsyncd.web.views.changes import Changes
+from lipsyncd.web.views.kept import KeptOrders
+from lipsyncd.web.views.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +84,12 @@ class WebServer:
         self._head_within_s = min(_HEAD_WITHIN_S, settings.now.web.upload_timeout_s)
         keys = read_keys(settings.now.web)
         self.links = Links(folders.state, signed=bool(keys))
-        self.access = Access(settings, keys)
+        self.access = Access(settings, keys, Sessions(folders.state, keys) if settings.now.web.page else None)
         self._sockets = _bind(settings.now.web.host, settings.now.web.port)
         self.port: int = self._sockets[0].getsockname()[1]
+        self.access.cookie = f"lipsyncd-{self.port}"  # browsers send a cookie to all ports of a host
         self._loop = asyncio.new_event_loop()
+        self._streams: Streams | None = None
         self._serving = threading.Event()
         self._closed = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="web")
@@ -100,6 +113,8 @@ class WebServer:
             self.links.signed = bool(keys)
             if keys != before:
                 log.info("REST: keys: %d now, were %d", len(keys), len(before))
+                if self._streams is not None and not self._loop.is_closed():
+                    self._loop.call_soon_threadsafe(self._streams.end_all)  # their readers come back with a key
                 self._warn_without_admin()
 
         return take_over
@@ -111,6 +126,23 @@ class WebServer:
                 "write the word admin behind one key",
                 len(self.access.keys),
             )
+
+    # What the readers of streams learn of. Any thread may call these.
+
+    def changed(self) -> None:
+        """Something about the jobs has changed in the ledger."""
+        if self._streams is not None:
+            self._streams.signal()
+
+    def deleted(self, jobs: Sequence[tuple[str, str | None]]) -> None:
+        """These jobs were deleted: the id of each, and its tenant."""
+        if self._streams is not None:
+            self._streams.signal_deleted(jobs)
+
+    def progressed(self) -> None:
+        """Renders have advanced, or the daemon has paused or goes on."""
+        if self._streams is not None:
+            self._streams.signal_progress()
 
     @property
     def address(self) -> str:
@@ -143,10 +175,13 @@ class WebServer:
         jobs = Jobs(self.settings, self.folders)
         uploads = CheckedUploads(self.settings, self.ffmpeg, jobs.uploads_in_use)
         requests = Requests(self.settings, jobs, uploads)
-        runner = web.AppRunner(self.application(jobs, requests), shutdown_timeout=_STOP_S, handler_cancellation=True)
+        bodies = JobBodies(jobs, self.links)
+        connections = Connections(most_connections(self.settings.now.web.max_connections))
+        self._streams = streams = Streams(jobs, Changes(jobs.view, bodies), connections.most_streams)
+        application = self.application(jobs, requests, bodies, streams)
+        runner = web.AppRunner(application, shutdown_timeout=_STOP_S, handler_cancellation=True)
         await runner.setup()
         assert runner.server is not None  # after the setup
-        connections = Connections(most_connections(self.settings.now.web.max_connections))
         connect = partial(
             Connection,
             server=runner.server,
@@ -156,29 +191,42 @@ class WebServer:
         )
         listener = Listener(self._sockets, connections, connect)
         listener.start()
+        sending = self._loop.create_task(streams.run())
         self._serving.set()
         await self._closed.wait()
         jobs.closing = True
         listener.stop()
+        streams.end_all(for_ever=True)
         await runner.cleanup()
+        sending.cancel()
+        if self.access.sessions is not None:
+            self.access.sessions.save()
         requests.close()
         jobs.close()
 
-    def application(self, jobs: Jobs, requests: Requests) -> web.Application:
+    def application(self, jobs: Jobs, requests: Requests, bodies: JobBodies, streams: Streams) -> web.Application:
         """All routes, each with and without a slash at its end."""
         app = web.Application(middlewares=[self.access.middleware], client_max_size=_BODY_BYTES)
-        voices = Voices(self.settings.now.speech, jobs)
+        voices, kept = Voices(self.settings.now.speech, jobs), KeptOrders(jobs, requests.uploads)
+        pages: tuple[PageRoutes | SessionRoutes, ...] = ()
+        if self.access.sessions is not None:
+            pages = (PageRoutes(self.access.names), SessionRoutes(requests, self.access, self.access.sessions, streams))
         groups = (
             OriginalRoutes(requests, jobs, self.links, self.model_loaded),
             HealthRoutes(self.monitor, jobs),
             PlaceholderRoutes(voices),  # before the talks: /talks/streams is no id
             TalkRoutes(requests, jobs, self.links, voices),
+            JobEventRoutes(jobs, streams, self.access),  # before single jobs: /jobs/events is no id
+            JobRoutes(jobs, bodies, kept),
+            JobOrderRoutes(requests, bodies, voices, kept),
+            SpeechRoutes(requests, voices),
             DownloadRoutes(jobs, requests.uploads.stored, self.links),
             _DocumentRoutes(),
+            *pages,
         )
         for group in groups:
             for route in group.routes():
-                for path in (route.path, f"{route.path}/"):
+                for path in dict.fromkeys((route.path, f"{route.path.rstrip('/')}/")):
                     app.router.add_route(route.method, path, route.handler)
                     if route.method == "GET":
                         app.router.add_route("HEAD", path, route.handler)

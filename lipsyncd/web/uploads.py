@@ -18,25 +18,25 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lipsyncd.errors import AudioNotRecognised, ImageNotRecognised
 from lipsyncd.jobs.job import ID_PATTERN
 from lipsyncd.jobs.manifest import clean_out_name
-from lipsyncd.media import Kind, examine
+from lipsyncd.media import Kind, check_input, examine
 from lipsyncd.network.fetch import fetch
-from lipsyncd.prepare.decode_picture import decode_picture
+from lipsyncd.prepare.decode_picture import decode_picture, draw_thumbnail
 from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.prepare.decode_video import screen
+from lipsyncd.prepare.find_faces import find_faces
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import disk_space
 from lipsyncd.storage.files import fsync_file
-from lipsyncd.storage.uploads import Upload, Uploads
+from lipsyncd.storage.uploads import THUMBNAIL, Upload, Uploads
 from lipsyncd.web.clients import Client
 from lipsyncd.web.forms import Part
 from lipsyncd.web.quotas import KeptUploads
 
 IMAGE, AUDIO = "image", "audio"
 _SUFFIX = {Kind.JPEG: "jpg"}
-_NAME_CHARS = 50
+_NAME_CHARS, _SHOWN_CHARS = 50, 100
 _CHECKED_FPS, _CHECKED_FRAMES = Fraction(25), 250  # the first ten seconds of a video; `prepare` checks all of it
 # The path that `Links.upload` made and a client sends back, under any host name.
 _OWN = re.compile(rf"/files/(image|audio)s/({ID_PATTERN})(?:/[^/]*)?/?")
@@ -76,8 +76,8 @@ class CheckedUploads:
         )
         return Part(target, _path_in(url).rpartition("/")[2], found.size_bytes, found.sha256)
 
-    def add(self, role: str, part: Part, client: Client, wanted_name: str = "") -> Upload:
-        """Check a received file and store it for that client.
+    def add(self, role: str, part: Part, client: Client, wanted_name: str = "", *, faces: bool = False) -> Upload:
+        """Check a received file and store it for that client; with `faces`, look for those of a picture.
 
         Raises an `InputError` if it cannot be used, `ApiError` 507 if the client has used up its space.
         """
@@ -90,31 +90,36 @@ class CheckedUploads:
             part.path.rename(content)
             fsync_file(content)
             upload = Upload(upload_id, role, kind.value, name, part.size_bytes, part.sha256, tenant=client.tenant)
-            return self._checked(upload, content, kind)
+            return self._checked(upload, content, kind, faces=faces)
 
         with self.kept.room_for(client, part.size_bytes):
             return self.stored.store(upload_id, fill)
 
     def _kind(self, role: str, part: Part) -> Kind:
-        """The kind of the bytes; the name and the type that came with them are ignored."""
+        """The kind of the bytes; the name and the type that came with them are ignored. Raises what is wrong."""
         with part.path.open("rb") as file:
             structure = examine(file.fileno(), part.size_bytes)
-        kind = structure.kind
-        if kind is None or not (kind.is_image or kind.is_video if role == IMAGE else kind.is_audio):
-            unknown = f"is {structure.other}" if structure.other else f"has no known format ({part.size_bytes} bytes)"
-            found = f"is {kind.value}" if kind else unknown
-            raise (ImageNotRecognised if role == IMAGE else AudioNotRecognised)(f"the uploaded {role} {found}")
-        return kind
+        name = part.file_name.replace("\\", "/").rpartition("/")[2][-_SHOWN_CHARS:]
+        if role == IMAGE:
+            limits = self.settings.now.intake
+            fault = check_input.picture_fault(structure, name, size_bytes=part.size_bytes, limits=limits)
+        else:
+            fault = check_input.sound_fault(structure, name, size_bytes=part.size_bytes)
+        if fault is not None:
+            raise fault
+        assert structure.kind is not None  # otherwise it is a fault
+        return structure.kind
 
-    def _checked(self, upload: Upload, content: Path, kind: Kind) -> Upload:
+    def _checked(self, upload: Upload, content: Path, kind: Kind, *, faces: bool) -> Upload:
         """The upload with its size or duration, after a full decode."""
-        limits = self.settings.now.intake
+        limits, thumbnail = self.settings.now.intake, content.with_name(THUMBNAIL)
         with tempfile.TemporaryDirectory(prefix=".tmp-try-", dir=self.stored.root) as scratch:
             if kind.is_video and upload.role == IMAGE:
                 picture = screen(
                     content, kind, Path(scratch),
                     ffmpeg=self.ffmpeg, fps=_CHECKED_FPS, frames=_CHECKED_FRAMES, min_side=limits.min_side_px,
                 ).picture  # fmt: skip
+                draw_thumbnail(picture, Path(scratch), thumbnail)
                 return replace(upload, width=picture.width, height=picture.height)
             if upload.role == IMAGE:
                 picture = decode_picture(
@@ -124,12 +129,14 @@ class CheckedUploads:
                     max_megapixels=limits.max_megapixels,
                     max_photo_megapixels=limits.max_photo_megapixels,
                     min_side=limits.min_side_px,
+                    thumbnail=thumbnail,
                 )
-                return replace(upload, width=picture.width, height=picture.height)
+                found = find_faces(Path(scratch), picture, everybody=True) if faces else None
+                return replace(upload, width=picture.width, height=picture.height, faces=found)
             sound = decode_sound(
                 content, kind, Path(scratch), ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s
             )
-            return replace(upload, duration_s=round(float(sound.duration), 3))
+            return replace(upload, duration_s=round(sound.duration * 1000) / 1000)
 
     def resolve(self, role: str, url: str) -> Upload | None:
         """The upload at an address of ours, whatever host it names; None for every other address."""

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from lipsyncd.errors import RendererNotInstalled, WeightsDamaged, WeightsUnreachable
+from lipsyncd.extras import how_to_install
 from lipsyncd.processes import exit_text, last_line
 from lipsyncd.sandbox.jail import ResourceLimits, run_jailed
 from lipsyncd.weights.lock_list import Weight
@@ -35,7 +36,7 @@ def convert(weight: Weight, pickle: Path, target: Path) -> None:
     if torch is None or torch.origin is None:
         raise RendererNotInstalled(
             f"{weight.name} is a pickle, and torch, which reads it, is not installed",
-            remedy="install the extra: pip install 'lipsyncd[musetalk]'",
+            remedy=how_to_install("musetalk"),
         )
     site = Path(torch.origin).resolve().parent.parent
     target.unlink(missing_ok=True)

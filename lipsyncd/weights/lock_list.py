@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lipsyncd.errors import ConfigError
+from lipsyncd.jobs.options import effective
 from lipsyncd.settings.sections import LOCK_LIST
 
 DTYPES = ("float16", "float32")
+EXTRAS = ("parity",)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Weight:
     dtype           of the floating-point tensors in that safetensors file
     becomes_sha256  of that safetensors file; "" if unknown: then it is used only where this machine has converted it
     only_for        the renderer's options that need it; empty: every render needs it
+    extra           the option whose renders open it where it is there, and wait for nothing where it is not; it is
+                    pulled on request (`models pull --parity`). "" for all others
     """
 
     name: str
@@ -44,6 +48,7 @@ class Weight:
     dtype: str = ""
     becomes_sha256: str = ""
     only_for: Mapping[str, str] = field(default_factory=dict)
+    extra: str = ""
 
     @property
     def used_file(self) -> str:
@@ -52,11 +57,21 @@ class Weight:
 
     @property
     def optional(self) -> bool:
-        return bool(self.only_for)
+        return bool(self.only_for or self.extra)
 
     def needed(self, options: Mapping[str, object]) -> bool:
-        """Does a render with these options open it?"""
-        return all(options.get(key) == value for key, value in self.only_for.items())
+        """Does a render with these options fail without it?"""
+        given = effective(options)
+        return not self.extra and all(given.get(key) == value for key, value in self.only_for.items())
+
+    def welcome(self, options: Mapping[str, object]) -> bool:
+        """Does a render with these options open it where it is there?"""
+        return bool(self.extra) and options.get(self.extra) is True
+
+    @property
+    def source(self) -> tuple[object, ...]:
+        """What two entries share that are converted from the same file."""
+        return self.repository, self.revision, self.path, self.file, self.size_bytes, self.sha256
 
 
 def read_lock(path: Path = LOCK_LIST) -> tuple[Weight, ...]:
@@ -68,10 +83,15 @@ def read_lock(path: Path = LOCK_LIST) -> tuple[Weight, ...]:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"the lock list {path} is not a JSON array of weights")
     weights = tuple(_weight(entry, f"{path}, entry {n}") for n, entry in enumerate(entries, start=1))
-    for attribute in ("name", "file", "used_file"):
+    for attribute in ("name", "used_file"):
         seen = [getattr(weight, attribute) for weight in weights]
         if twice := next((value for value in seen if seen.count(value) > 1), None):
             raise ConfigError(f"the lock list {path} names {twice} twice")
+    for weight in weights:
+        same = [other for other in weights if other.file == weight.file]
+        # A pickle may be converted twice, to files of different precision.
+        if len(same) > 1 and not all(other.becomes and other.source == weight.source for other in same):
+            raise ConfigError(f"the lock list {path} names {weight.file} twice")
     return weights
 
 
@@ -127,4 +147,5 @@ _RULES: Mapping[str, Any] = {
     "becomes_sha256": _is_hex(64),
     "dtype": lambda value: value in DTYPES,
     "only_for": _are_options,
+    "extra": lambda value: value in EXTRAS,
 }

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lipsyncd.errors import DiskLow, RendererNotInstalled, WeightsDamaged, WeightsMissing, WeightsUnreachable
+from lipsyncd.extras import how_to_install
 from lipsyncd.jobs.job import Identity
 from lipsyncd.processes import exit_text, give_back_file_limit
 from lipsyncd.storage.disk_space import says_full, shortage
@@ -84,7 +85,7 @@ def pull(
     Raises `WeightsMissing` (offline, or a folder that cannot be written), `WeightsDamaged`, `WeightsUnreachable`,
     `DiskLow`, `RendererNotInstalled`, `PullStopped`.
     """
-    pull = _Pull(store, source, report, stop, keep_pickles)
+    pull = _Pull(store, weights, source, report, stop, keep_pickles)
     try:
         todo = [weight for weight in weights if not pull.is_ready(weight) or pull.stale_parts(weight)]
         if not todo:
@@ -134,6 +135,7 @@ class _Pull:
     """One pull: its arguments, and the steps that it consists of."""
 
     store: Store
+    weights: Sequence[Weight]
     source: Path | None
     report: Callable[[Step], None]
     stop: Callable[[], bool]
@@ -156,7 +158,11 @@ class _Pull:
         """Partial files that no pull will resume: of another revision, or of a pull killed before its last step."""
         path, part = self.store.original_path(weight), self._part(weight)
         parts = path.parent.glob(f".{glob.escape(path.name)}.*.part")
-        return [other for other in parts if other != part or self.store.path(weight.name).exists()]
+        return [other for other in parts if other != part or not self._missing_of(weight)]
+
+    def _missing_of(self, weight: Weight) -> list[Weight]:
+        """The weights of this pull that are still to be made of the same file."""
+        return [w for w in self.weights if w.source == weight.source and not self.store.path(w.name).exists()]
 
     def remove_stale_parts(self, weight: Weight) -> None:
         for path in self.stale_parts(weight):
@@ -170,20 +176,20 @@ class _Pull:
 
     def require_space(self, weights: Sequence[Weight], min_free_mb: float) -> None:
         """Raises `DiskLow` when these weights do not fit on the disk."""
-        needed_mb = sum(self._bytes_to_write(weight) for weight in weights) / 1e6
+        first = {weight.source: weight for weight in reversed(weights)}  # its file is downloaded once
+        needed_mb = sum(self._bytes_to_write(weight, first[weight.source] == weight) for weight in weights) / 1e6
         if found := shortage(self.store.folder, needed_mb + min_free_mb):
             raise DiskLow(
                 f"{found}: {needed_mb:.0f} MB for the weights, and {min_free_mb:.0f} MB have to stay",
                 remedy="free space there, or name another folder with weights.dir (MODELS_DIR)",
             )
 
-    def _bytes_to_write(self, weight: Weight) -> int:
+    def _bytes_to_write(self, weight: Weight, downloads: bool) -> int:
         halved = weight.size_bytes // 2 if weight.dtype == "float16" else weight.size_bytes
         converted = halved if weight.becomes else 0
         if (local := self._find_local(weight)) is not None:
             return converted or (0 if self.store.is_read_only(local) else weight.size_bytes)
-        part = self._part(weight)
-        return converted + weight.size_bytes - (part.stat().st_size if part.exists() else 0)
+        return converted + (weight.size_bytes - _size(self._part(weight)) if downloads else 0)
 
     # -- one weight ----------------------------------------------------------------------------------------------------
 
@@ -204,7 +210,8 @@ class _Pull:
         elif local is not None:
             self._copy(weight, local, weight.sha256)
         else:
-            self._download(weight, part, lock, unused=given)
+            if _size(part) != weight.size_bytes:
+                self._download(weight, part, lock, unused=given)
             self._require_hash(weight, part, downloaded=True)
             if weight.becomes:
                 self._convert(weight, part)
@@ -295,7 +302,9 @@ class _Pull:
         self.store.save_proof(weight, sha256, Identity.of(path.stat()))
 
     def _finish_pickle(self, weight: Weight, part: Path) -> None:
-        """Remove a converted pickle, or give it its name if pickles are kept."""
+        """Remove a converted pickle, or give it its name if pickles are kept, once all is made of it."""
+        if self._missing_of(weight):
+            return
         if self.keep_pickles:
             part.replace(self.store.original_path(weight))
         else:
@@ -318,7 +327,7 @@ class _Pull:
         if importlib.util.find_spec("huggingface_hub") is None:
             raise RendererNotInstalled(
                 "huggingface_hub, which fetches weights, is not installed",
-                remedy="install the extra: pip install 'lipsyncd[musetalk]'",
+                remedy=how_to_install("musetalk"),
             )
         request: dict[str, object] = {"part": str(part), "parent": os.getpid()}
         request |= {key: getattr(weight, key) for key in ("repository", "revision", "path", "size_bytes")}

@@ -100,8 +100,7 @@ def _settled_identity(descriptor: int) -> Identity:
 class Store:
     """A folder of weights.
 
-    folder     the layout of the original's `models/`: musetalkV15/, sd-vae/, whisper/, dwpose/, face-parse-bisent/,
-               and yunet/
+    folder     the layout of the original's `models/`: musetalkV15/, sd-vae/, whisper/, dwpose/, face-parse-bisent/
     weights    the lock list
     proofs     folder for the proofs that cannot be written beside their weights
     read_only  a folder of the same layout that is only read: its files with the right hash are linked into `folder`
@@ -145,8 +144,13 @@ class Store:
         return next((place for place in places if place.is_file()), None)
 
     def needed(self, options: Mapping[str, object] | None = None) -> list[Weight]:
-        """The weights that a render with these options opens; without options, those that every render opens."""
+        """The weights that a render with these options needs; without options, those that every render needs."""
         return [weight for weight in self.weights if weight.needed(options or {})]
+
+    def wanted_for(self, extra: str) -> list[Weight]:
+        """All weights that renders with this option of `EXTRAS` open, also those without which they run."""
+        options = {extra: True}
+        return [weight for weight in self.weights if weight.needed(options) or weight.welcome(options)]
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
@@ -169,6 +173,9 @@ class Store:
             raise WeightsMissing(f"weights are missing in {self.folder}: {names}")
         for weight in self.needed(options):
             self.check(weight)
+        for weight in self.weights:
+            if weight.welcome(options or {}) and self.path(weight.name).exists():
+                self.check(weight)
 
     def _status_of(self, weight: Weight) -> Present:
         used = self.folder / weight.used_file

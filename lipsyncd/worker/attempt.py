@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lipsyncd import __version__
@@ -18,28 +18,29 @@ from lipsyncd.errors import (
     DeviceMissing,
     InputsLost,
     LedgerUnavailable,
+    LipsyncdError,
     OutOfMemory,
     RendererNotInstalled,
+    ShareUnavailable,
     from_reason,
 )
 from lipsyncd.jobs.blocked import ReadState, packages
-from lipsyncd.jobs.job import JobSpec
-from lipsyncd.jobs.prepared import Output, Prepared, frame_count
 from lipsyncd.jobs.running import RunningJob
-from lipsyncd.media import video_frames
 from lipsyncd.monitor import gpu
 from lipsyncd.results.recipe import recipe_of
 from lipsyncd.results.stores import Stores
 from lipsyncd.storage.failpoints import reach
-from lipsyncd.storage.files import sha256_of
 from lipsyncd.storage.spool import JobUnderWay
 from lipsyncd.weights import RENDERER, AutoPull
 from lipsyncd.worker.batch_limits import BatchLimits
-from lipsyncd.worker.check_result import validate
 from lipsyncd.worker.child_process import Executor, RenderCancelled, any_of
-from lipsyncd.worker.protocol import Batch, Progress, Render, Result
+from lipsyncd.worker.gpu_lock import WAITING, gpu_lock
+from lipsyncd.worker.protocol import Batch, Next, Progress, Render, Result
+from lipsyncd.worker.render_request import checked_output, render_request
 
 log = logging.getLogger(__name__)
+
+_MOST_EVENTS, _LONGEST_EVENT = 10, 300  # of one render, in its job's history
 
 
 class DaemonStops(Exception):
@@ -69,6 +70,8 @@ class Device:
             return self.place(renderer), gpu.sight
         if isinstance(blocked, RendererNotInstalled):
             return self.place(renderer), packages
+        if isinstance(blocked, ShareUnavailable):
+            return "the shared folder", str  # no cheap look: a dead file server would hold it up
         return f"weights of {renderer}", self._state_of_weights
 
     def _state_of_weights(self) -> Hashable:
@@ -118,51 +121,63 @@ class Attempt:
             self._device.weights.require(spec.options)
         if (blocked := stores.obstacles.still_blocking(self._device.place(spec.renderer))) is not None:
             raise from_reason(blocked.reason())  # another try would start a new child, which is expensive
-        duration = work.prepared.sound.duration
         stores.spool.drop_partial_renders(job.id)
-        frames = frame_count(duration, spec.fps)
-        request = render_request(stores, spec, work.prepared, self._token, frames, ffmpeg=self._device.ffmpeg)
+        rendered = stores.spool.partial_render(job.id, self._token)
+        settings = stores.settings.now
+        request = render_request(spec, work.prepared, rendered, output=settings.output, ffmpeg=self._device.ffmpeg)
         log.info("job %s starts: %s, %d frames, attempt %d", job.id, spec.renderer, request.frames, job.attempt)
         result = self._execute(request)
         stores.obstacles.clear(self._device.place(spec.renderer))
         reach("rendered")
-        rendered = stores.spool.partial_render(job.id, self._token)
-        validate(
+        work.output = checked_output(
             rendered,
-            frames=request.frames,
-            fps=spec.fps,
-            width=result.width,
-            height=result.height,
-            duration=duration,
-            ffmpeg=self._device.ffmpeg,
-        )
-        notes = work.prepared.all_notes
-        work.output = Output(
-            sha256=sha256_of(rendered),
-            size=rendered.stat().st_size,
-            frames=result.frames,
-            width=result.width,
-            height=result.height,
-            render_ms=math.ceil(result.took_s * 1000),
-            duration_ms=round(duration * 1000),
+            spec,
+            work.prepared,
+            request,
+            result,
+            recipe=recipe_of(settings, work.prepared.voice),
             attempt=job.attempt,
-            notes={**result.notes, **({"inputs": list(notes)} if notes else {})},
-            recipe=recipe_of(stores.settings.now),
         )
         stores.spool.keep_output(job.id, rendered, work.output)
+        self._record_events(result)
         work.job = stores.ledger.to_publishing(job.id, token=self._token, **work.output.facts)
         reach("publishing")
+
+    def _upcoming(self, present: Render, most: int) -> Next | None:
+        """The job that follows as things are, for the child to open ahead; None where it cannot gain by that.
+
+        The same renderer only, since two may not fit into the memory, and with weights that are verified already.
+        """
+        try:
+            job = self._stores.ledger.next_job()
+            if job is None or job.renderer != present.renderer:
+                return None
+            work = self._stores.spool.open(job)
+        except (LipsyncdError, OSError) as error:
+            log.debug("no hint at the next job: %s", error)
+            return None
+        spec, prepared = work.spec, work.prepared
+        same_weights = spec.renderer != RENDERER or spec.options == self._work.spec.options
+        if prepared is None or prepared.video is not None or not same_weights:
+            return None
+        target = self._stores.spool.partial_render(job.id, "")
+        settings = self._stores.settings.now
+        request = render_request(spec, prepared, target, output=settings.output, ffmpeg=self._device.ffmpeg)
+        return Next(**{**vars(request), "most": most})
 
     def _execute(self, request: Render) -> Result:
         terms = self._device.terms(request.renderer, self._stores.settings.now.render.max_vram_gb)
         most = self._device.batch_limits.most(self._device.name, request.renderer, terms)
+        stop = any_of(self._cut_off, self._running.cancelled.is_set)
         try:
-            return self._device.executor.render(
-                replace(request, most=most),
-                progress=self._on_progress,
-                stop=any_of(self._cut_off, self._running.cancelled.is_set),
-                batch=lambda message: self._on_batch(message, request.renderer, terms),
-            )
+            with gpu_lock(self._device.name, request.renderer, stop=stop, waits_for=self._on_wait):
+                return self._device.executor.render(
+                    replace(request, most=most),
+                    progress=self._on_progress,
+                    stop=stop,
+                    batch=lambda message: self._on_batch(message, request.renderer, terms),
+                    upcoming=partial(self._upcoming, request, most),
+                )
         except OutOfMemory:
             if self._at_a_time > 1:  # the child had no chance to try fewer by itself
                 self._lower(self._at_a_time, self._at_a_time // 2, request.renderer, terms)
@@ -176,48 +191,37 @@ class Attempt:
                 raise DaemonStops from None
             raise
 
+    def _on_wait(self, why: str) -> None:
+        log.info("job %s waits: %s", self._work.id, why)
+        self._on_stage(WAITING)
+
     def _on_progress(self, message: Progress) -> None:
         """The fraction stays in memory; a new stage is recorded."""
         self._running.fraction = min(max(message.done / max(message.total, 1), 0.0), 1.0)
-        if message.stage != self._running.stage:
-            self._running.stage = message.stage
+        self._on_stage(message.stage)
+
+    def _on_stage(self, stage: str) -> None:
+        if stage != self._running.stage:
+            self._running.stage = stage
             with contextlib.suppress(LedgerUnavailable):
-                self._stores.ledger.set_progress(message.job_id, self._token, message.stage, self._running.fraction)
+                self._stores.ledger.set_progress(self._work.id, self._token, stage, self._running.fraction)
 
     def _on_batch(self, message: Batch, renderer: str, terms: str) -> None:
         self._at_a_time = message.size
         if message.too_many:
             self._lower(message.too_many, message.size, renderer, terms)
 
+    def _record_events(self, result: Result) -> None:
+        """What the renderer did otherwise than usual, into the job's history; the sidecar has it with all notes."""
+        events = result.notes.get("events")
+        for event in events[:_MOST_EVENTS] if isinstance(events, list) else ():
+            text = str(event)[:_LONGEST_EVENT]
+            with contextlib.suppress(LedgerUnavailable):
+                self._stores.ledger.note(self._work.id, text)
+            log.warning("job %s: %s", self._work.id, text)
+
     def _lower(self, too_many: int, most: int, renderer: str, terms: str) -> None:
         self._device.batch_limits.lower(self._device.name, renderer, terms, most)
         note = f"{too_many} frames at a time did not fit into memory, {most} are tried"
         self._stores.ledger.note(self._work.id, note)
         log.warning("job %s: %s", self._work.id, note)
-
-
-def render_request(
-    stores: Stores, spec: JobSpec, prepared: Prepared, token: str, frames: int, *, ffmpeg: Path
-) -> Render:
-    """What a render child is asked to do for one job."""
-    output = stores.settings.now.output
-    return Render(
-        job_id=spec.id,
-        renderer=spec.renderer,
-        folder=str(stores.spool.folder(spec.id)),
-        out_file=stores.spool.partial_render(spec.id, token).name,
-        picture=prepared.picture,
-        sound=prepared.sound,
-        fps=str(spec.fps),
-        frames=frames,
-        stitch=spec.stitch,
-        resolution=spec.resolution,
-        options={name: value for name, value in spec.options.items() if name != video_frames.OPTION},
-        encode={
-            "ffmpeg": str(ffmpeg),
-            "crf": output.crf,
-            "preset": output.preset,
-            "audio_kbps": output.audio_kbps,
-        },
-        video=prepared.video,
-    )

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Protocol
 
 from lipsyncd.errors import (
@@ -35,6 +36,8 @@ from lipsyncd.errors import (
 from lipsyncd.log import printable
 from lipsyncd.processes import exit_text, give_back_file_limit
 from lipsyncd.sandbox import subreaper
+from lipsyncd.sandbox.jail import end
+from lipsyncd.sandbox.lasting_thread import in_lasting_thread
 from lipsyncd.worker.child_environment import inherited
 from lipsyncd.worker.oom_kills import OomCount, oom_count_of
 from lipsyncd.worker.protocol import (
@@ -45,6 +48,7 @@ from lipsyncd.worker.protocol import (
     Cancel,
     Failure,
     Message,
+    Next,
     Progress,
     ProtocolError,
     Ready,
@@ -93,6 +97,7 @@ class Executor(Protocol):
         progress: Callable[[Progress], None],
         stop: Callable[[], bool],
         batch: Callable[[Batch], None] = ...,
+        upcoming: Callable[[], Next | None] = ...,
     ) -> Result: ...
 
     def idle_s(self) -> float: ...
@@ -109,6 +114,24 @@ class _Process:
     oom_count: OomCount | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
     buffer: bytearray = field(default_factory=bytearray)
+
+
+class _Hints:
+    """When the child gets to know which job comes next: once half of the present one is drawn, or else nine tenths."""
+
+    def __init__(self, request: Render, upcoming: Callable[[], Next | None]) -> None:
+        self._frames, self._upcoming = request.frames, upcoming
+        self._asked = 0
+
+    def at(self, progress: Progress) -> Next | None:
+        wanted = (2 * progress.done >= self._frames) + (10 * progress.done >= 9 * self._frames)
+        if self._asked >= wanted:
+            return None
+        self._asked = wanted
+        hint = self._upcoming()
+        if hint is not None:
+            self._asked = 2
+        return hint
 
 
 def any_of(*asked: Callable[[], bool]) -> Callable[[], bool]:
@@ -156,6 +179,11 @@ class LocalChild:
         """How long a live child has had no job; 0 while there is none."""
         return 0.0 if self._process is None else time.monotonic() - self._last_used_s
 
+    @property
+    def busy(self) -> bool:
+        """Does it render?"""
+        return self._watched_s is not None
+
     def unwatched_s(self) -> float:
         """How long ago the render under way was last checked; 0 without a render."""
         watched_s = self._watched_s
@@ -175,8 +203,9 @@ class LocalChild:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "lipsyncd.renderers", f"--device={self.device}", f"--line={theirs.fileno()}"]
         with theirs:
-            popen = subreaper.start(
-                lambda: subprocess.Popen(
+
+            def popen_child() -> subprocess.Popen[bytes]:
+                return subprocess.Popen(
                     [*command, *self._arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -184,9 +213,9 @@ class LocalChild:
                     env={**inherited(os.environ, self._environment), **self._variables, subreaper.MARK: mark},
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
-                ),
-                mark,
-            )
+                )
+
+            popen = in_lasting_thread(partial(subreaper.start, popen_child, mark), undo=end)
         give_back_file_limit(popen.pid)
         ours.settimeout(_TICK_S)
         self._process = _Process(popen, ours, oom_count_of(popen.pid))
@@ -236,8 +265,12 @@ class LocalChild:
         progress: Callable[[Progress], None],
         stop: Callable[[], bool],
         batch: Callable[[Batch], None] = lambda _: None,
+        upcoming: Callable[[], Next | None] = lambda: None,
     ) -> Result:
         """Render one job. `stop` is called several times a second and returns True to end the render.
+
+        upcoming  which job most likely comes next, so that the child can open it; called at most twice: when half of
+                  the frames are drawn, and when nine tenths are
 
         Raises `RenderCancelled` after a stop; `RenderTimeout`, `RenderStalled`, `RenderCrashed`, `OutOfMemory`; or
         the error that the renderer itself reported.
@@ -250,7 +283,7 @@ class LocalChild:
             process.line.settimeout(None)
             process.line.sendall(to_line(request))
             process.line.settimeout(_TICK_S)
-            answer = self._listen(process, request, progress, batch, stop)
+            answer = self._listen(process, request, progress, batch, stop, _Hints(request, upcoming))
         except OSError as error:
             raise self._crash(process) from error
         except BaseException:
@@ -274,6 +307,7 @@ class LocalChild:
         progress: Callable[[Progress], None],
         batch: Callable[[Batch], None],
         stop: Callable[[], bool],
+        hints: _Hints,
     ) -> Result | Failure:
         started = heard = time.monotonic()
         timeouts = self.timeouts()
@@ -288,6 +322,8 @@ class LocalChild:
                 return message
             if isinstance(message, Progress) and message.job_id == request.job_id:
                 progress(message)
+                if (hint := hints.at(message)) is not None:
+                    process.line.sendall(to_line(hint))
                 timeouts = self.timeouts()
                 silence_s = timeouts.start_s if message.stage == LOADING else timeouts.silence_s
             if isinstance(message, Batch) and message.job_id == request.job_id:

@@ -29,8 +29,9 @@ from lipsyncd.worker.child_process import RenderCancelled
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.2
+_DISK_AGAIN_S = 0.2
 _HEAL_EVERY_S = 1.0
+_A_LITTLE_S = 0.01
 _PULLING_AGAIN_S = 15.0  # so that a waiting job reports how far its weights are
 _LEDGER_AGAIN_S = 1.0
 
@@ -78,7 +79,8 @@ class Worker:
                         continue
                 if not self._heal():
                     self._unload_if_idle()
-                    self.wake.wait(_TICK_S)
+                    if not self._stopping():  # the stop sets the event after this
+                        self.wake.wait(self._until_due_s())
         finally:
             self.device.executor.close()
 
@@ -98,8 +100,18 @@ class Worker:
     def _next_look_s(self) -> float:
         """When to read the ledger again unless woken: soon while the disk is low, else when the next job is due."""
         if self._is_disk_low():
-            return time.monotonic() + _TICK_S
+            return time.monotonic() + _DISK_AGAIN_S
         return time.monotonic() + self._stores.seconds_until_due()
+
+    def _until_due_s(self) -> float:
+        """Seconds until there is something to do, unless it is woken."""
+        now_s, idle_s = time.monotonic(), self.device.executor.idle_s()
+        due_s = [self._look_s - now_s]
+        if self._stores.obstacles:
+            due_s.append(self._healed_s + _HEAL_EVERY_S - now_s)
+        if idle_s:  # then a child lives
+            due_s.append(self._stores.settings.now.render.unload_idle_s - idle_s + _A_LITTLE_S)
+        return max(0.0, min(due_s))
 
     def _is_disk_low(self) -> bool:
         return bool(shortage(self._stores.spool.root, self._stores.settings.now.paths.min_free_mb))

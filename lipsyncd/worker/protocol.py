@@ -3,6 +3,7 @@
     daemon                     child
                                Ready      once, when it can take work
     Render ───────────────────►
+    Next ─────────────────────►           a hint at the Render that most likely follows; the child may open it
                                Progress   while it works; about once a second
                                Batch      before the batch size changes, from renderers that work in batches
     Cancel ───────────────────►           the child ends the render and answers Failure("cancelled")
@@ -15,6 +16,7 @@ Messages carry paths, never file contents: both sides see the same spool folder.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -30,11 +32,15 @@ class ProtocolError(ValueError):
 
 
 LOADING = "loading"  # the stage in which a child gets a renderer ready for its first job
+FRAMES_HEAD = struct.Struct("<2I")  # width and height of raw frames, in pixels
 
 
 @dataclass(frozen=True)
 class Render:
     """Render one job. `folder` holds the inputs; the MP4 is written as `out_file` inside it.
+
+    With `raw` in `encode`, `out_file` is a pipe that exists, and gets the frames as they are: `FRAMES_HEAD`, then
+    height x width x 3 bytes of RGB for each.
 
     Where there is a `video`, `picture` is its first frame. `most` frames at a time may be tried, since more did not fit
     into the device before; 0 when nothing is known.
@@ -50,10 +56,23 @@ class Render:
     frames: int
     stitch: bool
     resolution: int
+    motion: str = "none"
+    av_offset_ms: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     encode: Mapping[str, Any] = field(default_factory=dict)
     video: Video | None = None
     most: int = 0
+
+
+@dataclass(frozen=True)
+class Next(Render):
+    """The job that most likely comes next, with the fields of its `Render`, but for `out_file`.
+
+    Only a hint: it may be cancelled, overtaken or changed. It counts for nothing unless an equal `Render` follows.
+    """
+
+    def is_meant_by(self, request: Render) -> bool:
+        return self == Next(**{**vars(request), "out_file": self.out_file})
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Result:
-    """`notes` goes into the sidecar as it is."""
+    """`notes` goes into the sidecar as it is; the texts in its list `events` go into the job's history, too."""
 
     job_id: str
     frames: int
@@ -103,9 +122,9 @@ class Failure:
     remedy: str
 
 
-Message = Render | Cancel | Ready | Progress | Batch | Result | Failure
+Message = Render | Next | Cancel | Ready | Progress | Batch | Result | Failure
 _KINDS: Mapping[str, type[Any]] = {
-    c.__name__.lower(): c for c in (Render, Cancel, Ready, Progress, Batch, Result, Failure)
+    c.__name__.lower(): c for c in (Render, Next, Cancel, Ready, Progress, Batch, Result, Failure)
 }
 
 
@@ -119,7 +138,7 @@ def from_line(line: bytes) -> Message:
     try:
         body = json.loads(line)
         kind = _KINDS[body.pop("type")]
-        if kind is Render:
+        if issubclass(kind, Render):
             body["picture"], body["sound"], body["video"] = inputs_from_json(body)
         message: Message = kind(**body)
         _check_types(message)

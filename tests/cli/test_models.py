@@ -49,7 +49,7 @@ def test_pull_fetches_required_weights_and_optional_ones_by_name(installation: I
     pulled = models(installation, "pull", HF_ENDPOINT=hub.url)
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stdout == f"ready in {installation.path('models')}: eyes\n"
-    assert "eyes ready 100%" in pulled.stderr.splitlines()
+    assert "eyes, 2.0 MB: ready 100%" in pulled.stderr.splitlines()
     assert states(installation) == {"eyes": "verified", "mask": "missing"}
     assert models(installation, "pull", "mask", HF_ENDPOINT=hub.url).returncode == 0
     assert states(installation) == {"eyes": "verified", "mask": "verified"}
@@ -129,6 +129,8 @@ def test_verify_finds_damaged_and_missing_files(installation: Installation) -> N
     first, second = good.stdout.splitlines()
     assert first == "eyes: verified"
     assert second.startswith("mask: optional, ")
+    put(installation.path("models"), weight("old", b"of an earlier version", file="old/detector.onnx"), b"anything")
+    assert models(installation, "verify").stdout == good.stdout  # what the list does not name is left alone
     put(installation.path("models"), MASK_ENTRY, MASK[::-1])
     bad = models(installation, "verify")
     assert bad.returncode == 1
@@ -141,7 +143,7 @@ def test_list_shows_every_weight_of_the_package_with_its_licence(tmp_path: Path)
     lines = shown.stdout.splitlines()
     assert lines[0] == str(tmp_path / "storage" / "models")
     assert [line.split()[0] for line in lines[1:]] == [
-        *("unet", "unet-config", "vae", "vae-config", "whisper", "whisper-config", "dwpose", "yunet", "bisenet")
+        *("unet", "unet-float32", "unet-config", "vae", "vae-config", "whisper", "whisper-config", "dwpose", "bisenet")
     ]
     assert all("missing" in line for line in lines[1:])
     assert "3.4 GB" in lines[1]

@@ -17,14 +17,19 @@ from typing import Any
 import pytest
 
 from lipsyncd.daemon.daemon import Daemon
+from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.jobs.job import JobState
 from lipsyncd.media.mp4 import inspect
+from lipsyncd.monitor import reload_request
+from lipsyncd.monitor.reload_request import Outcome
 from lipsyncd.settings import Settings, load
 from lipsyncd.settings.changes import LIVE, merge, value_of
-from lipsyncd.settings.values import SETTINGS
-from lipsyncd.storage.locks import is_held
+from lipsyncd.settings.values import SETTINGS, attribute
+from lipsyncd.storage.locks import InstanceLock, is_held
+from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.installation import READY, Installation, picture, put, sound
 from tests.kits.machine.service_manager import listening
+from tests.kits.machine.users_kit import DAEMON, MEMBER, needs_users, python, shared_installation
 from tests.kits.web_kit import serving
 
 
@@ -53,11 +58,12 @@ def test_the_live_settings_exist_and_the_places_are_not_among_them() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_each_setting_is_taken_over_or_waits_for_a_restart(name: str) -> None:
     old = load(environ={"HOME": "/nonexistent"}, cwd=Path("/"), system_file=Path("/nonexistent"))
-    section, _, key = name.partition(".")
+    section, _, key = name.rpartition(".")
+    held = attribute(section)
     other: Any = {bool: lambda v: not v, tuple: lambda v: ("x",), Path: lambda v: Path("/x")}.get(
         SETTINGS[name].kind, lambda v: type(v)(f"{v}1")
     )(value_of(old, name))
-    new = replace(old, **{section: replace(getattr(old, section), **{key: other})})
+    new = replace(old, **{held: replace(getattr(old, held), **{key: other})})
     changes = merge(old, new)
     assert (changes.taken, changes.waiting) == (((name,), ()) if name in LIVE else ((), (name,)))
     assert value_of(changes.settings, name) == (other if name in LIVE else value_of(old, name))
@@ -76,7 +82,7 @@ def test_what_counts_at_once_counts_for_the_next_job(installation: Installation)
         installation.drop_pair("before")
         installation.until_done("before")
         logged = read_again(
-            installation, output={"resolution": 96}, log={"level": "warning"}, render={"devices": ["cpu:0"]}
+            installation, output={"resolution": 96}, log={"level": "warning"}, render={"devices": ["cuda:0"]}
         )
         assert "output.resolution is 96 now, was 64" in logged
         assert "log.level is 'warning' now, was 'info'" in logged
@@ -105,6 +111,14 @@ def test_a_limit_of_the_inbox_holds_at_once(installation: Installation) -> None:
         assert installation.until_failed("long").reason_code == "audio-too-long"
 
 
+def test_a_renderer_that_only_a_restart_adds_changes_nothing(installation: Installation) -> None:
+    with installation.running():
+        renderers = [*NAMES, "new=tests.kits.faults.faulty_renderers:Flat"]
+        logged = read_again(installation, output={"resolution": 96}, render={"renderer": "new", "renderers": renderers})
+        assert "the settings stay as they were: render.renderer is 'new'" in logged
+        assert "now, was" not in logged
+
+
 def test_a_mistake_in_the_file_changes_nothing_and_is_logged(installation: Installation) -> None:
     with installation.running():
         logged = read_again(installation, output={"resolution": 97, "fps": 12})
@@ -119,6 +133,71 @@ def test_a_mistake_in_the_file_changes_nothing_and_is_logged(installation: Insta
         assert "output.resolution is 128 now, was 64" in logged
         assert "output.fps" in logged
     assert inspect(installation.path("outbox") / "anna.mp4").video.width == 64
+
+
+def test_the_command_waits_for_the_outcome_and_fails_with_a_wrong_setting(installation: Installation) -> None:
+    none = installation.cli("reload")
+    assert (none.returncode, "no daemon runs" in none.stderr) == (1, True), none
+    with installation.running():
+        installation.changes["output"] = {"resolution": 96}
+        installation.changes["render"] = {"devices": ["cuda:1"]}
+        done = installation.cli("reload")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines() == [
+            "output.resolution is 96 now, was 64",
+            'render.devices stays ["cpu"]: the new value needs a restart',
+            "settings read again: 1 taken over, 1 need a restart",
+        ]
+        again = installation.cli("reload", "--quiet")
+        assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+        installation.changes["output"]["resolution"] = 97
+        wrong = installation.cli("reload")
+        assert wrong.returncode == 78
+        assert "output.resolution is 97" in wrong.stderr
+
+        installation.changes["output"]["resolution"] = 96
+        new = "new=tests.kits.faults.faulty_renderers:Flat"  # right for a start, and not for a reload
+        installation.changes["render"].update(renderer="new", renderers=[*NAMES, new])
+        refused = installation.cli("reload")
+        assert refused.returncode == 78
+        assert "the settings stay as they were: render.renderer is 'new'" in refused.stderr
+
+        installation.changes["render"].update(renderer="flat", renderers=list(NAMES))
+        installation.changes["paths"] = {"state": str(installation.root / "elsewhere")}
+        moved = installation.cli("reload")  # finds the daemon where it is
+        assert (moved.returncode, "paths.state stays" in moved.stdout) == (0, True), moved
+        installation.changes["paths"] = {}
+
+
+def test_an_older_answer_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """A reload that began before the signal may have read the file before it was changed."""
+    lock = InstanceLock(tmp_path)
+    lock.acquire(command="lipsyncd run")
+    received: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda *_: received.append(time.monotonic_ns()))
+    try:
+        reload_request.answer(tmp_path, Outcome(0, ["old"]), begun_ns=time.monotonic_ns())
+        with pytest.raises(AnotherDaemonRuns, match="did not read its settings within"):
+            reload_request.ask(tmp_path, timeout_s=0.2)
+        reload_request.answer(tmp_path, Outcome(78, ["new"]), begun_ns=time.monotonic_ns() + 10**9)
+        assert reload_request.ask(tmp_path, timeout_s=5) == Outcome(78, ["new"])
+        assert len(received) == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        lock.release()
+
+
+@needs_users
+def test_only_the_daemons_user_may_ask_for_a_reload() -> None:
+    with shared_installation() as installation:
+        installation.run_as = DAEMON.command()
+        with installation.running():
+            for user, status in ((MEMBER, 77), (DAEMON, 0)):
+                command = [python(), "-m", "lipsyncd", "--config", str(installation.config), "reload"]
+                done = user.run("env", *(f"{k}={v}" for k, v in installation.environment().items()), *command)
+                assert done.returncode == status, done
+            assert installation.log.count("settings read again") == 1
 
 
 def test_keys_are_read_again_and_a_removed_one_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import tomllib
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from lipsyncd.doctor import CHECKS, Finding, Verdict, examine
+from lipsyncd.doctor import CHECKS, Finding, Verdict, examine, rendering
 from lipsyncd.doctor.findings import Installation as Examined
 from lipsyncd.doctor.findings import run_checks
 from lipsyncd.errors import ConfigError, WeightsMissing
@@ -36,7 +37,8 @@ from tests.kits.core_kit import queued
 from tests.kits.doctor_kit import fault, free_port, seen
 from tests.kits.hub_kit import noise, weight, write_lock
 from tests.kits.hub_kit import put as put_weight
-from tests.kits.installation import Installation
+from tests.kits.installation import ROOT, Installation
+from tests.kits.media.voice_kit import JOE, put_joe
 from tests.kits.web_kit import port_of
 from tests.sandbox.test_jail import WITHOUT_LANDLOCK
 
@@ -295,11 +297,34 @@ def test_a_clock_that_went_back_is_a_warning(made: Installation) -> None:
 # -- renders -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_renderer_that_is_not_installed_or_not_known_is_a_fault(installation: Installation) -> None:
+def test_a_renderer_that_is_not_installed_is_a_fault(installation: Installation) -> None:
     installation.changes["render"] = {"renderer": "mine", "renderers": ["mine=no_such_package.module:Mine"]}
     fault(installation, "renderer", "mine needs no_such_package", "render.renderer")
-    installation.changes["render"] = {"renderer": "nosuch"}
-    fault(installation, "renderer", "no renderer is called 'nosuch'")
+
+
+def test_the_extra_for_cuda_is_the_other_one_with_another_onnxruntime() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    plain, cuda = (set(extras[name]) for name in ("musetalk", "musetalk-cuda"))
+    assert [re.split("[><=]", item)[0] for item in plain - cuda] == ["onnxruntime"]
+    assert [re.split("[><=]", item)[0] for item in cuda - plain] == ["onnxruntime-gpu"]
+
+
+@pytest.mark.parametrize("renderer", ["preview", "musetalk"])
+def test_two_packages_of_one_module_are_named(
+    made: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renderer: str
+) -> None:
+    """Whatever renders: a voice of Piper uses the module, too."""
+    made.changes["render"] = {"renderer": renderer}
+    before = seen(made, "renderer")
+    assert before.verdict is Verdict.OK
+    assert ("onnxruntime " in before.seen) is (renderer == "musetalk")
+    record = tmp_path / "site" / "onnxruntime_gpu-1.31.1.dist-info"
+    record.mkdir(parents=True)
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    fault(
+        made, "renderer", "onnxruntime 1", "and onnxruntime-gpu 1.31.1", "uninstall onnxruntime onnxruntime-gpu, then"
+    )
 
 
 @pytest.fixture
@@ -411,6 +436,23 @@ def test_a_gpu_is_shown_with_driver_and_memory(installation: Installation, monke
     assert ("is a build without CUDA" in found.seen) is cpu_build
 
 
+def test_a_gpu_without_a_c_compiler_is_noted(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "_library", lambda: Nvml(used_gb=30))
+    monkeypatch.setattr(rendering, "_torch", lambda: "2.13.0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    installation.changes["render"] = {"renderer": "musetalk", "devices": ["cuda:0"]}
+    found = seen(installation, "device")
+    assert found.verdict is Verdict.NOTE and "no C compiler" in found.seen and "gcc" in found.remedy
+    installation.changes["render"]["kernels"] = "published"
+    assert seen(installation, "device").verdict is Verdict.OK
+    installation.changes["render"]["kernels"] = "fused"
+    (tmp_path / "gcc").touch(0o755)
+    assert seen(installation, "device").verdict is Verdict.OK
+
+
 def _torch_version() -> str:
     from importlib.metadata import version
 
@@ -422,3 +464,16 @@ def test_a_speech_command_that_is_no_program_is_a_fault(installation: Installati
     fault(installation, "speech", "/nowhere/piper", "speech.command")
     installation.changes["speech"] = {"command": ["/bin/cat"]}
     assert seen(installation, "speech").verdict is Verdict.OK
+
+
+def test_a_default_voice_of_piper_is_looked_at_and_its_absence_is_a_fault(installation: Installation) -> None:
+    installation.changes["speech"] = {"voice": JOE}
+    fault(installation, "speech", f"speech.voice is {JOE}: there is no voice", "lipsyncd voices")
+    put_joe(installation.settings.speech.voices)
+    found = seen(installation, "speech")
+    assert (found.verdict, found.seen) == (
+        Verdict.OK,
+        f"Piper, voice {JOE}; 1 of Piper in {installation.settings.speech.voices}",
+    )
+    (installation.settings.speech.voices / f"{JOE}.onnx").unlink()
+    fault(installation, "speech", f"{JOE}.onnx is missing", f"put {JOE}.onnx there")

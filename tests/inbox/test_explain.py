@@ -60,7 +60,13 @@ def test_a_reason_that_changes_begins_anew(box: Box) -> None:
 
 
 def test_what_is_still_being_written_is_not_explained(box: Box) -> None:
-    for why in ("still being written", "a program has it open for writing"):
+    for why in (
+        "still being written",
+        "a program has it open for writing",
+        "is not finished, as 'a.wav.aria2' beside it shows",
+        "its format does not show where it ends: it is taken after 3 s without a change",
+        "its end is zeros, as of a file that is filled later: it is taken after 10 s without a change",
+    ):
         box.update({"a.wav": why})
         assert box.update({"a.wav": why}, 3600) == []
 
@@ -95,6 +101,19 @@ def test_an_inbox_that_cannot_be_written_is_left_as_it_is(box: Box, caplog: pyte
     assert box.update(HALF, AFTER_S) == [f"anna.png{SUFFIX}"]
     assert (box.root / f"anna.png{SUFFIX}").is_dir()
     assert caplog.text.count("anna.png is left alone") == 1
+
+
+def test_a_file_of_no_suffix_of_ours_has_the_remedy_of_its_name() -> None:
+    why = "has no suffix of a picture, a sound or a manifest"
+    remedies = {
+        name: text_for(name, why).decode().splitlines()[3] for name in ("a.json.txt", "a.txt", "a.png.lnk", "a.au")
+    }
+    assert "Rename it to a.json" in remedies["a.json.txt"]
+    assert '"image": "a.jpg", "text"' in remedies["a.txt"]
+    assert "shortcut" in remedies["a.png.lnk"]
+    assert "Save it as what is taken" in remedies["a.au"]
+    near = "waits for a sound of the same stem, and 'a.wav' has almost that name"
+    assert "give both the same name" in text_for("a (1).png", near).decode()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.media.mp4 import inspect
 from tests.kits.installation import Installation, picture, put, sound
-from tests.kits.media.footage_kit import H264, VP8, WIDTH, film
+from tests.kits.media.footage_kit import H264, VP8, WIDTH, film, film_with_voice
 from tests.kits.media.media_kit import converted, encoded
 
 VOICE = sound(1.5)
@@ -40,12 +40,6 @@ def sound_alone(suffix: str, *options: str) -> bytes:
     return converted(suffix, *options, seconds=1.5)
 
 
-def with_voice(suffix: str, *options: str) -> bytes:
-    """A film of pictures and a tone, as phones record."""
-    return converted(suffix, "-f", "lavfi", "-i", "color=c=gray:s=96x72:r=25", "-map", "0", "-map", "1", "-shortest",
-                     *options, seconds=1.5)  # fmt: skip
-
-
 PAIRS = {
     "c05-mp4": [(".png", picture), (".mp4", lambda: sound_alone(".mp4", "-c:a", "aac"))],
     "c05-mov": [(".png", picture), (".mov", lambda: sound_alone(".mov", "-c:a", "aac"))],
@@ -57,8 +51,8 @@ PAIRS = {
     "3gp": [(".png", picture), (".3gp", lambda: sound_alone(".mp4", "-c:a", "aac"))],
     "picture-named-wav": [(".wav", jpeg), (".flac", lambda: VOICE)],
     "crossed": [(".png", lambda: VOICE), (".wav", picture)],
-    "film-beside-picture": [(".png", picture), (".mp4", lambda: with_voice(".mp4", *H264, "-c:a", "aac"))],
-    "webm-beside-picture": [(".png", picture), (".webm", lambda: with_voice(".webm", *VP8, "-c:a", "libopus"))],
+    "film-beside-picture": [(".png", picture), (".mp4", lambda: film_with_voice(".mp4", *H264, "-c:a", "aac"))],
+    "webm-beside-picture": [(".png", picture), (".webm", lambda: film_with_voice(".webm", *VP8, "-c:a", "libopus"))],
 }
 
 

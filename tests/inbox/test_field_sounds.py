@@ -10,7 +10,7 @@ import pytest
 
 from lipsyncd.media.mp4 import inspect
 from tests.kits.installation import Installation, picture, put
-from tests.kits.media.media_kit import converted, tone, wav
+from tests.kits.media.media_kit import converted, streamed, tone, wav
 
 FPS = 25
 VOICE = tone(1.5)
@@ -48,6 +48,11 @@ SOUNDS: dict[str, tuple[str, Callable[[], bytes], float]] = {
     "mp3-in-wav": (".wav", lambda: of(".wav", "-c:a", "libmp3lame"), 1.5),
     "g722-in-wav": (".wav", lambda: of(".wav", "-c:a", "g722", "-ar", "16000"), 1.5),
     "w64": (".w64", lambda: of(".w64"), 1.5),
+    **{
+        f"{form}-into-a-pipe": (f".{form}", lambda form=form: streamed(form, seconds=1.5), 1.5)
+        for form in ("w64", "aiff")
+    },
+    "rf64-into-a-pipe": (".wav", lambda: streamed("wav", "-rf64", "always", seconds=1.5), 1.5),
     "bw64-named-wav": (".wav", lambda: of(".wav", "-rf64", "always").replace(b"RF64", b"BW64", 1), 1.5),
 }
 

@@ -16,6 +16,7 @@ from lipsyncd.errors import BadManifest, InputError, UnsafePath
 from lipsyncd.inbox.pairing import Found, Grouping, group, pairing_key
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, OTHER, Identity
 from lipsyncd.jobs.manifest import Manifest
+from lipsyncd.log import printable
 
 TIMEOUT_S = 100.0
 ROLES = {"png": IMAGE, "jpg": IMAGE, "wav": AUDIO, "mp3": AUDIO, "json": MANIFEST}
@@ -98,6 +99,28 @@ def test_two_pictures_wait_for_a_sound_like_one() -> None:
 def test_stems_are_compared_as_people_read_them(one: str, other: str, same: bool) -> None:
     assert (pairing_key(one) == pairing_key(other)) is same
     assert len(sorted_out(found(f"{one}.PNG"), found(f"{other}.wav")).drops) == (1 if same else 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("bob (1).png", "bob.wav"),
+        ("bob - copy.png", "bob.wav"),
+        ("bob.png", "bob.png.wav"),
+        ("anna .png", "anna.wav"),
+        ("09.41.00\u202fPM.png", "09.41.00 PM.wav"),
+        ("\u200eanna.png", "anna.wav"),
+        ("\uff21nna.png", "anna.wav"),
+    ],
+)
+def test_a_half_that_waits_names_the_one_that_was_perhaps_meant(one: str, other: str) -> None:
+    seen = waits(sorted_out(found(one), found(other), found("carl.wav"), found("carl (2).wav")))
+    assert seen == {
+        one: f"waits for a sound of the same stem, and {other!r} has almost that name",
+        other: f"waits for a picture of the same stem, and {printable(one)!r} has almost that name",
+        "carl.wav": "waits for a picture of the same stem",
+        "carl (2).wav": "waits for a picture of the same stem",
+    }
 
 
 def test_names_that_are_no_utf_8_pair_by_their_bytes() -> None:
@@ -262,6 +285,9 @@ def test_a_name_is_found_in_another_unicode_form_when_it_is_the_only_one() -> No
         ("STRASSE.png", ["Stra\u00dfe.png"], "Stra\u00dfe.png"),
         ("anna.png", ["Anna.png", "anna.png"], "anna.png"),
         ("jos\u00e9.png", ["JOS\u00c9.png", "jose\u0301.png"], "jose\u0301.png"),
+        (" anna.png", ["anna.png"], "anna.png"),
+        ("anna.png", [" Anna.png"], " Anna.png"),
+        (" anna.png", ["anna.png", " anna.png"], " anna.png"),
         ("anna.png", ["Anna.png", "ANNA.png"], None),
         ("anna.png", ["anna.jpg"], None),
     ],

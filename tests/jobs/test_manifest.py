@@ -55,6 +55,8 @@ def test_each_field_is_read_with_its_own_type():
                 "stitch": False,
                 "resolution": 512,
                 "fps": 29.97,
+                "motion": "lively",
+                "av_offset_ms": -40,
                 "priority": -7,
                 "user_data": {"scene": [7, None]},
                 "webhook": "http://hooks.example.org:8080/done?key=1",
@@ -74,6 +76,8 @@ def test_each_field_is_read_with_its_own_type():
         stitch=False,
         resolution=512,
         fps=Fraction(30000, 1001),
+        motion="lively",
+        av_offset_ms=-40,
         priority=-7,
         user_data={"scene": [7, None]},
         webhook="http://hooks.example.org:8080/done?key=1",
@@ -141,6 +145,10 @@ def test_a_source_is_a_file_an_address_or_an_upload(source, kind):
         ({"id": ID.replace("-", "0")}, "id", "UUID"),
         ({"renderer": "muse\ntalk"}, "renderer", "control"),
         ({"stitch": 1}, "stitch", "true or false"),
+        ({"motion": "wild"}, "motion", "one of none, subtle, lively"),
+        ({"motion": 1}, "motion", "one of none, subtle, lively"),
+        ({"av_offset_ms": 201}, "av_offset_ms", "a whole number from -200 to 200"),
+        ({"av_offset_ms": 20.5}, "av_offset_ms", "a whole number from -200 to 200"),
         ({"resolution": True}, "resolution", "whole number"),
         ({"resolution": 256.0}, "resolution", "whole number"),
         ({"resolution": 257}, "resolution", "even number from 64 to 2048"),
@@ -177,7 +185,8 @@ def test_a_wrong_field_is_named_with_what_is_allowed(fields, field, reason):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "not JSON"),
+        (b"", "empty"),
+        (b" \r\n", "empty"),
         (b"\x00\x01", "NUL bytes.*save the manifest as UTF-8"),
         (b'{"image": "a.png"', "not JSON"),
         (b'["a.png"]', "one object"),
@@ -254,6 +263,12 @@ def test_a_file_outside_the_inbox_is_refused(name):
         parse(manifest(image=name))
     with pytest.raises(UnsafePath):
         check_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["./a.png", "file:///srv/inbox/a.png", "FILE:a.png"])
+def test_a_path_that_may_lead_into_the_inbox_is_refused_with_what_to_write(name):
+    with pytest.raises(UnsafePath, match=r"is a path, not a file name; .*write its name alone"):
+        parse(manifest(image=name))
 
 
 @pytest.mark.parametrize(
@@ -336,6 +351,8 @@ manifests = st.builds(
     stitch=or_absent(st.booleans()),
     resolution=or_absent(st.integers(32, 1024).map(lambda half: 2 * half)),
     fps=or_absent(rates),
+    motion=or_absent(st.sampled_from(["none", "subtle", "lively"])),
+    av_offset_ms=or_absent(st.integers(-200, 200)),
     priority=or_absent(st.integers(-100, 100)),
     user_data=json_values,
     webhook=or_absent(st.just("http://127.0.0.1:9/hook")),

@@ -30,11 +30,12 @@ from lipsyncd.results.stores import stores_of
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
 from lipsyncd.weights import AutoPull, store_of
-from lipsyncd.worker.attempt import Device, render_request
+from lipsyncd.worker.attempt import Device
 from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.child_process import LocalChild, Timeouts
 from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Render, Result
+from lipsyncd.worker.render_request import render_request
 from tests.kits.core_kit import Clock
 from tests.kits.installation import Installation
 
@@ -147,7 +148,8 @@ class DaemonByHand:
         spec, prepared = self.spool.spec(job.id), self.spool.prepared(job.id)
         assert spec is not None
         assert prepared is not None
-        request = render_request(self.stores, spec, prepared, "made", job.frames or 0, ffmpeg=find())
+        target = self.spool.partial_render(job.id, "made")
+        request = render_request(spec, prepared, target, output=self.settings.now.output, ffmpeg=find())
         child.render(request, progress=lambda _: None, stop=lambda: False)
         child.close()
         shutil.move(self.spool.partial_render(job.id, "made"), self.root / VIDEO)

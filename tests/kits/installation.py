@@ -13,6 +13,7 @@ import wave
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lipsyncd.storage.folders import Folders, folders_of
 from tests.kits import forking_daemons
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.forking_daemons import Forked
+from tests.kits.media.preview_people import PEOPLE, portrait
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = " ready in "  # stands in the log after each start
@@ -35,6 +37,16 @@ WAIT_S = 90.0  # on an idle machine nothing takes a tenth of it
 def picture(seed: int = 0, width: int = 80, height: int = 72) -> bytes:
     """A PNG with pixels of this seed alone."""
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@cache
+def face(seed: int = 0) -> bytes:
+    """A PNG of a painted person, for renderers that look for a face; with pixels of this seed in a corner."""
+    pixels = portrait(PEOPLE["ada"], 160)
+    pixels[:8, :8] = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -126,6 +138,7 @@ class Installation:
     def environment(self, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR")}
         own = {"PYTHONPATH": str(ROOT), "TEST_RENDER_COUNT": str(self.root / "renders"), "HOME": str(self.root)}
+        own["XDG_RUNTIME_DIR"] = str(self.root)  # where a daemon leaves its pointer
         own["OPENBLAS_NUM_THREADS"] = "1"  # a thread for each core costs a small render half of its time
         return {**kept, **own, **more}
 
@@ -180,8 +193,8 @@ class Installation:
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
-    def drop_pair(self, stem: str, *, seed: int = 0, seconds: float = 0.3) -> None:
-        put(self.path("inbox"), f"{stem}.png", picture(seed))
+    def drop_pair(self, stem: str, *, seed: int = 0, seconds: float = 0.3, with_face: bool = False) -> None:
+        put(self.path("inbox"), f"{stem}.png", face(seed) if with_face else picture(seed))
         put(self.path("inbox"), f"{stem}.wav", sound(seconds, seed))
 
     def drop_manifest(self, name: str, **fields: Any) -> None:

@@ -24,12 +24,14 @@ FULL = {
     "LIPSYNCD_TEST_PAIRS": "all",
     "LIPSYNCD_TEST_KILLS": "200",
     "LIPSYNCD_TEST_LEDGER_KILLS": "60",
+    "LIPSYNCD_TEST_RAY_KILLS": "40",
     "LIPSYNCD_TEST_FAULTS": "all",
     "SCHEMATHESIS_EXAMPLES": "200",
     "LONG": "1",
 }
 TESTS = [
     *(f"crashes/test_{name}.py" for name in ("order", "failpoints", "kills", "file_faults")),
+    "executors/test_random_kills.py",
     *(f"load/test_{name}.py" for name in ("burst", "slow_writers")),
     *("machine/test_small_disks.py", "machine/test_mounts.py", "load/test_clock_jumps.py", "test_two_daemons.py"),
     *(f"hostile/test_{name}.py" for name in ("jobs", "jail_trace", "requests")),

@@ -89,6 +89,70 @@ class Api:
         return talk
 
 
+@dataclass
+class Browser:
+    """What a browser sends for the page of a server: Origin, Sec-Fetch-Site, and the cookie that it has got."""
+
+    api: Api
+    cookie: str = ""
+
+    @property
+    def origin(self) -> str:
+        return self.api.url
+
+    def sign_in(self, key: str, **headers: str) -> Reply:
+        answer = self.post("/session", {"key": key}, **headers)
+        if answer.status == 204:
+            self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        return answer
+
+    def sent(self, method: str, **headers: str) -> dict[str, str]:
+        """The headers of a request; an empty one is left out."""
+        reading = method in ("GET", "HEAD")
+        usual = {"Sec-Fetch-Site": "same-origin"} if reading else {"Origin": self.origin}
+        changed = {name.replace("_", "-"): value for name, value in headers.items()}
+        return {name: text for name, text in {"Cookie": self.cookie, **usual, **changed}.items() if text}
+
+    def call(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+        return self.api.call(method, path, body, self.sent(method, **headers))
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.call("GET", path, **headers)
+
+    def post(self, path: str, value: Any, **headers: str) -> Reply:
+        return self.call("POST", path, json.dumps(value).encode(), **{"Content_Type": "application/json", **headers})
+
+    def form(self, path: str, *, headers: Mapping[str, str] | None = None, **parts: str | PART) -> Reply:
+        return self.api.form(path, headers=self.sent("POST", **(headers or {})), **parts)
+
+
+class Reader:
+    """One reader of a stream of events, on a connection of its own."""
+
+    def __init__(self, api: Api, path: str, **headers: str) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=30)
+        sent = {name.replace("_", "-"): text for name, text in headers.items()}
+        self._connection.request("GET", path, headers={**api.headers, **sent})
+        self.answer = self._connection.getresponse()
+        self.number = ""
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What comes, until the stream ends."""
+        for line in self.answer:
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name == "id":
+                self.number = value
+            if name == "data":
+                yield json.loads(value)
+
+    def until(self, **wanted: Any) -> dict[str, Any]:
+        return next(event for event in self.events() if wanted.items() <= event.items())
+
+    def close(self) -> None:
+        self._connection.close()
+        self.answer.close()
+
+
 def multipart(parts: Mapping[str, str | PART]) -> tuple[bytes, str]:
     """The body of a form, and its Content-Type."""
     boundary = uuid.uuid4().hex

@@ -167,6 +167,20 @@ def test_higher_priority_comes_first_then_the_older(ledger: Ledger) -> None:
     assert order == ["high", "old high", "old", "new", "low"]
 
 
+def test_the_next_job_is_the_one_that_a_claim_gives_and_stays_in_the_queue(ledger: Ledger) -> None:
+    assert ledger.next_job() is None
+    for name, priority in (("first", 0), ("urgent", 5), ("last", 0)):
+        queued(ledger, name, priority=priority)
+
+    for name in ("urgent", "first", "last"):
+        expected = ledger.next_job()
+        claimed = ledger.claim(f"cpu:{name}", name)
+        assert expected is not None
+        assert claimed is not None
+        assert (expected.id, expected.name) == (claimed.id, name)
+    assert ledger.next_job() is None
+
+
 def test_a_claim_reads_the_queue_by_its_index(ledger: Ledger) -> None:
     """A plan that sorts would read every finished job of the last 90 days for each claim."""
     wanted = """SELECT id FROM job WHERE state='queued' AND prepared=1 AND not_before_ms<=0 AND cancel_requested=0

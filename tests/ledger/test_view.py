@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from lipsyncd.errors import LedgerError, UnknownJob
+from lipsyncd.errors import LedgerError, WeightsMissing
 from lipsyncd.jobs.job import JobState, new_id
+from lipsyncd.jobs.waits import SAME_WORK
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.view import LedgerView
-from tests.kits.core_kit import as_nobody, claimed, queued
+from tests.kits.core_kit import as_nobody, claimed, connected, queued
 from tests.kits.installation import ROOT
 
 
@@ -76,17 +77,6 @@ def test_running_jobs_come_first_then_the_queue_then_ended_jobs_from_the_newest_
     assert [job.name for job in view.jobs(limit=2)] == ["runs", "urgent"]
     ended = view.jobs(states=[JobState.CANCELLED, JobState.RUNNING])
     assert [job.name for job in ended] == ["runs", "newer", "older"]
-
-
-def test_a_job_is_found_by_either_end_of_its_id_when_only_one_has_it(ledger: Ledger) -> None:
-    one = queued(ledger, "one", id="11110000-0000-7000-8000-0000000000aa")
-    queued(ledger, "two", id="11110000-0000-7000-8000-0000000000bb")
-    view = LedgerView(ledger.path)
-    assert view.get("00aa").id == view.get(one).id == one
-    for text in ("1111", "0aa", "%", "____", "", "00cc"):
-        assert view.find(text) is None
-        with pytest.raises(UnknownJob, match="no job"):
-            view.get(text)
 
 
 def test_a_reader_never_waits_for_the_writer_and_sees_whole_transactions(ledger: Ledger) -> None:
@@ -194,3 +184,23 @@ def test_a_path_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert LedgerView(path).get(job_id).name == "anna"
     ledger.close()
     assert os.listdir(tmp_path) == [name]
+
+
+def test_a_repetition_waits_for_what_the_first_job_waits_for(ledger: Ledger) -> None:
+    first, second = queued(ledger, "first"), queued(ledger, "second")
+    with closing(connected(ledger)) as other:
+        other.execute("UPDATE job SET duplicate_of=? WHERE id=?", (first, second))
+    view = LedgerView(ledger.path)
+
+    def waits() -> dict[str, str] | None:
+        return view.waits_for(view.get(second))
+
+    assert (waits() or {})["code"] == SAME_WORK
+    ledger.set_blocked(first, WeightsMissing("no weights").reason(), delay_ms=0)
+    assert waits() == {
+        "code": "weights-missing",
+        "message": "an earlier job makes the same video, and waits: no weights",
+        "remedy": WeightsMissing.default_remedy,
+    }
+    ledger.to_cancelled(first)
+    assert waits() is None

@@ -1,10 +1,12 @@
 """Sounds that are a row of frames: found wherever they begin, and not in files of other formats."""
 
 import os
+import time
 
 import pytest
 
-from lipsyncd.media import Completeness, Kind, examine, frames
+from lipsyncd.media import Completeness, Kind, examine, frames, recordings
+from lipsyncd.media.content import Content
 from lipsyncd.prepare.decode_sound import decode_sound
 from tests.kits.media.media_kit import converted, ffmpeg
 
@@ -63,6 +65,31 @@ def examined(data: bytes):
         return examine(descriptor, len(data))
     finally:
         os.close(descriptor)
+
+
+def ranges(data: bytes, find=frames.without_tags) -> list[tuple[int, int]]:
+    descriptor = os.memfd_create("joined")
+    try:
+        os.write(descriptor, data)
+        return find(Content(descriptor, len(data)))
+    finally:
+        os.close(descriptor)
+
+
+def test_a_tag_inside_is_what_frames_or_another_tag_follow():
+    one, fake = mp3(), b"TAG" + bytes(90) + b"ID3\4\0\0\0\0\0\x20" + bytes(60)
+    first, second = b"TAG" + bytes(125), id3(300)
+    assert ranges(one) == ranges(one + fake + one) == ranges(one + first) == ranges(second + one) == []
+    data = id3(50) + one + first + second + one + second + one
+    assert b"".join(data[start:end] for start, end in ranges(data)) == id3(50) + one * 3
+
+
+def test_many_tags_and_headers_cost_a_bounded_time():
+    began_s = time.process_time()
+    assert ranges(b"TAG" * 4_000_000) == []
+    assert len(ranges(b"-" + id3(0) * 1_000_000)) <= 1 << 15
+    assert len(ranges(b"#!AMR\n" * 1_000_000, recordings.without_headers)) <= 1 << 13
+    assert time.process_time() - began_s < 5
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -1,5 +1,7 @@
 """The format of a file and whether it is whole, judged without decoding it."""
 
+import base64
+import gzip
 import os
 import struct
 from pathlib import Path
@@ -148,7 +150,22 @@ def test_data_after_the_end_does_no_harm(judged, name, garbage):
         (OTHER_FORMATS["a Canon's raw picture"], "a camera's raw picture"),
         (b"\xff\x0a" + bytes(range(60)), "a JPEG XL picture"),
         (OTHER_FORMATS["avi"], "an AVI video"),
-        (b"some text that nobody knows" * 4, ""),
+        (b"some text that nobody knows" * 4, "a text"),
+        ("Grüße".encode() * 200, "a text"),
+        (b'{"error": {"message": "quota exceeded"}}', "a JSON text"),
+        (base64.b64encode(wav(tone(0.5))), "a base64 text"),
+        (b"data:image/png;base64," + base64.b64encode(bytes(90)), "a base64 text"),
+        (gzip.compress(wav(tone(0.5))), "a gzip archive"),
+        (encoded(corners(), "PPM"), "a PNM picture"),
+        (encoded(corners(), "TIFF", big_tiff=True), "a BigTIFF picture"),
+        (b"G".ljust(188, b"\0") * 4, "an MPEG transport stream"),
+        (b"\r\n" + wav(tone(0.5)), "a WAV with 2 bytes of text in front"),
+        (b"\xef\xbb\xbf" + encoded(corners(), "PNG"), "a PNG with 3 bytes of text in front"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + encoded(corners(), "JPEG"), "a JPEG with 19 bytes of text in front"),
+        (b"\n" + encoded(corners(), "JPEG"), "a JPEG with 1 byte of text in front"),
+        (encoded(corners(), "PNG").replace(b"\r\n", b"\n"), "a PNG whose line breaks a transfer as text has changed"),
+        (bytes(range(128, 228)), ""),
+        (bytes(range(128, 168)) + wav(tone(0.5)), ""),
     ],
 )
 def test_what_is_not_taken_is_named(judged, data, name):

@@ -8,6 +8,7 @@ import pytest
 from lipsyncd.errors import AudioUndecodable
 from lipsyncd.media import Completeness, Kind, examine
 from lipsyncd.prepare.decode_sound import decode_sound
+from tests.kits.media.codec_kit import amr
 from tests.kits.media.media_kit import converted, ffmpeg, stereo, tone, wav
 
 ONE = wav(tone(1.5))
@@ -124,16 +125,68 @@ def test_joined_wavs_of_different_formats_are_refused_by_name(tmp_path, name):
         decoded(tmp_path, MIXED[name]())
 
 
-def test_joined_mp4s_are_refused_by_name(tmp_path):
-    with pytest.raises(AudioUndecodable, match="several MP4s are joined"):
-        decoded(tmp_path, converted(".m4a") * 2, Kind.M4A)
+def test_a_tag_behind_a_flac_is_no_damage(tmp_path):
+    sound = decoded(tmp_path, converted(".flac") + b"TAG" + bytes(125), Kind.FLAC)
+    assert (float(sound.duration), sound.notes) == (1.0, ())
 
 
-@pytest.mark.parametrize("suffix", [".mp3", ".ogg", ".opus", ".flac", ".aac"])
-def test_other_joined_sounds_are_heard_to_their_end(tmp_path, suffix):
-    kinds = {".mp3": Kind.MP3, ".flac": Kind.FLAC, ".aac": Kind.AAC}
-    sound = decoded(tmp_path, converted(suffix) * 3, kinds.get(suffix, Kind.OGG))
-    assert float(sound.duration) == pytest.approx(3.0, abs=0.2)
+def test_a_sound_that_lacks_less_than_its_length_shows_tells_its_bytes(tmp_path):
+    assert decoded(tmp_path, ONE[:-1]).notes == ("cut short: 1.50 s; 47999 of 48000 bytes of samples",)
+
+
+CONTAINERS = {
+    "MP4": (Kind.M4A, lambda: converted(".m4a")),
+    "WebM": (Kind.WEBA, lambda: converted(".webm", "-c:a", "libopus")),
+    "Matroska": (Kind.MKA, lambda: converted(".mka", "-c:a", "aac")),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_joined_containers_are_refused_by_name(tmp_path, name):
+    kind, make = CONTAINERS[name]
+    with pytest.raises(AudioUndecodable, match=f"several {name} files are joined in it, the second one at byte"):
+        decoded(tmp_path, make() * 2, kind)
+
+
+def mono_and_stereo(suffix: str, *options: str) -> bytes:
+    return converted(suffix, *options, "-ac", "1") + converted(suffix, *options, "-ac", "2")
+
+
+OTHERS_JOINED = {
+    "mp3": (Kind.MP3, lambda: converted(".mp3") * 3, 3.0),
+    "mp3 with a tag at each end": (Kind.MP3, lambda: converted(".mp3", "-write_id3v1", "1") * 3, 3.0),
+    "mp3 that differ": (Kind.MP3, lambda: mono_and_stereo(".mp3"), 2.0),
+    "vorbis": (Kind.OGG, lambda: converted(".ogg") * 3, 3.0),
+    "opus": (Kind.OGG, lambda: converted(".opus") * 3, 3.0),
+    "flac in ogg that differ": (Kind.OGG, lambda: mono_and_stereo(".ogg", "-c:a", "flac"), 2.0),
+    "flac": (Kind.FLAC, lambda: converted(".flac") * 3, 3.0),
+    "aac": (Kind.AAC, lambda: converted(".aac") * 3, 3.0),
+    "amr": (Kind.AMR, lambda: amr() * 3, 3.0),
+    "amr-wb": (Kind.AMR, lambda: amr(wide=True) * 3, 3.0),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS_JOINED)
+def test_other_joined_sounds_are_heard_to_their_end_without_a_note(tmp_path, name):
+    kind, make, seconds = OTHERS_JOINED[name]
+    sound = decoded(tmp_path, make(), kind)
+    assert float(sound.duration) == pytest.approx(seconds, abs=0.25)
+    assert sound.notes == ()
+
+
+MIXED_OGGS = {
+    "vorbis at another rate": lambda: converted(".ogg") + converted(".ogg", "-ar", "24000"),
+    "vorbis with more channels": lambda: mono_and_stereo(".ogg"),
+    "opus with more channels": lambda: mono_and_stereo(".opus"),
+    "vorbis, then opus": lambda: converted(".ogg") + converted(".opus"),
+    "opus, then flac": lambda: converted(".opus") + converted(".ogg", "-c:a", "flac"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED_OGGS)
+def test_joined_oggs_of_different_formats_are_refused_by_name(tmp_path, name):
+    with pytest.raises(AudioUndecodable, match=r"several Oggs are joined in it: the first has (Vorbis|Opus) with 1 ch"):
+        decoded(tmp_path, MIXED_OGGS[name](), Kind.OGG)
 
 
 def test_bytes_behind_the_declared_end_are_never_left_out_without_a_word(tmp_path):

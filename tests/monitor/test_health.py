@@ -157,10 +157,6 @@ def test_a_default_renderer_without_its_packages_is_a_fault(installation: Instal
     monitor = monitor_of(installation, ledger)
     monitor.probe()
     assert failing(monitor) == {"renderer": "mine needs no_such_package_anywhere, which is not installed"}
-    installation.changes["render"] = {"renderer": "nosuch"}
-    monitor = monitor_of(installation, ledger)
-    monitor.probe()
-    assert failing(monitor) == {"renderer": "no renderer is called 'nosuch'"}
 
 
 def test_blocked_jobs_of_the_default_renderer_are_a_fault_and_others_are_not(

@@ -48,6 +48,7 @@ NAMES = {
     "lipsyncd_render_realtime_ratio": set(),
     "lipsyncd_last_success_timestamp_seconds": set(),
     "lipsyncd_worker_up": {"device"},
+    "lipsyncd_worker_busy": {"device"},
     "lipsyncd_worker_restarts_total": {"cause"},
     "lipsyncd_worker_loads_total": set(),
     "lipsyncd_vram_bytes": {"kind"},

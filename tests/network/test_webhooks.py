@@ -23,7 +23,7 @@ from lipsyncd.jobs.webhook_delivery import Delivery, DeliveryState
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.network.webhooks import SCHEDULE_S, Webhooks, load_keys
-from lipsyncd.settings.sections import UNSET
+from lipsyncd.settings.rules import UNSET
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation
 from tests.kits.webhook_receiver import Answer, Receiver, receiving, until

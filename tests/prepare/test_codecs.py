@@ -1,10 +1,8 @@
 """Every codec and container that phones, browsers, cameras, telephone systems and speaking services write."""
 
 import os
-import random
 import struct
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,45 +13,10 @@ from lipsyncd.media import Completeness, Kind, examine
 from lipsyncd.prepare import decode_sound as decoder
 from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.web.routes.downloads import _TYPES
-from tests.kits.media.media_kit import converted, ffmpeg, tone, wav
+from tests.kits.media.codec_kit import amr, bw64, gsm_in_wav, mov, mp4, remuxed
+from tests.kits.media.media_kit import converted, ffmpeg, streamed, tone, wav
 
 SECONDS = 1.0
-
-
-def remuxed(data: bytes, demuxer: str, suffix: str) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "in"), Path(folder, "out" + suffix)
-        source.write_bytes(data)
-        command = [str(ffmpeg()), "-v", "error", "-f", demuxer, "-i", str(source), "-c", "copy", str(target)]
-        subprocess.run(command, check=True)
-        return target.read_bytes()
-
-
-def amr(*, wide: bool = False) -> bytes:
-    """A second of AMR by hand, since not every ffmpeg has an encoder: frames of arbitrary parameters."""
-    chance = random.Random(1)
-    magic, head, size = (b"#!AMR-WB\n", 0x04, 17) if wide else (b"#!AMR\n", 0x3C, 31)
-    return magic + b"".join(bytes([head]) + chance.randbytes(size) for _ in range(50))
-
-
-def gsm_in_wav() -> bytes:
-    """GSM 06.10 as Microsoft stores it: blocks of 65 bytes for 320 samples."""
-    samples = random.Random(2).randbytes(65 * 25)
-    form = struct.pack("<HHIIHHHH", 0x31, 1, 8000, 1625, 65, 0, 2, 320)
-    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(samples)) + samples
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def bw64() -> bytes:
-    return converted(".wav", "-rf64", "always").replace(b"RF64", b"BW64", 1)
-
-
-def mp4(*options: str) -> bytes:
-    return converted(".mp4", *options, "-strict", "-2", "-f", "mp4")
-
-
-def mov(codec: str) -> bytes:
-    return converted(".mov", "-c:a", codec, "-f", "mov")
 
 
 TAKEN = {
@@ -244,31 +207,52 @@ def test_no_beginning_of_a_recording_counts_as_complete_and_half_of_it_is_heard(
     assert note in sound.notes[0]
 
 
-@pytest.mark.parametrize("suffix", [".aiff", ".w64"])
+@pytest.mark.parametrize("suffix", [".aiff", ".w64", ".caf"])
 def test_joined_recordings_are_refused_by_name(tmp_path, suffix):
     kind = Kind(suffix[1:])
     with pytest.raises(AudioUndecodable, match=f"several {kind.upper()}s are joined in it"):
         decoded(tmp_path, converted(suffix) * 2, kind)
 
 
-def streamed(suffix: str, *options: str) -> bytes:
-    """The same written into a pipe, so that no length could be corrected."""
-    command = [str(ffmpeg()), "-v", "error", "-f", "lavfi", "-i", "sine=d=1:r=44100", *options, "-f", suffix, "-"]
-    return subprocess.run(command, check=True, capture_output=True).stdout
+def with_length(suffix: str, length: int, *, before: bytes, form: str) -> bytes:
+    """A whole file whose samples are declared to have that length, in the field behind `before`."""
+    data = converted(suffix)
+    return _replaced(data, data.index(before) + len(before), struct.pack(form, length))
 
 
-@pytest.mark.parametrize(("form", "kind"), [("wav", Kind.WAV), ("matroska", Kind.MKA)])
-def test_a_recording_that_was_streamed_is_not_waited_for(tmp_path, form, kind):
-    data = streamed(form, "-c:a", "pcm_s16le")
-    assert examined(data).completeness is Completeness.PLAUSIBLE
+def _replaced(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+W64_DATA = b"data" + converted(".w64")[44:56]  # the identifier of that chunk
+STREAMED = {
+    "wav": (Kind.WAV, lambda: streamed("wav")),
+    "rf64": (Kind.WAV, lambda: streamed("wav", "-rf64", "always")),
+    "bw64": (Kind.WAV, lambda: streamed("wav", "-rf64", "always").replace(b"RF64", b"BW64", 1)),
+    "mka": (Kind.MKA, lambda: streamed("matroska", "-c:a", "pcm_s16le")),
+    "w64": (Kind.W64, lambda: streamed("w64")),
+    "w64 of libsndfile": (Kind.W64, lambda: with_length(".w64", 0, before=W64_DATA, form="<Q")),
+    "w64, 24 bits": (Kind.W64, lambda: streamed("w64", "-c:a", "pcm_s24le")),
+    "aiff": (Kind.AIFF, lambda: streamed("aiff")),
+    "aiff of sox": (Kind.AIFF, lambda: with_length(".aiff", 0x7F000008, before=b"SSND", form=">I")),
+    "aiff, mu-law": (Kind.AIFF, lambda: streamed("aiff", "-c:a", "pcm_mulaw")),
+    "caf": (Kind.CAF, lambda: streamed("caf")),
+    "caf of length 0": (Kind.CAF, lambda: with_length(".caf", 0, before=b"data", form=">q")),
+    "caf of 2^63 - 1": (Kind.CAF, lambda: with_length(".caf", 2**63 - 1, before=b"data", form=">q")),
+    "flac": (Kind.FLAC, lambda: streamed("flac")),
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_recording_that_was_streamed_is_not_waited_for_and_heard_whole(tmp_path, name):
+    kind, make = STREAMED[name]
+    data = make()
+    found = examined(data)
+    assert (found.kind, found.completeness, found.endless) == (kind, Completeness.PLAUSIBLE, False)
     sound = decoded(tmp_path, data, kind)
-    assert float(sound.duration) == pytest.approx(1.0, abs=0.01)
+    assert float(sound.duration) == pytest.approx(SECONDS, abs=0.01)
     assert sound.notes == ()
-
-
-@pytest.mark.parametrize(("form", "codec"), [("w64", "pcm_s16le"), ("aiff", "pcm_s16be")])
-def test_the_other_forms_of_an_unknown_length_are_not_waited_for_either(form, codec):
-    assert examined(streamed(form, "-c:a", codec)).completeness is Completeness.PLAUSIBLE
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.name != "input") == [".s16", ".s16"]
 
 
 def test_every_kind_of_sound_has_a_decoder_and_a_type_on_the_web():

@@ -12,7 +12,8 @@ import pytest
 
 from lipsyncd.errors import SpeechFailed, SpeechNotInstalled
 from lipsyncd.prepare.speech import speak_with
-from lipsyncd.prepare.spoken_text import MAX_CHARS
+from lipsyncd.prepare.spoken_text import MAX_CHARS, MAX_SPOKEN_CHARS
+from lipsyncd.prepare.voices.process import SpeakingStopped
 from tests.kits.installation import Installation, picture, put
 
 # Speaks each letter as a tenth of a second, and writes down what it received.
@@ -92,6 +93,18 @@ time.sleep(60)
     pid = int((tmp_path / "child").read_text())
     time.sleep(0.2)
     assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1]
+
+
+def test_a_program_whose_text_nobody_wants_any_more_is_ended_at_once(tmp_path: Path) -> None:
+    source = "import sys, time\nsys.stdin.buffer.read()\nopen('begun', 'w').close()\ntime.sleep(60)"
+    with pytest.raises(SpeakingStopped):
+        speak_with(
+            program(tmp_path, source),
+            "a" * MAX_SPOKEN_CHARS,
+            tmp_path / "out.wav",
+            unwanted=(tmp_path / "begun").exists,
+            timeout_s=50.0,
+        )
 
 
 def test_a_program_that_writes_without_end_is_stopped_at_a_bound(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lipsyncd.errors import BadOption, NoFaceFound, UnknownRenderer
+from lipsyncd.jobs.job import MOTIONS
 from lipsyncd.jobs.prepared import Picture, Sound
 from lipsyncd.media import ffmpeg
 from lipsyncd.worker.check_result import validate
@@ -24,7 +25,7 @@ from tests.kits.media.preview_kit import astronaut, voice
 
 # Without the extra `musetalk` its renderer cannot be checked.
 WITH_NETWORKS = find_spec("torch") is not None
-RENDERERS = ["preview", "musetalk"] if WITH_NETWORKS else ["preview"]
+RENDERERS = ["preview", pytest.param("musetalk", marks=pytest.mark.slow)] if WITH_NETWORKS else ["preview"]
 RATES = ["24", "25", "30000/1001", "30", "60"]
 TIMEOUTS = Timeouts(start_s=60, deadline_s=120, silence_s=60)
 
@@ -47,6 +48,7 @@ class Bench:
         fps: str = "25",
         stitch: bool = False,
         resolution: int = 128,
+        motion: str = "none",
         **options: object,
     ) -> Render:
         pixels = subject(renderer) if picture is None else picture
@@ -66,6 +68,7 @@ class Bench:
             frames=frames,
             stitch=stitch,
             resolution=resolution,
+            motion=motion,
             options=options,
             encode={"ffmpeg": str(ffmpeg.find()), "crf": 18, "preset": "veryfast", "audio_kbps": 128},
         )
@@ -97,7 +100,7 @@ class Bench:
 
 
 def subject(renderer: str) -> np.ndarray:
-    """A face that the renderer can find, (512, 512, 3); the small networks of tests find red discs."""
+    """A face that the renderer can find, (512, 512, 3); the small landmark network of tests sees red heads."""
     if renderer.endswith("musetalk") and WITH_NETWORKS:
         from tests.kits.media.face_kit import backdrop, draw_head
 
@@ -138,6 +141,21 @@ def test_the_video_has_its_frames_and_its_sound_at_every_rate(
     bench.validate(request, result)
     assert (result.width, result.height) == ((512, 512) if stitch else (128, 128))
     assert result.frames == math.ceil(Fraction(request.sound.samples, 48_000) * Fraction(fps))
+
+
+def test_every_still_moves_as_its_job_asks_for(bench: Bench, renderer: str) -> None:
+    """By one code for all renderers, so a renderer has only to name its still; and as often, the same."""
+    digests = {}
+    for stitch in (False, True):
+        for motion in MOTIONS:
+            request = bench.request(renderer, motion=motion, stitch=stitch)
+            result = bench.render(request)
+            bench.validate(request, result)
+            digests[motion, stitch] = bench.digest
+            assert result.notes.get("motion", {}).get("kind", "none") == motion, result.notes
+    assert len(set(digests.values())) == 6
+    bench.render(bench.request(renderer, motion="lively", stitch=True))
+    assert bench.digest == digests["lively", True]
 
 
 def test_odd_sides_become_even(bench: Bench, renderer: str) -> None:

@@ -30,6 +30,23 @@ def test_the_square_is_half_again_as_long_as_the_face_and_shifted_into_the_pictu
     assert square_around(face, *picture) == square
 
 
+@pytest.mark.parametrize("resolution", [64, 90, 256])
+@pytest.mark.parametrize("square", [Box(20, 10, 90, 90), Box(-20, -30, 150, 150)])
+@pytest.mark.parametrize("box", [Box(40, 30, 25, 21), Box(0, 0, 30, 30), Box(99, 80, 21, 20), Box(60, 30, 0, 0)])
+def test_a_change_in_the_picture_shows_only_where_the_square_says(rng, resolution, square, box):
+    before = rng.integers(0, 256, (100, 120, 3), np.uint8)
+    after = before.copy()
+    after[box.place] = 255 - after[box.place]
+    view = SquareView(120, 100, square, resolution)
+
+    differs = (view.of(before) != view.of(after)).any(axis=2)
+
+    shown = view.shown(box)
+    assert shown.within(Box(0, 0, resolution, resolution)) == shown
+    differs[shown.place] = False
+    assert not differs.any()
+
+
 @given(st.data())
 def test_the_square_holds_the_face_and_leaves_the_picture_only_when_it_is_larger(data):
     width, height = data.draw(st.integers(1, 3000)), data.draw(st.integers(1, 3000))

@@ -74,7 +74,7 @@ def test_a_video_is_submitted_like_a_picture(busy: Installation, tmp_path: Path)
     assert numbers_in(tmp_path / "out.mp4") == list(range(10))
     refused = busy.cli("submit", tmp_path / "song.mp4", tmp_path / "ada.wav")
     assert refused.returncode != 0
-    assert "is m4a" in refused.stderr
+    assert "is a sound (m4a)" in refused.stderr
 
 
 def test_a_longer_video_ends_with_the_sound(busy: Installation) -> None:
@@ -105,7 +105,7 @@ def test_an_mp4_without_video_is_no_picture(busy: Installation) -> None:
     put(busy.path("inbox"), "song.wav", sound(0.5))
     job = busy.until_state("song", JobState.FAILED)
     assert job.reason_code == "image-not-recognised"
-    assert "is m4a" in (job.reason or "")
+    assert "is a sound (m4a)" in (job.reason or "")
 
 
 def test_a_long_analysis_is_no_silence_and_can_be_cancelled(busy: Installation) -> None:

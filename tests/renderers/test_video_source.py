@@ -14,7 +14,7 @@ from lipsyncd.jobs.prepared import Video
 from lipsyncd.media import Kind
 from lipsyncd.media.video_frames import BOUNCE, LOOP, source_index
 from lipsyncd.renderers.video_source import VideoSource
-from tests.kits.media.footage_kit import H264, HEIGHT, VP8, WIDTH, film, number_of, screened
+from tests.kits.media.footage_kit import H264, HEIGHT, VP8, WIDTH, film, film_with_voice, number_of, screened
 from tests.kits.media.media_kit import ffmpeg
 
 
@@ -53,6 +53,13 @@ def test_any_range_gives_the_same_frames_as_one_pass(tmp_path: Path, name: str) 
         count = min(7, source.frames - start)
         for picture, expected in zip(source.read(start, count), whole[start:], strict=False):
             np.testing.assert_array_equal(picture, expected)
+
+
+@pytest.mark.parametrize(("suffix", "codecs"), [(".mp4", (*H264, "-c:a", "aac")), (".webm", (*VP8, "-c:a", "libopus"))])
+def test_a_film_with_sound_is_read_like_one_without(tmp_path: Path, suffix: str, codecs: tuple[str, ...]) -> None:
+    """ffmpeg complains about the sound, whose decoder is on no list here, and its complaints go into a file."""
+    source = source_of(tmp_path, film_with_voice(suffix, *codecs))
+    assert len(list(source.read())) == source.frames > 30
 
 
 def test_the_picture_equals_the_first_frame(tmp_path: Path) -> None:

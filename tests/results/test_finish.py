@@ -13,6 +13,7 @@ import pytest
 from lipsyncd.errors import IllegalTransition, NoFaceFound, OutboxUnavailable, UnknownJob
 from lipsyncd.jobs.job import JobState, new_id
 from lipsyncd.jobs.prepared import Output as Finished
+from lipsyncd.ledger.view import LedgerView
 from lipsyncd.results.outbox import Outbox, Token
 from lipsyncd.settings import Archive, Output
 from tests.kits.jobs_by_hand import JobsByHand
@@ -65,6 +66,14 @@ def test_a_taken_name_is_left_and_the_next_one_used(by_hand: JobsByHand, suffix:
     assert by_hand.job(job_id).out_name == "anna (3)"
     assert all(path.read_bytes() == b"theirs" for path in theirs)
     assert by_hand.hidden() == []
+
+
+def test_the_history_names_the_name_that_a_result_got_and_not_those_that_were_taken(by_hand: JobsByHand) -> None:
+    for name in ("anna", *(f"anna ({number})" for number in range(2, 10))):
+        occupy(by_hand, f"{name}.mp4")
+    job_id = by_hand.published()
+    named = [event.note for event in LedgerView(by_hand.ledger.path).events(job_id) if "published as" in event.note]
+    assert set(named) == {"published as anna (10)", "published as anna (10).mp4"}
 
 
 def test_a_name_conflict_may_fail_the_job_and_leaves_no_hidden_files(tmp_path: Path) -> None:

@@ -354,6 +354,8 @@ def test_of_much_output_only_a_part_is_kept():
     assert ended.stdout == b"o" * 65_536
     assert len(ended.stderr_tail) == 16_384
     assert ended.stderr_tail.endswith("eend")
+    lines = inside("import sys; sys.stderr.write('a line of text\\n' * 9_000)").stderr_tail.splitlines()
+    assert set(lines) == {"a line of text"}
 
 
 def test_a_long_running_program_reads_from_our_pipe_and_is_ended_by_us(tmp_path):

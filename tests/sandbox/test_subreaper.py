@@ -177,9 +177,23 @@ def test_every_process_with_a_session_of_its_own_is_in_the_list() -> None:
     """One that is started past `subreaper.start` would count as left behind."""
     found = listed = 0
     for path in Path(lipsyncd.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                found += any(keyword.arg in ("start_new_session", "process_group") for keyword in node.keywords)
-                if ast.unparse(node.func) == "subreaper.start":
-                    listed += ast.unparse(node.args[0]).count("start_new_session=True")
+        tree = ast.parse(path.read_text())
+        found += _with_a_session_of_its_own(tree)
+        functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for starter in _starters(tree):
+            listed += _with_a_session_of_its_own(functions[starter.id] if isinstance(starter, ast.Name) else starter)
     assert found == listed > 2
+
+
+def _with_a_session_of_its_own(tree: ast.AST) -> int:
+    """How many calls below that node give a process a session or a group of its own."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return sum(any(keyword.arg in ("start_new_session", "process_group") for keyword in c.keywords) for c in calls)
+
+
+def _starters(tree: ast.AST) -> list[ast.expr]:
+    """What `subreaper.start` is called with, at once or later through a partial: the function that starts a process."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    at_once = [call.args[0] for call in calls if ast.unparse(call.func) == "subreaper.start"]
+    later = [call.args[1] for call in calls if ast.unparse(call.args[0]) == "subreaper.start"]
+    return at_once + later

@@ -20,7 +20,7 @@ import pytest
 
 from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.jobs.job import new_id
-from lipsyncd.storage.control_files import ACTIONS, Answer, Request, answer, ask, pending, sweep
+from lipsyncd.storage.control_files import ACTIONS, REQUEST, Answer, Request, answer, ask, pending, sweep
 from lipsyncd.storage.files import write_json
 from lipsyncd.storage.locks import InstanceLock, holder, is_held
 from tests.kits.core_kit import as_nobody
@@ -357,3 +357,25 @@ def test_a_look_that_lasts_is_outlasted(tmp_path: Path) -> None:
 def test_a_state_folder_that_is_not_there_is_not_held(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "nowhere")
     assert holder(tmp_path / "nowhere") == ""
+
+
+def test_a_request_that_another_thread_has_just_answered_is_not_taken_for_an_invalid_one(folder: Path) -> None:
+    """The housekeeper answers and removes requests to prune while the main thread lists what waits."""
+    stop = threading.Event()
+
+    def ask_and_answer() -> None:
+        while not stop.is_set():
+            waiting = folder / f"{new_id()}{REQUEST}"
+            write_json(waiting, {"action": "prune", "job_id": "", "value": 0})
+            waiting.unlink()
+
+    other = threading.Thread(target=ask_and_answer)
+    other.start()
+    try:
+        until_s = time.monotonic() + 0.5
+        found = [request for _ in iter(lambda: time.monotonic() < until_s, False) for _, request in pending(folder)]
+    finally:
+        stop.set()
+        other.join()
+    assert len(found) > 10
+    assert None not in found

@@ -115,6 +115,11 @@ def test_a_token_that_the_server_did_not_issue_is_refused(api: Api, token: str) 
     api.get(f"/talks?token={token}").refused(400, "BadRequestError")
 
 
+def test_a_renderer_and_an_option_that_do_not_exist_are_refused_at_once(api: Api, body: dict[str, Any]) -> None:
+    for own, rule in (({"renderer": "nosuch"}, "choose one of"), ({"renderer": "preview", "sway": 2}, "from 0 to 1")):
+        assert rule in api.post("/talks", {**body, "config": {"lipsyncd": own}}).refused(400, "BadRequestError")
+
+
 def test_types_are_read_leniently_and_unknown_fields_are_ignored(api: Api, body: dict[str, Any]) -> None:
     talk = {
         **body,

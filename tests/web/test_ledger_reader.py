@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from lipsyncd.errors import LedgerError, NoFaceFound
 from lipsyncd.jobs.job import JobState
+from lipsyncd.jobs.waits import SAME_WORK
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.web.ledger_reader import BatchThread, JobStatus, LedgerReader
 from tests.kits.core_kit import claimed, queued
@@ -98,9 +101,8 @@ def test_a_status_has_the_values_of_the_whole_row(tmp_path: Path) -> None:
         reader = LedgerReader(ledger.path)
         for job_id, created_ms in ((dropped, ledger.get(dropped).accepted_ms), (ordered, 7)):
             job = ledger.get(job_id)
-            assert reader.status(job_id) == JobStatus(
-                job.state, job.fraction, created_ms, job.started_ms, job.finished_ms, job.reason, job.remedy
-            )
+            same = {name: getattr(job, name) for name in JobStatus._fields if name != "created_ms"}
+            assert reader.status(job_id) == JobStatus(created_ms=created_ms, **same)
         assert reader.status("unknown") is None
         failed = reader.status(ordered)
         assert failed is not None
@@ -118,3 +120,24 @@ def test_a_ledger_that_cannot_be_read_is_an_error_and_is_opened_again(tmp_path: 
     with closing(Ledger(path)) as ledger:
         job_id = queued(ledger)
         assert reader.status(job_id) is not None
+
+
+def test_what_a_job_waits_for_is_told_without_a_look_at_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for in the thread of all requests, where a slow disk would delay every client."""
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        job_id, other = queued(ledger), queued(ledger, "other")
+        reader = LedgerReader(ledger.path)
+        (tmp_path / "status.json").write_text(json.dumps({"paused": "3 MB are free"}))
+        job, status = reader.exact(job_id), reader.status(job_id)
+        assert job is not None
+        assert status is not None
+    repeated = replace(job, duplicate_of=other)
+
+    def hang(*_: object, **__: object) -> None:
+        raise AssertionError("a disk was asked")
+
+    monkeypatch.setattr("lipsyncd.ledger.live_progress.LiveProgress._read", hang)
+    monkeypatch.setattr(LedgerReader, "_connection", hang)
+    for seen in (job, status):
+        assert (reader.waits_for(seen) or {})["message"] == "3 MB are free"
+    assert (reader.waits_for(repeated) or {})["code"] == SAME_WORK

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lipsyncd.jobs.job import JobState
+from lipsyncd.jobs.job import JobState, id_of_key
 from lipsyncd.ledger.ledger import Ledger
 from lipsyncd.results.leftovers import UPLOADS, Piece, listed, remove
 from lipsyncd.results.retention import Limits, over
@@ -28,7 +28,7 @@ from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.uploads import Upload, Uploads
 from lipsyncd.web.clients import UNLIMITED
 from lipsyncd.web.jobs import Jobs
-from lipsyncd.web.orders import Order, job_id_of
+from lipsyncd.web.orders import Order
 from lipsyncd.web.replies import ApiError
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation, picture, sound
@@ -244,7 +244,7 @@ def test_the_same_idempotency_key_gives_the_same_job(api: Api) -> None:
         answers = list(several.map(lambda _: api.post("/talks", TALK, Idempotency_Key="order-7"), range(4)))
     assert {answer.status for answer in answers} == {201}
     assert len({answer.body for answer in answers}) == 1
-    assert answers[0].json["id"] == "tlk_" + job_id_of("local", "order-7").replace("-", "")
+    assert answers[0].json["id"] == "tlk_" + id_of_key("local", "order-7").replace("-", "")
     assert answers[0].json["id"][16] == "8"  # a UUID of version 8
 
     other = api.post("/talks", {**TALK, "name": "another"}, Idempotency_Key="order-7")

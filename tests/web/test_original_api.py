@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -78,6 +79,18 @@ def test_an_upload_is_found_on_disk_whatever_host_name_its_address_has(api: Api,
     assert api.get(image["url"]).body == picture(7)
 
 
+def test_a_cut_sound_is_taken_at_once_with_a_note(api: Api) -> None:
+    """The folder waits for the rest of it; what a client has sent is whole."""
+    began_s = time.monotonic()
+    answer = api.form("/generate-video", source_image=("a.png", picture()), audio_data=("a.wav", sound(1.5)[:-14_400]))
+    api.done(answer.json["id"])
+    assert time.monotonic() - began_s < api.installation.settings.watch.incomplete_timeout_s / 2
+    job = api.installation.view.get(answer.json["id"])
+    assert (job.frames, job.duration_ms) == (27, 1050)
+    [note] = [note for note in api.installation.sidecar(job.out_name)["notes"]["inputs"] if "cut" in note]
+    assert note == "cut short: 1.05 of 1.50 s"
+
+
 def test_a_file_and_an_address_may_be_mixed(api: Api) -> None:
     voice = api.form("/upload-audio", file=("hello.wav", sound())).json
     answer = api.form("/generate-video", source_image=("a.png", picture()), audio_url=voice["url"])
@@ -124,10 +137,10 @@ def test_an_upload_is_fully_checked_at_once(api: Api, route: str, content: bytes
 
 
 def test_a_failed_job_says_why(api: Api) -> None:
-    job_id = generate(api, renderer="nosuch")
+    job_id = generate(api, renderer="shy")
     status = api.get(f"/talk-status/{job_id}?wait=60").json
     assert (status["status"], status["result_url"]) == ("error", None)
-    assert "nosuch" in status["error"]
+    assert "no face in the picture" in status["error"]
     assert "failed" in api.get(f"/storage/videos/{job_id}.mp4").refused(404, "NotFoundError")
 
 

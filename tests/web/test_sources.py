@@ -188,7 +188,7 @@ def test_an_upload_may_be_an_address(api: Api, source: str) -> None:
         ("inwards.png", 400, "no public address"),
         ("gone.png", 400, "404"),
         ("page.png", 415, "is a web page"),
-        ("hello.wav", 415, "is wav"),
+        ("hello.wav", 415, "is a sound (wav)"),
     ],
 )
 def test_an_address_without_a_usable_file_leaves_nothing(

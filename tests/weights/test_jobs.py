@@ -44,7 +44,7 @@ def hub() -> Iterator[Hub]:
 
 
 def drop(installation: Installation, name: str, renderer: str, seed: int) -> None:
-    installation.drop_pair(f"{name}-in", seed=seed)
+    installation.drop_pair(f"{name}-in", seed=seed, with_face=True)
     installation.drop_manifest(name, image=f"{name}-in.png", audio=f"{name}-in.wav", renderer=renderer, out_name=name)
 
 

@@ -47,7 +47,7 @@ def test_a_job_uses_the_files_of_a_read_only_mount_and_fetches_the_rest(tmp_path
     with running_hub() as hub, installation.running(HF_ENDPOINT=hub.url):
         hub.has(EARS_ENTRY, EARS)
         installation.drop_manifest("anna", image="anna.png", audio="anna.wav", renderer="musetalk")
-        installation.drop_pair("anna")
+        installation.drop_pair("anna", with_face=True)
         installation.until_done("anna")
         assert not hub.ranges(EYES_ENTRY)
     own = tmp_path / "storage" / "weights"

@@ -46,13 +46,13 @@ def bytes_read(store: Store) -> int:
 def test_the_built_in_list_pins_everything_that_the_renderer_opens() -> None:
     weights = {w.name: w for w in read_lock()}
     assert set(weights) == {
-        *("unet", "unet-config", "vae", "vae-config", "whisper", "whisper-config", "dwpose", "yunet", "bisenet")
+        *("unet", "unet-float32", "unet-config", "vae", "vae-config", "whisper", "whisper-config", "dwpose", "bisenet")
     }
-    assert {w.name for w in weights.values() if w.optional} == {"bisenet"}
-    assert {w.name for w in weights.values() if w.becomes} == {"unet", "bisenet"}
+    assert {w.name for w in weights.values() if w.optional} == {"bisenet", "unet-float32"}
+    assert {w.name for w in weights.values() if w.becomes} == {"unet", "unet-float32", "bisenet"}
     assert all(w.used_file.endswith((".safetensors", ".onnx", ".json")) for w in weights.values())
     assert weights["unet"].sha256 == "7ebf6c98c181e20838e4c0054e96e944ac60d5d692cc01db42839fe11b787007"
-    assert sum(w.size_bytes for w in weights.values()) == 4_073_704_318
+    assert sum(w.size_bytes for w in weights.values() if not w.extra) == 4_073_471_729
 
 
 def test_the_settings_name_the_packages_list_or_the_operators(tmp_path: Path) -> None:
@@ -81,6 +81,7 @@ def test_the_settings_name_the_packages_list_or_the_operators(tmp_path: Path) ->
         ("dtype", "float64"),
         ("dtype", "float16"),
         ("only_for", ["mask"]),
+        ("extra", "speed"),
         ("colour", "blue"),
     ],
 )

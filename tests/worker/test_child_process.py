@@ -115,7 +115,7 @@ def test_one_child_renders_job_after_job_and_reports_its_progress(tmp_path: Path
             order = request(tmp_path, "flat", seconds=seconds)
             result = render(one, order, reported=reported)
             assert (result.frames, result.width, result.height) == (order.frames, 64, 64)
-            assert result.notes == {"made_by": "flat"}
+            assert result.notes == {"made_by": "flat", "encoder": "x264, 2 threads"}
             assert inspect(tmp_path / "out.mp4").video.frames == order.frames
         assert one.pid == pid
         assert alive(pid)

@@ -11,14 +11,16 @@ import pytest
 from lipsyncd.errors import DeviceMissing, RenderCrashed, RendererNotInstalled
 from lipsyncd.jobs.blocked import Obstacles
 from lipsyncd.jobs.job import JobState, now_ms
+from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.mp4 import inspect
 from lipsyncd.settings import Output
 from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
-from lipsyncd.worker.protocol import Batch, Progress, Render, Result
+from lipsyncd.worker.protocol import Batch, Next, Progress, Render, Result
 from tests.kits.core_kit import Clock
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.installation import ROOT
 from tests.kits.jobs_by_hand import JobsByHand
+from tests.kits.webhook_receiver import until
 
 Act = Callable[[], object]
 
@@ -27,7 +29,9 @@ class Interfered:
     """A real child; `before` and `after` happen around its render, and may raise in its place."""
 
     def __init__(self, *, before: Act = lambda: None, after: Act = lambda: None) -> None:
-        self.child = LocalChild("cpu", lambda: Timeouts(60.0, 60.0, 60.0), renderers=NAMES)
+        self.child = LocalChild(
+            "cpu", lambda: Timeouts(60.0, 60.0, 60.0), renderers=NAMES, environment=["TEST_RENDER_COUNT"]
+        )
         self.before, self.after = before, after
 
     def start(self) -> None:
@@ -40,9 +44,10 @@ class Interfered:
         progress: Callable[[Progress], None],
         stop: Callable[[], bool],
         batch: Callable[[Batch], None] = lambda _: None,
+        upcoming: Callable[[], Next | None] = lambda: None,
     ) -> Result:
         self.before()
-        result = self.child.render(request, progress=progress, stop=stop, batch=batch)
+        result = self.child.render(request, progress=progress, stop=stop, batch=batch, upcoming=upcoming)
         self.after()
         return result
 
@@ -86,6 +91,29 @@ def test_a_job_is_rendered_proved_and_published(by_hand: JobsByHand) -> None:
     assert by_hand.sidecar("anna")["frames"] == 5
     assert by_hand.spool.ids() == []
     assert not work(by_hand, Interfered())
+
+
+def test_what_a_renderer_did_otherwise_than_usual_is_in_the_jobs_history(
+    by_hand: JobsByHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It also shows that a child without a job rests once, and that a renderer may fail there."""
+    rested = tmp_path / "rested"
+    monkeypatch.setenv("TEST_RENDER_COUNT", str(rested))
+    job_id, other = by_hand.queued(renderer="eventful"), by_hand.queued("berta", renderer="eventful")
+    executor = Interfered()
+    worker = by_hand.worker(executor)
+    try:
+        assert worker.run_once()
+        pid = executor.child.pid
+        until(lambda: rested.exists() and rested.read_text() == "rested", "the rest")
+        assert worker.run_once()
+        assert executor.child.pid == pid
+    finally:
+        executor.close()
+    assert {by_hand.job(one).state for one in (job_id, other)} == {JobState.DONE}
+    notes = [event.note for event in LedgerView(by_hand.ledger.path).events(job_id)]
+    assert [note for note in notes if note in ("the lamp was replaced", "7")] == ["the lamp was replaced", "7"]
+    assert by_hand.sidecar("anna")["notes"]["events"] == ["the lamp was replaced", 7]
 
 
 @pytest.mark.parametrize(

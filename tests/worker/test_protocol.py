@@ -31,7 +31,9 @@ OPTIONS = st.dictionaries(TEXT, TEXT | COUNT, max_size=3)
 PICTURES = st.builds(Picture, TEXT, COUNT, COUNT)
 SOUNDS = st.builds(Sound, TEXT, COUNT, TEXT, COUNT, COUNT, COUNT)
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Render, TEXT, TEXT, TEXT, TEXT, PICTURES, SOUNDS, TEXT, COUNT, st.booleans(), COUNT, OPTIONS, OPTIONS),
+    st.builds(
+        Render, *[TEXT] * 4, PICTURES, SOUNDS, TEXT, COUNT, st.booleans(), COUNT, TEXT, st.integers(), OPTIONS, OPTIONS
+    ),
     st.builds(Cancel, TEXT),
     st.builds(Ready, COUNT),
     st.builds(Batch, TEXT, COUNT, COUNT),

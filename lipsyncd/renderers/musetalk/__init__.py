@@ -1,6 +1,6 @@
 """MuseTalk 1.5: a renderer that repaints the mouth with neural networks, frame by frame.
 
-    picture ──► face/detector ──► face/landmarks ──► face/find_face        which face, and its box
+    picture ──► renderers.face ──► face/landmarks ──► face/find_face       which face, and its box
                                                           │
                                  painting/parsing ──► painting/masks       which of its pixels are painted
                                                           │

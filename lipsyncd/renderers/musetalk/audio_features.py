@@ -25,6 +25,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lipsyncd.renderers import SPEECH_RATE
 from lipsyncd.renderers.audio import FULL_SCALE
+from lipsyncd.renderers.musetalk.arithmetic import true_float32
 
 STEPS_PER_S = 50  # of Whisper's encoder
 STEP_SAMPLES = SPEECH_RATE // STEPS_PER_S
@@ -50,7 +51,7 @@ class AudioEncoder:
         """
         mel = self._filters(samples, sampling_rate=SPEECH_RATE, return_tensors="pt").input_features
         device = next(self._encoder.parameters()).device
-        with torch.inference_mode():
+        with torch.inference_mode(), true_float32():
             states = self._encoder(mel.to(device, torch.float32), output_hidden_states=True).hidden_states
             return torch.stack(states, dim=2)[0].cpu()
 

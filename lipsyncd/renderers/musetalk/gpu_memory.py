@@ -1,23 +1,25 @@
 """How much of a device's memory a render may use, and which batch size fits into it.
 
-Owns the limit, the batch size and the recognition of out-of-memory errors. Leaves the computation to
-`painting.pipeline`.
+Owns the limit, the batch size, what happens to unused memory, and the recognition of out-of-memory errors. Leaves the
+computation to `painting.pipeline`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import resource
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from lipsyncd.errors import OutOfMemory
+from lipsyncd.jobs.options import MAX_BATCH
 
 GB = 10**9
 # A batch is faster because the UNet's 1.6 GiB are read once for all its frames; beyond 16 frames this gains nothing.
 _LARGE_BATCH, _SMALL_BATCH, _LARGE_FROM_GB = 16, 8, 8
-MAX_BATCH = 64
+_TIGHT_PART = 0.1  # of a device's memory: with less than this free, unused memory is not kept for the next job
 _DRIVER_GB = 0.6  # a CUDA context with cuDNN and cuBLAS
 # Out-of-memory messages of allocators for which torch has no exception class. The last one is oneDNN's, which gives no
 # other reason when there is no memory for the scratch space or the code of a convolution.
@@ -57,6 +59,47 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif (libc := ctypes.CDLL(None)) and hasattr(libc, "malloc_trim"):  # glibc only
         libc.malloc_trim(0)
+
+
+class UnusedMemory:
+    """Returns the allocator's unused memory after jobs, where the setting asks for it.
+
+    Freeing blocks and allocating them again costs the next job 50 to 150 ms on a GPU. So they are freed when the
+    process rests; after the job itself only where others need them, since the device is nearly full.
+    """
+
+    def __init__(
+        self,
+        wanted: bool,
+        *,
+        release: Callable[[], None],
+        room: Callable[[], tuple[int, int] | None] = lambda: None,
+    ) -> None:
+        """
+        wanted   the setting `render.clear_cache`
+        release  returns the memory
+        room     free and total bytes of the device; None: unknown
+        """
+        self._wanted, self._release, self._room = wanted, release, room
+        self._due = False
+
+    def end_job(self) -> None:
+        """To be called after each job."""
+        self._due = self._wanted
+        room = self._room() if self._due else None
+        if room is not None and room[0] < _TIGHT_PART * room[1]:
+            self.rest()
+
+    def rest(self) -> None:
+        """To be called when no job waits."""
+        if self._due:
+            self._due = False
+            self._release()
+
+
+def free_and_total(device: torch.device) -> tuple[int, int] | None:
+    """Bytes of the device that are free for any process, and all of them; None on a CPU."""
+    return torch.cuda.mem_get_info(device) if device.type == "cuda" else None
 
 
 def peak_gb(device: torch.device) -> float | None:

@@ -6,8 +6,10 @@ Owns loading the networks and the steps from a scene to a shot. Leaves each step
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,28 +19,44 @@ import cv2
 import torch
 
 from lipsyncd.errors import DeviceMissing, OutOfMemory, WeightsMissing
+from lipsyncd.processes import usable_cores
 from lipsyncd.renderers import Scene, Shot, Source
-from lipsyncd.renderers.musetalk import options
+from lipsyncd.renderers.musetalk import arithmetic, options
 from lipsyncd.renderers.musetalk.audio_features import AudioEncoder, AudioFeatures
-from lipsyncd.renderers.musetalk.face.detector import Detector
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound, find_face
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
 from lipsyncd.renderers.musetalk.face.track import FaceTrack, track_face
-from lipsyncd.renderers.musetalk.gpu_memory import BatchSize, is_out_of_memory, limit_memory, peak_gb, release_memory
+from lipsyncd.renderers.musetalk.gpu_memory import (
+    BatchSize,
+    UnusedMemory,
+    free_and_total,
+    is_out_of_memory,
+    limit_memory,
+    peak_gb,
+    release_memory,
+)
 from lipsyncd.renderers.musetalk.painting import networks
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
+from lipsyncd.renderers.musetalk.painting.fused.gate import Gate, weights_identity
+from lipsyncd.renderers.musetalk.painting.fused.layers import NotFusable
+from lipsyncd.renderers.musetalk.painting.fused.painter import FusedPainter
+from lipsyncd.renderers.musetalk.painting.job_painter import JobPainter
 from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, load_weights
 from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline
 from lipsyncd.renderers.musetalk.painting.prepared_face import Labeller, landmark_labels, parsed_labels, prepare_face
 from lipsyncd.renderers.musetalk.silence import NONE, pauses
 from lipsyncd.renderers.musetalk.still_shot import StillShot, Voice
+from lipsyncd.renderers.musetalk.turn import Turn
 from lipsyncd.renderers.musetalk.video_shot import FRAMES_AT_ONCE, VideoShot
 
-# Files in the folder of weights: the layout of the original's `models/`, and `yunet/`.
+log = logging.getLogger(__name__)
+
+# Files in the folder of weights: the layout of the original's `models/`.
 UNET, UNET_CONFIG = "musetalkV15/unet.safetensors", "musetalkV15/musetalk.json"
+UNET_FLOAT32 = "musetalkV15/unet-float32.safetensors"  # optional
 VAE, VAE_CONFIG = "sd-vae/diffusion_pytorch_model.safetensors", "sd-vae/config.json"
 WHISPER, WHISPER_CONFIG = "whisper/model.safetensors", "whisper/config.json"
-LANDMARKS, DETECTOR = "dwpose/dw-ll_ucoco_384.onnx", "yunet/face_detection_yunet_2023mar.onnx"
+LANDMARKS = "dwpose/dw-ll_ucoco_384.onnx"
 PARSER = "face-parse-bisent/79999_iter.safetensors"
 
 _SOFT_FROM = 1.3  # a face box this many times larger than the painted patch looks soft around the mouth
@@ -50,12 +68,20 @@ class RendererSettings:
 
     weights      folder of the weights
     max_vram_gb  of the device, for everything that this process does
-    clear_cache  return unused memory to the device after each job
+    clear_cache  return unused memory to the device after each job, see `UnusedMemory`
+    kernels      "fused", or "published" for the networks as they were published
+    precision    "float32" or "bfloat16", of the decoder on a CPU
+    threads      of the networks on a CPU; 0: one for each core that this process may use
+    cache        folder for what was found about this machine; None: nothing is kept
     """
 
     weights: Path
     max_vram_gb: float = 14.0
     clear_cache: bool = True
+    kernels: str = "fused"
+    precision: str = "float32"
+    threads: int = 0
+    cache: Path | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -67,11 +93,17 @@ class RendererSettings:
             Path(folder),
             float(environ.get("LIPSYNCD_RENDER_MAX_VRAM_GB") or cls.max_vram_gb),
             environ.get("LIPSYNCD_RENDER_CLEAR_CACHE", "true").lower() in ("1", "true", "yes", "on"),
+            environ.get("LIPSYNCD_RENDER_KERNELS") or cls.kernels,
+            environ.get("LIPSYNCD_RENDER_CPU_PRECISION") or cls.precision,
+            int(environ.get("LIPSYNCD_RENDER_THREADS") or cls.threads),
+            Path(cache) if (cache := environ.get("LIPSYNCD_RENDER_CACHE_DIR")) else None,
         )
 
 
 class MuseTalk:
     """See `lipsyncd.renderers.Renderer`."""
+
+    opens_aside = True
 
     def __init__(self, device: str = "auto", settings: RendererSettings | None = None) -> None:
         """Load the networks that every scene needs, in half precision on a GPU.
@@ -80,23 +112,20 @@ class MuseTalk:
         """
         self._settings = settings or RendererSettings.from_environment()
         self.device = find_device(device)
-        make_deterministic(self.device)
+        make_deterministic(self.device, self._settings.threads)
         limit_memory(self.device, self._settings.max_vram_gb)
         self._batch = BatchSize(self.device, self._settings.max_vram_gb)
-        try:
+        self._turn = Turn()
+        self._unused = UnusedMemory(
+            self._settings.clear_cache,
+            release=self._release_memory,
+            room=partial(free_and_total, self.device),
+        )
+        with self._no_room_is_named():
             self._painter = self._load_painter()
+            self._gate = self._load_gate()
             self._audio_encoder = self._load_audio_encoder()
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise OutOfMemory(
-                    f"the networks do not fit into {self._settings.max_vram_gb:g} GB",
-                    remedy="free memory on the device, or raise render.max_vram_gb",
-                ) from None
-            raise
-        self._detector = Detector(self._file(DETECTOR))
-        # onnxruntime uses the first GPU only.
-        first = self.device.type == "cuda" and not self.device.index
-        self._landmarks = LandmarkNet(self._file(LANDMARKS), device="cuda" if first else "cpu")
+        self._landmarks = LandmarkNet(self._file(LANDMARKS), gpu=self.device.index)  # None for a CPU
         self._parser: BiSeNet | None = None
 
     def open(self, scene: Scene) -> Shot:
@@ -106,39 +135,76 @@ class MuseTalk:
         """
         chosen = options.read(scene.options)
         labels = self._labeller(chosen.mask)
+        events: list[str] = []
         notes: dict[str, object] = {}
+
+        def report_event(event: str) -> None:
+            events.append(event)
+            notes["events"] = events
 
         def report_batch(size: int, too_many: int) -> None:
             notes["batch"] = size
             scene.report_batch(size, too_many)
 
-        self._batch.start_job(scene.max_batch)
-        pipeline = Pipeline(self._painter, self._batch, chosen.batch or None, report=report_batch)
-        common: dict[str, Any] = {"parity": chosen.parity, "done": self._finish_notes}
+        gate = None if chosen.parity else self._gate  # parity computes as the original does
+        painter = JobPainter(self._painter_of(chosen, notes), gate=gate, report=report_event)
+        pipeline = Pipeline(
+            painter, self._batch, chosen.batch or None, most=scene.max_batch, turn=self._turn, report=report_batch
+        )
+        common: dict[str, Any] = {"parity": chosen.parity, "done": partial(self._finish_notes, painter)}
+        # The original has no such step.
+        prepare = partial(
+            prepare_face,
+            painter=painter,
+            labels=labels,
+            mode=chosen.mode,
+            detail=0.0 if chosen.parity else chosen.detail,
+        )
         if scene.video is not None:
             track = self._track_face(scene.video, chosen)
-            prepare = partial(prepare_face, painter=self._painter, labels=labels, mode=chosen.mode)
             voice = self._voice(scene, chosen)
             notes |= face_notes(track.found[0], chosen)
             common["frames_at_once"] = max(FRAMES_AT_ONCE, chosen.batch)
             return VideoShot(scene, scene.video, track, prepare, voice, pipeline, notes=notes, **common)
         face = find_face(
-            scene.picture, self._detector, self._landmarks, choose=chosen.face, margin_px=chosen.extra_margin
-        )
-        prepared = prepare_face(scene.picture, face, self._painter, labels, chosen.mode)
-        voice = self._voice(scene, chosen)
-        notes |= face_notes(face, chosen)
-        return StillShot(scene, face.box, prepared, voice, pipeline, notes=notes, **common)
-
-    def _track_face(self, video: Source, chosen: options.Options) -> FaceTrack:
-        """The chosen face in every frame of a video. The original's flip test is part of parity."""
-        return track_face(
-            video.read(),
-            self._detector,
+            scene.picture,
             self._landmarks,
             choose=chosen.face,
             margin_px=chosen.extra_margin,
-            flip_test=chosen.parity,
+            parity=chosen.parity,
+        )
+        with self._turn:
+            prepared = prepare(scene.picture, face)
+        with self._turn:
+            voice = self._voice(scene, chosen)
+        notes |= face_notes(face, chosen)
+        return StillShot(scene, face.box, prepared, voice, pipeline, notes=notes, **common)
+
+    def _painter_of(self, chosen: options.Options, notes: dict[str, object]) -> Painter:
+        """The painter of a job. For parity on a CPU its UNet is the one that was never rounded, where it is there.
+
+        It is loaded for each such job, which takes seconds of the minutes that the job takes, and leaves with it.
+        """
+        if not chosen.parity or self.device.type != "cpu":
+            return self._painter
+        file = self._settings.weights / UNET_FLOAT32
+        if file.is_file():
+            notes["unet"] = "float32"
+            place: dict[str, Any] = {"device": self.device, "dtype": torch.float32}
+            with self._no_room_is_named():
+                return Painter(load_weights(networks.unet(self._config(UNET_CONFIG)), file, **place), self._painter.vae)
+        if networks.is_rounded(self._file(UNET)):
+            notes["unet"] = "rounded to float16; `lipsyncd models pull --parity` keeps it in float32, too"
+        return self._painter
+
+    def _track_face(self, video: Source, chosen: options.Options) -> FaceTrack:
+        """The chosen face in every frame of a video."""
+        return track_face(
+            video.read(),
+            self._landmarks,
+            choose=chosen.face,
+            margin_px=chosen.extra_margin,
+            parity=chosen.parity,
         )
 
     def _voice(self, scene: Scene, chosen: options.Options) -> Voice:
@@ -149,18 +215,42 @@ class MuseTalk:
         )
         return Voice(features, silent.weights(scene.fps, scene.frames))
 
-    def close(self) -> None:
-        """Drop the networks and return their memory."""
-        del self._painter, self._audio_encoder, self._detector, self._landmarks, self._parser
+    def rest(self) -> None:
+        """See `Renderer`."""
+        self._unused.rest()
+
+    def _release_memory(self) -> None:
+        if self._gate is not None:
+            self._gate.fused.forget()  # recordings hold the memory of a batch
         release_memory(self.device)
 
-    def _finish_notes(self, notes: dict[str, object]) -> None:
-        notes["precision"] = str(self._painter.dtype).removeprefix("torch.")
+    def close(self) -> None:
+        """Drop the networks and return their memory."""
+        del self._painter, self._gate, self._audio_encoder, self._landmarks, self._parser
+        release_memory(self.device)
+
+    def _finish_notes(self, painter: JobPainter, notes: dict[str, object]) -> None:
+        notes["precision"] = painter.precision
+        notes["kernels"] = painter.kernels
+        if self.device.type == "cpu":
+            notes["threads"] = torch.get_num_threads()
+        notes["landmarks"] = self._landmarks.place
         notes["device"] = str(self.device)
         if (peak := peak_gb(self.device)) is not None:
             notes["peak_vram_gb"] = round(peak, 2)
-        if self._settings.clear_cache:
-            release_memory(self.device)
+        self._unused.end_job()
+
+    @contextmanager
+    def _no_room_is_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"the networks do not fit into {self._settings.max_vram_gb:g} GB",
+                    remedy="free memory on the device, or raise render.max_vram_gb",
+                ) from None
+            raise
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
@@ -175,6 +265,23 @@ class MuseTalk:
             # Tensor cores run convolutions in this memory layout.
             unet, vae = (network.to(memory_format=torch.channels_last) for network in (unet, vae))
         return Painter(unet, vae)
+
+    def _load_gate(self) -> Gate | None:
+        """The fused networks; None where the published ones are wanted, or are built differently from what is known."""
+        if self._settings.kernels != "fused":
+            return None
+        lower = self._settings.precision == "bfloat16" and self.device.type == "cpu" and arithmetic.has_bfloat16()
+        try:
+            fused = FusedPainter.of(self._painter, decoder_type=torch.bfloat16 if lower else None)
+        except NotFusable as error:
+            log.warning("the networks are computed as published: %s", error)
+            return None
+        facts = {
+            "weights": weights_identity(self._file(UNET), self._file(VAE)),
+            "torch": torch.__version__,
+            "device": arithmetic.device_name(self.device),
+        }
+        return Gate(fused, facts, self._settings.cache)
 
     def _load_audio_encoder(self) -> AudioEncoder:
         encoder = networks.whisper(self._config(WHISPER_CONFIG))
@@ -207,9 +314,11 @@ def find_device(name: str) -> torch.device:
     """
     if name == "cpu":
         return torch.device("cpu")
+    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)  # torch sets no GPU without a number
+    if device == torch.device("cpu", 0):
+        return torch.device("cpu")
     there = torch.cuda.device_count()
-    device = torch.device("cuda:0" if name == "auto" else name)
-    if device.type != "cuda" or (device.index or 0) >= there:
+    if device.type != "cuda" or device.index >= there:
         raise DeviceMissing(f"torch {torch.__version__} finds no device {name!r}: it has {there} GPUs")
     return device
 
@@ -219,7 +328,7 @@ def face_notes(face: FaceFound, chosen: options.Options) -> dict[str, object]:
     box = face.box
     notes: dict[str, object] = {
         "face": [box.x, box.y, box.width, box.height],
-        "face_score": round(face.detector_score, 2),
+        "face_score": round(face.presence, 2),
         "landmark_score": round(face.score, 2),
         "yaw_deg": round(face.yaw_deg, 1),
         "mask": chosen.mask,
@@ -231,11 +340,15 @@ def face_notes(face: FaceFound, chosen: options.Options) -> dict[str, object]:
     return notes
 
 
-def make_deterministic(device: torch.device) -> None:
-    """Make equal scenes give equal videos; on a GPU, leave the processor's other cores alone."""
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+def make_deterministic(device: torch.device, threads: int = 0) -> None:
+    """Make equal scenes give equal videos; on a GPU, leave the processor's other cores alone.
+
+    threads  for a CPU; 0: one for each core that this process may use, but no more than torch would take
+    """
+    arithmetic.use_defaults()
     cv2.setNumThreads(1)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_num_threads(1)
+    else:
+        torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lipsyncd.renderers import Scene
+from lipsyncd.renderers import Scene, Still
 from lipsyncd.renderers.framing import Box, RgbImage, SquareView, make_even, square_around
 from lipsyncd.renderers.musetalk.audio_features import AudioFeatures
-from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline, Prefetcher
+from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline
 from lipsyncd.renderers.musetalk.painting.prepared_face import PreparedFace
+from lipsyncd.renderers.prefetcher import Prefetcher
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class StillShot:
         self._view = None if scene.stitch else SquareView(width, height, square, scene.resolution)
 
     @property
+    def still(self) -> Still:
+        """The frame in which nothing moves. The head is moved after painting, so the patch never leaves its place."""
+        area = self._prepared.paste.area
+        return Still(self._framed(self._canvas), changes=area if self._view is None else self._view.shown(area))
+
+    @property
     def width(self) -> int:
         return int(self._canvas.shape[1]) if self._view is None else self._scene.resolution
 
@@ -72,7 +79,7 @@ class StillShot:
         """See `Shot.frames`."""
         weights = self._voice.weights
         frame, unpainted = self._canvas.copy(), self._framed(self._canvas)
-        blend = self._prepared.paste.blend_patch if self._parity else self._prepared.paste.blend
+        blend = self._prepared.paste.blend_patch if self._parity else self._prepared.blend
         try:
             with closing(Prefetcher(self._pipeline.patches(self._frame_inputs()))) as patches:
                 for weight in weights:

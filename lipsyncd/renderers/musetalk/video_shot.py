@@ -17,12 +17,13 @@ from lipsyncd.renderers import Scene, Source
 from lipsyncd.renderers.framing import RgbImage, SquareView, make_even, square_around
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound
 from lipsyncd.renderers.musetalk.face.track import FaceTrack
-from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline, Prefetcher
+from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline
 from lipsyncd.renderers.musetalk.painting.prepared_face import PreparedFace
 from lipsyncd.renderers.musetalk.still_shot import Voice
+from lipsyncd.renderers.prefetcher import Prefetcher
 
 FRAMES_AT_ONCE = 16  # the usual batch
-_KEPT_BYTES = 128 << 20  # of masks, for frames that are shown again; the latents are small beside them
+_KEPT_BYTES = 128 << 20  # of masks and textures, for frames that are shown again; the latents are small beside them
 
 
 class VideoShot:
@@ -110,7 +111,7 @@ class VideoShot:
                 yield self._framed(picture)
                 continue
             painted = picture.copy()  # the source may yield the same array again
-            blend = face.paste.blend_patch if self._parity else face.paste.blend
+            blend = face.paste.blend_patch if self._parity else face.blend
             blend(picture, next(patches), painted, weight=weight)
             self._painted += 1
             yield self._framed(painted)
@@ -127,7 +128,7 @@ class VideoShot:
             prepared = self._prepare(picture, face)
             if self._kept_bytes < _KEPT_BYTES:
                 self._prepared[index] = prepared
-                self._kept_bytes += prepared.paste.alpha.nbytes
+                self._kept_bytes += prepared.nbytes
         return prepared
 
     def _framed(self, picture: RgbImage) -> RgbImage:

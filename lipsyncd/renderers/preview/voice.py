@@ -1,8 +1,9 @@
-"""Derive the movement of the mouth from a voice: how far it is open, and how wide, at any time.
+"""Derive the movement of the mouth from a voice, for every frame.
 
-The level between 400 and 3500 Hz opens the mouth: the energy of vowels lies there, that of closed lips (m, b, v) below.
-The distribution among the formants determines the shape. A weak first formant keeps the jaw high (ee, oo), a high
-second formant spreads the lips (ee, eh), a low one rounds them (oo, oh).
+What is not a voice is taken away first (`renderers.voice.presence`). The level between 400 and 3500 Hz opens the mouth:
+the energy of vowels lies there, that of closed lips below. The distribution among the formants determines the shape. A
+weak first formant keeps the jaw high (ee, oo), a high second formant spreads the lips (ee, eh), a low one rounds them
+(oo, oh). Consonants close the lips or put the lower one under the teeth (`consonants`).
 
 Curves have 100 steps per second and are sampled at the middle of each frame, so the movement is the same at every frame
 rate. Owns the relation of sound and mouth. Leaves pixels to `draw`.
@@ -17,36 +18,46 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from lipsyncd.renderers.audio import Curve, Samples, frame_times, windows
+from lipsyncd.renderers.audio import Curve, Samples, frame_times
+from lipsyncd.renderers.preview.consonants import consonants
+from lipsyncd.renderers.voice.analysis import STEP_RATE, Levels, VoiceSteps, analyse, decibels, ramp, smooth
+from lipsyncd.renderers.voice.presence import Presence, presence
 
-Levels = NDArray[np.float64]
-
-STEP_RATE = 100  # steps per second of every curve here
-HOP = 160  # samples between steps
-WINDOW = 512  # samples in one spectrum: 32 ms, about three periods of a low voice
-STEPS_AT_ONCE = 2_000  # 20 s; 2 MB of spectra
-
-# Band edges in Hz: voicing, low and high first formant, second formant low and high, brightness, hiss.
-BANDS_HZ = (100, 400, 700, 1100, 1700, 2500, 3500, 7900)
+# Bands of `analysis`: below the first formant; low and high first and second formant; brightness; hiss.
+GROUPS = ((0, 3), (3, 5), (5, 7), (7, 9), (9, 11), (11, 13), (13, 16))
 SILENT_DB = -60.0  # relative to full scale; a level below keeps the mouth shut
-RANGE_DB = (11.0, 17.0)  # least and greatest range of levels from shut to wide open
-ATTACK_S, RELEASE_S = 0.040, 0.090  # from 10 % to 90 % of a step
+RANGE_DB = (10.5, 12.0)  # least and greatest range of levels from shut to wide open
+ATTACK_S, RELEASE_S = 0.040, 0.070  # from 10 % to 90 % of a step
 HISS_OPEN = 0.2  # openness of an s
+CLOSE_OPEN = 0.16  # least openness of a vowel: nearly all sound of oo and ee lies below the band that opens the mouth
 WIDEST = 1.2  # openness beyond which a mouth looks torn
-DIP_S = 0.16  # a closure between vowels is shorter than this on either side
 LEAD_S = 0.030  # lips move this much before the sound
 
 
 @dataclass(frozen=True)
 class Motion:
-    """The mouth for each frame of the video.
+    """The mouth for each frame of the video; all (frames,) float32.
 
-    openness  (frames,) float32, 0 shut to 1 as wide as it gets
-    width     (frames,) float32, -1 rounded to +1 spread
+    openness  0 shut to 1 as wide as it gets, at most 1.2
+    width     -1 rounded to +1 spread
+    press     0 to 1: lips pressed together, as for p, b and m
+    bite      0 to 1: lower lip under the upper teeth, as for f and v
     """
 
     openness: Curve
     width: Curve
+    press: Curve
+    bite: Curve
+
+
+@dataclass(frozen=True)
+class MouthCurves:
+    """The same as `Motion` at each step of the analysis; all (steps,) float64."""
+
+    openness: Levels
+    width: Levels
+    press: Levels
+    bite: Levels
 
 
 def motion(speech: Samples, fps: Fraction, frames: int, *, strength: float = 1.0) -> Motion:
@@ -55,68 +66,73 @@ def motion(speech: Samples, fps: Fraction, frames: int, *, strength: float = 1.0
     speech    (N,) int16, mono, 16 kHz; read once, in blocks
     strength  gain of the opening, which is limited to 1.2
     """
-    bands = band_levels(speech)
-    openness, width = mouth_curves(bands)
+    curves = mouth_curves(analyse(speech))
     at_s = frame_times(fps, frames) + LEAD_S
-    steps_s = np.arange(len(openness)) / STEP_RATE
+    steps_s = np.arange(len(curves.openness)) / STEP_RATE
+
+    def sampled(curve: Levels) -> Curve:
+        return np.interp(at_s, steps_s, curve, right=0.0).astype(np.float32)
+
     return Motion(
-        openness=np.minimum(strength * np.interp(at_s, steps_s, openness, right=0.0), WIDEST).astype(np.float32),
-        width=np.interp(at_s, steps_s, width, right=0.0).astype(np.float32),
+        openness=np.minimum(strength * sampled(curves.openness), np.float32(WIDEST)),
+        width=sampled(curves.width),
+        press=sampled(curves.press),
+        bite=sampled(curves.bite),
     )
 
 
-def warm_up() -> None:
-    """Import everything, and compile it if it is not cached: the first time takes half a minute of processor time."""
-    band_levels(np.zeros(2 * WINDOW, np.float32))
+def mouth_curves(steps: VoiceSteps) -> MouthCurves:
+    """The mouth at each step of a recording."""
+    present = presence(steps)
+    level_db = decibels(present.bands[:, 3:13].sum(axis=1))
+    spoken = (level_db > SILENT_DB) & (present.voice > 0.5)
+    if not spoken.any():
+        shut = np.zeros(len(level_db))
+        return MouthCurves(shut, shut, shut, shut)
+    loud_db, quiet_db = (float(level) for level in np.percentile(level_db[spoken], (95, 20)))
+    shut_db = max(SILENT_DB, loud_db - float(np.clip(loud_db - quiet_db, *RANGE_DB)))
+    level = ramp(level_db, shut_db, max(loud_db, shut_db + 1.0)) * present.voice
+    humming = _humming(present, spoken)
+    wanted, width = _vowels(present, level_db, level, loud_db, humming)
+    lips = consonants(present.bands)
+    close = _attack_release(CLOSE_OPEN * humming * (1.0 - lips.press))
+    openness = np.minimum(np.maximum(_attack_release(wanted), close), lips.limit)
+    return MouthCurves(openness, width, lips.press * present.voice, lips.bite * present.voice)
 
 
-def band_levels(speech: Samples) -> Curve:
-    """The energy of the voice in each band, at each step.
-
-    returns  (steps, 7) float32, mean square amplitude, 1.0 is a full-scale square wave
-    """
-    import librosa  # takes seconds to import, so not with this module
-
-    hz = librosa.fft_frequencies(sr=HOP * STEP_RATE, n_fft=WINDOW)
-    edges = np.asarray(BANDS_HZ)
-    member = ((hz >= edges[:-1, None]) & (hz < edges[1:, None])).astype(np.float32)
-    scale = np.float32(2.0 / (WINDOW * np.sum(np.hanning(WINDOW + 1)[:-1] ** 2)))  # Parseval, for a Hann window
-    blocks = []
-    for stretch in windows(speech, hop=HOP, width=WINDOW, at_once=STEPS_AT_ONCE):
-        spectra = librosa.stft(stretch, n_fft=WINDOW, hop_length=HOP, window="hann", center=False)
-        blocks.append((member @ np.square(np.abs(spectra))).T * scale)
-    return np.concatenate(blocks)
-
-
-def mouth_curves(bands: Curve) -> tuple[Levels, Levels]:
-    """Openness and width at each step, from `band_levels`."""
-    voicing, low_first, high_first, low_second, high_second, bright, hiss = _decibels(bands.T)
-    level_db = _summed_db(low_first, high_first, low_second, high_second, bright)
-    audible = level_db > SILENT_DB
-    if not audible.any():
-        return np.zeros(len(bands)), np.zeros(len(bands))
-
-    loud_db, quiet_db = np.percentile(level_db[audible], (95, 20))
-    shut_db = max(SILENT_DB, loud_db - np.clip(loud_db - quiet_db, *RANGE_DB))
-    level = _ramp(level_db, shut_db, max(loud_db, shut_db + 1.0)) ** 0.8
-
+def _vowels(
+    present: Presence, level_db: Levels, level: Levels, loud_db: float, humming: Levels
+) -> tuple[Levels, Levels]:
+    """The openness that the sound asks for, and the width, at each step."""
+    voicing, low_first, high_first, low_second, high_second, bright, hiss = (
+        decibels(present.bands[:, first:end].sum(axis=1)) for first, end in GROUPS
+    )
     first_db = _summed_db(low_first, high_first)
-    jaw = 0.55 + 0.45 * _ramp(first_db - voicing, -10.0, 3.0)
-    # For s and sh the teeth are nearly together behind spread lips, but the mouth is not shut.
-    hissing = _ramp(hiss - level_db, 3.0, 12.0) * _ramp(hiss, loud_db - 30.0, loud_db - 18.0)
-    wanted = np.maximum(level * jaw, HISS_OPEN * hissing)
-    openness = np.minimum(_attack_release(wanted), _closures(wanted))
-
     front_db = _summed_db(high_second, bright) - _summed_db(low_first, high_first, low_second)
     hollow_db = _summed_db(high_second, bright) - _summed_db(high_first, low_second)
-    spread = np.maximum(_ramp(front_db, -4.0, 4.0), 0.8 * _ramp(hollow_db, 10.0, 30.0))  # eh; ee
-    back = _ramp(first_db - _summed_db(low_second, high_second), 8.0, 20.0)  # oh: no second formant above 1100 Hz
-    close = _ramp(voicing - first_db, -2.0, 5.0)  # oo: hardly a first formant above 400 Hz
+    spread = np.maximum(ramp(front_db, -4.0, 4.0), 0.8 * ramp(hollow_db, 8.0, 26.0))  # eh; ee
+    back = ramp(first_db - _summed_db(low_second, high_second), 8.0, 20.0)  # oh: no second formant above 1100 Hz
+    close = ramp(voicing - first_db, -4.0, 2.0)  # oo: hardly a first formant above 400 Hz
     rounded = np.maximum(back, close) * (1.0 - spread)
+    jaw = 0.43 + 0.57 * ramp(first_db - voicing, -6.0, 4.0)
+    # For s and sh the teeth are nearly together behind spread lips, but the mouth is not shut.
+    hissing = ramp(hiss - level_db, 3.0, 12.0) * ramp(hiss, loud_db - 30.0, loud_db - 18.0) * present.voice
+    wanted = np.maximum(_eased(level**1.5) * jaw, HISS_OPEN * hissing)
     # Consonants have no shape of their own: the width fades with the level, and changes more slowly than the jaw.
-    shape = (spread - rounded) * _ramp(level, 0.05, 0.4)
-    width = _smooth(shape + (0.7 - shape) * hissing, steps=7)
-    return openness, width
+    shape = (spread - rounded) * np.maximum(ramp(level, 0.05, 0.4), 0.8 * humming)
+    return wanted, smooth(shape + (0.7 - shape) * hissing, steps=7)
+
+
+def _humming(present: Presence, spoken: NDArray[np.bool_]) -> Levels:
+    """1 where the voice itself is nearly as loud as in the recording's loudest vowels, whatever the mouth's shape."""
+    voiced_db = decibels(present.bands[:, : GROUPS[2][1]].sum(axis=1))
+    loud_db = float(np.percentile(voiced_db[spoken], 95))
+    return ramp(voiced_db, loud_db - 14.0, loud_db - 8.0) * present.voice
+
+
+def _eased(level: Levels) -> Levels:
+    """Quiet sounds open the mouth less than in proportion, loud ones fully."""
+    return np.square(level) * (3.0 - 2.0 * level)
 
 
 def _attack_release(wanted: Levels) -> Levels:
@@ -130,36 +146,6 @@ def _attack_release(wanted: Levels) -> Levels:
     return followed
 
 
-def _closures(wanted: Levels) -> Levels:
-    """An upper limit of the openness that falls to 0 where the sound dips between two vowels.
-
-    With smoothing alone the mouth would still be a third open at the end of a short p. Lips close before the sound
-    stops and part after it comes back, so the limit is widened by 20 ms on both sides and then smoothed.
-    """
-    reach = round(DIP_S * STEP_RATE)
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(wanted, reach), reach + 1).max(axis=1)
-    before, after = around[: len(wanted)], around[reach:]
-    dip = (wanted < 0.12) & (np.minimum(before, after) > 0.25)
-    widened = np.convolve(dip, np.ones(5), "same") > 0
-    return 1.0 - _smooth(widened.astype(np.float64), steps=5)
-
-
-def _smooth(curve: Levels, steps: int) -> Levels:
-    """Mean weighted with a raised cosine of 2 x steps + 1 steps; same length, with 0 beyond the ends."""
-    kernel = np.hanning(2 * steps + 3)[1:-1]
-    return np.convolve(curve, kernel / kernel.sum())[steps : steps + len(curve)]
-
-
-def _decibels(power: NDArray[np.floating]) -> Levels:
-    level: Levels = 10.0 * np.log10(np.maximum(power.astype(np.float64), 1e-10))
-    return level
-
-
 def _summed_db(*levels_db: Levels) -> Levels:
     """The level of several bands together, in dB."""
-    return _decibels(np.sum(10.0 ** (np.stack(levels_db) / 10.0), axis=0))
-
-
-def _ramp(value: Levels, low: float, high: float) -> Levels:
-    """0 up to `low`, 1 from `high` on, linear between."""
-    return np.clip((value - low) / (high - low), 0.0, 1.0)
+    return decibels(np.sum(10.0 ** (np.stack(levels_db) / 10.0), axis=0))

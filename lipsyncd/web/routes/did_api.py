@@ -6,8 +6,6 @@ never shift the pages of the list.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 from dataclasses import replace
 
@@ -20,15 +18,15 @@ from lipsyncd.web.clients import Client, client_of
 from lipsyncd.web.jobs import Jobs
 from lipsyncd.web.links import Links
 from lipsyncd.web.replies import ApiError, bad_request, json_reply, not_found
-from lipsyncd.web.requests import Requests, wait_s
+from lipsyncd.web.requests import Requests, limit_in, wait_s
 from lipsyncd.web.routes.did_request import read_json, read_talk
 from lipsyncd.web.routes.downloads import id_in
 from lipsyncd.web.routes.voices import Voices
 from lipsyncd.web.uploads import AUDIO, IMAGE
+from lipsyncd.web.views.pages import seq_of, token_of
 
 log = logging.getLogger(__name__)
 
-_MOST_LISTED = 100
 _RETRY_SOON = {"Retry-After": "2"}
 _NO_SPEECH = 'text scripts need a text-to-speech engine and none is configured; send script.type "audio"'
 
@@ -67,7 +65,7 @@ class TalkRoutes:
             if not self.voices.can_speak():
                 details = {"body.script.type": {"message": "only 'audio' is available on this server"}}
                 raise ApiError(400, "ValidationError", _NO_SPEECH, details=details)
-            order = replace(order, voice=await self.voices.match(order.voice))
+            order = replace(order, voice=await self.voices.match(order.voice, order.provider))
         job = await self.requests.submit(request, order)
         if order.unknown:
             log.info("job %s: fields that mean nothing here: %.300s", job.id, ", ".join(map(repr, order.unknown)))
@@ -90,18 +88,18 @@ class TalkRoutes:
 
     async def listed(self, request: web.Request) -> web.Response:
         """The talks, newest first. The token names the last talk of a page, so new talks shift no page."""
-        limit = _limit(request.query.get("limit", ""))
-        before = _seq_of(request.query["token"]) if request.query.get("token") else None
+        limit = limit_in(request)
+        before = seq_of(request.query["token"]) if request.query.get("token") else None
         jobs = await self.jobs.in_thread(self._page, before, limit, client_of(request))
         body = {"talks": [self._talk(job, request) for job in jobs[:limit]]}
         if len(jobs) > limit:
-            return json_reply({**body, "token": _token(jobs[limit - 1].seq)})
+            return json_reply({**body, "token": token_of(jobs[limit - 1].seq)})
         return json_reply(body)
 
     def _page(self, before: int | None, limit: int, client: Client) -> list[Job]:
         """The jobs of a page and the next one, if there is one. Jobs without a row are newer than all others."""
         pending = [job for job in self.jobs.pending() if client.sees(job.tenant)] if before is None else []
-        rows = self.jobs.view.page(before, limit + 1, tenant=client.only)
+        rows, _ = self.jobs.view.page(before, limit + 1, tenant=client.only)
         known = {job.id for job in rows}
         pending = [job for job in pending if job.id not in known][: max(0, limit - 1)]  # a page ends with a row
         return [*pending, *rows][: limit + 1]
@@ -112,9 +110,7 @@ class TalkRoutes:
         if not job.state.ended:
             raise not_ready
         talk = self._talk(job, request)
-        answer = await self.jobs.in_thread(self.jobs.delete, job.id)
-        if answer is None:
-            raise ApiError(503, "ServiceUnavailableError", "the daemon did not answer; try again")
+        answer = await self.jobs.request("delete", job.id)
         if not answer.ok and await self.jobs.in_thread(self.jobs.find, job.id) is None:
             raise not_found()  # another client was faster
         if not answer.ok:
@@ -122,13 +118,18 @@ class TalkRoutes:
         return json_reply(talk)
 
     def _talk(self, job: Job, request: web.Request) -> dict[str, object]:
-        return did_talk.talk(job, result_url=self.links.talk(job.id, job.out_name, self.requests.base_url(request)))
+        result_url = self.links.talk(job.id, job.out_name, self.requests.base_url(request))
+        return did_talk.talk(job, result_url=result_url, waits_for=self.jobs.view.waits_for(job))
 
     # -- uploads -------------------------------------------------------------------------------------------------------
 
     async def upload_image(self, request: web.Request) -> web.Response:
         upload, url = await self._upload(request, IMAGE)
-        return json_reply({"id": upload.id, "url": url, "width": upload.width, "height": upload.height}, status=201)
+        body = {"id": upload.id, "url": url, "width": upload.width, "height": upload.height}
+        has_thumbnail = await self.jobs.in_thread(self.requests.uploads.stored.thumbnail(upload.id).exists)
+        # A path: shell scripts take the one address that begins with http for that of the upload.
+        thumbnail = {"thumbnail_url": f"/images/{upload.id}/thumbnail" if has_thumbnail else None}
+        return json_reply({**body, **_faces(upload), **thumbnail}, status=201)
 
     async def upload_audio(self, request: web.Request) -> web.Response:
         upload, url = await self._upload(request, AUDIO)
@@ -152,23 +153,13 @@ class TalkRoutes:
         return web.Response(status=204)
 
 
-def _limit(text: str) -> int:
-    try:
-        return min(max(int(text[:20]), 1), _MOST_LISTED)
-    except ValueError:
-        return _MOST_LISTED
+def _faces(upload: Upload) -> dict[str, object]:
+    """The faces of a picture, which of them speaks unless the job says otherwise, and why none does.
 
-
-def _token(seq: int) -> str:
-    return base64.urlsafe_b64encode(f"seq:{seq}".encode()).decode().rstrip("=")
-
-
-def _seq_of(token: str) -> int:
-    try:
-        text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode("ascii")
-        word, _, seq = text.partition(":")
-        if word == "seq" and seq.isdecimal() and len(seq) < 19:
-            return int(seq)
-    except (binascii.Error, ValueError):
-        pass
-    raise bad_request("the token was not issued by this server")
+    D-ID's answer has the faces alone. A video has none of these fields: its face is looked for in each frame.
+    """
+    if upload.faces is None:
+        return {}
+    refusal = upload.faces.refusal
+    reason = "; ".join(filter(None, (refusal.get("message"), refusal.get("remedy")))) or None
+    return {"faces": did_talk.faces(upload.faces), "face": upload.faces.chosen, "reason": reason}

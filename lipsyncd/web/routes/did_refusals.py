@@ -9,7 +9,8 @@ from aiohttp import web
 
 from lipsyncd.jobs.did_talk import OWNER
 from lipsyncd.jobs.job import now_ms, utc_text
-from lipsyncd.prepare.speech import Voice
+from lipsyncd.prepare.voices.names import Voice
+from lipsyncd.prepare.voices.piper import PiperVoice
 from lipsyncd.web.replies import ApiError, Handler, json_reply
 from lipsyncd.web.routes.voices import Voices
 
@@ -27,7 +28,7 @@ _OTHERS = {
     "/consents": "voices are not cloned here, so there is nothing to consent to",
     "/knowledge": "there are no agents on this server; it renders POST /talks only",
     "/secrets": "there are no agents on this server; it renders POST /talks only",
-    "/images/face-detection": "faces are detected only while a talk is rendered",
+    "/images/face-detection": "POST /images answers with the faces of the picture that it stores",
 }
 
 
@@ -60,8 +61,9 @@ class PlaceholderRoutes:
         return json_reply({"credits": [credit], "remaining": _PLENTY, "total": _PLENTY})
 
     async def voices(self, _request: web.Request) -> web.Response:
-        """The voices of the speech library; an empty list without it."""
-        return json_reply([_voice(voice) for voice in await self.all_voices.all()])
+        """The voices of Piper and of espeak-ng; an empty list without any."""
+        of_piper, of_espeak = await self.all_voices.piper(), await self.all_voices.espeak()
+        return json_reply([*map(_piper_voice, of_piper), *map(_voice, of_espeak)])
 
 
 def _voice(voice: Voice) -> dict[str, object]:
@@ -72,6 +74,19 @@ def _voice(voice: Voice) -> dict[str, object]:
         "access": "public",
         "provider": "espeak-ng",
         "languages": [{"language": voice.name, "locale": voice.language}],
+        "styles": [],
+    }
+
+
+def _piper_voice(voice: PiperVoice) -> dict[str, object]:
+    """Its files tell no gender."""
+    return {
+        "id": voice.name,
+        "name": voice.name,
+        "gender": "unknown",
+        "access": "public",
+        "provider": "piper",
+        "languages": [{"language": voice.language, "locale": voice.language.replace("_", "-")}],
         "styles": [],
     }
 

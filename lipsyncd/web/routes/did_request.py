@@ -10,7 +10,7 @@ from typing import Any
 from lipsyncd.errors import InputError
 from lipsyncd.jobs.manifest import MAX_PAD_S, MAX_TEXT_CHARS, MAX_URL_CHARS
 from lipsyncd.prepare.spoken_text import check_text
-from lipsyncd.web.orders import Fields, Order, address, boolean, user_data
+from lipsyncd.web.orders import Fields, Order, address, boolean, text_of, user_data
 from lipsyncd.web.replies import bad_request
 
 # The options that later answers repeat as the client sent them.
@@ -27,6 +27,7 @@ _KNOWN: Mapping[str, frozenset[str]] = {
     "config": frozenset((*_ECHOED, "stitch", "lipsyncd")),
 }  # fmt: skip
 _MOST_ECHOED_CHARS = 4096
+_MOST_SIDE_PX = 100_000
 
 
 def read_talk(body: Mapping[str, Any]) -> Order:
@@ -37,8 +38,9 @@ def read_talk(body: Mapping[str, Any]) -> Order:
     kind = None if script is None else fields.get("script.type", _one_of("audio", "text"), required=True)
     audio_url = fields.get("script.audio_url", address, required=True) if kind == "audio" else None
     ssml = bool(fields.get("script.ssml", boolean)) if kind == "text" else False
-    text = fields.get("script.input", _speakable(ssml=ssml), required=True) if kind == "text" else None
-    voice = fields.get("script.provider.voice_id", _text(256)) if kind == "text" else None
+    text = fields.get("script.input", speakable(ssml=ssml), required=True) if kind == "text" else None
+    voice = fields.get("script.provider.voice_id", text_of(256)) if kind == "text" else None
+    provider = fields.get("script.provider.type", text_of(256)) if voice else None
     config = fields.get("config", _object) or {}
     stitch = fields.get("config.stitch", boolean)
     pad_s = fields.get("config.pad_audio", _number(0, MAX_PAD_S))
@@ -48,9 +50,10 @@ def read_talk(body: Mapping[str, Any]) -> Order:
     own = fields.get("config.lipsyncd", _object) or {}
     data = fields.get("user_data", user_data)
     webhook = fields.get("webhook", address)
-    name = fields.get("name", _text(1000)) or ""
+    name = fields.get("name", text_of(1000)) or ""
     persist = bool(fields.get("persist", boolean))
-    driver_url = fields.get("driver_url", _text(MAX_URL_CHARS))
+    driver_url = fields.get("driver_url", text_of(MAX_URL_CHARS))
+    face = fields.get("face", _face)
     fields.check()
     echo = {key: config[key] for key in _ECHOED if key in config and _is_short(config[key])}
     echo |= {} if pad_s is None else {"pad_audio": pad_s}
@@ -68,11 +71,12 @@ def read_talk(body: Mapping[str, Any]) -> Order:
         audio=audio_url,
         text=text,
         voice=voice,
+        provider=provider,
         ssml=ssml,
         name=name,
         user_data=data,
         webhook=webhook,
-        options=_manifest_options(stitch, pad_s, own),
+        options=_manifest_options(stitch, pad_s, {"face": face, **own} if face else own),
         rest={key: value for key, value in rest.items() if value is not None},
         unknown=tuple(_unknown(body)),
     )
@@ -88,7 +92,8 @@ def _unknown(body: Mapping[str, Any]) -> Iterator[str]:
 
 def _manifest_options(stitch: bool | None, pad_s: float | None, own: Mapping[str, Any]) -> dict[str, Any]:
     """D-ID's options and our own ones (`config.lipsyncd`) as fields of a manifest."""
-    plain = {key: own[key] for key in ("renderer", "resolution", "fps", "priority") if key in own}
+    ours = ("renderer", "resolution", "fps", "motion", "av_offset_ms", "priority")
+    plain = {key: own[key] for key in ours if key in own}
     others = {key: value for key, value in own.items() if key not in plain}
     return {"stitch": stitch, "pad_s": pad_s, **plain, "lipsyncd": others or None}
 
@@ -145,20 +150,11 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return read
 
 
-def _text(most: int) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or len(value) > most:
-            raise ValueError(f"must be text of at most {most} characters")
-        return value
-
-    return read
-
-
-def _speakable(*, ssml: bool) -> Callable[[Any], str]:
+def speakable(*, ssml: bool) -> Callable[[Any], str]:
     """Text to speak, checked now by the rules of the speech step, which would refuse it later."""
 
     def read(value: Any) -> str:
-        text = _text(MAX_TEXT_CHARS)(value)
+        text = text_of(MAX_TEXT_CHARS)(value)
         try:
             check_text(text, ssml=ssml)
         except InputError as error:
@@ -172,6 +168,20 @@ def _mp4(value: Any) -> str:
     if str(value).lower().lstrip(".") != "mp4":
         raise ValueError("must be mp4: no other container is made here")
     return "mp4"
+
+
+def _face(value: Any) -> str | None:
+    """D-ID's choice of a face as the option `face`: the point in its middle. None for what has no place.
+
+    Its clients copy an entry of the faces that `POST /images` answered; later versions of the API ignore the field.
+    """
+    try:
+        (left, top), size = value["top_left"], value["size"]
+        middle = [start + size / 2 for start in (left, top)]
+        inside = all(0 <= number < _MOST_SIDE_PX for number in middle)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return f"{middle[0]:.0f},{middle[1]:.0f}" if inside else None
 
 
 def _is_short(value: Any) -> bool:

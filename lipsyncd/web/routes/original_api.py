@@ -69,6 +69,7 @@ class OriginalRoutes:
     def _status(self, job_id: str, job: JobStatus) -> dict[str, Any]:
         done = job.state is JobState.DONE
         failed = job.state.ended and not done
+        waits_for = self.jobs.view.waits_for(job)
         return {
             "id": job_id,
             "status": _STATUS[job.state],
@@ -78,6 +79,7 @@ class OriginalRoutes:
             "started_at": utc_text(job.started_ms),
             "completed_at": utc_text(job.finished_ms),
             "error": did_talk.description(job) if failed else None,
+            **({} if waits_for is None else {"lipsyncd": {"waits_for": waits_for}}),
         }
 
     async def upload_image(self, request: web.Request) -> web.Response:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from lipsyncd.storage.uploads import Upload
-from lipsyncd.web.orders import Fields, Order, address, boolean, user_data
+from lipsyncd.web.orders import Fields, Order, address, boolean, user_data, whole_number
 
 
 def read_generate(form: Mapping[str, str], image: Upload | None, audio: Upload | None) -> Order:
@@ -24,9 +23,11 @@ def read_generate(form: Mapping[str, str], image: Upload | None, audio: Upload |
             fields.faults[f"body.{name}"] = f"send exactly one of {either}"
     options = {
         "stitch": fields.get("stitch", boolean),
-        "resolution": fields.get("resolution", _whole_number),
+        "resolution": fields.get("resolution", whole_number),
         "fps": form.get("fps") or None,
         "renderer": form.get("renderer") or None,
+        "motion": form.get("motion") or None,
+        "av_offset_ms": fields.get("av_offset_ms", whole_number),
     }
     data, webhook = fields.get("user_data", user_data), fields.get("webhook", address)
     fields.check()
@@ -47,10 +48,3 @@ def read_generate(form: Mapping[str, str], image: Upload | None, audio: Upload |
         options={key: value for key, value in options.items() if value is not None},
         rest={key: value for key, value in rest.items() if value is not None},
     )
-
-
-def _whole_number(value: Any) -> int:
-    try:
-        return int(str(value).strip()[:20])
-    except ValueError:
-        raise ValueError("must be a whole number") from None

@@ -27,6 +27,7 @@ NAMES = (
     "hungry=tests.kits.faults.faulty_renderers:Hungry",
     "nurse=tests.kits.faults.faulty_renderers:Nurse",
     "short=tests.kits.faults.faulty_renderers:Short",
+    "eventful=tests.kits.faults.faulty_renderers:Eventful",
     "shy=tests.kits.faults.faulty_renderers:Shy",
     "missing=tests.no_such_module:Nothing",
 )
@@ -102,6 +103,18 @@ class Hang(Flat):
     def open(self, scene: Scene) -> FlatShot:
         while True:
             time.sleep(3600)
+
+
+class Eventful(Flat):
+    """Has something to say about each of its renders, and while it rests."""
+
+    def open(self, scene: Scene) -> FlatShot:
+        super().open(scene)
+        return FlatShot(scene, notes={"events": ["the lamp was replaced", 7]})
+
+    def rest(self) -> None:
+        Path(os.environ["TEST_RENDER_COUNT"]).write_text("rested")
+        raise ZeroDivisionError("as asked")
 
 
 class Shy(Flat):

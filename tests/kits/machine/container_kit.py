@@ -1,6 +1,6 @@
 """A small Debian to install into, for tests of the systemd unit and of the container images.
 
-mmdebstrap makes it once for each test process (`debian_root` in conftest.py); a test that changes it uses a copy.
+mmdebstrap makes it once for all test processes (`debian_root` in conftest.py); a test that changes it uses a copy.
 """
 
 from __future__ import annotations
@@ -40,6 +40,21 @@ def copy_root(root: Path, target: Path) -> Path:
     """Copy a root with owners, links and devices; the copy shares blocks if the file system can."""
     subprocess.run(["cp", "--archive", "--reflink=auto", str(root), str(target)], check=True, timeout=120)
     return target
+
+
+def install(root: Path, *packages: str) -> str:
+    """Install Debian packages into a copied root, and start none of their services; why that is impossible, or ""."""
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    script = f"apt-get update -qq; apt-get install -qq -y --no-install-recommends {' '.join(packages)} >/dev/null"
+    done = subprocess.run(
+        ["chroot", root, "sh", "-euc", script], capture_output=True, text=True, timeout=600, check=False
+    )
+    if "Unable to locate package" in done.stderr or "Could not resolve" in done.stderr:
+        return f"{', '.join(packages)} cannot be installed here"
+    assert done.returncode == 0, done.stderr[-3000:]
+    return ""
 
 
 def checkout(target: Path) -> Path:

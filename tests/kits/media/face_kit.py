@@ -1,13 +1,14 @@
-"""Faces that two small networks find: red discs, for a detector like YuNet and a landmark network like DWPose.
+"""Heads that both networks find: real faces in red, and a landmark network like DWPose that sees what is red.
 
-Both are ONNX files made here, with the inputs and outputs of the real ones, run by the real OpenCV and onnxruntime.
-They measure: where the disc is, how large, how red (their score), and where its bluish nose is. So what stands
-around the networks can be held against geometry that the test knows.
+The finder of `renderers.face` is the real one. The landmark network is an ONNX file made here, with the inputs and
+outputs of DWPose, run by the real onnxruntime: it measures where the red disc is, how large and how red (its score). So
+what stands around the networks can be held against geometry that the test knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper, save
 
+from lipsyncd.renderers.face.face import Face
+from lipsyncd.renderers.face.finder import find_faces
 from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.musetalk.face.landmarks import FACE, HEIGHT, WIDTH
+from tests.kits.media import portraits
 
 BACKDROP = (90, 90, 90)
+REDDEST = 110  # by how much the red of a sure head is above its green and blue
+FACE_HEIGHT = 0.93  # of a face, in widths of its head: as in `TEMPLATE`
 _BLOB = 2 / np.sqrt(np.pi)  # diameter of a disc whose area is 1
 
 
@@ -27,16 +33,38 @@ def backdrop(width: int = 640, height: int = 360) -> RgbImage:
     return np.full((height, width, 3), BACKDROP, np.uint8)
 
 
-def draw_head(picture: RgbImage, x: float, y: float, size: float, *, red: int = 255, aside: float = 0.0) -> RgbImage:
+def draw_head(
+    picture: RgbImage, x: float, y: float, size: float, *, red: int = 255, who: str = "astronaut"
+) -> RgbImage:
     """A head around (x, y), `size` pixels wide, drawn into `picture`, which is returned.
 
-    red    255 is a sure face, 0 is none; the networks' scores follow
-    aside  where the tip of the nose is, in widths of the head to the right of its middle
+    red  255 is a sure face for the landmark network, 0 is none
+    who  one of `portraits.NAMES`
     """
-    for middle, width, blue in ((x, size, 0), (x + aside * size, size * 0.12, 32)):
-        place = (round(middle * 16), round(y * 16))
-        cv2.circle(picture, place, round(width * 8), (red, 0, blue), -1, cv2.LINE_AA, 4)
+    grey, face = _portrait(who)
+    scale = FACE_HEIGHT * size / face.box.height
+    height, width = picture.shape[:2]
+    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    across, down = (round(at - scale * middle) for at, middle in zip((x, y), face.centre, strict=True))
+    moved = cv2.warpAffine(
+        small, np.array([[1.0, 0, across], [0, 1, down]]), (width, height), borderMode=cv2.BORDER_REPLICATE
+    )
+    above = round(REDDEST * red / 255)
+    light = REDDEST + moved * ((255 - REDDEST) / 255)
+    head = np.stack((light, light - above, light - above), axis=-1)
+    disc = np.zeros((height, width), np.uint8)
+    cv2.circle(disc, (round(x * 16), round(y * 16)), round(size * 8), 255, -1, cv2.LINE_AA, 4)
+    share = disc[..., None] / 255
+    picture[:] = np.rint(picture * (1 - share) + head * share).astype(np.uint8)
     return picture
+
+
+@cache
+def _portrait(who: str) -> tuple[RgbImage, Face]:
+    """A portrait in grey, (H, W) uint8, and its face."""
+    image = portraits.picture(who)
+    (face,) = find_faces(image)
+    return np.ascontiguousarray(portraits.grey(image)[..., 0]), face
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------
@@ -60,101 +88,51 @@ class Graph:
         self.nodes.append(helper.make_node(kind, given, [name], **attributes))
         return name
 
-    def step(self, value: str, threshold: float, sharp: float = 50.0) -> str:
-        """0 below the threshold, 1 above it, with a short ramp: OpenCV does not compare tensors of every shape."""
-        return self.op("Clip", self.op("Mul", self.op("Sub", value, threshold), sharp), 0.0, 1.0)
-
     def model(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
         graph = helper.make_graph(self.nodes, "toy", inputs, outputs, self.constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def write_yunet(path: Path) -> Path:
-    """A detector of red discs with the twelve outputs of YuNet: three strides with a score, an object score, a box and
-    five points for each cell."""
-    graph = Graph()
-    red = graph.op("Conv", "input", np.array([-0.5, -0.5, 1.0]).reshape(1, 3, 1, 1) / 255)  # BGR
-    outputs = []
-    for stride in (8, 16, 32):
-        mean = graph.op("AveragePool", red, kernel_shape=[stride, stride], strides=[stride, stride])
-        score, box = _discs(graph, graph.op("Relu", mean))
-        nothing = graph.op("Mul", graph.op("Concat", box, box, graph.op("Concat", score, score, axis=1), axis=1), 0.0)
-        for name, value, width in (("cls", score, 1), ("obj", score, 1), ("bbox", box, 4), ("kps", nothing, 10)):
-            last = graph.op("Transpose", value, perm=[0, 2, 3, 1])
-            shape = graph.constant([1, -1, width], np.int64)
-            graph.op("Reshape", last, shape, output=f"{name}_{stride}")
-            outputs.append(helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, [1, None, width]))
-    shown = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 640, 640])
-    save(graph.model([shown], outputs), str(path))
-    return path
-
-
-def _discs(graph: Graph, red: str) -> tuple[str, str]:
-    """Score (1, 1, h, w) and box (1, 4, h, w) of each cell: the moments of the red in the 11 x 11 cells around it."""
-    across = np.arange(-5, 6, dtype=np.float64)
-    x, y = np.meshgrid(across, across)
-    ring = (np.maximum(np.abs(x), np.abs(y)) == 5).astype(np.float64)
-    kernels = np.stack((np.ones_like(x), x, y, ring))[:, None]
-    whole, aside_x, aside_y, edge = (graph.op("Conv", red, kernel[None], pads=[5, 5, 5, 5]) for kernel in kernels)
-    peak = graph.op("MaxPool", red, kernel_shape=[11, 11], pads=[5, 5, 5, 5], strides=[1, 1])
-    mass = graph.op("Add", whole, 1e-3)
-    x_off, y_off = graph.op("Div", aside_x, mass), graph.op("Div", aside_y, mass)
-    size = graph.op("Mul", graph.op("Sqrt", graph.op("Div", mass, graph.op("Add", peak, 1e-3))), _BLOB)
-    # A cell between two discs is near both; only the middle of a disc is red.
-    middle = graph.step(graph.op("Sub", red, graph.op("Mul", peak, 0.8)), 0.0)
-    score = graph.op("Mul", graph.op("Clip", peak, 0.0, 1.0), middle)
-    for value, least in ((size, 2.9), (graph.op("Neg", size), -8.2), (graph.op("Neg", edge), -0.5)):
-        score = graph.op("Mul", score, graph.step(value, least))
-    for offset in (x_off, y_off):
-        score = graph.op("Mul", score, graph.step(graph.op("Neg", graph.op("Abs", offset)), -0.55))
-    log_size = graph.op("Log", size)
-    middles = [graph.op("Add", offset, 0.5) for offset in (x_off, y_off)]
-    return score, graph.op("Concat", *middles, log_size, log_size, axis=1)
-
-
-def write_dwpose(path: Path, template: NDArray[np.float64] | None = None) -> Path:
-    """A landmark network that places a face on the reddest disc, with the inputs and outputs of DWPose.
+def write_dwpose(path: Path, template: NDArray[np.float64] | None = None, *, at_once: int | None = None) -> Path:
+    """A landmark network that places a face on the reddest disc, with the inputs and outputs of DWPose, any number.
 
     template  (133, 2) as `TEMPLATE`, which is taken when there is none
+    at_once   how many looks a run takes; None: any number
     """
+    batch = at_once or "batch"
     template = TEMPLATE if template is None else template
     graph = Graph()
     rgb = graph.op(
         "Add", graph.op("Mul", "input", _column([58.395, 57.12, 57.375])), _column([123.675, 116.28, 103.53])
     )
-    red = graph.op("Relu", graph.op("Conv", rgb, np.array([1.0, -0.5, -0.5]).reshape(1, 3, 1, 1) / 255))
-    blue = graph.op("Conv", rgb, np.array([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1) / 255)
+    red = graph.op("Relu", graph.op("Conv", rgb, np.array([1.0, -0.5, -0.5]).reshape(1, 3, 1, 1) / REDDEST))
     peak = graph.op("ReduceMax", red, axes=[1, 2, 3], keepdims=1)
     cover = graph.op("Clip", graph.op("Mul", graph.op("Sub", red, graph.op("Mul", peak, 0.9)), 50.0), 0.0, 1.0)
     mass = graph.op("Add", _sum(graph, cover), 1e-3)
     size = graph.op("Mul", graph.op("Sqrt", mass), _BLOB)
-    blue = graph.op("Mul", blue, cover)
-    blue_mass = graph.op("Add", _sum(graph, blue), 1e-6)
     outputs = []
-    for name, length, places, nose in (("simcc_x", WIDTH, 3, 1.0), ("simcc_y", HEIGHT, 2, 0.0)):
+    for name, length, places in (("simcc_x", WIDTH, 3), ("simcc_y", HEIGHT, 2)):
         shape = [1, 1, 1, -1] if places == 3 else [1, 1, -1, 1]
         pixels = np.arange(length, dtype=np.float64).reshape(shape)
         middle = graph.op("Div", _sum(graph, graph.op("Mul", cover, pixels)), mass)
-        flat = graph.constant([1, 1, 1], np.int64)
-        tip_at = graph.op("Div", _sum(graph, graph.op("Mul", blue, pixels)), blue_mass)
-        turned = graph.op("Div", graph.op("Sub", tip_at, middle), size)
-        middle, wide, turned, high = (graph.op("Reshape", v, flat) for v in (middle, size, turned, peak))
-        usual = template[:, 0 if places == 3 else 1].reshape(1, 133, 1)
-        tip = np.zeros((1, 133, 1))
-        tip[0, FACE.start + 30] = nose
-        offset = graph.op("Add", graph.op("Mul", turned, tip), usual)
+        flat = graph.constant([-1, 1, 1], np.int64)
+        middle, wide, high = (graph.op("Reshape", v, flat) for v in (middle, size, peak))
+        offset = graph.constant(template[:, 0 if places == 3 else 1].reshape(1, 133, 1))
         bin_of = graph.op("Mul", graph.op("Add", graph.op("Mul", offset, wide), middle), 2.0)
         far = graph.op("Abs", graph.op("Sub", np.arange(2 * length, dtype=np.float64).reshape(1, 1, -1), bin_of))
         tent = graph.op("Clip", graph.op("Sub", 1.0, graph.op("Mul", far, 0.25)), 0.0, 1.0)
         graph.op("Mul", tent, high, output=name)
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 133, 2 * length]))
-    shown = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, HEIGHT, WIDTH])
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 133, 2 * length]))
+    shown = helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, HEIGHT, WIDTH])
     save(graph.model([shown], outputs), str(path))
     return path
 
 
 def write_constant_dwpose(path: Path, straight: Sequence[NDArray[Any]], flipped: Sequence[NDArray[Any]]) -> Path:
-    """A landmark network with output `straight` (x, y) for a crop brighter on its left, `flipped` for its mirror."""
+    """A landmark network for one look at a time.
+
+    Its output is `straight` (x, y) for a crop brighter on its left, `flipped` for its mirror.
+    """
     graph = Graph()
     weights = np.where(np.arange(WIDTH) < WIDTH / 2, 1.0, -1.0).reshape(1, 1, 1, -1)
     left = graph.op("ReduceSum", graph.op("Mul", "input", weights), keepdims=0)

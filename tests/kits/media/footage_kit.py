@@ -17,7 +17,7 @@ from lipsyncd.media import Kind
 from lipsyncd.prepare.decode_video import Footage, screen
 from lipsyncd.renderers import Scene
 from lipsyncd.renderers.framing import RgbImage
-from tests.kits.media.media_kit import ffmpeg
+from tests.kits.media.media_kit import converted, ffmpeg
 
 WIDTH, HEIGHT = 160, 96
 _BITS = 8
@@ -60,6 +60,12 @@ def written(suffix: str, pictures: Sequence[RgbImage], *options: str, rate: str 
         command = [str(ffmpeg()), "-nostdin", "-v", "error", *source, *options, str(target)]
         subprocess.run(command, input=b"".join(picture.tobytes() for picture in pictures), check=True)
         return target.read_bytes()
+
+
+def film_with_voice(suffix: str, *options: str) -> bytes:
+    """1.5 s of a grey picture and a tone, as phones record."""
+    source = ("-f", "lavfi", "-i", "color=c=gray:s=96x72:r=25", "-map", "0", "-map", "1", "-shortest")
+    return converted(suffix, *source, *options, seconds=1.5)
 
 
 def changed(data: bytes, suffix: str, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> bytes:

@@ -99,6 +99,14 @@ def converted(suffix: str, *options: str, seconds: float = 1.0, channels: int = 
     return _through_ffmpeg([sound], suffix, *options)
 
 
+@functools.cache
+def streamed(form: str, *options: str, seconds: float = 1.0) -> bytes:
+    """A tone that ffmpeg wrote into a pipe in that format, so that no length in its header could be corrected."""
+    source = ["-f", "lavfi", "-i", f"sine=d={seconds}:r=44100"]
+    command = [str(ffmpeg()), "-v", "error", *source, *options, "-f", form, "-"]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
 def with_cover(sound: bytes, suffix: str) -> bytes:
     """The same sound with a cover picture in it, as in purchased music."""
     cover = encoded(corners(), "JPEG")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import WhisperConfig, WhisperModel
 
-from lipsyncd.renderers import SPEECH_RATE
+from lipsyncd.renderers import SPEECH_RATE, Scene
 from lipsyncd.renderers.musetalk import renderer
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
 from lipsyncd.renderers.musetalk.painting.networks import Painter
-from tests.kits.media.face_kit import backdrop, draw_head, write_dwpose, write_yunet
+from tests.kits.media.face_kit import backdrop, draw_head, write_dwpose
 
 Network = TypeVar("Network", bound=nn.Module)
 Array = NDArray[np.float32]
@@ -112,11 +113,16 @@ def write_weights(folder: Path, *, parser: bool = False) -> Path:
         write_network(folder / file, fill(make(configs[name])))
         (folder / config).write_text(json.dumps(configs[name]))
     if parser:
-        write_network(folder / renderer.PARSER, fill(BiSeNet()))
-    for file, write in ((renderer.LANDMARKS, write_dwpose), (renderer.DETECTOR, write_yunet)):
-        (folder / file).parent.mkdir(exist_ok=True)
-        write(folder / file)
+        write_parser(folder)
+    (folder / renderer.LANDMARKS).parent.mkdir(exist_ok=True)
+    write_dwpose(folder / renderer.LANDMARKS)
     return folder
+
+
+def write_parser(folder: Path) -> Path:
+    """Write weights for the network that parses faces. Returns the file."""
+    write_network(folder / renderer.PARSER, fill(BiSeNet()))
+    return folder / renderer.PARSER
 
 
 def write_lock(folder: Path) -> Path:
@@ -163,7 +169,21 @@ def write_network(file: Path, network: nn.Module) -> None:
 
 
 def portrait(width: int = 240, height: int = 220, size: float = 120) -> NDArray[np.uint8]:
-    """A head that the small detector finds, before a noisy backdrop: (height, width, 3)."""
+    """A head that both networks find, before a noisy backdrop: (height, width, 3)."""
     picture = backdrop(width, height)
     picture[:, :, 2] += (np.indices((height, width)).sum(axis=0) % 40).astype(np.uint8)
     return draw_head(picture, width / 2, height / 2, size)
+
+
+def speech(seconds: float = 0.32) -> NDArray[np.int16]:
+    """The voice of the recorded values, as a job's sound is."""
+    return (hum(seconds) * 24_000).astype(np.int16)
+
+
+def scene(picture: NDArray[np.uint8] | None = None, voice: NDArray[np.int16] | None = None, **changed: Any) -> Scene:
+    """A picture that speaks. What is no field of a scene is an option."""
+    voice = speech() if voice is None else voice
+    fps = changed.pop("fps", Fraction(25))
+    frames = -(-len(voice) * fps.numerator // (16_000 * fps.denominator))
+    shape = {"stitch": changed.pop("stitch", True), "resolution": changed.pop("resolution", 128)}
+    return Scene(portrait() if picture is None else picture, voice, fps, frames, **shape, options=changed)

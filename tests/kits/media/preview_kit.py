@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import cast
 
 import cv2
-import librosa
 import numpy as np
 import skimage.data
+import soxr
 from numpy.typing import NDArray
 
 from lipsyncd.prepare.speech import speak
 from lipsyncd.renderers import SPEECH_RATE, Scene
 from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.preview import Preview
-from lipsyncd.renderers.preview.find.face_coordinates import Plane, Window
+from lipsyncd.renderers.preview.plane import Plane, Window
 from tests.kits.media.preview_people import PEOPLE, portrait
 
 Speech = NDArray[np.int16]
@@ -45,7 +45,7 @@ def voice(text: str, speaker: str = "en-us") -> Speech:
         with wave.open(str(spoken)) as wav:
             rate, raw = wav.getframerate(), wav.readframes(wav.getnframes())
     samples = np.frombuffer(raw, np.int16).astype(np.float32)
-    resampled = librosa.resample(samples, orig_sr=rate, target_sr=SPEECH_RATE)
+    resampled = soxr.resample(samples, rate, SPEECH_RATE)  # by `librosa.resample` too, which takes 20 s to import
     return np.rint(resampled).clip(-32768, 32767).astype(np.int16)
 
 
@@ -177,7 +177,7 @@ def moved_down(before: RgbImage, after: RgbImage, subject: Subject, part: Box4) 
     plane, window = subject.plane, Window(*part, scale=60)
     size = (window.columns, window.rows)
     cut = cv2.warpAffine(flow, plane.to_pixels(window), size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return cut @ np.array([-plane.along_y, plane.along_x]) / plane.unit_px**2
+    return cut @ np.array([plane.down_x, plane.down_y]) / plane.unit_px**2
 
 
 def mouth_change(frames: Sequence[RgbImage], closed: RgbImage, box: Box) -> NDArray[np.float64]:

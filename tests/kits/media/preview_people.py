@@ -1,6 +1,6 @@
 """Portraits drawn from formulas: faces of several people for tests, without a download.
 
-They are shaded like photographs, since OpenCV's cascades have to find them.
+They are shaded like photographs, since the finder of faces has to see them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("torch")
 
 from lipsyncd.media.mp4 import inspect
+from lipsyncd.renderers.musetalk.gpu_memory import UnusedMemory
 from tests.kits.installation import Installation, put
 from tests.kits.media.media_kit import encoded, wav
 from tests.kits.media.musetalk_kit import hum, portrait, write_lock, write_weights
@@ -59,6 +60,36 @@ def notes_of(installation: Installation, name: str) -> list[str]:
     return [event.note for event in installation.view.events(job.id)]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "free_gb", "after"),
+    [
+        (True, 60, ["job", "job", "rest", "given back"]),
+        (True, 5, ["job", "given back", "job", "given back", "rest"]),
+        (True, None, ["job", "job", "rest", "given back"]),
+        (False, 5, ["job", "job", "rest"]),
+    ],
+    ids=str,
+)
+def test_unused_memory_is_given_back_at_rest_or_when_others_need_it(
+    wanted: bool, free_gb: int | None, after: list[str]
+) -> None:
+    """With 80 GB; a rest without a job before it gives nothing back."""
+    did: list[str] = []
+    unused = UnusedMemory(
+        wanted,
+        release=lambda: did.append("given back"),
+        room=lambda: None if free_gb is None else (free_gb * 10**9, 80 * 10**9),
+    )
+    unused.rest()
+    for _ in range(2):
+        did.append("job")
+        unused.end_job()
+    did.append("rest")
+    unused.rest()
+    unused.rest()
+    assert did == after
+
+
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered_after_a_restart(
     installation: Installation,
@@ -69,7 +100,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered_after_a_
         child = child_of(installation)
         soft, hard = resource.prlimit(child, resource.RLIMIT_DATA)
         assert soft == 14 * 10**9, "render.max_vram_gb holds a CPU's renders too"
-        resource.prlimit(child, resource.RLIMIT_DATA, (data_bytes(child) + 100_000_000, hard))
+        resource.prlimit(child, resource.RLIMIT_DATA, (data_bytes(child) + 170_000_000, hard))
         drop(installation, "tight", frames=LARGE, batch=LARGE)
         job = installation.until_done("tight")
         assert child_of(installation) == child, "the child did not end for it"

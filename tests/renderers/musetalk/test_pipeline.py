@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -18,11 +19,15 @@ from torch import Tensor, nn  # noqa: E402
 
 from lipsyncd.errors import OutOfMemory, RenderError  # noqa: E402
 from lipsyncd.renderers.framing import Box  # noqa: E402
+from lipsyncd.renderers.musetalk.bench import random_inputs  # noqa: E402
 from lipsyncd.renderers.musetalk.gpu_memory import BatchSize, is_out_of_memory  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.blend import PasteBack  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.job_painter import JobPainter  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.networks import Painter  # noqa: E402
-from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline, Prefetcher, scaled  # noqa: E402
-from tests.kits.media.musetalk_kit import tiny_painter  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.pipeline import FrameInput, Pipeline, scaled  # noqa: E402
+from lipsyncd.renderers.musetalk.painting.prepared_face import prepare_face  # noqa: E402
+from lipsyncd.renderers.prefetcher import Prefetcher  # noqa: E402
+from tests.kits.media.musetalk_kit import portrait, tiny_painter  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -57,18 +62,43 @@ class Narrow(nn.Module):
         return self.unet(latents, *given, **more)
 
 
-class Overflowing(nn.Module):
-    """A UNet whose output is not finite in half precision, or never finite."""
+class Broken(nn.Module):
+    """A UNet whose output is not finite."""
 
-    def __init__(self, unet: nn.Module, *, always: bool = False) -> None:
+    def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        self.unet, self.always = unet, always
+        self.unet = unet
 
     def forward(self, latents: Tensor, *given: Any, **more: Any) -> Any:
         answer = self.unet(latents, *given, **more)
-        if self.always or latents.dtype != torch.float32:
-            answer.sample[-1, 0, 0, 0] = torch.inf
+        answer.sample[-1, 0, 0, 0] = torch.nan
         return answer
+
+
+def loud(painter: Painter, factor: float, part: str = "decoder") -> Painter:
+    """The same networks in half precision, but the first values of the VAE's decoder or encoder are larger by `factor`.
+
+    The layers behind them take the size out again, so that in float32 pictures stay what they are.
+    """
+    vae = copy.deepcopy(painter.vae)
+    for parameter in vae.get_submodule(part).conv_in.parameters():
+        parameter.mul_(factor)
+    return Painter(copy.deepcopy(painter.unet).half(), vae.half())
+
+
+def overflows(painter: Painter, one: FrameInput) -> bool:
+    return not bool(torch.isfinite(painter.decode(painter.predict(one.latents, one.tokens[None]))).all())
+
+
+def barely_too_loud(painter: Painter, one: FrameInput) -> Painter:
+    """Networks whose decoder just overflows in half precision for that frame."""
+    fits, too_much = 1_000.0, 4_000.0
+    with torch.inference_mode():
+        assert not overflows(loud(painter, fits), one) and overflows(loud(painter, too_much), one)
+        for _ in range(3):
+            middle = (fits * too_much) ** 0.5
+            fits, too_much = (fits, middle) if overflows(loud(painter, middle), one) else (middle, too_much)
+    return loud(painter, too_much)
 
 
 def inputs_of(count: int, tokens: int = 20) -> list[FrameInput]:
@@ -79,7 +109,7 @@ def inputs_of(count: int, tokens: int = 20) -> list[FrameInput]:
 
 
 def painted(painter: Painter, count: int, size: int) -> NDArray[np.uint8]:
-    return np.array(list(Pipeline(painter, BatchSize(CPU, 14), size).patches(inputs_of(count))))
+    return np.array(list(Pipeline(JobPainter(painter), BatchSize(CPU, 14), size).patches(inputs_of(count))))
 
 
 def test_frames_come_in_order_whatever_the_batch(painter: Painter) -> None:
@@ -94,12 +124,12 @@ def test_a_batch_that_does_not_fit_is_halved_repeated_and_remembered(painter: Pa
     narrow = Narrow(painter.unet, most=2)
     small, batch = Painter(narrow, painter.vae), BatchSize(CPU, 14)
 
-    frames = list(Pipeline(small, batch, 8).patches(inputs_of(11)))
+    frames = list(Pipeline(JobPainter(small), batch, 8).patches(inputs_of(11)))
 
     assert narrow.tried == [8, 4, 2, 2, 2, 2, 2, 1]
     assert np.abs(np.array(frames, np.int16) - painted(painter, 11, 2)).max() <= 1
     narrow.tried.clear()
-    list(Pipeline(small, batch, 8).patches(inputs_of(4)))  # the next job on this device
+    list(Pipeline(JobPainter(small), batch, 8).patches(inputs_of(4)))  # the next job on this device
     assert narrow.tried == [2, 2]
 
 
@@ -107,13 +137,13 @@ def test_a_frame_that_does_not_fit_alone_ends_the_job(painter: Painter) -> None:
     cramped = Painter(Narrow(painter.unet, most=0), painter.vae)
 
     with pytest.raises(OutOfMemory, match="single frame"):
-        list(Pipeline(cramped, BatchSize(CPU, 14), 4).patches(inputs_of(3)))
+        list(Pipeline(JobPainter(cramped), BatchSize(CPU, 14), 4).patches(inputs_of(3)))
 
 
 def test_other_errors_of_torch_are_no_lack_of_memory(painter: Painter) -> None:
     with pytest.raises(RuntimeError, match="must match the existing size"):
         list(
-            Pipeline(painter, BatchSize(CPU, 14), 2).patches(
+            Pipeline(JobPainter(painter), BatchSize(CPU, 14), 2).patches(
                 [FrameInput(torch.zeros(1, 3, 8, 8), torch.zeros(1, 9), None)]
             )
         )
@@ -137,21 +167,58 @@ def test_out_of_memory_on_the_cpu_is_recognised() -> None:
     assert is_out_of_memory(error.value)
 
 
-def test_half_precision_that_overflows_is_replaced_by_full() -> None:
-    full = tiny_painter()
-    expected = painted(full, 3, 2)
-    half = Painter(Overflowing(full.unet.half()), full.vae.half())
+def test_an_overflow_of_the_vae_costs_its_job_alone_a_vae_in_float32(painter: Painter) -> None:
+    [given] = inputs_of(1)
+    # The UNet gives this one's latents a larger peak, as seen at the first layers of the decoder: 16 to 11.
+    shrill = [FrameInput(given.latents * 0.01, given.tokens * 0.01, None)]
+    quiet = [FrameInput(given.latents * 10, given.tokens * 10, None)]
+    half = barely_too_loud(painter, shrill[0])
+    events: list[str] = []
 
-    frames = painted(half, 3, 2)
+    def job(given: list[FrameInput]) -> tuple[NDArray[np.uint8], JobPainter]:
+        events.clear()
+        of_job = JobPainter(half, report=events.append)
+        return np.array(list(Pipeline(of_job, BatchSize(CPU, 14), 1).patches(given))), of_job
 
-    assert half.dtype == torch.float32
-    # The weights were rounded to half precision once, so the result is close, and finite.
-    assert np.abs(frames.astype(np.int16) - expected).mean() < 2
+    before, _ = job(quiet)
+    assert events == []
+    rescued, of_job = job([*shrill, *quiet, *quiet])
+    [event] = events
+    assert event.startswith("decoded frames were not finite in half precision: the VAE computes in float32")
+    assert of_job.precision == "float16, VAE float32"
+    assert {parameter.dtype for parameter in of_job.now.unet.parameters()} == {torch.float16}
+    after, of_job = job(quiet)
+
+    assert np.array_equal(before, after), "pixels depend on an earlier job"
+    assert of_job.precision == "float16" and events == []
+    assert {parameter.dtype for parameter in half.vae.parameters()} == {torch.float16}
+    full = Painter(copy.deepcopy(half.unet).float(), copy.deepcopy(half.vae).float())
+    expected = np.array(list(Pipeline(JobPainter(full), BatchSize(CPU, 14), 1).patches(shrill)))
+    assert np.abs(rescued[:1].astype(np.int16) - expected).mean() < 2
+
+
+def test_a_face_whose_latents_overflow_is_encoded_in_float32_for_its_job_alone(painter: Painter) -> None:
+    half, events = loud(painter, 1e5, "encoder"), list[str]()
+    of_job = JobPainter(half, report=events.append)
+
+    prepared = prepare_face(
+        portrait(), random_inputs.face_at(Box(60, 50, 120, 140)), of_job, random_inputs.labels_of, "jaw"
+    )
+
+    assert torch.isfinite(prepared.latents).all()
+    assert [event.partition(":")[0] for event in events] == [
+        "the latents of the face were not finite in half precision"
+    ]
+    assert (of_job.precision, JobPainter(half).precision) == ("float16, VAE float32", "float16")
 
 
 def test_an_output_that_is_never_finite_fails_the_job(painter: Painter) -> None:
-    with pytest.raises(RenderError, match="not finite"):
-        painted(Painter(Overflowing(painter.unet, always=True), painter.vae), 2, 2)
+    with pytest.raises(RenderError, match="the output of the UNet is not finite"):
+        painted(Painter(Broken(painter.unet), painter.vae), 2, 2)
+    damaged = copy.deepcopy(painter.vae)
+    damaged.decoder.conv_in.bias.fill_(torch.inf)
+    with pytest.raises(RenderError, match="the output of the VAE is not finite"):
+        painted(Painter(painter.unet, damaged), 2, 2)
 
 
 @pytest.mark.parametrize("face", [Box(20, 10, 90, 110), Box(20, 10, 600, 700), Box(0, 0, 256, 256)], ids=str)

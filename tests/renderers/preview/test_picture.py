@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from lipsyncd.renderers.preview.find.choose_face import choose_face
-from lipsyncd.renderers.preview.find.face_coordinates import Window
+from lipsyncd.renderers.face.choose import choose_face
+from lipsyncd.renderers.preview.plane import Window
 from tests.kits.media.preview_kit import (
     Subject,
     astronaut,
@@ -31,8 +31,15 @@ STELLA = "Please call Stella. Ask her to bring these things with her from the st
 GUTEN_TAG = "Guten Morgen! Mein Name ist Ada, und ich freue mich, Sie heute zu sehen."
 SPOKEN = [(FOX, "en-us"), (STELLA, "en-us+f3"), (GUTEN_TAG, "de")]
 
-ALL_SUBJECTS = pytest.mark.parametrize("subject", subjects(), ids=lambda subject: subject.name)
-FOUR_PEOPLE = pytest.mark.parametrize("subject", subjects()[:4], ids=lambda subject: subject.name)
+
+def some(number: int, quick: int):
+    """The first subjects; those behind the first `quick` ones are left to the slow tests."""
+    marks = [() if i < quick else (pytest.mark.slow,) for i in range(number)]
+    given = [pytest.param(subject, marks=mark) for subject, mark in zip(subjects(), marks, strict=False)]
+    return pytest.mark.parametrize("subject", given, ids=[subject.name for subject in subjects()[:number]])
+
+
+ALL_SUBJECTS, FOUR_PEOPLE = some(9, quick=3), some(4, quick=2)
 
 
 def closed(subject: Subject, **changed: object) -> np.ndarray:
@@ -42,7 +49,7 @@ def closed(subject: Subject, **changed: object) -> np.ndarray:
 @pytest.mark.parametrize(
     ("subject", "spoken"),
     [
-        (subject, spoken)
+        pytest.param(subject, spoken, marks=() if i < 2 else pytest.mark.slow)
         for i, subject in enumerate(subjects())
         for j, spoken in enumerate(SPOKEN)
         if i < 4 or i % 3 == j
@@ -54,7 +61,7 @@ def test_the_mouth_follows_the_voice(subject, spoken):
     speech = voice(text, speaker)
     frames = render(subject.picture, speech)
     sound = loudness(speech, len(frames))
-    change = mouth_change(frames, closed(subject), choose_face(subject.picture).face.box)
+    change = mouth_change(frames, closed(subject), choose_face(subject.picture).box)
     heights = openings(frames, subject)[:, 0]
 
     assert correlation(change, sound) >= 0.6

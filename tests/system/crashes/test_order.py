@@ -82,7 +82,7 @@ def rules_of(record: Record) -> Iterator[Rule]:
             f"{role} is durable before the job is accepted",
             made(f"{staging}/{role}"),
             synced(f"{staging}/{role}"),
-            made(f"{staging}/job.json"),
+            accepted,
         )
     yield Rule(
         "job.json is durable before the job is accepted",
@@ -92,7 +92,7 @@ def rules_of(record: Record) -> Iterator[Rule]:
     )
     yield Rule(
         "all names in its folder are durable before it is accepted",
-        synced(f"{staging}/job.json"),
+        made(f"{staging}/job.json"),
         synced(staging),
         accepted,
     )

@@ -189,8 +189,8 @@ def test_every_decode_is_restricted_and_none_leaves_its_job(record: Record) -> N
 def test_decoders_have_really_opened_the_files(record: Record) -> None:
     """Otherwise the test above would pass for a daemon that decodes nothing."""
     opened = {event.led_to for _, event in record.jailed}
-    # WAVs that are joined end to end are read as one file, which the daemon makes of its own copy.
-    inputs = {path.replace("/joined.wav", "/audio") for path in opened if path.endswith(("/image", "/audio", ".wav"))}
+    # WAVs that are joined, and lengths that are unknown, are read from a file that the daemon makes of its own copy.
+    inputs = {re.sub("/rewritten$", "/audio", path) for path in opened}
     ids = {job.name: job.id for job in record.installation.view.jobs(limit=1000)}
     what = {name: what for what, name in record.dropped.items()}
     spool = record.storage / "spool"

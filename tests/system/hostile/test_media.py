@@ -24,14 +24,16 @@ from lipsyncd.errors import (
     ImageUndecodable,
     InputError,
 )
-from lipsyncd.media import Kind
+from lipsyncd.media import Kind, sniff
 from lipsyncd.prepare import decode_picture as picture_decoder
 from lipsyncd.prepare import decode_sound as sound_decoder
 from lipsyncd.prepare.decode_picture import decode_picture
 from lipsyncd.prepare.decode_sound import decode_sound
 from lipsyncd.sandbox import landlock
 from lipsyncd.sandbox.jail import Completed, run_jailed
-from tests.kits.media.media_kit import bomb, converted, corners, encoded, ffmpeg, png_of, tone, wav
+from tests.kits.media.codec_kit import amr, bw64, gsm_in_wav, mov, mp4, remuxed
+from tests.kits.media.footage_kit import H264, VP8, film_with_voice
+from tests.kits.media.media_kit import bomb, converted, corners, encoded, ffmpeg, png_of, streamed, tone, wav
 
 SOUND_KINDS = [kind for kind in Kind if kind.is_audio]
 
@@ -338,7 +340,8 @@ def test_a_jpeg_of_many_scans_is_decoded_up_to_the_limit_and_costs_nothing_beyon
 @pytest.mark.parametrize("form", ["AVIF", "HEIF"])
 def test_a_picture_that_is_larger_than_its_header_claims_takes_little_memory(folder, form):
     side = 12_000 if form == "AVIF" else 11_000  # HEVC ends at 142 million
-    large = encoded(Image.new("RGB", (side, side), "red"), form, **({"speed": 10} if form == "AVIF" else {}))
+    quick = {"speed": 10} if form == "AVIF" else {"enc_params": {"preset": "ultrafast"}}
+    large = encoded(Image.new("RGB", (side, side), "red"), form, **quick)
     claim = b"ispe" + bytes(4) + struct.pack(">II", 300, 200)
     (folder / "input").write_bytes(re.sub(rb"ispe\0\0\0\0.{8}", lambda _: claim, large, flags=re.DOTALL))
     code = f"""
@@ -462,14 +465,60 @@ SEEDS = {
     "aiff": (Kind.AIFF, lambda: converted(".aiff")),
     "caf": (Kind.CAF, lambda: converted(".caf", "-c:a", "alac")),
     "w64": (Kind.W64, lambda: converted(".w64")),
+    "aiff of unknown length": (Kind.AIFF, lambda: streamed("aiff")),
+    "caf of unknown length": (Kind.CAF, lambda: streamed("caf")),
+    "rf64 of unknown length": (Kind.WAV, lambda: streamed("wav", "-rf64", "always")),
+    "w64 of unknown length": (Kind.W64, lambda: streamed("w64")),
     "weba": (Kind.WEBA, lambda: converted(".webm", "-c:a", "libopus")),
     "mka": (Kind.MKA, lambda: converted(".mka", "-c:a", "aac")),
-    "amr": (Kind.AMR, lambda: b"#!AMR\n" + (b"\x3c" + bytes(range(31))) * 50),
-    "ac-3 in m4a": (Kind.M4A, lambda: converted(".mp4", "-c:a", "ac3", "-f", "mp4")),
-    "opus in m4a": (Kind.M4A, lambda: converted(".mp4", "-c:a", "libopus", "-f", "mp4")),
-    "g722 in wav": (Kind.WAV, lambda: converted(".wav", "-c:a", "g722", "-ar", "16000")),
+    "amr": (Kind.AMR, amr),
+    "amr-wb": (Kind.AMR, lambda: amr(wide=True)),
+    "mp2": (Kind.MP3, lambda: converted(".mp2")),
     "joined wavs": (Kind.WAV, lambda: wav(SECOND) * 3),
+    "bw64": (Kind.WAV, bw64),
+    "g.722 in wav": (Kind.WAV, lambda: converted(".wav", "-c:a", "g722", "-ar", "16000")),
+    "g.726 in wav": (Kind.WAV, lambda: converted(".wav", "-c:a", "g726", "-ar", "8000", "-b:a", "32k")),
+    "gsm in wav": (Kind.WAV, gsm_in_wav),
+    **{
+        f"{codec} in wav": (Kind.WAV, lambda codec=codec: converted(".wav", "-c:a", codec))
+        for codec in ("adpcm_ms", "adpcm_ima_wav", "mp3")
+    },
+    **{
+        f"{codec} in mp4": (Kind.M4A, lambda codec=codec: mp4("-c:a", codec))
+        for codec in ("libopus", "flac", "libmp3lame", "ac3", "eac3", "alac")
+    },
+    "ima adpcm in mov": (Kind.M4A, lambda: mov("adpcm_ima_qt")),
+    "pcm in mov": (Kind.M4A, lambda: mov("pcm_s24le")),
+    "amr in 3gp": (Kind.M4A, lambda: remuxed(amr(), "amr", ".3gp")),
+    "vorbis in webm": (Kind.WEBA, lambda: converted(".webm", "-c:a", "libvorbis")),
+    "vorbis in ogg": (Kind.OGG, lambda: converted(".ogg", "-c:a", "libvorbis")),
+    "flac in ogg": (Kind.OGG, lambda: converted(".oga", "-c:a", "flac")),
+    "mp3 in matroska": (Kind.MKA, lambda: converted(".mka", "-c:a", "libmp3lame")),
+    "the sound of a film": (Kind.MP4, lambda: film_with_voice(".mp4", *H264, "-c:a", "aac")),
+    "the sound of a webm film": (Kind.WEBM, lambda: film_with_voice(".webm", *VP8, "-c:a", "libopus")),
 }
+
+
+def test_every_kind_and_codec_that_is_taken_is_damaged_below():
+    """PCM and the codecs with two names count once."""
+    sounds = {kind for kind, _ in SEEDS.values() if kind}
+    assert sounds == set(SOUND_KINDS)
+    pictures = {sniff(make()[:512]) for kind, make in SEEDS.values() if not kind}
+    assert pictures == {kind for kind in Kind if kind.is_image}
+
+    wanted = {codec for _, codecs in sound_decoder._FFMPEG.values() for codec in map(_codec, codecs.split(","))}
+    seen = set()
+    for kind, make in SEEDS.values():
+        if kind:
+            told = subprocess.run([str(ffmpeg()), "-hide_banner", "-i", "-"], input=make(), capture_output=True)
+            seen |= {_codec(name) for name in re.findall(r"Audio: (\w+)", told.stderr.decode())}
+    assert wanted <= seen | {"pcm"}
+
+
+def _codec(name: str) -> str:
+    """The codec of a decoder of ffmpeg: `amrnb` and `libopencore_amrnb` are two decoders of one."""
+    plain = name.removeprefix("lib").removeprefix("opencore_").removesuffix("float").replace("adpcm_g7", "g7")
+    return {"amr_nb": "amrnb", "amr_wb": "amrwb", "gsm_ms": "gsm"}.get(plain, "pcm" if plain[:4] == "pcm_" else plain)
 
 
 @pytest.mark.parametrize("name", SEEDS)

@@ -82,7 +82,7 @@ def memory_mb(pid: int) -> float:
 
 def set_traps(share: Installation, kept: Path, victim: Path) -> None:
     """A trap of each kind in every place, under a name that comes first and under one that comes last."""
-    outbox, control = share.path("outbox"), share.path("state") / "control"
+    outbox, control, made = share.path("outbox"), share.path("state") / "control", share.root / "made"
     for number, trap in enumerate(TRAPS):
         for place, suffix in (
             (control, ".json"),
@@ -90,13 +90,14 @@ def set_traps(share: Installation, kept: Path, victim: Path) -> None:
             (outbox, ".json"),
             (share.path("inbox"), ".json"),
         ):
-            trap(place / f"{number}{suffix}")
+            trap(made)  # beside, since the daemon removes some as soon as they are there
+            made.rename(place / f"{number}{suffix}")
         inner = kept.parent / f"0000{number}-trap"
         inner.mkdir()
         as_member(inner)
         trap(inner / "job.json")
         as_member(inner / "reason.json", b"{}")
-    link(control / "9.json", victim / "secret")
+    link(made, victim / "secret").rename(control / "9.json")
     link(outbox / "9.json", victim / "secret")
     link(kept.parent / "00009-trap", victim)
 

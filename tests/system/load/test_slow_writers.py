@@ -16,10 +16,11 @@ import pytest
 
 from lipsyncd.jobs.job import Job
 from tests.kits.core_kit import as_ids
-from tests.kits.installation import Installation
+from tests.kits.installation import Installation, put
 from tests.kits.long_run_figures import report
 from tests.kits.machine.machine_kit import LONG, bindfs, needs_fuse, needs_root, percentile, small_picture, small_sound
 from tests.kits.machine.users_kit import DAEMON, MEMBER, needs_users, shared_installation
+from tests.kits.media.media_kit import converted
 
 TRIALS = 1000 if LONG else 200
 AT_ONCE = 40
@@ -150,6 +151,63 @@ def test_nothing_is_taken_from_a_slow_writer_that_raises_no_event(installation: 
         installation.until(lambda: "is polled (fuse" in installation.log, "the log line about polling")
         trials = write_all(behind, reopened, 3 * watch["settle_network_s"])
         check(installation, trials, "behind a bindfs mount")
+
+
+def in_openings(path: Path, data: bytes) -> None:
+    """Four pieces, the file closed for 1.5 s between them."""
+    for number in range(4):
+        with path.open("ab") as file:
+            file.write(data[len(data) * number // 4 : len(data) * (number + 1) // 4])
+        time.sleep(0.0 if number == 3 else 1.5)
+
+
+def filled_later(path: Path, data: bytes) -> None:
+    """Laid out at full size, and filled 3 s later."""
+    path.write_bytes(data[:44].ljust(len(data), b"\0"))
+    time.sleep(3.0)
+    with path.open("r+b") as file:
+        file.write(data)
+
+
+def downloaded(path: Path, data: bytes) -> None:
+    """In random order beside a control file, as aria2 does: the end is there before the middle."""
+    control = path.with_name(f"{path.name}.aria2")
+    control.write_bytes(b"0")
+    for number in range(5):
+        path.write_bytes(data[:5000] + bytes(len(data) - 10_000) + data[-5000:])
+        control.write_bytes(bytes([number]))
+        time.sleep(0.8)
+    path.write_bytes(data)
+    control.unlink()
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "make", "within_s"),
+    [
+        (in_openings, "a.mp3", lambda: converted(".mp3", "-write_xing", "0", seconds=6.0), 6.5),
+        (in_openings, "a.aac", lambda: converted(".aac", seconds=6.0), 6.5),
+        (filled_later, "a.wav", lambda: small_sound(1, 4.0), 2.0),
+        (downloaded, "a.wav", lambda: small_sound(1, 4.0), 2.0),
+    ],
+)
+def test_other_writers_files_are_taken_whole(
+    installation: Installation,
+    write: Callable[[Path, bytes], None],
+    name: str,
+    make: Callable[[], bytes],
+    within_s: float,
+) -> None:
+    installation.changes = {"render": {"renderer": "missing"}}
+    data = make()
+    with installation.running():
+        put(installation.path("inbox"), "a.png", small_picture(1))
+        write(installation.path("inbox") / name, data)
+        done_ms = time.time() * 1000
+        [job] = installation.until(installation.view.jobs, "the acceptance")
+        assert (installation.path("spool") / job.id / "audio").read_bytes() == data
+    waited_s = (job.accepted_ms - done_ms) / 1000
+    assert waited_s < within_s
+    report(f"{write.__name__.replace('_', ' ')}, {name}", f"taken whole {waited_s:.1f} s after the last byte")
 
 
 def test_files_that_come_byte_by_byte_are_waited_for(installation: Installation) -> None:

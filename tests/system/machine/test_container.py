@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from tests.kits.installation import ROOT, picture, put, sound
+from tests.kits.installation import ROOT, face, picture, put, sound
 from tests.kits.machine.container_kit import PipSource, cannot_run, checkout
 from tests.kits.machine.users_kit import CAP_LEASE, capabilities
 
@@ -318,7 +318,7 @@ def test_the_gpu_image_without_its_torch_renders_nothing_and_reports_it(
         )
         until(lambda: made.answers("/health") == 200, "the daemon")
         assert (made.rights()["Prm"], made.rights()["Amb"]) == (0, 0), "no capability was added to this container"
-        put(made.storage / "inbox", "anna.png", picture())
+        put(made.storage / "inbox", "anna.png", face())
         put(made.storage / "inbox", "anna.wav", sound())
         status = until(lambda: "blocked" in (s := made.run("status").stdout) and s, "a blocked job")
         assert made.answers("/health/ready") == 503
@@ -331,7 +331,7 @@ def test_the_gpu_image_without_its_torch_renders_nothing_and_reports_it(
 def test_the_locks_pin_what_was_tested() -> None:
     pinned = {
         line.split(" ")[0].lower().replace("_", "-")
-        for name in ("preview.txt", "musetalk.txt", "torch.txt")
+        for name in ("preview.txt", "musetalk.txt", "onnxruntime-gpu.txt", "torch.txt")
         for line in (ROOT / "config" / "locks" / name).read_text().splitlines()
         if "==" in line
     }

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,10 @@ import pytest
 
 from lipsyncd.inbox.accept import Intake
 from lipsyncd.inbox.scan import Inbox, rules_of
-from lipsyncd.jobs.job import Identity, JobSpec, JobState, now_ms
+from lipsyncd.jobs.job import Identity, JobState, now_ms
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import read_json
-from lipsyncd.storage.spool import Spool
+from lipsyncd.storage.spool import Spool, Staged
 from tests.kits.core_kit import Clock
 from tests.kits.installation import Installation, put
 from tests.kits.jobs_by_hand import JobsByHand
@@ -191,11 +191,10 @@ def test_an_input_is_not_believed_to_be_gone_while_its_inbox_is_away(tmp_path: P
     share = Share(inbox_folder, tmp_path / "server", "swapped")
 
     class LeavingSpool(Spool):
-        def accept(self, job_id: str, fill: Callable[[Path], JobSpec]) -> JobSpec:
-            spec = super().accept(job_id, fill)
+        def accept_all(self, staged: Sequence[Staged]) -> None:
+            super().accept_all(staged)
             if moment == "accepted":
                 leaving.enter_context(share.away())
-            return spec
 
     class LeavingInbox(Inbox):
         def named_by_manifests(self, taken: Mapping[bytes, Identity]) -> Container[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,14 @@ from tests.kits.installation import ROOT
 SYSTEMD = ROOT / "systemd"
 DROP_INS = sorted(path.name for path in (SYSTEMD / "lipsyncd.service.d").glob("*.conf"))
 # Exposure in tenths, lower is better. `PrivateUsers=no`, without which CAP_LEASE has no effect, costs 2 of them.
-EXPOSURE = {"": 16, "cpu-only.conf": 14, "loopback-only.conf": 15, "mounted-share.conf": 16, "pull-weights.conf": 16}
+EXPOSURE = {
+    "": 16,
+    "cpu-only.conf": 14,
+    "loopback-only.conf": 15,
+    "mounted-share.conf": 16,
+    "pull-weights.conf": 16,
+    "ray.conf": 16,
+}
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
@@ -44,6 +52,20 @@ def test_systemd_reports_no_fault_of_the_unit(tmp_path: Path, drop_in: str) -> N
     path = unit(tmp_path, drop_in)
     verified = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", ["lipsyncd-ray-head.service", "lipsyncd-ray-worker.service"])
+def test_systemd_reports_no_fault_of_the_units_of_a_cluster(tmp_path: Path, name: str) -> None:
+    text = re.sub(r"/opt/lipsyncd/bin/(ray|python)", "/bin/true", (SYSTEMD / name).read_text())
+    (tmp_path / name).write_text(text.replace("Documentation=man:lipsyncd(1)\n", ""))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", tmp_path / name], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    assert {"NoNewPrivileges=yes", "CapabilityBoundingSet=", "ProtectSystem=strict", "UMask=0077"} <= set(
+        lines(SYSTEMD / name)
+    )
 
 
 @needs_systemd

@@ -83,8 +83,13 @@ def _random(network: nn.Module, rng: torch.Generator) -> Iterator[tuple[str, tor
 
 
 def face() -> FaceFound:
-    """A face at a known place, which no detector has to find."""
-    return FaceFound(FACE_BOX, np.zeros((68, 2), np.float32), 1.0, 0.0, FACE_BOX, 1.0)
+    """A face at a known place, which nobody has to find."""
+    return face_at(FACE_BOX)
+
+
+def face_at(box: Box) -> FaceFound:
+    """A face in that box; its landmarks are no use."""
+    return FaceFound(box, np.zeros((68, 2), np.float32), 1.0, 0.0, box, 1.0)
 
 
 def labels_of(_: RgbImage, square: Box, face: FaceFound) -> Labels:

@@ -20,15 +20,17 @@ import platform
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lipsyncd import __version__
 from lipsyncd.errors import DeviceMissing, LipsyncdError, OutOfMemory, UsageError
@@ -36,8 +38,8 @@ from lipsyncd.media.ffmpeg import SOUND_RATE, Encoding
 from lipsyncd.renderers import SPEECH_RATE, Scene
 from lipsyncd.renderers.audio import FULL_SCALE
 from lipsyncd.renderers.encoder import Encoder
-from lipsyncd.renderers.framing import SquareView, square_around
-from lipsyncd.renderers.musetalk import renderer
+from lipsyncd.renderers.framing import Box, SquareView, square_around
+from lipsyncd.renderers.musetalk import arithmetic, renderer
 from lipsyncd.renderers.musetalk.audio_features import (
     BLOCK_STEPS,
     OVERLAP_STEPS,
@@ -47,8 +49,11 @@ from lipsyncd.renderers.musetalk.audio_features import (
 )
 from lipsyncd.renderers.musetalk.bench import random_inputs
 from lipsyncd.renderers.musetalk.bench.random_inputs import FACE_BOX, FPS, HEIGHT, RESOLUTION, WIDTH
-from lipsyncd.renderers.musetalk.bench.timing import ROUNDS_S, TOKENS, Clock, Stage, ceiling_tflops, work_gflop
+from lipsyncd.renderers.musetalk.bench.timing import ROUNDS_S, TOKENS, Clock, Stage, ceiling_of, work_gflop
 from lipsyncd.renderers.musetalk.gpu_memory import GB, BatchSize, is_out_of_memory, limit_memory, peak_gb
+from lipsyncd.renderers.musetalk.painting.fused.gate import Gate
+from lipsyncd.renderers.musetalk.painting.fused.painter import FusedPainter
+from lipsyncd.renderers.musetalk.painting.job_painter import JobPainter
 from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of
 from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, to_uint8
 from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline, scaled
@@ -92,6 +97,8 @@ class Networks(renderer.MuseTalk):
         limit_memory(self.device, settings.max_vram_gb)
         self._batch = BatchSize(self.device, settings.max_vram_gb)
         self._painter, self._audio_encoder = self._load_painter(), self._load_audio_encoder()
+        self._gate = self._load_gate()
+        self._of_job = JobPainter(self._painter)
 
     @property
     def painter(self) -> Painter:
@@ -102,19 +109,35 @@ class Networks(renderer.MuseTalk):
         return self._audio_encoder
 
     @property
-    def precision(self) -> str:
-        return str(self._painter.dtype).removeprefix("torch.")
+    def of_job(self) -> JobPainter:
+        """That of the latest job."""
+        return self._of_job
+
+    @property
+    def gate(self) -> Gate | None:
+        return self._gate
+
+    @property
+    def fused(self) -> FusedPainter | None:
+        """The fused networks, if the comparison has let them pass or was not made yet."""
+        gate = self._gate
+        return gate.fused if gate and (gate.verdict is None or gate.verdict.passed) else None
 
     def batch(self, wanted: int) -> int:
         """The batch size that fits."""
         return self._batch.size(wanted)
 
-    def shot(self, scene: Scene, batch: int) -> StillShot:
+    def compare(self, latents: Tensor, tokens: Tensor) -> None:
+        """Compare the fused networks with the published ones on this batch, unless that is done."""
+        JobPainter(self._painter, gate=self._gate).paint(latents, tokens)
+
+    def shot(self, scene: Scene, batch: int, box: Box = FACE_BOX) -> StillShot:
         """As `open` returns it, for a face at a known place. Every frame is painted, since the voice has no pauses."""
-        prepared = prepare_face(scene.picture, random_inputs.face(), self._painter, random_inputs.labels_of, "jaw")
+        painter = self._of_job = JobPainter(self._painter, gate=self._gate)
+        prepared = prepare_face(scene.picture, random_inputs.face_at(box), painter, random_inputs.labels_of, "jaw")
         voice = Voice(AudioFeatures(self._audio_encoder, scene.speech, scene.fps), np.ones(scene.frames, np.float32))
-        pipeline = Pipeline(self._painter, self._batch, batch)
-        return StillShot(scene, FACE_BOX, prepared, voice, pipeline, parity=False, notes={}, done=lambda _: None)
+        pipeline = Pipeline(painter, self._batch, batch)
+        return StillShot(scene, box, prepared, voice, pipeline, parity=False, notes={}, done=lambda _: None)
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
@@ -127,7 +150,8 @@ class Bench:
         self._loaded, self._clock, self._gflop = loaded, clock, gflop
         self._batch, self._ffmpeg = request.batch, Path(request.ffmpeg)
         self.scene = random_inputs.scene_of(request.seconds)
-        self.ceiling = ceiling_tflops(clock, loaded.device, loaded.painter.dtype)
+        found = ceiling_of(clock, loaded.device, loaded.painter.dtype)
+        self.ceiling, self.ceiling_of = found.tflops, found.of
 
     def stages(self) -> Iterator[Stage]:
         """Each stage once it is measured, the whole job last."""
@@ -148,15 +172,16 @@ class Bench:
 
     def _painting(self) -> Iterator[Stage]:
         painter, size, rounds = self._loaded.painter, self._batch, -(-self.scene.frames // self._batch)
-        paste = prepare_face(self.scene.picture, random_inputs.face(), painter, random_inputs.labels_of, "jaw").paste
+        face = random_inputs.face()
+        paste = prepare_face(self.scene.picture, face, JobPainter(painter), random_inputs.labels_of, "jaw").paste
         rng = torch.Generator().manual_seed(0)
         latents = torch.randn(size, 8, PATCH // 8, PATCH // 8, generator=rng).to(painter.device, painter.dtype)
         tokens = torch.randn(size, TOKENS, 384, generator=rng).to(painter.device)
         with torch.inference_mode():
+            self._loaded.compare(latents, tokens)
             painted = painter.predict(latents, tokens)
-            yield self._row("UNet", "frame", self._clock.mean(lambda: painter.predict(latents, tokens), rounds), "unet")
+            yield from self._networks(painter, latents, tokens, painted, rounds)
             decoded = painter.decode(painted)
-            yield self._row("decoder", "frame", self._clock.mean(lambda: painter.decode(painted), rounds), "decoder")
             parts = scaled(to_uint8(decoded), paste)
             pinned = painter.device.type == "cuda"
             targets = [torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned) for part in parts]
@@ -175,6 +200,27 @@ class Bench:
             self._blended = view.of(self._frame)
 
         yield self._row("blend, cut", "frame", self._clock.mean(blend, 2000), frames=1)
+
+    def _networks(
+        self, painter: Painter, latents: Tensor, tokens: Tensor, painted: Tensor, rounds: int
+    ) -> Iterator[Stage]:
+        """UNet and decoder: what jobs use, and where that is another form, the published one, each in turn."""
+        fused, size = self._loaded.fused, len(latents)
+        forms: list[tuple[str, str, Callable[[], object], Callable[[], object] | None]] = [
+            ("UNet", "unet", partial(painter.predict, latents, tokens), None),
+            ("decoder", "decoder", partial(painter.decode, painted), None),
+        ]
+        if fused:
+            forms[1] = (*forms[1][:3], partial(fused.decode, painted))
+            if fused.unet:
+                forms[0] = (*forms[0][:3], partial(fused.predict, latents, tokens))
+        for name, work, published, ours in forms:
+            if ours is None:
+                yield self._row(name, "frame", self._clock.mean(published, rounds), work, frames=size)
+                continue
+            times = self._clock.in_turn((ours, published), max(rounds, 2))
+            yield self._row(name, "frame", times[0], f"fused {work}", frames=size)
+            yield self._row(f"{name}, published", "frame", times[1], work, frames=size)
 
     def _encoding_video(self) -> Stage:
         count = max(self.scene.frames, _ENCODED_FRAMES)
@@ -201,7 +247,9 @@ class Bench:
         took_s = self._clock.once(render)
         steps = -(-len(scene.speech) * STEPS_PER_S // SPEECH_RATE)
         blocks = 1 + max(-(-(steps - BLOCK_STEPS) // (BLOCK_STEPS - OVERLAP_STEPS)), 0)
-        each = self._gflop["unet"] + self._gflop["decoder"]
+        fused = self._loaded.fused
+        each = self._gflop["fused unet" if fused and fused.unet else "unet"]
+        each += self._gflop["fused decoder" if fused else "decoder"]
         total = each * scene.frames + self._gflop["encoder"] + self._gflop["whisper"] * blocks
         return Stage("whole job", "frame", 1000 * took_s / scene.frames, total / scene.frames, self.ceiling)
 
@@ -250,7 +298,7 @@ def measure(request: Request) -> Iterator[dict[str, object]]:
     frames = bench.scene.frames
     yield {
         **_about(device),
-        "precision": loaded.precision,
+        "precision": loaded.of_job.precision,
         "weights": request.weights or ("random, small" if request.small else "random"),
         "batch": request.batch,
         "seconds": request.seconds,
@@ -258,6 +306,7 @@ def measure(request: Request) -> Iterator[dict[str, object]]:
         "source": f"{WIDTH}x{HEIGHT}",
         "video": f"{RESOLUTION}x{RESOLUTION}",
         "ceiling_tflops": bench.ceiling,
+        "ceiling_of": bench.ceiling_of,
         "load_s": load_s,
         "memory": "VRAM" if gpu else "RSS",
         "loaded_gb": loaded_gb,
@@ -267,8 +316,9 @@ def measure(request: Request) -> Iterator[dict[str, object]]:
     yield {
         "job_s": stage.ms * frames / 1000,
         "peak_gb": most_memory_gb(device),
-        # At the end of the job: it may have switched to full precision or halved its batch.
-        "precision": loaded.precision,
+        # At the end of the job: its VAE may have switched to float32, and its batch may be halved.
+        "precision": loaded.of_job.precision,
+        "kernels": loaded.of_job.kernels,
         "batch": loaded.batch(request.batch),
     }
 
@@ -306,10 +356,10 @@ def most_memory_gb(device: torch.device) -> float:
 
 def _about(device: torch.device) -> dict[str, object]:
     gpu = device.type == "cuda"
-    cpu = f"{_cpu_name()}, threads: {torch.get_num_threads()}"
+    name = arithmetic.device_name(device)
     return {
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if gpu else cpu,
+        "device_name": name if gpu else f"{name}, threads: {torch.get_num_threads()}",
         "versions": {
             "lipsyncd": __version__,
             "python": platform.python_version(),
@@ -323,12 +373,6 @@ def _about(device: torch.device) -> dict[str, object]:
 
 def _cudnn() -> int | None:
     return torch.backends.cudnn.version()  # type: ignore[no-untyped-call, unused-ignore]
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main(request: Request) -> int:

@@ -9,6 +9,8 @@ Owns onnxruntime and the meaning of the points. Leaves the choice of the face to
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +24,15 @@ from numpy.typing import NDArray
 from lipsyncd.renderers.framing import Box, RgbImage
 
 Array = NDArray[np.float32]
+Look = tuple[RgbImage, Box]
+Simcc = tuple[Array, Array]  # the network's output for one crop: x and y
 
 WIDTH, HEIGHT = 288, 384  # of the network's input, in pixels
 FACE = slice(23, 91)  # the 68 points of the face among the 133
 
+_CUDA = "CUDAExecutionProvider"
+_AT_ONCE = 16  # looks in one run on a GPU
+_MOST_THREADS = 8
 _PADDING = np.float32(1.25)  # of a box, for the network's input
 _BINS_PER_PIXEL = 2.0
 _NO_POINT = -1.0  # position of a point that was not found, in bins
@@ -129,40 +136,86 @@ def read_simcc(simcc_x: Array, simcc_y: Array) -> Points:
 class LandmarkNet:
     """The network `dw-ll_ucoco_384.onnx`. Its output does not depend on the number of threads."""
 
-    def __init__(self, model: Path, *, device: str = "cpu", threads: int = 0) -> None:
-        """Load the file at `model`, onto a CUDA `device` if onnxruntime was built for it, else on the CPU.
+    def __init__(self, model: Path, *, gpu: int | None = None, threads: int = 0, at_once: int = 0) -> None:
+        """Load the file at `model`.
 
-        threads  for each run; 0 uses the processors of this process, at most 4
+        gpu      its number, for an onnxruntime that was built for CUDA and finds its libraries; any other runs on the
+                 CPU. `place` says what came of it
+        threads  on a CPU, for all looks together; 0 uses the processors of this process, at most 8
+        at_once  looks in each run; 0: 16 on a GPU, and on a CPU one, in each thread its own. A file that takes one look
+                 at a time gets them one by one
         """
+        count = threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or min(len(os.sched_getaffinity(0)), 4)
+        options.intra_op_num_threads = max(count // 2, 1)  # the two looks of a still fill the processors
         options.log_severity_level = 3  # errors; it warns of every initializer that is also an input
         # Spinning threads would take processor time away from the encoder.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        offered = onnxruntime.get_available_providers()
-        wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-        providers = [*(name for name in wanted if name in offered), "CPUExecutionProvider"]
+        providers = providers_for(gpu, onnxruntime.get_available_providers())
         self._session = onnxruntime.InferenceSession(os.fspath(model), options, providers=providers)
         self._input = self._session.get_inputs()[0].name
+        takes_many = not isinstance(self._session.get_inputs()[0].shape[0], int)
+        self._at_once = (at_once or (_AT_ONCE if self.place == "cuda" else 1)) if takes_many else 1
+        self._threads = ThreadPoolExecutor(count, "landmarks")
+
+    @property
+    def place(self) -> str:
+        """Where it runs: "cuda" or "cpu"."""
+        return "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
 
     def find(self, picture: RgbImage, box: Box, *, flip_test: bool = True) -> Points:
-        """The 133 points of the person in `box`, in pixels of `picture`.
+        """The points of one person; see `find_all`."""
+        return self.find_all([(picture, box)], flip_test=flip_test)[0]
 
-        picture    (H, W, 3) uint8 RGB
+    def find_all(self, looks: Sequence[Look], *, flip_test: bool = True) -> list[Points]:
+        """The 133 points of the person in each box, in pixels of its picture.
+
+        looks      each a picture (H, W, 3) uint8 RGB, of any size, and a box in it
         flip_test  average with the result for the mirrored crop, as the original does: twice the time, steadier points
         """
-        crop = Crop.around(box)
-        pixels = crop.of(picture)
-        simcc_x, simcc_y = self._run(pixels)
-        if flip_test:
-            flipped_x, flipped_y = self._run(pixels[:, ::-1])
-            simcc_x = (simcc_x + mirrored(flipped_x, horizontal=True)) * np.float32(0.5)
-            simcc_y = (simcc_y + mirrored(flipped_y, horizontal=False)) * np.float32(0.5)
-        found = read_simcc(simcc_x, simcc_y)
-        return Points(crop.to_picture(found.at), found.score)
+        crops = [Crop.around(box) for _, box in looks]
+        pixels = [crop.of(picture) for crop, (picture, _) in zip(crops, looks, strict=True)]
+        mirror_images = [one[:, ::-1] for one in pixels] if flip_test else []
+        vectors = self._run_all([*pixels, *mirror_images])
+        flipped: Sequence[Simcc | None] = vectors[len(looks) :] or [None] * len(looks)
+        return [
+            _points_in(crop, straight, mirror)
+            for crop, straight, mirror in zip(crops, vectors[: len(looks)], flipped, strict=True)
+        ]
 
-    def _run(self, crop: RgbImage) -> tuple[Array, Array]:
-        """(133, 2 WIDTH) and (133, 2 HEIGHT) float32."""
-        outputs = self._session.run(None, {self._input: network_input(crop)})
-        simcc_x, simcc_y = sorted((output[0] for output in outputs), key=lambda output: int(output.shape[-1]))
-        return simcc_x, simcc_y
+    def _run_all(self, crops: Sequence[RgbImage]) -> list[Simcc]:
+        """The vectors of each crop, in their order."""
+        batches = [crops[first : first + self._at_once] for first in range(0, len(crops), self._at_once)]
+        # A GPU runs one batch after the other anyway; a CPU is filled by looks side by side.
+        outputs = self._threads.map(self._run, batches)
+        return [vectors for batch in outputs for vectors in batch]
+
+    def _run(self, crops: Sequence[RgbImage]) -> list[Simcc]:
+        """(133, 2 WIDTH) and (133, 2 HEIGHT) float32 for each crop (HEIGHT, WIDTH, 3)."""
+        # Batches of one size: another size would make cuDNN choose its kernels again.
+        filled = [*crops, *([crops[-1]] * (self._at_once - len(crops)))]
+        given = np.concatenate([network_input(crop) for crop in filled])
+        simcc_x, simcc_y = sorted(self._session.run(None, {self._input: given}), key=lambda output: output.shape[-1])
+        return [(simcc_x[number], simcc_y[number]) for number in range(len(crops))]
+
+
+def providers_for(gpu: int | None, offered: Sequence[str]) -> list[str | tuple[str, dict[str, str]]]:
+    """What onnxruntime shall try, in this order.
+
+    On a GPU it computes in float32, not in TF32, and takes the kernels that cuDNN recommends: by default it would time
+    them, so that equal pictures might get different points.
+    """
+    if gpu is None or _CUDA not in offered:
+        return ["CPUExecutionProvider"]
+    options = {"device_id": str(gpu), "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    return [(_CUDA, options), "CPUExecutionProvider"]
+
+
+def _points_in(crop: Crop, straight: Simcc, flipped: Simcc | None) -> Points:
+    """The points of a crop, in pixels of its picture, from the vectors of both looks at it."""
+    simcc_x, simcc_y = straight
+    if flipped is not None:
+        simcc_x = (simcc_x + mirrored(flipped[0], horizontal=True)) * np.float32(0.5)
+        simcc_y = (simcc_y + mirrored(flipped[1], horizontal=False)) * np.float32(0.5)
+    found = read_simcc(simcc_x, simcc_y)
+    return Points(crop.to_picture(found.at), found.score)

@@ -4,29 +4,34 @@ Landmarks jitter from frame to frame, and a jittering box shows as a trembling m
 over time, within a camera shot and never across a gap or a cut. A frame in which the face is missing, turned away or
 unclear has no face and is passed through unchanged.
 
-Owns the face over time. Leaves the face of one picture to `find_face`.
+Owns the face over time. Leaves which face it is to `follow`, and its box in one picture to `find_face`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipsyncd.errors import FaceTooSmall, NoFaceFound
+from lipsyncd.jobs.options import FaceChoice
+from lipsyncd.renderers.face.face import Face
+from lipsyncd.renderers.face.finder import overlap
+from lipsyncd.renderers.face.networks import FaceNetworks
 from lipsyncd.renderers.framing import Box, RgbImage
-from lipsyncd.renderers.musetalk.face.detector import Detector
-from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, FaceChoice, FaceFound, find_face, overlap
+from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, FaceFound, measure_faces
+from lipsyncd.renderers.musetalk.face.follow import SAME_PLACE, Follower
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
 
 Values = NDArray[np.float64]  # (frames, values)
 
+_AT_ONCE = 16  # frames whose landmarks are found together
 _MEDIAN_FRAMES = 5
 _SMOOTHING = 0.5  # weight of each new frame in the moving average
-_SAME_SHOT = 0.3  # least overlap of the face's boxes in two consecutive frames of the same camera shot
 _FADE_FRAMES = 3  # in which the painted mouth fades out before a gap
 
 
@@ -54,49 +59,41 @@ class FaceTrack:
 
 def track_face(
     pictures: Iterable[RgbImage],
-    detector: Detector,
     landmarks: LandmarkNet,
+    nets: FaceNetworks | None = None,
     *,
     choose: FaceChoice = None,
     margin_px: int = MARGIN_PX,
-    flip_test: bool = False,
+    parity: bool = False,
 ) -> FaceTrack:
     """Find one face in every frame of a video, in order.
 
-    pictures   each (H, W, 3) uint8 RGB
-    choose     used in the first frame with a face, and again when it is lost; in between the face is tracked
-    flip_test  takes twice the time; smoothing over time is the better way to steady points
+    pictures  each (H, W, 3) uint8 RGB
+    choose    see `Follower`
+    parity    measure each face as the original does, with its flip test; otherwise smoothing over time is the better
+              way to steady points
 
     Raises the `NoFaceFound` or `FaceTooSmall` of the first frame when no frame has a face.
     """
     found: list[FaceFound | None] = []
     first_refusal: NoFaceFound | FaceTooSmall | None = None
-    last: Box | None = None
-    for picture in pictures:
-        face = None
-        for place in (choose,) if last is None else (last, choose):
-            try:
-                face = find_face(picture, detector, landmarks, choose=place, margin_px=margin_px, flip_test=flip_test)
-            except (NoFaceFound, FaceTooSmall) as refusal:
-                first_refusal = first_refusal or refusal
-                if isinstance(place, Box) and _face_remains(picture, detector, place):
-                    break  # it only looks away: another face would be another person
-            else:
-                break
-        last = face.detected if face is not None else last
-        found.append(face)
+    follower = Follower(choose, nets, judged=not parity)
+    waiting = iter(pictures)
+    while group := list(islice(waiting, _AT_ONCE)):
+        faces = [follower.find(picture) for picture in group]
+        seen = [(picture, face) for picture, face in zip(group, faces, strict=True) if isinstance(face, Face)]
+        measured = iter(measure_faces(seen, landmarks, margin_px=margin_px, flip_test=parity, parity=parity))
+        for face in faces:
+            outcome = next(measured) if isinstance(face, Face) else face
+            found.append(outcome if isinstance(outcome, FaceFound) else None)
+            if not isinstance(outcome, FaceFound):
+                first_refusal = first_refusal or outcome
     if first_refusal is not None and not any(found):
         raise type(first_refusal)(
             f"none of the {len(found)} frames shows a face to animate; in the first one: {first_refusal.message}",
             remedy=first_refusal.remedy,
         )
     return FaceTrack(tuple(smoothed_track(found)), strength(found))
-
-
-def _face_remains(picture: RgbImage, detector: Detector, place: Box) -> bool:
-    return any(
-        overlap(face.box, place) >= _SAME_SHOT and face.is_face for faces in detector.passes(picture) for face in faces
-    )
 
 
 # -- over time ---------------------------------------------------------------------------------------------------------
@@ -120,7 +117,7 @@ def _shots(faces: Sequence[FaceFound | None]) -> Iterator[list[int]]:
     shot: list[int] = []
     for number, face in enumerate(faces):
         before = faces[number - 1] if number else None
-        if shot and (face is None or before is None or overlap(face.detected, before.detected) < _SAME_SHOT):
+        if shot and (face is None or before is None or overlap(face.detected, before.detected) < SAME_PLACE):
             yield shot
             shot = []
         if face is not None:

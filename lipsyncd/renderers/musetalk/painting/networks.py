@@ -10,6 +10,7 @@ Source: MuseTalk 1.5, arXiv:2410.10122; configurations as published (`configs/`)
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -123,6 +124,12 @@ def load_weights(
     return network.requires_grad_(False)
 
 
+def is_rounded(file: Path) -> bool:
+    """Were the tensors of a safetensors file rounded to half precision? Reads its header only."""
+    with safe_open(file, framework="pt") as tensors:
+        return any(tensors.get_slice(name).get_dtype() in ("F16", "BF16") for name in tensors.keys())  # noqa: SIM118
+
+
 def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
@@ -142,6 +149,26 @@ def positional_encoding(tokens: int, width: int, device: torch.device | None = N
 
 
 @dataclass(frozen=True)
+class Painted:
+    """Painted faces, on their device. The next batch may be written over them.
+
+    latents  (B, 4, h, w) as the UNet gives them
+    pixels   (B, 3, 8h, 8w) uint8
+    finite   (2,) bool: the output of the UNet, and that of the VAE
+    """
+
+    latents: Tensor
+    pixels: Tensor
+    finite: Tensor
+
+
+def finished(latents: Tensor, pictures: Tensor) -> Painted:
+    """A batch of latents and of decoded pictures in -1..1."""
+    finite = torch.stack([torch.isfinite(output).all() for output in (latents, pictures)])
+    return Painted(latents, to_uint8(pictures), finite)
+
+
+@dataclass(frozen=True)
 class Painter:
     """UNet and VAE: from a picture and audio features to the pixels of a painted face."""
 
@@ -154,14 +181,19 @@ class Painter:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the UNet."""
         return next(self.unet.parameters()).dtype
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in -1..1 as latents (B, 4, H/8, W/8): the mode of the posterior, never a sample.
 
         So the same picture gives the same video, and latents can be kept.
         """
-        posterior = self.vae.encode(pictures.to(self.device, self.dtype)).latent_dist
+        posterior = self.vae.encode(pictures.to(self.device, self.vae_dtype)).latent_dist
         return cast(Tensor, posterior.mode() * self._scale)
 
     def predict(self, latents: Tensor, tokens: Tensor) -> Tensor:
@@ -178,17 +210,22 @@ class Painter:
         return cast(Tensor, self.unet(given, time, encoder_hidden_states=audio.to(self.dtype)).sample)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 4, h, w) as pictures (B, 3, 8h, 8w), in about -1..1, of the networks' type."""
-        return cast(Tensor, self.vae.decode(latents.to(self.dtype) / self._scale).sample)
+        """Latents (B, 4, h, w) as pictures (B, 3, 8h, 8w), in about -1..1, of the VAE's type."""
+        return cast(Tensor, self.vae.decode(latents.to(self.vae_dtype) / self._scale).sample)
+
+    def paint(self, latents: Tensor, tokens: Tensor) -> Painted:
+        """`predict`, then `decode`, as pixels."""
+        painted = self.predict(latents, tokens)
+        return finished(painted, self.decode(painted))
 
     @property
     def _scale(self) -> float:
         return float(cast(Any, self.vae.config).scaling_factor)
 
-    def use_float32(self) -> None:
-        """Switch to float32, for a GPU on which half precision overflows."""
-        self.unet.float()
-        self.vae.float()
+    def with_full_vae(self) -> Painter:
+        """The same UNet with a copy of the VAE in float32; this painter stays as it is."""
+        with torch.inference_mode(False):
+            return Painter(self.unet, copy.deepcopy(self.vae).float())
 
 
 def to_uint8(pictures: Tensor) -> Tensor:

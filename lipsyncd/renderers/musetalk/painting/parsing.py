@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lipsyncd.renderers.framing import Box, RgbImage
+from lipsyncd.renderers.musetalk.arithmetic import true_float32
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
 from lipsyncd.renderers.musetalk.painting.masks import FACE, NOSE, SIDE, UPPER_LIP, Labels, cut_square
 from lipsyncd.renderers.musetalk.painting.scaling import bilinear, resize
@@ -32,7 +33,7 @@ def parse_face(network: BiSeNet, picture: RgbImage, square: Box) -> Labels:
     parameter = next(network.parameters())
     pixels = torch.from_numpy(scaled).to(parameter.device).permute(2, 0, 1)[None].float() / 255
     mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _DEVIATION))
-    with torch.inference_mode():
+    with torch.inference_mode(), true_float32():
         labels = network(((pixels - mean) / deviation).to(parameter.dtype))[0].argmax(dim=0)
     return labels.to(torch.uint8).cpu().numpy()
 

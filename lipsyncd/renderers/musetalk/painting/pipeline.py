@@ -2,17 +2,15 @@
 
     audio features ──► UNet ──► VAE ──► uint8, scaled and cropped on the device ──► pinned memory ──► blending
 
-`Prefetcher` runs this in a thread of its own, so that blending and encoding go on meanwhile; its short queue keeps
-memory bounded. A batch that does not fit into memory is halved and repeated. When half precision overflows, the batch
-is repeated in full precision.
+A `Prefetcher` runs this in a thread of its own, so that blending and encoding go on meanwhile; its short queue keeps
+memory bounded. A batch that does not fit into memory is halved and repeated. When the VAE overflows in half precision,
+the batch is repeated with one in float32.
 
-Owns the order of work on the device. Leaves the computation to `networks`.
+Owns the order of work on the device. Leaves the computation to `networks`, and the VAE of a job to `job_painter`.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,12 +25,12 @@ from lipsyncd.errors import RenderError
 from lipsyncd.renderers.framing import RgbImage
 from lipsyncd.renderers.musetalk.gpu_memory import BatchSize, current_gpu, is_out_of_memory, release_memory
 from lipsyncd.renderers.musetalk.painting.blend import PasteBack
-from lipsyncd.renderers.musetalk.painting.networks import Painter, to_uint8
+from lipsyncd.renderers.musetalk.painting.job_painter import JobPainter
+from lipsyncd.renderers.musetalk.turn import Turn
 
 Item = TypeVar("Item")
 
 _SCALING_BYTES = 64 << 20  # of floats that scaling may use at once
-_QUEUE_FRAMES = 16  # finished frames that wait to be blended
 
 
 @dataclass(frozen=True)
@@ -51,31 +49,41 @@ class FrameInput:
 
 @dataclass(frozen=True)
 class _InFlight:
-    """A batch whose patches are being copied to the CPU; `wait` returns when they have arrived."""
+    """A batch whose patches are being copied to the CPU; `wait` returns when they have arrived.
+
+    full_vae  it was decoded in float32
+    finite    (2,) bool: the output of the UNet, and that of the VAE
+    """
 
     batch: Sequence[FrameInput]
-    dtype: torch.dtype
+    full_vae: bool
     patches: Sequence[Tensor]
     finite: Tensor
     wait: Callable[[], None]
 
 
 class Pipeline:
-    """One device, its networks and their batch size. Used by one thread at a time."""
+    """The frames of one job: its networks and their batch size. Used by one thread at a time."""
 
     def __init__(
         self,
-        painter: Painter,
+        painter: JobPainter,
         batch: BatchSize,
         size: int | None = None,
         *,
+        most: int | None = None,
+        turn: Turn | None = None,
         report: Callable[[int, int], None] = lambda size, too_many: None,
     ) -> None:
         """
+        most    the largest batch size that the job may try, 0 for any; None: what `batch` found until now holds
+        turn    of the device's networks, which another thread may use to open the next job
         size    the batch size that a job requests; with None the device determines it
         report  called before a size is tried for the first time, with it and the size that did not fit, or 0
         """
         self._painter, self._batch, self._requested, self._report = painter, batch, size, report
+        self._most, self._turn = most, turn or Turn()
+        self._device = painter.now.device
         self._reported = 0
 
     def patches(self, inputs: Iterable[FrameInput]) -> Iterator[RgbImage]:
@@ -83,8 +91,11 @@ class Pipeline:
 
         Raises `OutOfMemory` when a single frame does not fit, `RenderError` when the output is not finite.
         """
+        if self._most is not None:  # not before: the job before may still be painting
+            self._batch.start_job(self._most)
+            self._most = None
         waiting, in_flight = iter(inputs), deque[_InFlight]()
-        with torch.inference_mode(), current_gpu(self._painter.device):
+        with torch.inference_mode(), current_gpu(self._device):
             while batch := self._next(waiting):
                 in_flight.extend(self._submit(batch))
                 while len(in_flight) > 1:
@@ -107,7 +118,8 @@ class Pipeline:
             piece = batch[first : first + size]
             batch_in_flight = self._try_run(piece)
             if batch_in_flight is None:
-                release_memory(self._painter.device)
+                self._painter.forget()
+                release_memory(self._device)
                 too_many = len(piece)
                 self._batch.halve(too_many)
             else:
@@ -118,50 +130,52 @@ class Pipeline:
     def _try_run(self, batch: Sequence[FrameInput]) -> _InFlight | None:
         """Start a batch. None when it does not fit; then the memory of the attempt is free again."""
         try:
-            return self._run(batch)
+            with self._turn:
+                return self._run(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         return None
 
     def _run(self, batch: Sequence[FrameInput]) -> _InFlight:
-        device, dtype = self._painter.device, self._painter.dtype
+        device = self._device
         # On a GPU every batch has the same shape: the tail is filled up with its last frame.
         filler = self._batch.size(self._requested) - len(batch) if device.type == "cuda" else 0
         full = [*batch, *(batch[-1] for _ in range(filler))]
         tokens = torch.stack([one.tokens for one in full])
         if device.type == "cuda":
             tokens = tokens.pin_memory().to(device, non_blocking=True)
-        decoded = self._painter.decode(self._painter.predict(_latents_of_batch(full), tokens))[: len(batch)]
-        finite = torch.isfinite(decoded).all()
-        pictures = to_uint8(decoded)
-        return self._copy_to_cpu(batch, dtype, _crops(pictures, [one.paste for one in batch]), finite)
+        # The filled up frames repeat the last one, so they are finite where it is.
+        painted = self._painter.paint(_latents_of_batch(full), tokens)
+        patches = _crops(painted.pixels[: len(batch)], [one.paste for one in batch])
+        return self._copy_to_cpu(batch, patches, painted.finite)
 
-    def _copy_to_cpu(
-        self, batch: Sequence[FrameInput], dtype: torch.dtype, patches: Sequence[Tensor], finite: Tensor
-    ) -> _InFlight:
+    def _copy_to_cpu(self, batch: Sequence[FrameInput], patches: Sequence[Tensor], finite: Tensor) -> _InFlight:
         """Start the copies to the CPU without waiting for them."""
-        if self._painter.device.type != "cuda":
-            return _InFlight(batch, dtype, patches, finite, lambda: None)
+        full_vae = self._painter.has_full_vae
+        if self._device.type != "cuda":
+            # The next batch may be written over this one; on a GPU it waits for the copies below.
+            return _InFlight(batch, full_vae, [some.clone() for some in patches], finite.clone(), lambda: None)
         there = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (*patches, finite)]
         for target, source in zip(there, (*patches, finite), strict=True):
             target.copy_(source, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call, unused-ignore]
         done.record()
-        return _InFlight(batch, dtype, there[:-1], there[-1], done.synchronize)
+        return _InFlight(batch, full_vae, there[:-1], there[-1], done.synchronize)
 
     def _collect(self, batch_in_flight: _InFlight) -> Iterator[RgbImage]:
         batch_in_flight.wait()
-        if bool(batch_in_flight.finite):
+        painted, decoded = batch_in_flight.finite.tolist()
+        if painted and decoded:
             for patches in batch_in_flight.patches:
                 yield from patches.numpy()
             return
-        if batch_in_flight.dtype == torch.float32:
+        if not painted or batch_in_flight.full_vae:
             raise RenderError(
-                "the output of the networks is not finite",
+                f"the output of the {'VAE' if painted else 'UNet'} is not finite",
                 remedy="check the weights with `lipsyncd models verify`; if they are correct, report it with the input",
             )
-        self._painter.use_float32()
+        self._painter.use_full_vae("decoded frames were not finite")
         for again in self._submit(batch_in_flight.batch):
             yield from self._collect(again)
 
@@ -201,50 +215,3 @@ def scaled(pictures: Tensor, paste: PasteBack) -> list[Tensor]:
 
 def _rows_last(pictures: Tensor) -> Tensor:
     return pictures.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-# -- prefetching -------------------------------------------------------------------------------------------------------
-
-
-class Prefetcher(Iterator[Item]):
-    """Runs an iterator in another thread, a few items ahead. An exception of that thread is raised here.
-
-    `close` ends the thread; it waits for the item being computed.
-    """
-
-    def __init__(self, items: Iterator[Item], most: int = _QUEUE_FRAMES) -> None:
-        self._ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(most)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(items,), name="prefetcher", daemon=True)
-        self._thread.start()
-
-    def _run(self, items: Iterator[Item]) -> None:
-        try:
-            for item in items:
-                if not self._put((item, None)):
-                    return
-            self._put((None, StopIteration()))
-        except BaseException as error:  # raised again in `__next__`
-            self._put((None, error))
-
-    def _put(self, entry: tuple[Item | None, BaseException | None]) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._ready.put(entry, timeout=0.05)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def __next__(self) -> Item:
-        if self._closed.is_set():
-            raise StopIteration
-        item, error = self._ready.get()
-        if error is not None:
-            self.close()
-            raise error
-        return item  # type: ignore[return-value]  # it is None only with an error
-
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join()

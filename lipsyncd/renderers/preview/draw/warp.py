@@ -4,165 +4,125 @@ Two sheets meet at the mouth. The upper one carries the upper lip, the lower one
 displacement of each is smooth over the whole face, so only the mouth opens. It maps backwards, from the new position of
 a pixel to its source, so it needs no inversion; and its slope stays below 1, so there are no folds.
 
-Everything is in the units of `find.face_coordinates`. Owns the movement. Leaves the inside of the mouth to
-`mouth_inside`.
+Everything is in the units of `plane`. Owns the movement. Leaves the shape of the lips to `lips` and the inside of the
+mouth to `mouth_inside`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import cast
 
+import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from lipsyncd.renderers.preview.find.face_coordinates import Field, Window, eased, smoothstep
-from lipsyncd.renderers.preview.find.mouth import Mouth
+from lipsyncd.renderers.face import points
+from lipsyncd.renderers.face.networks import Mesh
+from lipsyncd.renderers.preview.draw.lips import LipEdges
+from lipsyncd.renderers.preview.mouth import Mouth
+from lipsyncd.renderers.preview.plane import Field, Plane, Window, smoothstep
 
-WIDEST_GAP = 0.26  # between the lips, at openness 1
-UPPER_SHARE = 0.14  # of the gap: the upper lip rises a little, the lower one falls by the rest
-CORNER_SHARE = 0.26  # of the gap: the corners move down with the jaw
-JAW_SHARE = 0.62  # of the gap: the chin
-
-ROUND_PULL, SPREAD_PULL, OPEN_PULL = 0.115, 0.045, 0.025  # of each corner, sideways
-POUT = 0.022  # how much fuller rounded lips are
+JAW_SHARE = 0.62  # of the opening: the chin
 
 # Where one movement turns into another, or ends: distances from the lips, the chin and the middle.
-UPPER_FADE = 0.26  # above the upper lip: the base of the nose stays
-LIP_TO_JAW = 0.30  # below the lower lip: from there on the skin moves with the jaw
-NECK_FADE = 0.34  # below the chin
+UPPER_FADE = (0.10, 0.26)  # above the upper lip, at least and at most: the base of the nose stays
+LIP_TO_JAW = 0.24  # below the lower lip: from there on the skin moves with the jaw
+NECK_FADE = 0.34  # beyond the outline of the face
 JAW_SIDES = (
     0.20,
-    0.95,
-    0.72,
-)  # sideways: where the jaw's movement begins to fade, ends at the level of the mouth, ends at the chin
-PULL_RISE, PULL_SIDES, PULL_FADE = 0.35, (0.40, 0.90), 0.40  # sideways, sideways, above and below the lips
-SAG_FADE = 0.35  # beyond the corners
+    0.85,
+)  # sideways: where the jaw's movement begins to fade; its end at the chin, in parts of the mouth's
+PULL_FADE = 0.40  # sideways movement, above and below the lips
+OUTLINE = 0.22  # inside the outline of the face: from there on nothing moves sideways
 RIM = 0.08  # at the border of the window
-
-INNER_HALF = (0.74, 0.94)  # half width of the opening, as a part of the lips': when slightly and when wide open
-
-CORNERS = 0.80  # of the half width: from here on an opening in the source narrows
-REST = 0.5  # the relative height at which the lips close an opening in the source
+STEEPEST = 1.7  # of a fade, in its height for each unit of its length, so that nothing folds
 
 
-@dataclass(frozen=True)
-class Pose:
-    """Openness from 0 to about 1, width from -1 (rounded) to +1 (spread)."""
-
-    openness: float
-    width: float
-
-
-@dataclass(frozen=True)
-class LipEdges:
-    """The opening of one pose, for each u of a row.
-
-    half    half the width of the opening
-    gap     its height in the middle
-    pull    how far the skin has moved sideways
-    rest    v of the line between closed lips
-    upper   v of the upper lip's edge
-    lower   v of the lower lip's edge, not above `upper`
-    lift    how far the upper edge has moved down from its place in the source
-    drop    the same of the lower edge
-    """
-
-    half: float
-    gap: float
-    pull: Field
-    rest: Field
-    upper: Field
-    lower: Field
-    lift: Field
-    drop: Field
+Sheet = tuple[Field, Field]
 
 
 def moving_area(mouth: Mouth) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the area that can move."""
-    line = min(float(mouth.upper[-1]), float(mouth.lower[-1]))
-    return mouth.middle - JAW_SIDES[1], line - PULL_FADE, mouth.middle + JAW_SIDES[1], mouth.chin + NECK_FADE + 0.02
-
-
-def lip_edges(mouth: Mouth, pose: Pose, u: Field) -> LipEdges:
-    """The edges of the lips in this pose.
-
-    u  (n,) float32, any positions across the face
-    """
-    x = u.astype(np.float64) - mouth.middle
-    gap = WIDEST_GAP * pose.openness
-    open_pull = OPEN_PULL + 0.5 * max(mouth.half - 0.36, 0.0)  # a smile gives way to the vowel
-    corner = (ROUND_PULL if pose.width < 0 else SPREAD_PULL) * pose.width - open_pull * pose.openness
-    beyond = (np.abs(x) - PULL_SIDES[0]) / (PULL_SIDES[1] - PULL_SIDES[0])
-    pull = corner * np.tanh(x / PULL_RISE) * (1.0 - smoothstep(beyond))
-    line_half = mouth.half + 0.8 * corner  # where the corners move to: tanh of about 0.4 / 0.35
-    half = line_half * (INNER_HALF[0] + (INNER_HALF[1] - INNER_HALF[0]) * eased(pose.openness / 0.5))
-
-    source_upper, source_lower = source_edges(mouth, x - pull)
-    rest = source_upper + REST * (source_lower - source_upper)
-    inside = np.maximum(1.0 - (x / half) ** 2, 0.0)
-    # A slit has pointed corners, a wide or rounded mouth is an oval.
-    profile = inside ** (1.0 - 0.25 * eased(pose.openness / 0.8) + 0.20 * min(pose.width, 0.0))
-    sag = CORNER_SHARE * gap * (1.0 - profile) * (1.0 - smoothstep((np.abs(x) - line_half) / SAG_FADE))
-    upper = rest + sag - UPPER_SHARE * gap * profile
-    lower = rest + sag + (1.0 - UPPER_SHARE) * gap * profile
-    curves = (pull, rest, upper, lower, upper - source_upper, lower - source_lower)
-    return LipEdges(half, gap, *(curve.astype(np.float32) for curve in curves))
-
-
-def source_edges(mouth: Mouth, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The resting edges of the upper and lower lip; one line where they touch, and beyond the corners.
-
-    x  distances from the middle of the mouth
-    """
-    held = np.clip(x, -mouth.half, mouth.half)
-    upper, lower = np.polyval(mouth.upper, held), np.polyval(mouth.lower, held)
-    line = upper + REST * (lower - upper)
-    # The two parabolas need not meet at the corners, but the lips do.
-    apart = np.where(lower > upper, 1.0 - smoothstep((np.abs(x) / mouth.half - CORNERS) / (1.0 - CORNERS)), 0.0)
-    return line + apart * (upper - line), line + apart * (lower - line)
+    top = min(float(mouth.lips.inner_upper.min()) - PULL_FADE, mouth.line_v - PULL_FADE)
+    return float(mouth.knots[0]), top, float(mouth.knots[-1]), max(mouth.chin[1], mouth.line_v + 0.4) + NECK_FADE + 0.02
 
 
 class Warp:
-    """The displacement of both sheets on the cells of a window."""
+    """The displacement of both sheets at some places of a face."""
 
-    def __init__(self, mouth: Mouth, window: Window) -> None:
-        u, self._v = window.grid()
-        self._mouth, self._u = mouth, u[0]
-        x = np.abs(u - mouth.middle)
-        # The jaw is narrower at the chin than at the mouth; the background beside it must not move.
-        lower_jaw = smoothstep((self._v - mouth.line_v) / (mouth.chin - mouth.line_v))
-        sides = JAW_SIDES[1] - (JAW_SIDES[1] - JAW_SIDES[2]) * lower_jaw
-        jaw = 1.0 - smoothstep((x - JAW_SIDES[0]) / (sides - JAW_SIDES[0]))
-        neck = 1.0 - smoothstep((self._v - mouth.chin) / NECK_FADE)
-        self._jaw = (JAW_SHARE * jaw * neck).astype(np.float32)
-        # The border of the window never moves. The lower sheet is hidden at the top, the upper one at the bottom.
-        beside = smoothstep(np.minimum(u - u[0, 0], u[0, -1] - u) / RIM)
-        top, bottom = (smoothstep(np.abs(self._v - end) / RIM) for end in (self._v[0, 0], self._v[-1, 0]))
-        self._rims = (beside * top)[..., None], (beside * bottom)[..., None]
-
-    def sheets(self, pose: Pose) -> tuple[Field, Field]:
-        """The displacement of the pixel that ends in each cell.
-
-        returns  upper and lower sheet, each (rows, columns, 2) float32: to the right, and down
+    def __init__(
+        self, mouth: Mouth, mesh: Mesh, plane: Plane, window: Window, places: tuple[Field, Field] | None = None
+    ) -> None:
         """
-        lips = lip_edges(self._mouth, pose, self._u)
-        above, below = lips.upper[None] - self._v, self._v - lips.lower[None]
+        mesh    in the pixels of `plane`
+        window  the area that can move
+        places  u and v, which broadcast to (rows, columns); None: the cells of the window
+        """
+        u, self._v = places or window.grid()
+        self.x = mouth.frontal(u).astype(np.float32)
+        near = np.float64(0.5 / window.scale)
+        bend = (mouth.frontal(u + near) - mouth.frontal(u - near)) / (2 * near)
+        self._nose_fade = float(np.clip(float(mouth.lips.outer_upper.min()) - mouth.nose, *UPPER_FADE))
+        across, down = ((at - start) * window.scale for at, start in ((u, window.left), (self._v, window.top)))
+        cells = np.stack(np.broadcast_arrays(across, down)).astype(np.float32)
+        # The outline of a face is drawn over the window, whose cells are square in the plane.
+        outside = _outside(mesh, plane, window)
+        read = cv2.remap(outside, cells[0], cells[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        away = cast("Field", read)
+        self._jaw = (JAW_SHARE * _jaw(mouth, u, self._v) * (1.0 - smoothstep(away / NECK_FADE))).astype(np.float32)
+        self._du = (smoothstep(-away / OUTLINE) / bend).astype(np.float32)
+        # The border of the window never moves. The lower sheet is hidden at the top, the upper one at the bottom.
+        (left, right), (top, bottom) = (axis.ravel()[[0, -1]] for axis in window.grid())
+        beside = smoothstep(np.minimum(u - left, right - u) / RIM)
+        self._rims = tuple(
+            (beside * smoothstep(inside / RIM)).astype(np.float32) for inside in (self._v - top, bottom - self._v)
+        )
+
+    def sheets(self, lips: LipEdges) -> tuple[Sheet, Sheet]:
+        """The displacement of the pixel that ends at each place.
+
+        lips     at the places, whose x are `self.x`
+        returns  upper and lower sheet, each two fields (rows, columns) float32: to the right, and down
+        """
+        above, below = lips.upper - self._v, self._v - lips.lower
         # In every column from the lowest point of the lower lip on: the edge itself is too steep as a reference.
-        outside = np.maximum(lips.rest[None] - self._v, self._v - lips.rest[None] - np.float32(lips.gap))
-        sideways = lips.pull[None] * (1.0 - smoothstep(outside / PULL_FADE))
+        outside = np.maximum(lips.rest - self._v, self._v - lips.rest - np.float32(lips.gap))
+        sideways = lips.pull * self._du * (1.0 - smoothstep(outside / PULL_FADE))
 
-        to_jaw = smoothstep(below / LIP_TO_JAW)
-        upper = lips.lift[None] * (1.0 - smoothstep(above / UPPER_FADE))
-        lower = lips.drop[None] * (1.0 - to_jaw) + lips.gap * self._jaw * to_jaw
-        if pose.width < 0:
-            across = np.maximum(1.0 - ((self._u - self._mouth.middle) / lips.half) ** 2, 0.0)[None]
-            pout = np.float32(-POUT * pose.width) * across
-            upper -= pout * _bump(above)
-            lower += pout * _bump(below)
+        fade = np.maximum(STEEPEST * np.abs(lips.upper_outer), self._nose_fade)
+        on_lip = _along(above, lips.upper_lip)
+        upper = lips.lift + (lips.upper_outer - lips.lift) * on_lip
+        upper *= 1.0 - smoothstep((above - lips.upper_lip) / fade)
+
+        jaw = lips.jaw * self._jaw
+        fade = np.maximum(STEEPEST * np.abs(lips.lower_outer - np.float32(JAW_SHARE * lips.jaw)), LIP_TO_JAW)
+        on_lip = _along(below, lips.lower_lip)
+        to_jaw = smoothstep((below - lips.lower_lip) / fade)
+        lower = lips.drop + (lips.lower_outer - lips.drop) * on_lip
+        lower += (jaw - lower) * to_jaw
         over, under = self._rims
-        return np.dstack((sideways, upper)) * over, np.dstack((sideways, lower)) * under
+        return (sideways * over, upper * over), (sideways * under, lower * under)
 
 
-def _bump(distance: Field) -> Field:
-    """Fuller lips: nothing at the edge, most at the rim of the lip, nothing on the skin beyond."""
-    return smoothstep(distance / 0.14) * (1.0 - smoothstep((distance - 0.14) / 0.22))
+def _along(distance: Field, thickness: Field) -> Field:
+    """0 at the inner contour of a lip to 1 at the outer one, and beyond."""
+    return np.clip(distance / np.maximum(thickness, np.float32(1e-3)), np.float32(0), np.float32(1))
+
+
+def _jaw(mouth: Mouth, u: Field, v: Field) -> Field:
+    """How much each place follows the jaw, 0 to 1, less towards the sides."""
+    down = np.clip((v - mouth.line_v) / (mouth.chin[1] - mouth.line_v), 0.0, 1.3)
+    middle = down * np.float32(mouth.chin[0] - mouth.middle)  # the chin of a turned head lies beside its mouth
+    x = np.abs(mouth.frontal(u - middle))
+    begins, narrow = JAW_SIDES
+    sides = mouth.sides * (1.0 - (1.0 - narrow) * smoothstep(down))
+    return np.asarray(1.0 - smoothstep((x - begins) / (sides - begins)), np.float32)
+
+
+def _outside(mesh: Mesh, plane: Plane, window: Window) -> Field:
+    """The distance of each cell of a window from the outline of the face, negative inside."""
+    outline = np.column_stack(plane.coordinates(*mesh[list(points.OVAL), :2].T))
+    cells = (outline - (window.left, window.top)) * window.scale
+    face = np.zeros((window.rows, window.columns), np.uint8)
+    cv2.fillPoly(face, [np.rint(cells).astype(np.int32)], 1)
+    outside, inside = (cv2.distanceTransform(side, cv2.DIST_L2, 5) for side in (1 - face, face))
+    return cast("Field", cv2.GaussianBlur(outside - inside, (0, 0), 2.0) / np.float32(window.scale))

@@ -1,0 +1,187 @@
+"""A whole daemon on a real Ray cluster of two machines: lost processes, lost machines, restarts, late answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipsyncd.jobs.job import Job, JobState
+from lipsyncd.media.mp4 import inspect
+from lipsyncd.storage.files import read_json
+from tests.kits.installation import Installation
+from tests.system.executors.ray_kit import (
+    RayMachines,
+    actor_of,
+    children,
+    installation_on,
+    ray_environment,
+    ray_machines,
+    start_on_ray,
+)
+from tests.worker.test_child_process import gone
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory, ray_home: Path) -> Iterator[RayMachines]:
+    root = tmp_path_factory.mktemp("ray")
+    with ray_machines(root, ray_home, head_gpus=1, TEST_RENDER_COUNT=str(root / "renders")) as found:
+        yield found
+
+
+@pytest.fixture
+def daemon(machines: RayMachines, installation: Installation) -> Installation:
+    one = installation_on(machines, installation)
+    one.changes["render"] = {"environment": ["TEST_RENDER_COUNT"], "stop_grace_s": 1}
+    return one
+
+
+def slots(daemon: Installation, state: str = "") -> list[dict[str, Any]]:
+    found = (read_json(daemon.path("state") / "status.json") or {}).get("slots", [])
+    return [one for one in found if one["name"] and (not state or one["state"] == state)]
+
+
+def published(daemon: Installation) -> list[str]:
+    return sorted(path.name for path in daemon.path("outbox").glob("*.mp4"))
+
+
+def rendering(daemon: Installation, name: str) -> Job:
+    """Wait until a job's frames are being drawn."""
+    job = daemon.until_state(name, JobState.RUNNING)
+    daemon.until(lambda: daemon.view.get(job.id).stage == "rendering", "its frames")
+    return job
+
+
+def test_jobs_run_on_the_cluster_and_survive_actor_and_daemon(
+    machines: RayMachines, daemon: Installation, ray_home: Path
+) -> None:
+    start_on_ray(daemon)
+    daemon.drop_pair("first")
+    assert daemon.until_done("first").attempt == 1
+
+    daemon.changes["render"]["renderer"] = "slow"
+    daemon.drop_manifest("long", image="long.png", audio="long.wav", renderer="slow")
+    daemon.drop_pair("long", seconds=1.0)
+    rendering(daemon, "long")
+    [child] = children(ray_home)
+    os.kill(actor_of(child), signal.SIGKILL)
+    assert gone(child, 5.0), "the kernel ends the child with its actor"
+    assert daemon.until_done("long").attempt == 2
+
+    daemon.drop_manifest("cut", image="cut.png", audio="cut.wav", renderer="slow")
+    daemon.drop_pair("cut", seconds=1.0, seed=1)
+    rendering(daemon, "cut")
+    [child] = children(ray_home)
+    daemon.kill()
+    assert gone(child, 5.0), "no orphan keeps a GPU"
+    start_on_ray(daemon)
+    assert daemon.until_done("cut").attempt == 2
+    assert published(daemon) == ["cut.mp4", "first.mp4", "long.mp4"]
+    assert daemon.stop() == 0
+    assert children(ray_home) == []
+
+
+def test_a_machine_that_joins_is_used_and_the_jobs_of_a_lost_one_run_elsewhere(
+    machines: RayMachines, daemon: Installation
+) -> None:
+    start_on_ray(daemon)
+    daemon.until(lambda: slots(daemon), "the slot of the head")
+    second = machines.add_node()
+    daemon.until(lambda: len(slots(daemon)) == 2, "the slot of the new machine", seconds=10.0)
+
+    for seed, name in enumerate(("one", "two")):
+        daemon.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", renderer="slow")
+        daemon.drop_pair(name, seed=seed, seconds=1.5)
+    jobs = {job.device: job for job in (rendering(daemon, "one"), rendering(daemon, "two"))}
+    assert len(jobs) == 2, "both machines render at the same time"
+    shown = daemon.cli("status", "--slots").stdout.splitlines()
+    assert [line.split()[0] for line in shown[1:]] == [slot["name"] for slot in slots(daemon)]
+    assert all(job.id in "\n".join(shown) for job in jobs.values())
+
+    [lost_slot] = [slot["name"] for slot in slots(daemon) if second.node_id[:6] in slot["name"]]
+    machines.lose(second)
+    lost, other = jobs.pop(lost_slot), jobs.popitem()[1]
+    assert daemon.until_done(lost.name).attempt == 2
+    assert daemon.until_done(other.name).attempt == 1
+    daemon.until(lambda: len(slots(daemon)) == 1, "the end of the lost slot")
+    assert published(daemon) == ["one.mp4", "two.mp4"]
+    assert daemon.stop() == 0
+
+
+def test_late_answers_cancels_and_restarts_change_nothing_that_is_decided(
+    machines: RayMachines, daemon: Installation, ray_home: Path
+) -> None:
+    daemon.changes["executor.ray"]["release_idle_s"] = 0.5
+    daemon.changes["render"]["unload_idle_s"] = 0.3
+    start_on_ray(daemon, LIPSYNCD_FAIL="publishing")
+    daemon.drop_pair("published", seed=3)
+    assert daemon.daemon is not None
+    assert daemon.daemon.wait(60) == -signal.SIGKILL
+    rendered = len(renders(machines))
+    start_on_ray(daemon)
+    assert daemon.until_done("published").attempt == 1
+    assert len(renders(machines)) == rendered, "a video that was checked is not rendered again"
+
+    daemon.drop_manifest("late", image="late.png", audio="late.wav", renderer="slow")
+    daemon.drop_pair("late", seed=4, seconds=1.0)
+    job = rendering(daemon, "late")
+    stale = machines.share / "work" / job.id / "0123456789abcdef"
+    stale.mkdir()
+    (stale / "video.mp4").write_bytes((daemon.path("outbox") / "published.mp4").read_bytes())
+    assert daemon.until_done("late").attempt == 1
+    assert inspect(daemon.path("outbox") / "late.mp4").video.frames == 25
+    assert stale.exists(), "it is swept later, since its machine may still write"
+
+    daemon.drop_manifest("never", image="never.png", audio="never.wav", renderer="slow")
+    daemon.drop_pair("never", seed=5, seconds=2.0)
+    job = rendering(daemon, "never")
+    began_s = time.monotonic()
+    assert daemon.cli("cancel", job.id).returncode == 0
+    daemon.until_state("never", JobState.CANCELLED)
+    assert time.monotonic() - began_s < 3.0  # a second, and the start of the command
+    daemon.until(lambda: slots(daemon, "free"), "the release of the idle GPU", seconds=10.0)
+    assert children(ray_home) == []
+    assert published(daemon) == ["late.mp4", "published.mp4"]
+    assert daemon.stop() == 0
+
+
+def renders(machines: RayMachines) -> list[str]:
+    """One line for each render that has begun on the cluster."""
+    return (machines.share.parent / "renders").read_text().splitlines()
+
+
+def test_doctor_asks_the_machines_and_names_what_is_wrong(machines: RayMachines, daemon: Installation) -> None:
+    environment = ray_environment()
+    report = daemon.cli("doctor", "--executor", "ray", "--json", **environment)
+    checks = {check["name"]: check for check in json.loads(report.stdout)["checks"]}
+    assert [checks[name]["verdict"] for name in ("ray", "token", "share", "machines")] == ["ok"] * 4, checks
+    assert "share seen" in checks["machines"]["seen"]
+
+    elsewhere = daemon.root / "another-share"
+    elsewhere.mkdir()
+    open_token = daemon.root / "token"
+    open_token.write_text("0" * 64)
+    open_token.chmod(0o644)
+    daemon.changes["roots"]["share"] = str(elsewhere / "not-mounted")
+    report = daemon.cli(
+        "doctor", "--executor", "ray", "--json", **{**environment, "RAY_AUTH_TOKEN_PATH": str(open_token)}
+    )
+    checks = {check["name"]: check for check in json.loads(report.stdout)["checks"]}
+    assert [checks[name]["verdict"] for name in ("token", "share", "machines")] == ["fault"] * 3
+    assert "0644" in checks["token"]["seen"]
+
+
+def test_a_start_without_a_token_is_refused(daemon: Installation) -> None:
+    environment = ray_environment()
+    refused = daemon.cli("run", **{**environment, "RAY_AUTH_TOKEN_PATH": str(daemon.root / "no-token")})
+    assert refused.returncode == 78
+    assert "does not exist" in refused.stderr
+    assert not (daemon.root / "no-token").exists()

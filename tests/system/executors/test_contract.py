@@ -1,0 +1,199 @@
+"""What every executor promises its worker, over the local child and over an actor of a real Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lipsyncd.cluster.ray_child import RayChild
+from lipsyncd.errors import (
+    LipsyncdError,
+    NoFaceFound,
+    RenderCrashed,
+    RendererNotInstalled,
+    RenderStalled,
+    RenderTimeout,
+)
+from lipsyncd.media.mp4 import inspect
+from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
+from lipsyncd.worker.protocol import Progress, Render
+from tests.kits.faults.faulty_renderers import NAMES
+from tests.kits.installation import ROOT
+from tests.system.executors.ray_kit import RayMachines, ray_child, ray_machines
+from tests.worker.test_child_process import alive, gone
+from tests.worker.test_child_process import request as plain_request
+
+RENDERERS = (*NAMES, "no-face=tests.kits.faults.faulty_children:NoFace")
+ENVIRONMENT = ("TEST_HELPER_PID", "TEST_RENDER_COUNT")
+PATIENT = Timeouts(start_s=60.0, deadline_s=60.0, silence_s=60.0)
+
+Child = LocalChild | RayChild
+Make = Callable[..., AbstractContextManager[Child]]
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory, ray_home: Path) -> Iterator[RayMachines]:
+    root = tmp_path_factory.mktemp("ray")
+    with ray_machines(
+        root, ray_home, TEST_HELPER_PID=str(root / "helper"), TEST_RENDER_COUNT=str(root / "renders")
+    ) as found:
+        yield found
+
+
+@contextmanager
+def local(timeouts: Timeouts = PATIENT) -> Iterator[LocalChild]:
+    child = LocalChild("cpu", lambda: timeouts, renderers=RENDERERS, environment=ENVIRONMENT)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes an executor, with time limits."""
+    if request.param == "local":
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("TEST_HELPER_PID", str(tmp_path / "helper"))
+        return local
+    machines: RayMachines = request.getfixturevalue("machines")
+    return lambda timeouts=PATIENT: ray_child(machines, tmp_path / "storage", timeouts, RENDERERS, ENVIRONMENT)
+
+
+def order(folder: Path, renderer: str, *, seconds: float = 0.2) -> Render:
+    """A request as the worker makes it: the result has the token of the claim in its name."""
+    return replace(plain_request(folder, renderer, seconds=seconds), out_file=f".out.{os.urandom(4).hex()}.mp4")
+
+
+def never() -> bool:
+    return False
+
+
+def ignore(_: object) -> None:
+    pass
+
+
+def fails(child: Child, request: Render, stop: Callable[[], bool] = never) -> Exception:
+    with pytest.raises((LipsyncdError, RenderCancelled)) as caught:
+        child.render(request, progress=ignore, stop=stop)
+    return caught.value
+
+
+def works(child: Child, folder: Path) -> None:
+    request = order(folder, "flat")
+    child.render(request, progress=ignore, stop=never)
+    assert inspect(folder / request.out_file).video.frames == request.frames
+
+
+def test_one_child_renders_job_after_job_and_reports_its_progress(make: Make, tmp_path: Path) -> None:
+    reported: list[Progress] = []
+    with make() as child:
+        pids = set()
+        for seconds in (0.2, 1.0):
+            request = order(tmp_path, "flat", seconds=seconds)
+            result = child.render(request, progress=reported.append, stop=never)
+            assert (result.frames, result.width, result.height) == (request.frames, 64, 64)
+            assert result.notes["made_by"] == "flat"
+            assert inspect(tmp_path / request.out_file).video.frames == request.frames
+            pids.add(child.pid)
+        assert len(pids) == 1
+        assert {message.stage for message in reported} >= {"rendering"}
+
+
+@pytest.mark.parametrize("renderer", ["slow", "hang"])
+def test_a_cancelled_render_ends_within_a_second_and_the_next_one_works(
+    make: Make, tmp_path: Path, renderer: str
+) -> None:
+    requested_s: list[float] = []
+    began_s = time.monotonic()
+
+    def stop() -> bool:
+        if time.monotonic() - began_s > 1.0:
+            requested_s.append(time.monotonic())
+        return bool(requested_s)
+
+    with make() as child:
+        works(child, tmp_path)
+        began_s = time.monotonic()
+        assert isinstance(fails(child, order(tmp_path, renderer, seconds=2.0), stop), RenderCancelled)
+        assert time.monotonic() - requested_s[0] < 1.3  # a second, and what a busy machine adds
+        works(child, tmp_path)
+
+
+def test_a_deadline_ends_the_render_and_its_processes(make: Make, tmp_path: Path) -> None:
+    with make(Timeouts(start_s=60.0, deadline_s=1.0, silence_s=60.0)) as child:
+        assert isinstance(fails(child, order(tmp_path, "hang")), RenderTimeout)
+        works(child, tmp_path)
+
+
+def test_a_silent_child_is_ended(make: Make, tmp_path: Path) -> None:
+    with make(Timeouts(start_s=60.0, deadline_s=60.0, silence_s=1.0)) as child:
+        assert isinstance(fails(child, order(tmp_path, "hang")), RenderStalled)
+
+
+@pytest.mark.parametrize(
+    ("renderer", "error"), [("abort", RenderCrashed), ("no-face", NoFaceFound), ("missing", RendererNotInstalled)]
+)
+def test_a_failure_has_its_own_class_and_the_next_job_works(
+    make: Make, tmp_path: Path, renderer: str, error: type[LipsyncdError]
+) -> None:
+    with make() as child:
+        assert type(fails(child, order(tmp_path, renderer))) is error
+        works(child, tmp_path)
+
+
+def test_close_ends_the_child_and_the_next_job_has_a_new_one(make: Make, tmp_path: Path) -> None:
+    with make() as child:
+        works(child, tmp_path)
+        first = child.pid
+        assert child.idle_s() > 0
+        child.close()
+        assert gone(first)
+        assert (child.pid, child.idle_s()) == (None, 0.0)
+        works(child, tmp_path)
+        assert child.pid not in (None, first)
+
+
+def test_start_has_a_child_ready_before_the_first_job(make: Make, tmp_path: Path) -> None:
+    with make() as child:
+        child.start()
+        ready = child.pid
+        assert alive(ready)
+        works(child, tmp_path)
+        assert child.pid == ready
+
+
+def test_a_child_that_is_killed_from_outside_costs_one_render(make: Make, tmp_path: Path) -> None:
+    with make() as child:
+        child.start()
+        assert child.pid is not None
+        threading.Timer(0.7, os.kill, (child.pid, signal.SIGKILL)).start()
+        assert isinstance(fails(child, order(tmp_path, "slow", seconds=2.0)), LipsyncdError)
+        works(child, tmp_path)
+
+
+@pytest.mark.ray
+def test_nothing_is_left_on_the_share_and_an_idle_actor_gives_its_gpu_back(
+    machines: RayMachines, tmp_path: Path
+) -> None:
+    with ray_child(machines, tmp_path / "storage", PATIENT, RENDERERS, ENVIRONMENT) as child:
+        works(child, tmp_path)
+        assert list((machines.share / "work").iterdir()) == []
+        assert child.has_actor
+        child.release_if_idle(0.0)
+        assert child.has_actor, "the child lives"
+        child.close()
+        child.release_if_idle(60.0)
+        assert child.has_actor, "it is not idle for long enough"
+        child.release_if_idle(0.0)
+        assert not child.has_actor
+        works(child, tmp_path)
+        assert child.starts == 2
