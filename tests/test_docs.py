@@ -171,6 +171,12 @@ def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
             assert wanted in anchors(str(target.resolve().relative_to(ROOT))), link
 
 
+def test_sentences_name_their_subjects() -> None:
+    vague = re.compile(r"\b(said|told|whoever|somebody|nobody|everybody)\b", re.IGNORECASE)
+    files = [*ROOT.glob("lipsyncd/**/*.py"), *ROOT.glob("lipsyncd/**/*.js"), *ROOT.glob("docs/*.md"), ROOT / README]
+    assert not {f"{file.name}: {match[0]}" for file in files for match in vague.finditer(file.read_text())}
+
+
 def test_the_readme_leads_to_every_page() -> None:
     assert set(DOCS) <= {link.partition("#")[0] for link in links(README)}
 

@@ -282,7 +282,7 @@ def _confirm(question: str) -> None:
     from lipsyncd.errors import UsageError
 
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here", remedy="give --yes")
+        raise UsageError("there is no terminal to ask on", remedy="give --yes")
     if not click.confirm(question, err=True):
         click.echo("nothing was cancelled", err=True)
         sys.exit(1)

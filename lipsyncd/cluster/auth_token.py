@@ -1,6 +1,6 @@
-"""The token of a Ray cluster: whoever has it runs programs as the user of the cluster's processes.
+"""The token of a Ray cluster: anyone who has it runs programs as the user of the cluster's processes.
 
-Ray 2.60.0 makes its file readable for everybody, so it is made here first. `python -m lipsyncd.cluster.auth_token`
+Ray 2.60.0 makes its file readable for all users, so it is made here first. `python -m lipsyncd.cluster.auth_token`
 does so before Ray starts.
 """
 

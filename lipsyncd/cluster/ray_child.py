@@ -162,7 +162,7 @@ class RayChild:
                 log.debug("slot %s: its actor had ended: %s", self.device, error)
 
     def _have_actor(self, stop: Callable[[], bool]) -> Any:
-        """The actor, once it answers. Raises `DeviceMissing` when Ray gives its GPU to nobody or to others."""
+        """The actor, once it answers. Raises `DeviceMissing` when Ray gives its GPU to no actor or to another one."""
         if self._actor is not None:
             return self._actor
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self.slot.node, soft=False)
@@ -227,7 +227,7 @@ class RayChild:
                     self._losses.forget(request.job_id)
                     return answer
             except (SlotLost, LostTwice):
-                folder = None  # somebody may still write there: it is swept later
+                folder = None  # a lost machine may still write there: it is swept later
                 raise
             finally:
                 self.job_id, self._last_used_s, self._watched_s = "", time.monotonic(), None

@@ -6,7 +6,7 @@
     work/probe/NONCE/     proves that a machine sees this folder
 
 A machine that was lost may write on after its job runs elsewhere. It writes below its own attempt's folder only, and
-nobody reads that any more. It knows no other folder of the daemon.
+that is not read any more. It knows no other folder of the daemon.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def _cancel(request: Request, stores: Stores, finisher: Finisher) -> str:
 def _withdraw(request: Request, stores: Stores, finisher: Finisher) -> str:
     """`_cancel`, also for a job that has no row yet.
 
-    Its id is recorded before the ledger is read, and whoever gives it a row prepares it afterwards: one of the two sees
-    the other.
+    Its id is recorded before the ledger is read, and the thread that gives it a row prepares it afterwards: one of the
+    two sees the other.
     """
     try:
         job_id = canonical_id(request.job_id)

@@ -38,7 +38,7 @@ def token(installation: Installation) -> Finding:
     mode = auth_token.require(allow_none=installation.settings.executor_ray.allow_no_token)
     if mode == "token":
         return Finding(Verdict.OK, "only this user can read the cluster's token")
-    seen = "the cluster has no token: whoever reaches its ports runs programs as this user"
+    seen = "the cluster has no token: anyone who reaches its ports runs programs as this user"
     return Finding(Verdict.WARNING, seen, "set executor.ray.allow_no_token = false; docs/scale.md makes a token")
 
 

@@ -1,6 +1,6 @@
 """By which rules a job is judged before it is dropped: those of the daemon that runs, as it has recorded them.
 
-Whoever submits a job may have other settings than the daemon. So the daemon writes what decides about a job into
+A command that submits a job may have other settings than the daemon. So the daemon writes what decides about a job into
 `state/order-rules.json`, at its start and with each change, for the members of its group to read.
 """
 

@@ -127,8 +127,8 @@ class InboxService:
         with served.inbox.shared.opened() as root:
             if root is None:
                 return
-            told = served.inbox.settling.answers
-            served.watch.writes = (self._leases if told is None else told) is not True
+            answers = served.inbox.settling.answers
+            served.watch.writes = (self._leases if answers is None else answers) is not True
             served.watch.check(root)
         served.inbox.settling.network = served.watch.network
         served.inbox.settling.rules = rules_of(self.settings.now)

@@ -18,7 +18,7 @@ class SeenFace:
     mouth                x and y of the middle of the mouth
     confidence           0 to 1
     yaw_deg, roll_deg    how far the head is turned to the picture's right, and leans clockwise
-    fault                why it cannot speak, as the end of a sentence; "" when it can, and where nobody asked
+    fault                why it cannot speak, as the end of a sentence; "" when it can, and where none was requested
     """
 
     x: int

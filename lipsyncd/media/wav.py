@@ -1,7 +1,7 @@
 """WAV files by their headers: whether one is whole, how long it claims to be, and whether several are joined.
 
 Programs that stream write a length that stands for "unknown", services that speak join whole WAVs end to end, and a
-program that is interrupted leaves the length of what it wanted to write. All three are told apart here.
+program that is interrupted leaves the length of what it wanted to write. All three are distinguished here.
 
 Owns the chunks of RIFF, RF64 and BW64. Nothing is decoded here.
 """

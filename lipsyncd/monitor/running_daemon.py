@@ -2,7 +2,7 @@
 
 A daemon whose folders come from a variable or from a file named on its command line is invisible to a command that has
 neither. So it writes its folders into a small file: below $RUNTIME_DIRECTORY (systemd's, for a service), else
-$XDG_RUNTIME_DIR (a login's), else /run/lipsyncd (root's). A command believes that file only if nobody else can have
+$XDG_RUNTIME_DIR (a login's), else /run/lipsyncd (root's). A command believes that file only if no other user can have
 written it and the daemon's lock is held.
 
 Owns that file. `cli.app` decides when a command may follow it.

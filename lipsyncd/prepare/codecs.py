@@ -44,11 +44,11 @@ def undecodable(kind: Kind, ended: Completed) -> AudioUndecodable:
         return AudioUndecodable(f"the {called} holds {_codec(unknown[1])}, which is not taken")
     if _NO_SOUND.search(stderr):
         return AudioUndecodable(f"the {called} holds no sound")
-    told = complaint("\n".join(line for line in stderr.splitlines() if not _EMPTY.search(line)))
-    if not told:
+    message = complaint("\n".join(line for line in stderr.splitlines() if not _EMPTY.search(line)))
+    if not message:
         empty = _EMPTY.search(stderr)
-        told = "its header cannot be read" if empty else f"ffmpeg {exit_text(ended.returncode)}"
-    return AudioUndecodable(f"the sound cannot be decoded: {told}")
+        message = "its header cannot be read" if empty else f"ffmpeg {exit_text(ended.returncode)}"
+    return AudioUndecodable(f"the sound cannot be decoded: {message}")
 
 
 def _codec(name: str) -> str:

@@ -1,6 +1,6 @@
 """Look for the face of a still before its job is in the queue, in the jail.
 
-So a picture that nobody can animate fails seconds after its drop and not behind fifty other jobs. The jailed process
+So a picture that cannot be animated fails seconds after its drop and not behind fifty other jobs. The jailed process
 reads one raw picture, writes nothing but its answer, and is the only one that loads OpenCV.
 """
 
@@ -25,17 +25,17 @@ _TIMEOUT_S = 60.0
 _MOST_FACES = 16
 
 
-def find_faces(folder: Path, picture: Picture, choice: object = None, *, everybody: bool = False) -> Faces:
+def find_faces(folder: Path, picture: Picture, choice: object = None, *, group: bool = False) -> Faces:
     """The faces of a picture that `decode_picture` wrote into `folder`.
 
     choice     the option `face` of the job: a number, "x,y", or None for the largest
-    everybody  look for the smaller faces of a group, too, which takes a little longer
+    group  look for the smaller faces of a group, too, which takes a little longer
 
     Raises `JailFailed` when the machine failed.
     """
     file = folder / picture.file
     size = {"width": picture.width, "height": picture.height}
-    request = {"picture": os.fspath(file), **size, "choice": choice, "everybody": everybody}
+    request = {"picture": os.fspath(file), **size, "choice": choice, "group": group}
     sites, libraries = _libraries()
     ended = run_jailed(
         [interpreter(), "-P", "-S", "-m", "lipsyncd.renderers.face", json.dumps(request)],

@@ -217,8 +217,8 @@ def _decoded_webp(source: Path, opened: Image.Image) -> Image.Image:
 
 def _check_same_size(size: tuple[int, int], found: media.Structure) -> None:
     if found.width and found.height and size[0] * size[1] > found.width * found.height:
-        seen, told = f"{size[0]} x {size[1]}", f"{found.width} x {found.height}"
-        raise ImageUndecodable(f"the picture has {seen} pixels, and its header claims {told}")
+        seen, claimed = f"{size[0]} x {size[1]}", f"{found.width} x {found.height}"
+        raise ImageUndecodable(f"the picture has {seen} pixels, and its header claims {claimed}")
 
 
 def _check_scans(source: Path) -> None:

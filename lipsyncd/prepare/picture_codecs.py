@@ -136,8 +136,8 @@ class _AvifPlanes:
     def _check_size(self) -> _Planes:
         planes = _Planes.from_address(self._decoder.contents.image)
         if (planes.width, planes.height) != self._size or planes.chroma not in _SAMPLES:
-            seen, told = f"{planes.width} x {planes.height}", "{} x {}".format(*self._size)
-            raise ImageUndecodable(f"the picture has {seen} pixels, and its header claims {told}")
+            seen, claimed = f"{planes.width} x {planes.height}", "{} x {}".format(*self._size)
+            raise ImageUndecodable(f"the picture has {seen} pixels, and its header claims {claimed}")
         return planes
 
     def _check_memory(self) -> None:

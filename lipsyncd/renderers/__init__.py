@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lipsyncd.renderers.framing import Box  # needs OpenCV, which the voices do without
 
 # onnxruntime reports its use to Microsoft from version 1.32 on, unless this is set before its first import. lipsyncd
-# tells nobody what a machine does.
+# reports to no one what a machine does.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 SPEECH_RATE = 16_000  # samples per second of `Scene.speech`

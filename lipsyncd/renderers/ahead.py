@@ -52,7 +52,7 @@ class Ahead:
                     break
                 self._drawn.append(frame.copy())  # the renderer may reuse its array
                 held += frame.nbytes
-        except BaseException as error:  # whoever requests the job opens it again, and reports the error
+        except BaseException as error:  # the caller that requests the job opens it again, and reports the error
             self._error = error
 
     def draw(self) -> None:

@@ -71,7 +71,7 @@ def measure(frames: Iterable[RgbImage], speech: Samples) -> Lag:
             f"the video has {steps / RATE:.2f} s, the lag needs {_LEAST_S:g} s", remedy="use a longer one"
         )
     if np.ptp(opening[:steps]) < _LEAST_OPENING:
-        raise NoFaceFound("the lips in the video do not move", remedy="use a video of somebody who speaks")
+        raise NoFaceFound("the lips in the video do not move", remedy="use a video of a person who speaks")
     power = analyse(speech).bands[:, _VOWELS].sum(axis=1)
     level_db = decibels(power)[:steps]
     level = np.clip((level_db - np.percentile(level_db, 90) + _RANGE_DB) / _RANGE_DB, 0.0, 1.0)

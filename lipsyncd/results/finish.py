@@ -164,7 +164,7 @@ class Finisher:
         if output is None or not self._stores.spool.video(job.id).exists():
             return
         replace_durably(self.result(job.id, SIDECAR), sidecar.of_video(job, spec, output, job.out_name))
-        reach("result-told")
+        reach("sidecar-written")
         self._stores.spool.video(job.id).rename(self.result(job.id, VIDEO))
         fsync_folder(self._stores.folders.results)
 

@@ -43,7 +43,7 @@ class Ray(Section):
     )
     lost_grace_s: float = setting(900.0, "Remove what a lost machine may still be writing after this long.", low=1)
     allow_no_token: bool = setting(
-        False, "Use a cluster without a token: whoever reaches its ports then runs programs as the daemon's user."
+        False, "Use a cluster without a token: anyone who reaches its ports then runs programs as the daemon's user."
     )
 
 

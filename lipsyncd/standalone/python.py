@@ -132,7 +132,7 @@ def check(image: Source, *, config: Source | None = None) -> Check:
         folder = Path(scratch)
         shutil.copyfile(path, folder / IMAGE)
         picture = _decoded(folder, settings)
-        seen = find_faces(folder, picture, everybody=True)
+        seen = find_faces(folder, picture, group=True)
     fault = from_reason(seen.refusal) if seen.refusal else None
     return Check(picture.width, picture.height, seen.seen, seen.chosen, fault, picture.notes)
 

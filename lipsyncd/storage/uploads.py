@@ -38,7 +38,7 @@ class Upload:
     name        a clean file name with the suffix of its content
     width, height, duration_s    as decoded; zero where the kind has none
     tenant      the client whose upload it is; "" on a server without keys, and for uploads of older versions
-    faces       of a picture; None where nobody asked for them
+    faces       of a picture; None where none were requested
     """
 
     id: str

@@ -131,7 +131,7 @@ class CheckedUploads:
                     min_side=limits.min_side_px,
                     thumbnail=thumbnail,
                 )
-                found = find_faces(Path(scratch), picture, everybody=True) if faces else None
+                found = find_faces(Path(scratch), picture, group=True) if faces else None
                 return replace(upload, width=picture.width, height=picture.height, faces=found)
             sound = decode_sound(
                 content, kind, Path(scratch), ffmpeg=self.ffmpeg, min_s=limits.min_audio_s, max_s=limits.max_audio_s

@@ -2,8 +2,8 @@
 
 A GPU's encoder needs the files of its driver, and maps far more memory than it uses; x264 gets none of that.
 
-Owns what the encoding ffmpeg may reach. Leaves its arguments to `lipsyncd.media.ffmpeg`, and feeding it to whoever has
-the frames.
+Owns what the encoding ffmpeg may reach. Leaves its arguments to `lipsyncd.media.ffmpeg`, and feeding it to the module
+that has the frames.
 """
 
 from __future__ import annotations

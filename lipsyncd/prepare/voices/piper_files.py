@@ -1,6 +1,6 @@
 """The files of Piper's voices, as the daemon sees them: names, sizes and hashes, never what is in them.
 
-A voice is `NAME.onnx` with `NAME.onnx.json` in the folder `speech.voices`. Whoever made it may be a stranger: both
+A voice is `NAME.onnx` with `NAME.onnx.json` in the folder `speech.voices`. A stranger may have made it: both
 files are read in the jail only, and their hashes tell there whether they are the ones that were looked at here.
 
 Leaves the content of both to `renderers.piper`.

@@ -30,7 +30,7 @@ _BLOCK_BYTES = 1 << 16
 
 
 class SpeakingStopped(Exception):
-    """Nobody wants the text any more: its job was cancelled, or the daemon stops."""
+    """The text is not wanted any more: its job was cancelled, or the daemon stops."""
 
 
 @dataclass(frozen=True)

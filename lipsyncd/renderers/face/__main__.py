@@ -20,7 +20,7 @@ from lipsyncd.jobs.faces import Faces, SeenFace
 from lipsyncd.jobs.options import read_choice
 from lipsyncd.renderers.face.choose import Search
 from lipsyncd.renderers.face.face import Face
-from lipsyncd.renderers.face.finder import everybody
+from lipsyncd.renderers.face.finder import faces_of_group
 
 _MOST = 16  # faces in an answer
 
@@ -28,7 +28,7 @@ _MOST = 16  # faces in an answer
 def main(request: Mapping[str, Any]) -> dict[str, Any]:
     """Look for the face of one picture.
 
-    request  {"picture": path, "width", "height", "choice", "everybody"}: height x width x 3 bytes; the option `face`,
+    request  {"picture": path, "width", "height", "choice", "group"}: height x width x 3 bytes; the option `face`,
              or None; whether to look for the smaller faces of a group, too
 
     Returns the fields of `Faces`.
@@ -41,8 +41,8 @@ def main(request: Mapping[str, Any]) -> dict[str, Any]:
         chosen = search.run()
     except RenderError as error:  # an option that is none
         return asdict(Faces((), None, error.reason(), request["choice"]))
-    if request["everybody"]:
-        search.add(everybody(picture))
+    if request["group"]:
+        search.add(faces_of_group(picture))
     seen = tuple(_seen(face, search) for face in search.faces[:_MOST])
     if isinstance(chosen, Face):
         number = search.faces.index(chosen)

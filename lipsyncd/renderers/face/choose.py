@@ -48,7 +48,7 @@ class Search:
 
     def run(self) -> Face | NoFaceFound | FaceTooSmall:
         """The face, or why there is none. Later passes cost the most, so the search ends with the first good face."""
-        for faces in passes(self._picture, self._nets, everybody=self._quick):
+        for faces in passes(self._picture, self._nets, group=self._quick):
             self.faces = faces
             for face in wanted(self.faces, self._choice):
                 if face not in self.faults:  # it stays the same object from pass to pass

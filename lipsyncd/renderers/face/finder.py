@@ -79,16 +79,16 @@ def find_faces(picture: RgbImage, nets: FaceNetworks | None = None) -> list[Face
     return next(passes(picture, nets), [])
 
 
-def everybody(picture: RgbImage, nets: FaceNetworks | None = None) -> list[Face]:
+def faces_of_group(picture: RgbImage, nets: FaceNetworks | None = None) -> list[Face]:
     """The faces of a group, too: the smaller ones that cover a twentieth of the picture, beside the large ones."""
-    found = list(passes(picture, nets, everybody=True))
+    found = list(passes(picture, nets, group=True))
     return found[-1] if found else find_faces(picture, nets)
 
 
-def passes(picture: RgbImage, nets: FaceNetworks | None = None, *, everybody: bool = False) -> Iterator[list[Face]]:
+def passes(picture: RgbImage, nets: FaceNetworks | None = None, *, group: bool = False) -> Iterator[list[Face]]:
     """All faces that were found up to each pass that found another one, the largest first.
 
-    everybody  only the passes of `everybody`
+    group  only the passes of `faces_of_group`
 
     A caller that has the face that it wants stops the iteration; the later passes cost the most.
     """
@@ -99,7 +99,7 @@ def passes(picture: RgbImage, nets: FaceNetworks | None = None, *, everybody: bo
         width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
         small = cast(RgbImage, cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
     found: list[Face] = []
-    squares_of = _squares_for_groups if everybody else _squares
+    squares_of = _squares_for_groups if group else _squares
     for squares in squares_of(small.shape[1], small.shape[0]):
         before = len(found)
         for square in squares:

@@ -27,7 +27,7 @@ MOST_YAW_DEG = 48.0  # half of the mouth is hidden beyond
 LEAST_WIDTH_PX = 24.0  # of a face: a mouth is 9 pixels wide then
 _ROOM = 0.06  # of the face's width, around the lips, in the picture
 
-# Of lips that nobody sees: least unrest, in per cent of the face's width, with most darkness between them, in levels.
+# Of lips that are covered: least unrest, in per cent of the face's width, with most darkness between them, in levels.
 _COVERED = ((1.15, 10.0), (0.90, 3.5))
 _LEAST_PRESENCE = 0.9  # with less, one of the two is enough
 _SHIFTS = ((0.90, 0.0, 0.0), (1.15, 0.0, 0.0), (1.0, 0.06, 0.12), (1.0, -0.06, -0.12))  # size, aside, angle of crops

@@ -10,7 +10,7 @@ Three things mark speech, and each is looked for in the second and a half around
 
 A doubtful sound counts as a voice rather than not: a mouth that stays shut for a speaker is the worse fault.
 
-Owns the verdict. Leaves the measurements to `analysis` and the movement to whoever asks.
+Owns the verdict. Leaves the measurements to `analysis` and the movement to the callers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Presence:
     """What is left of a recording when everything but the voice is taken away.
 
     bands  (steps, 16) float64, mean square in each band of `analysis`, without the background
-    voice  (steps,) float64, 0 where nobody speaks to 1 where somebody does; pauses between words belong to speech
+    voice  (steps,) float64, 0 where there is no speech to 1 where there is; pauses between words belong to speech
     """
 
     bands: Levels

@@ -78,7 +78,7 @@ export class PicturePane {
     }
   }
 
-  /** Until all is sent the bar shows how much; then the server looks at it, and nobody knows for how long. */
+  /** Until all is sent the bar shows how much; then the server looks at it, for a time that is not known. */
   #sent(done) {
     this.bar.value = done;
     if (done < 1) return;

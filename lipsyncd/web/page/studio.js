@@ -86,7 +86,7 @@ export class Studio {
       inside = Math.max(0, depth);
       this.veil.hidden = inside === 0;
     };
-    // A file that is dropped where nobody takes it would replace the page.
+    // A file that is dropped outside the fields would replace the page.
     window.addEventListener("dragenter", (event) => bringsFiles(event) && show(inside + 1));
     window.addEventListener("dragleave", (event) => bringsFiles(event) && show(inside - 1));
     window.addEventListener("dragover", (event) => bringsFiles(event) && event.preventDefault());

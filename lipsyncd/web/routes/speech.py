@@ -61,7 +61,7 @@ class SpeechRoutes:
         return [web.post("/speech", self.speak)]
 
     async def speak(self, request: web.Request) -> web.Response:
-        """The sound as a WAV. 429 while another text is spoken, whoever listens to it."""
+        """The sound as a WAV. 429 while another text is spoken, for any client."""
         words = read_words(read_json(await self.requests.body(request)))
         self.voices.require("text")
         voice = await self.voices.match(words.voice, field="voice", strict=True)
@@ -84,7 +84,7 @@ class SpeechRoutes:
     def _ended(self, speaking: asyncio.Future[bytes]) -> None:
         self._speaking = False
         if not speaking.cancelled():
-            speaking.exception()  # nobody may be left to ask for it
+            speaking.exception()  # the client that would read it may be gone
 
     def _spoken(self, words: Words, voice: str | None, unwanted: threading.Event) -> bytes:
         """The WAV. Blocks until it is spoken. Raises `SpeechFailed` and what else `speak_as` raises."""

@@ -33,7 +33,7 @@ class Voices:
         self.jobs = jobs
         self._folder = settings.voices
         self._own_program = bool(settings.command)
-        self._known: list[Voice] = []  # nobody could be asked yet
+        self._known: list[Voice] = []  # until the program was asked
         self._described: tuple[list[tuple[str, int, int]], list[PiperVoice]] = ([], [])
         self._asking = asyncio.Lock()
 

@@ -102,7 +102,7 @@ def _expected_ends_s(
             free_at_s.append(whole_s * (1 - job.fraction))
             ends[job.id] = math.ceil(free_at_s[-1])
     if len(free_at_s) < len(running):
-        return ends  # nobody knows when that device is free
+        return ends  # when that device is free is not known
     free_at_s += [0.0] * (devices - len(running))
     heapq.heapify(free_at_s)
     for job in waiting:

@@ -1,8 +1,8 @@
 """Streams of events about jobs: who reads one, what each reader gets, and when the ledger is read for them.
 
 The daemon signals each change; one query then serves all streams, and there is none without a stream, nor for the mere
-progress of a render. What has changed is encoded once for all who may see it. Nobody waits for a reader: one that does
-not keep up is disconnected, and continues with its `Last-Event-ID` where it was.
+progress of a render. What has changed is encoded once for all who may see it. The others wait for no reader: one that
+does not keep up is disconnected, and continues with its `Last-Event-ID` where it was.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _random(network: nn.Module, rng: torch.Generator) -> Iterator[tuple[str, tor
 
 
 def face() -> FaceFound:
-    """A face at a known place, which nobody has to find."""
+    """A face at a known place, which needs no search."""
     return face_at(FACE_BOX)
 
 

@@ -89,7 +89,7 @@ class Follower:
 
     def _recognized(self, picture: RgbImage) -> Face | None:
         """The face anywhere in the frame, by its looks."""
-        for faces in passes(picture, self._nets, everybody=True):
+        for faces in passes(picture, self._nets, group=True):
             best = max(faces, key=lambda face: self._likeness(picture, face))
             if self._likeness(picture, best) >= _ALIKE:
                 return best

@@ -1,4 +1,4 @@
-"""The page for everybody: the keyboard alone, a telephone, a screen reader, dark and light."""
+"""The page for all: the keyboard alone, a telephone, a screen reader, dark and light."""
 
 from __future__ import annotations
 
