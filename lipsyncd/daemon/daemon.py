@@ -319,7 +319,7 @@ class Daemon:
         write_json(self.folders.state / STATUS_FILE, content, mode=0o640)
         if news or content["progress"]:
             self._systemd.changed()
-        shown = content["progress"], content.get("paused")
+        shown = content["progress"], content.get("paused"), parts.slot_count()
         if shown != self._shown and parts.web is not None:
             parts.web.progressed()
         self._shown = shown

@@ -39,6 +39,7 @@ from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.locks import FolderLock
 from lipsyncd.storage.mounts import known_network
 from lipsyncd.web.server import WebServer
+from lipsyncd.web.views.queue import SlotCount
 from lipsyncd.weights import RENDERER, AutoPull, store_of
 from lipsyncd.worker.attempt import Device
 from lipsyncd.worker.batch_limits import FILE as BATCH_LIMITS_FILE
@@ -102,7 +103,7 @@ class Parts:
     stop     set when the daemon stops: a running job may finish
     cut_off  set when a running job has to go back to the queue
 
-    Raises `ConfigError`.
+    Raises `ConfigError`, `ClusterUnavailable`.
     """
 
     def __init__(
@@ -166,7 +167,11 @@ class Parts:
             cluster=self._cluster_fault,
         )
         web = settings.now.web
-        self.web = WebServer(settings, folders, ffmpeg, self._is_loaded, self.monitor) if web.enabled else None
+        self.web = (
+            WebServer(settings, folders, ffmpeg, self._is_loaded, self.monitor, self.slot_count)
+            if web.enabled
+            else None
+        )
         self.webhooks = Webhooks(
             ledger.deliveries,
             keys=load_keys(folders.state, web.webhook_secret_file, os.environ),
@@ -218,6 +223,11 @@ class Parts:
         if self.slots is None or self.workers:
             return ""
         return self.slots.fault or "no machine of the cluster has passed the probe; see `lipsyncd status --slots`"
+
+    def slot_count(self) -> SlotCount:
+        """How many jobs can be rendered at a time now, and how many are. Any thread may call this."""
+        workers = self.workers
+        return SlotCount(len(workers), sum(one.child.busy for one in workers))
 
     def _is_loaded(self) -> bool:
         """Does a render child live? It keeps the renderer of its last job."""

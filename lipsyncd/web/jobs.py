@@ -39,6 +39,7 @@ from lipsyncd.web.orders import Order
 from lipsyncd.web.quotas import may_take_one
 from lipsyncd.web.replies import ApiError, bad_request, not_found
 from lipsyncd.web.views.pages import Filters
+from lipsyncd.web.views.queue import SlotCount
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,16 @@ _MANIFEST = re.compile(r"rest-([0-9a-f-]{36})\.json")
 
 
 class Jobs:
-    """The jobs of one daemon. Methods that are not async block: call them through `in_thread`."""
+    """The jobs of one daemon. Methods that are not async block: call them through `in_thread`.
 
-    def __init__(self, settings: CurrentSettings, folders: Folders) -> None:
+    slots  how many jobs can be rendered at a time now; any thread calls it
+    """
+
+    def __init__(
+        self, settings: CurrentSettings, folders: Folders, slots: Callable[[], SlotCount] = lambda: SlotCount(1)
+    ) -> None:
         self.settings = settings
+        self.slots = slots
         self.folders = folders
         self.view = LedgerReader(folders.state / "ledger.db")
         self._withdrawn = Withdrawn(folders.state)
@@ -263,9 +270,8 @@ class Jobs:
         total, most = waiting.total(), self.settings.now.web.max_queue
         if may_take_one(client, waiting, most):
             return
-        render = self.settings.now.render
         job_s = self.view.recent_job_s() or _GUESSED_JOB_S
-        at_a_time = min(len(render.devices), render.max_concurrent_jobs)
+        at_a_time = max(1, self.slots().every)  # a cluster may have none at present
         retry_s = min(max(1, math.ceil(total * job_s / at_a_time)), _MOST_RETRY_S)
         own = f", {waiting[client.tenant]} of them this client's" if client.tenants > 1 else ""
         raise ApiError(

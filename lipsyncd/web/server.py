@@ -47,6 +47,7 @@ from lipsyncd.web.uploads import CheckedUploads
 from lipsyncd.web.views.bodies import JobBodies
 from lipsyncd.web.views.changes import Changes
 from lipsyncd.web.views.kept import KeptOrders
+from lipsyncd.web.views.queue import SlotCount
 from lipsyncd.web.views.streams import Streams
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class WebServer:
     ffmpeg        decodes uploads
     model_loaded  is a renderer loaded now?
     monitor       answers health checks and metrics
+    slots         how many jobs can be rendered at a time now, and how many are
 
     Raises `ConfigError`: no key where one is needed, an address or a port that cannot be bound.
     """
@@ -75,12 +77,14 @@ class WebServer:
         ffmpeg: Path,
         model_loaded: Callable[[], bool],
         monitor: HealthMonitor,
+        slots: Callable[[], SlotCount],
     ) -> None:
         self.settings = settings
         self.folders = folders
         self.ffmpeg = ffmpeg
         self.model_loaded = model_loaded
         self.monitor = monitor
+        self.slots = slots
         self._head_within_s = min(_HEAD_WITHIN_S, settings.now.web.upload_timeout_s)
         keys = read_keys(settings.now.web)
         self.links = Links(folders.state, signed=bool(keys))
@@ -140,7 +144,7 @@ class WebServer:
             self._streams.signal_deleted(jobs)
 
     def progressed(self) -> None:
-        """Renders have advanced, or the daemon has paused or goes on."""
+        """Renders have advanced, the daemon has paused or goes on, or slots of a cluster have come or gone."""
         if self._streams is not None:
             self._streams.signal_progress()
 
@@ -172,7 +176,7 @@ class WebServer:
             self._serving.set()  # `start` must not wait for a server that failed
 
     async def _serve(self) -> None:
-        jobs = Jobs(self.settings, self.folders)
+        jobs = Jobs(self.settings, self.folders, self.slots)
         uploads = CheckedUploads(self.settings, self.ffmpeg, jobs.uploads_in_use)
         requests = Requests(self.settings, jobs, uploads)
         bodies = JobBodies(jobs, self.links)

@@ -22,6 +22,7 @@ from lipsyncd.web.requests import Requests
 from lipsyncd.web.uploads import CheckedUploads
 from lipsyncd.web.views.bodies import JobBodies
 from lipsyncd.web.views.changes import Changes
+from lipsyncd.web.views.queue import SlotCount
 from lipsyncd.web.views.streams import Streams
 from tests.kits.installation import ROOT
 from tests.kits.web_kit import Api, serving
@@ -50,7 +51,9 @@ def test_every_route_is_described_and_every_description_has_a_route(tmp_path: Pa
     settings = CurrentSettings(Settings(paths=Paths(storage=tmp_path), web=Web(port=0)))
     folders = folders_of(settings.now.paths)
     folders.initialise()
-    one = server.WebServer(settings, folders, Path("/nowhere"), lambda: False, cast("HealthMonitor", None))
+    one = server.WebServer(
+        settings, folders, Path("/nowhere"), lambda: False, cast("HealthMonitor", None), lambda: SlotCount(1)
+    )
     jobs = Jobs(settings, folders)
     bodies = JobBodies(jobs, one.links)
     requests = Requests(settings, jobs, CheckedUploads(settings, Path("/nowhere")))

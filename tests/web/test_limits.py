@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.uploads import Upload, Uploads
 from lipsyncd.web.clients import UNLIMITED
 from lipsyncd.web.jobs import Jobs
+from lipsyncd.web.links import Links
 from lipsyncd.web.orders import Order
 from lipsyncd.web.replies import ApiError
+from lipsyncd.web.views.bodies import JobBodies
+from lipsyncd.web.views.queue import SlotCount
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation, picture, sound
 from tests.kits.web_kit import Api, Reply, multipart, serving
@@ -212,8 +216,8 @@ def test_a_full_queue_says_when_to_try_again_and_the_inbox_is_never_full(api: Ap
     drained(api)
 
 
-def test_the_wait_is_computed_from_recent_jobs(tmp_path: Path) -> None:
-    """Four jobs wait and the last ones took ten seconds each: forty seconds on one device, twenty on two."""
+def test_the_wait_and_each_end_are_computed_from_recent_jobs_and_the_slots(tmp_path: Path) -> None:
+    """Four jobs wait and the last ones took ten seconds each: forty seconds on one slot, twenty on two."""
     installation = Installation(tmp_path, changes={"web": {"max_queue": 4}})
     installation.folders.initialise()
     order = Order(image="https://a.example/a.png", audio="https://a.example/a.wav")
@@ -226,9 +230,17 @@ def test_the_wait_is_computed_from_recent_jobs(tmp_path: Path) -> None:
             connection.execute("UPDATE job SET finished_ms = started_ms + 10000")
         for number in range(4):
             queued(ledger, f"waiting {number}", rest={"created_ms": 1})
-        for devices, wait_s in ((["cpu"], "40"), (["cpu", "cuda:0"], "20"), (["cpu", "cuda:0", "cuda:1"], "20")):
-            installation.changes["render"] = {"devices": devices, "max_concurrent_jobs": 2}
-            jobs = Jobs(CurrentSettings(installation.settings), installation.folders)
+        links = Links(installation.folders.state, signed=False)
+        for slots, wait_s, ends_s in (
+            (1, "40", [10, 20, 30, 40]),
+            (2, "20", [10, 10, 20, 20]),
+            (8, "5", [10, 10, 10, 10]),
+            (0, "40", [None] * 4),  # of a cluster that cannot be reached
+        ):
+            jobs = Jobs(CurrentSettings(installation.settings), installation.folders, partial(SlotCount, slots))
+            waiting = jobs.view.jobs(states=[JobState.QUEUED], limit=9)[::-1]
+            queue = JobBodies(jobs, links).queue(waiting)
+            assert sorted([queue.eta_s(job) for job in waiting], key=lambda end_s: end_s or 0) == ends_s
             with pytest.raises(ApiError) as refusal:
                 asyncio.run(jobs.submit(order, client=UNLIMITED, key=None, base=""))
             jobs.close()

@@ -11,7 +11,7 @@ const HIDDEN_FOR_MS = 60_000; // a browser opens six connections to one server: 
 export class Events {
   /**
    * @param {HTMLElement} place where the state of the connection is shown
-   * @param {{onjob: (job: object) => void, ondeleted: (id: string) => void, onopen: () => void, onrefused: () => Promise<boolean>}} around
+   * @param {{onjob: (job: object) => void, ondeleted: (id: string) => void, onslots: (slots: object) => void, onopen: () => void, onrefused: () => Promise<boolean>}} around
    *   onopen     the stream begins: the jobs that have not ended follow
    *   onrefused  the server does not give the stream; false ends the tries
    */
@@ -36,6 +36,7 @@ export class Events {
     };
     source.onmessage = (event) => this.around.onjob(JSON.parse(event.data));
     source.addEventListener("deleted", (event) => this.around.ondeleted(JSON.parse(event.data).id));
+    source.addEventListener("slots", (event) => this.around.onslots(JSON.parse(event.data)));
     source.onerror = () => {
       this.#say(false);
       if (source.readyState === EventSource.CLOSED) this.#again();

@@ -6,18 +6,24 @@ import { Events } from "./events.js";
 import { JobList } from "./joblist.js";
 import { SignIn } from "./signin.js";
 import { Studio } from "./studio.js";
+import { slotWords } from "./words.js";
 
 const AGAIN_MS = 3000;
 const main = document.getElementById("main");
 const signOut = document.getElementById("sign-out");
 const connection = document.getElementById("connection");
+const slots = document.getElementById("slots");
 let session = { key_required: false, signed_in: true };
 
 const jobs = new JobList({ onagain: (job, keep) => studio.again(job, keep) });
 const studio = new Studio({ onsent: (job) => jobs.add(job), needsKey: () => session.key_required });
 const signIn = new SignIn(begin);
 const events = new Events(connection, {
-  onopen: () => jobs.began(),
+  onopen: () => {
+    jobs.began();
+    setText(slots, ""); // a server with a single one does not name it
+  },
+  onslots: (found) => setText(slots, slotWords(found)),
   onjob: (job) => jobs.changed(job),
   ondeleted: (id) => jobs.removed(id),
   onrefused: async () => {
@@ -54,6 +60,7 @@ function isKnown() {
 function showSignIn() {
   if (signIn.element.isConnected) return;
   events.close();
+  setText(slots, "");
   signOut.hidden = true;
   main.replaceChildren(signIn.element);
   signIn.key.focus();

@@ -50,6 +50,12 @@ export function leftWords(job) {
   return minutes < 90 ? `about ${minutes} min left` : `about ${Math.round(minutes / 60)} h left`;
 }
 
+/** "2 of 4 cards render"; "" where there is one card. */
+export function slotWords({ slots, busy }) {
+  if (slots === 0) return "No card can be reached";
+  return slots > 1 ? `${busy} of ${slots} cards ${busy === 1 ? "renders" : "render"}` : "";
+}
+
 /** What is wrong, and what helps. `null` when nothing is. */
 export function trouble(job) {
   const found = job.error ?? job.waits_for;

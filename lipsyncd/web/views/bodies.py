@@ -29,7 +29,7 @@ class JobBodies:
 
     def __init__(self, jobs: Jobs, links: Links) -> None:
         self._view = jobs.view
-        self._settings = jobs.settings
+        self.slots = jobs.slots
         self._links = links
         self._thumbnails = Thumbnails(jobs.folders.state)
         self._lock = threading.Lock()
@@ -38,11 +38,10 @@ class JobBodies:
 
     def queue(self, jobs: Iterable[Job]) -> Queue:
         """Places and expected ends of these jobs, which are all that have not ended. Blocks."""
-        now_s, render = time.monotonic(), self._settings.now.render
+        now_s = time.monotonic()
         if now_s >= self._frame_times_s[0]:
             self._frame_times_s = now_s + _MEASURED_FOR_S, frame_times_s(self._view.rendered())
-        devices = min(len(render.devices), render.max_concurrent_jobs)
-        return Queue(jobs, self._frame_times_s[1], devices=devices, paused=bool(self._view.paused))
+        return Queue(jobs, self._frame_times_s[1], devices=self.slots().every, paused=bool(self._view.paused))
 
     def current_queue(self, jobs: Iterable[Job]) -> Queue:
         """The queue as it was a moment ago, so that many clients that ask cost one query; with these jobs. Blocks."""

@@ -56,6 +56,7 @@ class Changes:
         self._sent: dict[str, _Sent] = {}
         self._newest = 0  # the number of the newest event that was read
         self._paused = ""
+        self._several = False  # slots, at some time
         self._deleted: deque[Message] = deque(maxlen=_MOST_DELETED)  # since the last look
         self._lately_deleted: deque[Message] = deque(maxlen=MOST_MISSED)
 
@@ -125,6 +126,13 @@ class Changes:
         body = self._bodies.of(job, queue)
         text = json.dumps({name: body[name] for name in _SHOWN if name in body})
         return Message(job.id, job.tenant, job.state.ended, f"data: {text}\n\n".encode())
+
+    def slots(self) -> bytes:
+        """How many jobs can be rendered at a time and how many are, as an event; empty if there never were several."""
+        slots = self._bodies.slots()
+        self._several |= slots.every > 1
+        text = json.dumps({"slots": slots.every, "busy": slots.busy})
+        return f"event: slots\ndata: {text}\n\n".encode() if self._several else b""
 
     def end_of_batch(self) -> bytes:
         """The number up to which a reader knows everything. It stands behind all events of a look."""

@@ -19,6 +19,13 @@ _FEWEST, _MOST_SAMPLES = 3, 20
 _MOST_SPREAD = 2.0  # between the slow ones and the quick ones
 
 
+class SlotCount(NamedTuple):
+    """How many jobs can be rendered at a time, on this machine or on a cluster, and how many are."""
+
+    every: int
+    busy: int = 0
+
+
 class Size(NamedTuple):
     """What decides how long a frame takes. The size of a whole picture (`stitch`) is not recorded: 0."""
 

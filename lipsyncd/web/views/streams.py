@@ -82,6 +82,7 @@ class Streams:
         self._streams: set[Stream] = set()  # they get each change
         self._taken: Counter[str] = Counter()  # by tenant, with those that are about to begin
         self._changed = asyncio.Event()
+        self._slots = b""  # the event about them that all readers have got
         self._is_recorded = False  # the ledger has changed, and not the progress of renders alone
         self._one_at_a_time = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -98,7 +99,7 @@ class Streams:
         self.signal()
 
     def signal_progress(self) -> None:
-        """Renders have advanced, or the daemon has paused or goes on."""
+        """Renders have advanced, the daemon has paused or goes on, or slots of a cluster have come or gone."""
         loop = self._loop
         if self._streams and loop is not None:
             with suppress(RuntimeError):  # the loop has just been closed
@@ -163,23 +164,28 @@ class Streams:
         if nobody_reads:
             self._is_recorded = False
             await self._jobs.in_thread(self._changes.begin)
+            self._slots = self._changes.slots()
         messages = [one for one in self._changes.open_jobs() if _is_for(one, stream)]
         if job_id and not messages:  # it has ended, or has no row yet
             messages = [self._changes.message_of(await self._jobs.get(job_id, client))]
         elif not job_id and last_number is not None:
             messages = await self._jobs.in_thread(self._changes.missed_since, last_number, client.only) + messages
-        stream.send(b"retry: 2000\n\n" + b"".join(one.data for one in messages) + self._changes.end_of_batch())
+        slots = b"" if job_id else self._slots
+        jobs = b"".join(one.data for one in messages)
+        stream.send(b"retry: 2000\n\n" + slots + jobs + self._changes.end_of_batch())
         if job_id and messages[-1].ended:
             stream.end()
 
     async def _send_changes(self) -> None:
         is_recorded, self._is_recorded = self._is_recorded, False
         messages = await self._jobs.in_thread(self._changes.read if is_recorded else self._changes.read_progress)
-        if not messages:
+        before, self._slots = self._slots, self._changes.slots()
+        slots = self._slots if self._slots != before else b""
+        if not messages and not slots:
             return
         end = self._changes.end_of_batch()
         of_job = {one.job_id: one for one in messages}
-        of_tenant: dict[str | None, bytes] = {}  # a reader that sees none of these changes gets nothing
+        of_tenant: dict[str | None, bytes] = {}  # a reader that sees none of these changes gets the slots alone
         for stream in [*self._streams]:
             if stream.job_id:
                 one = of_job.get(stream.job_id)
@@ -192,8 +198,8 @@ class Streams:
             if only not in of_tenant:
                 seen = [one.data for one in messages if stream.client.sees(one.tenant)]
                 of_tenant[only] = b"".join([*seen, end]) if seen else b""
-            if of_tenant[only]:
-                stream.send(of_tenant[only])
+            if slots or of_tenant[only]:
+                stream.send(slots + of_tenant[only])
 
 
 def _is_for(message: Message, stream: Stream) -> bool:

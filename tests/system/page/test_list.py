@@ -62,12 +62,27 @@ def test_a_running_job_is_cancelled_and_one_that_waits_moves_up(visit: Visit, ap
     expect(job).to_have_attribute("data-state", "running")
     expect(visit.job("other")).to_contain_text("Waiting, next in the queue")
     expect(visit.page.locator(".summary")).to_have_text("1 in progress, 1 waiting")
+    expect(visit.page.locator("#slots")).to_be_empty()
     job.get_by_role("button", name="Cancel: long").click()
     expect(job).to_contain_text("Cancelled")
     expect(visit.job("other")).to_have_attribute("data-state", "running")
     visit.button("Cancel: other").click()
     expect(visit.job("other")).to_contain_text("Cancelled")
     expect(visit.page.locator(".summary")).to_have_text("")
+
+
+def test_the_header_names_the_cards_of_a_server_with_several(browser: Any, tmp_path: Path) -> None:
+    render = {"renderer": "slow", "devices": ["cpu", "cuda:7"]}  # it uses no card: the second one is only a name
+    with serving(tmp_path, changes={"render": render}) as api, visiting(browser, api.url) as visit:
+        cards = visit.page.locator("#slots")
+        expect(cards).to_have_text("0 of 2 cards render")
+        order(api, "long", seconds=LONG_S)
+        expect(cards).to_have_text("1 of 2 cards renders")
+        order(api, "other", seconds=LONG_S - 1)
+        expect(cards).to_have_text("2 of 2 cards render")
+        for name in ("long", "other"):
+            visit.button(f"Cancel: {name}").click()
+        expect(cards).to_have_text("0 of 2 cards render")
 
 
 def test_a_failed_job_says_why_and_is_tried_again(visit: Visit, api: Api) -> None:

@@ -51,6 +51,14 @@ def followed(pool: ThreadPoolExecutor, reader: Reader) -> Future[list[dict[str, 
     return pool.submit(lambda: list(reader.events()))
 
 
+def test_a_stream_names_the_devices_of_a_server_with_several(tmp_path: Path) -> None:
+    render = {"devices": ["cpu", "cuda:7", "cuda:8"], "max_concurrent_jobs": 2}
+    with serving(tmp_path, changes={"render": render}) as api:
+        reader = Reader(api, "/jobs/events")
+        assert reader.until(slots=2) == {"slots": 2, "busy": 0}
+        reader.close()
+
+
 def test_a_stream_ends_with_its_sign_in_and_no_other_does(api: Api, pool: ThreadPoolExecutor) -> None:
     mine, other = Browser(api), Browser(api)
     for browser in (mine, other):

@@ -22,6 +22,7 @@ from lipsyncd.web.links import Links
 from lipsyncd.web.replies import ApiError
 from lipsyncd.web.views.bodies import JobBodies
 from lipsyncd.web.views.changes import Changes
+from lipsyncd.web.views.queue import SlotCount
 from lipsyncd.web.views.streams import MOST_STREAMS, Stream, Streams
 from tests.kits.core_kit import queued, spec_of
 from tests.kits.installation import picture, sound
@@ -180,7 +181,8 @@ class ByHand:
 
     def __init__(self, root: Path) -> None:
         self.by_hand = JobsByHand(root)
-        self.jobs = Jobs(CurrentSettings(self.by_hand.settings), self.by_hand.folders)
+        self.slots = SlotCount(1)
+        self.jobs = Jobs(CurrentSettings(self.by_hand.settings), self.by_hand.folders, lambda: self.slots)
         self.reads = 0
         read = self.jobs.view.changed_since
 
@@ -262,6 +264,32 @@ def test_the_progress_of_a_render_reads_no_row(by_hand: ByHand) -> None:
             assert all(f'"id": "{job_id}"'.encode() in event for job_id in waits)
             assert event.count(b'"code": "disk-low"') == len(waits)
             assert by_hand.reads == reads + 1
+        running.cancel()
+
+    asyncio.run(read())
+
+
+def test_readers_of_all_jobs_learn_of_slots_once_there_are_several(by_hand: ByHand) -> None:
+    async def read() -> None:
+        running = asyncio.create_task(by_hand.streams.run())
+        runs = by_hand.by_hand.running("runs")
+        async with (
+            by_hand.streams.opened(UNLIMITED, "", None, aborted) as every,
+            by_hand.streams.opened(UNLIMITED, runs, None, aborted) as one,
+        ):
+            for stream in (every, one):
+                assert b"event: slots" not in (await stream.next(5) or b"")
+            for count in (SlotCount(4, 2), SlotCount(4, 3), SlotCount(0, 0)):
+                by_hand.slots = count
+                by_hand.streams.signal_progress()
+                name, data = (await every.next(5) or b"").split(b"\n")[:2]
+                assert name == b"event: slots"
+                assert json.loads(data.removeprefix(b"data: ")) == {"slots": count.every, "busy": count.busy}
+                async with by_hand.streams.opened(UNLIMITED, "", None, aborted) as late:
+                    assert data in (await late.next(5) or b"")
+            progress(by_hand, runs, 0.5)
+            assert b"event: slots" not in (await every.next(5) or b"")
+            assert b"event: slots" not in (await one.next(5) or b"")
         running.cancel()
 
     asyncio.run(read())
