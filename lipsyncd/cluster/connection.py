@@ -8,17 +8,22 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lipsyncd.cluster import auth_token
 from lipsyncd.errors import ClusterUnavailable, ConfigError
 from lipsyncd.extras import how_to_install
 from lipsyncd.settings import Settings
+from lipsyncd.storage.files import NotRegular, open_regular
 
 _ANSWER_S = 3.0
 _SIGACTION_BYTES = 1024  # more than any struct sigaction
+_ADDRESS_FILE = "ray_current_cluster"  # `ray start` writes it into its temporary folder
+_OF_SERVICE = Path("/run/lipsyncd-ray", _ADDRESS_FILE)  # systemd/lipsyncd-ray-head.service
+_MOST_ADDRESS = 300
 
 
 def prepare(settings: Settings) -> None:
@@ -36,14 +41,48 @@ def prepare(settings: Settings) -> None:
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 
-def connect(settings: Settings, known: str = "") -> Any:
-    """The module `ray`, connected; call `prepare` before. Raises `ClusterUnavailable`.
+def address_for(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
+    """Where the control store takes connections; that of this machine for "auto". Raises `ClusterUnavailable`.
 
-    known  the address of the control store at an earlier connection
+    Ray itself would wait for one that takes none for minutes, and as "auto" also use a cluster of another user.
     """
-    address = known or settings.executor_ray.address
-    if address != "auto" and not _takes_connections(address):  # Ray itself would wait for minutes
-        raise ClusterUnavailable(f"Ray at {address} takes no connections")
+    address = settings.executor_ray.address
+    if address != "auto":
+        if not _takes_connections(address):
+            raise ClusterUnavailable(f"Ray at {address} takes no connections")
+        return address
+    seen = []
+    for place, found, fault in _candidates(environ):
+        if found and _takes_connections(found):
+            return found
+        seen.append(f"{place} is {found}, which takes no connections" if found else f"{place} {fault}")
+    raise ClusterUnavailable(
+        f'executor.ray.address is "auto", and no Ray cluster answers on this machine: {"; ".join(seen)}',
+        remedy="start Ray first (docs/scale.md), or set executor.ray.address to host:port of its control store",
+    )
+
+
+def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Where the address of this machine's cluster may stand, the address, and why there is none."""
+    yield "RAY_ADDRESS", environ.get("RAY_ADDRESS", "").strip(), "is not set"
+    scratch = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    for path in (Path(scratch, "ray", _ADDRESS_FILE), _OF_SERVICE):
+        try:
+            with os.fdopen(open_regular(path), "rb") as file:
+                owner, text = os.fstat(file.fileno()).st_uid, file.read(_MOST_ADDRESS)
+        except FileNotFoundError:
+            yield str(path), "", "does not exist"
+        except (NotRegular, OSError) as error:
+            yield str(path), "", f"cannot be read: {error}"
+        else:
+            ours = owner in (0, os.geteuid())
+            fault = "is empty" if ours else f"belongs to user {owner}, whose cluster is not used"
+            yield str(path), text.decode("ascii", "replace").strip() if ours else "", fault
+
+
+def connect(settings: Settings) -> Any:
+    """The module `ray`, connected; call `prepare` before. Raises `ClusterUnavailable`."""
+    address = address_for(settings)
     import ray
     import ray.util.scheduling_strategies
 
@@ -51,14 +90,14 @@ def connect(settings: Settings, known: str = "") -> Any:
     try:
         with _own_signal_handlers():
             ray.init(
-                address=cluster.address,
+                address=address,
                 namespace=cluster.namespace,
                 log_to_driver=False,
                 configure_logging=False,
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, errors of gRPC: they have no common base
-        raise ClusterUnavailable(f"Ray at {cluster.address} does not answer: {_first_line(error)}") from error
+        raise ClusterUnavailable(f"Ray at {address} does not answer: {_first_line(error)}") from error
     return ray
 
 
@@ -97,7 +136,7 @@ def _takes_connections(address: str) -> bool:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
             return True
-    except OSError:
+    except (OSError, ValueError, OverflowError):  # ValueError: no port, or a name that cannot be looked up
         return False
 
 

@@ -140,6 +140,9 @@ class Slots:
 
     add, remove  called with each slot that comes and goes, in that thread
     changed      called when `facts` have changed
+
+    Raises `ConfigError` without Ray or its token, and `ClusterUnavailable` when executor.ray.address is "auto" and no
+    cluster runs on this machine. One with an address may be about to start, and is waited for.
     """
 
     def __init__(
@@ -150,6 +153,8 @@ class Slots:
         remove: Callable[[RayChild], None],
     ) -> None:
         connection.prepare(settings.now)
+        if settings.now.executor_ray.address == "auto":
+            connection.address_for(settings.now)
         self.changed: Callable[[], None] = lambda: None
         self.fault = "not connected yet"
         self._settings = settings
@@ -163,7 +168,6 @@ class Slots:
         self._guard = threading.Lock()
         self._hosts: dict[str, Host] = {}
         self._ray: Any = None
-        self._address = ""
         self._prober: Prober | None = None
         self._swept_s = float("-inf")
         self._shown: list[dict[str, Any]] = []
@@ -215,10 +219,9 @@ class Slots:
         return rows
 
     def _connect(self) -> None:
-        self._ray = connection.connect(self._settings.now, self._address)
-        self._address = connection.address_of(self._ray)
+        self._ray = connection.connect(self._settings.now)
         self._prober = Prober(self._ray, self._terms, self._work, self._fingerprint)
-        log.info("connected to Ray at %s", self._settings.now.executor_ray.address)
+        log.info("connected to Ray at %s", connection.address_of(self._ray))
 
     def _disconnect(self, error: Exception) -> None:
         self._report(f"Ray does not answer: {str(error).strip().splitlines()[0][:300] if str(error) else type(error)}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ def rendering(daemon: Installation, name: str) -> Job:
 def test_jobs_run_on_the_cluster_and_survive_actor_and_daemon(
     machines: RayMachines, daemon: Installation, ray_home: Path
 ) -> None:
+    daemon.changes["executor.ray"]["address"] = "auto"
     start_on_ray(daemon)
     daemon.drop_pair("first")
     assert daemon.until_done("first").attempt == 1
@@ -185,3 +188,32 @@ def test_a_start_without_a_token_is_refused(daemon: Installation) -> None:
     assert refused.returncode == 78
     assert "does not exist" in refused.stderr
     assert not (daemon.root / "no-token").exists()
+
+
+def test_a_start_with_the_address_auto_is_refused_where_no_cluster_runs(
+    machines: RayMachines, daemon: Installation
+) -> None:
+    """At once, and not after the minutes that Ray would wait for a control store that has gone."""
+    daemon.changes["executor.ray"]["address"] = "auto"
+    scratch = daemon.root / "scratch"
+    named = scratch / "ray" / "ray_current_cluster"
+    named.parent.mkdir(parents=True)
+    environment = {**ray_environment(), "RAY_TMPDIR": str(scratch)}
+
+    def refused() -> str:
+        began_s = time.monotonic()
+        ended = daemon.cli("run", **environment)
+        assert ended.returncode == 1
+        assert time.monotonic() - began_s < 60.0  # on an idle machine a second
+        assert 'executor.ray.address is "auto"' in ended.stderr
+        assert "start Ray first" in ended.stderr
+        return ended.stderr
+
+    assert f"RAY_ADDRESS is not set; {named} does not exist" in refused()
+    with closing(socket.socket()) as left:
+        left.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{left.getsockname()[1]}"
+        named.write_text(address)
+        assert f"{named} is {address}, which takes no connections" in refused()
+    named.write_text("nonsense")
+    assert "nonsense, which takes no connections" in refused()
