@@ -103,6 +103,8 @@ def ray_machines(
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as scratch,
         pytest.MonkeyPatch.context() as patch,
     ):
+        for name in [name for name in os.environ if name.startswith("LIPSYNCD_")]:
+            patch.delenv(name)  # the machines would take the variables of a long run for settings
         patch.setenv("RAY_TMPDIR", scratch)
         for name, value in own.items():
             patch.setenv(name, value)
