@@ -32,7 +32,7 @@ export class PicturePane {
     this.stopping?.abort();
     if (this.address) URL.revokeObjectURL(this.address);
     Object.assign(this, { file: null, jobId: null, answer: null, fault: null, address: null, chosen: null, faceOfJob: undefined, busy: false });
-    this.stage.replaceChildren(h("div", { class: "empty" }, h("strong", {}, "Drop a portrait"), h("span", {}, "or a film of one, anywhere on this page")));
+    this.stage.replaceChildren(h("div", { class: "empty" }, h("strong", {}, "Drop a portrait"), h("span", {}, "or a video of one, anywhere on this page")));
     this.bar.hidden = true;
     setText(this.name, "");
     this.#say("");
@@ -101,7 +101,7 @@ export class PicturePane {
   #show(address, film) {
     this.undrawable = false;
     const picture = film
-      ? h("video", { src: address, muted: true, playsInline: true, preload: "metadata", "aria-label": "The film" })
+      ? h("video", { src: address, muted: true, playsInline: true, preload: "metadata", "aria-label": "The video" })
       : h("img", { src: address, alt: "The picture" });
     picture.addEventListener("error", () => {
       this.undrawable = true; // HEIC and its like: the server's small JPEG takes its place
@@ -117,7 +117,7 @@ export class PicturePane {
   #showFaces() {
     const faces = this.answer.faces;
     this.faces = faces ?? [];
-    if (!faces) return this.#say(isFilm(this.file) ? "The face is looked for in each frame of the film." : "");
+    if (!faces) return this.#say(isFilm(this.file) ? "The face is looked for in each frame of the video." : "");
     if (this.answer.reason) return this.#refuse(sentence(this.answer.reason));
     this.speaking = faces[this.answer.face];
     this.#placeFaces();
