@@ -73,13 +73,14 @@ def main(wanted: Sequence[str]) -> None:
             rate(root, pairs, ROUNDS if pairs <= PAIRS[0] else 1)
         daemon_rate = whole_daemon(root / "daemon")
         print(f"\na whole daemon, {DAEMON_PAIRS:,} pairs renamed into its inbox: {daemon_rate:.0f} a second")
-        few_s, many_s = (scan_s(root / f"{files}-files", files) for files in WAITING)
-        few, many = (
-            f"{s * 1000:.1f} ms for {files:,} waiting files" for s, files in zip((few_s, many_s), WAITING, strict=True)
-        )
-        print(
-            f"a scan: {few}, {many}; {many_s / few_s:.1f} times the time for {WAITING[1] // WAITING[0]} times the files"
-        )
+        for name, apart_s in (("judges each file", 1000.0), ("finds nothing new", 10.0)):
+            few_s, many_s = (scan_s(root / f"{files}-{apart_s:g}", files, apart_s=apart_s) for files in WAITING)
+            few, many = (
+                f"{s * 1000:.1f} ms for {files:,} waiting files"
+                for s, files in zip((few_s, many_s), WAITING, strict=True)
+            )
+            times = f"{many_s / few_s:.1f} times the time for {WAITING[1] // WAITING[0]} times the files"
+            print(f"a scan that {name}: {few}, {many}; {times}")
 
 
 if __name__ == "__main__":

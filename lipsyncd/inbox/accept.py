@@ -72,6 +72,7 @@ class Intake:
         self._late_manifests = LateManifests(settings, inbox, spool, ledger, queue)
         self._stuck = Shown()
         self._late_from = 0
+        self._late_remain = False
         self._batch = Batch(spool)
         self._rowless: list[JobSpec] = []
         self._began = False
@@ -111,7 +112,7 @@ class Intake:
             accepted += self._take_a_large_one(large, stop, known)
         finally:
             self._batch.discard()
-        if not self.cut_short:
+        if not self.cut_short and (self._late_remain or not self.inbox.unchanged):
             accepted += self._serve_late_manifests()
         self.release.run()
         return accepted
@@ -284,10 +285,10 @@ class Intake:
         refused = []
         drops = self.inbox.without_files(self.release.taken)
         until_s, start = time.monotonic() + _SHORTEST_PASS_S, self._late_from if self._late_from < len(drops) else 0
-        self._late_from = 0
+        self._late_from, self._late_remain = 0, False
         for number, drop in enumerate(drops[start:], start=start):
             if time.monotonic() > until_s:
-                self._late_from = number
+                self._late_from, self._late_remain = number, True
                 break
             try:
                 refusal = self._late_manifests.serve(drop)
@@ -295,6 +296,7 @@ class Intake:
                     refused.append(self._take(replace(drop, manifest=None, refusal=refusal)))
             except (SourceChanged, OSError) as error:
                 log.info("intake: %s waits: %s", drop.name, error)
+                self._late_remain = True
         return [one for one in refused if one is not None]
 
 

@@ -1,21 +1,60 @@
 """Files that programs keep beside one that they still write: aria2's control file, a browser's part, rsync's copy.
 
-Owns their names, and since when each has not changed. Leaves to `settle` what follows for the file beside them.
+Owns their names and those of what file servers leave, and since when each has not changed. Leaves to `settle` what
+follows for the file beside them.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from lipsyncd.inbox.explain import is_explanation
+from lipsyncd.inbox.explain import SUFFIX, is_explanation
 from lipsyncd.inbox.first_seen import FirstSeen, Waited
 from lipsyncd.jobs.job import Identity
 from lipsyncd.storage.private_folder import HIDDEN
 
+# What writers and file servers leave beside the real files: never opened, never reported. Compared without case.
+_TEMPORARY = (
+    ".*",
+    "*~",
+    "~*",
+    "*.part",
+    "*.partial",
+    "*.tmp",
+    "*.temp",
+    "*.crdownload",
+    "*.opdownload",
+    "*.download",
+    "*.filepart",
+    "*.aria2",
+    "*.swp",
+    "*.lock",
+    "*.!sync",
+    "*.bak",
+    f"*{SUFFIX}",
+    "*:zone.identifier",
+    "*.!qb",
+    "*.!ut",
+    "*.ytdl",
+    "#*#",
+    "icon\r",
+    "__macosx",
+    "desktop.ini",
+    "thumbs.db",
+    "ehthumbs.db",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+)
+_IS_TEMPORARY = re.compile("|".join(map(fnmatch.translate, _TEMPORARY)))
 _SUFFIXES = (b".aria2", b".part", b".partial", b".crdownload", b".opdownload", b".download", b".filepart", b".!sync")
 _MOST = 16  # of one file that are looked at
 _OURS, _WRITTEN_BY_US = os.fsencode(HIDDEN), re.compile(rb"\.[0-9a-f]{8}\.part\Z")
@@ -91,6 +130,11 @@ class Beside:
             known = identity, first_s, self._now_s - waited.still_s
         self._met[name] = known
         return self._now_s - known[2]
+
+
+def is_temporary(name: bytes) -> bool:
+    """Is it a name that programs use while they write, or one that file servers leave behind?"""
+    return _IS_TEMPORARY.match(os.fsdecode(name).lower()) is not None
 
 
 def _is_ours(name: bytes) -> bool:

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 NEAR_NAME = "has almost that name"  # at the end of the reason of a half that waits
 _SUFFIXES = IMAGE_SUFFIXES | AUDIO_SUFFIXES | VIDEO_SUFFIXES
 _COPY = re.compile(r"(\(\d+\)|[-_]copy(\(\d+\))?)$")
-_SEVERAL_S = 60.0  # a manifest whose name fits several files waits so long for the one of exactly that name
+SEVERAL_S = 60.0  # a manifest whose name fits several files waits so long for the one of exactly that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def _take_manifest(
     reason = next((error for error in refused if error is not None), None)
     absent = (name for role, name in wanted.items() if role not in present)
     several = next(((name, alike) for name in absent if len(alike := files.alike(name)) > 1), None)
-    if reason is None and several and file.age_s >= _SEVERAL_S:
+    if reason is None and several and file.age_s >= SEVERAL_S:
         reason = AmbiguousPair(
             f"{os.fsdecode(several[0])!r} is not there, and {_listed(several[1])} fit but for their case",
             remedy="write the name in the manifest exactly as the file has it",

@@ -3,25 +3,28 @@
 Events are only a hint to scan. `Inbox.ready()` lists the folder and is the truth, so a missed event costs one rescan
 interval and never a job. `settle` decides which files are finished, `pairing` which of them belong together.
 
+Each scan looks at each file. Where all of them are as they were, and none waits for a time that has come, a scan ends
+there: ten thousand files may wait for their partners for a day.
+
 Owns the inbox folder as a reader. Leaves copying, the ledger and the renderers alone.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
 from lipsyncd.errors import BadManifest, InputError, UnsafePath
-from lipsyncd.inbox.explain import SUFFIX as EXPLANATION
-from lipsyncd.inbox.pairing import Drop, Found, Names, Waiting, group, naming_key
+from lipsyncd.inbox.beside import is_temporary
+from lipsyncd.inbox.first_seen import LONG_S
+from lipsyncd.inbox.pairing import SEVERAL_S, Drop, Found, Names, Waiting, group, naming_key
 from lipsyncd.inbox.settle import InboxRules, Settling
 from lipsyncd.inbox.shown import MOST, Shown
 from lipsyncd.jobs import manifest_mac
@@ -32,47 +35,11 @@ from lipsyncd.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SECOND_SUFFIXES, VIDE
 from lipsyncd.settings import Settings
 from lipsyncd.storage.files import SourceChanged, is_second_name
 from lipsyncd.storage.open_folder import OpenFolder
+from lipsyncd.storage.private_folder import HIDDEN
 from lipsyncd.storage.shared_folders import SharedFolder
 
 log = logging.getLogger(__name__)
 
-# What writers and file servers leave beside the real files: never opened, never reported. Compared without case.
-_TEMPORARY = (
-    ".*",
-    "*~",
-    "~*",
-    "*.part",
-    "*.partial",
-    "*.tmp",
-    "*.temp",
-    "*.crdownload",
-    "*.opdownload",
-    "*.download",
-    "*.filepart",
-    "*.aria2",
-    "*.swp",
-    "*.lock",
-    "*.!sync",
-    "*.bak",
-    f"*{EXPLANATION}",
-    "*:zone.identifier",
-    "*.!qb",
-    "*.!ut",
-    "*.ytdl",
-    "#*#",
-    "icon\r",
-    "__macosx",
-    "desktop.ini",
-    "thumbs.db",
-    "ehthumbs.db",
-    "@eadir",
-    "#recycle",
-    "#snapshot",
-    "lost+found",
-    "$recycle.bin",
-    "system volume information",
-)
-_IS_TEMPORARY = re.compile("|".join(map(fnmatch.translate, _TEMPORARY)))
 _ROLES = {
     **{os.fsencode(suffix): IMAGE for suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES},
     **{os.fsencode(suffix): AUDIO for suffix in AUDIO_SUFFIXES},
@@ -82,6 +49,7 @@ _SECOND = tuple(os.fsencode(suffix) for suffix in SECOND_SUFFIXES)
 _VIDEOS = tuple(os.fsencode(suffix) for suffix in VIDEO_SUFFIXES)
 VIDEO = "video"  # an image by its role, with a limit of its own
 _NEW_MANIFEST_S = 60.0
+_SURELY_S = 300.0  # at most between two scans that also judge each file
 _KEPT_BYTES = 512  # of a manifest; of a larger one an outline is kept
 _NOT_SEEN = Identity(0, 0, 0, 0, 0)  # no file's: the next scan finds another one, and waits until that is finished
 
@@ -95,6 +63,7 @@ class Inbox:
     waiting   what lies there and is no job yet, and why, as of the last scan: the first of it; `more_waiting` the rest
     ignored   what is left alone, and why, as of the last scan
     settling  the files that are not finished
+    unchanged the last scan found nothing new: it gave no drop, and all it left is as the scan before left it
     secret    proves the manifests of REST (`manifest_mac`)
     """
 
@@ -115,6 +84,7 @@ class Inbox:
         self.ignored = Shown()
         self.settling = Settling(self._open_file, self._manifest, rules, network=network)
         self._clock = clock
+        queues = frozenset(queues)
         self._queues = frozenset(map(os.fsencode, queues))
         self._folder: OpenFolder | None = None
         self._parsed: dict[bytes, tuple[Identity, Manifest | InputError]] = {}
@@ -122,6 +92,12 @@ class Inbox:
         self._left_alone: set[bytes] = set()
         self._left: dict[bytes, tuple[Identity, str]] = {}  # files that gave way, and to which one
         self._found: Names[Found] = Names({})
+        self.unchanged = False
+        self._apart = frozenset([HIDDEN, *queues])
+        self._looked: _Look | None = None
+        self._scanned_s = 0.0
+        self._quiet_until_s = -inf
+        self._waiting_then: list[Waiting] = []
 
     @contextmanager
     def open(self) -> Iterator[bool]:
@@ -148,7 +124,42 @@ class Inbox:
 
         Raises OSError when the folder cannot be listed. Called while the folder is `open`.
         """
-        self.settling.begin(self._clock())
+        now_s = self._clock()
+        self.settling.begin(now_s)
+        look = self._look(taken) if now_s < self._quiet_until_s else None
+        self.unchanged = look is not None and look == self._looked and not self.settling.hears_writes
+        if self.unchanged:
+            passed_s = now_s - self._scanned_s
+            self.waiting = [replace(w, age_s=round(w.age_s + passed_s, 1)) for w in self._waiting_then]
+            return []
+        drops = self._judge(taken)
+        self._looked, self._scanned_s, self._waiting_then = look, now_s, self.waiting
+        self._quiet_until_s = -inf if drops else now_s + self._quiet_s()
+        return drops
+
+    def _look(self, taken: Mapping[bytes, Identity]) -> _Look | None:
+        """Everything that decides about the files here, besides time; None when one of them cannot be looked at."""
+        try:
+            return _Look(self.folder.fingerprint(apart=self._apart), taken, self.settling.rules, self.settling.network)
+        except OSError:
+            return None
+
+    def _quiet_s(self) -> float:
+        """Seconds in which the scan that ends would find the same again, as long as no file changes."""
+        if self.settling.next_scan_s is not None or self.settling.unreadable:
+            return -inf
+        ages = (SEVERAL_S, LONG_S, self.settling.rules.pair_timeout_s)  # at which a file is treated in another way
+        quiet_s = _SURELY_S
+        for file in self._found.values():
+            if not (file.taken or (file.settled and (file.role != MANIFEST or file.name in self._parsed))):
+                return -inf
+            for age_s in ages:
+                if file.age_s < age_s < file.age_s + quiet_s:
+                    quiet_s = age_s - file.age_s
+        return quiet_s
+
+    def _judge(self, taken: Mapping[bytes, Identity]) -> list[Drop]:
+        """`ready`, when something may have changed."""
         if self.settling.first_seen:
             self._left.update(self.settling.first_seen.left())
         self.settling.whole = whole = self._known_whole()
@@ -334,11 +345,6 @@ def _outline(manifest: Manifest) -> Manifest:
     return Manifest(image=manifest.image, audio=manifest.audio, text=spoken, id=manifest.id)
 
 
-def is_temporary(name: bytes) -> bool:
-    """Is it a name that programs use while they write, or one that file servers leave behind?"""
-    return _IS_TEMPORARY.match(os.fsdecode(name).lower()) is not None
-
-
 def named_role(name: bytes) -> str | None:
     """What a file is for by its suffix."""
     _, dot, suffix = name.rpartition(b".")
@@ -349,6 +355,16 @@ def _named(manifest: Manifest) -> list[bytes]:
     """The files in the inbox that a manifest names."""
     sources = [s for s in (manifest.image, manifest.audio) if s is not None]
     return [os.fsencode(s) for s in sources if classify(s) == "file"]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What decides about the files of an inbox, besides time: `fingerprint` stands for all that lies there."""
+
+    fingerprint: int
+    taken: Mapping[bytes, Identity]
+    rules: InboxRules
+    network: bool
 
 
 class _Everything(Container[bytes]):

@@ -77,6 +77,7 @@ class Settling:
     answers      did the kernel tell about the last file of another owner whether it is being written; None before one
     unreadable   files that cannot be read, and why, as of the last scan
     next_scan_s  seconds until a file may be finished; None when the next rescan is early enough
+    hears_writes writes were reported since the scan before
     """
 
     def __init__(
@@ -110,6 +111,10 @@ class Settling:
         self._changed = []
         self.next_scan_s = None
         self.unreadable = Shown()
+
+    @property
+    def hears_writes(self) -> bool:
+        return bool(self._modified)
 
     def look_beside(self, names: Sequence[bytes], status: Callable[[bytes], os.stat_result | None]) -> None:
         """Note which of a scan's names are of files that programs keep beside others. Before `observe`."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lipsyncd.errors import AmbiguousPair, InputError, MissingHalf, UsageError
+from lipsyncd.inbox.beside import is_temporary
 from lipsyncd.inbox.pairing import Drop, Found, group, role_by_bytes
-from lipsyncd.inbox.scan import is_temporary, named_role
+from lipsyncd.inbox.scan import named_role
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity
 from lipsyncd.jobs.manifest import clean_out_name
 from lipsyncd.log import printable
