@@ -14,7 +14,8 @@ from lipsyncd.doctor import Verdict
 from lipsyncd.jobs.manifest import FIELDS
 from lipsyncd.jobs.options import OPTIONS
 from lipsyncd.network import fetch  # noqa: F401 - adds to the tree of errors
-from lipsyncd.settings import Settings, describe
+from lipsyncd.settings import Settings
+from lipsyncd.settings.reference import describe
 from lipsyncd.settings.values import SETTINGS
 from lipsyncd.weights import read_lock
 from tests.kits.doc_pages import PAGES, README, ROOT, anchor, anchors, headings, links, read, table

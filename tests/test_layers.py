@@ -381,6 +381,11 @@ def test_a_command_that_only_looks_or_drops_starts_light(filled: Installation, a
     assert loaded_by(filled, *arguments) & HEAVY == frozenset()
 
 
+def test_the_status_loads_no_log_since_it_has_none(filled: Installation) -> None:
+    """That alone was a tenth of its processor time."""
+    assert "logging" not in loaded_by(filled, "status")
+
+
 def test_the_doctor_loads_no_renderer_no_web_server_and_no_writer_of_the_ledger(filled: Installation) -> None:
     """It runs ffmpeg and sets a watch; what does so may be loaded."""
     assert loaded_by(filled, "doctor") & HEAVY <= {"ffmpeg", "imageio_ffmpeg", "watchdog"}

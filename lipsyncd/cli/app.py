@@ -14,23 +14,24 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from lipsyncd.errors import AnotherDaemonRuns, LipsyncdError, NotAllowed
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from lipsyncd.ledger.view import LedgerView
     from lipsyncd.settings import Settings
     from lipsyncd.storage.control_files import Answer, Request
     from lipsyncd.storage.folders import Folders
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+_Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 _MOST_OFFERED = 200
-_PLAIN = re.compile(r"[\w.%+@:/-]+")  # what a shell takes as it stands; also, click's scripts split other words
+_PLAIN = r"[\w.%+@:/-]+"  # what a shell takes as it stands; also, click's scripts split other words
 
 
 class Invocation:
@@ -199,6 +200,8 @@ def ask_daemon(folders: Folders, requests: Sequence[Request], *, timeout_s: floa
 
 def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Files, for an argument that may also be an address."""
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(incomplete, type="file")]
 
 
@@ -206,6 +209,8 @@ def jobs_in(*states: str) -> _Completer:
     """Jobs in these states, or in any: by name, or by the id's end where a name needs quotes or belongs to several."""
 
     def offered(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         from lipsyncd.errors import LipsyncdError
         from lipsyncd.jobs.job import JobState
         from lipsyncd.ledger.find_job import short_ids
@@ -218,7 +223,7 @@ def jobs_in(*states: str) -> _Completer:
             return []  # a shell shows no message while one types
         names = [job.name for job in found]
         texts = [
-            (job.name if names.count(job.name) == 1 and _PLAIN.fullmatch(job.name) else ends[job.id], job)
+            (job.name if names.count(job.name) == 1 and re.fullmatch(_PLAIN, job.name) else ends[job.id], job)
             for job in found
         ]
         return [CompletionItem(text, help=job.state.value) for text, job in texts if text.startswith(incomplete)]

@@ -28,11 +28,11 @@ from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.jobs.manifest import Manifest
 from lipsyncd.ledger.view import LedgerView
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.prepare import speech
 from lipsyncd.settings import Settings, load
 from lipsyncd.storage.files import MOST_JSON_BYTES
 from lipsyncd.storage.folders import Folders, folders_of
-from lipsyncd.storage.locks import is_held
 
 DEFAULT_TEXT = (
     "Hello! My name is Eileen. I was a photograph a moment ago, and now I am talking to you. "

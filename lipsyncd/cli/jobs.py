@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ def submit(invocation: Invocation, /, queue: str, wait: bool, out: Path | None, 
     from lipsyncd.cli.display import print_json
     from lipsyncd.inbox.order_rules import OrderRules, recorded
     from lipsyncd.inbox.submit import check_queue, drop, manifest_of
-    from lipsyncd.storage.locks import is_held
+    from lipsyncd.monitor.held_lock import is_held
 
     folders, order = invocation.folders, manifest_of(**fields)
     check_queue(folders, queue)
@@ -75,7 +74,9 @@ def _wait(invocation: Invocation, submission: Submission, out: Path | None, as_j
         with progress(submission.out_name) as bar:
             job = wait.until_ended(invocation.view, invocation.folders, submission, bar.show, bar.note)
     except KeyboardInterrupt:
-        name = shlex.quote(submission.out_name)
+        from shlex import quote
+
+        name = quote(submission.out_name)
         click.echo(f"lipsyncd: the job goes on; to see it: lipsyncd status {name}", err=True)
         click.echo(f"                       to take it back: lipsyncd cancel {name}", err=True)
         sys.exit(_INTERRUPTED)
@@ -309,9 +310,9 @@ def _change(invocation: Invocation, wanted: Sequence[tuple[str, Request]]) -> No
 
 def _carry_out(invocation: Invocation, requests: Sequence[Request]) -> list[tuple[Request, Answer]]:
     """Let the daemon carry them out, or do it here if none runs."""
-    from lipsyncd.storage import locks
+    from lipsyncd.monitor.held_lock import is_held
 
-    if locks.is_held(invocation.folders.state):
+    if is_held(invocation.folders.state):
         answers = ask_daemon(invocation.folders, requests, timeout_s=_ANSWER_TIMEOUT_S)
     else:
         from lipsyncd.daemon.offline import act_alone

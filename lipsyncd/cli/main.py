@@ -96,7 +96,7 @@ def init(invocation: Invocation, adopt: bool) -> None:
 @click.pass_obj
 def config(invocation: Invocation, as_json: bool) -> None:
     """Show every setting, its value and where it was read."""
-    from lipsyncd.settings import describe
+    from lipsyncd.settings.reference import describe
 
     rows = describe(invocation.given)
     if as_json:

@@ -59,11 +59,11 @@ def reload(invocation: Invocation, quiet: bool) -> None:
     status is 78. Needs the rights of the daemon's user, or root's.
     """
     from lipsyncd.monitor import reload_request
+    from lipsyncd.monitor.held_lock import is_held
     from lipsyncd.monitor.running_daemon import find_daemon
-    from lipsyncd.storage import locks
 
     state = invocation.settings.paths.state
-    if not locks.is_held(state) and (found := find_daemon()):  # the new settings may name other folders
+    if not is_held(state) and (found := find_daemon()):  # the new settings may name other folders
         state = found.paths["state"]
     outcome = reload_request.ask(state, timeout_s=_RELOAD_TIMEOUT_S)
     for line in outcome.lines:
@@ -103,10 +103,11 @@ def prune(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
 def _pruned(invocation: Invocation) -> Sequence[Count]:
     """Let the daemon prune, or do it here if none runs."""
     from lipsyncd.errors import LipsyncdError
+    from lipsyncd.monitor.held_lock import is_held
     from lipsyncd.results.retention import Count
-    from lipsyncd.storage import control_files, locks
+    from lipsyncd.storage import control_files
 
-    if not locks.is_held(invocation.folders.state):
+    if not is_held(invocation.folders.state):
         from lipsyncd.daemon.offline import prune_alone
 
         return prune_alone(invocation.settings)

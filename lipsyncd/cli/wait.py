@@ -11,11 +11,11 @@ from lipsyncd.errors import NoDaemon, ResultGone
 from lipsyncd.inbox.submit import Submission
 from lipsyncd.jobs.job import Job
 from lipsyncd.ledger.view import LedgerView
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.monitor.status import result_paths, why_not_taken
 from lipsyncd.results.find_video import open_video
 from lipsyncd.storage.files import copy_hashed
 from lipsyncd.storage.folders import Folders
-from lipsyncd.storage.locks import is_held
 
 _POLL_S = 0.1
 _DAEMON_POLL_S = 1.0

@@ -14,13 +14,13 @@ from lipsyncd.inbox.submit import drop
 from lipsyncd.jobs.job import JobState, id_of_key
 from lipsyncd.jobs.manifest import Manifest
 from lipsyncd.ledger.view import LedgerView
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.results.find_video import open_video
 from lipsyncd.settings import Intake, Paths
 from lipsyncd.storage import control_files
 from lipsyncd.storage.control_files import WITHDRAW, Request
 from lipsyncd.storage.files import copy_hashed, umask
 from lipsyncd.storage.folders import folders_of
-from lipsyncd.storage.locks import is_held
 
 _POLL_S = 0.2
 _ANSWER_TIMEOUT_S = 10.0

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from lipsyncd.errors import IllegalTransition, LipsyncdError, UnknownJob
 from lipsyncd.jobs.job import JobState
-from lipsyncd.jobs.manifest import canonical_id
+from lipsyncd.jobs.values import canonical_id
 from lipsyncd.results.finish import Finisher
 from lipsyncd.results.stores import Stores
 from lipsyncd.storage.control_files import WITHDRAW, Answer, Request

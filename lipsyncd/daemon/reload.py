@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lipsyncd import log as logs
 from lipsyncd.errors import ConfigError
-from lipsyncd.jobs.manifest import quoted
+from lipsyncd.jobs.values import quoted
 from lipsyncd.monitor.reload_request import Outcome
 from lipsyncd.settings import CurrentSettings, Settings
 from lipsyncd.settings.changes import merge, value_of

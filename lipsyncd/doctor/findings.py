@@ -20,10 +20,10 @@ from typing import Any, TypeAlias
 
 from lipsyncd.errors import LipsyncdError
 from lipsyncd.ledger.live_progress import STATUS_FILE
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.settings import Settings
 from lipsyncd.storage.files import read_json
 from lipsyncd.storage.folders import Folders, folders_of
-from lipsyncd.storage.locks import is_held
 from lipsyncd.storage.open_folder import OpenFolder
 
 LIMIT_S = 10.0  # for all checks together

@@ -21,7 +21,8 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.ledger import backups
 from lipsyncd.ledger.schema import STEPS
 from lipsyncd.ledger.view import LedgerView
-from lipsyncd.storage.locks import holder, is_held
+from lipsyncd.monitor.held_lock import is_held
+from lipsyncd.storage.locks import holder
 from lipsyncd.web.keys import KEY_VARIABLE, is_loopback, read_keys, without_admin
 
 # In older versions, two connections that write or checkpoint at once could damage the file. Ours has one writer.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from lipsyncd.errors import InputError
 from lipsyncd.jobs.job import ID_PATTERN
-from lipsyncd.jobs.manifest import MAX_BYTES, canonical_id, parse
+from lipsyncd.jobs.manifest import MAX_BYTES, parse
+from lipsyncd.jobs.values import canonical_id
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.open_folder import OpenFolder
 

@@ -15,10 +15,10 @@ from typing import Any
 from lipsyncd.errors import NameTaken
 from lipsyncd.jobs import options
 from lipsyncd.jobs.manifest import Manifest
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.settings import Intake, Settings
 from lipsyncd.storage.files import read_json, write_json
 from lipsyncd.storage.folders import Folders
-from lipsyncd.storage.locks import is_held
 
 FILE = "order-rules.json"
 

@@ -229,8 +229,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "pad_s": (int, float),
     "sources": (list, tuple),
 }
-_ROLE = re.compile(r"image|audio|manifest|extra-\d{1,6}")
-_ID = re.compile(ID_PATTERN)
+_ROLE = r"image|audio|manifest|extra-\d{1,6}"
 
 
 def _check_types(values: Mapping[str, Any]) -> None:
@@ -250,9 +249,13 @@ def _check_names(spec: JobSpec) -> None:
     for source in spec.sources:
         texts = isinstance(source.role, str) and isinstance(source.name, str) and isinstance(source.sha256, str)
         numbers = all(type(value) is int for value in asdict(source.identity).values())
-        if not (texts and numbers and _ROLE.fullmatch(source.role) and is_component(source.name)):
+        if not (texts and numbers and re.fullmatch(_ROLE, source.role) and is_component(source.name)):
             raise ValueError(f"{source} is no file of a job")
-    if not (_ID.fullmatch(spec.id) and is_component(spec.out_name) and (not spec.queue or is_component(spec.queue))):
+    if not (
+        re.fullmatch(ID_PATTERN, spec.id)
+        and is_component(spec.out_name)
+        and (not spec.queue or is_component(spec.queue))
+    ):
         raise ValueError(f"job {spec.id!r} is called {spec.out_name!r}, of queue {spec.queue!r}")
 
 

@@ -20,13 +20,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lipsyncd.errors import BadManifest, BadName, UnsafePath
-from lipsyncd.jobs.job import ID_PATTERN, MAX_AV_OFFSET_MS, MOTIONS, JobSpec
+from lipsyncd.jobs.job import MAX_AV_OFFSET_MS, MOTIONS, JobSpec
 from lipsyncd.jobs.rest_fields import check as check_rest
+from lipsyncd.jobs.values import canonical_id, nearest, parse_fps, quoted
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -41,11 +41,9 @@ MAX_PAD_S = 60.0
 MAX_URL_CHARS = 4096
 MAX_NAME_BYTES = 200
 MAX_FILE_NAME_BYTES = 255  # the limit of Linux file systems
-MAX_RATE_TERM = 1_000_000  # a frame rate's numerator: MP4 and ffmpeg count in 32 bits
 _SAVE_AS_UTF8 = "save the manifest as UTF-8"
 _NAME_ALONE = "drop the file into the inbox, and write its name alone"
 _DRIVE = re.compile(r"[A-Za-z]:")  # as Windows writes paths
-_ID = re.compile(rf"tlk_[0-9a-f]{{32}}|{ID_PATTERN}")
 
 
 @dataclass(frozen=True)
@@ -218,73 +216,6 @@ def clean_out_name(name: str) -> str:
 def clean_file_name(stem: str) -> str:
     """Turn a stem into one that a manifest can name, with a suffix behind it: `clean_out_name` without path marks."""
     return re.sub(r"[\\:]", "_", clean_out_name(stem))
-
-
-def canonical_id(text: str) -> str:
-    """Canonical lower-case text of a UUID of any version, also given in upper case or as D-ID's `tlk_` + 32 digits.
-
-    Raises ValueError with what is allowed.
-    """
-    lower = text.lower()
-    digits = lower[4:] if lower.startswith("tlk_") else lower.replace("-", "")
-    if not _ID.fullmatch(lower):
-        raise ValueError("a UUID as 36 characters, or tlk_ and 32 hexadecimal digits")
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def parse_fps(value: object) -> Fraction:
-    """An exact frame rate from 1 to 120, from 25, "25", 29.97 or "30000/1001".
-
-    The decimals 23.976, 29.97 and 59.94 mean 24000/1001, 30000/1001 and 60000/1001, and so does any decimal within
-    0.0001 of those. A fraction is not changed.
-
-    Raises ValueError with what is allowed.
-    """
-    from fractions import Fraction
-
-    allowed = "a rate from 1 to 120 as a number or a fraction such as 30000/1001"
-    if not isinstance(value, (int, float, str, Fraction)):
-        raise ValueError(allowed)
-    text = str(value).strip() if isinstance(value, (float, str, Fraction)) or -1000 < value < 1000 else ""
-    # Checked before Fraction reads it: Fraction("1e999999999") would compute for hours.
-    if not re.fullmatch(r"[0-9]{1,7}/[0-9]{1,7}|[0-9]{1,3}(\.[0-9]{1,20})?", text) or text.rpartition("/")[2] == "0":
-        raise ValueError(allowed)
-    rate = _rate(text)
-    if not 1 <= rate <= 120 or rate.numerator > MAX_RATE_TERM:
-        raise ValueError(allowed)
-    return rate
-
-
-@lru_cache(64)  # each job has one, and most have the same
-def _rate(text: str) -> Fraction:
-    from fractions import Fraction
-
-    return _ntsc(Fraction(text)) if "/" not in text else Fraction(text)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most similar to `word` in any case, for "did you mean"."""
-    from difflib import get_close_matches  # needed only after a mistake
-
-    spelled = {name.lower(): name for name in known}
-    return spelled[get_close_matches(word[:64].lower(), spelled, n=1, cutoff=0.0)[0]]
-
-
-_USER = re.compile(r"(?i)\b(https?:[/\\]*)[^\s\"'/?#]*@")
-_QUERY = re.compile(r"(?i)\b(https?:[^\s\"'?#]*)[?#][^\s\"']*")
-
-
-def quoted(value: object) -> str:
-    """A value as an error message shows it: short, on one line, and without control characters for a terminal.
-
-    Addresses are shown without user, password and query, since messages are logged.
-    """
-    try:
-        text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
-    except (ValueError, RecursionError):  # a number of more than 4300 digits, or nested too deeply
-        text = "a value too large to show"
-    text = _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text))
-    return text if len(text) <= 60 else f"{text[:56]} ...{text[-1]}"
 
 
 # -- a function for each field -----------------------------------------------------------------------------------------
@@ -496,13 +427,6 @@ def _inside(value: Any) -> Iterable[Any]:
 def _not_allowed(char: str) -> bool:
     """True for characters that no output name may have: separators of paths and lines, control and half characters."""
     return char == "/" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
-
-
-def _ntsc(rate: Fraction) -> Fraction:
-    from fractions import Fraction
-
-    exact = (Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001))
-    return next((ntsc for ntsc in exact if abs(ntsc - rate) <= Fraction(1, 10_000)), rate)
 
 
 def with_manifest(spec: JobSpec, manifest: Manifest) -> JobSpec:

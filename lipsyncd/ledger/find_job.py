@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from lipsyncd.errors import AmbiguousJob, UnknownJob
 from lipsyncd.jobs.job import Job, JobState
-from lipsyncd.jobs.manifest import canonical_id, quoted
+from lipsyncd.jobs.values import canonical_id, quoted
 from lipsyncd.ledger.view import LedgerView
 
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHING)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lipsyncd.errors import AnotherDaemonRuns, NoDaemon, NotAllowed
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.storage import locks
 from lipsyncd.storage.files import read_json, write_json
 
@@ -43,7 +44,7 @@ def ask(state: Path, *, timeout_s: float) -> Outcome:
 
     Raises `NoDaemon`, `NotAllowed`, or `AnotherDaemonRuns` when no outcome comes in time.
     """
-    pid = locks.holder_pid(state) if locks.is_held(state) else None
+    pid = locks.holder_pid(state) if is_held(state) else None
     if pid is None:
         raise NoDaemon(f"no daemon runs with the state folder {state}", remedy="start it; it then reads its settings")
     sent_ns = time.monotonic_ns()

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.settings.sections import FOLDERS, Settings
-from lipsyncd.storage import locks
 from lipsyncd.storage.files import json_object, write_json
 
 SYSTEM_FOLDER = Path("/run/lipsyncd")
@@ -61,7 +61,7 @@ def leave_pointer(settings: Settings, environ: Mapping[str, str] = os.environ) -
     if folder is None:
         return None
     found = _read(folder)
-    if found is not None and found.paths["state"] != settings.paths.state and locks.is_held(found.paths["state"]):
+    if found is not None and found.paths["state"] != settings.paths.state and is_held(found.paths["state"]):
         return None
     content = {
         "pid": os.getpid(),
@@ -82,7 +82,7 @@ def find_daemon(environ: Mapping[str, str] = os.environ, system_folder: Path = S
     folders = [*([Path(runtime)] if runtime.startswith("/") else []), system_folder]
     for folder in folders:
         found = _read(folder, also=_service_user() if folder == system_folder else None)
-        if found is not None and locks.is_held(found.paths["state"]):
+        if found is not None and is_held(found.paths["state"]):
             return found
     return None
 

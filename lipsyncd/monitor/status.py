@@ -9,8 +9,8 @@ from typing import Any
 from lipsyncd.jobs.job import Job, JobEvent, JobState
 from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.ledger.view import LedgerView
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.storage.files import read_json
-from lipsyncd.storage.locks import is_held
 
 _MOST_NOTES = 20
 _MOST_ALIKE = 3

@@ -10,7 +10,6 @@ Standard library only, since `lipsyncd status` waits for it. Makes no folder and
 
 from lipsyncd.settings.current import CurrentSettings
 from lipsyncd.settings.loading import load
-from lipsyncd.settings.reference import Row, describe, reference_toml
 from lipsyncd.settings.sections import (
     Archive,
     Fetch,
@@ -37,13 +36,10 @@ __all__ = [
     "Paths",
     "Queue",
     "Render",
-    "Row",
     "Settings",
     "Speech",
     "Watch",
     "Web",
     "Weights",
-    "describe",
     "load",
-    "reference_toml",
 ]

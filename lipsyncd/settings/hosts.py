@@ -12,8 +12,8 @@ from typing import TypeAlias
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 ALLOWED = "host names, host:port, addresses and networks like 192.168.0.0/16"
 
-_PLACE = re.compile(r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?")
-_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_PLACE = r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?"
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 
 
 def parse(entry: str) -> Network | tuple[str, int | None]:
@@ -24,7 +24,7 @@ def parse(entry: str) -> Network | tuple[str, int | None]:
     try:
         return ipaddress.ip_network(entry, strict=False)
     except ValueError:
-        found = _PLACE.fullmatch(entry.lower())
+        found = re.fullmatch(_PLACE, entry.lower())
     if found is None:
         raise ValueError(ALLOWED)
     port = None if found["port"] is None else int(found["port"])
@@ -33,7 +33,7 @@ def parse(entry: str) -> Network | tuple[str, int | None]:
         ipaddress.IPv6Address(host)
     elif host.rpartition(".")[2].isdigit():  # 10.0.0.999 is a mistake, not a name
         ipaddress.IPv4Address(host)
-    elif not all(_LABEL.fullmatch(label) for label in host.split(".")):
+    elif not all(re.fullmatch(_LABEL, label) for label in host.split(".")):
         raise ValueError(ALLOWED)
     if port is not None and not 0 < port <= 65535:
         raise ValueError(ALLOWED)

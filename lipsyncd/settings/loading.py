@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.jobs.manifest import nearest, quoted
 from lipsyncd.jobs.options import OPTIONS, names_of
+from lipsyncd.jobs.values import nearest, quoted
 from lipsyncd.settings.rules import UNSET
 from lipsyncd.settings.sections import FOLDERS, Paths, Queue, Settings, default_storage, home_folder
 from lipsyncd.settings.values import QUEUE_KEYS, SECTIONS, SETTINGS, Given, attribute, checked, from_text
@@ -23,8 +23,8 @@ SYSTEM_FILE = Path("/etc/lipsyncd/lipsyncd.toml")
 
 # Variables that start like a setting and are none: the file, the failpoint, a secret, and what Kubernetes sets in
 # every container beside a service that is called lipsyncd.
-_NO_SETTING = re.compile(r"LIPSYNCD_(CONFIG|FAIL|API_KEY|SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
-_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NO_SETTING = r"LIPSYNCD_(CONFIG|FAIL|API_KEY|SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+_QUEUE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
 
 def load(
@@ -209,7 +209,7 @@ def _queues(
     queues: list[Queue] = []
     for name, table in given.items():
         with _collecting(faults):
-            if _QUEUE_NAME.fullmatch(name) is None or name.lower() in {queue.name.lower() for queue in queues}:
+            if re.fullmatch(_QUEUE_NAME, name) is None or name.lower() in {queue.name.lower() for queue in queues}:
                 remedy = "allowed: 1 to 64 letters, digits, _ and -, each name once without regard to case"
                 raise ConfigError(f"a queue is called {quoted(name)}, read from {path}", remedy=remedy)
             if not isinstance(table, dict):
@@ -248,7 +248,7 @@ def _in_variables(environ: Mapping[str, str], cwd: Path, faults: list[ConfigErro
 
 def _is_no_setting(name: str, text: str) -> bool:
     kubernetes_port = name == "LIPSYNCD_PORT" and "://" in text
-    return kubernetes_port or _NO_SETTING.fullmatch(name) is not None
+    return kubernetes_port or re.fullmatch(_NO_SETTING, name) is not None
 
 
 def _unknown(seen: str, origin: str, known: Mapping[str, object]) -> ConfigError:

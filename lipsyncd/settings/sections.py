@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.jobs.manifest import parse_fps
+from lipsyncd.jobs.values import parse_fps
 from lipsyncd.settings import hosts
 from lipsyncd.settings.cluster import Executor, Ray, Roots
 from lipsyncd.settings.rules import UNSET, setting

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.jobs.manifest import quoted
+from lipsyncd.jobs.values import quoted
 from lipsyncd.settings.rules import UNSET, Rule
 from lipsyncd.settings.section import Section
 from lipsyncd.settings.sections import Settings, home_folder

@@ -9,7 +9,8 @@ from lipsyncd.errors import NotAllowed, RendererNotInstalled, UnknownRenderer
 from lipsyncd.extras import how_to_install
 from lipsyncd.jobs import options
 from lipsyncd.jobs.job import AUDIO, IMAGE, JobSpec, new_id, now_ms
-from lipsyncd.jobs.manifest import Manifest, nearest, quoted, with_manifest
+from lipsyncd.jobs.manifest import Manifest, with_manifest
+from lipsyncd.jobs.values import nearest, quoted
 from lipsyncd.monitor import packages
 from lipsyncd.settings import Settings
 from lipsyncd.weights import RENDERER, store_of

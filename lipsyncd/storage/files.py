@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -19,10 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lipsyncd.jobs.job import Identity
-from lipsyncd.log import printable
 from lipsyncd.storage.failpoints import reach
-
-log = logging.getLogger(__name__)
 
 Name: TypeAlias = bytes | str | Path
 
@@ -289,10 +285,14 @@ def _is_flat(value: object) -> bool:
 
 def _report_once(name: Name, where: str, why: str) -> None:
     """Log why a file is not used, once for each: others may write as many as they like, so no more are remembered."""
+    import logging  # here, since `lipsyncd status` reads JSON and logs nothing
+
+    from lipsyncd.log import printable
+
     shown = printable(f"{where}/{os.fsdecode(name)}")
     if shown not in _reported and len(_reported) < _MOST_REPORTED:
         _reported.add(shown)
-        log.warning("%s is not used: %s", shown, why)
+        logging.getLogger(__name__).warning("%s is not used: %s", shown, why)
 
 
 def rename_no_replace(

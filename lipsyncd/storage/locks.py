@@ -203,22 +203,6 @@ def _take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
             return True
 
 
-def is_held(state: Path) -> bool:
-    """Does a process hold the lock of that state folder?"""
-    try:
-        descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    return False
-
-
 def holder(state: Path) -> str:
     """The holder, such as "lipsyncd run, pid 4711"; "" when none is recorded."""
     found = read_json(state / "lock") or {}

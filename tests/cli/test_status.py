@@ -27,6 +27,7 @@ from lipsyncd.storage.control_files import WITHDRAW, Request
 from tests.kits.core_kit import claimed, queued
 from tests.kits.installation import Installation, picture, sound
 from tests.kits.jobs_by_hand import JobsByHand
+from tests.kits.machine.start_cost import least_cpu_s
 from tests.kits.terminal import Terminal
 
 LONG = "the-good-morning-of-the-whole-committee-with-its-chairwoman"
@@ -321,3 +322,16 @@ def test_a_job_is_taken_back_by_name_before_it_is_accepted(tmp_path: Path, files
     with box.running():
         assert box.until_state("ada", JobState.CANCELLED).id == submission.job_id
     assert not [e for e in LedgerView(box.path("state") / "ledger.db").events(submission.job_id) if "prepar" in e.note]
+
+
+@pytest.mark.slow
+def test_the_status_costs_little_more_than_twice_the_import_of_click(tmp_path: Path) -> None:
+    """1.9 is measured, and it was 2.2; `python -m benchmarks.figures start` prints it."""
+    installation = Installation(tmp_path)
+    installation.folders.initialise()
+    commands = {
+        "status": [sys.executable, "-m", "lipsyncd", "--config", str(installation.config), "status"],
+        "click": [sys.executable, "-c", "import click"],
+    }
+    least = least_cpu_s(commands, installation.environment(), runs=15)
+    assert least["status"] / least["click"] < 2.3, least

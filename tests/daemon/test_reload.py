@@ -21,11 +21,12 @@ from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.jobs.job import JobState
 from lipsyncd.media.mp4 import inspect
 from lipsyncd.monitor import reload_request
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.monitor.reload_request import Outcome
 from lipsyncd.settings import Settings, load
 from lipsyncd.settings.changes import LIVE, merge, value_of
 from lipsyncd.settings.values import SETTINGS, attribute
-from lipsyncd.storage.locks import InstanceLock, is_held
+from lipsyncd.storage.locks import InstanceLock
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.installation import READY, Installation, picture, put, sound
 from tests.kits.machine.service_manager import listening

@@ -23,7 +23,7 @@ import pytest
 from lipsyncd.errors import InputError
 from lipsyncd.inbox.submit import drop, manifest_of
 from lipsyncd.jobs.job import Job
-from lipsyncd.jobs.manifest import canonical_id
+from lipsyncd.jobs.values import canonical_id
 from lipsyncd.media import sniff
 from lipsyncd.media.check_input import PictureLimits
 from lipsyncd.storage.folders import Folders

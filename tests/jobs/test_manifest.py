@@ -16,18 +16,15 @@ from lipsyncd.jobs.manifest import (
     MAX_DEPTH,
     Manifest,
     build,
-    canonical_id,
     check_file_name,
     check_out_name,
     classify,
     clean_file_name,
     clean_out_name,
-    nearest,
     parse,
-    parse_fps,
-    quoted,
     to_json,
 )
+from lipsyncd.jobs.values import canonical_id, nearest, parse_fps, quoted
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # CI machines are busy
 ID = "0190b5a0-7c3e-7d2f-8a41-5f6e7d8c9b0a"

@@ -16,7 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lipsyncd.errors import ConfigError
-from lipsyncd.settings import Output, Paths, Render, Settings, describe, load, reference_toml
+from lipsyncd.settings import Output, Paths, Render, Settings, load
+from lipsyncd.settings.reference import describe, reference_toml
 from lipsyncd.settings.rules import UNSET
 from lipsyncd.settings.values import SECTIONS, SETTINGS
 

@@ -20,9 +20,10 @@ import pytest
 
 from lipsyncd.errors import AnotherDaemonRuns
 from lipsyncd.jobs.job import new_id
+from lipsyncd.monitor.held_lock import is_held
 from lipsyncd.storage.control_files import ACTIONS, REQUEST, Answer, Request, answer, ask, pending, sweep
 from lipsyncd.storage.files import write_json
-from lipsyncd.storage.locks import InstanceLock, holder, is_held
+from lipsyncd.storage.locks import InstanceLock, holder
 from tests.kits.core_kit import as_nobody
 from tests.kits.installation import ROOT
 from tests.kits.machine.users_kit import DAEMON, MEMBER, needs_users

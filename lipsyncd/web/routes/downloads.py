@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from lipsyncd.jobs.job import JobState
-from lipsyncd.jobs.manifest import canonical_id
+from lipsyncd.jobs.values import canonical_id
 from lipsyncd.results.find_video import open_video
 from lipsyncd.results.thumbnails import Thumbnails
 from lipsyncd.storage.files import open_regular

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from lipsyncd.jobs.job import JobState
-from lipsyncd.jobs.manifest import canonical_id, nearest
+from lipsyncd.jobs.values import canonical_id, nearest
 from lipsyncd.storage.uploads import Upload
 from lipsyncd.web.orders import Fields, Order, address, boolean, text_of, user_data, whole_number
 from lipsyncd.web.replies import bad_request, invalid
