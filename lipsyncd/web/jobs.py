@@ -11,9 +11,8 @@ import json
 import logging
 import math
 import re
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import ParamSpec, TypeVar
@@ -40,15 +39,13 @@ from lipsyncd.web.quotas import may_take_one
 from lipsyncd.web.replies import ApiError, bad_request, not_found
 from lipsyncd.web.views.pages import Filters
 from lipsyncd.web.views.queue import SlotCount
+from lipsyncd.web.views.waits import Waits
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MOST_WAIT_S = 60.0
-_POLL_S = 0.1
-_MOST_WAITING = 100  # each of them reads the ledger ten times a second
 _READERS = 4
 _REQUESTERS = 8  # requests to the daemon at a time; each waits for its answer
 _CONTROL_TIMEOUT_S = 20.0
@@ -74,19 +71,18 @@ class Jobs:
         self.view = LedgerReader(folders.state / "ledger.db")
         self._withdrawn = Withdrawn(folders.state)
         self._secret = secret_in(folders.state / manifest_mac.SECRET_FILE)
-        self.closing = False
+        self.waits = Waits()
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="web-read")
         self._requests = ThreadPoolExecutor(_REQUESTERS, thread_name_prefix="web-control")
         self._rows = BatchThread("web-row")
         self._one_at_a_time = asyncio.Lock()
-        self._waiting = 0
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     def close(self) -> None:
-        self.closing = True
+        self.waits.end()
         for pool in (self._threads, self._requests):
             pool.shutdown(wait=False, cancel_futures=True)
         self._rows.close()
@@ -197,21 +193,7 @@ class Jobs:
         async def has_ended() -> bool:
             return (await self.status(job_id, client)).state.ended
 
-        await self.wait_until(has_ended, wait_s)
-
-    async def wait_until(self, is_so: Callable[[], Awaitable[bool]], wait_s: float) -> None:
-        """Return when it is so, after `wait_s` seconds at the latest; at once if many clients wait already."""
-        if wait_s <= 0 or self._waiting >= _MOST_WAITING:
-            return
-        self._waiting += 1
-        deadline = time.monotonic() + min(wait_s, MOST_WAIT_S)
-        try:
-            while not self.closing and (left_s := deadline - time.monotonic()) > 0:
-                if await is_so():
-                    return
-                await asyncio.sleep(min(_POLL_S, left_s))
-        finally:
-            self._waiting -= 1
+        await self.waits.until(has_ended, wait_s)
 
     def counts(self) -> tuple[int, int]:
         """How many jobs wait, and how many run."""

@@ -49,6 +49,7 @@ from lipsyncd.web.views.changes import Changes
 from lipsyncd.web.views.kept import KeptOrders
 from lipsyncd.web.views.queue import SlotCount
 from lipsyncd.web.views.streams import Streams
+from lipsyncd.web.views.waits import Waits
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class WebServer:
         self.access.cookie = f"lipsyncd-{self.port}"  # browsers send a cookie to all ports of a host
         self._loop = asyncio.new_event_loop()
         self._streams: Streams | None = None
+        self._waits: Waits | None = None
         self._serving = threading.Event()
         self._closed = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="web")
@@ -131,22 +133,29 @@ class WebServer:
                 len(self.access.keys),
             )
 
-    # What the readers of streams learn of. Any thread may call these.
+    # What the readers of streams and the requests that wait learn of. Any thread may call these.
 
     def changed(self) -> None:
         """Something about the jobs has changed in the ledger."""
         if self._streams is not None:
             self._streams.signal()
+        self._answer_waiting()
 
     def deleted(self, jobs: Sequence[tuple[str, str | None]]) -> None:
         """These jobs were deleted: the id of each, and its tenant."""
         if self._streams is not None:
             self._streams.signal_deleted(jobs)
+        self._answer_waiting()
 
     def progressed(self) -> None:
         """Renders have advanced, the daemon has paused or goes on, or slots of a cluster have come or gone."""
         if self._streams is not None:
             self._streams.signal_progress()
+        self._answer_waiting()
+
+    def _answer_waiting(self) -> None:
+        if self._waits is not None:
+            self._waits.signal()
 
     @property
     def address(self) -> str:
@@ -177,6 +186,7 @@ class WebServer:
 
     async def _serve(self) -> None:
         jobs = Jobs(self.settings, self.folders, self.slots)
+        self._waits = jobs.waits
         uploads = CheckedUploads(self.settings, self.ffmpeg, jobs.uploads_in_use)
         requests = Requests(self.settings, jobs, uploads)
         bodies = JobBodies(jobs, self.links)
@@ -198,7 +208,7 @@ class WebServer:
         sending = self._loop.create_task(streams.run())
         self._serving.set()
         await self._closed.wait()
-        jobs.closing = True
+        jobs.waits.end()
         listener.stop()
         streams.end_all(for_ever=True)
         await runner.cleanup()

@@ -60,7 +60,7 @@ class JobRoutes:
         if since is None:
             await self.jobs.wait_until_ended(job_id, wait_s(request), client)
         else:
-            await self.jobs.wait_until(partial(self._has_changed, job_id, client, since), wait_s(request))
+            await self.jobs.waits.until(partial(self._has_changed, job_id, client, since), wait_s(request))
         return await self._reply(await self.jobs.get(job_id, client))
 
     async def _has_changed(self, job_id: str, client: Client, since: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from lipsyncd.errors import SpeechFailed
-from lipsyncd.jobs.manifest import nearest
+from lipsyncd.jobs.values import nearest
 from lipsyncd.prepare.inputs import speak_as
 from lipsyncd.prepare.voices.process import SpeakingStopped
 from lipsyncd.storage import disk_space
@@ -100,7 +100,7 @@ class SpeechRoutes:
                     target,
                     voice=voice,
                     ssml=words.ssml,
-                    unwanted=lambda: unwanted.is_set() or jobs.closing,
+                    unwanted=lambda: unwanted.is_set() or jobs.waits.has_ended,
                 )
             except SpeakingStopped:
                 raise ApiError(503, "ServiceUnavailableError", "the server stops; try again later") from None
