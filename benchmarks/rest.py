@@ -28,8 +28,8 @@ from typing import Any
 
 from aiohttp import web
 
-from lipsyncd.jobs.job import new_id
 from tests.kits.installation import picture, sound
+from tests.kits.machine.ledger_rows import WAITS, fill
 from tests.kits.web_kit import Api, serving
 
 CONNECTIONS = 50
@@ -94,25 +94,6 @@ def bare(ledger: str, pipe: Any) -> None:
         await asyncio.sleep(3600)
 
     asyncio.run(serve())
-
-
-def fill(ledger: Path, like: str, rows: int, **changed: Any) -> None:
-    """Copies of one ended job under ids and names of their own, with these columns changed."""
-    with contextlib.closing(sqlite3.connect(ledger)) as connection, connection:
-        names = [row[1] for row in connection.execute("PRAGMA table_info(job)")]
-        [row] = connection.execute(f"SELECT {', '.join(names)} FROM job WHERE id=?", (like,))
-        [top] = connection.execute("SELECT max(seq) FROM job").fetchone()
-        columns = ", ".join(f":{name}" for name in names)
-
-        def copy(number: int) -> dict[str, Any]:
-            job_id = new_id()
-            own = {"id": job_id, "seq": top + number, "source_sig": job_id, "out_name": job_id, "out_key": job_id}
-            return {**dict(zip(names, row, strict=True)), **own, **changed}
-
-        connection.executemany(f"INSERT INTO job VALUES({columns})", (copy(n) for n in range(1, rows + 1)))
-
-
-WAITS = {"state": "queued", "stage": "queued", "fraction": 0, "attempt": 0, "started_ms": None, "finished_ms": None}
 
 
 def listen(port: int, pipe: Any) -> None:

@@ -28,9 +28,9 @@ from lipsyncd.media import sniff
 from lipsyncd.media.check_input import PictureLimits
 from lipsyncd.storage.folders import Folders
 from lipsyncd.storage.spool import Spool
-from tests.inbox.verdict_cases import AUDIO, CASES, IMAGE, SHORT, Case
 from tests.kits.installation import Installation, picture, put, sound
 from tests.kits.media.footage_kit import H264, film
+from tests.kits.media.verdict_cases import AUDIO, CASES, IMAGE, SHORT, Case
 from tests.kits.web_kit import Api, Reply, port_of
 
 CHUNKS = 12
