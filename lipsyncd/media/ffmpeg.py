@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -190,8 +191,8 @@ class Encoding:
 
     width, height  of the frames, even
     fps            exact frame rate
-    sound          file of raw s16le samples at `SOUND_RATE`
-    channels       1 or 2
+    sound          file of raw s16le samples at `SOUND_RATE`; None: a video without sound, to be joined with others
+    channels       1 or 2; 0 without sound
     crf            x264's quality: 0 is lossless, 18 looks like the source, 51 is worst; NVENC's is similar
     preset         x264's speed, `ultrafast` to `placebo`
     threads        of x264; it may change the result: the same input gives the same bytes only with the same number
@@ -202,7 +203,7 @@ class Encoding:
     width: int
     height: int
     fps: Fraction
-    sound: Path
+    sound: Path | None
     channels: int
     crf: int = 18
     preset: str = "veryfast"
@@ -219,7 +220,7 @@ class Encoding:
     def __post_init__(self) -> None:
         if self.width < 2 or self.height < 2 or self.width % 2 or self.height % 2:
             raise ValueError(f"a frame of {self.width}x{self.height} cannot be yuv420p; make both sides even")
-        if self.channels not in (1, 2):
+        if self.channels not in ((0,) if self.sound is None else (1, 2)):
             raise ValueError(f"{self.channels} channels; the sound of a video has 1 or 2")
         if not 0 < self.fps.numerator <= _LARGEST_RATE_TERM or self.fps.denominator > _LARGEST_RATE_TERM:
             raise ValueError(f"a frame rate of {self.fps}; ffmpeg keeps terms up to {_LARGEST_RATE_TERM} exactly")
@@ -227,6 +228,8 @@ class Encoding:
 
 def encode_arguments(ffmpeg: Path, encoding: Encoding, target: Path, still: int = -1) -> list[str]:
     """The command that reads rgb24 frames from stdin and writes `target`: H.264 High yuv420p and AAC, `moov` first.
+
+    Without a sound, `target` has the video alone.
 
     still  with `encoding.changing`, the descriptor from which one whole frame is read: stdin has that part alone. The
            bytes of the video are the same as if whole frames were sent.
@@ -253,25 +256,65 @@ def encode_arguments(ffmpeg: Path, encoding: Encoding, target: Path, still: int 
     size, part = (encoding.width, encoding.height), encoding.changing
     video = pictures(0, size) if part is None else _laid_over(pictures(still, size), pictures(0, part.size), part, size)
     video = video.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
-    sound = graph.input(_file_url(encoding.sound), format="s16le", ar=SOUND_RATE, ac=encoding.channels).audio
-    options = {
-        **_h264_options(encoding),
-        "profile:v": "high",
-        "g": max(1, round(_KEYFRAME_INTERVAL_S * encoding.fps)),
-        "c:a": "aac",
-        "b:a": f"{encoding.audio_kbps}k",
-        "aac_coder": "fast" if encoding.audio_kbps >= _FAST_CODER_KBPS else "twoloop",
+    options = {**_h264_options(encoding), "profile:v": "high", "g": keyframe_interval(encoding.fps)}
+    return _mp4_command(ffmpeg, video, encoding, target, options)
+
+
+def join_arguments(ffmpeg: Path, encoding: Encoding, parts: Path, target: Path) -> list[str]:
+    """The command that writes `target` of the videos that `parts` lists and the sound of the encoding.
+
+    The videos are copied packet by packet; only the sound is encoded, as `encode_arguments` encodes it.
+
+    parts  of `join_list`
+    """
+    import ffmpeg as graph
+
+    video = graph.input(_file_url(parts), format="concat", safe=0).video
+    return _mp4_command(ffmpeg, video, encoding, target, {"c:v": "copy"})
+
+
+def join_list(names: Sequence[str]) -> str:
+    """The text of a file that lists videos in its own folder, for ffmpeg's demuxer `concat`.
+
+    names  of files: letters, digits, dots, hyphens
+    """
+    return "ffconcat version 1.0\n" + "".join(f"file {name}\n" for name in names)
+
+
+def _mp4_command(
+    ffmpeg: Path, video: Any, encoding: Encoding, target: Path, options: Mapping[str, object]
+) -> list[str]:
+    """The command that writes an MP4 of a video stream, and of the encoding's sound if there is one."""
+    import ffmpeg as graph
+
+    streams, sound_options = [video], {}
+    if encoding.sound is not None:
+        streams.append(
+            graph.input(_file_url(encoding.sound), format="s16le", ar=SOUND_RATE, ac=encoding.channels).audio
+        )
+        sound_options = {
+            "c:a": "aac",
+            "b:a": f"{encoding.audio_kbps}k",
+            "aac_coder": "fast" if encoding.audio_kbps >= _FAST_CODER_KBPS else "twoloop",
+        }
+    container = {
         "map_metadata": -1,
         "movflags": "+faststart",
         "fflags": "+bitexact",
         "flags:v": "+bitexact",
         "flags:a": "+bitexact",
     }
-    output = graph.output(video, sound, _file_url(target), format="mp4", **options).overwrite_output()
+    settings = {**options, **sound_options, **container}
+    output = graph.output(*streams, _file_url(target), format="mp4", **settings).overwrite_output()
     command = output.global_args("-hide_banner", "-nostdin", "-xerror", "-loglevel", "error").compile(
         cmd=os.fspath(ffmpeg)
     )
     return [str(argument) for argument in command]
+
+
+def keyframe_interval(fps: Fraction) -> int:
+    """Frames from one key frame to the next, at most."""
+    return max(1, round(_KEYFRAME_INTERVAL_S * fps))
 
 
 def _h264_options(encoding: Encoding) -> dict[str, object]:

@@ -85,6 +85,43 @@ def inspect(path: Path) -> Mp4Facts:
     Raises `Mp4Damaged` for anything that is not an MP4 with exactly one video and one audio track, whatever the bytes
     are, and `OSError` when the file cannot be read.
     """
+    kinds, moov, truncated = _index(path)
+    try:
+        video, audio = _tracks(moov)
+    except (struct.error, IndexError) as error:
+        raise Mp4Damaged(f"its moov contradicts itself: {error}") from error
+    return Mp4Facts(
+        moov_first=b"mdat" not in kinds[: kinds.index(b"moov")],
+        truncated=truncated,
+        video=video,
+        audio=audio,
+    )
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """The video track of an MP4 that has no other one. `parameters` are what its decoder is set up with (`avcC`)."""
+
+    video: VideoTrack
+    parameters: bytes
+
+
+def inspect_part(path: Path) -> VideoPart:
+    """Read the boxes of a video without sound. Raises as `inspect` does, and `Mp4Damaged` when the file was cut."""
+    _, moov, truncated = _index(path)
+    if truncated:
+        raise Mp4Damaged("it ends before its boxes do")
+    try:
+        track = _single([trak for kind, trak in boxes_in(moov) if kind == "trak"], "of all")
+        _, entry = _sample_entry(track)
+        parameters = bytes(_only(entry[78:], "avcC"))
+        return VideoPart(_video(track, _ticks_per_second(_only(moov, "mvhd"))), parameters)
+    except (struct.error, IndexError) as error:
+        raise Mp4Damaged(f"its moov contradicts itself: {error}") from error
+
+
+def _index(path: Path) -> tuple[list[bytes], memoryview, bool]:
+    """The kinds of all boxes, the payload of the moov, and whether a box claims to reach beyond the file's end."""
     with path.open("rb") as file:
         content = Content(file.fileno(), os.fstat(file.fileno()).st_size)
         top = list(islice(boxes(content.at, 0, content.size), _MAX_TOP_LEVEL_BOXES + 1))
@@ -99,16 +136,7 @@ def inspect(path: Path) -> Mp4Facts:
         if index.end - index.payload > MAX_MOOV_BYTES:
             raise Mp4Damaged(f"its moov claims {index.end - index.payload} bytes")
         moov = content.at(index.payload, index.end - index.payload)
-    try:
-        video, audio = _tracks(memoryview(moov))
-    except (struct.error, IndexError) as error:
-        raise Mp4Damaged(f"its moov contradicts itself: {error}") from error
-    return Mp4Facts(
-        moov_first=b"mdat" not in kinds[: kinds.index(b"moov")],
-        truncated=any(box.end > content.size for box in top),
-        video=video,
-        audio=audio,
-    )
+    return kinds, memoryview(moov), any(box.end > content.size for box in top)
 
 
 # -- boxes inside the moov ---------------------------------------------------------------------------------------------

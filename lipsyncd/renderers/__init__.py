@@ -93,6 +93,8 @@ class Shot(Protocol):
 
     A shot that also has the attribute `still: Still` gets a moving head (`motion.moving_shot`), and only the part that
     changes is encoded anew in each frame.
+
+    A shot that also has the method `span` can begin at any frame, and more than once; see `lipsyncd.renderers.span`.
     """
 
     @property

@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn, cast
@@ -35,6 +36,7 @@ from lipsyncd.renderers.ahead import Ahead
 from lipsyncd.renderers.audio import shifted
 from lipsyncd.renderers.encoder import Encoder
 from lipsyncd.renderers.raw_frames import RawFrames
+from lipsyncd.renderers.span import Spanning, span_of
 from lipsyncd.renderers.video_source import VideoSource
 from lipsyncd.worker.protocol import (
     CANCELLED,
@@ -142,6 +144,7 @@ class RenderLoop:
         self._daemon = daemon
         self._renderers = renderers
         self._ahead: Ahead | None = None
+        self._kept: tuple[Render, Shot] | None = None  # of a video whose parts are drawn one after another
 
     def run(self) -> NoReturn:
         self._daemon.send(Ready(os.getpid()))
@@ -152,6 +155,7 @@ class RenderLoop:
         with contextlib.suppress(queue.Empty):
             return self._daemon.requests.get(timeout=_REST_AFTER_S)
         self._drop_ahead()
+        self._kept = None
         self._renderers.rest()
         return self._daemon.requests.get()
 
@@ -175,11 +179,24 @@ class RenderLoop:
         renderer = self._renderers.get(request.renderer)
         self._report(request, "analysing", 0)
         ahead, self._ahead = self._ahead, None
-        shot = (ahead.take(request) if ahead else None) or self._open(renderer, request)
+        shot = (ahead.take(request) if ahead else None) or self._shot_of(renderer, request)
         encoder = self._encode(shot, request)
         took_s = time.monotonic() - started
         notes = {**shot.notes, "encoder": encoder} if encoder else dict(shot.notes)
-        return Result(request.job_id, request.frames, shot.width, shot.height, took_s, notes=notes)
+        return Result(request.job_id, len(request.drawn), shot.width, shot.height, took_s, notes=notes)
+
+    def _shot_of(self, renderer: Renderer, request: Render) -> Shot:
+        """The shot of a request; for the next part of a video, the one that is open already."""
+        whole = replace(request, out_file="", start=0, stop=0)
+        kept, self._kept = self._kept, None
+        if kept is not None and request.is_part and kept[0] == whole:
+            shot = kept[1]
+        else:
+            kept = None  # not in memory beside another one
+            shot = self._open(renderer, request)
+        if request.is_part and isinstance(shot, Spanning):
+            self._kept = whole, shot
+        return shot
 
     def _open(self, renderer: Renderer, request: Render) -> Shot:
         """The shot of a request that was made; of a hint, nothing is reported before its frames are drawn."""
@@ -205,10 +222,10 @@ class RenderLoop:
         return shot
 
     def _encode(self, shot: Shot, request: Render) -> str:
-        """Draw and encode all frames. Returns which encoder did it, for the sidecar; "" where none did."""
-        done, reported_at = 0, 0.0
+        """Draw and encode the frames of a request. Returns which encoder did it, for the sidecar; "" where none did."""
+        done, reported_at, drawn = 0, 0.0, request.drawn
         with self._sink(shot, request) as sink:
-            for frame in shot.frames():
+            for frame in span_of(shot, drawn.start, drawn.stop) if request.is_part else shot.frames():
                 sink.write(frame)
                 done += 1
                 self._follow_hint(request)
@@ -217,8 +234,8 @@ class RenderLoop:
                 if time.monotonic() - reported_at > _PROGRESS_EVERY_S:
                     reported_at = time.monotonic()
                     self._report(request, "rendering", done)
-            if done != request.frames:
-                raise BadResult(f"the renderer {request.renderer!r} gave {done} frames instead of {request.frames}")
+            if done != len(drawn):
+                raise BadResult(f"the renderer {request.renderer!r} gave {done} frames instead of {len(drawn)}")
             if self._ahead is not None:
                 self._ahead.draw()
             self._report(request, "encoding", done)
@@ -250,8 +267,8 @@ class RenderLoop:
             width=shot.width,
             height=shot.height,
             fps=Fraction(request.fps),
-            sound=folder / request.sound.file,
-            channels=request.sound.channels,
+            sound=None if request.is_part else folder / request.sound.file,
+            channels=0 if request.is_part else request.sound.channels,
             crf=int(request.encode["crf"]),
             preset=str(request.encode["preset"]),
             audio_kbps=int(request.encode["audio_kbps"]),
@@ -263,7 +280,7 @@ class RenderLoop:
     def _report(self, request: Render, stage: str, done: int) -> None:
         if self._daemon.cancelled(request.job_id):
             raise Cancelled
-        self._daemon.send(Progress(request.job_id, stage, done, request.frames))
+        self._daemon.send(Progress(request.job_id, stage, done, len(request.drawn)))
 
 
 def load_scene(

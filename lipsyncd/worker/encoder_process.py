@@ -38,16 +38,33 @@ _TIMEOUT_S = 8.0
 
 
 def popen_encoder(
-    command: Sequence[str], encoding: Encoding, target: Path, *, stderr: int, descriptors: Sequence[int] = ()
+    command: Sequence[str],
+    encoding: Encoding,
+    target: Path,
+    *,
+    stderr: int,
+    inputs: Sequence[Path] = (),
+    stdin: int = subprocess.PIPE,
+    descriptors: Sequence[int] = (),
 ) -> JailedProcess:
-    """Start the command of `encode_arguments`, to fill `target`, a file that exists. Raises `JailFailed`."""
+    """Start the command of `encode_arguments` or `join_arguments`, to fill `target`, a file that exists.
+
+    inputs  files that it reads besides the sound
+
+    Raises `JailFailed`.
+    """
     on_gpu = encoding.encoder != X264
     return popen_jailed(
         command,
-        readable=[encoding.sound, *(path for path in map(Path, _GPU_FACTS) if on_gpu and path.exists())],
+        readable=[
+            *inputs,
+            *((encoding.sound,) if encoding.sound else ()),
+            *(path for path in map(Path, _GPU_FACTS) if on_gpu and path.exists()),
+        ],
         writable=[target],
         devices=sorted(Path("/dev").glob("nvidia*")) if on_gpu else (),
         limits=_GPU_LIMITS if on_gpu else _LIMITS,
+        stdin=stdin,
         stderr=stderr,
         descriptors=descriptors,
     )

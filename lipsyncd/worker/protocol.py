@@ -42,6 +42,9 @@ class Render:
     With `raw` in `encode`, `out_file` is a pipe that exists, and gets the frames as they are: `FRAMES_HEAD`, then
     height x width x 3 bytes of RGB for each.
 
+    With a `stop`, only the frames from `start` up to and not including `stop` are drawn, into a video without sound:
+    each of them as in the whole video, whose frames are `frames`.
+
     Where there is a `video`, `picture` is its first frame. `most` frames at a time may be tried, since more did not fit
     into the device before; 0 when nothing is known.
     """
@@ -62,6 +65,18 @@ class Render:
     encode: Mapping[str, Any] = field(default_factory=dict)
     video: Video | None = None
     most: int = 0
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def is_part(self) -> bool:
+        """Only some of the frames are drawn."""
+        return self.stop > 0
+
+    @property
+    def drawn(self) -> range:
+        """The numbers of the frames that are drawn."""
+        return range(self.start, self.stop) if self.is_part else range(self.frames)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from lipsyncd.errors import (
     UnknownRenderer,
 )
 from lipsyncd.media.ffmpeg import find
-from lipsyncd.media.mp4 import inspect
+from lipsyncd.media.mp4 import inspect, inspect_part
 from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
 from lipsyncd.worker.protocol import Progress, Render, Result
 from tests.kits.faults.faulty_renderers import NAMES
@@ -55,7 +56,11 @@ def where_children_find_their_renderers(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @contextmanager
 def child(timeouts: Timeouts = PATIENT, *, preload: str = "") -> Iterator[LocalChild]:
     one = LocalChild(
-        "cpu", lambda: timeouts, renderers=RENDERERS, preload=preload, environment=["TEST_HELPER_PID", "TEST_ALLOWED"]
+        "cpu",
+        lambda: timeouts,
+        renderers=RENDERERS,
+        preload=preload,
+        environment=["TEST_HELPER_PID", "TEST_ALLOWED", "TEST_RENDER_COUNT"],
     )
     try:
         yield one
@@ -122,6 +127,25 @@ def test_one_child_renders_job_after_job_and_reports_its_progress(tmp_path: Path
     assert [p.stage for p in reported][:2] == ["loading", "analysing"]
     assert all(0 <= p.done <= p.total for p in reported)
     assert gone(pid)
+
+
+def test_parts_of_a_video_have_no_sound_and_are_drawn_after_one_look_at_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = tmp_path / "renders"
+    monkeypatch.setenv("TEST_RENDER_COUNT", str(count))
+    order = request(tmp_path, "flat", seconds=2.0)
+    reported: list[Progress] = []
+    with child() as one:
+        for number, (start, stop) in enumerate([(0, 20), (20, 47), (47, 50)], 1):
+            part = replace(order, start=start, stop=stop, out_file=f".out.token.{number}.mp4")
+            assert render(one, part, reported=reported).frames == stop - start
+            assert inspect_part(tmp_path / part.out_file).video.frames == stop - start
+            assert reported[-1].done == reported[-1].total == stop - start
+        assert len(count.read_text().splitlines()) == 1
+        render(one, order)
+        render(one, replace(order, start=10, stop=20, job_id="another"))
+        assert len(count.read_text().splitlines()) == 3
 
 
 def test_idle_time_counts_from_the_last_job_and_not_without_a_child(tmp_path: Path) -> None:

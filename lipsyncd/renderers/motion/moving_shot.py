@@ -24,6 +24,7 @@ from lipsyncd.renderers.face.networks import Mesh
 from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.motion.still import StillMotion
 from lipsyncd.renderers.prefetcher import Prefetcher
+from lipsyncd.renderers.span import Spanning, span_of
 from lipsyncd.renderers.voice.emphasis import emphasis
 
 NONE = "none"
@@ -37,6 +38,8 @@ class MovingShot:
         self._shot, self._motion = shot, motion
         self._drawn = np.s_[:, :] if still.changes is None else still.changes.place
         self.still = replace(still, changes=motion.changes)
+        if isinstance(shot, Spanning):
+            self.span = self._span
 
     @property
     def width(self) -> int:
@@ -51,11 +54,19 @@ class MovingShot:
         return {**self._shot.notes, "motion": dict(self._motion.notes)}
 
     def frames(self) -> Iterator[RgbImage]:
-        """See `Shot.frames`. The next frame is drawn while this one is moved."""
-        drawn = self._copies(self._shot.frames())
+        """See `Shot.frames`."""
+        return self._moved(self._shot.frames(), 0)
+
+    def _span(self, start: int, stop: int) -> Iterator[RgbImage]:
+        """See `renderers.span`: the motion of each frame is known from the whole voice."""
+        return self._moved(span_of(self._shot, start, stop), start)
+
+    def _moved(self, still_frames: Iterator[RgbImage], first: int) -> Iterator[RgbImage]:
+        """The frames from number `first` on, with their motion. The next one is drawn while this one is moved."""
+        drawn = self._copies(still_frames)
         try:
             with closing(Prefetcher(drawn, most=1)) as frames:
-                for number, frame in enumerate(frames):
+                for number, frame in enumerate(frames, first):
                     yield self._motion.apply(frame, number)
         finally:
             drawn.close()
@@ -77,6 +88,8 @@ class StillShot:
         """`still` is that of the shot."""
         self._shot, self._why, self.still = shot, why, still
         self.frames, self.width, self.height = shot.frames, shot.width, shot.height
+        if isinstance(shot, Spanning):
+            self.span = shot.span
 
     @property
     def notes(self) -> Mapping[str, object]:

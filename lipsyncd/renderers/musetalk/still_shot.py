@@ -77,12 +77,25 @@ class StillShot:
 
     def frames(self) -> Iterator[RgbImage]:
         """See `Shot.frames`."""
+        return self.span(0, len(self._voice.weights))
+
+    def span(self, start: int, stop: int) -> Iterator[RgbImage]:
+        """See `renderers.span`. Whole batches are painted, the same ones as for the whole video: in another batch a
+        frame could differ by single levels.
+        """
         weights = self._voice.weights
+        painted = np.flatnonzero(weights)
+        first, last = np.searchsorted(painted, (start, stop)).tolist()
+        size = self._pipeline.begin() if first < last else 1
+        begin = first - first % size
+        batches = painted[begin : begin if first == last else last + -last % size]
         frame, unpainted = self._canvas.copy(), self._framed(self._canvas)
         blend = self._prepared.paste.blend_patch if self._parity else self._prepared.blend
         try:
-            with closing(Prefetcher(self._pipeline.patches(self._frame_inputs()))) as patches:
-                for weight in weights:
+            with closing(Prefetcher(self._pipeline.patches(self._frame_inputs(batches)))) as patches:
+                for _ in range(begin, first):
+                    next(patches)
+                for weight in weights[start:stop]:
                     if weight == 0:
                         yield unpainted
                     else:
@@ -92,9 +105,9 @@ class StillShot:
             self._notes["painted_frames"] = int(np.count_nonzero(weights))
             self._done(self._notes)
 
-    def _frame_inputs(self) -> Iterator[FrameInput]:
+    def _frame_inputs(self, numbers: NDArray[np.intp]) -> Iterator[FrameInput]:
         paste = None if self._parity else self._prepared.paste
-        for number in np.flatnonzero(self._voice.weights):
+        for number in numbers:
             yield FrameInput(self._prepared.latents, self._voice.features.window(int(number)), paste)
 
     def _framed(self, picture: RgbImage) -> RgbImage:

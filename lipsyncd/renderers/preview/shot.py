@@ -49,9 +49,13 @@ class PreviewShot:
 
     def frames(self) -> Iterator[RgbImage]:
         """See `Shot.frames`. Only changes are drawn, so silence costs nothing."""
+        return self.span(0, len(self._poses))
+
+    def span(self, start: int, stop: int) -> Iterator[RgbImage]:
+        """See `renderers.span`: a pose is drawn over the whole of the part that changes."""
         frame = self._canvas.copy()
         drawn: Pose | None = None
-        for pose in self._poses:
+        for pose in self._poses[start:stop]:
             if pose != drawn:
                 self._mouth.draw(frame, pose)
                 drawn = pose

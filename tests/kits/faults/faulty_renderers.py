@@ -50,8 +50,11 @@ class FlatShot:
         return (self.scene.picture.shape[0] + 1) // 2 * 2 if self.scene.stitch else self.scene.resolution
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
+        return self.span(0, self.scene.frames)
+
+    def span(self, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
         frame = np.empty((self.height, self.width, 3), np.uint8)
-        for number in range(self.scene.frames):
+        for number in range(start, stop):
             time.sleep(self.wait_s)
             frame[:] = self.scene.picture.mean(axis=(0, 1)).astype(np.uint8)
             frame[: 8 + number % 8] = 200

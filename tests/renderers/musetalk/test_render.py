@@ -28,6 +28,7 @@ from lipsyncd.renderers.musetalk.options import Options  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.masks import SIDE, blend_square, mask_of  # noqa: E402
 from lipsyncd.renderers.musetalk.painting.parsing import draw_labels  # noqa: E402
 from lipsyncd.renderers.musetalk.renderer import MuseTalk, RendererSettings, find_device  # noqa: E402
+from lipsyncd.renderers.span import Spanning  # noqa: E402
 from lipsyncd.weights.lock_list import read_lock  # noqa: E402
 from tests.kits.doc_pages import table  # noqa: E402
 from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
@@ -356,3 +357,23 @@ def test_the_mask_from_landmarks_covers_chin_and_lips_but_not_the_nose(renderer:
     assert all(at(point) == 255 for point in (48, 51, 54, 57, 62, 66))
     assert at(30) == 0
     assert mask[0].sum() == mask[:, 0].sum() == mask[:, -1].sum() == 0
+
+
+def test_parts_of_a_video_are_painted_in_the_batches_of_the_whole(renderer: MuseTalk) -> None:
+    """Pauses are not painted, so batches and frames do not begin at the same numbers."""
+    quiet = np.zeros(12_800, np.int16)
+    voice = np.concatenate([speech(0.5), quiet, speech(0.9)])
+    asked = scene(voice=voice, batch=4)
+    whole = render(renderer, asked)
+    painted = renderer.open(asked)
+    frames = len(list(painted.frames()))
+    count = painted.notes["painted_frames"]
+    assert isinstance(count, int)
+    assert 8 < count < frames - 4
+
+    shot = renderer.open(asked)
+    assert isinstance(shot, Spanning)
+    ends = (0, 5, 14, 16, 33, 34, frames)
+    parts = [frame.copy() for start, stop in pairwise(ends) for frame in shot.span(start, stop)]
+    assert len(parts) == len(whole) == frames
+    assert all(map(np.array_equal, parts, whole))

@@ -86,14 +86,19 @@ class Pipeline:
         self._device = painter.now.device
         self._reported = 0
 
+    def begin(self) -> int:
+        """Begin the job, unless it has begun. Returns how many frames are painted at a time."""
+        if self._most is not None:  # not before: the job before may still be painting
+            self._batch.start_job(self._most)
+            self._most = None
+        return self._batch.size(self._requested)
+
     def patches(self, inputs: Iterable[FrameInput]) -> Iterator[RgbImage]:
         """The patch for the area of each paste, in order: (h, w, 3) uint8 RGB; a whole patch is 256 x 256.
 
         Raises `OutOfMemory` when a single frame does not fit, `RenderError` when the output is not finite.
         """
-        if self._most is not None:  # not before: the job before may still be painting
-            self._batch.start_job(self._most)
-            self._most = None
+        self.begin()
         waiting, in_flight = iter(inputs), deque[_InFlight]()
         with torch.inference_mode(), current_gpu(self._device):
             while batch := self._next(waiting):
