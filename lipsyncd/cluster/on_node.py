@@ -6,19 +6,24 @@ and its ffmpeg are; what they leave open is as on the daemon's machine.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 
 from lipsyncd import __version__
 from lipsyncd.cluster.share import PART, VIDEO
 from lipsyncd.errors import LipsyncdError, ShareUnavailable
 from lipsyncd.media.ffmpeg import find as find_ffmpeg
+from lipsyncd.monitor import gpu
 from lipsyncd.sandbox import subreaper
 from lipsyncd.settings import Settings, load
 from lipsyncd.settings.rules import UNSET
@@ -29,14 +34,31 @@ from lipsyncd.worker.gpu_lock import WAITING, gpu_lock
 from lipsyncd.worker.local_child import places_of
 from lipsyncd.worker.protocol import CANCELLED, Batch, Failure, Progress, Render, Result, from_line, to_line
 
+_MOST_GPUS = 64  # of one machine
+_LIBRARIES = ("numpy", "opencv-python-headless", "torch", "diffusers", "transformers")
+
 
 @dataclass(frozen=True)
 class Fence:
-    """Which piece of which attempt at which job: what a machine answers counts for this one only."""
+    """Which part of which attempt at which job: what a machine answers counts for this one only.
+
+    unit  number of the part, from 1; 0 for a whole video
+    """
 
     job: str
     attempt: str
     unit: int = 0
+
+    @classmethod
+    def of(cls, request: Render) -> Fence:
+        """The fence of a request, whose file is named `.out.ATTEMPT.mp4` or `.out.ATTEMPT.UNIT.mp4`."""
+        _, attempt, *unit = request.out_file.strip(".").removesuffix(".mp4").split(".")
+        return cls(request.job_id, attempt, int(unit[0]) if unit else 0)
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in that of its job, which no other fence has."""
+        return f"{self.attempt}.{self.unit}" if self.unit else self.attempt
 
 
 @dataclass(frozen=True)
@@ -56,7 +78,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class Probed:
-    """What one machine answers to the probe; `fault` is why it cannot work with this daemon."""
+    """What one machine answers to the probe; `fault` is why it cannot work with this daemon.
+
+    build  equal on machines where equal requests give equal frames in equal packets
+    mixed  its GPUs are of several models
+    """
 
     fault: str = ""
     uid: int = -1
@@ -65,6 +91,8 @@ class Probed:
     weights: str = ""
     free_mb: int = 0
     clock_s: float = 0.0
+    build: str = ""
+    mixed: bool = False
 
 
 def probe(terms: Terms, nonce: str) -> Probed:
@@ -75,16 +103,49 @@ def probe(terms: Terms, nonce: str) -> Probed:
         found = (folder / "question").read_text()
         (folder / "answer").write_text(f"{found}:answered")
         space = os.statvfs(folder)
+        weights, gpus = weights_of(settings, terms).fingerprint, gpu_models()
         return Probed(
             uid=os.geteuid(),
             lipsyncd=__version__,
             python=platform.python_version(),
-            weights=weights_of(settings, terms).fingerprint,
+            weights=weights,
+            build=build_of(find_ffmpeg(settings.render.ffmpeg), weights, gpus),
+            mixed=len(gpus) > 1,
             free_mb=space.f_bavail * space.f_frsize >> 20,
             clock_s=time.time(),
         )
     except (LipsyncdError, OSError, UnicodeError) as error:
         return Probed(fault=str(error))
+
+
+def gpu_models() -> list[str]:
+    """The models of this machine's GPUs, each once."""
+    found = (gpu.find(f"cuda:{number}") for number in range(_MOST_GPUS))
+    return sorted({one.name for one in takewhile(bool, found) if one is not None})
+
+
+def build_of(ffmpeg: Path, weights: str, gpus: Sequence[str]) -> str:
+    """16 hex digits of what frames and their packets depend on besides the request: programs, weights, processor."""
+    programs = [__version__, platform.python_version(), platform.machine(), _processor()]
+    for name in _LIBRARIES:
+        try:
+            programs.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    encoder = subprocess.run(
+        [ffmpeg, "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
+    )
+    facts = [*programs, encoder.stdout.decode(errors="replace"), weights, *gpus]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The model of the processor: libraries choose their code by it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("model name")), "")
 
 
 def share_of(settings: Settings, terms: Terms) -> Path:
@@ -153,7 +214,7 @@ class RenderOwner:
         assert isinstance(request, Render)
         with self._guard:
             self._news = []
-        folder = self._work / fence.job / fence.attempt
+        folder = self._work / fence.job / fence.folder
         if not folder.is_dir():
             raise ShareUnavailable(f"{folder} does not exist on {platform.node()}")
         if request.renderer == RENDERER:

@@ -65,6 +65,7 @@ class RayChild:
     ray       the connected module
     timeouts  as for a child of this machine
     starts    how many actors were started until now
+    build     of `Probed`, of its machine
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class RayChild:
         *,
         gpus: float,
         resource: str = "",
+        build: str = "",
     ) -> None:
         self.slot = slot
+        self.build = build
         self.device = slot.name
         self.timeouts = timeouts
         self.starts = 0
@@ -214,12 +217,12 @@ class RayChild:
         Raises `SlotLost`, and `LostTwice` when two machines were lost with this job; `ShareUnavailable`.
         """
         target = Path(request.folder, request.out_file)
-        fence = Fence(request.job_id, target.name.strip(".").split(".")[1])
+        fence = Fence.of(request)
         with self._guard:
             folder = None
             try:
                 self.job_id = request.job_id
-                folder = self._work.send(request, fence.attempt)
+                folder = self._work.send(request, fence.folder)
                 answer = self._run(self._have_actor(stop), fence, request, progress, batch, stop)
                 self._watched_s = None  # copying may take long
                 if isinstance(answer, Result):

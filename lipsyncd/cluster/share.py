@@ -1,6 +1,7 @@
 """The folder `work/` in the shared folder: what one attempt at a job needs on another machine, and its video.
 
     work/JOB/ATTEMPT/     copies of the prepared inputs; ATTEMPT is the token of the claim, which no other attempt has
+    work/JOB/ATTEMPT.1/   the same for part 1 of a video that several machines draw
         video.mp4.part    being written
         video.mp4         complete and fsynced
     work/probe/NONCE/     proves that a machine sees this folder
@@ -41,13 +42,18 @@ class WorkFolder:
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
             raise FolderNotOurs(f"{self.root} is not a folder that only the daemon's user may write")
 
-    def send(self, request: Render, attempt: str) -> Path:
-        """Copy the inputs of a request into a new folder for this attempt, which is returned."""
+    def send(self, request: Render, name: str) -> Path:
+        """Copy the inputs of a request into a new folder of that name, which is returned.
+
+        name  of the attempt, or of one part in it
+        """
         self.require()
-        folder = self.root / request.job_id / attempt
+        folder = self.root / request.job_id / name
         try:
             folder.mkdir(mode=0o700, parents=True)
-            names = [request.picture.file, request.sound.speech_file, request.sound.file]
+            names = [request.picture.file, request.sound.speech_file]
+            if not request.is_part:
+                names.append(request.sound.file)
             if request.video is not None:
                 names.append(request.video.file)
             for name in dict.fromkeys(names):

@@ -273,6 +273,8 @@ class Slots:
             count = min(count, cluster.workers - sum(len(other.slots) for other in self._hosts.values()))
         for number in range(count):
             slot = Slot(f"{host.name}-{host.node[:6]}:{number}", host.node, host.name, number)
+            assert host.probed is not None
+            build = f"{host.probed.build} {slot.name}" if host.probed.mixed else host.probed.build
             child = RayChild(
                 self._ray,
                 slot,
@@ -282,6 +284,7 @@ class Slots:
                 self._losses,
                 gpus=cluster.gpus_per_worker,
                 resource=cluster.resource,
+                build=build,
             )
             host.slots.append(child)
             self._add(child)

@@ -41,12 +41,13 @@ from lipsyncd.storage.mounts import known_network
 from lipsyncd.web.server import WebServer
 from lipsyncd.web.views.queue import SlotCount
 from lipsyncd.weights import RENDERER, AutoPull, store_of
-from lipsyncd.worker.attempt import Device
 from lipsyncd.worker.batch_limits import FILE as BATCH_LIMITS_FILE
 from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.child_process import LocalChild, any_of
+from lipsyncd.worker.device import Device
 from lipsyncd.worker.local_child import local_child, timeouts_of
 from lipsyncd.worker.loop import Worker
+from lipsyncd.worker.split.shared_video import SharedVideos
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +85,14 @@ class _WorkerParts:
         cut_off: threading.Event,
     ) -> None:
         self._of_jobs = stores, finisher, failures, publisher
-        self._of_devices = ffmpeg, weights, batch_limits
+        self._of_devices = ffmpeg, weights, batch_limits, SharedVideos()
         self._stop = stop
         self._cut_off = cut_off
 
     def render_thread(self, child: LocalChild | RayChild, gone: threading.Event | None = None) -> RenderThread:
         """A worker in a thread that is not started yet. It ends with the daemon, or once `gone` is set."""
-        device = Device(child.device, child, *self._of_devices)
+        build = child.build if isinstance(child, RayChild) else ""
+        device = Device(child.device, child, *self._of_devices, build=build)
         stopping = self._stop.is_set if gone is None else any_of(self._stop.is_set, gone.is_set)
         worker = Worker(device, *self._of_jobs, stopping=stopping, cut_off=self._cut_off.is_set)
         return RenderThread(worker, child, threading.Thread(target=worker.run, name=f"worker-{child.device}"))

@@ -9,7 +9,7 @@ from lipsyncd.settings.values import SECTIONS, SETTINGS, attribute
 
 # Read each time that they are needed. All others are built into something at the start: a socket, a folder's watch, a
 # render child, the recipe by which equal videos are recognised.
-_LIVE_SECTIONS = ("log", "fetch", "archive", "retention")
+_LIVE_SECTIONS = ("log", "fetch", "archive", "retention", "executor.split")
 LIVE = frozenset(
     [
         *(name for name, setting in SETTINGS.items() if setting.section in _LIVE_SECTIONS),

@@ -15,6 +15,16 @@ class Executor(Section):
     kind: str = setting("local", "Where renders run.", choices=("local", "ray"))
 
 
+class Split(Section):
+    """Long videos whose frames are drawn on several devices at the same time (docs/scale.md)."""
+
+    mode: str = setting(
+        "off", "Draw a long video on all devices that are alike and have no other work.", choices=("off", "auto")
+    )
+    min_frames: int = setting(3000, "Only a video of at least this many frames is drawn in parts.", low=2)
+    segment_frames: int = setting(1500, "About how many frames a part has.", low=1)
+
+
 class Ray(Section):
     """The Ray cluster, if executor.kind is ray; needs the extra `ray`."""
 

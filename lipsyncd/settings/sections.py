@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lipsyncd.errors import ConfigError
 from lipsyncd.jobs.values import parse_fps
 from lipsyncd.settings import hosts
-from lipsyncd.settings.cluster import Executor, Ray, Roots
+from lipsyncd.settings.cluster import Executor, Ray, Roots, Split
 from lipsyncd.settings.rules import UNSET, setting
 from lipsyncd.settings.section import Section
 
@@ -467,6 +467,7 @@ class Settings(Section):
     web: Web = field(default_factory=Web)
     log: Log = field(default_factory=Log)
     executor: Executor = field(default_factory=Executor)
+    executor_split: Split = field(default_factory=Split)
     executor_ray: Ray = field(default_factory=Ray)
     roots: Roots = field(default_factory=Roots)
     queues: tuple[Queue, ...] = ()

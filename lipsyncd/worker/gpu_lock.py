@@ -25,7 +25,7 @@ from lipsyncd.monitor import gpu
 from lipsyncd.worker.child_process import RenderCancelled
 
 WAITING = "waiting for the GPU"  # the stage of a job meanwhile
-_WITHOUT_GPU = ("preview",)
+WITHOUT_GPU = ("preview",)
 _TICK_S = 0.2
 _BACKLOG = 64  # processes that wait at the same time and learn at once when it is free
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -42,7 +42,7 @@ def gpu_lock(
 
     Raises `RenderCancelled` after a stop.
     """
-    found = "" if renderer in _WITHOUT_GPU else gpu.uuid(device)
+    found = "" if renderer in WITHOUT_GPU else gpu.uuid(device)
     if not found:
         yield
         return

@@ -1,4 +1,5 @@
-"""One thread for each device: claim a job, render it, publish the result; then the next one.
+"""One thread for each device: claim a job, render it, publish the result; then the next one. Without a job, draw a part
+of a long video that another device has claimed.
 
 A failure that may pass is tried again after a while, up to `max_attempts`; one that cannot pass ends the job at once.
 The attempt is counted before the run, so a job that crashes the daemon does so only a few times.
@@ -24,8 +25,10 @@ from lipsyncd.storage.disk_space import shortage
 from lipsyncd.storage.failpoints import reach
 from lipsyncd.storage.spool import JobUnderWay
 from lipsyncd.weights import RENDERER
-from lipsyncd.worker.attempt import Attempt, DaemonStops, Device
+from lipsyncd.worker.attempt import Attempt, DaemonStops
 from lipsyncd.worker.child_process import RenderCancelled
+from lipsyncd.worker.device import Device
+from lipsyncd.worker.split.drawing import help_with_a_part
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +71,10 @@ class Worker:
 
     def run(self) -> None:
         """Work until the daemon stops. No job ends this thread."""
+        device = self.device
         try:
             self._preload()
+            device.shared.enter(device.name, device.fingerprint, self.wake)
             while not self._stopping():
                 if self.wake.is_set() or time.monotonic() >= self._look_s:
                     self.wake.clear()
@@ -82,12 +87,16 @@ class Worker:
                     if not self._stopping():  # the stop sets the event after this
                         self.wake.wait(self._until_due_s())
         finally:
-            self.device.executor.close()
+            device.shared.leave(device.name)
+            device.executor.close()
 
     def round(self) -> bool:
-        """Publish the jobs that wait for it, else render one job; returns whether there was work. Raises nothing."""
+        """Publish the jobs that wait for it, else render one job, else a part of another one's.
+
+        Returns whether there was work. Raises nothing.
+        """
         try:
-            return self._publisher.publish_due() or self.run_once()
+            return self._publisher.publish_due() or self.run_once() or self._help()
         except LedgerUnavailable as error:
             log.warning("worker for %s: %s", self.device.name, error)
             self.wake.wait(_LEDGER_AGAIN_S)
@@ -159,9 +168,14 @@ class Worker:
             return False
         reach("claimed")
         self._unsettled = True
-        self._carry_out(job)
+        with self.device.shared.busy(self.device.name):
+            self._carry_out(job)
         self._unsettled = False
         return True
+
+    def _help(self) -> bool:
+        """Draw a part of a long video of another device's job; False when there is none."""
+        return not self._stopping() and not self._is_disk_low() and help_with_a_part(self.device, self._stores)
 
     def _settle(self) -> None:
         """Continue a run whose end could not be written into the ledger: the spool shows how far it got."""

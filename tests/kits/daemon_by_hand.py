@@ -30,9 +30,9 @@ from lipsyncd.results.stores import stores_of
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage import control_files
 from lipsyncd.weights import AutoPull, store_of
-from lipsyncd.worker.attempt import Device
 from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.child_process import LocalChild, Timeouts
+from lipsyncd.worker.device import Device
 from lipsyncd.worker.loop import Worker
 from lipsyncd.worker.protocol import Render, Result
 from lipsyncd.worker.render_request import render_request

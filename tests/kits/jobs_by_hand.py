@@ -27,9 +27,9 @@ from lipsyncd.storage.folders import folders_of
 from lipsyncd.storage.private_folder import HIDDEN
 from lipsyncd.storage.spool import Spool
 from lipsyncd.weights import AutoPull, store_of
-from lipsyncd.worker.attempt import Device
 from lipsyncd.worker.batch_limits import BatchLimits
 from lipsyncd.worker.child_process import Executor
+from lipsyncd.worker.device import Device
 from lipsyncd.worker.loop import Worker
 from tests.kits.core_kit import spec_of
 

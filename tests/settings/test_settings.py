@@ -529,7 +529,8 @@ def test_the_reference_file_shows_every_setting_at_its_default_under_its_sentenc
     for setting in SETTINGS.values():
         assert re.search(rf"^# {re.escape(setting.rule.help)}\n(# \(.*\)\n)?{setting.key} = ", text, re.MULTILINE)
     tables = tomllib.loads(text)
-    tables["executor.ray"] = tables["executor"].pop("ray")
+    for name in ("split", "ray"):
+        tables[f"executor.{name}"] = tables["executor"].pop(name)
     assert {section: list(table) for section, table in tables.items()} == {
         section: [s.key for s in SETTINGS.values() if s.section == section] for section in SECTIONS
     }

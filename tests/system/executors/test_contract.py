@@ -22,7 +22,7 @@ from lipsyncd.errors import (
     RenderStalled,
     RenderTimeout,
 )
-from lipsyncd.media.mp4 import inspect
+from lipsyncd.media.mp4 import inspect, inspect_part
 from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
 from lipsyncd.worker.protocol import Progress, Render
 from tests.kits.faults.faulty_renderers import NAMES
@@ -106,6 +106,17 @@ def test_one_child_renders_job_after_job_and_reports_its_progress(make: Make, tm
             pids.add(child.pid)
         assert len(pids) == 1
         assert {message.stage for message in reported} >= {"rendering"}
+
+
+def test_a_part_of_a_video_goes_into_a_file_of_its_own_without_sound(make: Make, tmp_path: Path) -> None:
+    whole = order(tmp_path, "flat", seconds=2.0)
+    with make() as child:
+        for number, (start, stop) in enumerate([(0, 20), (20, 50)], 1):
+            part = replace(whole, start=start, stop=stop, out_file=whole.out_file.replace(".mp4", f".{number}.mp4"))
+            assert child.render(part, progress=ignore, stop=never).frames == stop - start
+            assert inspect_part(tmp_path / part.out_file).video.frames == stop - start
+        assert isinstance(fails(child, replace(part, renderer="slow"), lambda: True), RenderCancelled)
+        works(child, tmp_path)
 
 
 @pytest.mark.parametrize("renderer", ["slow", "hang"])
