@@ -22,7 +22,7 @@ class Withdrawn:
     def __init__(self, state: Path) -> None:
         self._file = state / FILE
         self._lock = threading.Lock()
-        self._read_as = (0, 0)
+        self._read_as: tuple[int, ...] = ()
         self._ids: tuple[str, ...] = ()
 
     def __contains__(self, job_id: str) -> bool:
@@ -48,10 +48,11 @@ class Withdrawn:
             status = self._file.stat()
         except FileNotFoundError:
             return ()
-        if (status.st_mtime_ns, status.st_ino) != self._read_as:
+        read_as = (status.st_ino, status.st_size, status.st_mtime_ns)  # one tick of the clock may see two writes
+        if read_as != self._read_as:
             found = (read_json(self._file) or {}).get("ids")
             self._ids = tuple(map(str, found)) if isinstance(found, list) else ()
-            self._read_as = (status.st_mtime_ns, status.st_ino)
+            self._read_as = read_as
         return self._ids
 
     def _write(self, ids: tuple[str, ...]) -> None:

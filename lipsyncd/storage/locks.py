@@ -25,7 +25,7 @@ from lipsyncd.storage.shared_folders import SharedFolder
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 0.3
+_PATIENCE_S, _PATIENCE_WITH_LOOKS_S = 0.3, 10.0
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _NO_LOCK_FILE = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, a FIFO, a folder
 _NOT_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of the share
@@ -190,17 +190,27 @@ def _recorded_holder(descriptor: int) -> str:
 
 
 def _take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
-    """Try for a moment: `is_held` in another process has the lock, too, while it looks."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.005)
-        else:
-            return True
+    """Try for a moment, and for longer while nobody has the lock for itself.
+
+    `is_held` in another process shares the lock while it looks, which on a busy machine may last.
+    """
+    begun_s = time.monotonic()
+    while not _try(descriptor, how):
+        is_shared = _try(descriptor, fcntl.LOCK_SH)
+        if is_shared:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        if time.monotonic() - begun_s > (_PATIENCE_WITH_LOOKS_S if is_shared else _PATIENCE_S):
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _try(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(state: Path) -> str:

@@ -247,8 +247,9 @@ class Jobs:
 
     def _check_capacity(self, client: Client) -> None:
         disk_space.require(self.folders.spool, self.settings.now.paths.min_free_mb)
-        waiting = Counter(self.view.waiting_from_rest())
-        waiting.update(job.tenant or "" for job in self.pending())
+        pending = self.pending()  # before the rows: a job that gets its row meanwhile is in both, and counts once
+        waiting = Counter(self.view.waiting_from_rest(without=[job.id for job in pending]))
+        waiting.update(job.tenant or "" for job in pending)
         total, most = waiting.total(), self.settings.now.web.max_queue
         if may_take_one(client, waiting, most):
             return

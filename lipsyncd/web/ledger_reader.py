@@ -10,9 +10,10 @@ several times what a row of the ledger costs. So the calls that come while the t
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -198,13 +199,18 @@ class LedgerReader(LedgerView):
             rows = [] if connection is None else _plain(connection).execute(query).fetchall()
             return [Rendered(*row) for row in rows]
 
-    def waiting_from_rest(self) -> dict[str, int]:
-        """How many jobs that came over REST wait, by tenant; "" for those without one."""
+    def waiting_from_rest(self, *, without: Collection[str] = ()) -> dict[str, int]:
+        """How many jobs that came over REST wait, by tenant; "" for those without one.
+
+        without  ids of jobs that do not count
+        """
         query = (
-            "SELECT coalesce(tenant, ''), count(*) FROM job WHERE rest IS NOT NULL AND state='queued' GROUP BY tenant"
+            "SELECT coalesce(tenant, ''), count(*) FROM job WHERE rest IS NOT NULL AND state='queued' "
+            "AND id NOT IN (SELECT value FROM json_each(?)) GROUP BY tenant"
         )
         with self._open() as connection:
-            return {} if connection is None else dict(_plain(connection).execute(query).fetchall())
+            ids = json.dumps(list(without))
+            return {} if connection is None else dict(_plain(connection).execute(query, (ids,)).fetchall())
 
     def recent_job_s(self) -> float | None:
         """How long the last jobs took from start to end, on average; None before the first."""

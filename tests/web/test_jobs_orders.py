@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lipsyncd.jobs.job import Job, JobState
+from lipsyncd.settings import CurrentSettings, Web
+from lipsyncd.web.clients import UNLIMITED
+from lipsyncd.web.jobs import Jobs
+from lipsyncd.web.orders import Order
+from lipsyncd.web.replies import ApiError
+from tests.kits.core_kit import spec_of
 from tests.kits.installation import picture, put, sound
+from tests.kits.jobs_by_hand import JobsByHand
 from tests.kits.web_kit import Api, Reply, serving
 
 ANNA, BERT, BOSS = "anna:first-secret", "bert:second-secret", "boss:third-secret"
@@ -48,6 +58,14 @@ def ordered(api: Api, seed: int = 0, **fields: str) -> dict[str, Any]:
     return body
 
 
+def taken_back(api: Api, *job_ids: str) -> None:
+    """Cancel jobs and wait for their ends: one that has no row yet keeps its place until it is accepted."""
+    for job_id in job_ids:
+        assert api.post(f"/jobs/{job_id}/cancel", {}).status == 200
+    for job_id in job_ids:
+        assert api.get(f"/jobs/{job_id}?wait=50").json["state"] == "cancelled"
+
+
 @pytest.fixture(scope="module")
 def done(anna: Api) -> dict[str, Any]:
     """A finished job of Anna's."""
@@ -83,8 +101,7 @@ def test_json_names_addresses_and_has_the_fields_of_a_form(anna: Api) -> None:
         assert [answer.json[name] for name in shown] == ["Order 3", "missing", True, 128, "30000/1001", -5]
     boss_sees = anna.get(f"/jobs/{of_json.json['id']}").json
     assert boss_sees["id"] == of_json.json["id"]
-    for answer in (of_json, of_form):
-        anna.post(f"/jobs/{answer.json['id']}/cancel", {})
+    taken_back(anna, of_json.json["id"], of_form.json["id"])
 
 
 def faults(answer: Reply) -> dict[str, str]:
@@ -126,7 +143,7 @@ def test_a_text_is_spoken_and_a_voice_that_is_missing_is_refused(anna: Api) -> N
         assert "GET /tts/voices" in faults(anna.post("/jobs", {**asked, "voice": nobody}))["voice"]
     made = anna.post("/jobs", {**asked, "voice": "en-GB"})
     assert made.status == 201
-    anna.post(f"/jobs/{made.json['id']}/cancel", {})
+    taken_back(anna, made.json["id"])
 
 
 def test_an_idempotency_key_gives_one_job(anna: Api) -> None:
@@ -137,7 +154,7 @@ def test_an_idempotency_key_gives_one_job(anna: Api) -> None:
     first, again = order(4), order(4)
     assert (first.status, again.status, first.json["id"]) == (201, 201, again.json["id"])
     order(5).refused(422, "IdempotencyError")
-    anna.post(f"/jobs/{first.json['id']}/cancel", {})
+    taken_back(anna, first.json["id"])
 
 
 def test_a_key_handles_its_own_jobs_and_an_administrators_all(
@@ -189,10 +206,40 @@ def test_a_job_that_is_tried_again_needs_a_place_in_the_queue(bert: Api) -> None
     refused = bert.form("/jobs", image=("a.png", picture(24)), audio=("a.wav", sound()))
     assert "4 of them this client's" in refused.refused(429, "TooManyRequestsError")
     bert.installation.until(lambda: bert.get(f"/jobs/{job_ids[0]}").json["waits_for"], "the row")
-    bert.post(f"/jobs/{job_ids[0]}/cancel", {})
+    taken_back(bert, job_ids[0])
     other = ordered(bert, 25, renderer="missing")["id"]
     assert bert.post(f"/jobs/{job_ids[0]}/retry", {}).refused(429, "TooManyRequestsError")
-    for job_id in (*job_ids[1:], other):
-        bert.post(f"/jobs/{job_id}/cancel", {})
+    taken_back(bert, *job_ids[1:], other)
     assert bert.post(f"/jobs/{job_ids[0]}/retry", {}).status == 200
-    bert.post(f"/jobs/{job_ids[0]}/cancel", {})
+    taken_back(bert, job_ids[0])
+
+
+@pytest.mark.parametrize("look", ["pending", "waiting_from_rest"])
+def test_a_job_that_gets_its_row_while_places_are_counted_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    """Intake accepts it right after the server has looked into the inbox, or into the ledger."""
+    by_hand = JobsByHand(tmp_path, web=Web(max_queue=1))
+    jobs = Jobs(CurrentSettings(by_hand.settings), by_hand.folders)
+    order = Order(image="https://a.example/a.png", audio="https://a.example/a.wav")
+
+    def submitted() -> Job:
+        return asyncio.run(jobs.submit(order, client=UNLIMITED, key=None, base=""))
+
+    first = submitted()
+    where: Any = jobs if look == "pending" else jobs.view
+    original = getattr(where, look)
+
+    def accepted_afterwards(**without: Any) -> Any:
+        found = original(**without)
+        if by_hand.ledger.find(first.id) is None:
+            by_hand.ledger.insert(spec_of(id=first.id, rest={"created_ms": 1}), max_attempts=3)
+            (by_hand.path("inbox") / f"rest-{first.id}.json").unlink()
+        return found
+
+    monkeypatch.setattr(where, look, accepted_afterwards)
+    with pytest.raises(ApiError, match="1 jobs wait, at most 1 may"):
+        submitted()
+    assert by_hand.job(first.id).state is JobState.QUEUED
+    jobs.close()
+    by_hand.close()

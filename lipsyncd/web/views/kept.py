@@ -68,6 +68,9 @@ class KeptOrders:
             return dict.fromkeys((IMAGE, AUDIO), job.seq > 0)
         rest = rest_of(job)
         has_folder = job.kept is not None or self._spool.folder(job.id).is_dir()
+        if not has_folder:  # they may have gone from there to where they are kept since the row was read
+            now = self._jobs.view.exact(job.id)
+            has_folder = now is not None and now.kept is not None
         found = {}
         for role in (IMAGE, AUDIO):
             upload_id = _upload_of(role, rest)
@@ -111,13 +114,15 @@ class KeptOrders:
             self._uploads.stored.touch(upload.id)
             return Earlier(upload=upload)
         address = None if upload_id else rest.get(_ADDRESS[role])
-        with self._opened(job) as kept:
-            if kept is None and not job.state.ended:
-                raise ApiError(
-                    409, "NotReadyError", f"job {job.id} is not accepted yet; try again in a second",
-                    headers={"Retry-After": "1"},
-                )  # fmt: skip
-            if kept is not None:
+        for _ in range(2):  # once more for files that leave the spool for where they are kept just now
+            with self._opened(job) as kept:
+                if kept is None and not job.state.ended:
+                    raise ApiError(
+                        409, "NotReadyError", f"job {job.id} is not accepted yet; try again in a second",
+                        headers={"Retry-After": "1"},
+                    )  # fmt: skip
+                if kept is None:
+                    break
                 spec = kept.spec
                 if role == AUDIO and spec.text is not None:
                     return Earlier(text=spec.text, voice=spec.voice, ssml=spec.ssml)

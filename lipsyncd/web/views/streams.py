@@ -115,6 +115,7 @@ class Streams:
                 async with self._one_at_a_time:
                     await self._send_changes()
             except LedgerError as error:
+                self._is_recorded = True  # what was not read now is read after the next signal
                 log.warning("the streams of events: %s", error)
             await asyncio.sleep(_NOT_OFTENER_S)
 
@@ -177,7 +178,9 @@ class Streams:
             stream.end()
 
     async def _send_changes(self) -> None:
-        is_recorded, self._is_recorded = self._is_recorded, False
+        is_recorded = self._is_recorded
+        if is_recorded:  # before the rows are read: what is signalled meanwhile has a look of its own
+            self._is_recorded = False
         messages = await self._jobs.in_thread(self._changes.read if is_recorded else self._changes.read_progress)
         before, self._slots = self._slots, self._changes.slots()
         slots = self._slots if self._slots != before else b""

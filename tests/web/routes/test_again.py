@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lipsyncd.jobs.job import AUDIO, IMAGE, JobSpec
+from lipsyncd.settings import CurrentSettings
+from lipsyncd.web.clients import UNLIMITED
+from lipsyncd.web.jobs import Jobs
+from lipsyncd.web.uploads import CheckedUploads
+from lipsyncd.web.views.kept import KeptOrders
 from tests.kits.installation import face, picture, put, sound
+from tests.kits.jobs_by_hand import JobsByHand
 from tests.kits.web_kit import Api, Reply
 from tests.web.test_tenants import BERT, BOSS, with_key
 
@@ -145,3 +155,48 @@ def test_a_member_who_rewrites_a_failed_job_gets_no_upload_of_others(api: Api, a
     shutil.rmtree(api.installation.path("state") / "uploads" / rest["uploads"][0])
     for reference in (f"upload:{theirs}", "upload:../../../../etc", "file:///etc/passwd", "/etc/passwd"):
         rewrite(reference).refused(410, "GoneError")
+
+
+# -- while an ended job's inputs go from the spool to the archive ------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> Iterator[JobsByHand]:
+    by_hand = JobsByHand(tmp_path)
+    yield by_hand
+    by_hand.close()
+
+
+def kept_orders(by_hand: JobsByHand) -> KeptOrders:
+    settings = CurrentSettings(by_hand.settings)
+    return KeptOrders(Jobs(settings, by_hand.folders), CheckedUploads(settings, Path("/nowhere")))
+
+
+def test_a_row_that_was_read_before_that_shows_them(by_hand: JobsByHand) -> None:
+    job = by_hand.job(by_hand.published())
+    assert job.kept is not None
+    kept = kept_orders(by_hand)
+    assert kept.inputs(replace(job, kept=None)) == BOTH
+    by_hand.ledger.delete(job.id)
+    assert kept.inputs(replace(job, kept=None)) == dict.fromkeys((IMAGE, AUDIO), False)
+
+
+def test_they_are_copied_from_wherever_they_are(
+    by_hand: JobsByHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = by_hand.rendered()
+    with monkeypatch.context() as patch:
+        patch.setattr(by_hand.finisher, "clear_away", lambda *_: None)
+        by_hand.publish(job_id)
+    job, kept = by_hand.job(job_id), kept_orders(by_hand)
+    read = kept._spool.spec
+
+    def read_just_before(spooled_id: str) -> JobSpec | None:
+        spec = read(spooled_id)
+        by_hand.finisher.clear_away(job)
+        return spec
+
+    monkeypatch.setattr(kept._spool, "spec", read_just_before)
+    found = kept.find(IMAGE, job, UNLIMITED, tmp_path)
+    assert found.copy is not None
+    assert found.copy.path.read_text() == "anna.png"

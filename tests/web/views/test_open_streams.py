@@ -66,7 +66,7 @@ def test_a_stream_ends_with_its_sign_in_and_no_other_does(api: Api, pool: Thread
     readers = [opened(mine), opened(mine), opened(other), Reader(api, "/jobs/events", Authorization=ANNA)]
     ends = [followed(pool, reader) for reader in readers]
     assert mine.call("DELETE", "/session").status == 204
-    assert [end.result(10) for end in ends[:2]] == [[], []]
+    assert [end.result(60) for end in ends[:2]] == [[], []]
     assert opened(mine).answer.status == 401
     assert not any(end.done() for end in ends[2:])
     first = Reader(api, "/jobs/events", Authorization=ANNA)
@@ -77,10 +77,10 @@ def test_a_stream_ends_with_its_sign_in_and_no_other_does(api: Api, pool: Thread
     first.until(id=job["id"])
     first.close()
     assert other.call("DELETE", "/session").status == 204
-    assert job["id"] in {event["id"] for event in ends[2].result(10)}
+    assert job["id"] in {event["id"] for event in ends[2].result(60)}
     assert not ends[3].done()
     api.installation.stop()
-    assert job["id"] in {event["id"] for event in ends[3].result(10)}
+    assert job["id"] in {event["id"] for event in ends[3].result(60)}
 
 
 def test_all_streams_end_when_the_keys_change_and_readers_with_a_key_come_back(
@@ -95,7 +95,7 @@ def test_all_streams_end_when_the_keys_change_and_readers_with_a_key_come_back(
     assert not any(end.done() for end in ends)
     keys.write_text(f"{BERT}\n{CARL}\n")
     assert api.installation.cli("reload").returncode == 0
-    assert [end.result(10) for end in ends] == [[], [], []]
+    assert [end.result(60) for end in ends] == [[], [], []]
     back = [Reader(api, "/jobs/events", Authorization=key) for key in (ANNA, BERT, CARL)]
     assert [reader.answer.status for reader in back] == [401, 200, 200]
     assert opened(browser).answer.status == 401

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lipsyncd.errors import LedgerError
 from lipsyncd.ledger.live_progress import STATUS_FILE
 from lipsyncd.settings import CurrentSettings
 from lipsyncd.storage.files import write_json
@@ -31,6 +32,7 @@ from tests.kits.web_kit import Api, Reader, serving
 
 ANNA, BERT, BOSS = "anna:first-secret", "bert:second-secret", "boss:third-secret"
 CONNECTIONS = 16  # so that 8 of them may be streams
+WITHIN_S = 60.0  # on an idle machine nothing takes a tenth of it
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +224,9 @@ def test_one_query_serves_all_streams_and_there_is_none_without_one(by_hand: ByH
         streams = [await one.__aenter__() for one in opened]
         assert by_hand.reads == 1
         for stream in streams:
-            assert b'"name": "before"' in (await stream.next(5) or b"")
+            assert b'"name": "before"' in (await stream.next(WITHIN_S) or b"")
         by_hand.by_hand.ledger.insert(spec_of("after"), max_attempts=3)
-        texts = [await stream.next(5) or b"" for stream in streams]
+        texts = [await stream.next(WITHIN_S) or b"" for stream in streams]
         assert by_hand.reads == 2
         assert all(b'"name": "after"' in text and b'"name": "before"' not in text for text in texts)
         assert await streams[0].next(0.01) == b""  # where a comment is sent
@@ -251,16 +253,16 @@ def test_the_progress_of_a_render_reads_no_row(by_hand: ByHand) -> None:
         runs = by_hand.by_hand.running("runs")
         waits = [queued(by_hand.by_hand.ledger, f"waits-{number}") for number in range(3)]
         async with by_hand.streams.opened(UNLIMITED, "", None, aborted) as stream:
-            await stream.next(5)
+            await stream.next(WITHIN_S)
             reads = by_hand.reads
             for fraction in (0.25, 0.5):
                 progress(by_hand, runs, fraction)
-                event = await stream.next(5) or b""
+                event = await stream.next(WITHIN_S) or b""
                 assert event.count(b"data: ") == 1
                 assert json.loads(event.split(b"\n")[0].removeprefix(b"data: "))["fraction"] == fraction
             assert by_hand.reads == reads
             progress(by_hand, runs, 0.5, paused="3 MB are free")  # now the jobs that wait say why
-            event = await stream.next(5) or b""
+            event = await stream.next(WITHIN_S) or b""
             assert all(f'"id": "{job_id}"'.encode() in event for job_id in waits)
             assert event.count(b'"code": "disk-low"') == len(waits)
             assert by_hand.reads == reads + 1
@@ -278,18 +280,44 @@ def test_readers_of_all_jobs_learn_of_slots_once_there_are_several(by_hand: ByHa
             by_hand.streams.opened(UNLIMITED, runs, None, aborted) as one,
         ):
             for stream in (every, one):
-                assert b"event: slots" not in (await stream.next(5) or b"")
+                assert b"event: slots" not in (await stream.next(WITHIN_S) or b"")
             for count in (SlotCount(4, 2), SlotCount(4, 3), SlotCount(0, 0)):
                 by_hand.slots = count
                 by_hand.streams.signal_progress()
-                name, data = (await every.next(5) or b"").split(b"\n")[:2]
+                name, data = (await every.next(WITHIN_S) or b"").split(b"\n")[:2]
                 assert name == b"event: slots"
                 assert json.loads(data.removeprefix(b"data: ")) == {"slots": count.every, "busy": count.busy}
                 async with by_hand.streams.opened(UNLIMITED, "", None, aborted) as late:
-                    assert data in (await late.next(5) or b"")
+                    assert data in (await late.next(WITHIN_S) or b"")
             progress(by_hand, runs, 0.5)
-            assert b"event: slots" not in (await every.next(5) or b"")
-            assert b"event: slots" not in (await one.next(5) or b"")
+            assert b"event: slots" not in (await every.next(WITHIN_S) or b"")
+            assert b"event: slots" not in (await one.next(WITHIN_S) or b"")
+        running.cancel()
+
+    asyncio.run(read())
+
+
+def test_a_change_that_could_not_be_read_is_sent_after_the_next_signal(
+    by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read() -> None:
+        running = asyncio.create_task(by_hand.streams.run())
+        runs = by_hand.by_hand.running("runs")
+        refused = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def refuse(_number: int) -> Any:
+            loop.call_soon_threadsafe(refused.set)
+            raise LedgerError("the disk is full")
+
+        async with by_hand.streams.opened(UNLIMITED, "", None, aborted) as stream:
+            await stream.next(WITHIN_S)
+            with monkeypatch.context() as patch:
+                patch.setattr(by_hand.jobs.view, "changed_since", refuse)
+                by_hand.by_hand.ledger.insert(spec_of("after"), max_attempts=3)
+                await asyncio.wait_for(refused.wait(), WITHIN_S)
+            progress(by_hand, runs, 0.25)
+            assert b'"name": "after"' in (await stream.next(WITHIN_S) or b"")
         running.cancel()
 
     asyncio.run(read())
@@ -304,11 +332,11 @@ def test_an_end_is_sent_although_its_number_was_given_away_again(by_hand: ByHand
         first, second = queued(ledger, "first"), queued(ledger, "second")
         ledger.to_cancelled(first)
         async with by_hand.streams.opened(UNLIMITED, "", None, aborted) as stream:
-            begun = await stream.next(5) or b""
+            begun = await stream.next(WITHIN_S) or b""
             with by_hand.by_hand.ledger._lock:  # the streams read both changes at once
                 assert ledger.delete(first)
                 ledger.to_cancelled(second)
-            event = await stream.next(5) or b""
+            event = await stream.next(WITHIN_S) or b""
             assert f'event: deleted\ndata: {{"id": "{first}"'.encode() in event
             assert f'data: {{"id": "{second}", "name": "second", "state": "cancelled"'.encode() in event
             assert event.splitlines()[-2] <= begun.splitlines()[-2]  # no new number
@@ -347,8 +375,8 @@ def test_a_slow_reader_is_disconnected_and_no_other(by_hand: ByHand) -> None:
         for _ in range(100):
             slow.send(b"x" * 10_000)
             quick.send(b"x" * 10_000)
-            assert len(await quick.next(1) or b"") == 10_000
+            assert len(await quick.next(WITHIN_S) or b"") == 10_000
         assert set(gone) == {"slow"}
-        assert await slow.next(1) is None
+        assert await slow.next(WITHIN_S) is None
 
     asyncio.run(send())
