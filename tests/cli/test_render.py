@@ -28,6 +28,7 @@ from lipsyncd.worker.gpu_lock import WAITING
 from tests.kits.doc_pages import commands
 from tests.kits.installation import Installation, face, picture, sound
 from tests.kits.machine.machine_kit import COMPILER, needs_compiler, needs_root, tmpfs
+from tests.kits.machine.processes import children_of, is_alive
 from tests.kits.machine.users_kit import STRANGER, needs_users, python, shared_installation
 
 NVML = Path(__file__).parents[1] / "kits" / "machine" / "nvml.c"
@@ -50,17 +51,6 @@ def start(home: Installation, *arguments: str | Path, **environment: str) -> sub
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home.environment(**environment)
     )
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for found in Path(f"/proc/{pid}/task").glob("*/children") for child in found.read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def test_it_makes_the_very_video_that_the_daemon_makes(home: Installation, tmp_path: Path) -> None:
@@ -176,7 +166,7 @@ def test_its_child_does_not_outlive_a_kill(home: Installation, tmp_path: Path) -
         home.until(lambda: home.renders, "the render")
         [child] = children_of(process.pid)
         process.kill()
-    home.until(lambda: not is_alive(child), "the end of the child", seconds=10)
+    home.until(lambda: not is_alive(child), "the end of the child")
     for left in (tmp_path / "scratch").iterdir():  # nobody could remove it
         subprocess.run(["rm", "-r", left], check=True)
 

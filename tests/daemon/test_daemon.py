@@ -12,6 +12,7 @@ import pytest
 from lipsyncd.jobs.job import Job, JobState, new_id, now_ms
 from lipsyncd.media.mp4 import inspect
 from tests.kits.installation import Installation, picture, put, sound
+from tests.kits.machine.processes import is_gone
 
 
 def test_a_pair_becomes_a_video_with_its_sidecar(installation: Installation) -> None:
@@ -200,17 +201,7 @@ def test_a_killed_daemon_leaves_no_child_behind(installation: Installation) -> N
     os.kill(child, 0)
     installation.kill()
 
-    installation.until(lambda: not _alive(child), "the child's end", seconds=5)
-    assert not _alive(child)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
+    assert is_gone(child)
 
 
 def test_an_outbox_that_is_not_mounted_keeps_the_finished_video(installation: Installation) -> None:

@@ -35,5 +35,5 @@ print(os.read(reader, 1 << 16).count(b"<heap nr="))
 
 @pytest.mark.parametrize(("how", "one"), [("shared", True), ("as it is", False)])
 def test_threads_share_one_heap_once_the_daemon_has_set_it(how: str, one: bool) -> None:
-    ran = subprocess.run([sys.executable, "-c", ARENAS, how], capture_output=True, text=True, check=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", ARENAS, how], capture_output=True, text=True, check=True, timeout=200)
     assert (int(ran.stdout) == 1) is one

@@ -27,6 +27,7 @@ from lipsyncd.storage.open_folder import OpenFolder
 from tests.kits.core_kit import UNPRIVILEGED, as_nobody, queued
 from tests.kits.doctor_kit import fault, seen
 from tests.kits.installation import Installation
+from tests.kits.machine.processes import GONE
 from tests.kits.web_kit import port_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and check the rights of another user")
@@ -229,7 +230,10 @@ def test_a_daemon_is_shown_with_its_pid_and_one_that_hangs_is_a_fault(installati
 
 def _stopped(pid: int) -> bool:
     """Are all of its threads stopped? A signal stops them one after the other."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except GONE:  # a thread has just ended
+        return False
     return all(text.rpartition(") ")[2].startswith("T") for text in stats)
 
 

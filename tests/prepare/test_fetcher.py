@@ -44,7 +44,7 @@ class Box:
         return spec, folder
 
     def until_idle(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.fetcher.under_way:
             assert time.monotonic() < deadline
             self.ended.wait(0.05)
@@ -80,13 +80,13 @@ def test_a_failure_is_raised_when_its_job_comes_again_and_then_the_job_is_tried_
 def test_one_owner_has_at_most_half_of_the_fetches(box: Box, server: Server) -> None:
     """Eight slow fetches of one owner leave room for a quick one of another."""
     gate = threading.Event()
-    slow = server.route("/slow", lambda handler: (gate.wait(20), handler.answer(200, b"slow"))[1])
+    slow = server.route("/slow", lambda handler: (gate.wait(60), handler.answer(200, b"slow"))[1])
     quick = server.route("/quick", lambda handler: handler.answer(200, b"quick"))
     try:
         for _ in range(8):
             box.begin(slow, "one")
         _, folder = box.begin(quick, "two")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (folder / "image").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -99,11 +99,11 @@ def test_one_owner_has_at_most_half_of_the_fetches(box: Box, server: Server) -> 
 
 def test_closing_ends_the_fetches_under_way(tmp_path: Path, server: Server) -> None:
     box, gate = Box(tmp_path, server), threading.Event()
-    box.begin(server.route("/slow", lambda handler: (gate.wait(20), handler.answer(200, b""))[1]))
+    box.begin(server.route("/slow", lambda handler: (gate.wait(60), handler.answer(200, b""))[1]))
     began_s = time.monotonic()
     box.fetcher.close()
     gate.set()
-    assert time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s < 10
 
 
 def test_a_server_that_drips_is_given_up(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +113,14 @@ def test_a_server_that_drips_is_given_up(tmp_path: Path, server: Server, monkeyp
         handler.send_response(200)
         handler.send_header("Content-Length", "100000")
         handler.end_headers()
-        for _ in range(100):
+        for _ in range(600):
             handler.wfile.write(b"x")
             time.sleep(0.05)
 
     url, began_s = server.route("/drip", drip), time.monotonic()
     with pytest.raises(FetchFailed, match=r"sends only 0\.0 kB a second"):
         fetching.fetch(url, tmp_path / "x", max_bytes=10**6, timeout_s=30, min_bytes_s=8000, allow=(server.listed,))
-    assert time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s < 10
     assert not (tmp_path / "x").exists()
 
 

@@ -15,6 +15,7 @@ from lipsyncd.prepare.speech import speak_with
 from lipsyncd.prepare.spoken_text import MAX_CHARS, MAX_SPOKEN_CHARS
 from lipsyncd.prepare.voices.process import SpeakingStopped
 from tests.kits.installation import Installation, picture, put
+from tests.kits.machine.processes import is_gone
 
 # Speaks each letter as a tenth of a second, and writes down what it received.
 SPEAKER = """
@@ -89,10 +90,8 @@ time.sleep(60)
     began = time.monotonic()
     with pytest.raises(SpeechFailed, match="longer than 1 s"):
         speak_with(program(tmp_path, source), "hello", tmp_path / "out.wav", timeout_s=1.0)
-    assert time.monotonic() - began < 5
-    pid = int((tmp_path / "child").read_text())
-    time.sleep(0.2)
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1]
+    assert time.monotonic() - began < 30
+    assert is_gone(int((tmp_path / "child").read_text()))
 
 
 def test_a_program_whose_text_nobody_wants_any_more_is_ended_at_once(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lipsyncd.media import ffmpeg
 from lipsyncd.worker.check_result import validate
 from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts
 from lipsyncd.worker.protocol import Progress, Render, Result
+from tests.kits.core_kit import is_soon
 from tests.kits.media.preview_kit import astronaut, voice
 
 # Without the extra `musetalk` its renderer cannot be checked.
@@ -194,9 +195,13 @@ def test_equal_inputs_give_an_equal_file_also_in_another_child(bench: Bench, ren
 def test_a_cancel_takes_effect_within_a_second_and_the_child_goes_on(bench: Bench, renderer: str) -> None:
     bench.render(bench.request(renderer, seconds=0.4))
     pid = bench.child.pid
-    with pytest.raises(RenderCancelled):
-        bench.render(bench.request(renderer, seconds=60, stitch=True), stop_after=1)
-    assert time.monotonic() - bench.stopped_s < 1.0
+
+    def took_s() -> float:
+        with pytest.raises(RenderCancelled):
+            bench.render(bench.request(renderer, seconds=60, stitch=True), stop_after=1)
+        return time.monotonic() - bench.stopped_s
+
+    assert is_soon(took_s, 1.0)
     assert bench.child.pid == pid
     bench.render(bench.request(renderer, seconds=0.4))
     assert bench.child.pid == pid

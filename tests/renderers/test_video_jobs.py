@@ -125,7 +125,7 @@ def test_a_long_analysis_is_no_silence_and_can_be_cancelled(busy: Installation) 
     assert busy.cli("cancel", job.id).returncode == 0
     cancelled_s = time.monotonic()
     busy.until_state("slower", JobState.CANCELLED)
-    assert time.monotonic() - cancelled_s < 3
+    assert time.monotonic() - cancelled_s < 5  # the analysis alone would take ten seconds
 
 
 def test_the_length_of_a_video_is_exact_at_fractional_rates(busy: Installation) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import lipsyncd
 from tests.kits.installation import Installation, picture, put
+from tests.kits.machine.processes import children_of, command_of, is_alive
 
 # Starts a process that no kill of a process group reaches: a session of its own, and a parent that has ended.
 ESCAPE = """
@@ -40,17 +41,6 @@ out.writeframes(bytes(16000))
 )
 
 
-def living(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def children(pid: int) -> list[int]:
-    return [int(n) for path in Path(f"/proc/{pid}/task").glob("*/children") for n in path.read_text().split()]
-
-
 def script(code: str, *arguments: object) -> list[str]:
     """Run Python that becomes a subreaper first; returns the words that it prints."""
     begin = "from lipsyncd.sandbox import subreaper; subreaper.become()\n"
@@ -75,9 +65,9 @@ def test_a_daemon_ends_what_the_operators_speaker_leaves_behind(installation: In
         installation.until_done("anna")
         pids = [int(pid) for pid in note.read_text().split()]
         assert len(pids) == 2
-        assert not any(map(living, pids))
+        assert not any(map(is_alive, pids))
         assert installation.daemon is not None
-        left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(installation.daemon.pid)]
+        left = [*filter(None, map(command_of, children_of(installation.daemon.pid)))]
         assert all(b"lipsyncd.renderers" in line for line in left), left
     assert "was left behind and is ended" in installation.log
 
@@ -94,8 +84,8 @@ def test_a_daemon_ends_what_a_render_child_leaves_behind_when_it_ends(installati
         installation.drop_pair("anna")
         installation.until_done("anna")
         [helper] = map(int, note.read_text().split())
-        assert living(helper), "it is left alone while the child may need it"
-        installation.until(lambda: not living(helper), "its end", seconds=20)
+        assert is_alive(helper), "it is left alone while the child may need it"
+        installation.until(lambda: not is_alive(helper), "its end")
 
 
 def test_only_what_was_left_behind_is_ended(tmp_path: Path) -> None:

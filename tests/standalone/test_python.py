@@ -27,6 +27,7 @@ from lipsyncd.errors import (
 )
 from lipsyncd.media.ffmpeg import find
 from tests.kits.installation import ROOT, Installation, face, picture, sound
+from tests.kits.machine.processes import children_of, command_of
 
 
 @pytest.fixture
@@ -47,14 +48,9 @@ def home(installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert renderers() == before
 
 
-def renderers() -> set[str]:
+def renderers() -> set[int]:
     """The render children of this process."""
-    found = set()
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if b"lipsyncd.renderers\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.add(pid)
-    return found
+    return {pid for pid in children_of() if b"lipsyncd.renderers\0" in command_of(pid)}
 
 
 def decoded(video: lipsyncd.Video) -> np.ndarray:

@@ -17,6 +17,7 @@ from lipsyncd.weights import AutoPull, PullStopped, Step, Store, pull
 from tests.kits.core_kit import Clock
 from tests.kits.hub_kit import Hub, Trouble, noise, put, running_hub, weight
 from tests.kits.installation import ROOT
+from tests.kits.machine.processes import children_of, command_of
 
 pytest.importorskip("huggingface_hub")
 
@@ -56,7 +57,7 @@ def part_of(store: Store) -> Path:
     return store.path("eyes").with_name(f".eyes.bin.{EYES_ENTRY.sha256[:12]}.part")
 
 
-def wait_for(done: object, seconds: float = 20.0) -> None:
+def wait_for(done: object, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not done():  # type: ignore[operator]
         assert time.monotonic() < deadline
@@ -126,8 +127,7 @@ def test_a_download_inherits_the_way_to_the_hub_and_no_secret(
 
 def environment_of_the_download() -> dict[str, str]:
     """Of the child of this process that downloads."""
-    children = "".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
-    [pid] = [pid for pid in children if b"lipsyncd.weights.download" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [pid] = [pid for pid in children_of() if b"lipsyncd.weights.download" in command_of(pid)]
     entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
     return dict(entry.split("=", 1) for entry in entries if entry)
 
@@ -170,7 +170,7 @@ def test_a_second_pull_waits_for_the_first(hub: Hub, store: Store) -> None:
     hub.troubles["eyes.bin"] = Trouble(hold_at=15_000_000)
     first = threading.Thread(target=pull, args=(store, BOTH))
     first.start()
-    assert hub.held.wait(20)
+    assert hub.held.wait(60)
     doing: list[str] = []
     with pytest.raises(PullStopped):
         pull(store, BOTH, report=lambda step: doing.append(step.doing), stop=lambda: len(doing) > 2)
@@ -328,7 +328,7 @@ def test_the_first_job_starts_a_pull_and_its_reason_gives_the_progress(hub: Hub,
     auto = AutoPull(store, allowed=True)
     with pytest.raises(WeightsMissing, match=r"weights are being pulled: eyes"):
         auto.require()
-    assert hub.held.wait(20)
+    assert hub.held.wait(60)
     wait_for(lambda: auto.progress() == "eyes fetching, 43 % of 24.0 MB")
     with pytest.raises(WeightsMissing, match=r"eyes fetching, 43 % of 24.0 MB; the job goes on by itself"):
         auto.require()
@@ -345,11 +345,11 @@ def test_a_pull_in_the_background_ends_with_the_daemon(hub: Hub, store: Store) -
     auto = AutoPull(store, allowed=True)
     with pytest.raises(WeightsMissing):
         auto.require()
-    assert hub.held.wait(20)
+    assert hub.held.wait(60)
     started_s = time.monotonic()
     auto.stop()
     assert not auto.busy
-    assert time.monotonic() - started_s < 2.0
+    assert time.monotonic() - started_s < 10.0  # the server would hold it for a minute
 
 
 def test_a_failed_pull_is_reported_and_tried_again_later(hub: Hub, store: Store) -> None:

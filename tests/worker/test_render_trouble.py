@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -11,6 +10,7 @@ from lipsyncd.jobs.job import JobState
 from tests.kits.faults.faulty_renderers import NAMES
 from tests.kits.installation import Installation
 from tests.kits.machine.cgroup_kit import memory_group
+from tests.kits.machine.processes import children_of, command_of, is_alive
 
 
 def drop(installation: Installation, name: str, renderer: str, *, seed: int = 0, seconds: float = 0.3) -> None:
@@ -26,15 +26,6 @@ def notes_of(installation: Installation, name: str) -> list[str]:
 
 def child_of(installation: Installation) -> int:
     return int(installation.log.rsplit("render child for cpu started, pid ", 1)[1].split()[0])
-
-
-def alive(pid: int) -> bool:
-    """A zombie does nothing any more."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.slow
@@ -88,7 +79,7 @@ def test_a_clock_that_runs_out_ends_the_child_and_what_it_started(installation: 
         drop(installation, "stuck", "nurse")
         job = installation.until_failed("stuck")
         child, helper = map(int, (installation.root / "renders").read_text().split())
-        installation.until(lambda: not alive(child) and not alive(helper), "the end of both")
+        installation.until(lambda: not is_alive(child) and not is_alive(helper), "the end of both")
     assert job.reason_code == ("render-timeout" if clock == "job_timeout_s" else "render-stalled")
 
 
@@ -99,21 +90,11 @@ def test_the_encoder_of_a_child_that_is_killed_ends_too(installation: Installati
         child = installation.until(
             lambda: "render child for cpu started" in installation.log and child_of(installation), "the child"
         )
-        encoders = installation.until(lambda: [p for p in children_of(child) if b"ffmpeg" in command(p)], "its encoder")
+        encoders = installation.until(
+            lambda: [p for p in children_of(child) if b"ffmpeg" in command_of(p)], "its encoder"
+        )
         os.kill(child, 9)
-        installation.until(lambda: not any(alive(pid) for pid in encoders), "the encoder's end", seconds=10)
+        installation.until(lambda: not any(is_alive(pid) for pid in encoders), "the encoder's end")
         job = installation.until(lambda: (j := installation.job("long")) and j.reason_code and j, "the attempt's end")
     assert (job.state, job.reason_code) == (JobState.QUEUED, "render-crashed")
     assert "not by the kernel" in job.reason
-
-
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""

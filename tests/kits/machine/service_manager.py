@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,18 @@ class ServiceManager:
         while message := self._socket.recv(65536):
             self.messages.append(message.decode().split("\n"))
 
-    def close(self) -> None:
+    def _send(self, message: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
-            ours.sendto(b"", f"\0{self.address[1:]}" if self.address.startswith("@") else self.address)
+            ours.sendto(message, f"\0{self.address[1:]}" if self.address.startswith("@") else self.address)
+
+    def catch_up(self) -> None:
+        """Return when everything was read that has been sent so far."""
+        mark = f"X_CAUGHT_UP={uuid.uuid4()}"
+        self._send(mark.encode())
+        self.wait_for(mark.__eq__)
+
+    def close(self) -> None:
+        self._send(b"")
         self._thread.join()
         self._socket.close()
 

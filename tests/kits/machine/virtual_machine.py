@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kits.machine.container_kit import PipSource
+from tests.kits.machine.processes import GONE
 
 # nspawn's own filter refuses these calls, which the unit's filter allows.
 _CALLS = "openat2 landlock_create_ruleset landlock_add_rule landlock_restrict_self"
@@ -48,7 +49,7 @@ class Machine:
         """The child with process number 1 in its own namespace; helpers start and end before it."""
         assert self._nspawn.poll() is None, self._log.read_text()
         for child in Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(*GONE):
                 numbers = re.search(r"^NSpid:\s+\d+\s+1$", Path(f"/proc/{child}/status").read_text(), re.MULTILINE)
                 if numbers is not None:
                     return int(child)

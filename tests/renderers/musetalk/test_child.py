@@ -22,6 +22,7 @@ from lipsyncd.media import ffmpeg  # noqa: E402
 from lipsyncd.worker.check_result import validate  # noqa: E402
 from lipsyncd.worker.child_process import LocalChild, RenderCancelled, Timeouts  # noqa: E402
 from lipsyncd.worker.protocol import Progress, Render  # noqa: E402
+from tests.kits.core_kit import is_soon  # noqa: E402
 from tests.kits.installation import Installation, put  # noqa: E402
 from tests.kits.media.face_kit import backdrop  # noqa: E402
 from tests.kits.media.media_kit import wav  # noqa: E402
@@ -104,17 +105,20 @@ def test_one_child_renders_job_after_job_each_with_its_sound(child: LocalChild, 
 
 
 def test_a_cancelled_render_ends_within_a_second(child: LocalChild, tmp_path: Path) -> None:
-    progress: list[Progress] = []
-    stopped_s: list[float] = []
+    def took_s() -> float:
+        progress: list[Progress] = []
+        stopped_s: list[float] = []
 
-    def stop() -> bool:
-        if any(p.done >= 2 for p in progress):
-            stopped_s.append(time.monotonic())
-        return bool(stopped_s)
+        def stop() -> bool:
+            if any(p.done >= 2 for p in progress):
+                stopped_s.append(time.monotonic())
+            return bool(stopped_s)
 
-    with pytest.raises(RenderCancelled):
-        child.render(request(tmp_path, seconds=60), progress=progress.append, stop=stop)
-    assert time.monotonic() - stopped_s[0] < 1
+        with pytest.raises(RenderCancelled):
+            child.render(request(tmp_path, seconds=60), progress=progress.append, stop=stop)
+        return time.monotonic() - stopped_s[0]
+
+    assert is_soon(took_s, 1.0)
 
 
 def test_a_render_that_takes_too_long_is_ended(child: LocalChild, tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_a_render_that_takes_too_long_is_ended(child: LocalChild, tmp_path: Path
     with pytest.raises(RenderTimeout):
         child.render(given, progress=lambda _: None, stop=never)
 
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert child.pid is None
     child.timeouts = lambda: TIMEOUTS
 

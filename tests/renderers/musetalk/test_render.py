@@ -276,7 +276,7 @@ def test_closing_a_shot_early_ends_its_thread(renderer: MuseTalk) -> None:
     frames.close()
 
     assert prefetchers() == 0
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # a few batches, and not the hundred frames
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------

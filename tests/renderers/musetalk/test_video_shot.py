@@ -24,6 +24,7 @@ from lipsyncd.renderers.framing import RgbImage  # noqa: E402
 from lipsyncd.renderers.musetalk.renderer import MuseTalk, RendererSettings  # noqa: E402
 from lipsyncd.renderers.video_source import VideoSource  # noqa: E402
 from tests.kits.installation import Installation, put, sound  # noqa: E402
+from tests.kits.machine.processes import children_of  # noqa: E402
 from tests.kits.media.face_kit import backdrop, draw_head  # noqa: E402
 from tests.kits.media.footage_kit import written  # noqa: E402
 from tests.kits.media.media_kit import ffmpeg  # noqa: E402
@@ -157,16 +158,12 @@ def test_a_video_without_a_face_is_refused(renderer: MuseTalk, tmp_path: Path) -
 
 
 def test_closing_a_shot_early_ends_its_thread_and_its_decoder(renderer: MuseTalk, tmp_path: Path) -> None:
-    before = children()
+    before = set(children_of())
     frames = renderer.open(scene_of(tmp_path, walk(30), 1.2)).frames()
     next(frames)
     frames.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetcher"]
-    assert children() <= before
-
-
-def children() -> set[str]:
-    return {child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
+    assert set(children_of()) <= before
 
 
 def test_a_video_in_the_inbox_becomes_a_video_in_the_outbox(installation: Installation, weights: Path) -> None:

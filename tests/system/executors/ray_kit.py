@@ -23,6 +23,7 @@ from lipsyncd.settings import Settings
 from lipsyncd.settings.cluster import Ray, Roots
 from lipsyncd.worker.child_process import Timeouts
 from tests.kits.installation import ROOT, Installation
+from tests.kits.machine.processes import children_of, command_of
 
 OBJECTS_BYTES = 80_000_000
 NODE = {"num_cpus": 1, "object_store_memory": OBJECTS_BYTES}
@@ -119,9 +120,7 @@ def ray_machines(
 
 def agents_of(raylet: int) -> list[int]:
     """The helpers of a raylet that are no workers."""
-    tasks = Path(f"/proc/{raylet}/task").iterdir()
-    children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-    return [pid for pid in children if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes().lower()]
+    return [pid for pid in children_of(raylet) if b"agent" in command_of(pid).lower()]
 
 
 def processes_of(home: Path) -> list[int]:
@@ -135,12 +134,12 @@ def processes_of(home: Path) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def assert_none_left(home: Path, within_s: float = 10.0) -> None:
+def assert_none_left(home: Path, within_s: float = 60.0) -> None:
     """Wait until no process with that home is left; those that stay are ended, and fail the test."""
     deadline = time.monotonic() + within_s
     while processes_of(home) and time.monotonic() < deadline:
         time.sleep(0.1)
-    left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_of(home)}
+    left = {pid: command for pid in processes_of(home) if (command := command_of(pid))}
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -184,12 +183,7 @@ def start_on_ray(installation: Installation, **environment: str) -> None:
 
 def children(home: Path) -> list[int]:
     """Process ids of the render children on the machines with that home."""
-    found = []
-    for pid in processes_of(home):
-        with contextlib.suppress(OSError):
-            if b"\0lipsyncd.renderers\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+    return [pid for pid in processes_of(home) if b"\0lipsyncd.renderers\0" in command_of(pid)]
 
 
 def actor_of(child: int) -> int:

@@ -18,6 +18,7 @@ from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.media.mp4 import inspect
 from lipsyncd.storage.files import read_json
 from tests.kits.installation import Installation
+from tests.kits.machine.processes import is_gone
 from tests.system.executors.ray_kit import (
     RayMachines,
     actor_of,
@@ -27,7 +28,6 @@ from tests.system.executors.ray_kit import (
     ray_machines,
     start_on_ray,
 )
-from tests.worker.test_child_process import gone
 
 pytestmark = pytest.mark.ray
 
@@ -76,7 +76,7 @@ def test_jobs_run_on_the_cluster_and_survive_actor_and_daemon(
     rendering(daemon, "long")
     [child] = children(ray_home)
     os.kill(actor_of(child), signal.SIGKILL)
-    assert gone(child, 5.0), "the kernel ends the child with its actor"
+    assert is_gone(child), "the kernel ends the child with its actor"
     assert daemon.until_done("long").attempt == 2
 
     daemon.drop_manifest("cut", image="cut.png", audio="cut.wav", renderer="slow")
@@ -84,7 +84,7 @@ def test_jobs_run_on_the_cluster_and_survive_actor_and_daemon(
     rendering(daemon, "cut")
     [child] = children(ray_home)
     daemon.kill()
-    assert gone(child, 5.0), "no orphan keeps a GPU"
+    assert is_gone(child), "no orphan keeps a GPU"
     start_on_ray(daemon)
     assert daemon.until_done("cut").attempt == 2
     assert published(daemon) == ["cut.mp4", "first.mp4", "long.mp4"]
@@ -98,11 +98,11 @@ def test_a_machine_that_joins_is_used_and_the_jobs_of_a_lost_one_run_elsewhere(
     start_on_ray(daemon)
     daemon.until(lambda: slots(daemon), "the slot of the head")
     second = machines.add_node()
-    daemon.until(lambda: len(slots(daemon)) == 2, "the slot of the new machine", seconds=10.0)
+    daemon.until(lambda: len(slots(daemon)) == 2, "the slot of the new machine")
 
     for seed, name in enumerate(("one", "two")):
         daemon.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", renderer="slow")
-        daemon.drop_pair(name, seed=seed, seconds=1.5)
+        daemon.drop_pair(name, seed=seed, seconds=2.5)
     jobs = {job.device: job for job in (rendering(daemon, "one"), rendering(daemon, "two"))}
     assert len(jobs) == 2, "both machines render at the same time"
     shown = daemon.cli("status", "--slots").stdout.splitlines()
@@ -150,7 +150,7 @@ def test_late_answers_cancels_and_restarts_change_nothing_that_is_decided(
     assert daemon.cli("cancel", job.id).returncode == 0
     daemon.until_state("never", JobState.CANCELLED)
     assert time.monotonic() - began_s < 3.0  # a second, and the start of the command
-    daemon.until(lambda: slots(daemon, "free"), "the release of the idle GPU", seconds=10.0)
+    daemon.until(lambda: slots(daemon, "free"), "the release of the idle GPU")
     assert children(ray_home) == []
     assert published(daemon) == ["late.mp4", "published.mp4"]
     assert daemon.stop() == 0

@@ -29,10 +29,10 @@ def test_the_daemon_outlives_the_control_store_and_uses_the_next_one(
             status = read_json(daemon.path("state") / "status.json") or {}
             return "" if status.get("slots") else status.get("cluster_fault", "")
 
-        assert "no connections" in daemon.until(fault, "the loss in the status", seconds=20.0)
+        assert "no connections" in daemon.until(fault, "the loss in the status")
         daemon.drop_pair("after", seed=1)
         daemon.until_state("after", JobState.QUEUED)
-        daemon.until(lambda: not children(ray_home), "the end of the render child", seconds=20.0)
+        daemon.until(lambda: not children(ray_home), "the end of the render child")
     with ray_machines(tmp_path, ray_home, head_gpus=1, port=int(machines.address.rpartition(":")[2])):
         assert daemon.until_done("cut").attempt == 2
         daemon.until_done("after")

@@ -19,6 +19,7 @@ from lipsyncd.jobs.job import JobState
 from lipsyncd.sandbox.jail import run_jailed
 from tests.kits.installation import READY, Installation, picture, sound
 from tests.kits.long_run_figures import report
+from tests.kits.machine.processes import children_of, command_of
 from tests.kits.web_kit import Api, port_of
 
 IDLE = 1024
@@ -150,12 +151,10 @@ def test_children_start_with_the_limit_that_the_daemon_started_with(installation
     daemon = pid_of(installation)
 
     def rendering() -> list[int]:
-        lists = [path.read_text().split() for path in Path(f"/proc/{daemon}/task").glob("*/children")]
-        children = [int(pid) for pids in lists for pid in pids]
-        return [pid for pid in children if b"lipsyncd.renderers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in children_of(daemon) if b"lipsyncd.renderers" in command_of(pid)]
 
     [child] = installation.until(rendering, "the render child")
-    installation.until(lambda: limit_of(child)[0] == 1024, "its limit", seconds=5)
+    installation.until(lambda: limit_of(child)[0] == 1024, "its limit")
     assert limit_of(daemon)[0] == HARD
     installation.stop()
 

@@ -6,11 +6,11 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.kits.installation import sound
+from tests.kits.machine.processes import is_alive
 from tests.kits.web_kit import Api, serving
 
 PROGRAM = """#!/bin/sh
@@ -30,13 +30,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_one_text_at_a_time_and_a_client_that_leaves_ends_it(api: Api) -> None:
     assert api.post("/speech", {"text": "Quick."}).body == sound(0.5)
     noted, body = api.installation.root / "speaking", json.dumps({"text": "slow speech"}).encode()
@@ -47,8 +40,8 @@ def test_one_text_at_a_time_and_a_client_that_leaves_ends_it(api: Api) -> None:
         busy.refused(429, "TooManyRequestsError")
         assert busy.headers["Retry-After"] == "2"
         assert is_alive(pid)
-    api.installation.until(lambda: not is_alive(pid), "the end of the program", seconds=10)
-    api.installation.until(lambda: api.post("/speech", {"text": "Quick."}).status == 200, "the next turn", seconds=10)
+    api.installation.until(lambda: not is_alive(pid), "the end of the program")
+    api.installation.until(lambda: api.post("/speech", {"text": "Quick."}).status == 200, "the next turn")
     assert list((api.installation.path("state") / "uploads").glob(".tmp-*")) == []
     assert os.listdir(api.installation.path("inbox")) == [".lipsyncd"]  # no job is made of it
 

@@ -122,7 +122,7 @@ def test_a_comment_comes_every_15_seconds(api: Api) -> None:
         seen, began_s = b"", time.monotonic()
         while seen.count(b":\n\n") < 2:
             seen += line.recv(65536)
-        assert 29 < time.monotonic() - began_s < 36
+        assert 29 < time.monotonic() - began_s < 50
         assert seen.endswith(b":\n\n\r\n")  # in a chunk
 
 
