@@ -101,7 +101,7 @@ def source() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    fetch = {"allow": ["127.0.0.1"], "max_mb": 1, "timeout_s": 2.0}
+    fetch = {"allow": ["127.0.0.1"], "max_mb": 1, "timeout_s": 4.0}
     changes = {
         "fetch": fetch,
         "render": {"max_attempts": 1, "renderers": [*NAMES, REPLAY]},
@@ -142,7 +142,7 @@ def test_a_bad_source_fails_the_job_with_its_reason(api: Api, source: str, image
     answer = api.talk(talk(api, source, image), "error")
     assert (answer["error"]["kind"], answer["error"]["code"]) == ("SourceError", code), answer
     assert word in answer["error"]["description"]
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < 60
 
 
 @pytest.mark.parametrize("audio", ["endless.wav", "lost.wav", "inwards.wav"])

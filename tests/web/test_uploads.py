@@ -85,10 +85,8 @@ def test_a_dozen_slow_uploads_are_ended_and_others_find_room(tmp_path: Path) -> 
         folder = api.installation.path("state") / "uploads"
         api.installation.until(lambda: len(list(folder.glob(".tmp-in-*"))) == 12, "twelve uploads on their way")
         assert api.form("/images", image=("a.png", picture())).refused(429, "TooManyRequestsError")
-        api.installation.until(
-            lambda: api.form("/images", image=("a.png", picture())).status == 201, "room", seconds=25
-        )
-        assert time.monotonic() - began_s < 25  # and not the 300 s of `web.upload_timeout_s`
+        api.installation.until(lambda: api.form("/images", image=("a.png", picture())).status == 201, "room")
+        assert time.monotonic() - began_s < 120  # and not the 300 s of `web.upload_timeout_s`
         answers = [line.recv(65_536) for line in lines]
     assert all(answer.startswith(b"HTTP/1.1 408 ") and b"too slow" in answer for answer in answers)
 
@@ -112,7 +110,7 @@ def test_an_upload_at_the_lowest_rate_arrives_and_json_that_drips_is_ended(tmp_p
             line.sendall(b"POST /talks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n{")
             began_s = time.monotonic()
             assert line.recv(65_536).startswith(b"HTTP/1.1 408 ")
-            assert 5 < time.monotonic() - began_s < 20
+            assert 5 < time.monotonic() - began_s < 60
 
 
 # -- the share of one client -------------------------------------------------------------------------------------------
@@ -203,7 +201,7 @@ def test_the_slow_fetches_of_one_key_hold_up_no_other(tmp_path: Path, silent_ser
         began_s = time.monotonic()
         answer = with_key(api, BERT).form("/images", source_url=f"{silent_server}/quick.png")
         assert answer.status == 201, answer
-        assert time.monotonic() - began_s < 6
+        assert time.monotonic() - began_s < 10  # and not the 12 s of each fetch
 
 
 # -- the space of uploads ----------------------------------------------------------------------------------------------

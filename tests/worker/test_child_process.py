@@ -325,12 +325,12 @@ def test_silence_ends_a_render(tmp_path: Path) -> None:
         pid, started = one.pid, time.monotonic()
         with pytest.raises(RenderStalled, match=r"sent nothing for 0\.5 s"):
             render(one, request(tmp_path, "hang"))
-        assert 0.5 <= time.monotonic() - started < 10
+        assert 0.5 <= time.monotonic() - started < 40
         assert is_gone(pid)
 
 
 def test_loading_a_renderer_has_the_time_of_a_start_and_rendering_has_not(tmp_path: Path) -> None:
-    with child(Timeouts(start_s=60, deadline_s=60, silence_s=0.5)) as one:
+    with child(Timeouts(start_s=60, deadline_s=60, silence_s=2.0)) as one:
         one.start()
         render(one, request(tmp_path, "slow-to-load"))
         one.close()
@@ -343,10 +343,10 @@ def test_loading_a_renderer_has_the_time_of_a_start_and_rendering_has_not(tmp_pa
 
 def test_the_deadline_ends_a_render_that_goes_on_talking(tmp_path: Path) -> None:
     reported: list[Progress] = []
-    with child(Timeouts(start_s=60, deadline_s=1.5, silence_s=1.0)) as one:
+    with child(Timeouts(start_s=60, deadline_s=3.0, silence_s=60)) as one:
         one.start()
         pid = one.pid
-        with pytest.raises(RenderTimeout, match=r"job job was not rendered within 1\.5 s"):
+        with pytest.raises(RenderTimeout, match=r"job job was not rendered within 3 s"):
             render(one, request(tmp_path, "slow", seconds=20), reported=reported)
         assert reported[-1].stage == "rendering"
         assert is_gone(pid)
@@ -355,9 +355,17 @@ def test_the_deadline_ends_a_render_that_goes_on_talking(tmp_path: Path) -> None
 @pytest.mark.parametrize("end", ["silence", "close"])
 def test_what_a_child_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
     """A helper that ignores every polite signal, in the child's process group."""
-    with child(Timeouts(start_s=60, deadline_s=60, silence_s=1.5 if end == "silence" else 60)) as one:
+    with child(Timeouts(start_s=60, deadline_s=60, silence_s=3.0 if end == "silence" else 60)) as one:
         one.start()
-        closer = threading.Timer(1.5, one.close) if end == "close" else None
+
+        def close() -> None:
+            for _ in range(6000):
+                if (tmp_path / "helper").exists() and (tmp_path / "helper").read_text():
+                    break
+                time.sleep(0.01)
+            one.close()
+
+        closer = threading.Thread(target=close) if end == "close" else None
         if closer is not None:
             closer.start()
         with pytest.raises((RenderStalled, RenderCrashed, OutOfMemory)):

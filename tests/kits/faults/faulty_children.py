@@ -79,7 +79,7 @@ class SlowAtStart(Flat):
 class SlowToLoad(Flat):
     def __init__(self, device: str) -> None:
         super().__init__(device)
-        time.sleep(1.5)
+        time.sleep(3.0)
 
 
 class WithHelper(Flat):
