@@ -96,7 +96,8 @@ class Housekeeper:
                 log.warning("housekeeping: %s", error)
             except Exception:
                 log.exception("housekeeping: unexpected failure")
-            self._wake.wait(_LOOK_EVERY_S)
+            if not self._stop.is_set():  # the stop sets the event after this
+                self._wake.wait(_LOOK_EVERY_S)
 
     def stop(self) -> None:
         self._stop.set()

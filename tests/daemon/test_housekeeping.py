@@ -342,6 +342,24 @@ def test_prune_says_what_goes_and_removes_it_with_a_daemon_and_without(installat
     assert list(results.iterdir()) == []
 
 
+def test_a_stop_at_the_beginning_of_a_look_is_not_slept_over(
+    by_hand: JobsByHand, clocks: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = housekeeper(by_hand, clocks)
+    begin = keeper._wake.clear
+
+    def stopped_just_before() -> None:
+        keeper.stop()
+        begin()
+
+    monkeypatch.setattr("lipsyncd.daemon.housekeeping._LOOK_EVERY_S", 600.0)
+    monkeypatch.setattr(keeper._wake, "clear", stopped_just_before)
+    thread = threading.Thread(target=keeper.run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_before_the_first_start_there_is_nothing_to_prune(installation: Installation) -> None:
     assert set(goes(installation.cli("prune", "--dry-run").stdout).values()) == {0}
     refused = installation.cli("prune")
