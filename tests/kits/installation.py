@@ -31,7 +31,7 @@ from tests.kits.media.preview_people import PEOPLE, portrait
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = " ready in "  # stands in the log after each start
-WAIT_S = 90.0  # on an idle machine nothing takes a tenth of it
+WAIT_S = 150.0  # on an idle machine nothing takes a tenth of it
 
 
 def picture(seed: int = 0, width: int = 80, height: int = 72) -> bytes:
