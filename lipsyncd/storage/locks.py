@@ -190,7 +190,7 @@ def _recorded_holder(descriptor: int) -> str:
 
 
 def _take(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
-    """Try for a moment, and for longer while nobody has the lock for itself.
+    """Try for a moment, and for longer while no process has the lock for itself.
 
     `is_held` in another process shares the lock while it looks, which on a busy machine may last.
     """
