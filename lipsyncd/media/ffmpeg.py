@@ -36,10 +36,7 @@ _LARGEST_RATE_TERM = 1_001_000  # ffmpeg rounds a rate whose reduced terms are l
 _KEYFRAME_INTERVAL_S = 2  # after a jump a player decodes at most this much
 # From here on ffmpeg's fast coder is the better one, too: 8 dB less noise at 160 kbit/s, in a third of the time.
 _FAST_CODER_KBPS = 64
-# Without these flags the scaler takes shortcuts that shift colours by one or two levels and differ between processors.
-_FILTER_PX = 4  # how far a chroma sample of the scaler reaches, in pixels of the frame
 _MOST_CHANGING = 0.8  # of the frame
-_SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 
 
 def find(setting: str = "") -> Path:
@@ -151,15 +148,15 @@ def _output_of(path: Path, option: str) -> str:
 
 @dataclass(frozen=True)
 class ChangingPart:
-    """The part of the frames that changes in a video, both as left, top, right, bottom in pixels of the frame.
+    """The part of the frames that changes in a video, which is sent alone and laid over the still frame.
 
-    shown  what is laid over the still frame; even numbers
-    sent   what is read from stdin: wider by the reach of the scaler's filter, so that each pixel of `shown` gets the
-           colours that it has when whole frames are sent
+    Its edges are even pixels of the frame, so that it has chroma samples of its own.
     """
 
-    shown: tuple[int, int, int, int]
-    sent: tuple[int, int, int, int]
+    left: int
+    top: int
+    right: int
+    bottom: int
 
     @classmethod
     def around(cls, changes: tuple[int, int, int, int], width: int, height: int) -> ChangingPart | None:
@@ -167,22 +164,22 @@ class ChangingPart:
 
         None when it is most of the frame: then whole frames cost less.
         """
-        shown = _wider(changes, width, height)
-        sent = _wider(shown, width, height)
-        area = (sent[2] - sent[0]) * (sent[3] - sent[1])
-        return None if area > _MOST_CHANGING * width * height else cls(shown, sent)
+        left, top = (max(edge // 2 * 2, 0) for edge in changes[:2])
+        right, bottom = (
+            min(-(-edge // 2) * 2, length) for edge, length in zip(changes[2:], (width, height), strict=True)
+        )
+        # A part without pixels cannot be sent.
+        left, top = min(left, width - 2), min(top, height - 2)
+        part = cls(left, top, max(right, left + 2), max(bottom, top + 2))
+        return None if part.width * part.height > _MOST_CHANGING * width * height else part
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of what is sent."""
-        return self.sent[2] - self.sent[0], self.sent[3] - self.sent[1]
+    def width(self) -> int:
+        return self.right - self.left
 
-
-def _wider(box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
-    """The box and what a filter around it reaches, in even pixels of the frame."""
-    left, top, right, bottom = box
-    left, top = (max((edge - _FILTER_PX) // 2 * 2, 0) for edge in (left, top))
-    return left, top, min(-(-(right + _FILTER_PX) // 2) * 2, width), min(-(-(bottom + _FILTER_PX) // 2) * 2, height)
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
 
 
 @dataclass(frozen=True)
@@ -213,6 +210,11 @@ class Encoding:
     changing: ChangingPart | None = None
 
     @property
+    def sent(self) -> tuple[int, int]:
+        """Width and height of the pictures on stdin."""
+        return (self.width, self.height) if self.changing is None else (self.changing.width, self.changing.height)
+
+    @property
     def described(self) -> str:
         """For people: "x264, 2 threads", or "nvenc"."""
         return f"{self.encoder}, {self.threads} threads" if self.encoder == X264 else self.encoder
@@ -227,16 +229,17 @@ class Encoding:
 
 
 def encode_arguments(ffmpeg: Path, encoding: Encoding, target: Path, still: int = -1) -> list[str]:
-    """The command that reads rgb24 frames from stdin and writes `target`: H.264 High yuv420p and AAC, `moov` first.
+    """The command that reads frames from stdin and writes `target`: H.264 High yuv420p and AAC, `moov` first.
+
+    The frames are planes of yuv420p in the matrix bt709 and the limited range; `lipsyncd.renderers.i420` makes them.
 
     Without a sound, `target` has the video alone.
 
     still  with `encoding.changing`, the descriptor from which one whole frame is read: stdin has that part alone. The
            bytes of the video are the same as if whole frames were sent.
 
-    The matrix is bt709 in the limited range, and all four colour fields are set in the stream and in the container:
-    ffmpeg's default for RGB would be an untagged BT.601, which players show with shifted skin colours. Sound and video
-    each end where their input ends; neither is cut to the shorter one.
+    All four colour fields are set in the stream and in the container: players take untagged colours for BT.601, which
+    shifts those of skin. Sound and video each end where their input ends; neither is cut to the shorter one.
 
     The `bitexact` flags keep dates and library versions out of the file.
     """
@@ -246,15 +249,16 @@ def encode_arguments(ffmpeg: Path, encoding: Encoding, target: Path, still: int 
         source = graph.input(
             f"pipe:{descriptor}",
             format="rawvideo",
-            pixel_format="rgb24",
+            pixel_format="yuv420p",
             video_size=size,
             framerate=str(encoding.fps),
         )
-        scaled = source.video.filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SCALE_FLAGS)
-        return scaled.filter("format", "yuv420p")
+        return source.video
 
     size, part = (encoding.width, encoding.height), encoding.changing
-    video = pictures(0, size) if part is None else _laid_over(pictures(still, size), pictures(0, part.size), part, size)
+    video = pictures(0, encoding.sent)
+    if part is not None:
+        video = _laid_over(pictures(still, size), video, part, size)
     video = video.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
     options = {**_h264_options(encoding), "profile:v": "high", "g": keyframe_interval(encoding.fps)}
     return _mp4_command(ffmpeg, video, encoding, target, options)
@@ -337,15 +341,12 @@ def _laid_over(still: Any, changing: Any, part: ChangingPart, size: tuple[int, i
     """
     import ffmpeg as graph
 
-    (width, height), (left, top, right, bottom) = size, part.shown
+    (width, height), (left, top, right, bottom) = size, (part.left, part.top, part.right, part.bottom)
     around = ((0, 0, width, top), (0, top, left, bottom), (right, top, width, bottom), (0, bottom, width, height))
     boxes = [box for box in around if box[0] < box[2] and box[1] < box[3]]
     copies = still.filter("tpad", stop=-1, stop_mode="clone").filter_multi_output("split", len(boxes))
-    tiles = [_cut(copies[number], box) for number, box in enumerate(boxes)]
-    sent_left, sent_top = part.sent[:2]
-    shown = (left - sent_left, top - sent_top, right - sent_left, bottom - sent_top)
-    layout = "|".join(f"{box[0]}_{box[1]}" for box in (part.shown, *boxes))
-    tiles.insert(0, _cut(changing, shown))
+    tiles = [changing, *(_cut(copies[number], box) for number, box in enumerate(boxes))]
+    layout = "|".join(f"{x}_{y}" for x, y, *_ in ((left, top), *boxes))
     return graph.filter(tiles, "xstack", inputs=len(tiles), layout=layout, shortest=1)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import math
 import os
 import stat
 import subprocess
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lipsyncd.errors import EncodeFailed
 from lipsyncd.log import printable
@@ -28,8 +28,11 @@ from lipsyncd.media.ffmpeg import ChangingPart, Encoding, encode_arguments
 from lipsyncd.processes import exit_text, last_lines
 from lipsyncd.renderers import Still
 from lipsyncd.renderers.framing import RgbImage
+from lipsyncd.renderers.i420 import I420
 from lipsyncd.sandbox.jail import end
 from lipsyncd.worker.encoder_process import popen_encoder
+
+Planes = NDArray[np.uint8]
 
 _RING_FRAMES = 6  # fewer where a frame is so large that they would need more than
 _RING_BYTES = 64 << 20
@@ -40,7 +43,7 @@ _EXIT_S = 5.0  # how long an ffmpeg that has closed its input may take to end
 class Encoder:
     """A running ffmpeg that takes the frames of one video, in order, and writes an MP4 to `target`.
 
-    Frames are copied into a small ring of buffers, which a thread of its own writes to ffmpeg: the next frame is
+    Frames are converted into a small ring of buffers, which a thread of its own writes to ffmpeg: the next frame is
     rendered while the last one is encoded, and memory does not grow with the length.
 
         with Encoder(ffmpeg, encoding, target) as encoder:
@@ -70,10 +73,10 @@ class Encoder:
         self.described = encoding.described
         self._stall_s = stall_s
         self._changed = threading.Condition()
-        sent = np.empty(self._shape, np.uint8)[self._place].shape
-        places = min(max(_RING_BYTES // math.prod(sent), 2), _RING_FRAMES)
-        self._free = deque(np.empty(sent, np.uint8) for _ in range(places))
-        self._full: deque[RgbImage] = deque()
+        self._colours = I420(*encoding.sent)
+        places = min(max(_RING_BYTES // self._colours.size_bytes, 2), _RING_FRAMES)
+        self._free = deque(np.empty(self._colours.size_bytes, np.uint8) for _ in range(places))
+        self._full: deque[Planes] = deque()
         self._ended = False  # no more frames come
         self._broken = False  # ffmpeg takes no more frames
         # In memory: a full disk loses no error message, and ffmpeg never blocks on a full pipe.
@@ -100,7 +103,7 @@ class Encoder:
         return self._process.pid
 
     def write(self, picture: RgbImage) -> None:
-        """Queue one frame (height, width, 3) uint8 RGB; it is copied, the caller may reuse its buffer at once.
+        """Queue one frame (height, width, 3) uint8 RGB; it is converted, the caller may reuse its buffer at once.
 
         Raises `EncodeFailed` when ffmpeg has ended or has taken nothing for `stall_s` seconds.
         """
@@ -113,7 +116,7 @@ class Encoder:
             buffer = self._free.popleft() if in_time and not self._broken else None
         if buffer is None:
             raise self._failure("ended early" if in_time else f"took no frame for {self._stall_s:g} s")
-        np.copyto(buffer, picture[self._place])
+        self._colours.convert(picture[self._place], buffer)
         with self._changed:
             self._full.append(buffer)
             self._changed.notify_all()
@@ -153,10 +156,10 @@ class Encoder:
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
-            while (picture := self._next()) is not None:
-                pipe.write(picture.data)
+            while (planes := self._next()) is not None:
+                pipe.write(planes.data)
                 with self._changed:
-                    self._free.append(picture)
+                    self._free.append(planes)
                     self._changed.notify_all()
         except (OSError, ValueError):  # ValueError: `abort` has closed the pipe already
             self._broken = True
@@ -165,7 +168,7 @@ class Encoder:
         with self._changed:
             self._changed.notify_all()
 
-    def _next(self) -> RgbImage | None:
+    def _next(self) -> Planes | None:
         with self._changed:
             self._changed.wait_for(lambda: self._full or self._ended)
             return self._full.popleft() if self._full and not self._broken else None
@@ -197,18 +200,21 @@ def _with_part(encoding: Encoding, still: Still | None) -> tuple[Encoding, tuple
     part = box and ChangingPart.around((box.x, box.y, box.right, box.bottom), encoding.width, encoding.height)
     if not part:
         return encoding, (slice(None), slice(None))
-    left, top, right, bottom = part.sent
-    return replace(encoding, changing=part), (slice(top, bottom), slice(left, right))
+    return replace(encoding, changing=part), (slice(part.top, part.bottom), slice(part.left, part.right))
 
 
 @contextlib.contextmanager
 def _in_memory(picture: RgbImage | None) -> Iterator[tuple[int, ...]]:
-    """A descriptor from which a child process reads the picture; none without one."""
+    """A descriptor from which a child process reads the picture's planes; none without one."""
     if picture is None:
         yield ()
         return
     with os.fdopen(os.memfd_create("still"), "wb", buffering=0) as file:
-        rest = np.ascontiguousarray(picture).data.cast("B")
+        height, width = picture.shape[:2]
+        colours = I420(width, height)
+        planes = np.empty(colours.size_bytes, np.uint8)
+        colours.convert(picture, planes)
+        rest = planes.data
         while rest:
             rest = rest[file.write(rest) :]
         file.seek(0)

@@ -82,7 +82,7 @@ def encode_one_frame(ffmpeg: Path, encoder: str = X264) -> None:
         encoding = Encoding(_SIDE_PX, _SIDE_PX, _RATE, sound, channels=1, preset="ultrafast", encoder=encoder)
         process = popen_encoder(encode_arguments(ffmpeg, encoding, target), encoding, target, stderr=subprocess.PIPE)
         try:
-            _, output = process.communicate(bytes(3 * _SIDE_PX * _SIDE_PX), timeout=_TIMEOUT_S)
+            _, output = process.communicate(bytes(3 * _SIDE_PX * _SIDE_PX // 2), timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise EncodeFailed(f"{ffmpeg} made no MP4 within {_TIMEOUT_S:g} s") from None
         finally:
