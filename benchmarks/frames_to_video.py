@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lipsyncd.media.ffmpeg import Encoding, encode_arguments, find
+from lipsyncd.media.ffmpeg import SOUND_RATE, Encoding, find
 from lipsyncd.renderers import SPEECH_RATE, Scene, Shot
 from lipsyncd.renderers.encoder import Encoder
 from lipsyncd.renderers.framing import RgbImage
@@ -91,12 +91,17 @@ def speed() -> None:
 
 
 def plain_s(scene: Scene, folder: Path) -> float:
-    """The time of a plain ffmpeg for the same number of whole frames, with the same options."""
+    """The time of a plain ffmpeg for the same number of whole frames in RGB, with the same options of the encoder."""
     height, width = (side + side % 2 for side in scene.picture.shape[:2])
     frame = np.pad(
         scene.picture, ((0, height - len(scene.picture)), (0, width - scene.picture.shape[1]), (0, 0)), "edge"
     )
-    command = encode_arguments(find(), Encoding(width, height, FPS, sound_of(scene, folder), 1), folder / "plain.mp4")
+    pixels = f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {FPS} -i pipe:0"
+    sound = ["-f", "s16le", "-ar", str(SOUND_RATE), "-ac", "1", "-i", str(sound_of(scene, folder))]
+    colours = ["-vf", "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p"]
+    options = "-c:v libx264 -preset veryfast -crf 18 -threads 2 -g 50 -c:a aac -b:a 160k -aac_coder fast"
+    begins = [str(find()), "-v", "error", "-nostdin", "-y"]
+    command = [*begins, *pixels.split(), *sound, *colours, *options.split(), str(folder / "plain.mp4")]
     began = time.monotonic()
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
