@@ -2,12 +2,12 @@
 
     python -m benchmarks.realtime_script [512x512] [1024x1024] [1920x1080]
 
-The reference is a re-creation, written from a description of MuseTalk 1.5's script for prepared faces: copy the frame,
-scale the painted face to its box, paste it through the mask with Pillow, write a PNG; then one ffmpeg makes a video of
-the PNGs, and a second one adds the sound and encodes everything again. It always makes the whole picture. Ours is the
-renderer `musetalk` with its own preparation, pauses, pipeline, blending, texture and encoder. In both a copy of one
-painted face stands in for each result of the networks, for the same still, voice, face and mask, and the same ffmpeg
-runs. Both take turns in the same run; the least time of each counts.
+The reference is a re-creation: the steps of MuseTalk 1.5's script for prepared faces, written anew. It copies the
+frame, scales the painted face to its box, pastes it through the mask with Pillow and writes a PNG; then one ffmpeg
+makes a video of the PNGs, and a second one adds the sound and encodes everything again. It always makes the whole
+picture. Ours is the renderer `musetalk` with its own preparation, pauses, pipeline, blending, texture and encoder. In
+both a copy of one painted face stands in for each result of the networks, for the same still, voice, face and mask,
+and the same ffmpeg runs. Both take turns in the same run; the least time of each counts.
 """
 
 from __future__ import annotations
