@@ -37,17 +37,25 @@ from lipsyncd.renderers.musetalk.gpu_memory import (
 )
 from lipsyncd.renderers.musetalk.painting import networks
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
+from lipsyncd.renderers.musetalk.painting.face_encoder import FaceEncoder
 from lipsyncd.renderers.musetalk.painting.fused.gate import Gate, weights_identity
 from lipsyncd.renderers.musetalk.painting.fused.layers import NotFusable
 from lipsyncd.renderers.musetalk.painting.fused.painter import FusedPainter
 from lipsyncd.renderers.musetalk.painting.job_painter import JobPainter
+from lipsyncd.renderers.musetalk.painting.masks import Labels
 from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, load_weights
 from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline
-from lipsyncd.renderers.musetalk.painting.prepared_face import Labeller, landmark_labels, parsed_labels, prepare_face
+from lipsyncd.renderers.musetalk.painting.prepared_face import (
+    Labeller,
+    landmark_labels,
+    parsed_labels,
+    place_face,
+    prepare_face,
+)
 from lipsyncd.renderers.musetalk.silence import NONE, pauses
 from lipsyncd.renderers.musetalk.still_shot import StillShot, Voice
 from lipsyncd.renderers.musetalk.turn import Turn
-from lipsyncd.renderers.musetalk.video_shot import FRAMES_AT_ONCE, VideoShot
+from lipsyncd.renderers.musetalk.video_shot import VideoShot
 
 log = logging.getLogger(__name__)
 
@@ -152,20 +160,17 @@ class MuseTalk:
             painter, self._batch, chosen.batch or None, most=scene.max_batch, turn=self._turn, report=report_batch
         )
         common: dict[str, Any] = {"parity": chosen.parity, "done": partial(self._finish_notes, painter)}
-        # The original has no such step.
-        prepare = partial(
-            prepare_face,
-            painter=painter,
-            labels=labels,
-            mode=chosen.mode,
-            detail=0.0 if chosen.parity else chosen.detail,
-        )
+        # The original gives no texture back.
+        how: dict[str, Any] = {"mode": chosen.mode, "detail": 0.0 if chosen.parity else chosen.detail}
         if scene.video is not None:
             track = self._track_face(scene.video, chosen)
             voice = self._voice(scene, chosen)
             notes |= face_notes(track.found[0], chosen)
-            common["frames_at_once"] = max(FRAMES_AT_ONCE, chosen.batch)
-            return VideoShot(scene, scene.video, track, prepare, voice, pipeline, notes=notes, **common)
+            encoder = FaceEncoder(painter, at_once=lambda: pipeline.size // 2, turn=self._turn)  # two pictures each
+            parsed = chosen.mask != "landmarks"
+            place = partial(place_face, labels=self._in_turn(labels) if parsed else labels, **how)
+            common["place_on_device"] = parsed
+            return VideoShot(scene, scene.video, track, place, encoder, voice, pipeline, notes=notes, **common)
         face = find_face(
             scene.picture,
             self._landmarks,
@@ -174,9 +179,8 @@ class MuseTalk:
             parity=chosen.parity,
         )
         with self._turn:
-            prepared = prepare(scene.picture, face)
-        with self._turn:
-            voice = self._voice(scene, chosen)
+            prepared = prepare_face(scene.picture, face, painter, labels, **how)
+        voice = self._voice(scene, chosen)
         notes |= face_notes(face, chosen)
         return StillShot(scene, face.box, prepared, voice, pipeline, notes=notes, **common)
 
@@ -287,7 +291,8 @@ class MuseTalk:
         encoder = networks.whisper(self._config(WHISPER_CONFIG))
         file = self._file(WHISPER)
         return AudioEncoder(
-            load_weights(encoder, file, device=self.device, dtype=torch.float32, rename=networks.whisper_name)
+            load_weights(encoder, file, device=self.device, dtype=torch.float32, rename=networks.whisper_name),
+            self._turn if self.device.type == "cuda" else None,  # on a CPU painting goes on meanwhile
         )
 
     def _labeller(self, mask: str) -> Labeller:
@@ -296,6 +301,13 @@ class MuseTalk:
         if self._parser is None:
             self._parser = load_weights(networks.bisenet(), self._file(PARSER), device=self.device, dtype=torch.float32)
         return parsed_labels(self._parser)
+
+    def _in_turn(self, labels: Labeller) -> Labeller:
+        def label(*given: Any) -> Labels:
+            with self._turn:
+                return labels(*given)
+
+        return label
 
     def _file(self, name: str) -> Path:
         file = self._settings.weights / name

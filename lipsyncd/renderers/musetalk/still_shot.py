@@ -92,7 +92,10 @@ class StillShot:
         frame, unpainted = self._canvas.copy(), self._framed(self._canvas)
         blend = self._prepared.paste.blend_patch if self._parity else self._prepared.blend
         try:
-            with closing(Prefetcher(self._pipeline.patches(self._frame_inputs(batches)))) as patches:
+            with (
+                self._voice.features.ahead(batches.tolist()),
+                closing(Prefetcher(self._pipeline.patches(self._frame_inputs(batches)))) as patches,
+            ):
                 for _ in range(begin, first):
                     next(patches)
                 for weight in weights[start:stop]:

@@ -8,6 +8,7 @@ The composition is written with Pillow and OpenCV alone, and is itself held agai
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 
 import cv2
@@ -57,6 +58,9 @@ class RecordedTokens:
 
     def window(self, frame: int) -> torch.Tensor:
         return self._tokens[frame]
+
+    def ahead(self, frames: list[int]) -> AbstractContextManager[None]:
+        return nullcontext()  # they are there
 
 
 def composed(picture: PIXELS, patch: PIXELS, face: Box, mask: PIXELS) -> PIXELS:

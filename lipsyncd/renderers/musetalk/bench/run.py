@@ -59,6 +59,7 @@ from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter, to_uin
 from lipsyncd.renderers.musetalk.painting.pipeline import Pipeline, scaled
 from lipsyncd.renderers.musetalk.painting.prepared_face import prepare_face
 from lipsyncd.renderers.musetalk.still_shot import StillShot, Voice
+from lipsyncd.renderers.musetalk.turn import Turn
 
 _SMALL_ROUNDS_S = 0.1
 _ENCODED_FRAMES = 250  # at least: with fewer frames the start of ffmpeg would dominate
@@ -89,6 +90,7 @@ class Networks(renderer.MuseTalk):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._turn = Turn()
         renderer.make_deterministic(device)
 
     def load(self, settings: renderer.RendererSettings) -> None:

@@ -4,12 +4,15 @@ Landmarks jitter from frame to frame, and a jittering box shows as a trembling m
 over time, within a camera shot and never across a gap or a cut. A frame in which the face is missing, turned away or
 unclear has no face and is passed through unchanged.
 
+Frames are decoded in one thread, the face is followed in a second one, and its points are found in the caller's.
+
 Owns the face over time. Leaves which face it is to `follow`, and its box in one picture to `find_face`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import cast
@@ -26,10 +29,14 @@ from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.face.find_face import MARGIN_PX, FaceFound, measure_faces
 from lipsyncd.renderers.musetalk.face.follow import SAME_PLACE, Follower
 from lipsyncd.renderers.musetalk.face.landmarks import LandmarkNet
+from lipsyncd.renderers.prefetcher import Prefetcher
 
 Values = NDArray[np.float64]  # (frames, values)
 
-_AT_ONCE = 16  # frames whose landmarks are found together
+_Seen = tuple[RgbImage, Face | NoFaceFound | FaceTooSmall]
+
+_AT_ONCE = 16  # frames whose landmarks are found together; as many are followed meanwhile
+_WAITING = 4  # decoded frames
 _MEDIAN_FRAMES = 5
 _SMOOTHING = 0.5  # weight of each new frame in the moving average
 _FADE_FRAMES = 3  # in which the painted mouth fades out before a gap
@@ -78,16 +85,19 @@ def track_face(
     found: list[FaceFound | None] = []
     first_refusal: NoFaceFound | FaceTooSmall | None = None
     follower = Follower(choose, nets, judged=not parity)
-    waiting = iter(pictures)
-    while group := list(islice(waiting, _AT_ONCE)):
-        faces = [follower.find(picture) for picture in group]
-        seen = [(picture, face) for picture, face in zip(group, faces, strict=True) if isinstance(face, Face)]
-        measured = iter(measure_faces(seen, landmarks, margin_px=margin_px, flip_test=parity, parity=parity))
-        for face in faces:
-            outcome = next(measured) if isinstance(face, Face) else face
-            found.append(outcome if isinstance(outcome, FaceFound) else None)
-            if not isinstance(outcome, FaceFound):
-                first_refusal = first_refusal or outcome
+
+    def followed(frames: Iterator[RgbImage]) -> Iterator[_Seen]:
+        return ((picture, follower.find(picture)) for picture in frames)
+
+    with closing(Prefetcher.through(iter(pictures), followed, most=(_WAITING, _AT_ONCE))) as seen:
+        while group := list(islice(seen, _AT_ONCE)):
+            faces = [(picture, face) for picture, face in group if isinstance(face, Face)]
+            measured = iter(measure_faces(faces, landmarks, margin_px=margin_px, flip_test=parity, parity=parity))
+            for _, face in group:
+                outcome = next(measured) if isinstance(face, Face) else face
+                found.append(outcome if isinstance(outcome, FaceFound) else None)
+                if not isinstance(outcome, FaceFound):
+                    first_refusal = first_refusal or outcome
     if first_refusal is not None and not any(found):
         raise type(first_refusal)(
             f"none of the {len(found)} frames shows a face to animate; in the first one: {first_refusal.message}",

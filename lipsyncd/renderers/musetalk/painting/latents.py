@@ -16,6 +16,9 @@ from torch import Tensor
 from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.painting.networks import PATCH, Painter
 
+# By numpy, since torch would start threads for it, which the networks' own threads would wait for.
+_LEVELS = ((np.arange(256, dtype=np.float32) / np.float32(255)) - np.float32(0.5)) / np.float32(0.5)
+
 
 def crop_face(picture: RgbImage, face: Box) -> RgbImage:
     """The pixels of a face box inside the picture, scaled to (256, 256, 3) uint8 RGB."""
@@ -25,8 +28,18 @@ def crop_face(picture: RgbImage, face: Box) -> RgbImage:
 
 def latents_of(painter: Painter, crop: RgbImage) -> Tensor:
     """(1, 8, 32, 32) on the painter's device: the crop without its lower half, then the whole crop as reference."""
-    whole = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float() / 255
-    masked = whole.clone()
-    masked[:, PATCH // 2 :] = 0  # before normalisation: masked pixels are black, then -1
-    both = (torch.stack((masked, whole)) - 0.5) / 0.5
-    return painter.encode(both).flatten(0, 1)[None]
+    return encoded(painter, masked_and_whole(crop))
+
+
+def masked_and_whole(crop: RgbImage) -> Tensor:
+    """The VAE's pictures of a crop: (2, 3, 256, 256) float32 in -1..1."""
+    both = np.empty((2, 3, PATCH, PATCH), np.float32)
+    both[:] = _LEVELS[crop].transpose(2, 0, 1)
+    both[0, :, PATCH // 2 :] = _LEVELS[0]  # before normalisation: masked pixels are black, then -1
+    return torch.from_numpy(both)
+
+
+def encoded(painter: Painter, pictures: Tensor) -> Tensor:
+    """The latents (n, 8, 32, 32) of n crops, whose pictures (2 n, 3, 256, 256) lie one behind the other."""
+    latents = painter.encode(pictures)
+    return latents.reshape(len(pictures) // 2, -1, *latents.shape[2:])

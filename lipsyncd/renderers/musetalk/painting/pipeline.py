@@ -91,6 +91,11 @@ class Pipeline:
         if self._most is not None:  # not before: the job before may still be painting
             self._batch.start_job(self._most)
             self._most = None
+        return self.size
+
+    @property
+    def size(self) -> int:
+        """How many frames it paints at a time at present."""
         return self._batch.size(self._requested)
 
     def patches(self, inputs: Iterable[FrameInput]) -> Iterator[RgbImage]:
@@ -109,14 +114,14 @@ class Pipeline:
                 yield from self._collect(in_flight.popleft())
 
     def _next(self, waiting: Iterator[FrameInput]) -> list[FrameInput]:
-        size = self._batch.size(self._requested)
+        size = self.size
         return [one for _, one in zip(range(size), waiting, strict=False)]
 
     def _submit(self, batch: Sequence[FrameInput]) -> list[_InFlight]:
         """Start a batch, in as many parts as memory requires."""
         in_flight, first, too_many = [], 0, 0
         while first < len(batch):
-            size = self._batch.size(self._requested)
+            size = self.size
             if size != self._reported:
                 self._reported = size
                 self._report(size, too_many)
@@ -145,7 +150,7 @@ class Pipeline:
     def _run(self, batch: Sequence[FrameInput]) -> _InFlight:
         device = self._device
         # On a GPU every batch has the same shape: the tail is filled up with its last frame.
-        filler = self._batch.size(self._requested) - len(batch) if device.type == "cuda" else 0
+        filler = self.size - len(batch) if device.type == "cuda" else 0
         full = [*batch, *(batch[-1] for _ in range(filler))]
         tokens = torch.stack([one.tokens for one in full])
         if device.type == "cuda":

@@ -1,6 +1,7 @@
 """One face, prepared for painting: its latents, its position and its mask.
 
-Owns the preparation of one picture; a still needs it once. Leaves the voice to `audio_features`.
+Owns the preparation of one picture; a still needs it once. Leaves latents to `face_encoder`, and the voice to
+`audio_features`.
 """
 
 from __future__ import annotations
@@ -8,22 +9,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lipsyncd.errors import OutOfMemory, RenderError
 from lipsyncd.renderers.framing import Box, RgbImage
 from lipsyncd.renderers.musetalk.face.find_face import FaceFound
-from lipsyncd.renderers.musetalk.gpu_memory import is_out_of_memory
 from lipsyncd.renderers.musetalk.painting.bisenet import BiSeNet
 from lipsyncd.renderers.musetalk.painting.blend import PasteBack
 from lipsyncd.renderers.musetalk.painting.detail import Detail
+from lipsyncd.renderers.musetalk.painting.face_encoder import FaceEncoder
 from lipsyncd.renderers.musetalk.painting.job_painter import JobPainter
-from lipsyncd.renderers.musetalk.painting.latents import crop_face, latents_of
+from lipsyncd.renderers.musetalk.painting.latents import crop_face, masked_and_whole
 from lipsyncd.renderers.musetalk.painting.masks import Labels, blend_square, mask_of, place
 from lipsyncd.renderers.musetalk.painting.parsing import draw_labels, parse_face
 
 Labeller = Callable[[RgbImage, Box, FaceFound], Labels]
+
+
+@dataclass(frozen=True)
+class PlacedFace:
+    """A face that is cut out and masked, but has no latents yet.
+
+    pictures  (2, 3, 256, 256) float32 on the CPU, for the VAE
+    """
+
+    pictures: Tensor
+    paste: PasteBack
+    detail: Detail | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the arrays that stay when the face is encoded."""
+        return _nbytes(self.paste, self.detail)
+
+    def with_latents(self, latents: Tensor) -> PreparedFace:
+        return PreparedFace(latents, self.paste, self.detail)
 
 
 @dataclass(frozen=True)
@@ -42,11 +61,15 @@ class PreparedFace:
     @property
     def nbytes(self) -> int:
         """Of the arrays in the memory of the CPU."""
-        return self.paste.alpha.nbytes + (self.detail.nbytes if self.detail else 0)
+        return _nbytes(self.paste, self.detail)
 
     def blend(self, source: RgbImage, painted: RgbImage, target: RgbImage, *, weight: float) -> None:
         """Blend a painted area, scaled and cropped, over `source` into `target`; see `PasteBack.blend`."""
         self.paste.blend(source, self.detail.add(painted) if self.detail else painted, target, weight=weight)
+
+
+def _nbytes(paste: PasteBack, detail: Detail | None) -> int:
+    return paste.alpha.nbytes + (detail.nbytes if detail else 0)
 
 
 def landmark_labels(_: RgbImage, square: Box, face: FaceFound) -> Labels:
@@ -59,37 +82,22 @@ def parsed_labels(network: BiSeNet) -> Labeller:
     return lambda picture, square, _: parse_face(network, picture, square)
 
 
-def prepare_face(
-    picture: RgbImage, face: FaceFound, painter: JobPainter, labels: Labeller, mode: str, detail: float = 0.0
-) -> PreparedFace:
-    """Prepare the face in a picture (H, W, 3) uint8 RGB.
+def place_face(picture: RgbImage, face: FaceFound, labels: Labeller, mode: str, detail: float = 0.0) -> PlacedFace:
+    """Cut out and mask the face in a picture (H, W, 3) uint8 RGB. No network runs but that of `labels`.
 
     detail  how much of the source's fine texture the painted face gets back, 0 to 1
-
-    Raises `OutOfMemory`, and `RenderError` when the latents are not finite, not even in float32.
     """
     square = blend_square(face.box)
     alpha = place(mask_of(labels(picture, square, face), mode), face.box, square)
     paste = PasteBack.from_mask(alpha, square, face.box, picture)
-    latents = _finite_latents(painter, crop_face(picture, face.box))
-    return PreparedFace(latents, paste, Detail.of(picture, paste, face.landmarks, detail))
+    pictures = masked_and_whole(crop_face(picture, face.box))
+    return PlacedFace(pictures, paste, Detail.of(picture, paste, face.landmarks, detail))
 
 
-def _finite_latents(painter: JobPainter, crop: RgbImage) -> Tensor:
-    with torch.inference_mode():
-        try:
-            latents = latents_of(painter.now, crop)
-            if not bool(torch.isfinite(latents).all()) and not painter.has_full_vae:
-                painter.use_full_vae("the latents of the face were not finite")
-                latents = latents_of(painter.now, crop)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise OutOfMemory(
-                    "the picture of one face does not fit into the memory that the render may use"
-                ) from None
-            raise
-    if not bool(torch.isfinite(latents).all()):
-        raise RenderError(
-            "the latents of the face are not finite", remedy="check the weights with `lipsyncd models verify`"
-        )
-    return latents
+def prepare_face(
+    picture: RgbImage, face: FaceFound, painter: JobPainter, labels: Labeller, mode: str, detail: float = 0.0
+) -> PreparedFace:
+    """`place_face`, and the latents. Raises `OutOfMemory`, and `RenderError` when they are never finite."""
+    placed = place_face(picture, face, labels, mode, detail)
+    [latents] = FaceEncoder(painter).encode([placed.pictures])
+    return placed.with_latents(latents)

@@ -10,14 +10,17 @@ Owns the filters. Source: Pillow's documentation, https://pillow.readthedocs.io/
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 Weights = NDArray[np.float64]
 
-_ONE = 1 << 22
-_ROWS_AT_ONCE = 256
+Tap = tuple[NDArray[np.int64], NDArray[np.int32]]  # (size,) and (size, 1)
+
+_BITS = 22
+_ONE = 1 << _BITS
 
 
 def bilinear(t: Weights) -> Weights:
@@ -44,22 +47,36 @@ def resize(square: NDArray[np.uint8], side: int, method: Callable[[Weights], Wei
     method   `bilinear` or `bicubic`
     returns  (side, side) or (side, side, C) uint8
     """
-    narrowed = _along_rows(square, side, method)
-    return np.ascontiguousarray(_along_rows(narrowed.swapaxes(0, 1), side, method).swapaxes(0, 1))
+    narrowed = _along_columns(square.swapaxes(0, 1), side, method)
+    return _along_columns(narrowed.swapaxes(0, 1), side, method)
 
 
-def _along_rows(pixels: NDArray[np.uint8], size: int, method: Callable[[Weights], Weights]) -> NDArray[np.uint8]:
-    """The second axis scaled to `size`. Integers below 2**53 are exact in float64, and BLAS is fast with it."""
-    if pixels.shape[1] == size:
-        return pixels
-    weights = _weights(pixels.shape[1], size, method)
-    scaled = np.empty((len(pixels), size, *pixels.shape[2:]), np.uint8)
-    for first in range(0, len(pixels), _ROWS_AT_ONCE):
-        rows = np.moveaxis(pixels[first : first + _ROWS_AT_ONCE], 1, -1)
-        flat = rows.reshape(-1, pixels.shape[1]).astype(np.float64)  # a single matrix product is fastest
-        total = np.floor((flat @ weights + _ONE // 2) / _ONE).clip(0, 255)
-        scaled[first : first + _ROWS_AT_ONCE] = np.moveaxis(total.reshape(*rows.shape[:-1], size), -1, 1)
-    return scaled
+def _along_columns(pixels: NDArray[np.uint8], size: int, method: Callable[[Weights], Weights]) -> NDArray[np.uint8]:
+    """The first axis scaled to `size`.
+
+    The sum of a pixel's positive weights is below 1.3, so it stays below 255 x 1.3 x 2**22, which fits into 31 bits.
+    """
+    if len(pixels) == size:
+        return np.ascontiguousarray(pixels)
+    rows = np.ascontiguousarray(pixels, np.int32).reshape(len(pixels), -1)
+    total = np.full((size, rows.shape[1]), _ONE // 2, np.int32)
+    for places, weights in _taps(len(pixels), size, method):
+        total += rows[places] * weights
+    return (total >> _BITS).clip(0, 255).astype(np.uint8).reshape(size, *pixels.shape[1:])
+
+
+@lru_cache(maxsize=32)  # the faces of a video have few sizes
+def _taps(size_in: int, size_out: int, method: Callable[[Weights], Weights]) -> list[Tap]:
+    """Input pixels and their weights, one for each output pixel; the sum of all taps is the scaled picture."""
+    weights = _weights(size_in, size_out, method).astype(np.int32)
+    first, columns = (weights != 0).argmax(axis=0), np.arange(size_out)
+    taps: list[Tap] = []
+    left = weights.copy()
+    while left.any():
+        place = np.minimum(first + len(taps), size_in - 1)
+        taps.append((place, left[place, columns][:, None]))
+        left[place, columns] = 0
+    return taps
 
 
 def _weights(size_in: int, size_out: int, method: Callable[[Weights], Weights]) -> Weights:
