@@ -92,6 +92,7 @@ def ray_machines(
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home / ".ray" / "auth_token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "3",
@@ -148,13 +149,19 @@ def assert_none_left(home: Path, within_s: float = 60.0) -> None:
 
 @contextmanager
 def ray_child(
-    machines: RayMachines, storage: Path, timeouts: Timeouts, renderers: tuple[str, ...], environment: tuple[str, ...]
+    machines: RayMachines,
+    storage: Path,
+    timeouts: Timeouts,
+    renderers: tuple[str, ...],
+    environment: tuple[str, ...],
+    *,
+    number: int = 0,
 ) -> Iterator[RayChild]:
-    """The executor of the first GPU."""
+    """The executor of the first GPU of the head, or of another one."""
     ray = machines.connected()
     host = next(iter(hosts_of(ray.nodes(), "").values()))
     terms = Terms(str(machines.share), str(storage / "models"), renderers, environment, {})
-    slot = Slot("here:0", host.node, host.name, 0)
+    slot = Slot(f"here:{number}", host.node, host.name, number)
     child = RayChild(ray, slot, terms, lambda: timeouts, WorkFolder(machines.share), Losses(), gpus=1.0)
     try:
         yield child
