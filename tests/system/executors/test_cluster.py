@@ -1,4 +1,7 @@
-"""A whole daemon on a real Ray cluster of two machines: lost processes, lost machines, restarts, late answers."""
+"""A whole daemon on a real Ray cluster of two machines: lost processes, lost machines, restarts, late answers.
+
+The renderer is `preview`, and `slow` where a job has to outlast what a test does meanwhile and still to end soon.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from lipsyncd.media.mp4 import inspect
 from lipsyncd.storage.files import read_json
 from tests.kits.installation import Installation
 from tests.kits.machine.processes import is_gone
+from tests.kits.web_kit import Api, Reader, port_of
 from tests.system.executors.ray_kit import (
     RayMachines,
     actor_of,
@@ -35,14 +39,14 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory, ray_home: Path) -> Iterator[RayMachines]:
     root = tmp_path_factory.mktemp("ray")
-    with ray_machines(root, ray_home, head_gpus=1, TEST_RENDER_COUNT=str(root / "renders")) as found:
+    with ray_machines(root, ray_home, head_gpus=1) as found:
         yield found
 
 
 @pytest.fixture
 def daemon(machines: RayMachines, installation: Installation) -> Installation:
     one = installation_on(machines, installation)
-    one.changes["render"] = {"environment": ["TEST_RENDER_COUNT"], "stop_grace_s": 1}
+    one.changes["render"] = {"renderer": "preview", "stop_grace_s": 1, "unload_idle_s": 0}
     return one
 
 
@@ -55,6 +59,11 @@ def published(daemon: Installation) -> list[str]:
     return sorted(path.name for path in daemon.path("outbox").glob("*.mp4"))
 
 
+def drop(daemon: Installation, name: str, *, seconds: float = 0.3, seed: int = 0, **options: Any) -> None:
+    daemon.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", **options)
+    daemon.drop_pair(name, seed=seed, seconds=seconds, with_face=True)
+
+
 def rendering(daemon: Installation, name: str) -> Job:
     """Wait until a job's frames are being drawn."""
     job = daemon.until_state(name, JobState.RUNNING)
@@ -62,32 +71,36 @@ def rendering(daemon: Installation, name: str) -> Job:
     return job
 
 
+def caught(daemon: Installation, name: str, home: Path) -> int:
+    """The child that starts on the only machine for that job; none outlives a job here, so it renders later."""
+    daemon.until_state(name, JobState.RUNNING)
+    [child] = daemon.until(lambda: children(home), "its child")
+    return int(child)
+
+
 def test_jobs_run_on_the_cluster_and_survive_actor_and_daemon(
     machines: RayMachines, daemon: Installation, ray_home: Path
 ) -> None:
     daemon.changes["executor.ray"]["address"] = "auto"
     start_on_ray(daemon)
-    daemon.drop_pair("first")
+    drop(daemon, "first")
     assert daemon.until_done("first").attempt == 1
 
-    daemon.changes["render"]["renderer"] = "slow"
-    daemon.drop_manifest("long", image="long.png", audio="long.wav", renderer="slow")
-    daemon.drop_pair("long", seconds=1.0)
-    rendering(daemon, "long")
-    [child] = children(ray_home)
+    daemon.until(lambda: not children(ray_home), "the end of its child")
+    drop(daemon, "second", seed=1)
+    child = caught(daemon, "second", ray_home)
     os.kill(actor_of(child), signal.SIGKILL)
     assert is_gone(child), "the kernel ends the child with its actor"
-    assert daemon.until_done("long").attempt == 2
+    assert daemon.until_done("second").attempt == 2
 
-    daemon.drop_manifest("cut", image="cut.png", audio="cut.wav", renderer="slow")
-    daemon.drop_pair("cut", seconds=1.0, seed=1)
-    rendering(daemon, "cut")
-    [child] = children(ray_home)
+    daemon.until(lambda: not children(ray_home), "the end of its child")
+    drop(daemon, "third", seed=2)
+    child = caught(daemon, "third", ray_home)
     daemon.kill()
     assert is_gone(child), "no orphan keeps a GPU"
     start_on_ray(daemon)
-    assert daemon.until_done("cut").attempt == 2
-    assert published(daemon) == ["cut.mp4", "first.mp4", "long.mp4"]
+    assert daemon.until_done("third").attempt == 2
+    assert published(daemon) == ["first.mp4", "second.mp4", "third.mp4"]
     assert daemon.stop() == 0
     assert children(ray_home) == []
 
@@ -95,19 +108,21 @@ def test_jobs_run_on_the_cluster_and_survive_actor_and_daemon(
 def test_a_machine_that_joins_is_used_and_the_jobs_of_a_lost_one_run_elsewhere(
     machines: RayMachines, daemon: Installation
 ) -> None:
+    daemon.changes["web"] = {"enabled": True}
     start_on_ray(daemon)
     daemon.until(lambda: slots(daemon), "the slot of the head")
     second = machines.add_node()
     daemon.until(lambda: len(slots(daemon)) == 2, "the slot of the new machine")
+    page = Reader(Api(daemon, port_of(daemon)), "/jobs/events")
+    assert page.until(slots=2)["busy"] == 0
+    page.close()
 
-    for seed, name in enumerate(("one", "two")):
-        daemon.drop_manifest(name, image=f"{name}.png", audio=f"{name}.wav", renderer="slow")
-        daemon.drop_pair(name, seed=seed, seconds=2.5)
-    jobs = {job.device: job for job in (rendering(daemon, "one"), rendering(daemon, "two"))}
-    assert len(jobs) == 2, "both machines render at the same time"
     shown = daemon.cli("status", "--slots").stdout.splitlines()
     assert [line.split()[0] for line in shown[1:]] == [slot["name"] for slot in slots(daemon)]
-    assert all(job.id in "\n".join(shown) for job in jobs.values())
+    for seed, name in enumerate(("one", "two")):
+        drop(daemon, name, seed=seed, seconds=2.5, renderer="slow")
+    jobs = {job.device: job for job in (rendering(daemon, "one"), rendering(daemon, "two"))}
+    assert len(jobs) == 2, "both machines render at the same time"
 
     [lost_slot] = [slot["name"] for slot in slots(daemon) if second.node_id[:6] in slot["name"]]
     machines.lose(second)
@@ -115,7 +130,9 @@ def test_a_machine_that_joins_is_used_and_the_jobs_of_a_lost_one_run_elsewhere(
     assert daemon.until_done(lost.name).attempt == 2
     assert daemon.until_done(other.name).attempt == 1
     daemon.until(lambda: len(slots(daemon)) == 1, "the end of the lost slot")
-    assert published(daemon) == ["one.mp4", "two.mp4"]
+    drop(daemon, "after", seed=2)
+    assert daemon.until_done("after").attempt == 1
+    assert published(daemon) == ["after.mp4", "one.mp4", "two.mp4"]
     assert daemon.stop() == 0
 
 
@@ -123,18 +140,15 @@ def test_late_answers_cancels_and_restarts_change_nothing_that_is_decided(
     machines: RayMachines, daemon: Installation, ray_home: Path
 ) -> None:
     daemon.changes["executor.ray"]["release_idle_s"] = 0.5
-    daemon.changes["render"]["unload_idle_s"] = 0.3
     start_on_ray(daemon, LIPSYNCD_FAIL="publishing")
-    daemon.drop_pair("published", seed=3)
+    drop(daemon, "published", seed=3)
     assert daemon.daemon is not None
     assert daemon.daemon.wait(60) == -signal.SIGKILL
-    rendered = len(renders(machines))
     start_on_ray(daemon)
     assert daemon.until_done("published").attempt == 1
-    assert len(renders(machines)) == rendered, "a video that was checked is not rendered again"
+    assert daemon.log.count(" starts: preview") == 1, "a video that was checked is not rendered again"
 
-    daemon.drop_manifest("late", image="late.png", audio="late.wav", renderer="slow")
-    daemon.drop_pair("late", seed=4, seconds=1.0)
+    drop(daemon, "late", seed=4, seconds=1.0, renderer="slow")
     job = rendering(daemon, "late")
     stale = machines.share / "work" / job.id / "0123456789abcdef"
     stale.mkdir()
@@ -143,9 +157,9 @@ def test_late_answers_cancels_and_restarts_change_nothing_that_is_decided(
     assert inspect(daemon.path("outbox") / "late.mp4").video.frames == 25
     assert stale.exists(), "it is swept later, since its machine may still write"
 
-    daemon.drop_manifest("never", image="never.png", audio="never.wav", renderer="slow")
-    daemon.drop_pair("never", seed=5, seconds=2.0)
+    drop(daemon, "never", seed=5, seconds=240.0, resolution=1024)
     job = rendering(daemon, "never")
+    assert job.id in daemon.cli("status", "--slots").stdout
     began_s = time.monotonic()
     assert daemon.cli("cancel", job.id).returncode == 0
     daemon.until_state("never", JobState.CANCELLED)
@@ -154,11 +168,6 @@ def test_late_answers_cancels_and_restarts_change_nothing_that_is_decided(
     assert children(ray_home) == []
     assert published(daemon) == ["late.mp4", "published.mp4"]
     assert daemon.stop() == 0
-
-
-def renders(machines: RayMachines) -> list[str]:
-    """One line for each render that has begun on the cluster."""
-    return (machines.share.parent / "renders").read_text().splitlines()
 
 
 def test_doctor_asks_the_machines_and_names_what_is_wrong(machines: RayMachines, daemon: Installation) -> None:
