@@ -217,7 +217,9 @@ class MuseTalk:
         features = AudioFeatures(
             self._audio_encoder, scene.speech, scene.fps, silent=silent.stretches, parity=chosen.parity
         )
-        return Voice(features, silent.weights(scene.fps, scene.frames))
+        voice = Voice(features, silent.weights(scene.fps, scene.frames))
+        voice.begin()
+        return voice
 
     def rest(self) -> None:
         """See `Renderer`."""

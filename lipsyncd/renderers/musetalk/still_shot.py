@@ -30,6 +30,11 @@ class Voice:
     features: AudioFeatures
     weights: NDArray[np.float32]
 
+    def begin(self) -> None:
+        """Encode the sound of the first painted frame: when a job is opened ahead, its first frame waits for less."""
+        for number in np.flatnonzero(self.weights)[:1].tolist():
+            self.features.window(number)
+
 
 class StillShot:
     """A still scene whose face is prepared; see `lipsyncd.renderers.Shot`."""
