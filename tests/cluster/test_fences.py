@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lipsyncd.cluster.on_node import Fence, Probed, Terms, probe
+from lipsyncd.cluster.on_node import Fence, Probed, Terms, build_of, probe
 from lipsyncd.cluster.ray_child import Losses, answer_for
 from lipsyncd.cluster.share import WorkFolder
 from lipsyncd.cluster.slots import Host, Prober, hosts_of
 from lipsyncd.errors import LostTwice, SlotLost
 from lipsyncd.jobs.retry import Action, decide
-from lipsyncd.worker.protocol import Progress, Result, to_line
+from lipsyncd.media.ffmpeg import find
+from lipsyncd.worker.protocol import Progress, Render, Result, to_line
+from tests.kits.jobs_by_hand import raw_inputs
 
 FENCE = Fence("job", "token")
 RESULT = Result("job", 5, 64, 64, 0.1)
@@ -28,6 +31,34 @@ def test_an_answer_counts_for_its_own_attempt_only() -> None:
     for message in (Result("another", 5, 64, 64, 0.1), Progress("job", "rendering", 1, 2)):
         with pytest.raises(SlotLost):
             answer_for((FENCE, to_line(message)), FENCE)
+
+
+def test_each_part_of_each_attempt_has_a_fence_and_a_folder_of_its_own(tmp_path: Path) -> None:
+    prepared = raw_inputs(tmp_path)
+    request = Render("job", "flat", "/", ".out.token.mp4", prepared.picture, prepared.sound, "25", 5, False, 64)
+    part = replace(request, out_file=".out.token.3.mp4", start=1, stop=2)
+    assert Fence.of(request) == FENCE
+    assert Fence.of(part) == Fence("job", "token", 3)
+    assert [Fence.of(one).folder for one in (request, part)] == ["token", "token.3"]
+    late = (Fence.of(part), to_line(RESULT))
+    for other in (FENCE, Fence("job", "token", 2), Fence("job", "newer", 3)):
+        with pytest.raises(SlotLost):
+            answer_for(late, other)
+
+
+def test_machines_that_draw_alike_have_one_build(tmp_path: Path) -> None:
+    ffmpeg = find()
+    build = build_of(ffmpeg, "weights", ["NVIDIA L4"])
+    assert build == build_of(ffmpeg, "weights", ["NVIDIA L4"])
+    other = tmp_path / "ffmpeg"
+    other.write_text("#!/bin/sh\necho another version\n")
+    other.chmod(0o755)
+    others = [
+        build_of(ffmpeg, "other weights", ["NVIDIA L4"]),
+        build_of(ffmpeg, "weights", ["NVIDIA H200"]),
+        build_of(other, "weights", ["NVIDIA L4"]),
+    ]
+    assert len({build, *others}) == 4
 
 
 def test_two_machines_are_lost_with_one_job_and_it_is_given_up() -> None:

@@ -39,6 +39,12 @@ def test_the_inputs_and_nothing_else_are_copied_for_their_owner_alone(work: Work
     assert all(path.stat().st_mode & 0o077 == 0 for path in (work.root, *folder.iterdir()))
 
 
+def test_a_part_of_a_video_needs_no_sound_but_the_voice(work: WorkFolder, order: Render) -> None:
+    folder = work.send(replace(order, start=0, stop=2), "token.1")
+    assert {path.name for path in folder.iterdir()} == {"picture.rgb", "speech.s16"}
+    assert work.send(replace(order, start=2, stop=5), "token.2") != folder
+
+
 def test_two_attempts_never_share_a_folder(work: WorkFolder, order: Render) -> None:
     work.send(order, "first")
     with pytest.raises(ShareUnavailable):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -20,7 +19,7 @@ from lipsyncd.renderers.encoder import Encoder
 from lipsyncd.worker.check_result import validate
 from lipsyncd.worker.child_process import RenderCancelled
 from lipsyncd.worker.split.join import Part, join
-from tests.kits.media.video_kit import FFMPEG, chirp, decoded_frames, decoded_sound, encoding, run_ffmpeg
+from tests.kits.media.video_kit import FFMPEG, chirp, decoded_frames, decoded_sound, encoding, packets
 
 SIDE = 48
 
@@ -49,18 +48,6 @@ def made(folder: Path, fps: Fraction, ends: Sequence[int], channels: int = 1) ->
         Part(encoded(silent, shown[start:stop], folder / f".out.token.{number}.mp4"), stop - start)
         for number, (start, stop) in enumerate(pairwise(ends), 1)
     ]
-
-
-def packets(path: Path, stream: str) -> list[tuple[Fraction, Fraction]]:
-    """When each packet is shown or heard, and for how long, in seconds and in this order."""
-    listed = run_ffmpeg("-loglevel", "error", "-i", str(path), "-map", stream, "-c", "copy", "-f", "framecrc", "-")
-    assert listed.returncode == 0, listed.stderr
-    text = listed.stdout.decode()
-    found = re.search(r"#tb 0: (\d+)/(\d+)", text)
-    assert found is not None
-    tick = Fraction(int(found[1]), int(found[2]))
-    rows = [line.split(",") for line in text.splitlines() if not line.startswith("#")]
-    return sorted((int(row[2]) * tick, int(row[3]) * tick) for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lipsyncd.errors import BadResult, RenderCrashed, RendererNotInstalled, RenderTimeout
+from lipsyncd.jobs.job import JobState
 from lipsyncd.jobs.prepared import Picture, Sound, Video
 from lipsyncd.media.ffmpeg import find, keyframe_interval
 from lipsyncd.media.mp4 import inspect
@@ -259,6 +260,29 @@ def test_two_children_draw_one_video(jobs: JobsByHand, tmp_path: Path) -> None:
     target = Path(request.folder, request.out_file)
     assert inspect(target).video.frames == 300
     assert [path.name for path in target.parent.glob(".out.*")] == [target.name], "the parts are gone"
+
+
+@pytest.mark.usefixtures("where_children_find_their_renderers")
+def test_a_slot_takes_a_job_rather_than_a_part_and_a_part_rather_than_nothing(jobs: JobsByHand, tmp_path: Path) -> None:
+    child = LocalChild("cpu", lambda: PATIENT, renderers=NAMES)
+    worker = jobs.worker(child)
+    shared, request = worker.device.shared, request_in(tmp_path / "inputs")
+    shared.enter("cpu:1", lambda _: "cpu", threading.Event())
+    video = planned(request, worker.device, jobs)
+    assert video is not None
+    job_id = jobs.queued()
+    try:
+        with shared.offered(video):
+            assert worker.round()
+            assert jobs.job(job_id).state is JobState.DONE
+            assert not video.has_frames
+            for number in (1, 2, 3):
+                assert worker.round()
+                assert Path(request.folder, f".out.token.{number}.mp4").exists()
+            assert not worker.round()
+        assert not video.wait(), "all of it is drawn"
+    finally:
+        child.close()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,3 +97,15 @@ def decoded_sound(path: Path, channels: int) -> NDArray[np.int16]:
     done = run_ffmpeg("-loglevel", "error", "-i", str(path), "-map", "0:a", "-f", "s16le", "-ac", str(channels), "-")
     assert done.returncode == 0, done.stderr
     return np.frombuffer(done.stdout, "<i2").reshape(-1, channels)
+
+
+def packets(path: Path, stream: str) -> list[tuple[Fraction, Fraction]]:
+    """When each packet is shown or heard, and for how long, in seconds and in this order."""
+    listed = run_ffmpeg("-loglevel", "error", "-i", str(path), "-map", stream, "-c", "copy", "-f", "framecrc", "-")
+    assert listed.returncode == 0, listed.stderr
+    text = listed.stdout.decode()
+    found = re.search(r"#tb 0: (\d+)/(\d+)", text)
+    assert found is not None
+    tick = Fraction(int(found[1]), int(found[2]))
+    rows = [line.split(",") for line in text.splitlines() if not line.startswith("#")]
+    return sorted((int(row[2]) * tick, int(row[3]) * tick) for row in rows)
