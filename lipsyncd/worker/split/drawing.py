@@ -88,6 +88,7 @@ def draw_in_parts(
             while video.wait() and not video.over():
                 part = video.take(device.name)
                 if part is not None:
+                    device.shared.wake()  # a slot may have had work when the video was offered
                     _draw(video, part, device, stores, waits=waits, heard=partial(_report, video, stage), helps=False)
         if video.over():
             raise video.error or RenderCancelled(video.request.job_id)

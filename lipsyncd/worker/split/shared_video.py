@@ -216,14 +216,19 @@ class SharedVideos:
         """Let other slots draw parts of a video."""
         with self._lock:
             self._videos.append(video)
-            waiting = [wake for _, wake in self._slots.values()]
         try:
-            for wake in waiting:
-                wake.set()
+            self.wake()
             yield
         finally:
             with self._lock:
                 self._videos.remove(video)
+
+    def wake(self) -> None:
+        """Let every slot without work look for something to draw."""
+        with self._lock:
+            waiting = [wake for _, wake in self._slots.values()]
+        for wake in waiting:
+            wake.set()
 
     def find(self, device: str, fingerprint: Callable[[str], str]) -> tuple[SharedVideo, Range] | None:
         """A range for a slot without work; None when there is none."""
