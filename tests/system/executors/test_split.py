@@ -17,6 +17,7 @@ import pytest
 from lipsyncd.jobs.job import Job, JobState
 from lipsyncd.media.mp4 import inspect
 from lipsyncd.storage.control_files import Request, ask
+from lipsyncd.storage.files import read_json
 from tests.kits.installation import Installation
 from tests.kits.media.video_kit import decoded_frames, decoded_sound
 from tests.system.executors.ray_kit import children as ray_children
@@ -61,6 +62,12 @@ def start(daemon: Installation) -> None:
     before = daemon.log.count(" started, pid ") if (daemon.root / "daemon.log").exists() else 0
     daemon.start()
     daemon.until(lambda: daemon.log.count(" started, pid ") >= before + 2, "two render children")
+
+
+def loaded(daemon: Installation) -> int:
+    """How many slots of a cluster have a child that waits for work."""
+    found = (read_json(daemon.path("state") / "status.json") or {}).get("slots", [])
+    return sum(slot["state"] == "loaded" for slot in found)
 
 
 def on_both(daemon: Installation, name: str) -> Job:
@@ -178,7 +185,7 @@ def test_a_cluster_draws_a_long_job_on_two_machines_and_survives_the_loss_of_one
         daemon.changes["render"] = {"renderer": "slow", "lazy_load": False, "stop_grace_s": 0}
         second = machines.add_node()
         start_on_ray(daemon)
-        daemon.until(lambda: len(ray_children(ray_home)) == 2, "two render children")
+        daemon.until(lambda: loaded(daemon) == 2, "a child in both slots")
         daemon.drop_pair("split", seconds=LONG_S)
         assert daemon.until_done("split").attempt == 1
         assert segments(daemon, "split") == 3
