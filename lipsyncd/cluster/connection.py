@@ -8,10 +8,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar, cast
 
 from lipsyncd.cluster import auth_token
 from lipsyncd.errors import ClusterUnavailable, ConfigError
@@ -19,7 +21,10 @@ from lipsyncd.extras import how_to_install
 from lipsyncd.settings import Settings
 from lipsyncd.storage.files import NotRegular, open_regular
 
+T = TypeVar("T")
+
 _ANSWER_S = 3.0
+_CALL_S = 15.0  # an answer takes milliseconds; a cluster that is lost answers never
 _SIGACTION_BYTES = 1024  # more than any struct sigaction
 _ADDRESS_FILE = "ray_current_cluster"  # `ray start` writes it into its temporary folder
 _OF_SERVICE = Path("/run/lipsyncd-ray", _ADDRESS_FILE)  # systemd/lipsyncd-ray-head.service
@@ -111,10 +116,38 @@ def address_of(ray: Any) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def bounded(call: Callable[[], T], what: str, limit_s: float = _CALL_S) -> T:
+    """The result of a call of Ray's that waits for the control store. Raises `ConnectionError` after `limit_s` seconds.
+
+    The control store may be lost between `answers` and the call, or be stopped and still take connections. The call's
+    thread is left behind then: it ends when Ray gives up.
+    """
+    outcome: SimpleQueue[tuple[BaseException | None, T | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((None, call()))
+        except BaseException as error:  # raised again in the caller's thread
+            outcome.put((error, None))
+
+    threading.Thread(target=run, name="ray-call", daemon=True).start()
+    try:
+        error, result = outcome.get(timeout=limit_s)
+    except Empty:
+        raise ConnectionError(f"{what} took more than {limit_s:g} s") from None
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
 def disconnect(ray: Any) -> None:
-    """Leave the cluster; Ray then ends all actors of this process."""
-    with _own_signal_handlers():
-        ray.shutdown()
+    """Leave the cluster; Ray then ends all actors of this process. Raises `ConnectionError` when Ray does not end."""
+
+    def leave() -> None:
+        with _own_signal_handlers():
+            ray.shutdown()
+
+    bounded(leave, "leaving the cluster")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipsyncd.cluster.connection import bounded
 from lipsyncd.cluster.on_node import Fence, RenderOwner, Terms
 from lipsyncd.cluster.share import WorkFolder
 from lipsyncd.errors import DeviceMissing, LostTwice, RenderTimeout, SlotLost, from_reason
@@ -27,6 +28,7 @@ _ASK_S = 1.0  # between two questions for progress
 _FIRST_ASK_S = 0.2
 _CANCEL_S = 0.95  # a cancelled render ends within a second, with or without the machine's help
 _LATE_S = 30.0  # the machine watches deadline and silence itself; this much later it counts as lost
+_KILL_S = 5.0
 _ACTOR_S = 30.0  # longest wait for an actor on a machine that is there
 
 
@@ -160,24 +162,31 @@ class RayChild:
         actor, self._actor, self.pid = self._actor, None, None
         if actor is not None:
             try:
-                self._ray.kill(actor, no_restart=True)
-            except (self._ray.exceptions.RayError, ValueError) as error:
+                bounded(lambda: self._ray.kill(actor, no_restart=True), "ending an actor", _KILL_S)
+            except (self._ray.exceptions.RayError, ValueError, ConnectionError) as error:
                 log.debug("slot %s: its actor had ended: %s", self.device, error)
 
     def _have_actor(self, stop: Callable[[], bool]) -> Any:
-        """The actor, once it answers. Raises `DeviceMissing` when Ray gives its GPU to no actor or to another one."""
+        """The actor, once it answers.
+
+        Raises `DeviceMissing` when Ray gives its GPU to no actor or to another one, and `SlotLost`.
+        """
         if self._actor is not None:
             return self._actor
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self.slot.node, soft=False)
         kind = self._ray.remote(concurrency_groups={"ctl": 2})(RenderOwner)
-        self._actor = kind.options(
+        options = kind.options(
             num_gpus=self._gpus,
             num_cpus=0,
             resources={self._resource: 0.001} if self._resource else None,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=strategy,
-        ).remote(self._terms)
+        )
+        try:
+            self._actor = bounded(lambda: options.remote(self._terms), "the start of an actor")
+        except ConnectionError as error:
+            raise SlotLost(f"slot {self.device} was lost: {error}") from error
         self.starts += 1
         first = self._actor.news.options(concurrency_group="ctl").remote()
         deadline = time.monotonic() + _ACTOR_S
@@ -189,6 +198,9 @@ class RayChild:
             if stop():
                 self._end_actor()
                 raise RenderCancelled(self.device)
+            if self.gone.is_set():
+                self._end_actor()
+                raise SlotLost(f"slot {self.device} was lost: its machine has left the cluster")
             if time.monotonic() > deadline:
                 self._end_actor()
                 raise DeviceMissing(f"Ray gave slot {self.device} no GPU within {_ACTOR_S:g} s: others may use it")

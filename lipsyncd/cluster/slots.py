@@ -198,8 +198,11 @@ class Slots:
     def close(self) -> None:
         """Leave the cluster, when no worker runs any more: Ray then ends all actors."""
         if self._ray is not None:
-            connection.disconnect(self._ray)
-            self._ray = None
+            ray, self._ray = self._ray, None
+            try:
+                connection.disconnect(ray)
+            except ConnectionError as error:  # it ends with this process
+                log.warning("cluster: %s", error)
 
     def facts(self) -> list[dict[str, Any]]:
         """Each slot, and each machine that has none, as JSON."""
@@ -242,7 +245,8 @@ class Slots:
         if not self._ray.is_initialized() or not connection.answers(self._ray):
             raise ConnectionError("its control store takes no connections")
         cluster = self._settings.now.executor_ray
-        there = hosts_of(self._ray.nodes(), cluster.resource)
+        nodes = connection.bounded(self._ray.nodes, "the list of machines")
+        there = hosts_of(nodes, cluster.resource)
         for node in [node for node in self._hosts if node not in there]:
             self._lose(node)
         for node, host in there.items():

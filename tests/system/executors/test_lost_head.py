@@ -37,3 +37,18 @@ def test_the_daemon_outlives_the_control_store_and_uses_the_next_one(
         assert daemon.until_done("cut").attempt == 2
         daemon.until_done("after")
         assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_control_store_that_hangs_holds_up_no_one(tmp_path: Path, ray_home: Path, installation: Installation) -> None:
+    """It still takes connections, as the kernel does for a stopped process, and answers none."""
+    with ray_machines(tmp_path, ray_home, head_gpus=1) as machines:
+        daemon = installation_on(machines, installation)
+        start_on_ray(daemon)
+        daemon.until(lambda: (read_json(daemon.path("state") / "status.json") or {}).get("slots"), "the slots")
+        with machines.control_store_stopped():
+            daemon.until(lambda: "the list of machines took more than" in daemon.log, "the loss in the log")
+            daemon.drop_pair("anna", seconds=1.0, seed=1)
+            daemon.until_state("anna", JobState.QUEUED)
+        assert daemon.until_done("anna").attempt == 1
+        assert daemon.stop() == 0
