@@ -53,7 +53,7 @@ bench: $(VENV)/.test   ## print the figures of benchmarks/README.md
 	$(PY) -m benchmarks.first_video
 	$(PY) -m benchmarks.intake
 	$(PY) -m benchmarks.frames_to_video
-	$(PY) -m benchmarks.film
+	$(PY) -m benchmarks.video_source
 	$(PY) -m benchmarks.motion
 	$(PY) -m benchmarks.rest
 	$(PY) -m benchmarks.idle

@@ -43,7 +43,7 @@ def split_of(
 ) -> SharedVideo | None:
     """The video to draw in parts; None where the settings, the job or the other slots are against it.
 
-    A film is drawn whole, since its frames follow each other's faces; so is everything after a failed attempt.
+    A video source is drawn whole, since its frames follow each other's faces; so is everything after a failed attempt.
     """
     wanted, fps = stores.settings.now.executor_split, Fraction(request.fps)
     if wanted.mode == "off" or request.frames < wanted.min_frames or attempt > 1:

@@ -1,6 +1,6 @@
 """Print how fast a video speaks beside a still of the same size: MuseTalk with small random networks on a CPU.
 
-    python -m benchmarks.film [--rounds 5] [--seconds 4]
+    python -m benchmarks.video_source [--rounds 5] [--seconds 4]
 
 Still and video get the same voice, which has no pause, and are opened, painted and encoded as the render child does it.
 The still is the first frame of the video. `drawn` counts from the request for the first frame on, `job` from the
@@ -38,7 +38,7 @@ SIZES = ((512, 512, 260), (1280, 720, 300))  # width, height, face
 LOSSLESS = ("-c:v", "libx264rgb", "-qp", "0", "-preset", "ultrafast", "-g", "10")
 
 
-def film(folder: Path, width: int, height: int, face: float, seconds: float, *, stitch: bool) -> Scene:
+def scene_of(folder: Path, width: int, height: int, face: float, seconds: float, *, stitch: bool) -> Scene:
     """A head that moves to and fro before a still backdrop."""
     speech = (hum(seconds) * 24_000).astype(np.int16)
     frames = math.ceil(Fraction(len(speech), SPEECH_RATE) * FPS)
@@ -74,17 +74,17 @@ def main() -> None:
         folder = Path(name)
         renderer = MuseTalk("cpu", RendererSettings(write_weights(folder)))
         for (width, height, face), stitch in ((size, stitch) for size in SIZES for stitch in (False, True)):
-            moving = film(folder, width, height, face, given.seconds, stitch=stitch)
+            moving = scene_of(folder, width, height, face, given.seconds, stitch=stitch)
             still = replace(moving, video=None)
             rates(renderer, still, folder)  # warm
             measured = [(rates(renderer, still, folder), rates(renderer, moving, folder)) for _ in range(given.rounds)]
             for number, what in enumerate(("drawn", "job")):
-                of_still, of_film = ([pair[which][number] for pair in measured] for which in (0, 1))
-                ratio = statistics.median(film / still for still, film in zip(of_still, of_film, strict=True))
+                of_still, of_video = ([pair[which][number] for pair in measured] for which in (0, 1))
+                ratio = statistics.median(video / still for still, video in zip(of_still, of_video, strict=True))
                 shown = f"{width}x{height}, {'whole picture' if stitch else 'square'}, {what}"
                 print(
-                    f"{shown}: video {max(of_film):.1f}, still {max(of_still):.1f} frames/s at best, "
-                    f"{max(of_film) / max(of_still):.2f}; median of the rounds {ratio:.2f}",
+                    f"{shown}: video {max(of_video):.1f}, still {max(of_still):.1f} frames/s at best, "
+                    f"{max(of_video) / max(of_still):.2f}; median of the rounds {ratio:.2f}",
                     flush=True,
                 )
 
