@@ -55,6 +55,8 @@ bench: $(VENV)/.test   ## print the figures of benchmarks/README.md
 	$(PY) -m benchmarks.frames_to_video
 	$(PY) -m benchmarks.video_source
 	$(PY) -m benchmarks.motion
+	$(PY) -m benchmarks.realtime_script
+	$(PY) -m benchmarks.ledger
 	$(PY) -m benchmarks.rest
 	$(PY) -m benchmarks.idle
 	$(PY) -m benchmarks.voices
