@@ -105,7 +105,8 @@ class Prepared:
 def inputs_from_json(data: Mapping[str, Any]) -> tuple[Picture, Sound, Video | None]:
     """Picture, sound and video of an object that holds them under these names. Raises KeyError or TypeError."""
     picture, sound = ({**data[name], "notes": tuple(data[name].get("notes", ()))} for name in ("picture", "sound"))
-    return Picture(**picture), Sound(**sound), Video(**data["video"]) if data.get("video") else None
+    video = data.get("video")
+    return Picture(**picture), Sound(**sound), None if video is None else Video(**video)
 
 
 @dataclass(frozen=True)

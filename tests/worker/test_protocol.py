@@ -96,6 +96,15 @@ def test_no_field_can_be_of_another_type(message: Message, junk: Any, data: st.D
         from_line(json.dumps({**body, field: junk}).encode())
 
 
+@pytest.mark.parametrize("junk", [0, "", [], False])
+def test_what_counts_as_false_is_no_missing_video(junk: object) -> None:
+    request = Render("j", "flat", "/f", "o.mp4", Picture("p", 1, 1), Sound("s", 1, "m", 1, 1, 1), "25", 1, False, 64)
+    body = json.loads(to_line(request))
+    assert from_line(json.dumps(body).encode()) == request
+    with pytest.raises(ProtocolError):
+        from_line(json.dumps({**body, "video": junk}).encode())
+
+
 def test_the_error_quotes_no_more_than_the_beginning() -> None:
     with pytest.raises(ProtocolError) as caught:
         from_line(new_id().encode() * 10_000)
