@@ -107,13 +107,14 @@ class WebhookRow(SQLModel, table=True):
 
 
 # One statement, so that only one of two workers gets the job.
-_NEXT = """state='queued' AND prepared=1 AND not_before_ms<=:now AND cancel_requested=0
+_NEXT = """job INDEXED BY job_prepared
+          WHERE state='queued' AND prepared=1 AND not_before_ms<=:now AND cancel_requested=0
             AND attempt<max_attempts ORDER BY priority DESC, seq LIMIT 1"""
-NEXT = text(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE {_NEXT}")
+NEXT = text(f"SELECT {', '.join(JOB_COLUMNS)} FROM {_NEXT}")
 CLAIM = text(f"""
 UPDATE job SET state='running', attempt=attempt+1, run_token=:token, device=:device, stage='starting', fraction=0,
                started_ms=:now, reason_code=NULL, reason=NULL, remedy=NULL
- WHERE id=(SELECT id FROM job WHERE {_NEXT})
+ WHERE id=(SELECT id FROM {_NEXT})
 RETURNING {", ".join(JOB_COLUMNS)}
 """)
 

@@ -187,7 +187,7 @@ def test_a_claim_reads_the_queue_by_its_index(ledger: Ledger) -> None:
                 AND attempt<max_attempts ORDER BY priority DESC, seq LIMIT 1"""
     with closing(connected(ledger)) as connection:
         plan = [row["detail"] for row in connection.execute(f"EXPLAIN QUERY PLAN {wanted}")]
-    assert plan == ["SCAN job USING INDEX job_ready"]
+    assert plan == ["SCAN job USING INDEX job_prepared"]
 
 
 def test_a_job_that_is_not_prepared_is_not_claimed(ledger: Ledger) -> None:

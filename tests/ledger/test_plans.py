@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def plan(connection: sqlite3.Connection, query: str, values: object = ()) -> lis
 def test_a_claim_reads_the_queue_by_its_index_and_sorts_nothing(connection: sqlite3.Connection) -> None:
     with closing(connection):
         steps = plan(connection, str(CLAIM), {"token": "t", "device": "cpu", "now": 0})
-    assert any("USING INDEX job_ready" in step for step in steps), steps
+    assert any("USING INDEX job_prepared" in step for step in steps), steps
     assert [step for step in steps if "TEMP B-TREE" in step or step in ("SCAN job", "SCAN TABLE job")] == []
 
 
@@ -66,8 +67,8 @@ def steps(connection: sqlite3.Connection, work: Callable[[sqlite3.Cursor], objec
     return counted[0]
 
 
-def claim(cursor: sqlite3.Cursor) -> None:
-    assert cursor.execute(str(CLAIM), {"token": "t", "device": "gpu", "now": 1 << 50}).fetchone() is not None
+def claim(cursor: sqlite3.Cursor, device: str = "gpu") -> None:
+    assert cursor.execute(str(CLAIM), {"token": "t", "device": device, "now": 1 << 50}).fetchone() is not None
 
 
 def page(before_seq: int | None, filters: Filters, tenant: str | None) -> Callable[[sqlite3.Cursor], None]:
@@ -85,6 +86,8 @@ def test_a_claim_and_every_page_cost_the_same_in_a_ledger_ten_times_as_large(tmp
         make_ledger(tmp_path / f"{rows}.db", rows, waiting=rows // 4)
         with closing(sqlite3.connect(tmp_path / f"{rows}.db")) as connection:
             counted = {"claim": steps(connection, claim)}
+            connection.execute("UPDATE job SET prepared=0 WHERE state='queued' AND seq<>(SELECT max(seq) FROM job)")
+            counted["claim behind jobs that are not prepared"] = steps(connection, partial(claim, device="gpu-2"))
             for filters, tenant in ((ANY, None), (ANY, "anna"), (Filters(states=(JobState.FAILED,)), None)):
                 at = f"{filters.states} {tenant}"
                 seqs = sorted(seq for [seq] in connection.execute(
