@@ -99,12 +99,14 @@ def furthest(got: NDArray[Any], expected: NDArray[Any]) -> float:
 # -- a folder of weights -----------------------------------------------------------------------------------------------
 
 
-def write_weights(folder: Path, *, parser: bool = False) -> Path:
+def write_weights(folder: Path, *, parser: bool = False, vae_channels: int = 2) -> Path:
     """Write weights in the real layout, for networks small enough for a test. Returns the folder.
 
-    parser  the network that parses faces as well; it has one size only, 53 MB
+    parser        the network that parses faces as well; it has one size only, 53 MB
+    vae_channels  a multiple of 2: the memory that a frame takes grows with it
     """
     configs = tiny_configs()
+    configs["vae"]["block_out_channels"] = [vae_channels] * 4
     for name, file, config, make in (
         ("unet", renderer.UNET, renderer.UNET_CONFIG, UNet2DConditionModel.from_config),
         ("vae", renderer.VAE, renderer.VAE_CONFIG, AutoencoderKL.from_config),
