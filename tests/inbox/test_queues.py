@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,13 @@ def test_the_same_stem_in_three_folders_is_three_jobs_with_three_places(queues: 
     with installation.running():
         installation.until(lambda: len(installation.view.jobs(states=[JobState.DONE])) == 4, "all four")
         table = installation.cli("status").stdout
-        status = json.loads(installation.cli("status", "--json").stdout)["daemon"]
+
+        def watched() -> dict[str, Any]:
+            """The status, once all folders report events: the daemon writes it once a second."""
+            found = json.loads(installation.cli("status", "--json").stdout)["daemon"]
+            return found if {queue["watch"] for queue in found["queues"]} == {"events"} else {}
+
+        status = installation.until(watched, "events of all folders")
     jobs = {f"{job.queue}/{job.name}": job for job in installation.view.jobs()}
     assert {name: job.priority for name, job in jobs.items()} == {
         "/anna": 0, "night/anna": -50, "urgent/anna": 50, "urgent/bert": 99,
